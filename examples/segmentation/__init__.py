@@ -1,0 +1,1 @@
+"""A segmentation service whose parts talk by messages: images in, counted and outlined objects out."""

@@ -1,0 +1,104 @@
+"""mqcore: one messaging library whose meaning is the same on every broker.
+
+Describe queues, routers and handlers; connect to whichever broker the configuration names. Start with `Queue`, `App` and
+`Broker.connect`. What each call promises is in `docs/semantics.md`, guarantee by guarantee.
+"""
+
+from mqcore.app import App
+from mqcore.broker import Broker, Health
+from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
+from mqcore.clock import Clock, SystemClock
+from mqcore.consumer import Consumer, Received
+from mqcore.context import BlockingContext, Context
+from mqcore.deadletters import DeadLetter, DeadLetters, Redriven
+from mqcore.errors import (
+    BackendNotFound,
+    Blocked,
+    BrokerError,
+    ConfigurationError,
+    ConnectionLost,
+    DecodeError,
+    DurabilityUnavailable,
+    HandlerTimeout,
+    LeaseLost,
+    MessageError,
+    MessageTooLarge,
+    MqcoreError,
+    PublishFailed,
+    PublishUnknown,
+    QueueFull,
+    QueueNotFound,
+    Reject,
+    RemoteError,
+    RequestTimeout,
+    Retry,
+    TopologyMismatch,
+    Unroutable,
+    UnsupportedFeature,
+    ValidationError,
+)
+from mqcore.message import Limits, Message, Reason
+from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
+from mqcore.producer import Producer, Receipt
+from mqcore.queue import Queue
+from mqcore.router import Router
+from mqcore.settings import Settings
+from mqcore.worker import Worker
+
+__all__ = [
+    "App",
+    "BackendNotFound",
+    "Backoff",
+    "Blocked",
+    "BlockingContext",
+    "Broker",
+    "BrokerError",
+    "Capabilities",
+    "Capability",
+    "Clock",
+    "ConfigurationError",
+    "ConnectionLost",
+    "Consumer",
+    "Context",
+    "DeadLetter",
+    "DeadLetters",
+    "DecodeError",
+    "Durability",
+    "DurabilityUnavailable",
+    "HandlerTimeout",
+    "Health",
+    "LeaseLost",
+    "Level",
+    "Limits",
+    "Message",
+    "MessageError",
+    "MessageTooLarge",
+    "MqcoreError",
+    "Producer",
+    "PublishFailed",
+    "PublishUnknown",
+    "Queue",
+    "QueueFull",
+    "QueueNotFound",
+    "Reason",
+    "Receipt",
+    "Received",
+    "Redriven",
+    "Reject",
+    "RemoteError",
+    "RequestTimeout",
+    "Retry",
+    "RetryPolicy",
+    "Router",
+    "Settings",
+    "Support",
+    "SystemClock",
+    "TopologyMismatch",
+    "Unroutable",
+    "UnsupportedFeature",
+    "ValidationError",
+    "Worker",
+    "exponential",
+    "fixed",
+    "linear",
+]

@@ -1,0 +1,116 @@
+"""`App`: what an application consumes and routes, as a description. It holds no connection and is nobody's global."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
+
+from mqcore.broker import Broker, ConnectOptions
+from mqcore.errors import ConfigurationError
+from mqcore.handlers import ConsumerOptions, HandlerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from mqcore.consumer import Received
+    from mqcore.context import BlockingContext, Context
+    from mqcore.middleware import Middleware
+    from mqcore.queue import Queue
+    from mqcore.router import Router
+
+__all__ = ["App", "BatchRegistration", "Registration"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Lifespan = "Callable[[Broker], AbstractAsyncContextManager[Any]]"
+
+
+class Registration(Generic[T]):
+    """What `App.consumer` returns: a decorator that takes a handler of the queue's payload type, and returns it unchanged."""
+
+    def __init__(self, app: App, queue: Queue[T] | str, options: ConsumerOptions) -> None:
+        """Made by `App.consumer`."""
+        self._app, self._queue, self._options = app, queue, options
+
+    @overload
+    def __call__(self, handler: Callable[[T], R]) -> Callable[[T], R]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, Context], R]) -> Callable[[T, Context], R]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, BlockingContext], R]) -> Callable[[T, BlockingContext], R]: ...
+    def __call__(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the handler. Raises `ConfigurationError` when it could not work."""
+        return self._app.register(self._queue, handler, self._options)
+
+
+class BatchRegistration(Generic[T]):
+    """The same for `batch=`: the handler takes a list of received items."""
+
+    def __init__(self, app: App, queue: Queue[T] | str, options: ConsumerOptions) -> None:
+        """Made by `App.batch_consumer`."""
+        self._app, self._queue, self._options = app, queue, options
+
+    def __call__(self, handler: Callable[[list[Received[T]]], R]) -> Callable[[list[Received[T]]], R]:
+        """Register the handler. Raises `ConfigurationError` when it could not work."""
+        return self._app.register(self._queue, handler, self._options)
+
+
+class App:
+    """A set of consumers and routers, with what runs around them.
+
+    `name` is for logs. `routers` are declared at connect. `middleware` runs around every handler, the first outermost. `lifespan`
+    is an async context manager function that a Worker enters with its broker before it consumes; what it yields is `ctx.state`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        routers: Sequence[Router[Any]] = (),
+        middleware: Sequence[Middleware] = (),
+        lifespan: Callable[[Broker], AbstractAsyncContextManager[Any]] | None = None,
+    ) -> None:
+        """Describe; nothing is opened."""
+        self.name = name
+        self.routers = list(routers)
+        self.middleware = list(middleware)
+        self.lifespan = lifespan
+        self.handlers: list[HandlerSpec] = []
+
+    def __repr__(self) -> str:
+        """Name and what it consumes."""
+        return f"App({self.name!r}, consumes {', '.join(spec.queue.name for spec in self.handlers) or 'nothing'})"
+
+    @overload
+    def consumer(self, queue: Queue[T], **options: Unpack[ConsumerOptions]) -> Registration[T]: ...
+    @overload
+    def consumer(self, queue: str, **options: Unpack[ConsumerOptions]) -> Registration[Any]: ...
+    def consumer(self, queue: Any, **options: Unpack[ConsumerOptions]) -> Registration[Any]:
+        """Decorate the handler of a queue; see `ConsumerOptions`.
+
+        A bare name declares the queue with its defaults and takes the payload type from the handler's first annotation.
+        """
+        return Registration(self, queue, options)
+
+    def register(
+        self, queue: Queue[Any] | str, handler: Callable[..., Any], options: ConsumerOptions
+    ) -> Callable[..., Any]:
+        """Register a handler without decorating it, and return it unchanged. Raises `ConfigurationError`."""
+        spec = HandlerSpec.of(queue, handler, options)
+        if any(other.queue.name == spec.queue.name for other in self.handlers):
+            msg = f"app {self.name!r} has a handler for queue {spec.queue.name!r} already; one queue has one handler"
+            raise ConfigurationError(msg)
+        if spec.mode == "process":
+            handler.__mqcore__ = spec  # type: ignore[attr-defined]  # the handler's own process finds its payload type there
+        self.handlers.append(spec)
+        return handler
+
+    def connect(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
+        """Return a broker for `async with` that declares this app's queues and routers. For the URL see `Broker.connect`."""
+        merged: ConnectOptions = {
+            "queues": [spec.queue for spec in self.handlers],
+            "routers": self.routers,
+            "middleware": self.middleware,
+            **options,
+        }
+        return Broker(url, **merged)

@@ -1,0 +1,375 @@
+"""`Broker`: the one object by which an application talks to a broker, whichever it is.
+
+    async with Broker.connect("redis://localhost/0") as broker:
+        await broker.publish(orders, Order(id=1), priority=8, delay=30)
+
+It finds the plugin, opens one connection, and puts the parts together: `Publisher`, `Topology`, `Requests`, consumers. Each of
+them is a module of its own; this one holds no policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+
+from mqcore.capabilities import Capabilities, Capability, Durability
+from mqcore.clock import Clock, SystemClock
+from mqcore.connection import Connection
+from mqcore.consumer import Consumer
+from mqcore.deadletters import DeadLetters
+from mqcore.errors import QueueNotFound
+from mqcore.events import Events
+from mqcore.gate import Gate
+from mqcore.intake import Intake
+from mqcore.lease import LeaseKeeper
+from mqcore.message import Limits
+from mqcore.middleware import Logging, Middleware
+from mqcore.plugins import Plugins, default_plugins
+from mqcore.policy import RetryPolicy, Rules
+from mqcore.producer import Producer, Publisher
+from mqcore.queue import Queue
+from mqcore.requests import Replies, Requests
+from mqcore.settings import Settings, options_for
+from mqcore.spi import (
+    Backend,
+    Entry,
+    QueueCounts,
+    SupportsBind,
+    SupportsBrowse,
+    SupportsCount,
+    SupportsDelete,
+    SupportsPurge,
+)
+from mqcore.topology import Topology
+from mqcore.url import parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from pydantic import TypeAdapter
+
+    from mqcore.codec import Codecs
+    from mqcore.errors import MqcoreError
+    from mqcore.producer import PublishOptions, Receipt, Target
+    from mqcore.router import Router
+    from mqcore.routing import Binding
+
+__all__ = ["Broker", "ConnectOptions", "Health"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_LEASE = 30.0
+
+
+class ConnectOptions(TypedDict, total=False):
+    """How to connect, beside the URL.
+
+    `settings`: in place of those read from environment and files. `durability`: what confirmed messages must survive, one of the
+    four words; nothing is demanded by default. `clock`: for tests. `middleware`: outermost first; a `Logging` comes by itself.
+    `limits`: what is refused as too large. `plugins`: where backends and codecs come from. `name`: of this client, where the
+    broker shows one.
+    """
+
+    settings: Settings
+    durability: Durability | str | None
+    clock: Clock
+    middleware: Sequence[Middleware]
+    limits: Limits
+    plugins: Plugins
+    queues: Sequence[Queue[Any]]
+    routers: Sequence[Router[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the broker can be talked to, whether each consumer really consumes (G14), and what has happened so far."""
+
+    connected: bool
+    consuming: Mapping[str, bool]
+    server: str
+    error: str
+    counts: Mapping[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Connected, and every consumer consuming."""
+        return self.connected and all(self.consuming.values())
+
+
+class Broker:
+    """A broker, connected. Used from one event loop; made by `Broker.connect` or `App.connect`."""
+
+    def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
+        """Read the settings and find the plugin; no I/O yet. Raises `ConfigurationError` and `BackendNotFound`."""
+        settings = options.get("settings") or Settings.load()
+        self._clock = options.get("clock") or SystemClock()
+        self._plugins = options.get("plugins") or default_plugins()
+        self._url = url if url is not None else settings.url.reveal()
+        self._settings = settings
+        self._wanted = options.get("durability", settings.durability)
+        self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
+        self.events = Events()
+        self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
+        for one in self.middleware:
+            if type(one).on_event is not Middleware.on_event:
+                self.events.listen(one.on_event)
+        self.codecs: Codecs = self._plugins.codecs(settings.codecs)
+        durability = None if self._wanted is None else Durability.parse(self._wanted)
+        self._connection = Connection(self._make_backend(), clock=self._clock, events=self.events)
+        self._topology = Topology(self._connection, settings, durability)
+        self.publisher = Publisher(
+            self._connection,
+            self._topology,
+            codecs=self.codecs,
+            limits=options.get("limits") or Limits(),
+            timeout=settings.publish_timeout,
+            outgoing=[one.outgoing for one in self.middleware if type(one).outgoing is not Middleware.outgoing],
+        )
+        self.replies = Replies(self._connection, self.publisher, self.codecs)
+        self._requests = Requests(self._connection, self.publisher, self.codecs, self._reply_intake)
+        self._durability = durability
+        self._keeper: LeaseKeeper | None = None
+        self._consumers: list[Consumer[Any]] = []
+        self._intakes: list[Intake] = []
+
+    @classmethod
+    def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
+        """Return a broker for `async with`. Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`."""
+        return cls(url, **options)
+
+    def _make_backend(self) -> Backend:
+        scheme, _ = parse_url(self._url)
+        backend = self._plugins.backend_for(scheme)
+        return backend(self._url, options_for(backend, self._url, self._settings, self._clock))
+
+    async def __aenter__(self) -> Broker:
+        """Open."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect and declare. Raises `ConnectionLost` and other `BrokerError`s at once when it cannot be done,
+        `DurabilityUnavailable`, `TopologyMismatch`.
+        """
+        await self._connection.open()
+        try:
+            if self._durability is not None:
+                self.capabilities.require_durability(self._durability)
+            await self._topology.ensure_all(self._queues, self._routers)
+        except BaseException:
+            await self._connection.close()
+            raise
+
+    async def close(self) -> None:
+        """Release what consumers hold, and disconnect. Idempotent and bounded."""
+        for consumer in self._consumers:
+            await consumer.close()
+        await self._requests.close()
+        if self._keeper is not None:
+            await self._keeper.close()
+        await self._connection.close()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the live server can do (G16)."""
+        return self._connection.capabilities
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that every timer here goes by."""
+        return self._clock
+
+    def unwrap(self, kind: type[R]) -> R:
+        """Return the driver's own object of this type, for what mqcore has no word for; `ConfigurationError` when it has none."""
+        return self._connection.unwrap(kind)
+
+    async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+        """Publish one payload and return when the broker has confirmed it (G1).
+
+        `to` is a `Queue` or `Router`, declared when it is not yet, or the name of an existing queue. For the options see
+        `PublishOptions`. Raises `ValidationError` for a wrong payload or option, `PublishFailed` or one of its kinds when the message is
+        certainly not stored, `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
+        """
+        return await self.publisher.publish(to, payload, **options)
+
+    async def publish_many(
+        self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
+    ) -> list[Receipt | MqcoreError]:
+        """Publish many payloads in one batch and return each one's ending, in order: its receipt, or its error as a value.
+
+        Raises `ValidationError` before anything is sent when a payload is wrong.
+        """
+        return await self.publisher.publish_many(to, payloads, **options)
+
+    def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
+        """Return a producer for one queue or router, with defaults of its own."""
+        return Producer(self.publisher, to, defaults)
+
+    @overload
+    async def request(
+        self, to: Target[T], payload: T, *, result: type[R] | TypeAdapter[R], **options: Unpack[PublishOptions]
+    ) -> R: ...
+    @overload
+    async def request(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Any: ...
+    async def request(self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]) -> Any:
+        """Publish and return what the handler returns, as `result` (a type or `TypeAdapter`), else as plain JSON data.
+
+        `timeout` (30 seconds when not given) is the whole request's, and also the ttl of its message. Raises `RemoteError` when the
+        handler failed for good, `RequestTimeout`, and what `publish` raises.
+        """
+        return await self._requests.request(to, payload, result, options)
+
+    @overload
+    def consume(
+        self, queue: Queue[T], *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+    ) -> Consumer[T]: ...
+    @overload
+    def consume(
+        self, queue: str, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+    ) -> Consumer[bytes]: ...
+    def consume(
+        self, queue: Any, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+    ) -> Consumer[Any]:
+        """Return a consumer for `async with` and `async for`: the pull API.
+
+        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on unsettled messages (G12); `retry` is
+        the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5).
+        """
+        wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
+        gate = Gate()
+
+        async def make_intake() -> Intake:
+            intake = await self.intake(wanted, retry, prefetch=prefetch, lease=lease, gate=gate, eager=False)
+            await intake.start()
+            return intake
+
+        consumer: Consumer[Any] = Consumer(wanted, self.codecs, make_intake)
+        self._consumers.append(consumer)
+        return consumer
+
+    async def intake(
+        self,
+        queue: Queue[Any],
+        retry: RetryPolicy | None,
+        *,
+        prefetch: int,
+        lease: float,
+        gate: Gate,
+        eager: bool = True,
+    ) -> Intake:
+        """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
+        declared = await self._topology.ensure(queue)
+        rules = await self._topology.rules(declared, retry)
+        return self._make_intake(rules, prefetch, lease, gate, eager=eager, queue=declared)
+
+    def _make_intake(
+        self, rules: Rules, prefetch: int, lease: float, gate: Gate, *, eager: bool, queue: Queue[Any] | None
+    ) -> Intake:
+        async def redeclare() -> None:
+            if queue is not None:
+                await self._topology.restore(queue)
+
+        intake = Intake(
+            self._connection,
+            rules,
+            prefetch=prefetch,
+            lease=lease,
+            gate=gate,
+            keeper=self._lease_keeper(),
+            redeclare=redeclare,
+            eager=eager,
+        )
+        self._intakes.append(intake)
+        return intake
+
+    async def _reply_intake(self, name: str) -> Intake:
+        rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
+        intake = self._make_intake(rules, 100, _LEASE, Gate(), eager=False, queue=None)
+        await intake.start()
+        return intake
+
+    def _lease_keeper(self) -> LeaseKeeper | None:
+        if self._keeper is None and self.capabilities.has(Capability.LEASE):
+            self._keeper = LeaseKeeper(self._make_backend, self._connection.backend, self._clock)
+        return self._keeper
+
+    async def declare(self, *things: Queue[Any] | Router[Any]) -> None:
+        """Declare queues (with their dead-letter queues and quarantines) and routers. Raises `TopologyMismatch`."""
+        queues = [thing for thing in things if isinstance(thing, Queue)]
+        await self._topology.ensure_all(queues, [thing for thing in things if not isinstance(thing, Queue)])
+
+    async def unbind(self, *bindings: Binding) -> None:
+        """Remove bindings from the broker, for every process; see `Router.binding`. One that is not there is no error."""
+        await self._topology.unbind(bindings)
+
+    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        """Return the bindings that live with the broker, of one router or all."""
+        backend = self._connection.supporting(SupportsBind, "reading bindings")  # type: ignore[type-abstract]  # a protocol, on purpose
+        return await self._connection.call("reading bindings", lambda: backend.bindings(router))
+
+    async def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        """Delete a queue with its quarantine and bindings; its dead-letter queue stays, for it may hold what must be looked at.
+
+        False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises `QueueNotFound`.
+        """
+        name = queue if isinstance(queue, str) else queue.name
+        backend = self._connection.supporting(SupportsDelete, "deleting a queue")  # type: ignore[type-abstract]  # as above
+        gone = await self._connection.call(
+            f"deleting queue {name!r}", lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused)
+        )
+        if gone:
+            self._topology.forget(name)
+        return gone
+
+    async def purge(self, queue: Queue[Any] | str) -> int:
+        """Remove all ready and delayed messages of a queue for good; how many. Raises `QueueNotFound`."""
+        name = queue if isinstance(queue, str) else queue.name
+        backend = self._connection.supporting(SupportsPurge, "purging a queue")  # type: ignore[type-abstract]  # as above
+        return await self._connection.call(f"purging queue {name!r}", lambda: backend.purge(name))
+
+    async def peek(self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None) -> Sequence[Entry]:
+        """Return the next messages of a queue, changing neither order nor count. Raises `QueueNotFound`, `UnsupportedFeature`."""
+        name = queue if isinstance(queue, str) else queue.name
+        backend = self._connection.supporting(SupportsBrowse, "peeking")  # type: ignore[type-abstract]  # as above
+        return await self._connection.call(f"peeking into {name!r}", lambda: backend.browse(name, limit, after))
+
+    async def counts(self, *queues: Queue[Any] | str) -> Sequence[QueueCounts]:
+        """Return how many messages the named queues hold, or all queues. Raises `QueueNotFound` for a name that is missing."""
+        names = [queue if isinstance(queue, str) else queue.name for queue in queues]
+        backend = self._connection.supporting(SupportsCount, "counting messages")  # type: ignore[type-abstract]  # as above
+        found = await self._connection.call("counting messages", lambda: backend.count(names or None))
+        missing = set(names) - {counts.name for counts in found}
+        if missing:
+            msg = f"queue {sorted(missing)[0]!r} does not exist on the broker"
+            raise QueueNotFound(msg)
+        return found
+
+    def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:
+        """Return the dead letters of a queue; a dead-letter queue's own name means itself.
+
+        What is done with them raises `QueueNotFound` when the queue has no dead-letter queue.
+        """
+
+        async def find() -> str:
+            name = await self._topology.dead_letter_name(queue)
+            if name is None:
+                msg = f"queue {queue if isinstance(queue, str) else queue.name!r} has no dead-letter queue"
+                raise QueueNotFound(msg)
+            return name
+
+        return DeadLetters(self._connection, find)
+
+    def health(self) -> Health:
+        """Return what is known without asking the broker."""
+        connected = self._connection.connected
+        consuming = {intake.rules.queue: intake.consuming for intake in self._intakes if not intake.stopped}
+        error = self._connection.error
+        server = self.capabilities.server if self._connection.generation and connected else ""
+        return Health(connected, consuming, server, f"{error}" if error else "", dict(self.events.counts))

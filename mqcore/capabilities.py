@@ -1,0 +1,127 @@
+"""What a backend can do, as an object that the program reads (G16).
+
+A driver builds one `Capabilities` in `open`, after it has looked at the live server. Core asks it before anything is sent, the
+contract kit holds it against what the server really does, and `mqcore doctor` prints it. Nobody writes these claims in prose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Capabilities", "Capability", "Durability", "Level", "Support"]
+
+
+class Capability(Enum):
+    """The promises that a backend keeps, comes near, or does not make."""
+
+    DELAY = "delay"
+    PRIORITY = "priority"
+    EXPIRY = "expiry"
+    DEDUP = "dedup"
+    ATOMIC_MOVE = "atomic_move"
+    LEASE = "lease"
+    DURABLE = "durable"
+    ORDER = "order"
+    ROUTING = "routing"
+    MAX_LENGTH = "max_length"
+    BROWSE = "browse"
+
+
+class Level(Enum):
+    """How a promise is kept: by the broker itself, by the driver on top of it, nearly (the limits say how near), or not."""
+
+    NATIVE = "native"
+    EMULATED = "emulated"
+    APPROXIMATE = "approximate"
+    NONE = "none"
+
+
+class Durability(IntEnum):
+    """What a confirmed message survives, least first: nothing, the broker's kill, a power cut, the loss of the machine."""
+
+    MEMORY = 0
+    PROCESS = 1
+    MACHINE = 2
+    REPLICATED = 3
+
+    @classmethod
+    def parse(cls, word: str | Durability) -> Durability:
+        """Read one of the four words; `UnsupportedFeature` names them when it is none."""
+        if isinstance(word, Durability):
+            return word
+        try:
+            return cls[word.upper()]
+        except KeyError:
+            words = ", ".join(member.word for member in cls)
+            msg = f"durability {word!r} is unknown; it is one of {words}"
+            raise UnsupportedFeature(msg) from None
+
+    @property
+    def word(self) -> str:
+        """The name as users write it, for instance `machine`."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Level of one capability and its limits (names and numbers; each capability's meaning is in `docs/semantics.md`)."""
+
+    level: Level
+    limits: Mapping[str, float | str | bool] = field(default_factory=dict)
+
+
+NONE = Support(Level.NONE)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the live server behind one connection can do.
+
+    `backend` is the plugin's name, `server` the product and version for people to read, `durability` the highest level that a
+    message can have there, `supports` the level and limits of each capability; one left out counts as `none`.
+    """
+
+    backend: str
+    server: str
+    durability: Durability
+    supports: Mapping[Capability, Support] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Freeze the mapping: capabilities are facts, nobody edits them after the connect."""
+        object.__setattr__(self, "supports", MappingProxyType(dict(self.supports)))
+
+    def __getitem__(self, capability: Capability) -> Support:
+        """The support of one capability, level `none` when the backend does not name it."""
+        return self.supports.get(capability, NONE)
+
+    def has(self, capability: Capability) -> bool:
+        """Whether the capability is there at any level."""
+        return self[capability].level is not Level.NONE
+
+    def require(self, capability: Capability, wanted: str) -> Support:
+        """Return the support, or raise `UnsupportedFeature` saying that `wanted` cannot be had from this backend (G16)."""
+        support = self[capability]
+        if support.level is Level.NONE:
+            msg = (
+                f"{wanted}: the backend {self.backend!r} ({self.server}) has no {capability.name}. "
+                "Leave it out, or choose a backend that has it: `mqcore backends` lists them"
+            )
+            raise UnsupportedFeature(msg)
+        return support
+
+    def require_durability(self, wanted: Durability) -> None:
+        """Raise `DurabilityUnavailable` when the live server gives less than `wanted`."""
+        if wanted > self.durability:
+            msg = (
+                f"durability {wanted.word!r} was asked for, but {self.server} gives {self.durability.word!r} as it is "
+                "configured. `mqcore doctor` shows why"
+            )
+            raise DurabilityUnavailable(msg)

@@ -1,0 +1,310 @@
+"""One backend kept open: connected, reconnected, and its publishes shared.
+
+    publish() ─┐
+    publish() ─┼─ one loop turn ─► one Backend.publish(batch) ─► an outcome back to each caller
+    publish() ─┘
+
+Callers that publish at the same moment share one call and one confirm wait. A shared call is never cancelled for one caller's
+deadline: the caller gets `Unknown` and goes its way (G1). When the driver reports a loss, the connection closes it, opens it again
+with a capped, jittered backoff, declares what was declared, and wakes who waits (G14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from mqcore.errors import (
+    BrokerError,
+    ConfigurationError,
+    ConnectionLost,
+    MqcoreError,
+    QueueNotFound,
+    UnsupportedFeature,
+)
+from mqcore.spi import (
+    Backend,
+    Capabilities,
+    ErrorKind,
+    Failed,
+    Outcome,
+    Outgoing,
+    QueueSpec,
+    Subscription,
+    SupportsBind,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.clock import Clock
+    from mqcore.events import Events
+    from mqcore.routing import Binding
+
+__all__ = ["Connection", "translate"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+_FIRST_WAIT, _SHORT_CAP, _LONG_CAP, _PATIENT_AFTER = 0.05, 1.0, 10.0, 30.0
+
+
+def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
+    """Return the typed error for a driver's exception; the caller raises it `from` the original."""
+    if isinstance(error, MqcoreError):
+        return error
+    text = f"{doing}: {type(error).__name__}: {error}"
+    if kind is ErrorKind.TRANSIENT:
+        return ConnectionLost(text)
+    if kind is ErrorKind.NOT_FOUND:
+        return QueueNotFound(text)
+    return BrokerError(text)
+
+
+class _Call:
+    """One caller's share of a batch: its messages, its deadline, and where its outcomes go."""
+
+    __slots__ = ("batch", "deadline", "future", "sent")
+
+    def __init__(self, batch: Sequence[Outgoing], deadline: float, future: asyncio.Future[list[Outcome]]) -> None:
+        self.batch, self.deadline, self.future, self.sent = batch, deadline, future, False
+
+
+class Connection:
+    """Keeps one `Backend` open for one event loop."""
+
+    def __init__(self, backend: Backend, *, clock: Clock, events: Events) -> None:
+        """Keep the parts; `open` connects."""
+        self.backend = backend
+        self.clock = clock
+        self.events = events
+        self.generation = 0
+        self.error: Exception | None = None
+        self._capabilities: Capabilities | None = None
+        self._connected = asyncio.Event()
+        self._closed = False
+        self._waiting: list[_Call] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._specs: dict[str, QueueSpec] = {}
+        self._bindings: dict[Binding, None] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be talked to now."""
+        return self._connected.is_set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the live server can do; raises `ConnectionLost` before the first connect."""
+        if self._capabilities is None:
+            msg = "not connected yet: use `async with` or `await broker.open()` first"
+            raise ConnectionLost(msg)
+        return self._capabilities
+
+    async def open(self) -> None:
+        """Connect once. Raises the typed error of the first failure: a wrong password is told at once, not retried (G14)."""
+        if self._closed:
+            msg = "this broker is closed; connect a new one"
+            raise ConnectionLost(msg)
+        try:
+            await self._open()
+        except Exception as error:
+            await self.backend.close()
+            kind = self.backend.classify(error)
+            raise translate(error, kind, "cannot connect to the broker") from error
+        self.events.emit(
+            "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
+        )
+
+    async def _open(self) -> None:
+        self.generation += 1
+        generation = self.generation
+        self._capabilities = await self.backend.open(lambda error: self.report(error, generation))
+        if self._specs:
+            await self.backend.declare(list(self._specs.values()))
+        if self._bindings and isinstance(self.backend, SupportsBind):
+            await self.backend.bind(list(self._bindings))
+        self.error = None
+        self._connected.set()
+
+    async def close(self) -> None:
+        """End for good: waiting publishes fail, nothing is left running. Idempotent, bounded by the driver's 2 s."""
+        if self._closed:
+            return
+        self._closed = True
+        self._connected.set()
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            await asyncio.gather(self._reconnecting, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.backend.close()
+
+    def report(self, error: Exception, generation: int) -> None:
+        """Take note that the connection of this generation is broken, and begin to reconnect. Later reports of it are no news."""
+        if self._closed or generation != self.generation or not self._connected.is_set():
+            return
+        self._connected.clear()
+        self.error = error
+        self.events.emit("connection.lost", error=f"{type(error).__name__}: {error}")
+        self._reconnecting = asyncio.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        began, wait = self.clock.monotonic(), _FIRST_WAIT
+        while True:
+            await self.clock.sleep(random.uniform(0, wait))
+            await self.backend.close()
+            try:
+                await self._open()
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises: it is told, and tried again
+                self.error = error
+                hopeless = self.backend.classify(error) in {ErrorKind.DENIED, ErrorKind.PERMANENT}
+                patient = hopeless or self.clock.monotonic() - began > _PATIENT_AFTER
+                wait = _LONG_CAP if patient else min(wait * 2, _SHORT_CAP)
+                self.events.emit("connection.retry", error=f"{type(error).__name__}: {error}", wait=wait)
+            else:
+                self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)
+                return
+
+    async def publish(self, batch: Sequence[Outgoing], timeout: float) -> list[Outcome]:
+        """Store a batch together with whatever else is published in this loop turn; an outcome for each message, in order.
+
+        Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent by then is `Failed`, what was
+        sent and not answered is `Unknown` (G1).
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
+        self._waiting.append(call)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)
+        try:
+            async with self.clock.timeout(timeout):
+                return await call.future
+        except TimeoutError:
+            if call.sent:
+                return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
+            why = f" ({type(self.error).__name__}: {self.error})" if self.error else ""
+            return [
+                Failed(ErrorKind.TRANSIENT, f"not connected to the broker for {timeout:g} s{why}", self.error)
+            ] * len(batch)
+
+    def _flush(self) -> None:
+        calls, self._waiting = self._waiting, []
+        task = asyncio.create_task(self._send(calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, calls: list[_Call]) -> None:
+        while calls := [call for call in calls if not call.future.done()]:
+            if not self._connected.is_set() and not await self._wait_connected(calls):
+                return None
+            if self._closed:
+                return self._refuse(calls)
+            batch = calls[0].batch if len(calls) == 1 else [item for call in calls for item in call.batch]
+            deadline = max(call.deadline for call in calls)
+            for call in calls:
+                call.sent = True
+            generation = self.generation
+            try:
+                outcomes = await self.backend.publish(batch, timeout=max(deadline - self.clock.monotonic(), 0.0))
+            except Exception as error:  # noqa: BLE001 - a driver raises only when nothing was sent
+                outcomes = self._not_sent(error, generation, calls, len(batch))
+            at = 0
+            for call in calls:
+                share = outcomes[at : at + len(call.batch)]
+                at += len(call.batch)
+                if share and not call.future.done():
+                    call.future.set_result(list(share))
+
+    async def _wait_connected(self, calls: list[_Call]) -> bool:
+        """Wait for the connection at most until the last caller's deadline; whoever is late has been answered by then."""
+        remaining = max(call.deadline for call in calls) - self.clock.monotonic()
+        with suppress(TimeoutError):
+            async with self.clock.timeout(max(remaining, 0.0)):
+                await self._connected.wait()
+                return True
+        return False
+
+    def _refuse(self, calls: list[_Call]) -> None:
+        for call in calls:
+            outcome = Failed(ErrorKind.PERMANENT, "this broker is closed")
+            call.future.set_result([outcome] * len(call.batch))
+
+    def _not_sent(self, error: Exception, generation: int, calls: list[_Call], size: int) -> list[Outcome]:
+        """Nothing was sent: a lost connection is worth waiting for the next one, anything else is the answer."""
+        kind = self.backend.classify(error)
+        if kind is not ErrorKind.TRANSIENT:
+            return [Failed(kind, str(error), error)] * size
+        for call in calls:
+            call.sent = False
+        self.report(error, generation)
+        return []
+
+    async def ready(self, doing: str) -> int:
+        """Wait until connected and return the generation; raises `ConnectionLost` when the broker is closed."""
+        await self._connected.wait()
+        if self._closed:
+            msg = f"{doing}: this broker is closed"
+            raise ConnectionLost(msg)
+        return self.generation
+
+    async def call(self, doing: str, action: Callable[[], Awaitable[R]]) -> R:
+        """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause."""
+        generation = await self.ready(doing)
+        try:
+            return await action()
+        except MqcoreError:
+            raise
+        except Exception as error:
+            kind = self.backend.classify(error)
+            if kind is ErrorKind.TRANSIENT:
+                self.report(error, generation)
+            raise translate(error, kind, doing) from error
+
+    def supporting(self, protocol: type[P], wanted: str) -> P:
+        """Return the backend as one of the `Supports…` protocols, or raise `UnsupportedFeature` saying what cannot be done."""
+        if isinstance(self.backend, protocol):
+            return self.backend
+        msg = f"{wanted}: the backend {self.capabilities.backend!r} cannot do this"
+        raise UnsupportedFeature(msg)
+
+    async def declare(self, specs: Sequence[QueueSpec]) -> None:
+        """Make sure that the queues exist, now and after every reconnect. Raises `TopologyMismatch`."""
+        await self.call(f"declaring {', '.join(spec.name for spec in specs)}", lambda: self.backend.declare(specs))
+        self._specs.update((spec.name, spec) for spec in specs)
+
+    def forget(self, queues: Sequence[str]) -> None:
+        """Declare these no more after a reconnect: somebody deleted them on purpose."""
+        for name in queues:
+            self._specs.pop(name, None)
+        self._bindings = {binding: None for binding in self._bindings if binding.queue not in queues}
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Add bindings, now and after every reconnect. Raises `UnsupportedFeature` and `TopologyMismatch`."""
+        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # a protocol is asked for on purpose
+        await self.call("binding queues to routers", lambda: backend.bind(bindings))
+        self._bindings.update(dict.fromkeys(bindings))
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings for good. Raises `UnsupportedFeature`."""
+        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # as in bind
+        await self.call("unbinding queues from routers", lambda: backend.unbind(bindings))
+        for binding in bindings:
+            self._bindings.pop(binding, None)
+
+    async def subscribe(self, queue: str, prefetch: int, lease: float) -> Subscription:
+        """Start to consume. Raises `QueueNotFound` and other typed errors."""
+        return await self.call(
+            f"consuming queue {queue!r}", lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease)
+        )
+
+    def unwrap(self, kind: type[R]) -> R:
+        """Return the driver's object of a native type, the only escape hatch; `ConfigurationError` when it has none."""
+        for candidate in (self.backend, *vars(self.backend).values()):
+            if isinstance(candidate, kind):
+                return candidate
+        msg = f"the backend {self.capabilities.backend!r} holds no {kind.__module__}.{kind.__qualname__}"
+        raise ConfigurationError(msg)

@@ -1,0 +1,278 @@
+"""Dead letters: look at them, send them back, let them go (G11).
+
+A dead-letter queue is an ordinary queue, so all of this is browsing, leasing and Moves. A redrive is a Move from the dead-letter
+queue to where the message died, or elsewhere: attempts begin anew, and the expiry is gone. What comes back again and again is
+noticed by its `redriven` count and left where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from mqcore.delivery import Ack, Move, Outgoing, Release
+from mqcore.errors import ConfigurationError
+from mqcore.message import Death, Message, Reason
+from mqcore.spi import Done, Entry, SupportsBrowse, SupportsPurge, SupportsTake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableSequence, Sequence
+
+    from mqcore.connection import Connection
+    from mqcore.delivery import Delivery, Settlement
+    from mqcore.spi import Settled, Subscription
+
+__all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetters", "Redriven"]
+
+_PAGE = 200
+_LEASE, _TIMEOUT = 30.0, 10.0
+_MOST_REDRIVES = 5
+
+
+class DeadLetterFilter(TypedDict, total=False):
+    """Which dead letters are meant; all that is given must hold.
+
+    `ids`: message ids. `reason`: one of the reasons of G11. `queue`: where it died. `error`: text in the error's type or text.
+    `before` and `after`: time of death, seconds since the epoch.
+    """
+
+    ids: Collection[str]
+    reason: str
+    queue: str
+    error: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter: its record and the original message."""
+
+    message: Message
+    death: Death
+    key: str
+
+    @property
+    def id(self) -> str:
+        """The message's id."""
+        return self.message.id
+
+    @property
+    def body(self) -> bytes:
+        """The original body, byte for byte."""
+        return self.message.body
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The publisher's headers."""
+        return self.message.headers
+
+    @property
+    def reason(self) -> str:
+        """Why it died: one of the reasons of G11."""
+        return self.death.reason.value
+
+    @property
+    def queue(self) -> str:
+        """Where it died."""
+        return self.death.queue
+
+    @property
+    def attempts(self) -> int:
+        """How often a handler was started."""
+        return self.death.attempts
+
+    @property
+    def error(self) -> str:
+        """Type and text of the error, empty when there was none."""
+        return f"{self.death.error_type}: {self.death.error}".strip(": ")
+
+    def matches(self, wanted: DeadLetterFilter) -> bool:
+        """Whether it is one of those meant."""
+        death = self.death
+        return (
+            ("ids" not in wanted or self.id in wanted["ids"])
+            and ("reason" not in wanted or self.reason == wanted["reason"])
+            and ("queue" not in wanted or death.queue == wanted["queue"])
+            and ("error" not in wanted or wanted["error"] in self.error)
+            and ("before" not in wanted or death.last_at < wanted["before"])
+            and ("after" not in wanted or death.last_at >= wanted["after"])
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """What a redrive did: the ids that went, and for each that stayed, why."""
+
+    moved: tuple[str, ...]
+    left: Mapping[str, str]
+
+
+class DeadLetters:
+    """The dead letters of one queue, or of one shared dead-letter queue."""
+
+    def __init__(self, connection: Connection, find: Callable[[], Awaitable[str]]) -> None:
+        """`find` returns the dead-letter queue's own name, or raises `QueueNotFound`. Made by `Broker.dead_letters`."""
+        self._connection = connection
+        self._find = find
+
+    async def list(self, limit: int = 100, **wanted: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
+        """Return up to `limit` dead letters, the oldest first, changing neither order nor count.
+
+        Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an unknown reason or filter.
+        """
+        _check(wanted)
+        found: list[DeadLetter] = []
+        async for letter in self._all(await self._find()):
+            if letter.matches(wanted):
+                found.append(letter)
+            if len(found) >= limit:
+                break
+        return found
+
+    async def get(self, id: str) -> DeadLetter | None:
+        """Return the dead letter with this message id, None when there is none."""
+        return next(iter(await self.list(1, ids=[id])), None)
+
+    async def redrive(
+        self,
+        *,
+        to: str | None = None,
+        limit: int | None = None,
+        force: bool = False,
+        **wanted: Unpack[DeadLetterFilter],
+    ) -> Redriven:
+        """Send dead letters back to where they died, or to queue `to`; attempts begin anew and nothing expires.
+
+        Takes those that are there now, not those that come back meanwhile. One that was redriven five times already stays, unless
+        `force`: it would only come back (G11). Safe to run twice at once. Raises as `list` does.
+        """
+        return await self._settle_all(
+            wanted, limit, lambda letter, delivery: _redrive(letter, delivery, to, force=force)
+        )
+
+    async def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
+        """Remove dead letters for good; how many. Without a filter all of them, at once. Raises as `list` does."""
+        if not wanted:
+            queue = await self._find()
+            backend = self._connection.supporting(SupportsPurge, "purge")  # type: ignore[type-abstract]  # a protocol, on purpose
+            return await self._connection.call(f"purging {queue!r}", lambda: backend.purge(queue))
+        gone = await self._settle_all(wanted, None, lambda _, delivery: Ack(delivery.receipt))
+        return len(gone.moved)
+
+    async def _all(self, queue: str) -> AsyncIterator[DeadLetter]:
+        """Page through the queue. A message that somebody published here by hand has no record of a death: it is told as such."""
+        backend = self._connection.supporting(SupportsBrowse, "listing dead letters")  # type: ignore[type-abstract]  # as above
+        after: str | None = None
+        while True:
+            page = await self._connection.call(f"listing {queue!r}", partial(backend.browse, queue, _PAGE, after))
+            for entry in page:
+                yield _letter(entry, queue)
+            if len(page) < _PAGE:
+                return
+            after = page[-1].key
+
+    async def _settle_all(
+        self,
+        wanted: DeadLetterFilter,
+        limit: int | None,
+        settlement: Callable[[DeadLetter, Delivery], Settlement | str],
+    ) -> Redriven:
+        """Lease the chosen ones and settle them, a page at a time. The whole list is made first: what comes back is not met again."""
+        chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
+        backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")  # type: ignore[type-abstract]  # as above
+        moved: list[str] = []
+        left: dict[str, str] = {}
+        queue = await self._find()
+        subscription = await self._connection.subscribe(queue, 1, _LEASE)
+        try:
+            for start in range(0, len(chosen), _PAGE):
+                letters = {letter.key: letter for letter in chosen[start : start + _PAGE]}
+                taken = await self._connection.call(
+                    f"taking from {queue!r}", partial(backend.take, queue, tuple(letters), _LEASE)
+                )
+                await self._settle_page(letters.values(), taken, subscription, settlement, moved, left)
+        finally:
+            await subscription.close()
+        return Redriven(tuple(moved), left)
+
+    async def _settle_page(
+        self,
+        letters: Collection[DeadLetter],
+        taken: Sequence[Delivery],
+        subscription: Subscription,
+        settlement: Callable[[DeadLetter, Delivery], Settlement | str],
+        moved: MutableSequence[str],
+        left: dict[str, str],
+    ) -> None:
+        by_copy = {(letter.id, letter.message.hop): letter for letter in letters}
+        batch: list[Settlement] = []
+        for delivery in taken:
+            letter = by_copy[delivery.message.id, delivery.message.hop]
+            answer = settlement(letter, delivery)
+            if isinstance(answer, str):
+                left[letter.id] = answer
+                answer = Release(delivery.receipt)
+            batch.append(answer)
+        results = await self._connection.call(
+            "settling dead letters", lambda: subscription.settle(batch, timeout=_TIMEOUT)
+        )
+        undone: list[Settlement] = []
+        for delivery, answer, result in zip(taken, batch, results, strict=True):
+            if not isinstance(result, Done):
+                left[delivery.message.id] = _why(result)
+                undone.append(Release(delivery.receipt))
+            elif not isinstance(answer, Release):
+                moved.append(delivery.message.id)
+        if undone:
+            await self._connection.call("releasing dead letters", lambda: subscription.settle(undone, timeout=_TIMEOUT))
+        taken_copies = {(delivery.message.id, delivery.message.hop) for delivery in taken}
+        left.update({letter.id: "somebody else has it" for copy, letter in by_copy.items() if copy not in taken_copies})
+
+
+def _check(wanted: DeadLetterFilter) -> None:
+    reasons = [reason.value for reason in Reason]
+    if "reason" in wanted and wanted["reason"] not in reasons:
+        msg = f"reason {wanted['reason']!r} is unknown; it is one of {', '.join(reasons)}"
+        raise ConfigurationError(msg)
+    unknown = set(wanted) - set(DeadLetterFilter.__annotations__)
+    if unknown:
+        msg = f"unknown filter {', '.join(sorted(unknown))}; there are {', '.join(DeadLetterFilter.__annotations__)}"
+        raise ConfigurationError(msg)
+
+
+def _letter(entry: Entry, queue: str) -> DeadLetter:
+    message = entry.message
+    death = message.death or Death(
+        reason=Reason.REJECTED,
+        queue=queue,
+        attempts=0,
+        first_at=message.published_at or 0.0,
+        last_at=message.published_at or 0.0,
+        error="published here by hand: there is no record of a death",
+    )
+    return DeadLetter(message, death, entry.key)
+
+
+def _redrive(letter: DeadLetter, delivery: Delivery, to: str | None, *, force: bool) -> Settlement | str:
+    message = delivery.message
+    if message.death is None and to is None:
+        return "it did not die anywhere: say where to send it"
+    if message.redriven >= _MOST_REDRIVES and not force:
+        return f"it came back {message.redriven} times already; redrive it with force when its cause is gone"
+    successor = replace(
+        message,
+        attempt=1,
+        hop=message.hop + 1,
+        redriven=message.redriven + 1,
+        expires_at=None,
+        failed_at=None,
+        death=None,
+    )
+    return Move(delivery.receipt, Outgoing(to or letter.queue, successor))
+
+
+def _why(result: Settled) -> str:
+    text = getattr(result, "text", "") or type(result).__name__.lower()
+    return f"not moved: {text}"

@@ -1,0 +1,84 @@
+"""What crosses the seam: a message on its way out, a message handed in, and the three settlements.
+
+    Outgoing ──publish──► broker ──receive──► Delivery ──settle──► Ack | Release | Move(Outgoing)
+
+There is no fourth settlement. Retry, dead letter, quarantine and redrive are all Moves (G3): *store the successor, then let go of
+the source*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mqcore.message import Message
+
+__all__ = ["Ack", "Delivery", "Move", "Outgoing", "Release", "Route", "Settlement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A router by name, and what its bindings match on: the routing key, or the message's headers."""
+
+    router: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to be stored.
+
+    `to` is a queue's name or a `Route`. `delay` is in seconds from now, 0 for at once (G7). `ttl` is in seconds from now; where it
+    is None the message's own `expires_at` holds, which only a Move carries (G6).
+    """
+
+    to: str | Route
+    message: Message
+    delay: float = 0.0
+    ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message handed to one consumer, to be settled by its `receipt`.
+
+    `expires_in` is in seconds by the broker's clock at the claim, at most 0 when the message has expired, None when it never
+    does. `redelivered`: it was handed out before. `doubtful`: and nobody knows whether a handler had started (G4).
+    """
+
+    message: Message
+    receipt: bytes
+    expires_in: float | None = None
+    redelivered: bool = False
+    doubtful: bool = False
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1 (G4)."""
+        return self.message.attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: the message may go."""
+
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give it back untouched: not an attempt, and to its old place where the backend can (G9)."""
+
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Store the successor, then let go of the source; when the first fails the source stays leased (G3)."""
+
+    receipt: bytes
+    to: Outgoing
+
+
+Settlement = Ack | Release | Move

@@ -1,0 +1,145 @@
+"""Where a handler runs: in the event loop, in a thread, or in a killable process of its own (G4)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mqcore.errors import ConfigurationError
+from mqcore.policy import Failure, Happened, Outcome
+from mqcore.processes import ProcessSlot, SlotDied, SlotRequest
+from mqcore.threads import ThreadPool
+
+if TYPE_CHECKING:
+    from mqcore.clock import Clock
+    from mqcore.context import Context
+    from mqcore.handlers import HandlerSpec
+
+__all__ = ["Encoded", "Ended", "Executor", "executor_for"]
+
+
+class Ended(Exception):
+    """Raised for a run in another process that did not succeed: its outcome, told by the process itself."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """The text is the failure's."""
+        super().__init__(outcome.failure.text if outcome.failure else outcome.happened.value)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A return value that another process has encoded already."""
+
+    body: bytes
+    content_type: str
+
+
+class Executor(Protocol):
+    """Runs one handler, at most `concurrency` times at once: the runner sees to that."""
+
+    async def wait_free(self) -> None:
+        """Return when another run could start now."""
+
+    async def start(self) -> None:
+        """Make ready. Raises `ConfigurationError` when the handler cannot run there."""
+
+    async def run(self, ctx: Context) -> Any:
+        """Run the handler once and return what it returns; raises what it raises. Cancelling ends it as far as that is possible."""
+
+    async def close(self) -> None:
+        """End what is idle, and kill what can be killed."""
+
+
+def executor_for(spec: HandlerSpec, clock: Clock) -> Executor:
+    """Return the executor that the handler's registration asks for."""
+    if spec.mode == "process":
+        return _Processes(spec, clock)
+    return _Threads(spec, clock) if spec.mode == "thread" else _Coroutines(spec)
+
+
+class _Coroutines:
+    """In the event loop."""
+
+    def __init__(self, spec: HandlerSpec) -> None:
+        self._spec = spec
+
+    async def wait_free(self) -> None:
+        return
+
+    async def start(self) -> None:
+        return
+
+    async def run(self, ctx: Context) -> Any:
+        return await (self._spec.call(ctx.payload, ctx) if self._spec.takes_context else self._spec.call(ctx.payload))
+
+    async def close(self) -> None:
+        return
+
+
+class _Threads:
+    """In a thread: it cannot be stopped, so its slot stays taken until it ends, whatever became of its message."""
+
+    def __init__(self, spec: HandlerSpec, clock: Clock) -> None:
+        self._spec = spec
+        self._clock = clock
+        self._pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}")
+
+    async def wait_free(self) -> None:
+        await self._pool.wait_free()
+
+    async def start(self) -> None:
+        return
+
+    async def run(self, ctx: Context) -> Any:
+        call = partial(self._spec.call, ctx.payload)
+        if self._spec.takes_context:
+            call = partial(self._spec.call, ctx.payload, ctx.blocking())
+        with self._clock.busy():
+            return await self._pool.run(call)
+
+    async def close(self) -> None:
+        self._pool.close()
+
+
+class _Processes:
+    """In a process: a run past its limit is killed, and a death costs one attempt and no worker."""
+
+    def __init__(self, spec: HandlerSpec, clock: Clock) -> None:
+        self._spec = spec
+        self._clock = clock
+        target = f"{spec.call.__module__}:{spec.call.__qualname__}"
+        self._slots = [ProcessSlot(target) for _ in range(spec.concurrency)]
+        self._idle = list(self._slots)
+
+    async def wait_free(self) -> None:
+        return
+
+    async def start(self) -> None:
+        """One process now, to see that the handler can be imported there; the others when they are first needed."""
+        try:
+            await self._slots[0].start()
+        except SlotDied as error:
+            msg = f"{error}. Importing its module must not end the process"
+            raise ConfigurationError(msg) from error
+
+    async def run(self, ctx: Context) -> Any:
+        slot = self._idle.pop()
+        message = ctx.delivery.message
+        wants_result = message.reply_to is not None
+        request = SlotRequest(queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result)
+        try:
+            with self._clock.busy():
+                result = await slot.run(request)
+        except SlotDied as error:
+            raise Ended(Outcome(Happened.CRASHED, Failure.of(error))) from error
+        finally:
+            self._idle.append(slot)
+        if result.outcome.happened is not Happened.SUCCEEDED:
+            raise Ended(result.outcome)
+        return Encoded(result.body, result.content_type or "") if result.body is not None else None
+
+    async def close(self) -> None:
+        await asyncio.gather(*(slot.close() for slot in self._slots))

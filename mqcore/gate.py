@@ -1,0 +1,76 @@
+"""The gate between messages that run side by side and one that must run alone (G4).
+
+A message from the quarantine may kill its process, and must then kill no innocent beside it. All consumers of one worker share one
+gate: ordinary messages enter it together; a suspect waits until they have left, keeps newcomers out meanwhile, and is alone inside.
+After a suspect one ordinary message has its turn, so that neither starves the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """Shared and exclusive entry, without waiting inside: whoever is refused tries again when `on_change` calls."""
+
+    def __init__(self) -> None:
+        """Start open, with nobody inside."""
+        self._inside = 0
+        self._alone = False
+        self._waiting: set[object] = set()
+        self._listeners: list[Callable[[], None]] = []
+        self.others_first = False
+        """Whether an ordinary message should go before the next suspect."""
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever somebody who was refused may try again."""
+        self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        """Call `listener` no more."""
+        self._listeners.remove(listener)
+
+    def enter(self) -> bool:
+        """Enter beside others; False while somebody is alone inside, or waits for that and it is his turn."""
+        if self._alone or (self._waiting and not self.others_first):
+            return False
+        self.others_first = False
+        self._inside += 1
+        return True
+
+    def leave(self) -> None:
+        """Leave after `enter`."""
+        self._inside -= 1
+        if not self._inside:
+            self._changed()
+
+    def enter_alone(self, who: object, *, wait: bool = True) -> bool:
+        """Enter as the only one. When refused, `who` keeps newcomers out until it enters or gives up, unless `wait` is False."""
+        if self._alone or self._inside:
+            if wait:
+                self._waiting.add(who)
+            return False
+        self._waiting.discard(who)
+        self._alone = True
+        return True
+
+    def give_up(self, who: object) -> None:
+        """Wait no longer for being alone."""
+        if who in self._waiting:
+            self._waiting.discard(who)
+            self._changed()
+
+    def leave_alone(self) -> None:
+        """Leave after `enter_alone`; the next turn is an ordinary message's."""
+        self._alone = False
+        self.others_first = True
+        self._changed()
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()

@@ -1,0 +1,175 @@
+"""What `@app.consumer` registers: a handler, its queue and its settings, checked at import and not per message."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+
+from mqcore.clock import seconds
+from mqcore.consumer import Received
+from mqcore.errors import ConfigurationError
+from mqcore.queue import DLQ, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from mqcore.codec import Payload
+    from mqcore.policy import RetryPolicy
+
+__all__ = ["ConsumerOptions", "HandlerSpec"]
+
+_PAYLOAD_AND_CONTEXT = 2
+_TIMEOUT, _CONCURRENCY, _LEASE = 300.0, 10, 30.0
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """How a handler is run.
+
+    `retry`: the policy, unless the queue has its own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages may
+    be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `batch` and
+    `linger`: call with a list of up to `batch` items, waiting `linger` seconds for more. `process`: run a blocking handler in a
+    killable process a slot. `ack_first`: settle before the handler starts: at most once (G2). `lease`: seconds that a claim holds
+    without renewal, 30 (G5). `name`: for logs and metrics, the function's own by default.
+    """
+
+    retry: RetryPolicy
+    concurrency: int
+    prefetch: int
+    timeout: float | timedelta | None
+    batch: int
+    linger: float
+    process: bool
+    ack_first: bool
+    lease: float
+    name: str
+
+
+@dataclass(frozen=True)
+class HandlerSpec:
+    """One registered handler. Raises `ConfigurationError` for a handler or setting that could not work."""
+
+    queue: Queue[Any]
+    call: Callable[..., Any]
+    options: ConsumerOptions
+    mode: Literal["async", "thread", "process"] = "async"
+    takes_context: bool = False
+    concurrency: int = _CONCURRENCY
+    prefetch: int = 2 * _CONCURRENCY
+    timeout: float | None = _TIMEOUT
+    batch: int = 0
+    linger: float = 0.2
+    lease: float = _LEASE
+    ack_first: bool = False
+    name: str = ""
+    retry: RetryPolicy | None = field(default=None)
+
+    @property
+    def payload(self) -> Payload[Any]:
+        """What the queue carries."""
+        return self.queue.payload
+
+    def with_concurrency(self, concurrency: int) -> HandlerSpec:
+        """Return the same handler with another concurrency, and its prefetch to match unless that was set."""
+        options: ConsumerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
+        return HandlerSpec.of(self.queue, self.call, options)
+
+    @classmethod
+    def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: ConsumerOptions) -> HandlerSpec:
+        """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
+        name = options.get("name", getattr(call, "__qualname__", repr(call)))
+        where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
+        batch = options.get("batch", 0)
+        parameters = _parameters(call, where)
+        if isinstance(queue, str):
+            queue = _queue_for(queue, call, parameters[0], batched=bool(batch), where=where)
+        concurrency = options.get("concurrency", _CONCURRENCY)
+        timeout = options.get("timeout", _TIMEOUT)
+        spec = cls(
+            queue=queue,
+            call=call,
+            options=options,
+            mode=_mode(call, options, where),
+            takes_context=len(parameters) == _PAYLOAD_AND_CONTEXT,
+            concurrency=concurrency,
+            prefetch=max(options.get("prefetch", 2 * concurrency), batch),
+            timeout=None if timeout is None else seconds(timeout),
+            batch=batch,
+            linger=options.get("linger", 0.2),
+            lease=options.get("lease", _LEASE),
+            ack_first=options.get("ack_first", False),
+            name=name,
+            retry=options.get("retry"),
+        )
+        spec._check(where)
+        return spec
+
+    def _check(self, where: str) -> None:
+        checks = [
+            (self.concurrency < 1, f"concurrency={self.concurrency} would run nothing"),
+            (self.prefetch < 1, f"prefetch={self.prefetch} would receive nothing"),
+            (
+                self.timeout is not None and self.timeout <= 0,
+                f"timeout={self.timeout} would end every run at once; None is no limit",
+            ),
+            (self.batch < 0 or self.linger < 0, "batch and linger are 0 or more"),
+            (self.lease <= 0, f"lease={self.lease} is not above 0 seconds"),
+            (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
+            (
+                bool(self.batch) and self.mode == "process",
+                "a batch handler cannot run in a process: its items could not be settled",
+            ),
+            (
+                bool(self.batch) and self.ack_first,
+                "a batch handler settles its items itself; ack_first does not go with it",
+            ),
+            (self.mode == "process" and "<locals>" in getattr(self.call, "__qualname__", "<locals>"), _NESTED),
+        ]
+        for wrong, why in checks:
+            if wrong:
+                msg = f"{where}: {why}"
+                raise ConfigurationError(msg)
+
+
+_NESTED = "process=True needs a function at the top level of a module: its process imports it by name"
+
+
+def _mode(call: Callable[..., Any], options: ConsumerOptions, where: str) -> Literal["async", "thread", "process"]:
+    is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004 - the method itself is inspected
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        msg = f"{where}: a generator is no handler; return when the message is handled"
+        raise ConfigurationError(msg)
+    if options.get("process"):
+        return "process"
+    return "async" if is_async else "thread"
+
+
+def _parameters(call: Callable[..., Any], where: str) -> list[inspect.Parameter]:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    all_of_them = list(inspect.signature(call).parameters.values())
+    wanted = [
+        parameter for parameter in all_of_them if parameter.kind in positional and parameter.default is parameter.empty
+    ]
+    needs_more = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in all_of_them)
+    if needs_more or not 1 <= len(wanted) <= _PAYLOAD_AND_CONTEXT:
+        msg = f"{where}: a handler takes the payload, or the payload and a context; this one takes {inspect.signature(call)}"
+        raise ConfigurationError(msg)
+    return wanted
+
+
+def _queue_for(
+    name: str, call: Callable[..., Any], first: inspect.Parameter, *, batched: bool, where: str
+) -> Queue[Any]:
+    """A bare name takes its payload type from the handler's annotation; an existing dead-letter queue is adopted."""
+    try:
+        hints = get_type_hints(call if inspect.isroutine(call) else type(call).__call__)
+    except NameError as error:
+        msg = f"{where}: the annotation of {first.name!r} cannot be read ({error}); pass a Queue(...) with its type instead"
+        raise ConfigurationError(msg) from error
+    payload = hints.get(first.name, bytes)
+    if batched:
+        items = get_args(payload)
+        payload = items[0] if get_origin(payload) is list and items else bytes
+        payload = get_args(payload)[0] if get_origin(payload) is Received else payload
+    return Queue(name, payload, declare=not name.endswith(DLQ))

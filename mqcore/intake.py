@@ -1,0 +1,288 @@
+"""One queue's messages on their way in, and their settlements on the way back.
+
+    broker ──receive──► lane ──► buffer ──next()──► whoever handles it ──finish(outcome)──► decide ──settle──► broker
+
+An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps leases alive, holds never more than
+`prefetch` unsettled messages, and sorts out what no handler should see: expired messages are dead-lettered, doubtful ones moved to
+the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand on it, so both mean the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+from mqcore.lane import Held, Lane
+from mqcore.policy import Decision, Happened, Outcome, Rules, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mqcore.connection import Connection
+    from mqcore.gate import Gate
+    from mqcore.lease import LeaseKeeper
+
+__all__ = ["Intake"]
+
+_EVENTS = {
+    "done": "message.done",
+    "released": "message.released",
+    "retried": "message.retried",
+    "quarantined": "message.quarantined",
+    "dead": "message.dead",
+    "dropped": "message.dropped",
+}
+_EXPIRED, _DOUBTFUL, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.DOUBTFUL), Outcome(Happened.INTERRUPTED)
+
+
+class Intake:
+    """The messages of one queue for one consumer in this process."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: Rules,
+        *,
+        prefetch: int,
+        lease: float,
+        gate: Gate,
+        keeper: LeaseKeeper | None,
+        redeclare: Callable[[], Awaitable[None]],
+        eager: bool = True,
+    ) -> None:
+        """`rules.queue` is consumed. `redeclare` brings the queue back when it was deleted, or raises.
+
+        With `eager` a waiting suspect keeps other messages from starting until it has run alone.
+        """
+        self.rules = rules
+        self._eager = eager
+        self._connection = connection
+        self.clock = connection.clock
+        self._events = connection.events
+        self._gate = gate
+        self._order = count()
+        self._buffer: list[tuple[int, int, Held]] = []
+        self._suspect: Held | None = None
+        self._wake = asyncio.Event()
+        self._stopped = False
+        self.failure: Exception | None = None
+        self.on_dead: Callable[[Held, Decision], Awaitable[None]] | None = None
+        """Told of a message that ends without ever reaching a handler here, before it is settled."""
+
+        def lane(queue: str, size: int) -> Lane:
+            lane_rules = replace(rules, source=queue)
+            return Lane(
+                connection,
+                lane_rules,
+                size,
+                lease,
+                keeper=keeper,
+                redeclare=redeclare,
+                accept=self._accept,
+                fail=self._fail,
+            )
+
+        self._main = lane(rules.queue, prefetch)
+        self._lanes = [self._main]
+        if rules.quarantine is not None:
+            self._lanes.append(lane(rules.quarantine, 1))
+        gate.on_change(self._wake.set)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether every lane has a live subscription: what `connected` alone does not tell (G14)."""
+        return all(lane.subscribed for lane in self._lanes)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it takes in nothing more."""
+        return self._stopped
+
+    @property
+    def holding(self) -> int:
+        """How many messages are out unsettled, buffered ones included."""
+        return sum(len(lane.held) for lane in self._lanes)
+
+    async def start(self) -> None:
+        """Subscribe, and raise what prevents it; later losses are mended in the background."""
+        try:
+            for lane in self._lanes:
+                await lane.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._events.emit("consumer.started", self.rules.queue, prefetch=self._main.prefetch)
+
+    def _fail(self, error: Exception) -> None:
+        """A lane cannot go on: whoever waits for messages must hear of it."""
+        self.failure = error
+        self._wake.set()
+
+    def _accept(self, held: Held) -> None:
+        """Sort a message that has just come in. Runs for each message: keep it short."""
+        rules = held.rules
+        if held.expired(self.clock.monotonic()):
+            self._settle_unseen(held, _EXPIRED)
+        elif held.delivery.doubtful and rules.quarantine is not None:
+            self._settle_unseen(held, _DOUBTFUL)
+        elif rules.source == rules.quarantine:
+            self._suspect = held
+            held.alone = True
+            self._wake.set()
+        else:
+            heapq.heappush(self._buffer, (-held.delivery.message.priority, next(self._order), held))
+            self._wake.set()
+
+    def _settle_unseen(self, held: Held, outcome: Outcome) -> None:
+        decision = self.decide(held, outcome)
+        if decision.final and self.on_dead is not None and held.delivery.message.reply_to is not None:
+            held.lane.spawn(self._tell_then_settle(held, decision))
+        else:
+            self._send(held, decision)
+
+    async def _tell_then_settle(self, held: Held, decision: Decision) -> None:
+        if self.on_dead is not None:
+            await self.on_dead(held, decision)
+        self._send(held, decision)
+
+    async def next(self) -> Held | None:
+        """Wait for the next message that may start now; None when the intake has been stopped. Raises what ended consuming."""
+        while not self._stopped:
+            if (held := self._pick()) is not None:
+                return held
+            if self.failure is not None:
+                raise self.failure
+            self._wake.clear()
+            await self._wake.wait()
+        return None
+
+    async def next_batch(self, size: int, linger: float) -> list[Held]:
+        """Wait for a first message, then up to `linger` seconds for more; `[]` when stopped.
+
+        A suspect, and a message on a later attempt, come alone: what fails in a batch is tried again in batches of one.
+        """
+        first = await self.next()
+        if first is None:
+            return []
+        batch = [first]
+        if first.alone or first.delivery.attempt > 1:
+            return batch
+        try:
+            async with self.clock.timeout(linger):
+                while len(batch) < size and not self._stopped and not self._suspect:
+                    if self._buffer and self._buffer[0][2].delivery.attempt > 1:
+                        break
+                    if (held := self._pick()) is not None:
+                        batch.append(held)
+                    else:
+                        self._wake.clear()
+                        await self._wake.wait()
+        except TimeoutError:
+            pass
+        return batch
+
+    def _pick(self) -> Held | None:
+        if self._suspect is not None and (held := self._pick_suspect(self._suspect)) is not None:
+            return held
+        while self._buffer:
+            held = self._buffer[0][2]
+            if held.gone:
+                heapq.heappop(self._buffer)
+            elif held.expired(self.clock.monotonic()):
+                heapq.heappop(self._buffer)
+                self._settle_unseen(held, _EXPIRED)
+            elif self._gate.enter():
+                heapq.heappop(self._buffer)
+                held.inside = True
+                return held
+            else:
+                return None
+        return None
+
+    def _pick_suspect(self, suspect: Held) -> Held | None:
+        """Hand out the suspect when it can run alone. The pull API never keeps newcomers out: its caller may hold several."""
+        if suspect.gone or suspect.expired(self.clock.monotonic()):
+            self._suspect = None
+            self._gate.give_up(self)
+            if not suspect.gone:
+                self._settle_unseen(suspect, _EXPIRED)
+            return None
+        if (self._gate.others_first and self._buffer) or not self._gate.enter_alone(self, wait=self._eager):
+            return None
+        self._suspect = None
+        suspect.inside = True
+        return suspect
+
+    def decide(self, held: Held, outcome: Outcome) -> Decision:
+        """What the outcome means for this message; changes nothing yet."""
+        return decide(
+            outcome,
+            held.delivery,
+            held.rules,
+            now=self.clock.now(),
+            expires_in=held.expires_in(self.clock.monotonic()),
+            chance=random.random(),
+        )
+
+    def finish(
+        self, held: Held, outcome: Outcome, decision: Decision | None = None, *, seconds: float = 0.0
+    ) -> Decision:
+        """Settle a message by what happened to it. The settlement is sent in the background, together with others."""
+        decision = decision or self.decide(held, outcome)
+        self._send(held, decision, outcome, seconds)
+        return decision
+
+    def leave(self, held: Held) -> None:
+        """Let the next one through the gate; called by itself when the message is finished."""
+        if held.inside:
+            held.inside = False
+            if held.alone:
+                self._gate.leave_alone()
+            else:
+                self._gate.leave()
+
+    def _send(self, held: Held, decision: Decision, outcome: Outcome | None = None, seconds: float = 0.0) -> None:
+        held.lane.settle(held, decision)
+        self.leave(held)
+        message, failure = held.delivery.message, outcome.failure if outcome else None
+        error = f"{failure.type}: {failure.text}" if failure else ""
+        reason = decision.reason.value if decision.reason else ""
+        self._events.emit(
+            _EVENTS[decision.verdict],
+            self.rules.queue,
+            message.id,
+            message.attempt,
+            seconds=seconds,
+            delay=decision.delay,
+            reason=reason,
+            error=error,
+        )
+
+    async def stop(self) -> None:
+        """Take in nothing more and release what no handler has begun (G13). What is handled now may still be finished."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for lane in self._lanes:
+            await lane.stop_receiving()
+        waiting = [held for _, _, held in self._buffer]
+        if self._suspect is not None:
+            waiting.append(self._suspect)
+            self._gate.give_up(self)
+        self._buffer, self._suspect = [], None
+        for held in waiting:
+            if not held.gone:
+                self._send(held, self.decide(held, _INTERRUPTED))
+        self._wake.set()
+
+    async def close(self) -> None:
+        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe. Bounded."""
+        await self.stop()
+        for lane in self._lanes:
+            await lane.close()
+        self._gate.forget(self._wake.set)
+        self._events.emit("consumer.stopped", self.rules.queue)

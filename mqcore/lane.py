@@ -1,0 +1,302 @@
+"""One Subscription kept alive: receiving, holding, settling.
+
+A lane asks for as many messages as it may still hold, notes each claim with the lease keeper, and sends settlements back in
+batches, one call for all that were decided in a loop turn. When the subscription breaks it subscribes again; when a settlement
+fails the message stays ours and the settlement is tried again, which slows consuming down instead of losing anything (G3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mqcore.capabilities import Capability
+from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
+from mqcore.spi import Delivery, Done, ErrorKind, Failed, Release, Settled, Stale, Subscription, SupportsSweep, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from mqcore.connection import Connection
+    from mqcore.lease import LeaseKeeper
+    from mqcore.policy import Decision, Rules
+
+__all__ = ["Held", "Lane"]
+
+_RECEIVE_TIMEOUT = 300.0
+"""How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
+_SETTLE_TIMEOUT = 10.0
+_SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
+_CLOSE_WAIT = 0.5
+_FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
+
+
+class Held:
+    """A delivery in our hands until it is settled."""
+
+    __slots__ = ("alone", "deadline", "delivery", "gone", "inside", "lane", "lease_lost", "on_lost", "settled")
+
+    def __init__(self, delivery: Delivery, lane: Lane, now: float) -> None:
+        self.delivery = delivery
+        self.lane = lane
+        self.deadline = None if delivery.expires_in is None else now + delivery.expires_in
+        self.alone = False
+        self.inside = False
+        self.gone = False
+        self.lease_lost = False
+        self.on_lost: Callable[[], None] | None = None
+        self.settled: asyncio.Future[None] | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the queue that it came from."""
+        return self.lane.rules
+
+    def expires_in(self, now: float) -> float | None:
+        """Seconds left to live at the local monotonic time `now`."""
+        return None if self.deadline is None else self.deadline - now
+
+    def expired(self, now: float) -> bool:
+        """Whether no handler may start it any more (G6)."""
+        return self.deadline is not None and now >= self.deadline
+
+    def lose(self) -> None:
+        """The claim went to somebody else: settling has no effect any more (G5)."""
+        self.lease_lost = True
+        self.lane.end(self)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    async def wait_settled(self) -> None:
+        """Return when the broker has answered the settlement."""
+        if not self.gone:
+            if self.settled is None:
+                self.settled = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self.settled)
+
+
+class Lane:
+    """The messages of one physical queue."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: Rules,
+        prefetch: int,
+        lease: float,
+        *,
+        keeper: LeaseKeeper | None,
+        redeclare: Callable[[], Awaitable[None]],
+        accept: Callable[[Held], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        """`accept` gets each message, `fail` the error that ends the lane for good."""
+        self.rules = rules
+        self.prefetch = prefetch
+        self.held: dict[bytes, Held] = {}
+        self._connection, self._clock, self._events = connection, connection.clock, connection.events
+        self._lease, self._keeper, self._redeclare = lease, keeper, redeclare
+        self._accept, self._fail = accept, fail
+        self._subscription: Subscription | None = None
+        self._room = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._pending: list[tuple[Held, Decision]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pump: asyncio.Task[None] | None = None
+        self._swept = self._clock.monotonic()
+        self._closing = False
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether messages can come in now."""
+        return self._subscription is not None and self._connection.connected
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Run something in the background that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def start(self) -> None:
+        """Subscribe for the first time, and raise what prevents it."""
+        self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+        self._pump = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        wait = _FIRST_WAIT
+        while True:
+            generation = self._connection.generation
+            try:
+                if self._subscription is None:
+                    self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+                wait = _FIRST_WAIT
+                while True:
+                    await self._receive(self._subscription)
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
+                self._subscription = None
+                if not await self._mend(error, generation):
+                    return
+                await self._clock.sleep(random.uniform(0, wait))
+                wait = min(wait * 2, _LAST_WAIT)
+
+    async def _receive(self, subscription: Subscription) -> None:
+        room = self.prefetch - len(self.held)
+        if room <= 0:
+            await self._wait_for_room()
+        elif self._clock.monotonic() - self._swept >= _SWEEP_EVERY:
+            await self._sweep()
+        else:
+            self._take_in(await subscription.receive(room, _RECEIVE_TIMEOUT))
+
+    async def _wait_for_room(self) -> None:
+        """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
+        self._room.clear()
+        with suppress(TimeoutError):
+            async with self._clock.timeout(_SWEEP_EVERY):
+                await self._room.wait()
+                return
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        self._swept = self._clock.monotonic()
+        backend = self._connection.backend
+        if isinstance(backend, SupportsSweep):
+            self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
+
+    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+        now = self._clock.monotonic()
+        for delivery in deliveries:
+            held = Held(delivery, self, now)
+            self.held[delivery.receipt] = held
+            if self._keeper is not None:
+                self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
+            self._accept(held)
+        if deliveries:
+            self._empty.clear()
+
+    async def _mend(self, error: Exception, generation: int) -> bool:
+        """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
+        if not self._connection.capabilities.has(Capability.LEASE):
+            for held in [held for held in self.held.values() if not held.inside]:
+                self.end(held)
+        kind = self._connection.backend.classify(error)
+        self._events.emit("consumer.interrupted", self.rules.queue, error=f"{type(error).__name__}: {error}")
+        if isinstance(error, QueueNotFound) or kind is ErrorKind.NOT_FOUND:
+            return await self._revive()
+        if not isinstance(error, MqcoreError) and kind is ErrorKind.TRANSIENT:
+            self._connection.report(error, generation)
+        return True
+
+    async def _revive(self) -> bool:
+        """The queue was deleted under us: declare it again, as our code says that it should exist."""
+        try:
+            await self._redeclare()
+        except ConnectionLost:
+            return True
+        except MqcoreError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def settle(self, held: Held, decision: Decision) -> None:
+        """Send this settlement together with all others of the same loop turn."""
+        if held.gone:
+            self._events.emit("settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict)
+            return
+        self._pending.append((held, decision))
+        if len(self._pending) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        batch, self._pending = self._pending, []
+        self.spawn(self._settle(batch))
+
+    async def _settle(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+        wait = _FIRST_WAIT
+        while batch:
+            results = await self._try_to_settle(batch)
+            again, missing = [], False
+            for (held, decision), result in zip(batch, results, strict=True):
+                if isinstance(result, Done):
+                    self.end(held)
+                elif isinstance(result, Stale):
+                    held.lease_lost = True
+                    self._events.emit(
+                        "settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict
+                    )
+                    self.end(held)
+                elif not held.gone:
+                    again.append((held, decision))
+                    missing = missing or (isinstance(result, Failed) and result.kind is ErrorKind.NOT_FOUND)
+                    self._events.emit(
+                        "settle.failed",
+                        self.rules.queue,
+                        held.delivery.message.id,
+                        verdict=decision.verdict,
+                        error=result.text,
+                    )
+            batch = again
+            if batch:
+                if missing:
+                    with suppress(MqcoreError):
+                        await self._redeclare()
+                await self._clock.sleep(random.uniform(0, wait))
+                wait = min(wait * 2, _LAST_WAIT)
+
+    async def _try_to_settle(self, batch: Sequence[tuple[Held, Decision]]) -> Sequence[Settled]:
+        """One call on the subscription of now: receipts tell by themselves whether they are still good there."""
+        subscription = self._subscription
+        if subscription is None:
+            return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
+        try:
+            return await subscription.settle([decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
+            return [Unknown(f"{type(error).__name__}: {error}", error)] * len(batch)
+
+    def end(self, held: Held) -> None:
+        """The message is out of our hands."""
+        if held.gone:
+            return
+        held.gone = True
+        receipt = held.delivery.receipt
+        self.held.pop(receipt, None)
+        if self._keeper is not None:
+            self._keeper.drop(receipt)
+        if held.settled is not None and not held.settled.done():
+            held.settled.set_result(None)
+        self._room.set()
+        if not self.held:
+            self._empty.set()
+
+    def limit(self, held: Held, until: float) -> None:
+        """Renew this claim no longer than `until` (monotonic)."""
+        if self._keeper is not None:
+            self._keeper.limit(held.delivery.receipt, until)
+
+    async def stop_receiving(self) -> None:
+        """Take in nothing more. A claim under way is not lost: the driver gives it back on `close`."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Wait a little for settlements under way, then try a plain release of what is left, then unsubscribe."""
+        await self.stop_receiving()
+        await asyncio.sleep(0)  # settlements of this loop turn become a task first
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT)
+        for task in self._tasks:
+            task.cancel()
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            return
+        left = [Release(receipt) for receipt in self.held]
+        with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
+            if left:
+                await subscription.settle(left, timeout=_CLOSE_WAIT)
+            await subscription.close()
+        for held in list(self.held.values()):
+            self.end(held)

@@ -1,0 +1,120 @@
+"""Claims are renewed while they are held, whatever the event loop is doing (G5).
+
+Where a backend has LEASE, a claim ends by itself. A handler may block the application's loop for longer than that, so renewal runs
+in a thread, with a loop and a backend instance of its own: receipts are valid on any instance. Under a virtual clock time does not
+pass by itself, so the same work is done by a task in the caller's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mqcore.spi import Backend, SupportsRenew
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqcore.clock import Clock
+
+__all__ = ["LeaseKeeper"]
+
+_log = logging.getLogger("mqcore")
+
+
+@dataclass(slots=True)
+class _Claim:
+    """One held claim; `until` (monotonic) is where renewal ends although it is held: past its handler's hard limit."""
+
+    queue: str
+    lease: float
+    lost: Callable[[], None]
+    until: float | None = None
+
+
+class LeaseKeeper:
+    """Renews every claim at a third of its lease until it is dropped; tells the holder, on its loop, when one is lost."""
+
+    def __init__(self, make_backend: Callable[[], Backend], own: Backend, clock: Clock) -> None:
+        """`make_backend` opens the thread's own instance, `own` is the caller's, used when the clock is virtual."""
+        self._make_backend = make_backend
+        self._own = own
+        self._clock = clock
+        self._claims: dict[bytes, _Claim] = {}
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def hold(self, receipt: bytes, queue: str, lease: float, lost: Callable[[], None]) -> None:
+        """Keep this claim alive from now on. `lost` is called at most once, on the caller's loop."""
+        self._claims[receipt] = _Claim(queue, lease, lost)
+        if self._clock.real:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run_thread, args=(lease / 3,), name="mqcore-leases", daemon=True
+                )
+                self._thread.start()
+        elif self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run_here(lease / 3))
+
+    def limit(self, receipt: bytes, until: float) -> None:
+        """Renew this claim no longer than `until` (monotonic): a handler that blocks everything must not keep it for ever."""
+        if (claim := self._claims.get(receipt)) is not None:
+            claim.until = until
+
+    def drop(self, receipt: bytes) -> None:
+        """The claim is settled, or no longer wanted."""
+        self._claims.pop(receipt, None)
+
+    async def close(self) -> None:
+        """Stop renewing. The thread ends by itself within one call of its backend; it is a daemon and never holds up an exit."""
+        self._claims.clear()
+        self._stop.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run_here(self, every: float) -> None:
+        while self._claims:
+            await self._clock.sleep(every)
+            await self._renew(self._own)
+
+    def _run_thread(self, every: float) -> None:
+        with asyncio.Runner() as runner:
+            while not self._stop.is_set():
+                backend = self._make_backend()
+                try:
+                    runner.run(backend.open(lambda error: _log.debug("the lease connection broke: %s", error)))
+                    while not self._stop.wait(every):
+                        runner.run(self._renew(backend))
+                except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
+                    _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
+                    self._stop.wait(every / 10)
+                finally:
+                    runner.run(backend.close())
+
+    async def _renew(self, backend: Backend) -> None:
+        """Renew what is held, one call for each queue and lease."""
+        now = self._clock.monotonic()
+        groups: dict[tuple[str, float], list[bytes]] = {}
+        for receipt, claim in list(self._claims.items()):
+            if claim.until is None or now < claim.until:
+                groups.setdefault((claim.queue, claim.lease), []).append(receipt)
+        if not isinstance(backend, SupportsRenew):
+            return
+        for (queue, lease), receipts in groups.items():
+            kept = await backend.renew(queue, receipts, lease)
+            for receipt, ok in zip(receipts, kept, strict=True):
+                if not ok:
+                    with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+                        self._loop.call_soon_threadsafe(self._lost, receipt)
+
+    def _lost(self, receipt: bytes) -> None:
+        """On the holder's loop: a claim settled meanwhile is not lost, it is done."""
+        if (claim := self._claims.pop(receipt, None)) is not None:
+            claim.lost()

@@ -1,0 +1,58 @@
+"""One log line for what an operator wants to read, through the standard library's logger `mqcore`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mqcore.middleware.base import Middleware
+
+if TYPE_CHECKING:
+    from mqcore.events import Event
+
+__all__ = ["Logging"]
+
+_LEVELS = {
+    "connection.opened": logging.INFO,
+    "connection.lost": logging.WARNING,
+    "connection.retry": logging.WARNING,
+    "connection.restored": logging.INFO,
+    "publish.failed": logging.WARNING,
+    "publish.unknown": logging.WARNING,
+    "message.retried": logging.INFO,
+    "message.dead": logging.WARNING,
+    "message.dropped": logging.WARNING,
+    "message.quarantined": logging.WARNING,
+    "settle.stale": logging.WARNING,
+    "settle.failed": logging.WARNING,
+    "lease.lost": logging.WARNING,
+    "consumer.started": logging.INFO,
+    "consumer.interrupted": logging.WARNING,
+    "consumer.stopped": logging.INFO,
+    "reply.failed": logging.WARNING,
+}
+"""What is worth a line; what happens to every message of a healthy system is DEBUG. Bodies and headers are never logged."""
+
+
+class Logging(Middleware):
+    """Logs events: name, queue, message id, attempt and fields, also as attributes of the record's `mqcore` for JSON formatters."""
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        """Log to `logger`, or to the logger `mqcore`."""
+        self._logger = logger or logging.getLogger("mqcore")
+
+    def on_event(self, event: Event) -> None:
+        """Write the line when its level is enabled."""
+        level = _LEVELS.get(event.name, logging.DEBUG)
+        if not self._logger.isEnabledFor(level):
+            return
+        about = [("queue", event.queue), ("id", event.message_id), ("attempt", event.attempt), *event.fields.items()]
+        words = " ".join(f"{name}={_short(value)}" for name, value in about if value not in ("", 0, 0.0))
+        self._logger.log(level, "%s %s", event.name, words, extra={"mqcore": event})
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else text[:199] + "…"  # noqa: PLR2004 - a log line, not a record

@@ -1,0 +1,40 @@
+"""A hook for metrics: every event as a name, labels and a number, for whatever library counts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mqcore.middleware.base import Middleware
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mqcore.events import Event
+
+__all__ = ["Metrics"]
+
+
+class Metrics(Middleware):
+    """Calls `count(name, labels, 1)` for every event, and `observe("message.seconds", labels, seconds)` for every handled message.
+
+    Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a label.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[str, Mapping[str, str], float], None],
+        observe: Callable[[str, Mapping[str, str], float], None] | None = None,
+    ) -> None:
+        """Give the two functions of your metrics library; both run on the event loop and must be quick."""
+        self._count = count
+        self._observe = observe
+
+    def on_event(self, event: Event) -> None:
+        """Turn the event into numbers."""
+        labels = {"queue": event.queue}
+        if event.name in ("message.dead", "message.dropped"):
+            labels["reason"] = str(event.fields.get("reason", ""))
+        self._count(event.name, labels, 1)
+        took = event.fields.get("seconds")
+        if self._observe is not None and event.name == "message.done" and isinstance(took, float):
+            self._observe("message.seconds", labels, took)

@@ -1,0 +1,317 @@
+"""What becomes of a message: every rule of retry, expiry and dead-lettering, and nothing else.
+
+All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`Outcome`), `decide` answers with the settlement to
+send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attempt that it writes into a Move's message (G4).
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
+from mqcore.errors import ConfigurationError
+from mqcore.message import Death, Message, Reason
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = [
+    "Backoff",
+    "Decision",
+    "Failure",
+    "Happened",
+    "Outcome",
+    "RetryPolicy",
+    "Rules",
+    "decide",
+    "exponential",
+    "fixed",
+    "linear",
+]
+
+_TEXT, _TRACE = 2_000, 4_000
+_FAR = 10.0 * 365 * 86_400
+"""Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before the next attempt: `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
+
+    With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what failed together does not come back
+    together. Made by `fixed`, `linear` and `exponential`.
+    """
+
+    base: float
+    step: float = 0.0
+    factor: float = 1.0
+    cap: float = _FAR
+    jitter: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse figures that cannot be waited for."""
+        if not (0 <= self.base <= _FAR and 0 <= self.step <= _FAR and self.factor >= 1 and 0 <= self.cap <= _FAR):
+            msg = (
+                f"backoff {self} is not usable: base, step and cap are 0 seconds to ten years, the factor is at least 1"
+            )
+            raise ConfigurationError(msg)
+
+    def wait(self, attempt: int, chance: float = 1.0) -> float:
+        """Seconds to wait after `attempt` (from 1) failed. `chance`, from 0 to 1, is the draw that jitter uses."""
+        try:
+            ceiling = min(self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1))
+        except OverflowError:
+            ceiling = self.cap
+        return ceiling * chance if self.jitter else ceiling
+
+
+def fixed(delay: float, *, jitter: bool = False) -> Backoff:
+    """Wait `delay` seconds each time."""
+    return Backoff(delay, jitter=jitter)
+
+
+def linear(step: float, *, cap: float = 3600.0, jitter: bool = True) -> Backoff:
+    """Wait `step` seconds more each time, at most `cap`."""
+    return Backoff(step, step=step, cap=cap, jitter=jitter)
+
+
+def exponential(base: float, *, cap: float = 60.0, factor: float = 2.0, jitter: bool = True) -> Backoff:
+    """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
+    return Backoff(base, factor=factor, cap=cap, jitter=jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when a failed message is handled again (G10).
+
+    `max_attempts` counts the first one. `max_age` (seconds since the first publish) gives up earlier. Only exceptions of the
+    classes in `retry_on` are retried, and none of those in `give_up_on`: both go by the class and its bases.
+    """
+
+    max_attempts: int = 3
+    backoff: Backoff = exponential(1.0, cap=60.0)
+    max_age: float | timedelta | None = None
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
+    give_up_on: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that would never run a handler."""
+        if self.max_attempts < 1:
+            msg = (
+                f"max_attempts={self.max_attempts} would never run a handler; the first run counts, so 1 means no retry"
+            )
+            raise ConfigurationError(msg)
+
+    def retries(self, failure: Failure | None) -> bool:
+        """Whether a failure of this kind is worth another attempt."""
+        if failure is None:
+            return True
+        matches = set(failure.types).intersection
+        return bool(matches(map(qualified, self.retry_on))) and not matches(map(qualified, self.give_up_on))
+
+
+def qualified(cls: type) -> str:
+    """Return the name by which a class is compared across processes; never resolved back to code."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception as data: the qualified names of its class and bases, its text and its traceback, all bounded."""
+
+    types: tuple[str, ...]
+    text: str
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception, whatever its class does when it is turned into text."""
+        try:
+            text = str(error)
+        except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
+            text = f"<its text cannot be had: {type(broken).__name__}>"
+        try:
+            trace = "".join(traceback.format_exception(error))
+        except Exception:  # noqa: BLE001 - as above
+            trace = ""
+        types = tuple(qualified(base) for base in type(error).__mro__ if base is not object)
+        return cls(types, _clean(text)[:_TEXT], _clean(trace)[-_TRACE:])
+
+    @property
+    def type(self) -> str:
+        """The class's own name, without `builtins.`."""
+        return self.types[0].removeprefix("builtins.") if self.types else ""
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+class Happened(Enum):
+    """What a consumer has seen of a delivery; where it ends in a dead letter, the value on the right says with which reason."""
+
+    SUCCEEDED = "succeeded"
+    INTERRUPTED = "interrupted"
+    DOUBTFUL = "doubtful"
+    RETRY = "retry"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    REJECTED = "rejected"
+    UNDECODABLE = "undecodable"
+    INVALID = "invalid"
+    EXPIRED = "expired"
+
+
+_AT_ONCE = {
+    Happened.REJECTED: Reason.REJECTED,
+    Happened.UNDECODABLE: Reason.UNDECODABLE,
+    Happened.INVALID: Reason.INVALID,
+    Happened.EXPIRED: Reason.EXPIRED,
+}
+_AT_LAST = {
+    Happened.RETRY: Reason.RETRIES_EXHAUSTED,
+    Happened.FAILED: Reason.RETRIES_EXHAUSTED,
+    Happened.TIMED_OUT: Reason.TIMEOUT,
+    Happened.CRASHED: Reason.CRASHED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened, the failure behind it, and the wait that the handler asked for (seconds)."""
+
+    happened: Happened
+    failure: Failure | None = None
+    delay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What `decide` must know of the queue that a delivery came from.
+
+    `queue` is the base queue, `source` the one received from: the same, or its quarantine. `dead_letter` is None when the queue
+    has none, `quarantine` is None when doubtful messages run like any other (dead-letter and temporary queues). A dead-letter
+    queue names itself as its `dead_letter`: what fails there goes to its end, never away (G11). `max_delay` is the backend's.
+    """
+
+    queue: str
+    source: str
+    retry: RetryPolicy
+    dead_letter: str | None = None
+    quarantine: str | None = None
+    max_delay: float = _FAR
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The settlement to send, and what it means, for events, logs and the reply to a request."""
+
+    settlement: Settlement
+    verdict: Literal["done", "released", "retried", "quarantined", "dead", "dropped"]
+    reason: Reason | None = None
+    delay: float = 0.0
+
+    @property
+    def final(self) -> bool:
+        """Whether no handler will see this message again unless somebody redrives it."""
+        return self.verdict in {"done", "dead", "dropped"}
+
+
+def decide(
+    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float = 1.0
+) -> Decision:
+    """Say what becomes of a delivery (G2 to G6, G10, G11). Pure.
+
+    `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message has left, None for ever;
+    `chance` (0 to 1) the draw for jitter.
+    """
+    happened = outcome.happened
+    if happened is Happened.SUCCEEDED:
+        return Decision(Ack(delivery.receipt), "done")
+    if happened is Happened.INTERRUPTED:
+        return _give_back(delivery, rules)
+    if happened is Happened.DOUBTFUL:
+        return _quarantine(delivery, rules, now)
+    if (reason := _AT_ONCE.get(happened)) is not None:
+        started = happened is Happened.REJECTED
+        return _bury(delivery, rules, reason, outcome.failure, now, started=started)
+    return _again(outcome, delivery, rules, now=now, expires_in=expires_in, chance=chance)
+
+
+def _give_back(delivery: Delivery, rules: Rules) -> Decision:
+    """Release. In the quarantine by a Move to the same queue, or else the next owner would take it for a crash (G4)."""
+    if rules.source == rules.quarantine:
+        return Decision(_move(delivery, rules.source, delivery.message), "released")
+    return Decision(Release(delivery.receipt), "released")
+
+
+def _quarantine(delivery: Delivery, rules: Rules, now: float) -> Decision:
+    """Move a doubtful message to where it runs alone, uncounted; only one that dies there, alone, has an attempt more (G4)."""
+    if rules.quarantine is None:
+        return Decision(Release(delivery.receipt), "released")
+    message = delivery.message
+    if rules.source != rules.quarantine:
+        return Decision(_move(delivery, rules.quarantine, message), "quarantined")
+    if message.attempt >= rules.retry.max_attempts:
+        failure = Failure((), "the process that handled it alone died, or lost the message")
+        return _bury(delivery, rules, Reason.CRASHED, failure, now)
+    return Decision(_move(delivery, rules.quarantine, replace(message, attempt=message.attempt + 1)), "quarantined")
+
+
+def _again(
+    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float
+) -> Decision:
+    message, policy = delivery.message, rules.retry
+    if outcome.happened is Happened.FAILED and not policy.retries(outcome.failure):
+        return _bury(delivery, rules, Reason.REJECTED, outcome.failure, now)
+    if message.attempt >= policy.max_attempts:
+        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
+    wait = policy.backoff.wait(message.attempt, chance) if outcome.delay is None else outcome.delay
+    wait = min(max(0.0, wait), rules.max_delay)  # in this order a NaN that a handler asked for is no wait
+    if _too_old(message, policy, now + wait):
+        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
+    if expires_in is not None and wait >= expires_in:
+        return _bury(delivery, rules, Reason.EXPIRED, outcome.failure, now)
+    successor = replace(message, attempt=message.attempt + 1, failed_at=message.failed_at or now)
+    return Decision(_move(delivery, rules.queue, successor, wait), "retried", delay=wait)
+
+
+def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
+    if policy.max_age is None or message.published_at is None:
+        return False
+    limit = policy.max_age if isinstance(policy.max_age, (int, float)) else policy.max_age.total_seconds()
+    return then - message.published_at > limit
+
+
+def _bury(
+    delivery: Delivery, rules: Rules, reason: Reason, failure: Failure | None, now: float, *, started: bool = True
+) -> Decision:
+    """Dead-letter, or drop where there is no dead-letter queue. A dead letter never expires again (G6).
+
+    `started` says whether this attempt's handler ever ran; the record counts only attempts that did.
+    """
+    message = delivery.message
+    if rules.dead_letter is None:
+        return Decision(Ack(delivery.receipt), "dropped", reason)
+    death = Death(
+        reason=reason,
+        queue=rules.queue,
+        attempts=message.attempt if started else message.attempt - 1,
+        first_at=message.failed_at or now,
+        last_at=now,
+        error_type=failure.type if failure else "",
+        error=failure.text if failure else "",
+        traceback=failure.traceback if failure else "",
+    )
+    if rules.dead_letter == rules.queue and message.death is not None:
+        death = message.death  # the record of the first death tells more than "its consumer failed too"
+    successor = replace(message, attempt=1, expires_at=None, failed_at=None, death=death)
+    return Decision(_move(delivery, rules.dead_letter, successor), "dead", reason)
+
+
+def _move(delivery: Delivery, to: str, message: Message, delay: float = 0.0) -> Move:
+    return Move(delivery.receipt, Outgoing(to, replace(message, hop=message.hop + 1), delay))

@@ -1,0 +1,152 @@
+"""A queue as an application names it: typed by its payload, with its settings.
+
+`Queue` is a plain description. It holds no connection, so one module-level constant serves every broker and every process.
+Declaring it makes three queues in one batch: itself, its dead-letter queue, and the quarantine `<queue>.again` (G4).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
+
+from mqcore.clock import seconds
+from mqcore.codec import Payload
+from mqcore.errors import ConfigurationError
+from mqcore.spi import QueueSpec
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from pydantic import TypeAdapter
+
+    from mqcore.capabilities import Durability
+    from mqcore.policy import RetryPolicy
+
+__all__ = ["AGAIN", "DLQ", "Queue", "QueueOptions", "check_queue_name"]
+
+T = TypeVar("T")
+DLQ, AGAIN = ".dlq", ".again"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
+_OURS = ("mq.", "amq.")
+
+
+def check_queue_name(name: str) -> str:
+    """Return the name, or raise `ConfigurationError`: 1 to 200 of `A-Z a-z 0-9 . _ : -`, beginning with none of `. : -`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        msg = f"queue name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, beginning with a letter or digit"
+        raise ConfigurationError(msg)
+    return name
+
+
+class QueueOptions(TypedDict, total=False):
+    """The settings of a queue; every one may also stand in configuration, which wins.
+
+    `ttl`: seconds that a message lives from its publish (G6). `max_length`: ready messages, and `overflow` what happens to a
+    publish beyond it (G12). `dead_letter`: name of the dead-letter queue, `<queue>.dlq` when not given, None for none (G11), and
+    `retention` the seconds that it keeps a message. `retry`: the policy of its consumers (G10). `codec`: name of the codec, by the
+    payload's type when not given. `declare=False` adopts an existing queue and only checks that it is there.
+    """
+
+    ttl: float | timedelta | None
+    max_length: int | None
+    overflow: Literal["reject", "dead_letter"]
+    dead_letter: str | None
+    retention: float | timedelta | None
+    retry: RetryPolicy | None
+    codec: str | None
+    declare: bool
+
+
+class Queue(Generic[T]):
+    """A queue that carries payloads of one type.
+
+    `Queue("orders", Order)` carries what pydantic validates as `Order`; `Queue("raw")` carries bytes. `payload` may be a type or a
+    `TypeAdapter`. Raises `ConfigurationError` for a bad name or setting.
+    """
+
+    @overload
+    def __init__(self: Queue[bytes], name: str, **options: Unpack[QueueOptions]) -> None: ...
+    @overload
+    def __init__(self, name: str, payload: type[T] | TypeAdapter[T], **options: Unpack[QueueOptions]) -> None: ...
+    def __init__(self, name: str, payload: Any = bytes, **options: Unpack[QueueOptions]) -> None:
+        self.name = check_queue_name(name)
+        self.options = options
+        self.payload: Payload[T] = Payload(payload, options.get("codec"))
+        self.ttl = _positive("ttl", name, options.get("ttl"))
+        self.max_length = options.get("max_length")
+        self.overflow: Literal["reject", "dead_letter"] = options.get("overflow", "reject")
+        self.retention = _positive("retention", name, options.get("retention"))
+        self.retry = options.get("retry")
+        self.declare = options.get("declare", True)
+        self.dead_letter = options.get("dead_letter", name if name.endswith(DLQ) else name + DLQ)
+        self._check()
+
+    def _check(self) -> None:
+        name = self.name
+        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(_OURS)):
+            msg = (
+                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' or 'amq.' are made by mqcore and "
+                "brokers. Use declare=False to adopt an existing one"
+            )
+            raise ConfigurationError(msg)
+        if self.dead_letter is not None:
+            check_queue_name(self.dead_letter)
+            if self.dead_letter == name and self.declare:
+                msg = f"queue {name!r} cannot be its own dead-letter queue"
+                raise ConfigurationError(msg)
+        if self.max_length is not None and self.max_length < 1:
+            msg = f"queue {name!r}: max_length={self.max_length} would refuse every message; leave it out for no bound"
+            raise ConfigurationError(msg)
+        if self.overflow not in ("reject", "dead_letter"):
+            msg = f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or 'dead_letter'"
+            raise ConfigurationError(msg)
+        if self.overflow == "dead_letter" and self.dead_letter is None:
+            msg = f"queue {name!r}: overflow='dead_letter' needs a dead-letter queue, and dead_letter=None says that there is none"
+            raise ConfigurationError(msg)
+
+    def __repr__(self) -> str:
+        """Name and payload type, as in the source."""
+        return f"Queue({self.name!r}, {self.payload.name})"
+
+    @property
+    def quarantine(self) -> str | None:
+        """Where its doubtful messages run alone (G4); a dead-letter queue has none."""
+        return None if self.dead_letter == self.name else self.name + AGAIN
+
+    def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:
+        """Return the queue with these settings in place of its own: configuration wins over code."""
+        if not options:
+            return self
+        merged: QueueOptions = {**self.options, **options}
+        queue: Queue[T] = Queue(self.name, self.payload.adapter, **merged)
+        queue.payload.name = self.payload.name
+        return queue
+
+    def specs(self, durability: Durability | None = None) -> list[QueueSpec]:
+        """Return what the broker must hold for it: the queue, its dead-letter queue and its quarantine, as one batch."""
+        main = QueueSpec(
+            name=self.name,
+            ttl=self.ttl,
+            max_length=self.max_length,
+            overflow=self.overflow,
+            dead_letter=self.dead_letter,
+            durability=durability,
+        )
+        specs = [
+            main,
+            replace(main, name=self.name + AGAIN, role="quarantine", ttl=None, max_length=None, overflow="reject"),
+        ]
+        if self.dead_letter is not None:
+            dead = QueueSpec(name=self.dead_letter, role="dead_letter", retention=self.retention, durability=durability)
+            specs.append(dead)
+        return specs
+
+
+def _positive(what: str, queue: str, value: float | timedelta | None) -> float | None:
+    if value is None:
+        return None
+    if not (number := seconds(value)) > 0 or number == float("inf"):
+        msg = f"queue {queue!r}: {what}={value!r} is not usable; give seconds above 0, or leave it out"
+        raise ConfigurationError(msg)
+    return number

@@ -1,0 +1,93 @@
+"""A router as an application names it: typed by its payload, with the bindings that its code asks for.
+
+Like `Queue` it is a plain description without a connection. What is bound lives with the broker, where every process sees it (G15).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+from mqcore.codec import Payload
+from mqcore.errors import ConfigurationError
+from mqcore.message import check_headers
+from mqcore.queue import Queue, check_queue_name
+from mqcore.routing import Binding, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import TypeAdapter
+
+__all__ = ["Router"]
+
+T = TypeVar("T")
+_KINDS = ("direct", "topic", "fanout", "headers")
+
+
+class Router(Generic[T]):
+    """Sends one message to the queues whose bindings take it.
+
+    `kind`: `direct` compares the routing key, `topic` matches its words (`*` one, `#` any number), `fanout` takes all, `headers`
+    compares headers. Raises `ConfigurationError` for a bad name or kind.
+    """
+
+    @overload
+    def __init__(self: Router[bytes], name: str, *, kind: Kind = "topic") -> None: ...
+    @overload
+    def __init__(self, name: str, payload: type[T] | TypeAdapter[T], *, kind: Kind = "topic") -> None: ...
+    def __init__(self, name: str, payload: Any = bytes, *, kind: Kind = "topic") -> None:
+        self.name = check_queue_name(name)
+        if kind not in _KINDS:
+            msg = f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
+            raise ConfigurationError(msg)
+        self.kind: Kind = kind
+        self.payload: Payload[T] = Payload(payload)
+        self.bindings: list[Binding] = []
+        self.queues: dict[str, Queue[T]] = {}
+
+    def __repr__(self) -> str:
+        """Name, payload type and kind, as in the source."""
+        return f"Router({self.name!r}, {self.payload.name}, kind={self.kind!r})"
+
+    def bind(
+        self,
+        queue: Queue[T],
+        pattern: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        match: Literal["all", "any"] = "all",
+    ) -> Router[T]:
+        """Let a queue take what matches, and return the router, so that calls can be chained.
+
+        `pattern` is the key (direct) or the pattern (topic); `headers` and `match` are for headers routers. Takes effect on the
+        broker when the router is declared: at connect for an App's routers, else at the first publish.
+        """
+        binding = self.binding(queue, pattern, headers=headers, match=match)
+        if binding not in self.bindings:
+            self.bindings.append(binding)
+        self.queues[queue.name] = queue
+        return self
+
+    def binding(
+        self,
+        queue: Queue[T] | str,
+        pattern: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        match: Literal["all", "any"] = "all",
+    ) -> Binding:
+        """Return the binding that `bind` would add, for `Broker.unbind`. Raises `ConfigurationError` when it could never match."""
+        if headers and self.kind != "headers":
+            msg = f"router {self.name!r} is of kind {self.kind!r}: headers are compared by kind='headers' only"
+            raise ConfigurationError(msg)
+        if pattern and self.kind not in ("direct", "topic"):
+            msg = f"router {self.name!r} is of kind {self.kind!r}: a routing key is compared by kind='direct' or 'topic' only"
+            raise ConfigurationError(msg)
+        return Binding(
+            router=self.name,
+            kind=self.kind,
+            queue=queue if isinstance(queue, str) else queue.name,
+            pattern=pattern,
+            headers=tuple(sorted(check_headers(headers or {}).items())),
+            match=match,
+        )

@@ -1,0 +1,90 @@
+"""Which bindings take a message: the four matchers, pure (G15).
+
+`direct` compares the key, `topic` matches words (`*` one, `#` any number), `fanout` takes all, `headers` compares headers. The
+matchers are our own and take no regular expression from anybody: a binding is data that came over the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mqcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Binding", "Kind", "route", "topic_matches"]
+
+Kind = Literal["direct", "topic", "fanout", "headers"]
+_LONGEST_KEY = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """One arrow from a router to a queue.
+
+    `pattern` is the key of a direct or topic binding. `headers` (name and value pairs, sorted) and `match` (`all` or `any` of
+    them) are a headers binding's.
+    """
+
+    router: str
+    kind: Kind
+    queue: str
+    pattern: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    match: Literal["all", "any"] = "all"
+
+    def __post_init__(self) -> None:
+        """Refuse a binding that could never match, or that no broker carries."""
+        if self.kind in {"direct", "topic"}:
+            check_key(self.pattern, f"router {self.router!r}")
+        if self.kind == "headers" and not self.headers:
+            msg = f"router {self.router!r}: a headers binding to {self.queue!r} needs at least one header to compare"
+            raise ConfigurationError(msg)
+
+    def takes(self, key: str, headers: Mapping[str, str]) -> bool:
+        """Whether a message with this routing key and these headers goes to the binding's queue."""
+        if self.kind == "fanout":
+            return True
+        if self.kind == "direct":
+            return self.pattern == key
+        if self.kind == "topic":
+            return topic_matches(self.pattern, key)
+        found = (headers.get(name) == value for name, value in self.headers)
+        return all(found) if self.match == "all" else any(found)
+
+
+def check_key(key: str, where: str) -> str:
+    """Return a routing key or pattern, or raise `ConfigurationError` when it is longer than brokers take (255 bytes)."""
+    if len(key.encode("utf-8", "replace")) > _LONGEST_KEY:
+        msg = f"{where}: the routing key {key[:40]!r}… is longer than {_LONGEST_KEY} bytes"
+        raise ConfigurationError(msg)
+    return key
+
+
+def topic_matches(pattern: str, key: str) -> bool:
+    """Whether a topic pattern takes a key: words between dots, `*` stands for one, `#` for any number, also none."""
+    if "#" not in pattern and "*" not in pattern:
+        return pattern == key
+    return _words_match(pattern.split("."), key.split(".") if key else [])
+
+
+def _words_match(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    """Match with one row of a table instead of backtracking: `#.#.#.x` costs pattern times words, not a power of them.
+
+    `reached[i]` says whether the pattern so far takes the first `i` words.
+    """
+    reached = [True] + [False] * len(words)
+    for piece in pattern:
+        if piece == "#":
+            first = next((i for i, ok in enumerate(reached) if ok), len(reached))
+            reached = [i >= first for i in range(len(reached))]
+        else:
+            reached = [False] + [ok and piece in ("*", word) for ok, word in zip(reached, words, strict=False)]
+    return reached[-1]
+
+
+def route(bindings: Iterable[Binding], key: str, headers: Mapping[str, str]) -> list[str]:
+    """Return the queues that take the message, each once however many bindings lead to it, in the order of the bindings."""
+    return list(dict.fromkeys(binding.queue for binding in bindings if binding.takes(key, headers)))

@@ -1,0 +1,247 @@
+"""Runs a registered handler: one task a message, from the intake through the middleware to the settlement.
+
+    intake.next() ─► decode ─► middleware ─► executor ─► outcome ─► reply ─► intake.finish
+
+Whatever a handler raises, `SystemExit` included, becomes the outcome of its message and of nothing else (G4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mqcore.clock import seconds
+from mqcore.consumer import Received, decoded
+from mqcore.context import Context
+from mqcore.errors import HandlerTimeout, Reject, Retry, ValidationError
+from mqcore.executors import Encoded, Ended, executor_for
+from mqcore.middleware import Middleware, Timeout
+from mqcore.policy import Failure, Happened, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.codec import Codecs
+    from mqcore.handlers import HandlerSpec
+    from mqcore.intake import Intake
+    from mqcore.lane import Held
+    from mqcore.producer import Publisher
+    from mqcore.requests import Replies
+
+__all__ = ["Runner"]
+
+_SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
+
+
+class Runner:
+    """One registered handler at work on one intake."""
+
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        intake: Intake,
+        *,
+        publisher: Publisher,
+        replies: Replies,
+        codecs: Codecs,
+        middleware: Sequence[Middleware] = (),
+        state: Any = None,
+    ) -> None:
+        """`middleware` runs around the handler, the first outermost; the time limit is innermost of all."""
+        self.spec = spec
+        self.intake = intake
+        self.handled = 0
+        """How many runs of the handler have ended, however they did."""
+        self._publisher = publisher
+        self._replies = replies
+        self._codecs = codecs
+        self._state = state
+        self._clock = intake.clock
+        self._executor = executor_for(spec, intake.clock)
+        self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
+        self._cancellable: set[asyncio.Task[None]] = set()
+        self._hurried = False
+        self._freed = asyncio.Event()
+        self._call = self._chain(middleware)
+        intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
+
+    def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
+        """Nest the middlewares once, at start; those that do not override `handle` are not in the way."""
+        around = [one for one in middleware if type(one).handle is not Middleware.handle]
+        if self.spec.timeout is not None:
+            around.append(Timeout(self.spec.timeout, self._clock))
+        call: Callable[[Context], Awaitable[object]] = self._executor.run
+        for one in reversed(around):
+            call = partial(_with_next, one, call)
+        return call
+
+    async def start(self) -> None:
+        """Make ready and subscribe. Raises what prevents it."""
+        await self._executor.start()
+        await self.intake.start()
+
+    async def run(self) -> None:
+        """Start handlers as messages and slots allow, until the intake is stopped. Raises what ended consuming."""
+        while True:
+            await self._executor.wait_free()
+            while len(self._running) >= self.spec.concurrency:
+                self._freed.clear()
+                await self._freed.wait()
+            if self.spec.batch:
+                batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)
+                work = self._handle_batch(batch)
+            else:
+                held = await self.intake.next()
+                batch = [held] if held is not None else []
+                work = self._handle(held) if held is not None else _nothing()
+            if not batch:
+                work.close()
+                return
+            task = asyncio.create_task(work)
+            self._running[task] = batch
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for held in self._running.pop(task):
+            self.intake.leave(held)
+        self.handled += 1
+        self._freed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a fault of ours, not of the handler: the event loop's exception handler must show it
+
+    async def _handle(self, held: Held) -> None:
+        if self.spec.ack_first:
+            self.intake.finish(held, _SUCCEEDED)
+            await held.wait_settled()
+            if held.lease_lost:
+                return
+        began = self._clock.monotonic()
+        outcome, result = await self._outcome(held)
+        if not self.spec.ack_first:
+            await self._conclude(held, outcome, result, self._clock.monotonic() - began)
+
+    async def _conclude(self, held: Held, outcome: Outcome, result: object, took: float) -> None:
+        """Reply when this was the last word, then settle: the reply is a successor too (G3)."""
+        message = held.delivery.message
+        if message.reply_to is None:
+            self.intake.finish(held, outcome, seconds=took)
+            return
+        reply: tuple[bytes, str] | None = None
+        if outcome.happened is Happened.SUCCEEDED:
+            try:
+                if isinstance(result, Encoded):
+                    reply = result.body, result.content_type
+                else:
+                    reply = self._replies.encoded(result)
+            except ValidationError as error:
+                outcome = Outcome(Happened.FAILED, Failure.of(error))
+        decision = self.intake.decide(held, outcome)
+        if reply is not None:
+            await self._replies.succeed(message, *reply)
+        elif decision.final:
+            await self._replies.fail(message, decision, outcome)
+        self.intake.finish(held, outcome, decision, seconds=took)
+
+    async def _outcome(self, held: Held) -> tuple[Outcome, object]:
+        """Run the handler once and say what happened, with what it returned."""
+        ctx = Context(self.spec.queue.name, held.delivery, self._publisher, self._state)
+        if self.spec.mode != "process":
+            ctx.payload = decoded(self.spec.queue, held, self._codecs)
+            if isinstance(ctx.payload, Outcome):
+                return ctx.payload, None
+        return await self._watched([held], ctx)
+
+    async def _watched(self, batch: Sequence[Held], ctx: Context) -> tuple[Outcome, object]:
+        """Run the chain in a task that a drain or a lost lease may cancel, and nobody else."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - we are in one
+        for held in batch:
+            held.on_lost = partial(self._lost, task, ctx)
+            if self.spec.timeout is not None:
+                held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
+        self._cancellable.add(task)
+        try:
+            return _SUCCEEDED, await self._call(ctx)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
+            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                while task.cancelling():
+                    task.uncancel()
+                return _INTERRUPTED, None
+            return _judge(error), None
+        finally:
+            self._cancellable.discard(task)
+            for held in batch:
+                held.on_lost = None
+
+    def _lost(self, task: asyncio.Task[None], ctx: Context) -> None:
+        """The lease is gone: an async handler is cancelled, a thread can only be told (G5)."""
+        ctx.lose_lease()
+        if self.spec.mode == "async" and task in self._cancellable:
+            task.cancel()
+
+    async def _handle_batch(self, batch: Sequence[Held]) -> None:
+        """Run the handler with a list; what it has not settled itself shares the outcome."""
+        began = self._clock.monotonic()
+        items: list[Received[Any]] = []
+        for held in batch:
+            value = decoded(self.spec.queue, held, self._codecs)
+            if isinstance(value, Outcome):
+                await self._conclude(held, value, None, 0.0)
+            else:
+                items.append(Received(self.spec.queue.name, held, value, self.intake))
+        if not items:
+            return
+        ctx = Context(self.spec.queue.name, batch[0].delivery, self._publisher, self._state)
+        ctx.payload = items
+        outcome, _ = await self._watched(batch, ctx)
+        took = self._clock.monotonic() - began
+        for item in items:
+            if not item.finished:
+                item.finished = True
+                await self._conclude(item.held, outcome, None, took)
+
+    def hurry(self) -> None:
+        """End the grace of a drain now."""
+        self._hurried = True
+        self._freed.set()
+
+    async def drain(self, grace: float) -> int:
+        """Let running handlers end within `grace` seconds, then release what is unfinished; how many those were (G13)."""
+        await self.intake.stop()
+        try:
+            async with self._clock.timeout(grace):
+                while self._running and not self._hurried:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            pass
+        left = list(self._running)
+        for task in self._cancellable & set(left):
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1.0)
+        await self.intake.close()
+        await self._executor.close()
+        return len(left)
+
+
+async def _nothing() -> None:
+    """What runs when there is no message."""
+
+
+async def _with_next(one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context) -> object:
+    return await one.handle(ctx, call_next)
+
+
+def _judge(error: BaseException) -> Outcome:
+    """What an exception means for its message."""
+    if isinstance(error, Ended):
+        return error.outcome
+    if isinstance(error, Retry):
+        return Outcome(Happened.RETRY, Failure.of(error), None if error.delay is None else seconds(error.delay))
+    if isinstance(error, Reject):
+        return Outcome(Happened.REJECTED, Failure.of(error))
+    if isinstance(error, HandlerTimeout):
+        return Outcome(Happened.TIMED_OUT, Failure.of(error))
+    return Outcome(Happened.FAILED, Failure.of(error))

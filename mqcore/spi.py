@@ -1,0 +1,368 @@
+"""The seam: what a backend implements, and all that it may import.
+
+A driver moves bytes. It never retries, never sleeps and tries again, never wraps an error and never decides what becomes of a
+message; it answers with an outcome for each item of a batch, and *classifies* its exceptions when core asks. One instance serves
+one event loop; core may open several (a second one renews leases from a thread). A minimal driver is `Backend` with its 6 methods
+and `Subscription` with its 3; what only some brokers can do is a `Supports…` protocol beside it, found by `isinstance`.
+
+One message through the seam: `publish([Outgoing])` stores it and answers `Stored`; `subscribe(queue)` gives a Subscription whose
+`receive` hands it out as a `Delivery`; `settle([Ack])` lets it go. Core does the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
+from mqcore.clock import Clock, SystemClock
+from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Route, Settlement
+from mqcore.errors import ConfigurationError, ConnectionLost, DurabilityUnavailable, QueueNotFound, TopologyMismatch
+from mqcore.message import Death, Message, Reason, new_id, pack, unpack
+from mqcore.routing import Binding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "DONE",
+    "STALE",
+    "STORED",
+    "Ack",
+    "Backend",
+    "Binding",
+    "Capabilities",
+    "Capability",
+    "Clock",
+    "ConfigurationError",
+    "ConnectionLost",
+    "Death",
+    "Delivery",
+    "Done",
+    "Durability",
+    "DurabilityUnavailable",
+    "Entry",
+    "ErrorKind",
+    "Failed",
+    "Level",
+    "Message",
+    "Move",
+    "Options",
+    "Outcome",
+    "Outgoing",
+    "QueueCounts",
+    "QueueNotFound",
+    "QueueSpec",
+    "Reason",
+    "Release",
+    "Route",
+    "Settled",
+    "Settlement",
+    "Stale",
+    "Stored",
+    "Subscription",
+    "Support",
+    "SupportsBind",
+    "SupportsBrowse",
+    "SupportsCount",
+    "SupportsDelete",
+    "SupportsPurge",
+    "SupportsRenew",
+    "SupportsSweep",
+    "SupportsTake",
+    "SystemClock",
+    "TopologyMismatch",
+    "Unknown",
+    "hookimpl",
+    "new_id",
+    "pack",
+    "unpack",
+]
+
+hookimpl = pluggy.HookimplMarker("mqcore")
+"""Marks the function by which a plugin registers: `@hookimpl def mqcore_register_backends() -> list[type[Backend]]`."""
+
+
+class ErrorKind(Enum):
+    """What core must know of a driver's exception."""
+
+    TRANSIENT = "transient"
+    """It may work later, on this connection or the next; nothing of the call was done."""
+    PERMANENT = "permanent"
+    """The same call will fail again."""
+    NOT_FOUND = "not_found"
+    """The queue or router does not exist."""
+    TOO_LARGE = "too_large"
+    FULL = "full"
+    DENIED = "denied"
+    """Credentials or rights: never retried, so that no account is locked and no log is flooded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Confirmed. `duplicate`: this (id, hop) was already there, and still one copy is stored (DEDUP)."""
+
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The settlement took effect (where a broker does not answer acknowledgements: it was written, in order)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The receipt is no longer ours: the lease ran out, or the channel is gone. Nothing was changed; a Move's successor may
+    have been stored where the backend has no ATOMIC_MOVE.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Certainly not done. A failed Move leaves its source leased (G3)."""
+
+    kind: ErrorKind
+    text: str = ""
+    cause: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Sent, and no answer: it may have been done, or may be done later."""
+
+    text: str = ""
+    cause: Exception | None = None
+
+
+STORED, DONE, STALE = Stored(), Done(), Stale()
+Outcome = Stored | Failed | Unknown
+Settled = Done | Stale | Failed | Unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """One queue as the broker must hold it. Two specs of one name that differ are a `TopologyMismatch`.
+
+    `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own; a `temporary` one has neither and goes
+    with its owner or when idle. `ttl` (seconds) bounds the life of messages *published* to it (hop 0), the shorter of the two
+    wins; a Move brings its own expiry. `max_length` counts ready messages, bounds publishes and never Moves; `overflow` says
+    what happens then: the publish fails with FULL, or the oldest of the lowest priority is dead-lettered, reason `overflow`.
+    `retention` (seconds) is how long a dead-letter queue keeps a message. `durability` is what the application asked for.
+    """
+
+    name: str
+    role: Literal["work", "dead_letter", "quarantine", "temporary"] = "work"
+    ttl: float | None = None
+    max_length: int | None = None
+    overflow: Literal["reject", "dead_letter"] = "reject"
+    dead_letter: str | None = None
+    retention: float | None = None
+    durability: Durability | None = None
+
+
+class Options(BaseModel):
+    """Base of a backend's typed options: filled from the URL's query and the settings; an unknown one is an error at start.
+
+    A driver may declare a field `clock: Clock`: core fills it with the clock that the Broker was given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Backend(ABC):
+    """One broker, as one event loop sees it.
+
+    Concurrency: every method runs on the loop that called `open`. `publish` calls may overlap each other and everything else.
+    Core calls `open`, then `declare`; after a loss `close`, `open`, `declare`, `subscribe` again, on the same instance.
+    """
+
+    scheme: ClassVar[str | tuple[str, ...]]
+    """The URL scheme or schemes that this class serves; each is also the name of an entry point in the group `mqcore`."""
+    Options: ClassVar[type[BaseModel]] = Options
+    local: ClassVar[bool] = False
+    """Whether the broker lives in this very process, out of reach of others."""
+
+    def __init__(self, url: str, options: BaseModel) -> None:
+        """Keep what is needed to connect. Must not do I/O. `url` is the whole URL, secrets included: must never be logged."""
+        self.url = url
+        self.options = options
+
+    @abstractmethod
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        """Connect, look at the live server, and say what it can do.
+
+        Must raise the driver's own exception when it fails, and leave nothing open then. Must call `lost` once, on the loop, when
+        the connection breaks later, also when idle (a silent peer is noticed within 15 s, G14); must not after `close`. May be
+        called again after `close`: each time is a new generation, and receipts of an older one must be answered `Stale` unless
+        LEASE is declared.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of everything. Must end within 2 s, in any state, called twice too; must never raise.
+
+        What a Subscription still holds comes back to its queue, as after a crash (doubtful).
+        """
+
+    @abstractmethod
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Make sure that the queues exist. Idempotent. Raises `TopologyMismatch` itself when one exists with other settings."""
+
+    @abstractmethod
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        """Store a batch; an outcome for each item, in its order (G1).
+
+        `Stored` only when the broker has confirmed it at the durability in force. Must return by `timeout` seconds, with `Unknown`
+        for what has no answer by then. May raise only when nothing was sent. A queue that does not exist is `Failed(NOT_FOUND)`,
+        for that item alone. Order inside one batch and queue must be kept. Must copy what it keeps.
+        """
+
+    @abstractmethod
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        """Start to consume. Must raise when the queue does not exist (classified NOT_FOUND).
+
+        `prefetch` is the most messages that may be out unsettled. `lease` in seconds is how long a claim holds without renewal;
+        ignored where the connection itself is the lease.
+        """
+
+    @abstractmethod
+    def classify(self, error: Exception) -> ErrorKind:
+        """Say what kind an exception of this driver is. Pure; must accept any exception."""
+
+
+class Subscription(ABC):
+    """One consumer of one queue. `receive` is never called twice at once; `settle` may be called while `receive` waits."""
+
+    @abstractmethod
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        """Hand out 1 to `limit` messages as soon as there is one; `[]` when none came within `timeout` seconds.
+
+        Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
+        `expires_in <= 0`: core dead-letters them (G6). Raises after a loss. When it is cancelled, a claim already under way must
+        not be lost: its messages come with the next call, or go back on `close`.
+        """
+
+    @abstractmethod
+    async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        """Settle a batch; an outcome for each item, in its order. Must return by `timeout` seconds.
+
+        A Move must not let go of its source before its successor is stored; if that fails, the answer is the publish's `Failed`
+        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A receipt that is not ours any
+        more is `Stale` and must change nothing (G5).
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop. Must end a waiting `receive` with `[]`. Core has settled what it held; what is left comes back doubtful."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCounts:
+    """How many messages a queue holds; a quarantine's count in its base queue's `ready` and `leased`.
+
+    `published` and `settled` only grow (None where the broker does not count), so that two looks give a rate.
+    """
+
+    name: str
+    role: Literal["work", "dead_letter", "quarantine", "temporary"] = "work"
+    ready: int = 0
+    leased: int = 0
+    delayed: int = 0
+    published: int | None = None
+    settled: int | None = None
+    dead_letter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message as `browse` shows it. `key` names it for `take` and for the next page; `due_in` in seconds, 0 when ready."""
+
+    key: str
+    message: Message
+    state: Literal["ready", "delayed", "leased"] = "ready"
+    due_in: float = 0.0
+
+
+@runtime_checkable
+class SupportsRenew(Protocol):
+    """LEASE: claims that end by themselves."""
+
+    async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
+        """Extend claims to `lease` seconds from now; False for one that is lost. Any open instance may renew for another."""
+
+
+@runtime_checkable
+class SupportsCount(Protocol):
+    """Counting without consuming."""
+
+    async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        """Counts of the named queues, or of all but quarantines and temporary ones. A missing queue is left out."""
+
+
+@runtime_checkable
+class SupportsBrowse(Protocol):
+    """BROWSE: looking without touching."""
+
+    async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
+        """Up to `limit` messages in the order of delivery, then delayed ones by due time; `after` is the last page's last key.
+
+        Must change neither order, nor counts, nor leases.
+        """
+
+
+@runtime_checkable
+class SupportsTake(Protocol):
+    """Leasing chosen messages, for a redrive of one or of some."""
+
+    async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
+        """Lease those of the named entries that are ready or delayed; settled through any Subscription of the queue."""
+
+
+@runtime_checkable
+class SupportsPurge(Protocol):
+    """Emptying a queue at once."""
+
+    async def purge(self, queue: str) -> int:
+        """Remove all ready and delayed messages of the queue and its quarantine; the number removed. Leased ones stay."""
+
+
+@runtime_checkable
+class SupportsDelete(Protocol):
+    """Removing a queue."""
+
+    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        """Remove the queue, its quarantine and the bindings to it; its consumers' `receive` raises NOT_FOUND.
+
+        True when it went; False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises when it is missing.
+        """
+
+
+@runtime_checkable
+class SupportsBind(Protocol):
+    """Bindings that live with the broker, so that every process sees the same ones (G15).
+
+    Whether the broker itself routes by them (ROUTING native: `publish` takes a `Route`) or only keeps them for core to match
+    (emulated) is what the level of ROUTING says.
+    """
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Add bindings; idempotent. Raises `TopologyMismatch` when the router exists with another kind."""
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings; one that is not there is no error."""
+
+    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        """The bindings of one router, or all. Core asks at each routed publish: a driver must answer from memory when it can."""
+
+
+@runtime_checkable
+class SupportsSweep(Protocol):
+    """Finding expired messages that nobody has come to."""
+
+    async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
+        """Lease up to `limit` expired messages, wherever they stand in the queue; core dead-letters them (G6)."""

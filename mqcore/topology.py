@@ -1,0 +1,174 @@
+"""Which queues and routers this broker has declared, with which settings.
+
+Code describes queues, configuration overrides it, and both meet here: `configured` is the one place that merges them. What was
+declared once costs a dictionary look-up from then on, and comes back after every reconnect through the connection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mqcore.capabilities import Capability
+from mqcore.errors import QueueNotFound, TopologyMismatch
+from mqcore.policy import RetryPolicy, Rules
+from mqcore.queue import AGAIN, DLQ, Queue, QueueOptions
+from mqcore.routing import Binding
+from mqcore.spi import QueueCounts, QueueSpec, SupportsCount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mqcore.capabilities import Durability
+    from mqcore.connection import Connection
+    from mqcore.router import Router
+    from mqcore.settings import Settings
+
+__all__ = ["Topology"]
+
+T = TypeVar("T")
+
+
+class Topology:
+    """What is declared on one connection."""
+
+    def __init__(self, connection: Connection, settings: Settings, durability: Durability | None) -> None:
+        """`settings` override code; `durability` goes into every queue's spec."""
+        self._connection = connection
+        self._settings = settings
+        self._durability = durability
+        self._queues: dict[str, tuple[Queue[Any], Queue[Any]]] = {}
+        self._routers: dict[str, tuple[Router[Any], int]] = {}
+
+    def configured(self, queue: Queue[T]) -> Queue[T]:
+        """Return the queue with the settings that configuration gives it: configuration wins."""
+        found = self._settings.queues.get(queue.name)
+        if found is None:
+            return queue
+        options: QueueOptions = {}
+        if found.ttl is not None:
+            options["ttl"] = found.ttl
+        if found.max_length is not None:
+            options["max_length"] = found.max_length
+        if found.overflow is not None:
+            options["overflow"] = found.overflow
+        if found.dead_letter is not None:
+            options["dead_letter"] = found.dead_letter or None
+        if found.retention is not None:
+            options["retention"] = found.retention
+        return queue.configured(**options)
+
+    def retry(self, queue: Queue[Any], consumer: RetryPolicy | None) -> RetryPolicy:
+        """Return the policy of a queue's consumer: configuration over the consumer's own over the queue's."""
+        code = consumer or queue.retry or RetryPolicy()
+        found = self._settings.queues.get(queue.name)
+        return code if found is None else found.retry.policy(code)
+
+    async def ensure(self, queue: Queue[Any]) -> Queue[Any]:
+        """Declare the queue once, with its dead-letter queue and quarantine, and return it as configured.
+
+        Raises `TopologyMismatch` when this process already declared it with other settings, or the broker has it so, and
+        `QueueNotFound` for a `declare=False` queue that does not exist.
+        """
+        known = self._queues.get(queue.name)
+        if known is not None and known[0] is queue:
+            return known[1]
+        configured = self.configured(queue)
+        if configured.max_length is not None:
+            self._connection.capabilities.require(Capability.MAX_LENGTH, f"queue {queue.name!r} with max_length")
+        if known is not None and known[1].specs() == configured.specs() and known[1].declare == configured.declare:
+            return configured
+        if configured.declare:
+            await self._connection.declare(configured.specs(self._durability))
+        else:
+            await self._check_there(queue.name)
+        self._queues[queue.name] = (queue, configured)
+        return configured
+
+    async def ensure_all(self, queues: Sequence[Queue[Any]], routers: Sequence[Router[Any]]) -> None:
+        """Declare what an application needs in one batch. Raises as `ensure` does."""
+        own = [(queue, self.configured(queue)) for queue in queues]
+        own += [(queue, self.configured(queue)) for router in routers for queue in router.queues.values()]
+        specs: dict[str, QueueSpec] = {}
+        for _, queue in own:
+            for spec in queue.specs(self._durability) if queue.declare else ():
+                if specs.setdefault(spec.name, spec) != spec:
+                    msg = f"queue {spec.name!r} is described twice in this application, with different settings"
+                    raise TopologyMismatch(msg)
+        if specs:
+            await self._connection.declare(list(specs.values()))
+        self._queues.update({plain.name: (plain, queue) for plain, queue in own if queue.declare})
+        for plain, _ in own:
+            await self.ensure(plain)
+        for router in routers:
+            await self.ensure_router(router)
+
+    async def ensure_router(self, router: Router[Any]) -> None:
+        """Declare the queues bound in code and configuration, then the bindings. Once, unless bindings were added since."""
+        if self._routers.get(router.name) == (router, len(router.bindings)):
+            return
+        self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
+        for queue in router.queues.values():
+            await self.ensure(queue)
+        found = self._settings.routers.get(router.name)
+        await self._connection.bind([*router.bindings, *(found.arrows(router.name) if found else ())])
+        self._routers[router.name] = (router, len(router.bindings))
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings from the broker."""
+        await self._connection.unbind(bindings)
+
+    async def restore(self, queue: Queue[Any]) -> None:
+        """Declare a queue again that somebody deleted; raises `QueueNotFound` when it is not ours to declare."""
+        if queue.declare:
+            await self._connection.declare(queue.specs(self._durability))
+        else:
+            await self._check_there(queue.name)
+
+    def forget(self, name: str) -> None:
+        """The queue was deleted on purpose: declare it no more by itself."""
+        self._queues.pop(name, None)
+        self._connection.forget([name, name + AGAIN])
+        self._routers.clear()
+
+    async def _check_there(self, name: str) -> None:
+        if await self.counts(name) is None and isinstance(self._connection.backend, SupportsCount):
+            msg = f"queue {name!r} does not exist on the broker, and declare=False says not to make it"
+            raise QueueNotFound(msg)
+
+    async def counts(self, name: str) -> QueueCounts | None:
+        """The counts of one queue, None when it is missing or the backend cannot count."""
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsCount):
+            return None
+        found = await self._connection.call(f"looking at queue {name!r}", lambda: backend.count([name]))
+        return found[0] if found else None
+
+    async def dead_letter_name(self, queue: Queue[Any] | str) -> str | None:
+        """Return the name of a queue's dead-letter queue, asking the broker where only a name is known."""
+        if isinstance(queue, Queue):
+            return self.configured(queue).dead_letter
+        if queue.endswith(DLQ):
+            return queue
+        counts = await self.counts(queue)
+        if counts is None:
+            return queue + DLQ
+        return queue if counts.role == "dead_letter" else counts.dead_letter
+
+    async def rules(self, queue: Queue[Any], retry: RetryPolicy | None) -> Rules:
+        """Return what `decide` must know of a queue. A dead-letter queue, adopted under any name, is its own (G11)."""
+        policy = self.retry(queue, retry)
+        if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
+            self._connection.capabilities.require(Capability.DELAY, f"retrying in queue {queue.name!r} after a wait")
+        delay = self._connection.capabilities[Capability.DELAY].limits.get("max")
+        dead_letter, quarantine = queue.dead_letter, queue.quarantine
+        if not queue.declare and (counts := await self.counts(queue.name)) is not None:
+            dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
+            quarantine = None if counts.role == "dead_letter" else quarantine
+        return Rules(
+            queue=queue.name,
+            source=queue.name,
+            retry=policy,
+            dead_letter=dead_letter,
+            quarantine=quarantine,
+            **({"max_delay": float(delay)} if delay is not None else {}),
+        )

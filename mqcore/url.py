@@ -1,0 +1,146 @@
+"""The broker's URL: read strictly, shown without its secrets. Pure.
+
+A malformed URL is refused in one line before anything is imported or connected. Whatever prints a URL prints
+`str(BrokerUrl)`; only a driver asks for `reveal()`.
+"""
+
+import re
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from mqcore.errors import ConfigurationError
+
+__all__ = ["BrokerUrl", "is_secret", "mask_url", "parse_url"]
+
+_EXAMPLES = "for instance memory:// or redis://localhost/0"
+_LONGEST = 4096
+_SHOWN = 300
+_START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
+_PAIR = re.compile(r"([?&;])([^=&;#]*)=([^&;#]*)")
+_NO_PORT = re.compile(r"[^:\[]*:(?!\d{1,5}$).+")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+class BrokerUrl:
+    """A broker's URL that shows itself without its secrets: in `str`, `repr`, errors and dumps of the settings."""
+
+    __slots__ = ("_url", "scheme")
+
+    def __init__(self, url: "str | BrokerUrl") -> None:
+        """Take a URL; raises `ConfigurationError` when it is malformed, without repeating its secrets."""
+        self._url = url.reveal() if isinstance(url, BrokerUrl) else url
+        self.scheme = parse_url(self._url)[0]
+
+    def reveal(self) -> str:
+        """Return the whole URL, secrets included: for the driver that connects, never for a log."""
+        return self._url
+
+    def __str__(self) -> str:
+        return mask_url(self._url)
+
+    def __repr__(self) -> str:
+        return f"BrokerUrl({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BrokerUrl) and self._url == other._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let a pydantic model have a field of this type, and dump it masked."""
+        return core_schema.no_info_plain_validator_function(
+            cls._validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def _validate(cls, value: object) -> "BrokerUrl":
+        if not isinstance(value, (str, BrokerUrl)):
+            raise ValueError(f"a URL is text, {_EXAMPLES}")  # noqa: TRY004 - pydantic wants a ValueError
+        try:
+            return cls(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+
+
+def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
+    """Return scheme (in lower case) and query options of a broker's URL.
+
+    Raises `ConfigurationError`, in one line and without secrets, for text that is no URL: no scheme, white space or
+    control characters, an impossible port, a stray `%` or `#`, an option without value or given twice.
+    """
+    if isinstance(url, BrokerUrl):
+        url = url.reveal()
+    if why := _malformed(url):
+        raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}")
+    options: dict[str, str] = {}
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        pairs = (
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True, errors="strict") if parts.query else []
+        )
+    except ValueError:
+        why = "its host, port or options cannot be read; a special character in a password is written as %XX"
+        raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}") from None
+    if port == 0:
+        raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: port 0 is no port")
+    for name, value in pairs:
+        if name in options:
+            raise ConfigurationError(
+                f"the broker URL {mask_url(url)!r} is not usable: option {name!r:.60} is given twice"
+            )
+        options[name] = value
+    return parts.scheme.lower(), options
+
+
+def _malformed(url: str) -> str | None:
+    """Say what is wrong with a URL at first sight."""
+    plain = unquote(url, errors="replace")
+    odd = any(char.isspace() or not char.isprintable() for char in url) or any(ord(char) < ord(" ") for char in plain)
+    checks = (
+        (not url, f"it is empty; a broker URL starts with a scheme, {_EXAMPLES}"),
+        (len(url) > _LONGEST, f"it is longer than {_LONGEST:,} characters"),
+        (odd, "it holds white space or control characters"),
+        (not _START.match(url), f"a broker URL starts with a scheme and '://', {_EXAMPLES}"),
+        (_BAD_PERCENT.search(url), "a '%' that stands for itself is written as %25"),
+        ("#" in url, "a '#' in a password or option is written as %23"),
+    )
+    return next((why for wrong, why in checks if wrong), None)
+
+
+def mask_url(url: str) -> str:
+    """Return any text that was meant as a URL without what may be secret in it, on one line, at most 300 characters.
+
+    Masks the password, and the values of options that sound secret. Where an `@` is in an unusual place nobody knows
+    where a password ends, so everything up to the last one goes; what stands in place of a port and is no number may be
+    a password, too.
+    """
+    scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.partition("@")
+    if rest.count("@") == 1 and at and mark:
+        name, colon, _ = user.partition(":")
+        rest = f"{name}{colon and ':***'}{rest[len(user) :]}"
+    elif "@" in rest:
+        rest = f"***@{rest.rpartition('@')[2]}"
+    elif _NO_PORT.fullmatch(authority):
+        rest = f"{user.partition(':')[0]}:***{rest[len(authority) :]}"
+    shown = _PAIR.sub(_masked, f"{scheme}{mark}{rest}")
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option's name sounds as if its value must not be shown."""
+    return _SECRET.search(unquote(option)) is not None
+
+
+def _masked(pair: re.Match[str]) -> str:
+    start, name, value = pair.groups()
+    return f"{start}{name}={'***' if is_secret(name) else value}"

@@ -1,0 +1,218 @@
+"""`Worker`: runs an app's consumers until it is told to stop, then drains (G13).
+
+It is one-shot: started once, drained once. All its consumers share one gate, so that a suspect runs alone in the process (G4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from mqcore.errors import ConfigurationError, MqcoreError
+from mqcore.gate import Gate
+from mqcore.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from mqcore.app import App
+    from mqcore.broker import Broker, Health
+    from mqcore.handlers import HandlerSpec
+
+__all__ = ["Worker", "WorkerOptions"]
+
+_GRACE = 30.0
+_LOOK_EVERY = 2.0
+
+
+class WorkerOptions(TypedDict, total=False):
+    """How a worker runs.
+
+    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own. `grace`: seconds that running handlers
+    get at the end, 30. `health_file`: a JSON file written every 2 s, connected and consuming apart (G14). `max_messages` and
+    `max_memory` (bytes): drain after that many runs of handlers, or beyond that size, to be started anew by who supervises.
+    """
+
+    queues: Sequence[str]
+    concurrency: int
+    grace: float
+    health_file: str | Path
+    max_messages: int
+    max_memory: int
+
+
+class Worker:
+    """Runs the consumers of an app on a broker.
+
+    `async with Worker(app, broker):` consumes inside the block and drains at its end; `await Worker(app, broker).run()` consumes
+    until SIGTERM or SIGINT. The broker must be open and stays open. Raises `ConfigurationError` for queues that the app does not
+    consume.
+    """
+
+    def __init__(self, app: App, broker: Broker, **options: Unpack[WorkerOptions]) -> None:
+        """Choose the handlers; nothing runs yet."""
+        self.app = app
+        self.broker = broker
+        self.recycle = False
+        """Whether it stopped because of `max_messages` or `max_memory`."""
+        self._options = options
+        self._grace = options.get("grace", _GRACE)
+        self._specs = self._chosen(app.handlers, options.get("queues"))
+        self._runners: list[Runner] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._stack = AsyncExitStack()
+        self._watch: asyncio.Task[None] | None = None
+
+    def _chosen(self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None) -> list[HandlerSpec]:
+        consumed = {spec.queue.name: spec for spec in specs}
+        if not consumed:
+            msg = f"app {self.app.name!r} has no consumers: decorate a handler with @app.consumer(...)"
+            raise ConfigurationError(msg)
+        unknown = sorted(set(queues or ()) - set(consumed))
+        if unknown:
+            msg = f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes {', '.join(sorted(consumed))}"
+            raise ConfigurationError(msg)
+        return [spec for name, spec in consumed.items() if queues is None or name in queues]
+
+    async def __aenter__(self) -> Worker:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drain; raises what ended consuming meanwhile, unless the block itself failed."""
+        await self.drain()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    async def start(self) -> None:
+        """Enter the app's lifespan, subscribe to every queue and begin. Raises what prevents it, and leaves nothing running then."""
+        try:
+            state = None
+            if self.app.lifespan is not None:
+                state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
+            gate = Gate()
+            for spec in self._specs:
+                self._runners.append(await self._runner(spec, gate, state))
+            for runner in self._runners:
+                await runner.start()
+        except BaseException:
+            await self.drain()
+            raise
+        self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
+        self._watch = asyncio.create_task(self._look_after())
+
+    async def _runner(self, spec: HandlerSpec, gate: Gate, state: Any) -> Runner:
+        concurrency = self._options.get("concurrency")
+        if concurrency is not None:
+            spec = spec.with_concurrency(concurrency)
+        intake = await self.broker.intake(spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=gate)
+        return Runner(
+            spec,
+            intake,
+            publisher=self.broker.publisher,
+            replies=self.broker.replies,
+            codecs=self.broker.codecs,
+            middleware=self.broker.middleware,
+            state=state,
+        )
+
+    async def _run(self, runner: Runner) -> None:
+        try:
+            await runner.run()
+        except MqcoreError as error:
+            self._failure = error
+            self._stop.set()
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Start nothing new, give running handlers `grace` seconds, release what is unfinished (G13). Idempotent."""
+        self._stop.set()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        wait = self._grace if grace is None else grace
+        await asyncio.gather(*(runner.drain(wait) for runner in self._runners))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    def stop(self) -> None:
+        """Let `run` drain and return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
+
+        Raises what ended consuming by itself.
+        """
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if self._stop.is_set():
+                for runner in self._runners:
+                    runner.hurry()
+            self._stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(
+                NotImplementedError, RuntimeError, ValueError
+            ):  # Windows, or not the main thread: no signals then
+                loop.add_signal_handler(number, on_signal)
+        try:
+            await self.start()
+            await self._stop.wait()
+            await self.drain()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with suppress(NotImplementedError, RuntimeError, ValueError):
+                    loop.remove_signal_handler(number)
+        if self._failure is not None:
+            raise self._failure
+
+    def health(self) -> Health:
+        """Return the broker's health: connected and consuming are two things (G14)."""
+        return self.broker.health()
+
+    async def _look_after(self) -> None:
+        """Write the health file and see to the limits, every 2 s of real time; nothing is done when neither is asked for."""
+        path = self._options.get("health_file")
+        limits = [self._options.get("max_messages"), self._options.get("max_memory")]
+        if path is None and limits == [None, None]:
+            return
+        while True:
+            if path is not None:
+                _write(Path(path), {**asdict(self.health()), "ok": self.health().ok, "pid": os.getpid()})
+            self.recycle = self._spent()
+            if self.recycle:
+                self._stop.set()
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _spent(self) -> bool:
+        messages, memory = self._options.get("max_messages"), self._options.get("max_memory")
+        if messages is not None and sum(runner.handled for runner in self._runners) >= messages:
+            return True
+        return memory is not None and _resident() > memory
+
+
+def _resident() -> int:
+    """Resident memory of this process in bytes; 0 where the system does not tell (proc_pid_statm(5))."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _write(path: Path, found: dict[str, object]) -> None:
+    """Replace the file in one step: whoever reads it never sees half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(found))
+    beside.replace(path)

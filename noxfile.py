@@ -1,0 +1,124 @@
+"""The front door: `python3 noxfile.py -s NAME` runs one session, on a machine that has Python and nothing else.
+
+Run as a script, this file makes an environment with nox in it (`.nox/front-door`, once) and hands its arguments over:
+`python3 noxfile.py -s demo -- --url memory://`, `python3 noxfile.py --list`. Each session has an environment of its
+own, which is kept, and installed again only when pyproject.toml has changed.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+NOX = "nox>=2025.2.9"
+
+
+def front_door(arguments: list[str]) -> None:
+    """Become nox, in an environment of its own; never return."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is the one file that an older Python may be asked to run
+        sys.exit(f"mqcore needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})")
+    environment = ROOT / ".nox" / "front-door"
+    python, stamp = environment / "bin" / "python", environment / "installed"
+    wanted = f"{NOX} on {sys.version}"
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print("noxfile.py: making .nox/front-door (once)", file=sys.stderr)
+        make = [sys.executable, "-m", "venv", "--clear", str(environment)]
+        if subprocess.call(make) or subprocess.call([str(python), "-m", "pip", "install", "--quiet", NOX]):
+            sys.exit("noxfile.py: could not make an environment with nox; what failed is shown above")
+        stamp.write_text(wanted)
+    os.execv(python, [str(python), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *arguments])  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    front_door(sys.argv[1:])
+
+import nox  # noqa: E402 - only the front door's environment has it
+
+nox.needs_version = NOX.removeprefix("nox")
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PYPROJECT = ROOT / "pyproject.toml"
+GROUPS = nox.project.load_toml(PYPROJECT)
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the project, editable and with all its extras, and these dependency groups, unless that is done."""
+    stamp = Path(session.virtualenv.location) / "installed"
+    wanted = hashlib.sha256(PYPROJECT.read_bytes() + repr(groups).encode()).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        session.install("--quiet", "-e", ".[all]", *nox.project.dependency_groups(GROUPS, *groups))
+        stamp.write_text(wanted)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, or those that are named: `-s tests -- tests/unit -k retry`."""
+    install(session, "tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format, the layers between modules, and the changelog's fragments."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo")
+    session.run("towncrier", "build", "--draft", "--version", "next", silent=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, in core, plugins, examples and the typing tests."""
+    install(session, "types", "tests", "demo")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Segment real images end to end: `-s demo -- [--url URL] [--images DIR] [--out DIR]`."""
+    install(session, "demo")
+    session.run("python", "examples/segmentation/demo.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every code block of the README and the documentation."""
+    install(session, "docs")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks in benchmarks/, or those that are named."""
+    install(session, "bench")
+    scripts = session.posargs or sorted(str(path) for path in Path("benchmarks").glob("*.py"))
+    if not scripts:
+        session.error("there is no benchmark in benchmarks/")
+    for script in scripts:
+        session.run("python", script)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel, install it without the extras as a user would, and use it away from this tree."""
+    wheels = session.create_tmp()
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ".")
+    wheel = max(Path(wheels).glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    session.install("--quiet", "--force-reinstall", str(wheel))
+    session.chdir(wheels)
+    session.run("python", "-W", "error", "-c", "import mqcore, mqcore_memory; print(mqcore.__file__)")
+
+
+@nox.session(venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Make .venv with everything that developing needs, and install the commit hooks."""
+    python = ROOT / ".venv" / "bin" / "python"
+    session.run(sys.executable, "-m", "venv", str(ROOT / ".venv"))
+    wanted = nox.project.dependency_groups(GROUPS, "dev")
+    session.run(str(python), "-m", "pip", "install", "--quiet", "-e", ".[all]", *wanted)
+    session.run(str(python), "-m", "pre_commit", "install")

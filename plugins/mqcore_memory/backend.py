@@ -1,0 +1,236 @@
+"""The seam over the store: URL, options and capabilities, and the waiting that the store leaves to asyncio.
+
+One message: `publish` is a plain call into the store and never waits. `receive` claims; when there is nothing it sleeps
+until the store wakes it or the clock does, and claims again. Between the claim and the return there is no await: a
+cancelled `receive` has claimed nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from math import inf
+from threading import get_ident
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+from mqcore.spi import (
+    Backend,
+    Binding,
+    Capabilities,
+    Capability,
+    ConfigurationError,
+    ConnectionLost,
+    Delivery,
+    Durability,
+    Entry,
+    ErrorKind,
+    Level,
+    Outcome,
+    Outgoing,
+    QueueCounts,
+    QueueNotFound,
+    QueueSpec,
+    Settled,
+    Settlement,
+    Subscription,
+    Support,
+)
+from mqcore_memory.options import MemoryOptions
+from mqcore_memory.queue import TICK
+from mqcore_memory.registry import attach, detach
+from mqcore_memory.store import MemoryStore
+from mqcore_memory.waiting import Holder
+
+__all__ = ["MemoryBackend", "MemorySubscription"]
+
+
+def capabilities(options: MemoryOptions) -> Capabilities:
+    """Say what memory does: nothing here depends on a server."""
+    native = Level.NATIVE
+    supports = {
+        Capability.DELAY: Support(native, {"granularity": 0.005, "max": options.max_delay}),
+        Capability.PRIORITY: Support(native, {"levels": 11}),
+        Capability.EXPIRY: Support(native, {"sweep": True}),
+        Capability.DEDUP: Support(native, {"window": options.dedup_window, "size": options.dedup_size}),
+        Capability.ATOMIC_MOVE: Support(native),
+        Capability.LEASE: Support(native),
+        Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
+        Capability.ROUTING: Support(Level.EMULATED),
+        Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),
+        Capability.BROWSE: Support(native),
+    }
+    return Capabilities("memory", "memory, in this process", Durability.MEMORY, supports)
+
+
+class MemoryBackend(Backend):
+    """One user of a store: `memory://` names the store `default`, `memory://NAME` another."""
+
+    scheme = "memory"
+    Options = MemoryOptions
+    local = True
+
+    def __init__(self, url: str, options: BaseModel) -> None:
+        super().__init__(url, options)
+        if not isinstance(options, MemoryOptions):
+            raise ConfigurationError(f"the memory backend takes MemoryOptions, not {type(options).__name__}")
+        self._options = options
+        self._clock = options.clock
+        parts = urlsplit(url)
+        self._name = f"{parts.netloc}{parts.path}".strip("/") or "default"
+        self._capabilities = capabilities(options)
+        self._subscriptions: set[MemorySubscription] = set()
+        self._open: MemoryStore | None = None
+        self._owner = Holder()
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:  # noqa: ARG002 - memory is never lost
+        """Find the store, or make it. Raises `ConfigurationError` when it is open under another clock."""
+        if self._open is None:
+            self._open = attach(self._name, self._options)
+            self._owner = Holder()
+        return self._capabilities
+
+    async def close(self) -> None:
+        """Give back all that is held and end the temporary queues declared here; the rest stays in the store."""
+        store, self._open = self._open, None
+        if store is None:
+            return
+        for subscription in list(self._subscriptions):
+            await subscription.close()
+        store.leave(self._owner, self._clock.monotonic())
+        detach(store)
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Create what is missing. Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than memory."""
+        for spec in queues:
+            if spec.durability is not None:
+                self._capabilities.require_durability(spec.durability)
+        self._store.declare(queues, self._clock.monotonic(), self._owner)
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:  # noqa: ARG002 - it never waits
+        """Store the batch at once."""
+        return self._store.publish(batch, self._clock.monotonic(), self._clock.now())
+
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        """Start to consume. Raises `QueueNotFound`."""
+        subscription = MemorySubscription(self._store, queue, Holder(prefetch, lease), self._options)
+        self._subscriptions.add(subscription)
+        subscription.closed = self._subscriptions.discard
+        return subscription
+
+    def classify(self, error: Exception) -> ErrorKind:
+        """Memory knows two troubles: a queue that is not there, and a backend that was closed."""
+        if isinstance(error, QueueNotFound):
+            return ErrorKind.NOT_FOUND
+        return ErrorKind.TRANSIENT if isinstance(error, ConnectionLost) else ErrorKind.PERMANENT
+
+    async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
+        """Extend claims, whichever instance made them."""
+        return self._store.renew(queue, receipts, lease, self._clock.monotonic())
+
+    async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        """Count the named queues, or all but quarantines and temporary ones."""
+        return self._store.count(queues, self._clock.monotonic())
+
+    async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
+        """Show a page of what is ready, then of what is delayed. Raises `QueueNotFound`."""
+        return self._store.browse(queue, limit, after, self._clock.monotonic())
+
+    async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
+        """Lease chosen entries. Raises `QueueNotFound`."""
+        return self._store.take(queue, keys, lease, self._owner, self._clock.monotonic())
+
+    async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
+        """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
+        return self._store.sweep(queue, limit, lease, self._owner, self._clock.monotonic())
+
+    async def purge(self, queue: str) -> int:
+        """Remove what is ready or delayed. Raises `QueueNotFound`."""
+        return self._store.purge(queue, self._clock.monotonic())
+
+    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
+        return self._store.delete(queue, self._clock.monotonic(), if_empty=if_empty, if_unused=if_unused)
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Add bindings. Raises `TopologyMismatch`."""
+        self._store.bind(bindings)
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings."""
+        self._store.unbind(bindings)
+
+    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        """Return the bindings of one router, or all."""
+        return self._store.bindings(router)
+
+    @property
+    def _store(self) -> MemoryStore:
+        if self._open is None:
+            raise ConnectionLost(f"the connection to memory://{self._name} is closed; open it first")
+        return self._open
+
+
+class MemorySubscription(Subscription):
+    """One consumer: claims from the store, and waits between the claims without costing anything."""
+
+    def __init__(self, store: MemoryStore, queue: str, holder: Holder, options: MemoryOptions) -> None:
+        self.closed: Callable[[MemorySubscription], None] = lambda _: None
+        self._store = store
+        self._queue = queue
+        self._clock = options.clock
+        self._holder = holder
+        self._open = True
+        self._awake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+        holder.wake = self._wake
+        store.subscribe(queue, holder, self._clock.monotonic())
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
+        if not self._open:
+            raise ConnectionLost(f"the subscription of queue {self._queue!r} is closed; subscribe again")
+        now = self._clock.monotonic()
+        deadline = now + timeout
+        while self._open:
+            self._awake.clear()
+            wait = deadline - now > TICK
+            claimed = self._store.claim(self._queue, self._holder, limit, now, wait=wait)
+            if claimed or not wait:
+                return claimed
+            await self._sleep(min(deadline, self._holder.until) - now)
+            now = self._clock.monotonic()
+        return []
+
+    async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:  # noqa: ARG002 - it never waits
+        """Settle the batch at once. After a close everything is stale, for it has come back to the queue."""
+        return self._store.settle(self._queue, batch, self._clock.monotonic())
+
+    async def close(self) -> None:
+        """End a waiting `receive`; what is still held comes back to its old place, doubtful."""
+        if self._open:
+            self._open = False
+            self.closed(self)
+            self._store.unsubscribe(self._queue, self._holder, self._clock.monotonic())
+            self._awake.set()
+
+    async def _sleep(self, delay: float) -> None:
+        try:
+            async with self._clock.timeout(None if delay == inf else delay):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+        except BaseException:
+            self._store.stop_waiting(self._queue, self._holder)
+            raise
+
+    def _wake(self) -> bool:
+        """Be woken by the store, from whatever thread; False when this loop has ended and nobody is left to wake."""
+        try:
+            if self._thread == get_ident() and not self._loop.is_closed():
+                self._awake.set()
+            else:
+                self._loop.call_soon_threadsafe(self._awake.set)
+        except RuntimeError:
+            return False
+        return True

@@ -1,0 +1,45 @@
+"""The arrows from routers to queues, which every Backend of a store sees alike (G15); core does the matching."""
+
+from collections.abc import Iterable
+
+from mqcore.spi import Binding, TopologyMismatch
+
+__all__ = ["Bindings"]
+
+
+class Bindings:
+    """Bindings by router, in the order in which they came. A router is there as long as it has one."""
+
+    def __init__(self) -> None:
+        self._routers: dict[str, dict[Binding, None]] = {}
+
+    def add(self, bindings: Iterable[Binding]) -> None:
+        """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
+        kinds = {name: next(iter(known)).kind for name, known in self._routers.items()}
+        for binding in bindings:
+            kind = kinds.setdefault(binding.router, binding.kind)
+            if kind != binding.kind:
+                raise TopologyMismatch(
+                    f"router {binding.router!r} exists with kind={kind!r} and was declared with kind={binding.kind!r}: "
+                    "use the same everywhere, another name, or remove its bindings first"
+                )
+        for binding in bindings:
+            self._routers.setdefault(binding.router, {})[binding] = None
+
+    def remove(self, bindings: Iterable[Binding]) -> None:
+        """Remove those that are there."""
+        for binding in bindings:
+            known = self._routers.get(binding.router, {})
+            known.pop(binding, None)
+            if not known:
+                self._routers.pop(binding.router, None)
+
+    def of(self, router: str | None) -> list[Binding]:
+        """Return those of one router, or all."""
+        if router is not None:
+            return list(self._routers.get(router, ()))
+        return [binding for known in self._routers.values() for binding in known]
+
+    def forget(self, queue: str) -> None:
+        """Remove those that lead to a queue."""
+        self.remove([binding for binding in self.of(None) if binding.queue == queue])

@@ -1,0 +1,158 @@
+"""Budgets of size and safety over the shipped code: a file, function, signature or class tree over budget is split."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = [ROOT / "mqcore", *sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file())]
+FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+PARAMETERS = 8
+INHERITANCE = 2
+
+EXCEPTIONS = {
+    ("mqcore/errors.py", "inheritance"): "one tree: whoever catches PublishFailed catches every certain failure",
+}
+EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"}
+EXECUTING_CALLS = {"eval", "exec", "builtins.eval", "builtins.exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore)")
+WITH_REASON = re.compile(r"# noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w.{5,}|# type: ignore\[[\w, -]+\]  # (?!noqa)\w.{5,}")
+
+Finding = tuple[str, str, int, str]  # file, budget, line, what was found
+
+
+def sizes(tree: ast.Module, name: str, lines: int) -> Iterator[Finding]:
+    """Yield what is too long or takes too much."""
+    if lines > FILE_LINES:
+        yield name, "file", 1, f"the file has {lines} lines; the budget is {FILE_LINES}"
+    methods = {id(child) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        if length > FUNCTION_LINES:
+            yield name, "function", node.lineno, f"{node.name}() has {length} lines; the budget is {FUNCTION_LINES}"
+        static = any(isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list)
+        given = node.args
+        count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))])
+        count -= id(node) in methods and not static
+        if count > PARAMETERS:
+            yield name, "parameters", node.lineno, f"{node.name}() takes {count} parameters; the budget is {PARAMETERS}"
+
+
+def executing(tree: ast.Module, name: str) -> Iterator[Finding]:
+    """Yield what could execute the bytes of a message."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = {alias.name for alias in node.names if alias.name.split(".")[0] in EXECUTES}
+        elif isinstance(node, ast.ImportFrom):
+            found = {node.module or ""} if (node.module or "").split(".")[0] in EXECUTES else set()
+        elif isinstance(node, ast.Call):
+            found = {ast.unparse(node.func)} & EXECUTING_CALLS
+        else:
+            continue
+        for what in found:
+            yield name, "executes", node.lineno, f"{what} can execute what it is given; the budget is 0"
+
+
+def suppressions(text: str, name: str) -> Iterator[Finding]:
+    """Yield the suppressions of a linter or type checker that do not say why."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if SUPPRESSION.search(line) and not WITH_REASON.search(line):
+            yield name, "suppression", number, f"no reason given (`# noqa: CODE - reason`): {line.strip()[-60:]}"
+
+
+def depth(cls: type) -> int:
+    """Count the project's own classes above this one, along the longest line."""
+    own = [base for base in cls.__bases__ if (ROOT / "mqcore") in parents(base) or (ROOT / "plugins") in parents(base)]
+    return max((1 + depth(base) for base in own), default=0)
+
+
+def parents(cls: type) -> tuple[Path, ...]:
+    """Return the folders above the file that defines this class."""
+    return tuple(Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "/").parents)
+
+
+def inheritance() -> Iterator[Finding]:
+    """Yield the classes that stand too deep below others of the project."""
+    for package in PACKAGES:
+        for found in pkgutil.walk_packages([str(package)], f"{package.name}."):
+            if found.name.endswith("__main__"):
+                continue
+            module = importlib.import_module(found.name)
+            name = str(Path(inspect.getfile(module)).relative_to(ROOT))
+            for cls in vars(module).values():
+                if isinstance(cls, type) and cls.__module__ == found.name and depth(cls) > INHERITANCE:
+                    line = inspect.getsourcelines(cls)[1]
+                    text = f"{cls.__name__} inherits through {depth(cls)} classes; the budget is {INHERITANCE}"
+                    yield name, "inheritance", line, text
+
+
+def findings() -> Iterator[Finding]:
+    """Yield every overrun in the shipped code."""
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        name = str(path.relative_to(ROOT))
+        tree = ast.parse(text, name)
+        yield from sizes(tree, name, len(text.splitlines()))
+        yield from executing(tree, name)
+        yield from suppressions(text, name)
+    yield from inheritance()
+
+
+def test_shipped_code_keeps_its_budgets() -> None:
+    over = [f"{name}:{line}: {text}" for name, budget, line, text in findings() if (name, budget) not in EXCEPTIONS]
+    assert not over, "\n".join(over)
+
+
+def test_every_exception_is_still_needed() -> None:
+    assert set(EXCEPTIONS) <= {(name, budget) for name, budget, _, _ in findings()}
+
+
+@pytest.mark.parametrize(
+    ("source", "budget"),
+    [
+        pytest.param("x = 1\n" * 401, "file", id="long-file"),
+        pytest.param("def f():\n" + "    x = 1\n" * 60, "function", id="long-function"),
+        pytest.param("def f(a, b, c, d, e, f, g, h, i): ...", "parameters", id="nine-parameters"),
+        pytest.param(
+            "class C:\n def f(self, a, b, c, d, e, /, f, *g, h, **i): ...", "parameters", id="nine-without-self"
+        ),
+        pytest.param("import pickle", "executes", id="import"),
+        pytest.param("def f():\n from marshal import loads", "executes", id="import-from"),
+        pytest.param("yaml.load(text)", "executes", id="yaml"),
+        pytest.param("x = eval('1')", "executes", id="eval"),
+        pytest.param("x = 1  # noqa: S101", "suppression", id="noqa-without-reason"),
+        pytest.param("x = 1  # type: ignore[arg-type]", "suppression", id="ignore-without-reason"),
+    ],
+)
+def test_an_overrun_is_found(source: str, budget: str) -> None:
+    tree = ast.parse(source)
+    found = [*sizes(tree, "x.py", len(source.splitlines())), *executing(tree, "x.py"), *suppressions(source, "x.py")]
+    assert [what[1] for what in found] == [budget]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a, b, c, d, e, f, g, h): ...",
+        "class C:\n def f(self, a, b, c, d, e, f, g, h): ...",
+        "x = 1  # noqa: S101, S102 - the reason is given here",
+        "x = 1  # type: ignore[arg-type]  # the reason is given here",
+        "x = ast.literal_eval('1')",
+    ],
+    ids=["eight", "eight-and-self", "noqa", "ignore", "literal"],
+)
+def test_what_is_inside_the_budget_passes(source: str) -> None:
+    tree = ast.parse(source)
+    assert not [*sizes(tree, "x.py", 1), *executing(tree, "x.py"), *suppressions(source, "x.py")]

@@ -1,0 +1,78 @@
+"""What is public is there, is described, imports quietly; and plugins see nothing of mqcore but its seam."""
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mqcore
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file())
+FOR_PLUGINS = {"mqcore.spi"}
+
+
+def public_modules() -> Iterator[str]:
+    """Yield the dotted names of every module that no underscore hides."""
+    for package in (ROOT / "mqcore", *PLUGINS):
+        yield package.name
+        for found in pkgutil.walk_packages([str(package)], f"{package.name}."):
+            if not any(part.startswith("_") for part in found.name.split(".")):
+                yield found.name
+
+
+def imports_of_core(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and name of each module of mqcore that this source imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "mqcore":
+            names = [f"mqcore.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "mqcore")
+
+
+def test_every_exported_name_exists_and_is_described() -> None:
+    assert len(mqcore.__all__) == len(set(mqcore.__all__))
+    for name in mqcore.__all__:
+        thing = getattr(mqcore, name)
+        if callable(thing):
+            text = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
+            assert text.strip(), f"mqcore.{name} has no docstring"
+            assert not text.startswith(f"{name}("), f"mqcore.{name} has only the docstring that dataclass made up"
+
+
+@pytest.mark.parametrize("name", sorted(public_modules()))
+def test_every_public_module_imports_and_tells_its_story(name: str) -> None:
+    assert (importlib.import_module(name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_a_plugin_imports_only_the_seam(plugin: Path) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: imports {name}"
+        for path in sorted(plugin.rglob("*.py"))
+        for line, name in imports_of_core(ast.parse(path.read_text(encoding="utf-8")))
+        if name not in FOR_PLUGINS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "source", ["import mqcore.broker", "from mqcore import App", "from mqcore.message import Message"]
+)
+def test_an_import_past_the_seam_is_seen(source: str) -> None:
+    assert {name for _, name in imports_of_core(ast.parse(source))} - FOR_PLUGINS
+
+
+@pytest.mark.parametrize(
+    "source", ["from mqcore.spi import Backend", "from mqcore import spi", "import mqcore.spi as spi"]
+)
+def test_an_import_of_the_seam_is_allowed(source: str) -> None:
+    assert {name for _, name in imports_of_core(ast.parse(source))} == FOR_PLUGINS
