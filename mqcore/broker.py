@@ -10,7 +10,7 @@ them is a module of its own; this one holds no policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from mqcore.capabilities import Capabilities, Capability, Durability
 from mqcore.clock import Clock, SystemClock
@@ -143,7 +143,7 @@ class Broker:
         backend = self._plugins.backend_for(scheme)
         return backend(self._url, options_for(backend, self._url, self._settings, self._clock))
 
-    async def __aenter__(self) -> Broker:
+    async def __aenter__(self) -> Self:
         """Open."""
         await self.open()
         return self
@@ -155,8 +155,10 @@ class Broker:
         await self.close()
 
     async def open(self) -> None:
-        """Connect and declare. Raises `ConnectionLost` and other `BrokerError`s at once when it cannot be done,
-        `DurabilityUnavailable`, `TopologyMismatch`.
+        """Connect and declare.
+
+        Raises `ConnectionLost` or another `BrokerError` at once when it cannot be done, `DurabilityUnavailable` when the server
+        gives less than asked for, and `TopologyMismatch` when a queue or router exists with other settings.
         """
         await self._connection.open()
         try:
@@ -194,8 +196,8 @@ class Broker:
         """Publish one payload and return when the broker has confirmed it (G1).
 
         `to` is a `Queue` or `Router`, declared when it is not yet, or the name of an existing queue. For the options see
-        `PublishOptions`. Raises `ValidationError` for a wrong payload or option, `PublishFailed` or one of its kinds when the message is
-        certainly not stored, `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
+        `PublishOptions`. Raises `ValidationError` for a wrong payload or option, `PublishFailed` or one of its kinds when the
+        message is certainly not stored, `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
         """
         return await self.publisher.publish(to, payload, **options)
 
@@ -239,8 +241,8 @@ class Broker:
     ) -> Consumer[Any]:
         """Return a consumer for `async with` and `async for`: the pull API.
 
-        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on unsettled messages (G12); `retry` is
-        the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5).
+        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on unsettled messages (G12);
+        `retry` is the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5).
         """
         wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
         gate = Gate()
@@ -347,7 +349,7 @@ class Broker:
         found = await self._connection.call("counting messages", lambda: backend.count(names or None))
         missing = set(names) - {counts.name for counts in found}
         if missing:
-            msg = f"queue {sorted(missing)[0]!r} does not exist on the broker"
+            msg = f"queue {min(missing)!r} does not exist on the broker"
             raise QueueNotFound(msg)
         return found
 

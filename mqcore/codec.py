@@ -358,7 +358,7 @@ def _finite(value: object) -> bool:
         elif isinstance(item, Decimal):
             if not item.is_finite():
                 return False
-        elif names := getattr(kind, "__pydantic_fields__", None) or getattr(kind, "__dataclass_fields__", None):
+        elif (names := getattr(kind, "__pydantic_fields__", getattr(kind, "__dataclass_fields__", None))) is not None:
             waiting.extend([getattr(item, name, None) for name in names])
             waiting.append(getattr(item, "__pydantic_extra__", None))
         elif isinstance(item, Mapping):

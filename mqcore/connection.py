@@ -200,9 +200,10 @@ class Connection:
     async def _send(self, calls: list[_Call]) -> None:
         while calls := [call for call in calls if not call.future.done()]:
             if not self._connected.is_set() and not await self._wait_connected(calls):
-                return None
+                return
             if self._closed:
-                return self._refuse(calls)
+                self._refuse(calls)
+                return
             batch = calls[0].batch if len(calls) == 1 else [item for call in calls for item in call.batch]
             deadline = max(call.deadline for call in calls)
             for call in calls:

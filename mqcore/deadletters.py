@@ -179,7 +179,7 @@ class DeadLetters:
         limit: int | None,
         settlement: Callable[[DeadLetter, Delivery], Settlement | str],
     ) -> Redriven:
-        """Lease the chosen ones and settle them, a page at a time. The whole list is made first: what comes back is not met again."""
+        """Lease the chosen ones and settle them by the page. The list is made first: what comes back is not met again."""
         chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
         backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")  # type: ignore[type-abstract]  # as above
         moved: list[str] = []

@@ -77,7 +77,7 @@ class Events:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a listener is user code
                 if id(listener) not in self._broken:
                     self._broken.add(id(listener))
                     _log.exception("an event listener raised, and will be heard of only this once: %r", listener)

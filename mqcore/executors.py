@@ -33,8 +33,8 @@ class Ended(Exception):
 class Encoded:
     """A return value that another process has encoded already."""
 
-    body: bytes
-    content_type: str
+    pair: tuple[bytes, str]
+    """Body and content type."""
 
 
 class Executor(Protocol):
@@ -139,7 +139,7 @@ class _Processes:
             self._idle.append(slot)
         if result.outcome.happened is not Happened.SUCCEEDED:
             raise Ended(result.outcome)
-        return Encoded(result.body, result.content_type or "") if result.body is not None else None
+        return Encoded((result.body, result.content_type or "")) if result.body is not None else None
 
     async def close(self) -> None:
         await asyncio.gather(*(slot.close() for slot in self._slots))

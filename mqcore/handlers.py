@@ -118,7 +118,7 @@ class HandlerSpec:
             (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
             (
                 bool(self.batch) and self.mode == "process",
-                "a batch handler cannot run in a process: its items could not be settled",
+                "a batch handler cannot run in a process: its items could not be settled there",
             ),
             (
                 bool(self.batch) and self.ack_first,

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 PREFIX = "mq-"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 LOWEST, DEFAULT_PRIORITY, HIGHEST = 0, 5, 10
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RESERVED = re.compile(r"(mq|x)-", re.IGNORECASE)
@@ -82,7 +83,7 @@ class Message:
     id: str
     body: bytes
     content_type: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     priority: int = DEFAULT_PRIORITY
     attempt: int = 1
     hop: int = 0
@@ -95,7 +96,12 @@ class Message:
     death: Death | None = None
 
     def copy(self) -> Message:
-        """Return an equal message that shares no mutable state: what a backend must store and hand out (G17)."""
+        """Return an equal message that shares no mutable state: what a backend must store and hand out (G17).
+
+        A message whose body and headers cannot be changed, as core makes them, is its own copy.
+        """
+        if type(self.headers) is MappingProxyType and type(self.body) is bytes:
+            return self
         return replace(self, body=bytes(self.body), headers=MappingProxyType(dict(self.headers)))
 
 
@@ -161,8 +167,8 @@ def check_priority(value: object) -> int:
     return value
 
 
-def check_headers(headers: object) -> dict[str, str]:
-    """Return a copy of a user's headers, or raise `ValidationError` naming the first that cannot be sent and why.
+def check_headers(headers: object) -> Mapping[str, str]:
+    """Return a read-only copy of a user's headers, or raise `ValidationError` naming the first that cannot be sent and why.
 
     Names: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with the reserved `mq-` or `x-`. Values: text that UTF-8 can
     carry, without control characters other than tab. Their size is checked by `Limits`.
@@ -188,7 +194,7 @@ def check_headers(headers: object) -> dict[str, str]:
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             msg = f"header {name!r} has a lone surrogate in its value, which UTF-8 cannot carry"
             raise ValidationError(msg)
-    return dict(headers)
+    return MappingProxyType(dict(headers))
 
 
 _NUMBERS = ("attempt", "hop", "redriven")

@@ -59,7 +59,7 @@ class Plugins:
         self._given = points
         self._points: list[EntryPoint] | None = None
         self._backends: list[tuple[type[Backend], EntryPoint | None]] = []
-        self._broken: dict[EntryPoint, BackendNotFound] = {}
+        self._tried: dict[int, BackendNotFound | None] = {}  # by id: equal entry points may be of two distributions
 
     def register(self, plugin: object) -> None:
         """Add a plugin that has no entry point: a module or any object whose functions are marked with `hookimpl`.
@@ -87,9 +87,9 @@ class Plugins:
         if len({_who(point) for point in named}) > 1:
             raise _claimed_twice(scheme, [_who(point) for point in named])
         for point in named or self._entry_points():
-            self._load(point)
-            if named and point in self._broken:
-                raise self._broken[point]
+            error = self._load(point)
+            if named and error is not None:
+                raise error
         if found := self._registered(scheme):
             return found
         raise BackendNotFound(self._nobody(scheme, named))
@@ -114,10 +114,9 @@ class Plugins:
 
     def installed(self) -> list[Installed]:
         """Import every plugin and return a line for each scheme, sorted, with the reason where it cannot be used."""
-        self._load_all()
+        broken = self._load_all()
         lines = [self._line_of(scheme, point) for scheme, point in self._schemes()]
-        for point, error in self._broken.items():
-            lines.append(Installed(point.name, *_who(point), error=str(error)))
+        lines += [Installed(point.name, *_who(point), error=str(error)) for point, error in broken]
         return sorted(lines, key=lambda line: (line.scheme, line.distribution))
 
     def _line_of(self, scheme: str, point: EntryPoint | None) -> Installed:
@@ -132,18 +131,19 @@ class Plugins:
             self._points = list(given)
         return self._points
 
-    def _load(self, point: EntryPoint) -> None:
-        """Import one plugin and register it; when that fails, keep the error for whoever asks for its scheme."""
-        if point in self._broken:
-            return
-        try:
-            self._admit(point.load(), point)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code runs here, and may fail in any way
-            self._broken[point] = _broken(point, error)
+    def _load(self, point: EntryPoint) -> BackendNotFound | None:
+        """Import one plugin, once, and register it; return the error when that failed, for whoever asks for its scheme."""
+        if id(point) not in self._tried:
+            try:
+                self._admit(point.load(), point)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code runs here, and may fail in any way
+                self._tried[id(point)] = _broken(point, error)
+            else:
+                self._tried[id(point)] = None
+        return self._tried[id(point)]
 
-    def _load_all(self) -> None:
-        for point in self._entry_points():
-            self._load(point)
+    def _load_all(self) -> list[tuple[EntryPoint, BackendNotFound]]:
+        return [(point, error) for point in self._entry_points() if (error := self._load(point)) is not None]
 
     def _admit(self, plugin: object, point: EntryPoint | None) -> None:
         """Register a plugin and ask at once for its backends: its hook may be what imports a client library."""
@@ -205,7 +205,7 @@ class Plugins:
         return text + self._unusable()
 
     def _unusable(self) -> str:
-        return "".join(f". {error}" for error in self._broken.values())
+        return "".join(f". {error}" for error in self._tried.values() if error is not None)
 
 
 @lru_cache(maxsize=1)

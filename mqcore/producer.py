@@ -25,7 +25,16 @@ from mqcore.errors import (
     Unroutable,
     ValidationError,
 )
-from mqcore.message import DEFAULT_PRIORITY, Limits, Message, check_headers, check_id, check_priority, new_id
+from mqcore.message import (
+    DEFAULT_PRIORITY,
+    NO_HEADERS,
+    Limits,
+    Message,
+    check_headers,
+    check_id,
+    check_priority,
+    new_id,
+)
 from mqcore.queue import Queue
 from mqcore.router import Router
 from mqcore.routing import check_key, route
@@ -170,7 +179,7 @@ class Publisher:
             id=check_id(options["id"]) if "id" in options else new_id(),
             body=body,
             content_type=content_type,
-            headers=check_headers(options["headers"]) if "headers" in options else {},
+            headers=check_headers(options["headers"]) if "headers" in options else NO_HEADERS,
             priority=check_priority(options["priority"]) if "priority" in options else DEFAULT_PRIORITY,
             published_at=self._clock.now(),
         )

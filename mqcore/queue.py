@@ -34,7 +34,7 @@ _OURS = ("mq.", "amq.")
 def check_queue_name(name: str) -> str:
     """Return the name, or raise `ConfigurationError`: 1 to 200 of `A-Z a-z 0-9 . _ : -`, beginning with none of `. : -`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        msg = f"queue name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, beginning with a letter or digit"
+        msg = f"queue name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, the first a letter or digit"
         raise ConfigurationError(msg)
     return name
 

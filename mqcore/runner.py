@@ -130,10 +130,7 @@ class Runner:
         reply: tuple[bytes, str] | None = None
         if outcome.happened is Happened.SUCCEEDED:
             try:
-                if isinstance(result, Encoded):
-                    reply = result.body, result.content_type
-                else:
-                    reply = self._replies.encoded(result)
+                reply = result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
             except ValidationError as error:
                 outcome = Outcome(Happened.FAILED, Failure.of(error))
         decision = self.intake.decide(held, outcome)

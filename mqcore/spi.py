@@ -117,8 +117,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The receipt is no longer ours: the lease ran out, or the channel is gone. Nothing was changed; a Move's successor may
-    have been stored where the backend has no ATOMIC_MOVE.
+    """The receipt is no longer ours: the lease ran out, or the channel is gone.
+
+    Nothing was changed; a Move's successor may have been stored where the backend has no ATOMIC_MOVE.
     """
 
 

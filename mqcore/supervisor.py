@@ -1,11 +1,13 @@
 """`Supervisor`: N processes of one worker command, kept alive until they are told to stop.
 
-It knows nothing of messages. Each place has a process, its exit code says what comes next: a worker that died is started again
-after a wait that grows while it keeps dying, one that recycled itself (`RECYCLE`) at once, and one that cannot start as it is
-configured ends them all. SIGTERM and SIGINT are passed on, the workers drain (G13), and whoever is late is killed.
+It knows nothing of messages. Each place has a process, its exit code says what comes next: a worker that died is
+started again after a wait that grows while it keeps dying, one that recycled itself (`RECYCLE`) at once, and one that
+cannot start as it is configured ends them all. SIGTERM and SIGINT are passed on, the workers drain (G13), and whoever
+is late is killed.
 
-Each process leads a group of its own, so that Ctrl-C on a terminal reaches it once, through here. Its standard input is a pipe
-that ends when the supervisor does, however that came about: a worker that looks at it need not outlive its supervisor.
+Each process leads a group of its own, so that Ctrl-C on a terminal reaches it once, through here. Its standard input is
+a pipe that ends when the supervisor does, however that came about: a worker that looks at it need not outlive its
+supervisor.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 import signal
 import subprocess
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqcore.clock import Clock, SystemClock
@@ -39,8 +42,10 @@ _HEALTHY = 60.0
 _BACKOFF = exponential(0.5, cap=30.0)
 _LATE = 1.0
 """Seconds between the end of the grace, or the second signal, and the kill."""
-_REAP = 2.0
+_GONE = 2.0
+"""Seconds that a killed process may take to disappear."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STATM = Path("/proc/self/statm")
 
 _log = logging.getLogger("mqcore")
 
@@ -48,7 +53,8 @@ _log = logging.getLogger("mqcore")
 class Supervisor:
     """Runs `processes` copies of `command`; each is started anew when it ends, until the supervisor is told to stop.
 
-    `grace` is what the workers take at most to drain, in seconds. Raises `ConfigurationError` for figures that make no sense.
+    `grace` is what the workers take at most to drain, in seconds. Raises `ConfigurationError` for figures that make no
+    sense.
     """
 
     def __init__(
@@ -76,8 +82,9 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the workers running until `stop`, SIGTERM or SIGINT, and return the exit code for this process.
 
-        0 when all have drained, 1 when one had to be killed or failed while draining, 2 when one could not start as it is
-        configured (what it wrote is on standard error). Called on the main thread, once. When cancelled, the workers are killed.
+        0 when all have drained, 1 when one had to be killed or failed while draining, 2 when one could not start as it
+        is configured (what it wrote is on standard error). Called on the main thread, once. When cancelled, the workers
+        are killed.
         """
         loop = asyncio.get_running_loop()
         with ExitStack() as stack:
@@ -85,15 +92,13 @@ class Supervisor:
             stack.callback(os.close, self._lifeline)
             stack.callback(os.close, ours)
             stack.callback(self._threads.close)
-            stack.callback(self._kill)
             for number in _SIGNALS:
                 loop.add_signal_handler(number, self.stop)
                 stack.callback(loop.remove_signal_handler, number)
-            limit = asyncio.create_task(self._limit())
-            stack.callback(limit.cancel)
             async with asyncio.TaskGroup() as group:
-                for place in range(self._processes):
-                    group.create_task(self._keep(place))
+                places = [group.create_task(self._keep(place)) for place in range(self._processes)]
+                limit = asyncio.create_task(self._limit(places))
+                stack.callback(limit.cancel)
         return self._code
 
     def stop(self) -> None:
@@ -144,4 +149,36 @@ class Supervisor:
         try:
             return await self._threads.run(process.wait)
         finally:
+            if process.poll() is None:
+                process.kill()  # the wait was cancelled; its thread sees the end
             del self._running[place]
+
+    async def _limit(self, places: Sequence[asyncio.Task[None]]) -> None:
+        """Once it is time to stop, kill who is late, and wait no longer for what cannot even be killed."""
+        await self._stopping.wait()
+        with suppress(TimeoutError):
+            async with self._clock.timeout(self._grace + _LATE):
+                await self._hurry.wait()
+                await self._clock.sleep(_LATE)
+        for place, process in self._running.items():
+            _log.error("worker %d (process %d) did not end in time and is killed", place, process.pid)
+            process.kill()
+        await self._clock.sleep(_GONE)
+        self._code = self._code or 1
+        for task in places:
+            task.cancel()
+
+    def _note_drained(self, place: int, code: int | None) -> None:
+        """Once it is time to stop. A worker that SIGTERM killed had not come as far as to look at signals."""
+        if code not in {0, RECYCLE, -signal.SIGTERM}:
+            _log.error("worker %d ended while draining: %s", place, describe_exit(code))
+            self._code = self._code or 1
+
+
+def resident_memory() -> int | None:
+    """Return how much memory this process has in use, in bytes; None where the system does not say so in /proc."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ import signal
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.errors import ConfigurationError, MqcoreError
 from mqcore.gate import Gate
@@ -35,9 +35,10 @@ _LOOK_EVERY = 2.0
 class WorkerOptions(TypedDict, total=False):
     """How a worker runs.
 
-    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own. `grace`: seconds that running handlers
-    get at the end, 30. `health_file`: a JSON file written every 2 s, connected and consuming apart (G14). `max_messages` and
-    `max_memory` (bytes): drain after that many runs of handlers, or beyond that size, to be started anew by who supervises.
+    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own. `grace`: seconds that running
+    handlers get at the end, 30. `health_file`: a JSON file written every 2 s, connected and consuming apart (G14).
+    `max_messages` and `max_memory` (bytes): drain after that many runs of handlers or beyond that size, for a supervisor to
+    start anew.
     """
 
     queues: Sequence[str]
@@ -83,7 +84,7 @@ class Worker:
             raise ConfigurationError(msg)
         return [spec for name, spec in consumed.items() if queues is None or name in queues]
 
-    async def __aenter__(self) -> Worker:
+    async def __aenter__(self) -> Self:
         """Start."""
         await self.start()
         return self
@@ -97,7 +98,7 @@ class Worker:
             raise self._failure
 
     async def start(self) -> None:
-        """Enter the app's lifespan, subscribe to every queue and begin. Raises what prevents it, and leaves nothing running then."""
+        """Enter the app's lifespan, subscribe to every queue and begin. Raises what prevents it; nothing is left running then."""
         try:
             state = None
             if self.app.lifespan is not None:

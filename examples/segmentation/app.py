@@ -74,8 +74,8 @@ RETRY = RetryPolicy(max_attempts=3, backoff=exponential(0.5, cap=30))
 tasks = Queue("segmentation.tasks", SegmentationTask, ttl=3600)
 results = Queue("segmentation.results", OUTCOME)
 
-# One topic router on the broker, seen from its two sides: what is asked for is a task, what comes of it an outcome. Each
-# side has its own type, so mypy and the publish itself notice when one is sent for the other.
+# One topic router on the broker, seen from its two sides: what is asked for is a task, what comes of it an outcome.
+# Each side has its own type, so mypy and the publish itself notice when one is sent for the other.
 requests = Router("segmentation", SegmentationTask, kind="topic").bind(tasks, "task.new")
 outcomes = Router("segmentation", OUTCOME, kind="topic").bind(results, "task.completed").bind(results, "task.failed")
 

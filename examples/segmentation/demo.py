@@ -106,8 +106,8 @@ async def follow(broker: Broker, run: Run, progress: Progress, check: Callable[[
                 run.note_dead(letter, progress)
     # A failure is announced by the handler, and becomes a dead letter a moment later, when the handler has ended.
     async with asyncio.timeout(PATIENCE):
-        while len(found := await dead_letters(broker, run)) < len(run.given_up):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - the broker knows when, and only answers when asked
+        while len(found := await dead_letters(broker, run)) < len(run.given_up):  # noqa: ASYNC110 - only the broker knows
+            await asyncio.sleep(0.05)
     return found
 
 
@@ -193,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MqcoreError, RunFailedError, TimeoutError) as error:
         print(f"demo: {str(error) or 'the broker did not answer in time'}", file=sys.stderr)
         return 2
-    print_dead_letters(console, "Dead letters that are left, as they should be", report.dead_letters)
+    except KeyboardInterrupt:
+        return 130
+    print_dead_letters(console, f"Dead letters of {tasks.name} that are left", report.dead_letters)
     write_json(report, args.out / "result.json")
     contact_sheet(report, args.out / "contact-sheet.png")
     done = [row for row in report.images if row.objects is not None]
