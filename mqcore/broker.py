@@ -174,6 +174,8 @@ class Broker:
         for consumer in self._consumers:
             await consumer.close()
         await self._requests.close()
+        for intake in self._intakes:
+            await intake.close()
         if self._keeper is not None:
             await self._keeper.close()
         await self._connection.close()
@@ -253,7 +255,7 @@ class Broker:
             return intake
 
         consumer: Consumer[Any] = Consumer(wanted, self.codecs, make_intake)
-        self._consumers.append(consumer)
+        self._consumers = [*(one for one in self._consumers if not one.closed), consumer]
         return consumer
 
     async def intake(
@@ -288,7 +290,7 @@ class Broker:
             redeclare=redeclare,
             eager=eager,
         )
-        self._intakes.append(intake)
+        self._intakes = [*(one for one in self._intakes if not one.stopped), intake]
         return intake
 
     async def _reply_intake(self, name: str) -> Intake:

@@ -48,6 +48,7 @@ __all__ = ["Connection", "translate"]
 
 P = TypeVar("P")
 R = TypeVar("R")
+_NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
 _FIRST_WAIT, _SHORT_CAP, _LONG_CAP, _PATIENT_AFTER = 0.05, 1.0, 10.0, 30.0
 
 
@@ -94,14 +95,13 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether the broker can be talked to now."""
-        return self._connected.is_set()
+        return self._connected.is_set() and not self._closed
 
     @property
     def capabilities(self) -> Capabilities:
         """What the live server can do; raises `ConnectionLost` before the first connect."""
         if self._capabilities is None:
-            msg = "not connected yet: use `async with` or `await broker.open()` first"
-            raise ConnectionLost(msg)
+            raise ConnectionLost(_NOT_OPEN)
         return self._capabilities
 
     async def open(self) -> None:
@@ -173,8 +173,10 @@ class Connection:
         """Store a batch together with whatever else is published in this loop turn; an outcome for each message, in order.
 
         Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent by then is `Failed`, what was
-        sent and not answered is `Unknown` (G1).
+        sent and not answered is `Unknown` (G1). Raises `ConnectionLost` when it was never opened.
         """
+        if self._capabilities is None and not self._closed:
+            raise ConnectionLost(_NOT_OPEN)
         loop = asyncio.get_running_loop()
         call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
         self._waiting.append(call)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mqcore.clock import seconds
 from mqcore.context import Facts
-from mqcore.errors import DecodeError, LeaseLost, ValidationError
+from mqcore.errors import ConnectionLost, DecodeError, LeaseLost, ValidationError
 from mqcore.policy import Failure, Happened, Outcome
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Consumer(Generic[T]):
         self._codecs = codecs
         self._make_intake = make_intake
         self._intake: Intake | None = None
+        self.closed = False
+        """Whether it has ended for good."""
         self._out: set[Received[Any]] = set()
 
     async def __aenter__(self) -> Consumer[T]:
@@ -139,12 +141,16 @@ class Consumer(Generic[T]):
             return None
 
     async def _open(self) -> Intake:
+        if self.closed:
+            msg = f"the consumer of queue {self._queue.name!r} is closed; make a new one with broker.consume"
+            raise ConnectionLost(msg)
         if self._intake is None:
             self._intake = await self._make_intake()
         return self._intake
 
     async def close(self) -> None:
         """Stop, and release what was handed out and never settled: it goes to the next consumer, not counted (G4)."""
+        self.closed = True
         if self._intake is None:
             return
         await self._intake.stop()

@@ -62,13 +62,14 @@ class Intake:
         self._eager = eager
         self._connection = connection
         self.clock = connection.clock
-        self._events = connection.events
+        self.events = connection.events
         self._gate = gate
         self._order = count()
         self._buffer: list[tuple[int, int, Held]] = []
         self._suspect: Held | None = None
         self._wake = asyncio.Event()
         self._stopped = False
+        self._closed = False
         self.failure: Exception | None = None
         self.on_dead: Callable[[Held, Decision], Awaitable[None]] | None = None
         """Told of a message that ends without ever reaching a handler here, before it is settled."""
@@ -115,7 +116,7 @@ class Intake:
         except BaseException:
             await self.close()
             raise
-        self._events.emit("consumer.started", self.rules.queue, prefetch=self._main.prefetch)
+        self.events.emit("consumer.started", self.rules.queue, prefetch=self._main.prefetch)
 
     def _fail(self, error: Exception) -> None:
         """A lane cannot go on: whoever waits for messages must hear of it."""
@@ -251,7 +252,7 @@ class Intake:
         message, failure = held.delivery.message, outcome.failure if outcome else None
         error = f"{failure.type}: {failure.text}" if failure else ""
         reason = decision.reason.value if decision.reason else ""
-        self._events.emit(
+        self.events.emit(
             _EVENTS[decision.verdict],
             self.rules.queue,
             message.id,
@@ -280,9 +281,12 @@ class Intake:
         self._wake.set()
 
     async def close(self) -> None:
-        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe. Bounded."""
+        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe. Bounded, idempotent."""
         await self.stop()
+        if self._closed:
+            return
+        self._closed = True
         for lane in self._lanes:
             await lane.close()
         self._gate.forget(self._wake.set)
-        self._events.emit("consumer.stopped", self.rules.queue)
+        self.events.emit("consumer.stopped", self.rules.queue)

@@ -65,7 +65,7 @@ class Held:
     def lose(self) -> None:
         """The claim went to somebody else: settling has no effect any more (G5)."""
         self.lease_lost = True
-        self.lane.end(self)
+        self.lane.lose(self)
         if self.on_lost is not None:
             self.on_lost()
 
@@ -101,8 +101,6 @@ class Lane:
         self._accept, self._fail = accept, fail
         self._subscription: Subscription | None = None
         self._room = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
         self._pending: list[tuple[Held, Decision]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump: asyncio.Task[None] | None = None
@@ -174,8 +172,6 @@ class Lane:
             if self._keeper is not None:
                 self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
             self._accept(held)
-        if deliveries:
-            self._empty.clear()
 
     async def _mend(self, error: Exception, generation: int) -> bool:
         """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
@@ -256,6 +252,12 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
             return [Unknown(f"{type(error).__name__}: {error}", error)] * len(batch)
 
+    def lose(self, held: Held) -> None:
+        """The claim of this message ended without us."""
+        message = held.delivery.message
+        self._events.emit("lease.lost", self.rules.queue, message.id, message.attempt)
+        self.end(held)
+
     def end(self, held: Held) -> None:
         """The message is out of our hands."""
         if held.gone:
@@ -268,8 +270,6 @@ class Lane:
         if held.settled is not None and not held.settled.done():
             held.settled.set_result(None)
         self._room.set()
-        if not self.held:
-            self._empty.set()
 
     def limit(self, held: Held, until: float) -> None:
         """Renew this claim no longer than `until` (monotonic)."""

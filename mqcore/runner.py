@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
+_LAST_WORD = 0.5
+"""Seconds that a cancelled handler has for its clean-up, after the grace."""
 _SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
 
 
@@ -58,6 +60,7 @@ class Runner:
         self._codecs = codecs
         self._state = state
         self._clock = intake.clock
+        self._events = intake.events
         self._executor = executor_for(spec, intake.clock)
         self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
@@ -103,11 +106,14 @@ class Runner:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        for held in self._running.pop(task):
+        batch = self._running.pop(task)
+        for held in batch:
             self.intake.leave(held)
         self.handled += 1
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
+            for held in batch:
+                held.lane.end(held)  # no longer renewed: it comes back when its lease is over
             raise error  # a fault of ours, not of the handler: the event loop's exception handler must show it
 
     async def _handle(self, held: Held) -> None:
@@ -157,6 +163,7 @@ class Runner:
             held.on_lost = partial(self._lost, task, ctx)
             if self.spec.timeout is not None:
                 held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
+            self._events.emit("message.started", self.spec.queue.name, held.delivery.message.id, held.delivery.attempt)
         self._cancellable.add(task)
         try:
             return _SUCCEEDED, await self._call(ctx)
@@ -217,7 +224,7 @@ class Runner:
         for task in self._cancellable & set(left):
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=1.0)
+            await asyncio.wait(left, timeout=_LAST_WORD)
         await self.intake.close()
         await self._executor.close()
         return len(left)

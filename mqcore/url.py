@@ -21,7 +21,7 @@ _SHOWN = 300
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
 _PAIR = re.compile(r"([?&;])([^=&;#]*)=([^&;#]*)")
-_NO_PORT = re.compile(r"[^:\[]*:(?!\d{1,5}$).+")
+_NO_PORT = re.compile(r"^([^:\[]*):(?!\d{1,5}$).+$")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -123,14 +123,13 @@ def mask_url(url: str) -> str:
     """
     scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, _ = authority.partition("@")
-    if rest.count("@") == 1 and at and mark:
-        name, colon, _ = user.partition(":")
-        rest = f"{name}{colon and ':***'}{rest[len(user) :]}"
-    elif "@" in rest:
+    user, at, host = authority.rpartition("@")
+    if rest.count("@") > 1 or ("@" in rest and not (at and mark)):
         rest = f"***@{rest.rpartition('@')[2]}"
-    elif _NO_PORT.fullmatch(authority):
-        rest = f"{user.partition(':')[0]}:***{rest[len(authority) :]}"
+    else:
+        name, colon, _ = user.partition(":")
+        host = _NO_PORT.sub(r"\1:***", host)
+        rest = f"{name}{colon and ':***'}{at}{host}{rest[len(authority) :]}"
     shown = _PAIR.sub(_masked, f"{scheme}{mark}{rest}")
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

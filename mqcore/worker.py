@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from mqcore.errors import ConfigurationError, MqcoreError
+from mqcore.errors import ConfigurationError
 from mqcore.gate import Gate
 from mqcore.runner import Runner
 
@@ -132,7 +132,7 @@ class Worker:
     async def _run(self, runner: Runner) -> None:
         try:
             await runner.run()
-        except MqcoreError as error:
+        except Exception as error:  # noqa: BLE001 - a consumer that ends by itself ends the worker, whatever the cause
             self._failure = error
             self._stop.set()
 

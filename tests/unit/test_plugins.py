@@ -302,3 +302,16 @@ def test_the_process_has_one_set_of_plugins() -> None:
 def test_importing_the_module_imports_no_plugin() -> None:
     code = "import sys, mqcore.plugins; sys.exit(any(name.startswith('mqcore_') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_installed_distributions_are_found_by_their_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "shop_kafka-3.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-kafka\nVersion: 3.0\n")
+    (info / "entry_points.txt").write_text("[mqcore]\nshopkafka = shop_kafka_plugin [fast]\n")
+    (tmp_path / "shop_kafka_plugin.py").write_text("import shop_kafka_library\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BackendNotFound, match=r"shop-kafka 3\.0 .*shop_kafka_library.*'shop-kafka\[fast\]'"):
+        Plugins().backend_for("shopkafka")
