@@ -157,7 +157,7 @@ def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, ru
 
     `run` runs what an async handler returns. Core adapts the child to its handlers here and nowhere else.
     """
-    spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # `load` has made sure that it is there
+    spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # load has made sure that it is there
     message = request.message
     try:
         payload = spec.payload.decode(message.body, message.content_type, codecs)

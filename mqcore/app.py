@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker, ConnectOptions
 from mqcore.errors import ConfigurationError
-from mqcore.handlers import ConsumerOptions, HandlerSpec
+from mqcore.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.consumer import Received
@@ -28,14 +28,16 @@ Lifespan = "Callable[[Broker], AbstractAsyncContextManager[Any]]"
 class Registration(Generic[T]):
     """What `App.consumer` returns: a decorator that takes a handler of the queue's payload type, and returns it unchanged."""
 
-    def __init__(self, app: App, queue: Queue[T] | str, options: ConsumerOptions) -> None:
+    def __init__(self, app: App, queue: Queue[T] | str, options: HandlerOptions) -> None:
         """Made by `App.consumer`."""
         self._app, self._queue, self._options = app, queue, options
 
     @overload
     def __call__(self, handler: Callable[[T], R]) -> Callable[[T], R]: ...
     @overload
-    def __call__(self, handler: Callable[[T, Context], R]) -> Callable[[T, Context], R]: ...
+    def __call__(
+        self, handler: Callable[[T, Context], Coroutine[Any, Any, R]]
+    ) -> Callable[[T, Context], Coroutine[Any, Any, R]]: ...
     @overload
     def __call__(self, handler: Callable[[T, BlockingContext], R]) -> Callable[[T, BlockingContext], R]: ...
     def __call__(self, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,8 +48,8 @@ class Registration(Generic[T]):
 class BatchRegistration(Generic[T]):
     """The same for `batch=`: the handler takes a list of received items."""
 
-    def __init__(self, app: App, queue: Queue[T] | str, options: ConsumerOptions) -> None:
-        """Made by `App.batch_consumer`."""
+    def __init__(self, app: App, queue: Queue[T] | str, options: HandlerOptions) -> None:
+        """Made by `App.consumer` with `batch=`."""
         self._app, self._queue, self._options = app, queue, options
 
     def __call__(self, handler: Callable[[list[Received[T]]], R]) -> Callable[[list[Received[T]]], R]:
@@ -85,12 +87,19 @@ class App:
     def consumer(self, queue: Queue[T], **options: Unpack[ConsumerOptions]) -> Registration[T]: ...
     @overload
     def consumer(self, queue: str, **options: Unpack[ConsumerOptions]) -> Registration[Any]: ...
-    def consumer(self, queue: Any, **options: Unpack[ConsumerOptions]) -> Registration[Any]:
-        """Decorate the handler of a queue; see `ConsumerOptions`.
+    @overload
+    def consumer(self, queue: Queue[T], *, batch: int, **options: Unpack[BatchOptions]) -> BatchRegistration[T]: ...
+    @overload
+    def consumer(self, queue: str, *, batch: int, **options: Unpack[BatchOptions]) -> BatchRegistration[Any]: ...
+    def consumer(self, queue: Any, **options: Unpack[HandlerOptions]) -> Registration[Any] | BatchRegistration[Any]:
+        """Decorate the handler of a queue; for the options see `ConsumerOptions`, and `BatchOptions` for a handler of batches.
 
-        A bare name declares the queue with its defaults and takes the payload type from the handler's first annotation.
+        A bare name declares the queue with its defaults and takes the payload type from the handler's first annotation. With
+        `batch` the handler gets a list of up to so many received items, and may settle each; those that it does not settle share
+        what becomes of its run.
         """
-        return Registration(self, queue, options)
+        kind = BatchRegistration if "batch" in options else Registration
+        return kind(self, queue, options)
 
     def register(
         self, queue: Queue[Any] | str, handler: Callable[..., Any], options: ConsumerOptions

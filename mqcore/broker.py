@@ -29,7 +29,7 @@ from mqcore.policy import RetryPolicy, Rules
 from mqcore.producer import Producer, Publisher
 from mqcore.queue import Queue
 from mqcore.requests import Replies, Requests
-from mqcore.settings import Settings, options_for
+from mqcore.settings import Settings, open_backend
 from mqcore.spi import (
     Backend,
     Entry,
@@ -41,7 +41,6 @@ from mqcore.spi import (
     SupportsPurge,
 )
 from mqcore.topology import Topology
-from mqcore.url import parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -139,9 +138,7 @@ class Broker:
         return cls(url, **options)
 
     def _make_backend(self) -> Backend:
-        scheme, _ = parse_url(self._url)
-        backend = self._plugins.backend_for(scheme)
-        return backend(self._url, options_for(backend, self._url, self._settings, self._clock))
+        return open_backend(self._url, self._settings, self._plugins, self._clock)
 
     async def __aenter__(self) -> Self:
         """Open."""

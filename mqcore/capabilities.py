@@ -59,7 +59,7 @@ class Durability(IntEnum):
             return word
         try:
             return cls[word.upper()]
-        except KeyError:
+        except (KeyError, AttributeError):
             words = ", ".join(member.word for member in cls)
             msg = f"durability {word!r} is unknown; it is one of {words}"
             raise UnsupportedFeature(msg) from None

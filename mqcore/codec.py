@@ -264,8 +264,10 @@ def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) ->
         raise ValidationError(f"the value is no {name}: {_problems(error)}") from None
     except ValidationError as error:
         raise ValidationError(f"the value is no {name} that can be sent: {error}") from None
-    except RecursionError:
-        raise ValidationError(f"the value is no {name} that can be sent: {_TOO_DEEP}") from None
+    except (ConfigurationError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode`
+        raise ValidationError(f"the value is no {name}: its check raised {type(error).__name__}") from error
 
 
 def _adapter(type_: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:

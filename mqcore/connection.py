@@ -50,6 +50,8 @@ P = TypeVar("P")
 R = TypeVar("R")
 _NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
 _FIRST_WAIT, _SHORT_CAP, _LONG_CAP, _PATIENT_AFTER = 0.05, 1.0, 10.0, 30.0
+_LAST_ANSWER = 1.0
+"""Seconds that `close` leaves the broker to answer what has been sent."""
 
 
 def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
@@ -91,6 +93,7 @@ class Connection:
         self._reconnecting: asyncio.Task[None] | None = None
         self._specs: dict[str, QueueSpec] = {}
         self._bindings: dict[Binding, None] = {}
+        self._lost_early: Exception | None = None
 
     @property
     def connected(self) -> bool:
@@ -122,16 +125,19 @@ class Connection:
     async def _open(self) -> None:
         self.generation += 1
         generation = self.generation
+        self._lost_early = None
         self._capabilities = await self.backend.open(lambda error: self.report(error, generation))
         if self._specs:
             await self.backend.declare(list(self._specs.values()))
         if self._bindings and isinstance(self.backend, SupportsBind):
             await self.backend.bind(list(self._bindings))
+        if self._lost_early is not None:
+            raise self._lost_early
         self.error = None
         self._connected.set()
 
     async def close(self) -> None:
-        """End for good: waiting publishes fail, nothing is left running. Idempotent, bounded by the driver's 2 s."""
+        """End for good: waiting publishes are answered, nothing is left running. Idempotent, bounded by 1 s and the driver's 2 s."""
         if self._closed:
             return
         self._closed = True
@@ -140,12 +146,17 @@ class Connection:
             self._reconnecting.cancel()
             await asyncio.gather(self._reconnecting, return_exceptions=True)
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER)
+        for task in self._tasks:
+            task.cancel()
         await self.backend.close()
 
     def report(self, error: Exception, generation: int) -> None:
         """Take note that the connection of this generation is broken, and begin to reconnect. Later reports of it are no news."""
-        if self._closed or generation != self.generation or not self._connected.is_set():
+        if self._closed or generation != self.generation:
+            return
+        if not self._connected.is_set():
+            self._lost_early = error  # for `_open`, which may be on its way to calling this generation connected
             return
         self._connected.clear()
         self.error = error
@@ -201,8 +212,10 @@ class Connection:
 
     async def _send(self, calls: list[_Call]) -> None:
         while calls := [call for call in calls if not call.future.done()]:
-            if not self._connected.is_set() and not await self._wait_connected(calls):
-                return
+            if not self._connected.is_set():
+                if not await self._wait_connected(calls):
+                    return
+                continue  # who gave up meanwhile was told that nothing is stored, so nothing of his may be sent now
             if self._closed:
                 self._refuse(calls)
                 return
@@ -213,6 +226,8 @@ class Connection:
             generation = self.generation
             try:
                 outcomes = await self.backend.publish(batch, timeout=max(deadline - self.clock.monotonic(), 0.0))
+            except asyncio.CancelledError:
+                outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
             except Exception as error:  # noqa: BLE001 - a driver raises only when nothing was sent
                 outcomes = self._not_sent(error, generation, calls, len(batch))
             at = 0

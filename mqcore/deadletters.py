@@ -206,10 +206,10 @@ class DeadLetters:
         moved: MutableSequence[str],
         left: dict[str, str],
     ) -> None:
-        by_copy = {(letter.id, letter.message.hop): letter for letter in letters}
+        by_copy = {letter.message.copy_name: letter for letter in letters}
         batch: list[Settlement] = []
         for delivery in taken:
-            letter = by_copy[delivery.message.id, delivery.message.hop]
+            letter = by_copy[delivery.message.copy_name]
             answer = settlement(letter, delivery)
             if isinstance(answer, str):
                 left[letter.id] = answer
@@ -227,7 +227,7 @@ class DeadLetters:
                 moved.append(delivery.message.id)
         if undone:
             await self._connection.call("releasing dead letters", lambda: subscription.settle(undone, timeout=_TIMEOUT))
-        taken_copies = {(delivery.message.id, delivery.message.hop) for delivery in taken}
+        taken_copies = {delivery.message.copy_name for delivery in taken}
         left.update({letter.id: "somebody else has it" for copy, letter in by_copy.items() if copy not in taken_copies})
 
 

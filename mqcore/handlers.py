@@ -18,32 +18,47 @@ if TYPE_CHECKING:
     from mqcore.codec import Payload
     from mqcore.policy import RetryPolicy
 
-__all__ = ["ConsumerOptions", "HandlerSpec"]
+__all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
 
 _PAYLOAD_AND_CONTEXT = 2
 _TIMEOUT, _CONCURRENCY, _LEASE = 300.0, 10, 30.0
 
 
-class ConsumerOptions(TypedDict, total=False):
-    """How a handler is run.
-
-    `retry`: the policy, unless the queue has its own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages may
-    be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `batch` and
-    `linger`: call with a list of up to `batch` items, waiting `linger` seconds for more. `process`: run a blocking handler in a
-    killable process a slot. `ack_first`: settle before the handler starts: at most once (G2). `lease`: seconds that a claim holds
-    without renewal, 30 (G5). `name`: for logs and metrics, the function's own by default.
-    """
-
+class _AnyHandler(TypedDict, total=False):
     retry: RetryPolicy
     concurrency: int
     prefetch: int
     timeout: float | timedelta | None
-    batch: int
-    linger: float
-    process: bool
-    ack_first: bool
     lease: float
     name: str
+
+
+class ConsumerOptions(_AnyHandler, total=False):
+    """How a handler is run.
+
+    `retry`: the policy, unless the queue has its own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
+    may be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `process`:
+    run a blocking handler in a killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
+    `lease`: seconds that a claim holds without renewal, 30 (G5). `name`: for logs and metrics, the function's own by default.
+    """
+
+    process: bool
+    ack_first: bool
+
+
+class BatchOptions(_AnyHandler, total=False):
+    """How a batch handler is run: as `ConsumerOptions`, and `linger`: seconds to wait for more after the first item, 0.2.
+
+    `process` and `ack_first` do not go with a batch, whose items are settled apart.
+    """
+
+    linger: float
+
+
+class HandlerOptions(ConsumerOptions, BatchOptions, total=False):
+    """All of them. `batch`: call with a list of up to so many items."""
+
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class HandlerSpec:
 
     queue: Queue[Any]
     call: Callable[..., Any]
-    options: ConsumerOptions
+    options: HandlerOptions
     mode: Literal["async", "thread", "process"] = "async"
     takes_context: bool = False
     concurrency: int = _CONCURRENCY
@@ -72,11 +87,11 @@ class HandlerSpec:
 
     def with_concurrency(self, concurrency: int) -> HandlerSpec:
         """Return the same handler with another concurrency, and its prefetch to match unless that was set."""
-        options: ConsumerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
+        options: HandlerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
         return HandlerSpec.of(self.queue, self.call, options)
 
     @classmethod
-    def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: ConsumerOptions) -> HandlerSpec:
+    def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions) -> HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
         name = options.get("name", getattr(call, "__qualname__", repr(call)))
         where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
@@ -113,7 +128,11 @@ class HandlerSpec:
                 self.timeout is not None and self.timeout <= 0,
                 f"timeout={self.timeout} would end every run at once; None is no limit",
             ),
-            (self.batch < 0 or self.linger < 0, "batch and linger are 0 or more"),
+            (
+                "batch" in self.options and self.batch < 1,
+                f"batch={self.batch} would call it with nothing; leave batch out",
+            ),
+            (not self.linger >= 0, f"linger={self.linger} is not 0 seconds or more"),
             (self.lease <= 0, f"lease={self.lease} is not above 0 seconds"),
             (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
             (
@@ -135,7 +154,7 @@ class HandlerSpec:
 _NESTED = "process=True needs a function at the top level of a module: its process imports it by name"
 
 
-def _mode(call: Callable[..., Any], options: ConsumerOptions, where: str) -> Literal["async", "thread", "process"]:
+def _mode(call: Callable[..., Any], options: HandlerOptions, where: str) -> Literal["async", "thread", "process"]:
     is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004 - the method itself is inspected
     if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
         msg = f"{where}: a generator is no handler; return when the message is handled"

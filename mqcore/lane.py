@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Held", "Lane"]
 
-_RECEIVE_TIMEOUT = 300.0
+_RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500

@@ -95,6 +95,14 @@ class Message:
     redriven: int = 0
     death: Death | None = None
 
+    @property
+    def copy_name(self) -> tuple[str, int, str]:
+        """What names one stored copy inside one queue: id, hop, and of a dead letter the queue where it died.
+
+        Copies of one routed message have the same id and hop, and meet again where their queues share a dead-letter queue (G1, G11).
+        """
+        return self.id, self.hop, self.death.queue if self.death is not None else ""
+
     def copy(self) -> Message:
         """Return an equal message that shares no mutable state: what a backend must store and hand out (G17).
 

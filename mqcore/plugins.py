@@ -218,6 +218,8 @@ def _schemes_of(backend: object) -> tuple[str, ...]:
     """Return the schemes that a backend class serves; raises `ConfigurationError` for what is no such class."""
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise ConfigurationError(f"the plugin registers {backend!r:.100}, which is no Backend class")
+    if missing := ", ".join(sorted(backend.__abstractmethods__)):
+        raise ConfigurationError(f"the backend {backend.__qualname__} is not complete: it lacks {missing}")
     schemes = (backend.scheme,) if isinstance(backend.scheme, str) else tuple(backend.scheme)
     for scheme in schemes:
         if not _SCHEME.fullmatch(scheme):

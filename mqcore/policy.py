@@ -64,7 +64,7 @@ class Backoff:
         try:
             ceiling = min(self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1))
         except OverflowError:
-            ceiling = self.cap
+            ceiling = self.cap if self.base else min(self.cap, self.step * (attempt - 1))
         return ceiling * chance if self.jitter else ceiling
 
 
@@ -131,11 +131,11 @@ class Failure:
         """Describe an exception, whatever its class does when it is turned into text."""
         try:
             text = str(error)
-        except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
+        except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
             text = f"<its text cannot be had: {type(broken).__name__}>"
         try:
             trace = "".join(traceback.format_exception(error))
-        except Exception:  # noqa: BLE001 - as above
+        except BaseException:  # noqa: BLE001 - as above
             trace = ""
         types = tuple(qualified(base) for base in type(error).__mro__ if base is not object)
         return cls(types, _clean(text)[:_TEXT], _clean(trace)[-_TRACE:])
@@ -259,7 +259,8 @@ def _quarantine(delivery: Delivery, rules: Rules, now: float) -> Decision:
     if message.attempt >= rules.retry.max_attempts:
         failure = Failure((), "the process that handled it alone died, or lost the message")
         return _bury(delivery, rules, Reason.CRASHED, failure, now)
-    return Decision(_move(delivery, rules.quarantine, replace(message, attempt=message.attempt + 1)), "quarantined")
+    survivor = replace(message, attempt=message.attempt + 1, failed_at=message.failed_at or now)
+    return Decision(_move(delivery, rules.quarantine, survivor), "quarantined")
 
 
 def _again(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
 from mqcore.capabilities import Capability, Level
@@ -16,6 +17,7 @@ from mqcore.clock import seconds
 from mqcore.codec import Codecs, encode_any
 from mqcore.errors import (
     Blocked,
+    ConnectionLost,
     MessageTooLarge,
     MqcoreError,
     PublishFailed,
@@ -41,7 +43,7 @@ from mqcore.routing import check_key, route
 from mqcore.spi import ErrorKind, Failed, Outcome, Outgoing, Route, Stored, SupportsBind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from mqcore.connection import Connection
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["Producer", "PublishOptions", "Publisher", "Receipt", "Target"]
 
 T = TypeVar("T")
+R = TypeVar("R")
+_AGAIN = 0.05
 Target = Queue[T] | Router[T] | str
 """Where a message can go: a typed queue or router, which is declared when needed, or an existing queue by name."""
 
@@ -123,10 +127,10 @@ class Publisher:
         self, to: Target[T], payload: T, change: Callable[[Message], Message] | None, options: PublishOptions
     ) -> Receipt:
         """Publish one payload whose message `change` completes, for instance with where a reply shall go."""
-        queue = await self._declared(to)
-        message = self._message(queue, payload, options)
-        timeout = seconds(options.get("timeout", self._timeout))
-        return await self.send(queue, change(message) if change else message, options, timeout)
+        message = self._message(to, payload, options)
+        until = self._deadline(to, options)
+        queue = await self._declared(to, until, message.id)
+        return await self._send(queue, change(message) if change else message, options, until)
 
     async def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
@@ -135,12 +139,15 @@ class Publisher:
         if "id" in options:
             msg = "publish_many takes no id: every message needs its own"
             raise ValidationError(msg)
-        queue = await self._declared(to)
-        messages = [self._message(queue, payload, options) for payload in payloads]
-        plans = [await self._plan(queue, message, options) for message in messages]
+        messages = [self._message(to, payload, options) for payload in payloads]
+        until = self._deadline(to, options)
+        try:
+            queue = await self._declared(to, until)
+            plans = [await self._plan(queue, message, options, until) for message in messages]
+        except PublishFailed as error:
+            return [type(error)(str(error), id=message.id) for message in messages]
         batch = [outgoing for plan in plans if isinstance(plan, list) for outgoing in plan]
-        timeout = seconds(options.get("timeout", self._timeout))
-        outcomes = iter(await self._connection.publish(batch, timeout) if batch else [])
+        outcomes = iter(await self._connection.publish(batch, self._left(until)) if batch else [])
         return [
             plan if isinstance(plan, MqcoreError) else self._ending(message, plan, [next(outcomes) for _ in plan])
             for message, plan in zip(messages, plans, strict=True)
@@ -150,20 +157,54 @@ class Publisher:
         self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, timeout: float
     ) -> Receipt:
         """Send a finished message; its receipt, or its typed error (G1)."""
-        plan = await self._plan(to, message, options)
+        return await self._send(to, message, options, self._clock.monotonic() + timeout)
+
+    async def _send(
+        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, until: float
+    ) -> Receipt:
+        plan = await self._plan(to, message, options, until)
         if isinstance(plan, MqcoreError):
             raise plan
-        ending = self._ending(message, plan, await self._connection.publish(plan, timeout))
+        ending = self._ending(message, plan, await self._connection.publish(plan, self._left(until)))
         if isinstance(ending, MqcoreError):
             raise ending
         return ending
 
-    async def _declared(self, to: Target[Any]) -> Queue[Any] | Router[Any] | str:
-        if isinstance(to, Queue):
-            return await self._topology.ensure(to)
-        if isinstance(to, Router):
-            await self._topology.ensure_router(to)
-        return to
+    def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
+        timeout = duration("timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name)
+        return self._clock.monotonic() + timeout
+
+    def _left(self, until: float) -> float:
+        return max(until - self._clock.monotonic(), 0.0)
+
+    async def _declared(self, to: Target[Any], until: float, id: str = "") -> Queue[Any] | Router[Any] | str:
+        """Declare what is not declared yet; a name is taken as it is."""
+        if isinstance(to, str):
+            return to
+        if (known := self._topology.known(to)) is not None:
+            return known
+        return await self._before_sending(to.name, id, until, partial(self._topology.ensure_either, to))
+
+    async def _before_sending(self, name: str, id: str, until: float, work: Callable[[], Awaitable[R]]) -> R:
+        """Do what must come first, again after a lost connection; `PublishFailed` at the deadline: nothing has been sent (G1)."""
+        doing, error = f"publishing to {name!r}", self._connection.error
+        if not self._connection.connected:
+            _ = self._connection.capabilities  # raises when it was never opened
+        try:
+            async with self._clock.timeout(self._left(until)):
+                while True:
+                    await self._connection.ready(doing)
+                    try:
+                        return await work()
+                    except ConnectionLost as lost:
+                        error = lost
+                        await self._clock.sleep(_AGAIN)
+        except ConnectionLost as closed:
+            raise PublishFailed(f"{closed}; nothing was sent", id=id) from closed
+        except TimeoutError:
+            why = f" ({error})" if error else ""
+            self._events.emit("publish.failed", name, id, error=f"not connected in time{why}")
+            raise PublishFailed(f"{doing}: not connected in time, nothing was sent{why}", id=id) from error
 
     def _message(self, to: Queue[Any] | Router[Any] | str, payload: object, options: PublishOptions) -> Message:
         """Encode and check; raises `ValidationError` and `MessageTooLarge`."""
@@ -189,7 +230,7 @@ class Publisher:
         return message
 
     async def _plan(
-        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions
+        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, until: float
     ) -> list[Outgoing] | Unroutable:
         """Choose the queues. Raises `ValidationError` and `UnsupportedFeature` for options that cannot be kept."""
         ttl, delay = self._times(to, options)
@@ -206,9 +247,10 @@ class Publisher:
         if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
             return [Outgoing(Route(to.name, key), message, delay, ttl)]
         backend = self._connection.supporting(SupportsBind, f"router {to.name!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
-        bindings = await self._connection.call(
-            f"reading the bindings of router {to.name!r}", lambda: backend.bindings(to.name)
+        reading = partial(
+            self._connection.call, f"reading the bindings of router {to.name!r}", partial(backend.bindings, to.name)
         )
+        bindings = await self._before_sending(to.name, message.id, until, reading)
         queues = route(bindings, key, message.headers)
         if not queues:
             bound = (
@@ -223,8 +265,8 @@ class Publisher:
         """Return ttl and delay in seconds, checked (G6, G7)."""
         name = to if isinstance(to, str) else to.name
         given = options.get("ttl")
-        ttl = None if given is None else seconds(given)
-        delay = seconds(options.get("delay", 0.0))
+        ttl = None if given is None else duration("ttl", given, name)
+        delay = duration("delay", options.get("delay", 0.0), name)
         if ttl is not None and not (0 < ttl < math.inf):
             msg = f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave ttl out for no expiry"
             raise ValidationError(msg)
@@ -280,6 +322,17 @@ def _say(outcome: Outcome) -> str:
     if isinstance(outcome, Stored):
         return "stored"
     return f"not stored ({outcome.text})" if isinstance(outcome, Failed) else f"unknown ({outcome.text})"
+
+
+def duration(what: str, value: object, name: str) -> float:
+    """Return what a user gave as a duration in seconds, or raise `ValidationError` when it is none, or NaN."""
+    try:
+        number = seconds(value)  # type: ignore[arg-type]  # whether it is one is what is asked here
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number):
+        raise ValidationError(f"{what}={value!r:.60} for {name!r} is no duration; give seconds or a timedelta")
+    return number
 
 
 class Producer(Generic[T]):

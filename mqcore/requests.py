@@ -13,11 +13,11 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mqcore.clock import seconds
 from mqcore.codec import Codecs, Payload, encode_any
 from mqcore.errors import MqcoreError, RemoteError, RequestTimeout
 from mqcore.message import Message, new_id
 from mqcore.policy import Happened, Outcome
+from mqcore.producer import duration
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ class Requests:
 
     async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
         """Publish and wait for the handler's return value; see `Broker.request`."""
-        limit = seconds(options.get("timeout", _TIMEOUT))
-        await self._listen()
+        name = to if isinstance(to, str) else to.name
+        limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
         try:
             async with self._connection.clock.timeout(limit):
+                await self._listen()
                 await self._publisher.publish_message(
                     to,
                     payload,
@@ -74,7 +75,6 @@ class Requests:
                 )
                 return self._value(await reply, result)
         except TimeoutError as error:
-            name = to if isinstance(to, str) else to.name
             msg = f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
             raise RequestTimeout(msg) from error
         finally:

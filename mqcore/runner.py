@@ -243,7 +243,11 @@ def _judge(error: BaseException) -> Outcome:
     if isinstance(error, Ended):
         return error.outcome
     if isinstance(error, Retry):
-        return Outcome(Happened.RETRY, Failure.of(error), None if error.delay is None else seconds(error.delay))
+        try:
+            delay = None if error.delay is None else seconds(error.delay)
+        except (TypeError, ValueError, OverflowError) as wrong:
+            return Outcome(Happened.FAILED, Failure.of(wrong))
+        return Outcome(Happened.RETRY, Failure.of(error), delay)
     if isinstance(error, Reject):
         return Outcome(Happened.REJECTED, Failure.of(error))
     if isinstance(error, HandlerTimeout):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
@@ -23,6 +23,7 @@ from mqcore.clock import Clock
 from mqcore.errors import ConfigurationError
 from mqcore.plugins import Plugins
 from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
+from mqcore.queue import QueueOptions
 from mqcore.routing import Binding, Kind
 from mqcore.spi import Backend
 from mqcore.url import BrokerUrl, is_secret, mask_url, parse_url
@@ -173,20 +174,21 @@ class Settings(_Section):
     routers: dict[str, RouterSettings] = {}
     backends: Annotated[dict[str, dict[str, Any]], PlainSerializer(_masked), Field(repr=False)] = {}
 
-    def queue_options(self, queue: str, retry: RetryPolicy | None = None) -> dict[str, Any]:
-        """Return what configuration says of a queue, as keyword arguments of `Queue`: only what is set, and it wins.
-
-        `retry` is the policy of the code, which the configured retry settings are put over.
-        """
+    def queue_options(self, queue: str) -> QueueOptions:
+        """Return what configuration says of a queue, but for its retry policy: only what is set, and it wins."""
         found = self.queues.get(queue)
         if found is None:
             return {}
         given = {name: value for name in found.model_fields_set if (value := getattr(found, name)) is not None}
+        given.pop("retry", None)
         if given.get("dead_letter") is False:
             given["dead_letter"] = None
-        if "retry" in given:
-            given["retry"] = found.retry.policy(retry or RetryPolicy())
-        return given
+        return cast("QueueOptions", given)
+
+    def retry_policy(self, queue: str, code: RetryPolicy) -> RetryPolicy:
+        """Return the policy of a queue's consumers: what configuration says of it, put over the code's."""
+        found = self.queues.get(queue)
+        return code if found is None else found.retry.policy(code)
 
     def router_bindings(self, router: str, kind: Kind) -> list[Binding]:
         """Return the bindings that configuration adds to a router; `ConfigurationError` when it says another kind."""

@@ -105,7 +105,7 @@ class ErrorKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Confirmed. `duplicate`: this (id, hop) was already there, and still one copy is stored (DEDUP)."""
+    """Confirmed. `duplicate`: this `Message.copy_name` was there already, and still one copy is stored (DEDUP)."""
 
     duplicate: bool = False
 

@@ -101,9 +101,8 @@ class ThreadPool:
             result: R = job.result
             return result
         finally:
-            del (
-                job
-            )  # its error's traceback holds this frame: without this, both would live until the next garbage collection
+            # the traceback of its error holds this frame: both would live until the next garbage collection
+            del job
 
     def close(self) -> None:
         """Let idle threads end now, and each other one when its call does. Does not wait."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mqcore.capabilities import Capability
 from mqcore.errors import QueueNotFound, TopologyMismatch
 from mqcore.policy import RetryPolicy, Rules
-from mqcore.queue import AGAIN, DLQ, Queue, QueueOptions
+from mqcore.queue import AGAIN, DLQ, Queue
 from mqcore.routing import Binding
 from mqcore.spi import QueueCounts, QueueSpec, SupportsCount
 
@@ -41,27 +41,22 @@ class Topology:
 
     def configured(self, queue: Queue[T]) -> Queue[T]:
         """Return the queue with the settings that configuration gives it: configuration wins."""
-        found = self._settings.queues.get(queue.name)
-        if found is None:
-            return queue
-        options: QueueOptions = {}
-        if found.ttl is not None:
-            options["ttl"] = found.ttl
-        if found.max_length is not None:
-            options["max_length"] = found.max_length
-        if found.overflow is not None:
-            options["overflow"] = found.overflow
-        if found.dead_letter is not None:
-            options["dead_letter"] = found.dead_letter or None
-        if found.retention is not None:
-            options["retention"] = found.retention
-        return queue.configured(**options)
+        return queue.configured(**self._settings.queue_options(queue.name))
 
     def retry(self, queue: Queue[Any], consumer: RetryPolicy | None) -> RetryPolicy:
         """Return the policy of a queue's consumer: configuration over the consumer's own over the queue's."""
-        code = consumer or queue.retry or RetryPolicy()
-        found = self._settings.queues.get(queue.name)
-        return code if found is None else found.retry.policy(code)
+        return self._settings.retry_policy(queue.name, consumer or queue.retry or RetryPolicy())
+
+    def known(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any] | None:
+        """Return the queue as configured, or the router, when nothing is left to declare for it; None else."""
+        if isinstance(thing, Queue):
+            found = self._queues.get(thing.name)
+            return found[1] if found is not None and found[0] is thing else None
+        return thing if self._routers.get(thing.name) == (thing, len(thing.bindings)) else None
+
+    async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
+        """Do `ensure` or `ensure_router`, whichever it takes."""
+        return await self.ensure(thing) if isinstance(thing, Queue) else await self.ensure_router(thing)
 
     async def ensure(self, queue: Queue[Any]) -> Queue[Any]:
         """Declare the queue once, with its dead-letter queue and quarantine, and return it as configured.
@@ -102,16 +97,16 @@ class Topology:
         for router in routers:
             await self.ensure_router(router)
 
-    async def ensure_router(self, router: Router[Any]) -> None:
+    async def ensure_router(self, router: Router[Any]) -> Router[Any]:
         """Declare the queues bound in code and configuration, then the bindings. Once, unless bindings were added since."""
-        if self._routers.get(router.name) == (router, len(router.bindings)):
-            return
+        if self.known(router) is not None:
+            return router
         self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         for queue in router.queues.values():
             await self.ensure(queue)
-        found = self._settings.routers.get(router.name)
-        await self._connection.bind([*router.bindings, *(found.arrows(router.name) if found else ())])
+        await self._connection.bind([*router.bindings, *self._settings.router_bindings(router.name, router.kind)])
         self._routers[router.name] = (router, len(router.bindings))
+        return router
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings from the broker."""

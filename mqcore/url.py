@@ -20,7 +20,7 @@ _LONGEST = 4096
 _SHOWN = 300
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
-_PAIR = re.compile(r"([?&;])([^=&;#]*)=([^&;#]*)")
+_PAIR = re.compile(r"([?&])([^=&]*)(=?)([^&]*)")
 _NO_PORT = re.compile(r"^([^:\[]*):(?!\d{1,5}$).+$")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -118,14 +118,13 @@ def mask_url(url: str) -> str:
     """Return any text that was meant as a URL without what may be secret in it, on one line, at most 300 characters.
 
     Masks the password, and the values of options that sound secret. Where an `@` is in an unusual place nobody knows
-    where a password ends, so everything up to the last one goes; what stands in place of a port and is no number may be
-    a password, too.
+    where a password ends, so all but the scheme goes; what stands in place of a port and is no number may be one, too.
     """
     scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, host = authority.rpartition("@")
     if rest.count("@") > 1 or ("@" in rest and not (at and mark)):
-        rest = f"***@{rest.rpartition('@')[2]}"
+        rest = "***"
     else:
         name, colon, _ = user.partition(":")
         host = _NO_PORT.sub(r"\1:***", host)
@@ -141,5 +140,7 @@ def is_secret(option: str) -> bool:
 
 
 def _masked(pair: re.Match[str]) -> str:
-    start, name, value = pair.groups()
+    start, name, equals, value = pair.groups()
+    if not equals:
+        return f"{start}***" if name else start  # no option: perhaps the end of a secret that holds a raw `&`
     return f"{start}{name}={'***' if is_secret(name) else value}"

@@ -36,9 +36,9 @@ from examples.segmentation.report import (
 from examples.segmentation.run import Run, complaints
 from mqcore import Broker, DeadLetter, MqcoreError, Worker
 
-# Seconds between two looks at the dead letters, and without any news until the run is given up: one image may take the
-# handler's whole time limit.
-LOOK_EVERY, PATIENCE = 2.0, 330.0
+# Seconds between two looks at the queues; until a run is given up that no worker has touched; and until one is that has
+# begun: one image may take the handler's whole time limit.
+LOOK_EVERY, START, PATIENCE = 2.0, 20.0, 330.0
 
 
 class RunFailedError(Exception):
@@ -86,7 +86,8 @@ async def working(broker: Broker, args: argparse.Namespace) -> AsyncIterator[Cal
 async def follow(broker: Broker, run: Run, progress: Progress, check: Callable[[], None]) -> list[DeadLetter]:
     """Take in what workers announce until every task is done or dead-lettered; returns the run's dead letters.
 
-    Raises `RunFailedError` when there was no news for `PATIENCE` seconds, and what `check` raises.
+    Raises `RunFailedError` when no task is taken up for `START` seconds, or there is no news for `PATIENCE`, and what
+    `check` raises.
     """
     quiet = 0.0
     async with broker.consume(results, prefetch=16) as outcomes:
@@ -99,6 +100,10 @@ async def follow(broker: Broker, run: Run, progress: Progress, check: Callable[[
                 continue
             check()
             quiet += LOOK_EVERY
+            (counts,) = await broker.counts(tasks)
+            if quiet > START and counts.ready >= len(run.pictures):
+                message = f"no worker takes up what is in {tasks.name}; do they and the demo use the same broker?"
+                raise RunFailedError(message)
             if quiet > PATIENCE:
                 message = f"no news of {len(run.open())} tasks for {PATIENCE:g} s"
                 raise RunFailedError(message)

@@ -4,8 +4,8 @@ from collections import deque
 
 __all__ = ["Window"]
 
-Key = tuple[str, int]
-"""The message's id and its hop: the name of one stored copy."""
+Key = tuple[str, int, str]
+"""`Message.copy_name`: what tells one stored copy from all others."""
 
 
 class Window:

@@ -100,7 +100,7 @@ class MemoryQueue:
         """Store a message that is the queue's own. One that expires inside its delay is due then, to be buried."""
         number = next(self._numbers)
         copy = self.copies[number] = Copy(number, message, now)
-        self.window.add((message.id, message.hop), number, now)
+        self.window.add(message.copy_name, number, now)
         self.published += 1
         if delay > TICK:
             copy.due = now + delay if message.expires_at is None else min(now + delay, message.expires_at)

@@ -243,7 +243,7 @@ class MemoryStore:
         if isinstance(queue, Failed):
             return queue
         message, spec = out.message, queue.spec
-        if queue.window.has((message.id, message.hop)):
+        if queue.window.has(message.copy_name):
             return _DUPLICATE
         bounded = spec.max_length is not None and message.hop == 0 and out.delay <= 0
         if bounded and spec.overflow == "reject" and queue.ready >= (spec.max_length or 0):
@@ -286,7 +286,7 @@ class MemoryStore:
         target = self._target(out, now, touched)
         if isinstance(target, Failed):
             return target
-        if not target.window.has((out.message.id, out.message.hop), since=entry.number):
+        if not target.window.has(out.message.copy_name, since=entry.number):
             target.put(_copy(out, now, target.spec.ttl), now, out.delay)
         return None
 

@@ -389,6 +389,7 @@ def test_what_is_read_and_does_not_fit_is_a_validation_error(type_: Any, body: b
 
 READABLE: list[tuple[str, Any, bytes, str | None, Any]] = [
     ("upper case", int, b"1", "APPLICATION/JSON", 1),
+    ("empty content type", int, b"1", "", 1),
     ("charset", int, b"1", "application/json; charset=UTF-8", 1),
     ("quoted charset", int, b"1", 'application/json ;foo=bar; Charset="utf8"', 1),
     ("structured suffix", int, b"1", "application/vnd.shop.v1+json", 1),
@@ -452,6 +453,9 @@ def test_a_key_from_the_wire_cannot_forge_a_log_line() -> None:
 def test_a_bug_in_a_users_validator_is_named_and_kept_as_the_cause() -> None:
     with pytest.raises(ValidationError, match="raised KeyError") as caught:
         Payload(Picky).decode(b'{"a": 2}', JSON, CODECS)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(ValidationError, match="raised KeyError") as caught:
+        Payload(Picky).encode(Picky.model_construct(a=2), CODECS)
     assert isinstance(caught.value.__cause__, KeyError)
 
 

@@ -63,7 +63,7 @@ class Model:
     now: float = 0.0
     numbers: int = 0
     copies: list[Copy] = field(default_factory=list)
-    names: list[tuple[str, str, int, int, float]] = field(default_factory=list)  # queue, id, hop, number, time
+    names: list[tuple[str, tuple[str, int, str], int, float]] = field(default_factory=list)  # queue, name, number, time
 
     def next(self) -> int:
         self.numbers += 1
@@ -89,8 +89,8 @@ class Model:
         return [copy for copy in self.waiting(queue) if copy.place is not None]
 
     def known(self, out: Outgoing, since: int = 0) -> bool:
-        key = (out.to, out.message.id, out.message.hop)
-        return any(it[:3] == key and it[3] > since and it[4] > self.now - WINDOW for it in self.names)
+        key = (out.to, out.message.copy_name)
+        return any(it[:2] == key and it[2] > since and it[3] > self.now - WINDOW for it in self.names)
 
     def put(self, out: Outgoing) -> None:
         queue, message, number = str(out.to), out.message, self.next()
@@ -103,7 +103,7 @@ class Model:
         if out.delay > 0:
             copy.place, copy.due = None, self.now + out.delay if expires is None else min(self.now + out.delay, expires)
         self.copies.append(copy)
-        self.names.append((queue, message.id, message.hop, number, self.now))
+        self.names.append((queue, message.copy_name, number, self.now))
 
     def publish(self, out: Outgoing) -> Outcome:
         queue = str(out.to)
@@ -200,7 +200,12 @@ class StoreAgainstModel(RuleBasedStateMachine):
         delivery, copy, lease = data.draw(st.sampled_from(self.given))
         message = replace(delivery.message, hop=delivery.message.hop + 1, attempt=delivery.message.attempt + 1)
         move = Move(delivery.receipt, Outgoing(queue, message, data.draw(DELAYS)))
-        settlement = {"ack": Ack(delivery.receipt), "release": Release(delivery.receipt), "move": move}[how]
+        choice: dict[str, Settlement] = {
+            "ack": Ack(delivery.receipt),
+            "release": Release(delivery.receipt),
+            "move": move,
+        }
+        settlement = choice[how]
         self.model.tick(copy.queue)
         live = copy in self.model.copies and copy.lease is lease
         expected = self.model.settle(copy, settlement) if live else STALE

@@ -48,6 +48,7 @@ def backend(*schemes: str) -> type[Backend]:
     class Fake(Backend):
         scheme: ClassVar[str | tuple[str, ...]] = schemes if len(schemes) > 1 else schemes[0]
 
+    Fake.__abstractmethods__ = frozenset()
     return Fake
 
 
@@ -230,11 +231,12 @@ def test_an_entry_point_that_does_not_serve_its_name_is_told() -> None:
     [
         ("a string", "no Backend class"),
         (dict, "no Backend class"),
+        (Backend, "it lacks classify, close, declare, open, publish, subscribe"),
         (backend("Kafka"), "no URL scheme in lower case"),
         (backend("ka fka"), "no URL scheme"),
         (backend(""), "no URL scheme"),
     ],
-    ids=["string", "class", "upper case", "space", "empty"],
+    ids=["string", "class", "incomplete", "upper case", "space", "empty"],
 )
 def test_what_a_plugin_registers_is_checked(wrong: object, why: str) -> None:
     plugins = Plugins([point("kafka", Plugin(wrong))])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import threading
 import weakref
@@ -199,22 +200,22 @@ async def test_nothing_of_a_call_is_kept_when_it_is_over(pool: ThreadPool) -> No
     class Body:
         pass
 
-    async def one() -> weakref.ref[Body]:
-        body = Body()
+    def fail(body: Body) -> None:
+        raise ValueError(body)
 
-        def fail() -> None:
-            raise ValueError(body)
-
-        await pool.run(lambda: body)
+    async def one(call: Callable[[Body], object]) -> asyncio.Event:
+        body, freed, loop = Body(), asyncio.Event(), asyncio.get_running_loop()
+        weakref.finalize(body, loop.call_soon_threadsafe, freed.set)
         with contextlib.suppress(ValueError):
-            await pool.run(fail)
-        return weakref.ref(body)
+            await pool.run(functools.partial(call, body))
+        return freed
 
     gc.disable()
     try:
-        kept = await one()
-        await pool.run(lambda: None)
-        assert kept() is None
+        for call in (fail, id):
+            freed = await one(call)
+            async with asyncio.timeout(10):
+                await freed.wait()
     finally:
         gc.enable()
 
@@ -236,15 +237,17 @@ async def test_threads_end_when_the_pool_is_closed() -> None:
 
 
 def test_a_thread_that_outlives_its_loop_ends_quietly() -> None:
-    go, threads = threading.Event(), list[threading.Thread]()
+    go = threading.Event()
 
-    async def leave() -> None:
+    async def leave() -> threading.Thread:
         pool = ThreadPool(1, "orphan")
-        task = await started(pool, lambda: (threads.append(threading.current_thread()), go.wait()))
+        task = await started(pool, go.wait)
         task.cancel()
         pool.close()
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "orphan-1"]
+        return thread
 
-    asyncio.run(leave())
+    thread = asyncio.run(leave())
     go.set()
-    threads[0].join(10)
-    assert not threads[0].is_alive()
+    thread.join(10)
+    assert not thread.is_alive()

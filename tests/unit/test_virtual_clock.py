@@ -364,6 +364,45 @@ async def test_a_stuck_thread_is_waited_for_once_and_does_not_stop_the_clock() -
     ticking.cancel()
 
 
+async def test_what_follows_on_a_thread_has_run_too(clock: VirtualClock) -> None:
+    async def work() -> str:
+        await in_thread(clock, lambda: None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return "done"
+
+    task = asyncio.create_task(work())
+    await clock.settle()
+    assert task.done()
+
+
+async def test_beside_a_stuck_thread_others_are_still_waited_for() -> None:
+    clock = VirtualClock(patience=0.05)
+    freed = threading.Event()
+    stuck = asyncio.create_task(in_thread(clock, freed.wait))
+    await clock.settle()
+    for _ in range(5):
+        barrier = threading.Barrier(2)
+        threading.Thread(target=barrier.wait, daemon=True).start()
+        quick = asyncio.create_task(in_thread(clock, barrier.wait))
+        await clock.settle()
+        assert quick.done()
+    freed.set()
+    await stuck
+
+
+async def test_when_one_is_given_up_the_wait_for_a_younger_one_goes_on() -> None:
+    clock = VirtualClock(patience=0.05)
+    with clock.busy():
+        (old,) = clock._work
+        old.began -= 1000
+        barrier = threading.Barrier(2)
+        threading.Thread(target=barrier.wait, daemon=True).start()
+        quick = asyncio.create_task(in_thread(clock, barrier.wait))
+        await clock.settle()
+        assert quick.done()
+
+
 async def test_patience_counts_from_the_start_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualClock(patience=1000)
     real = time.monotonic

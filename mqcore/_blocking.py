@@ -1,0 +1,142 @@
+"""An event loop in a daemon thread, for callers that block: what `mqcore.sync` stands on.
+
+One call: `run` hands a coroutine to the loop and waits for its ending in the caller's thread. `close` runs the last coroutine,
+lets calls of other threads end, and ends the thread. Whoever has closed, forked or forgotten gets an answer, and never waits for a
+thread that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import warnings
+import weakref
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mqcore.errors import ConfigurationError, ConnectionLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["LoopThread"]
+
+R = TypeVar("R")
+_LAST_CALLS = 1.0
+"""Seconds that calls which wait in other threads get to end by themselves after the last coroutine."""
+
+
+class LoopThread:
+    """The thread of one loop: begun by the first call, ended by `close`, or when nobody can call any more."""
+
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`last` is what `close` runs on the loop. It must hold no reference to this object."""
+        self._last = last
+        self._lock = threading.RLock()  # a signal handler may close at any point of the main thread
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = asyncio.Event()
+        self._stopped: Future[None] = Future()
+        self._closing = False
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run it on the loop, and return or raise as it ends. Interrupted by Ctrl-C it is cancelled.
+
+        After `close` it runs on a loop of the moment, so that what is closed says so itself. Raises `ConfigurationError` where an
+        event loop is running, and `ConnectionLost` when the thread ends before the call, or is left behind by a fork.
+        """
+        future: Future[R] | None = None
+        try:
+            _refuse_to_block_a_loop()
+            with self._lock:
+                if not self._closing:
+                    future = asyncio.run_coroutine_threadsafe(work, self._running())
+            if future is not None:
+                return future.result()
+            self._stopped.exception()  # waits for the end
+            with self._lock:
+                return asyncio.run(work)
+        except CancelledError:
+            msg = "this broker was closed while the call waited; connect a new one"
+            raise ConnectionLost(msg) from None
+        finally:
+            if future is None:
+                work.close()
+            else:
+                future.cancel()
+
+    def close(self) -> None:
+        """Run the last coroutine and end the thread; raises what that coroutine raises. Idempotent."""
+        if sys.is_finalizing() or self._left_behind():
+            return
+        _refuse_to_block_a_loop()
+        with self._lock:
+            if not self._closing:
+                loop = self._running()
+                self._closing = True
+                loop.call_soon_threadsafe(self._stop.set)
+        self._stopped.result()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if sys.is_finalizing() or self._left_behind():
+            msg = "the thread of this broker is gone, by a fork or the interpreter's end; connect one in each process"
+            raise ConnectionLost(msg)
+        if self._loop is None:
+            self._loop = loop = asyncio.new_event_loop()
+            arguments = (loop, self._last, self._stop, self._stopped)
+            self._thread = threading.Thread(target=_serve, args=arguments, name="mqcore-sync", daemon=True)
+            self._thread.start()
+            weakref.finalize(self, _abandon, loop, self._stop, self._stopped, self._thread).atexit = False
+        return self._loop
+
+    def _left_behind(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive() and not self._stopped.done()
+
+
+def _refuse_to_block_a_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    msg = (
+        "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker and await there, or call from a "
+        "thread without a loop"
+    )
+    raise ConfigurationError(msg)
+
+
+def _serve(
+    loop: asyncio.AbstractEventLoop,
+    last: Callable[[], Coroutine[Any, Any, None]],
+    stop: asyncio.Event,
+    stopped: Future[None],
+) -> None:
+    """Be the thread: serve calls until `stop`, run the last coroutine, and tell how that went."""
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(_until(stop, last))
+    except BaseException as error:  # noqa: BLE001 - it is the caller of `close` who must hear of it
+        stopped.set_exception(error)
+    else:
+        stopped.set_result(None)
+
+
+async def _until(stop: asyncio.Event, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await stop.wait()
+    try:
+        await last()
+    finally:
+        if calls := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(calls, timeout=_LAST_CALLS)
+
+
+def _abandon(
+    loop: asyncio.AbstractEventLoop, stop: asyncio.Event, stopped: Future[None], thread: threading.Thread
+) -> None:
+    """Nobody can call any more. This runs wherever the garbage was found, so it starts the end and does not wait for it."""
+    if thread.is_alive() and not stop.is_set() and not stopped.done():
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
+        warnings.warn("a Broker of mqcore.sync was never closed; use `with`", ResourceWarning, stacklevel=2)

@@ -1,0 +1,446 @@
+"""What becomes of a message: the whole of G2 to G6, G10 and G11 as tables, without a broker or a clock."""
+
+from dataclasses import replace
+from datetime import timedelta
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqcore.delivery import Ack, Delivery, Move, Release
+from mqcore.errors import ConfigurationError
+from mqcore.message import Death, Message, Reason
+from mqcore.policy import (
+    Backoff,
+    Decision,
+    Failure,
+    Happened,
+    Outcome,
+    RetryPolicy,
+    Rules,
+    decide,
+    exponential,
+    fixed,
+    linear,
+    qualified,
+)
+
+NOW = 1_000_000.0
+TEN_YEARS = 10 * 365 * 86_400
+WORK = Rules(queue="q", source="q", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq", quarantine="q.again")
+ALONE = replace(WORK, source="q.again")
+BARE = replace(WORK, dead_letter=None)
+ALONE_BARE = replace(ALONE, dead_letter=None)
+DLQ = Rules(queue="q.dlq", source="q.dlq", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq")
+TEMPORARY = Rules(queue="t", source="t", retry=RetryPolicy(3, fixed(4)))
+ALL_RULES = {"work": WORK, "alone": ALONE, "bare": BARE, "alone, bare": ALONE_BARE, "dlq": DLQ, "temporary": TEMPORARY}
+BOOM = Failure.of(ValueError("boom"))
+AT_ONCE = {Happened.UNDECODABLE, Happened.INVALID, Happened.EXPIRED, Happened.REJECTED}
+
+
+def delivery(attempt: int = 1, **changes: object) -> Delivery:
+    message = Message(
+        id="m1",
+        body=b"body",
+        content_type="application/json",
+        headers=MappingProxyType({"tenant": "a"}),
+        priority=8,
+        attempt=attempt,
+        hop=6,
+        published_at=NOW - 50,
+        expires_at=777.0,
+        correlation_id="c1",
+        reply_to="r1",
+        redriven=2,
+    )
+    return Delivery(replace(message, **changes), b"receipt", expires_in=60.0)  # type: ignore[arg-type]  # a test's choice
+
+
+def judged(happened: Happened, rules: Rules, attempt: int = 1, **changes: object) -> Decision:
+    failure = None if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.DOUBTFUL} else BOOM
+    return decide(Outcome(happened, failure), delivery(attempt, **changes), rules, now=NOW, expires_in=60.0)
+
+
+def moved(decision: Decision) -> tuple[str, Message, float]:
+    assert isinstance(decision.settlement, Move)
+    assert decision.settlement.receipt == b"receipt"
+    to = decision.settlement.to
+    assert isinstance(to.to, str)
+    assert to.ttl is None
+    return to.to, to.message, to.delay
+
+
+def expected(happened: Happened, rules: Rules, attempt: int) -> tuple[str, str | None, int]:  # noqa: PLR0911 - a table
+    """Say verdict, target and attempt of the successor by the words of G4, G10 and G11, written a second time."""
+    at_end = attempt >= 3
+    buried = ("dropped", None, 0) if rules.dead_letter is None else ("dead", rules.dead_letter, 1)
+    if happened is Happened.SUCCEEDED:
+        return "done", None, 0
+    if happened is Happened.INTERRUPTED:
+        return ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
+    if happened is Happened.DOUBTFUL and rules.quarantine is None:
+        return "released", None, 0
+    if happened is Happened.DOUBTFUL and rules.source == "q":
+        return "quarantined", "q.again", attempt
+    if happened in AT_ONCE or at_end:
+        return buried
+    if happened is Happened.DOUBTFUL:
+        return "quarantined", "q.again", attempt + 1
+    return "retried", rules.queue, attempt + 1
+
+
+@pytest.mark.parametrize("rules", ALL_RULES)
+@pytest.mark.parametrize("happened", Happened, ids=lambda happened: happened.value)
+def test_every_ending_of_every_attempt_in_every_kind_of_queue(happened: Happened, rules: str) -> None:
+    for attempt in range(1, 5):
+        decision = judged(happened, ALL_RULES[rules], attempt)
+        verdict, target, successor_attempt = expected(happened, ALL_RULES[rules], attempt)
+        assert decision.verdict == verdict
+        assert decision.final == (verdict in {"done", "dead", "dropped"})
+        if target is None:
+            assert decision.settlement == (Release(b"receipt") if verdict == "released" else Ack(b"receipt"))
+        else:
+            to, message, delay = moved(decision)
+            assert (to, message.attempt) == (target, successor_attempt)
+            assert delay == decision.delay == (4 if verdict == "retried" else 0)
+
+
+@pytest.mark.parametrize("rules", ALL_RULES)
+@pytest.mark.parametrize(
+    ("happened", "attempt", "reason", "started"),
+    [
+        (Happened.REJECTED, 2, Reason.REJECTED, 2),
+        (Happened.UNDECODABLE, 2, Reason.UNDECODABLE, 1),
+        (Happened.INVALID, 1, Reason.INVALID, 0),
+        (Happened.EXPIRED, 3, Reason.EXPIRED, 2),
+        (Happened.RETRY, 3, Reason.RETRIES_EXHAUSTED, 3),
+        (Happened.FAILED, 3, Reason.RETRIES_EXHAUSTED, 3),
+        (Happened.TIMED_OUT, 3, Reason.TIMEOUT, 3),
+        (Happened.CRASHED, 4, Reason.CRASHED, 4),
+    ],
+    ids=lambda value: getattr(value, "value", str(value)),
+)
+def test_the_death_record_says_why_where_when_and_how_often(
+    happened: Happened, attempt: int, reason: Reason, started: int, rules: str
+) -> None:
+    decision = judged(happened, ALL_RULES[rules], attempt, failed_at=NOW - 9)
+    assert decision.reason is reason
+    if ALL_RULES[rules].dead_letter is None:
+        assert decision.verdict == "dropped"
+        return
+    _, message, _ = moved(decision)
+    assert message.death == Death(
+        reason=reason,
+        queue=ALL_RULES[rules].queue,
+        attempts=started,
+        first_at=NOW - 9,
+        last_at=NOW,
+        error_type="ValueError",
+        error="boom",
+        traceback="ValueError: boom\n",
+    )
+    assert message.failed_at is None
+
+
+def test_the_first_failure_of_a_message_starts_its_record() -> None:
+    _, message, _ = moved(judged(Happened.FAILED, WORK, 1))
+    assert message.failed_at == NOW
+    _, message, _ = moved(judged(Happened.FAILED, WORK, 2, failed_at=5.0))
+    assert message.failed_at == 5.0
+    _, message, _ = moved(judged(Happened.REJECTED, WORK, 1))
+    assert message.death is not None
+    assert message.death.first_at == message.death.last_at == NOW
+
+
+def test_what_dies_alone_is_recorded_as_crashed() -> None:
+    decision = judged(Happened.DOUBTFUL, ALONE, 3)
+    to, message, _ = moved(decision)
+    assert (to, decision.reason) == ("q.dlq", Reason.CRASHED)
+    assert message.death is not None
+    assert (message.death.attempts, message.death.queue) == (3, "q")
+    assert message.death.error
+
+
+def test_a_killer_is_started_at_most_max_attempts_plus_one_times_and_an_innocent_is_never_counted() -> None:
+    rules, message, starts = WORK, delivery().message, 0
+    while True:
+        starts += 1  # its process dies each time that it runs
+        decision = decide(Outcome(Happened.DOUBTFUL), Delivery(message, b"receipt"), rules, now=NOW, expires_in=None)
+        to, message, _ = moved(decision)
+        if to == "q.dlq":
+            break
+        rules = ALONE
+    assert starts == WORK.retry.max_attempts + 1
+    _, innocent, _ = moved(judged(Happened.DOUBTFUL, WORK))
+    assert innocent.attempt == 1
+
+
+def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_with_their_first_record() -> None:
+    first = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
+    to, message, delay = moved(judged(Happened.REJECTED, DLQ, 1, death=first))
+    assert (to, delay, message.death, message.attempt) == ("q.dlq", 0, first, 1)
+    to, message, _ = moved(judged(Happened.REJECTED, DLQ, 1))
+    assert message.death is not None
+    assert (to, message.death.reason) == ("q.dlq", Reason.REJECTED)
+
+
+@pytest.mark.parametrize(
+    ("delay", "wait"),
+    [(None, 4), (0, 0), (0.5, 0.5), (-1, 0), (1e9, 100), (float("inf"), 100), (float("nan"), 0)],
+    ids=["policy", "zero", "half a second", "negative", "beyond the backend's maximum", "endless", "nan"],
+)
+def test_the_handler_may_choose_the_wait(delay: float | None, wait: float) -> None:
+    rules = replace(WORK, max_delay=100)
+    decision = decide(Outcome(Happened.RETRY, None, delay), delivery(), rules, now=NOW, expires_in=None)
+    assert (decision.verdict, moved(decision)[2], decision.delay) == ("retried", wait, wait)
+
+
+def test_a_chosen_wait_overrides_neither_attempts_nor_age() -> None:
+    asked = Outcome(Happened.RETRY, None, 0.0)
+    assert decide(asked, delivery(3), WORK, now=NOW, expires_in=None).verdict == "dead"
+    young = replace(WORK, retry=RetryPolicy(3, max_age=40))
+    assert decide(asked, delivery(), young, now=NOW, expires_in=None).reason is Reason.RETRIES_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "verdict", "reason"),
+    [
+        (None, "retried", None),
+        (4.001, "retried", None),
+        (4.0, "dead", Reason.EXPIRED),
+        (0.0, "dead", Reason.EXPIRED),
+        (-5.0, "dead", Reason.EXPIRED),
+    ],
+)
+def test_a_wait_that_ends_after_the_expiry_is_a_dead_letter_at_once(
+    expires_in: float | None, verdict: str, reason: Reason | None
+) -> None:
+    decision = decide(Outcome(Happened.FAILED, BOOM), delivery(), WORK, now=NOW, expires_in=expires_in)
+    assert (decision.verdict, decision.reason) == (verdict, reason)
+    if verdict == "dead":
+        death = moved(decision)[1].death
+        assert death is not None
+        assert death.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("max_age", "published_at", "verdict"),
+    [
+        (53.9, NOW - 50, "dead"),
+        (54, NOW - 50, "retried"),
+        (timedelta(seconds=53), NOW - 50, "dead"),
+        (timedelta(minutes=1), NOW - 50, "retried"),
+        (1, None, "retried"),
+        (60, NOW + 1000, "retried"),
+        (None, 0.0, "retried"),
+    ],
+    ids=["too old by then", "just", "as timedelta", "in time", "foreign", "from the future", "no limit"],
+)
+def test_max_age_counts_from_the_publish_to_the_next_start(
+    max_age: float | timedelta | None, published_at: float | None, verdict: str
+) -> None:
+    rules = replace(WORK, retry=RetryPolicy(3, fixed(4), max_age=max_age))
+    assert judged(Happened.FAILED, rules, published_at=published_at).verdict == verdict
+
+
+class Base(Exception):
+    pass
+
+
+class Derived(Base):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "again"),
+    [
+        (RetryPolicy(), Derived(), True),
+        (RetryPolicy(), SystemExit(1), True),
+        (RetryPolicy(), KeyboardInterrupt(), True),
+        (RetryPolicy(retry_on=(Base,)), Derived(), True),
+        (RetryPolicy(retry_on=(Derived,)), Base(), False),
+        (RetryPolicy(retry_on=(OSError,)), TimeoutError(), True),
+        (RetryPolicy(retry_on=(OSError,)), Derived(), False),
+        (RetryPolicy(give_up_on=(Base,)), Derived(), False),
+        (RetryPolicy(give_up_on=(Derived,)), Base(), True),
+        (RetryPolicy(retry_on=(Base,), give_up_on=(Derived,)), Derived(), False),
+        (RetryPolicy(retry_on=()), Derived(), False),
+    ],
+    ids=range(11),
+)
+def test_which_exceptions_are_retried_goes_by_class_and_bases(
+    policy: RetryPolicy, error: BaseException, *, again: bool
+) -> None:
+    decision = decide(
+        Outcome(Happened.FAILED, Failure.of(error)), delivery(), replace(WORK, retry=policy), now=NOW, expires_in=None
+    )
+    assert (decision.verdict, decision.reason) == (("retried", None) if again else ("dead", Reason.REJECTED))
+
+
+def test_classes_are_compared_by_name_only() -> None:
+    assert qualified(OSError) == "builtins.OSError"
+    assert qualified(Derived).endswith("test_policy.Derived")
+    assert Failure.of(Derived()).types[:2] == (qualified(Derived), qualified(Base))
+    assert RetryPolicy(retry_on=(ValueError,)).retries(None)
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_any_exception_can_be_described() -> None:
+    failure = Failure.of(Unprintable())
+    assert "RuntimeError" in failure.text
+    assert failure.type.endswith("Unprintable")
+    assert Failure.of(ValueError("\ud800")).text == "?"
+    assert Failure((), "").type == ""
+    huge = Failure.of(ValueError("x" * 10**6))
+    assert (len(huge.text), len(huge.traceback)) == (2_000, 4_000)
+    assert huge.type == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("backoff", "waits"),
+    [
+        (fixed(3), [3, 3, 3, 3]),
+        (fixed(0), [0, 0, 0, 0]),
+        (linear(2, jitter=False), [2, 4, 6, 8]),
+        (linear(2, cap=5, jitter=False), [2, 4, 5, 5]),
+        (exponential(1, jitter=False), [1, 2, 4, 8]),
+        (exponential(0.5, cap=3, factor=3, jitter=False), [0.5, 1.5, 3, 3]),
+        (exponential(100, jitter=False), [60, 60, 60, 60]),
+        (Backoff(1, step=2, factor=2), [1, 4, 8, 14]),
+    ],
+    ids=range(8),
+)
+def test_backoff(backoff: Backoff, waits: list[float]) -> None:
+    assert [backoff.wait(attempt) for attempt in (1, 2, 3, 4)] == waits
+
+
+def test_jitter_is_full() -> None:
+    backoff = exponential(10)
+    assert [backoff.wait(1, chance) for chance in (0.0, 0.25, 1.0)] == [0, 2.5, 10]
+    assert fixed(10).wait(1, 0.25) == 10
+    assert fixed(10, jitter=True).wait(1, 0.25) == 2.5
+
+
+@given(
+    st.builds(
+        Backoff,
+        base=st.floats(0, TEN_YEARS),
+        step=st.floats(0, TEN_YEARS),
+        factor=st.floats(1, 1e300) | st.integers(1, 10**6),
+        cap=st.floats(0, TEN_YEARS),
+        jitter=st.booleans(),
+    ),
+    st.integers(1, 2_000),
+    st.floats(0, 1),
+)
+def test_no_backoff_overflows_or_leaves_its_bounds(backoff: Backoff, attempt: int, chance: float) -> None:
+    wait = backoff.wait(attempt, chance)
+    assert 0 <= wait <= backoff.cap
+    assert backoff.wait(attempt, 1.0) <= backoff.wait(attempt + 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base": -1.0},
+        {"base": float("nan")},
+        {"base": float("inf")},
+        {"base": TEN_YEARS + 1.0},
+        {"base": 1.0, "step": -1.0},
+        {"base": 1.0, "factor": 0.5},
+        {"base": 1.0, "factor": float("nan")},
+        {"base": 1.0, "cap": -1.0},
+        {"base": 1.0, "cap": float("nan")},
+    ],
+    ids=str,
+)
+def test_an_unusable_backoff_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="not usable"):
+        Backoff(**wrong)  # type: ignore[arg-type]  # mypy sees one type for all options
+
+
+@pytest.mark.parametrize("attempts", [0, -1])
+def test_a_policy_that_never_runs_is_refused(attempts: int) -> None:
+    with pytest.raises(ConfigurationError, match="would never run"):
+        RetryPolicy(max_attempts=attempts)
+
+
+MESSAGES = st.builds(
+    Message,
+    id=st.just("m"),
+    body=st.binary(max_size=3),
+    content_type=st.sampled_from([None, "text/plain"]),
+    headers=st.dictionaries(st.sampled_from("ab"), st.text(max_size=2)),
+    priority=st.integers(0, 10),
+    attempt=st.integers(1, 6),
+    hop=st.integers(0, 100),
+    published_at=st.none() | st.floats(0, 2 * NOW),
+    expires_at=st.none() | st.floats(0, 2 * NOW),
+    correlation_id=st.sampled_from([None, "c"]),
+    reply_to=st.sampled_from([None, "r"]),
+    failed_at=st.none() | st.floats(1, NOW),
+    redriven=st.integers(0, 3),
+)
+OUTCOMES = st.builds(
+    Outcome, st.sampled_from(Happened), st.sampled_from([None, BOOM]), st.none() | st.floats(allow_nan=True)
+)
+POLICIES = st.builds(
+    RetryPolicy,
+    max_attempts=st.integers(1, 5),
+    backoff=st.builds(exponential, st.floats(0, 1e6), cap=st.floats(0, 1e6)),
+    max_age=st.none() | st.floats(0, 1e6),
+)
+
+
+@given(
+    OUTCOMES,
+    MESSAGES,
+    st.sampled_from(list(ALL_RULES.values())),
+    POLICIES,
+    st.none() | st.floats(-10, 1e6),
+    st.floats(0, 1),
+)
+def test_what_every_move_keeps_and_changes(
+    outcome: Outcome, message: Message, rules: Rules, policy: RetryPolicy, expires_in: float | None, chance: float
+) -> None:
+    rules = replace(rules, retry=policy, max_delay=3600.0)
+    given_delivery = Delivery(message, b"receipt", expires_in)
+    decision = decide(outcome, given_delivery, rules, now=NOW, expires_in=expires_in, chance=chance)
+    assert (decision.reason is not None) == (decision.verdict in {"dead", "dropped"})
+    if not isinstance(decision.settlement, Move):
+        assert decision.settlement in (Ack(b"receipt"), Release(b"receipt"))
+        return
+    to, after, delay = moved(decision)
+    assert after.hop == message.hop + 1
+    kept = (
+        "id",
+        "body",
+        "content_type",
+        "headers",
+        "priority",
+        "published_at",
+        "correlation_id",
+        "reply_to",
+        "redriven",
+    )
+    assert [getattr(after, name) for name in kept] == [getattr(message, name) for name in kept]
+    assert 0 <= delay <= 3600
+    if decision.verdict == "dead":
+        assert (to, after.attempt, after.expires_at, after.failed_at) == (rules.dead_letter, 1, None, None)
+        assert after.death is not None
+        assert after.death.attempts >= 0
+    else:
+        assert after.expires_at == message.expires_at
+        assert message.attempt <= after.attempt <= message.attempt + 1
+        assert after.attempt <= max(policy.max_attempts, message.attempt)
+        assert after.death == message.death
+        assert expires_in is None or delay < expires_in or decision.verdict != "retried"
+    if decision.verdict == "retried":
+        assert to == rules.queue
+        assert after.attempt == message.attempt + 1
+        assert after.failed_at is not None
