@@ -37,18 +37,23 @@ from mqcore.errors import (
     UnsupportedFeature,
     ValidationError,
 )
+from mqcore.events import Event
 from mqcore.message import Limits, Message, Reason
+from mqcore.middleware import Middleware
 from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.producer import Producer, Receipt
 from mqcore.queue import Queue
 from mqcore.router import Router
+from mqcore.routing import Binding
 from mqcore.settings import Settings
+from mqcore.spi import Entry, QueueCounts
 from mqcore.worker import Worker
 
 __all__ = [
     "App",
     "BackendNotFound",
     "Backoff",
+    "Binding",
     "Blocked",
     "BlockingContext",
     "Broker",
@@ -65,6 +70,8 @@ __all__ = [
     "DecodeError",
     "Durability",
     "DurabilityUnavailable",
+    "Entry",
+    "Event",
     "HandlerTimeout",
     "Health",
     "LeaseLost",
@@ -73,11 +80,13 @@ __all__ = [
     "Message",
     "MessageError",
     "MessageTooLarge",
+    "Middleware",
     "MqcoreError",
     "Producer",
     "PublishFailed",
     "PublishUnknown",
     "Queue",
+    "QueueCounts",
     "QueueFull",
     "QueueNotFound",
     "Reason",

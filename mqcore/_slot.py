@@ -51,7 +51,7 @@ _SCRIPT = "__mqcore_main__"
 """The name of the program in the child, where what stands below `if __name__ == "__main__"` must not run."""
 _PART = 256 * 1024
 """Bytes to read at once: more than a socket holds."""
-_FACTS = ("id", "content_type", "headers", "priority", "attempt", "published_at", "correlation_id")
+_FACTS = ("id", "content_type", "headers", "priority", "attempt", "published_at", "correlation_id", "redriven")
 
 Header = dict[str, Any]
 
@@ -205,7 +205,10 @@ def load(target: str, script: str | None) -> Callable[..., Any]:
     for part in qualname.split("."):
         found = getattr(found, part)
     if not callable(found) or not hasattr(found, "__mqcore__"):
-        msg = f"{target!r} is not a handler: another object of that name has taken the place of the decorated function"
+        msg = (
+            f"{target!r} is not registered as a handler where its module alone has been imported: "
+            "decorate it with @app.consumer(..., process=True) in that module, and leave its name to it"
+        )
         raise ConfigurationError(msg)
     return cast("Callable[..., Any]", found)
 
@@ -270,7 +273,10 @@ def _listen(channel: socket.socket, frames: SimpleQueue[tuple[bytes, bytes]]) ->
         while True:
             header, body = FRAME.unpack(_receive(channel, FRAME.size))
             frames.put((_receive(channel, header), _receive(channel, body)))
-    os._exit(0)  # the parent is gone, and with it whoever would have settled the message
+    # The parent is gone, and with it whoever would have settled the message: end, with what the handler has started.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _receive(channel: socket.socket, size: int) -> bytes:
@@ -285,15 +291,7 @@ def _receive(channel: socket.socket, size: int) -> bytes:
 
 
 def _run(awaitable: Awaitable[Any], runner: asyncio.Runner) -> Any:
-    """Run an async handler to its end, and keep what it raises away from the loop, which would stop at SystemExit."""
+    async def wait() -> Any:
+        return await awaitable
 
-    async def keep() -> tuple[Any, BaseException | None]:
-        try:
-            return await awaitable, None
-        except BaseException as error:  # noqa: BLE001 - raised again below, outside the loop
-            return None, error
-
-    value, error = runner.run(keep(), context=contextvars.copy_context())
-    if error is not None:
-        raise error
-    return value
+    return runner.run(wait(), context=contextvars.copy_context())

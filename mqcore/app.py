@@ -102,7 +102,7 @@ class App:
         return kind(self, queue, options)
 
     def register(
-        self, queue: Queue[Any] | str, handler: Callable[..., Any], options: ConsumerOptions
+        self, queue: Queue[Any] | str, handler: Callable[..., Any], options: HandlerOptions
     ) -> Callable[..., Any]:
         """Register a handler without decorating it, and return it unchanged. Raises `ConfigurationError`."""
         spec = HandlerSpec.of(queue, handler, options)
@@ -115,11 +115,14 @@ class App:
         return handler
 
     def connect(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
-        """Return a broker for `async with` that declares this app's queues and routers. For the URL see `Broker.connect`."""
+        """Return a broker for `async with` that declares this app's queues and routers, and runs its middleware.
+
+        What the options name of these is added to the app's own. For the URL see `Broker.connect`.
+        """
         merged: ConnectOptions = {
-            "queues": [spec.queue for spec in self.handlers],
-            "routers": self.routers,
-            "middleware": self.middleware,
             **options,
+            "queues": [*(spec.queue for spec in self.handlers), *options.get("queues", ())],
+            "routers": [*self.routers, *options.get("routers", ())],
+            "middleware": [*self.middleware, *options.get("middleware", ())],
         }
         return Broker(url, **merged)

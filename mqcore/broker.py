@@ -17,18 +17,20 @@ from mqcore.clock import Clock, SystemClock
 from mqcore.connection import Connection
 from mqcore.consumer import Consumer
 from mqcore.deadletters import DeadLetters
-from mqcore.errors import QueueNotFound
+from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
 from mqcore.gate import Gate
 from mqcore.intake import Intake
 from mqcore.lease import LeaseKeeper
 from mqcore.message import Limits
 from mqcore.middleware import Logging, Middleware
+from mqcore.options import check_count, check_options, check_seconds
 from mqcore.plugins import Plugins, default_plugins
 from mqcore.policy import RetryPolicy, Rules
 from mqcore.producer import Producer, Publisher
 from mqcore.queue import Queue
 from mqcore.requests import Replies, Requests
+from mqcore.router import Router
 from mqcore.settings import Settings, open_backend
 from mqcore.spi import (
     Backend,
@@ -43,7 +45,7 @@ from mqcore.spi import (
 from mqcore.topology import Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from pydantic import TypeAdapter
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from mqcore.codec import Codecs
     from mqcore.errors import MqcoreError
     from mqcore.producer import PublishOptions, Receipt, Target
-    from mqcore.router import Router
     from mqcore.routing import Binding
 
 __all__ = ["Broker", "ConnectOptions", "Health"]
@@ -66,8 +67,8 @@ class ConnectOptions(TypedDict, total=False):
 
     `settings`: in place of those read from environment and files. `durability`: what confirmed messages must survive, one of the
     four words; nothing is demanded by default. `clock`: for tests. `middleware`: outermost first; a `Logging` comes by itself.
-    `limits`: what is refused as too large. `plugins`: where backends and codecs come from. `name`: of this client, where the
-    broker shows one.
+    `limits`: what is refused as too large. `plugins`: where backends and codecs come from. `queues` and `routers`: declared at the
+    connect. `make_backend`: makes the backend in place of URL and plugins, for tests.
     """
 
     settings: Settings
@@ -78,6 +79,7 @@ class ConnectOptions(TypedDict, total=False):
     plugins: Plugins
     queues: Sequence[Queue[Any]]
     routers: Sequence[Router[Any]]
+    make_backend: Callable[[], Backend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,18 @@ class Broker:
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         """Read the settings and find the plugin; no I/O yet. Raises `ConfigurationError` and `BackendNotFound`."""
+        check_options(options, ConnectOptions, "connecting to the broker")
         settings = options.get("settings") or Settings.load()
         self._clock = options.get("clock") or SystemClock()
         self._plugins = options.get("plugins") or default_plugins()
         self._url = url if url is not None else settings.url.reveal()
+        self._own_backend = options.get("make_backend")
         self._settings = settings
         self._wanted = options.get("durability", settings.durability)
         self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
         self.events = Events()
+        self.gate = Gate()
+        """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
         self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
         for one in self.middleware:
             if type(one).on_event is not Middleware.on_event:
@@ -138,6 +144,8 @@ class Broker:
         return cls(url, **options)
 
     def _make_backend(self) -> Backend:
+        if self._own_backend is not None:
+            return self._own_backend()
         return open_backend(self._url, self._settings, self._plugins, self._clock)
 
     async def __aenter__(self) -> Self:
@@ -244,6 +252,8 @@ class Broker:
         `retry` is the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5).
         """
         wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
+        check_count("prefetch", prefetch, f"consuming {wanted!r}")
+        check_seconds("lease", lease, f"consuming {wanted!r}")
         gate = Gate()
 
         async def make_intake() -> Intake:
@@ -266,6 +276,7 @@ class Broker:
         eager: bool = True,
     ) -> Intake:
         """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
+        self.codecs.named(queue.payload.codec)  # one that is not allowed is told now, not at the first message
         declared = await self._topology.ensure(queue)
         rules = await self._topology.rules(declared, retry)
         return self._make_intake(rules, prefetch, lease, gate, eager=eager, queue=declared)
@@ -303,6 +314,10 @@ class Broker:
 
     async def declare(self, *things: Queue[Any] | Router[Any]) -> None:
         """Declare queues (with their dead-letter queues and quarantines) and routers. Raises `TopologyMismatch`."""
+        for thing in things:
+            if not isinstance(thing, (Queue, Router)):
+                msg = f"declare takes Queue(...) and Router(...), not {thing!r:.60}"
+                raise ConfigurationError(msg)
         queues = [thing for thing in things if isinstance(thing, Queue)]
         await self._topology.ensure_all(queues, [thing for thing in things if not isinstance(thing, Queue)])
 
@@ -353,7 +368,7 @@ class Broker:
         return found
 
     def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:
-        """Return the dead letters of a queue; a dead-letter queue's own name means itself.
+        """Return the dead letters of a queue; a dead-letter queue's own name means all that is in it.
 
         What is done with them raises `QueueNotFound` when the queue has no dead-letter queue.
         """
@@ -365,12 +380,15 @@ class Broker:
                 raise QueueNotFound(msg)
             return name
 
-        return DeadLetters(self._connection, find)
+        return DeadLetters(self._connection, queue if isinstance(queue, str) else queue.name, find)
 
     def health(self) -> Health:
         """Return what is known without asking the broker."""
         connected = self._connection.connected
-        consuming = {intake.rules.queue: intake.consuming for intake in self._intakes if not intake.stopped}
+        consuming: dict[str, bool] = {}
+        for intake in self._intakes:
+            if not intake.stopped:
+                consuming[intake.rules.queue] = intake.consuming and consuming.get(intake.rules.queue, True)
         error = self._connection.error
         server = self.capabilities.server if self._connection.generation and connected else ""
         return Health(connected, consuming, server, f"{error}" if error else "", dict(self.events.counts))

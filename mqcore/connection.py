@@ -49,7 +49,10 @@ __all__ = ["Connection", "translate"]
 P = TypeVar("P")
 R = TypeVar("R")
 _NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
-_FIRST_WAIT, _SHORT_CAP, _LONG_CAP, _PATIENT_AFTER = 0.05, 1.0, 10.0, 30.0
+_FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
+"""Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14)."""
+_DENIED_WAIT = 10.0
+"""Where the broker refuses us, asking often helps nobody."""
 _LAST_ANSWER = 1.0
 """Seconds that `close` leaves the broker to answer what has been sent."""
 
@@ -137,7 +140,7 @@ class Connection:
         self._connected.set()
 
     async def close(self) -> None:
-        """End for good: waiting publishes are answered, nothing is left running. Idempotent, bounded by 1 s and the driver's 2 s."""
+        """End for good: waiting publishes are answered, nothing is left running. Idempotent; at most 1 s and the driver's 2 s."""
         if self._closed:
             return
         self._closed = True
@@ -172,9 +175,8 @@ class Connection:
                 await self._open()
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: it is told, and tried again
                 self.error = error
-                hopeless = self.backend.classify(error) in {ErrorKind.DENIED, ErrorKind.PERMANENT}
-                patient = hopeless or self.clock.monotonic() - began > _PATIENT_AFTER
-                wait = _LONG_CAP if patient else min(wait * 2, _SHORT_CAP)
+                denied = self.backend.classify(error) is ErrorKind.DENIED
+                wait = _DENIED_WAIT if denied else min(wait * 2, _LAST_WAIT)
                 self.events.emit("connection.retry", error=f"{type(error).__name__}: {error}", wait=wait)
             else:
                 self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)

@@ -35,9 +35,9 @@ T = TypeVar("T")
 class Received(Facts, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
 
-    def __init__(self, queue: str, held: Held, value: T, intake: Intake) -> None:
+    def __init__(self, queue: str, held: Held, value: T, intake: Intake, state: Any = None) -> None:
         """Made by a consumer."""
-        super().__init__(queue, held.delivery)
+        super().__init__(queue, held.delivery, state)
         self.value = value
         self.finished = False
         """Whether it has been settled here."""
@@ -132,7 +132,10 @@ class Consumer(Generic[T]):
         raise StopAsyncIteration
 
     async def get(self, timeout: float | timedelta | None = None) -> Received[T] | None:
-        """Return the next message, or None when none came within `timeout` seconds (None: wait for ever)."""
+        """Return the next message, or None when none came within `timeout` seconds (None: wait for ever).
+
+        A timeout of 0 looks only at what this consumer has received already.
+        """
         intake = await self._open()
         try:
             async with intake.clock.timeout(None if timeout is None else seconds(timeout)):

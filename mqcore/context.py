@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from mqcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +29,7 @@ class Facts:
         self.queue = queue
         """Name of the queue that the message was consumed from."""
         self.state = state
-        """What the App's lifespan yielded; its type is the application's own business."""
+        """What the App's lifespan yielded; None in the pull API."""
         self.lease_lost = False
         """The message went to another consumer; what this handler still does is done twice (G5)."""
 
@@ -90,7 +93,7 @@ class Context(Facts):
         self.delivery = delivery
         """What came over the seam, for middleware."""
         self.payload: Any = None
-        """The decoded payload, for middleware; a handler gets it as its first argument."""
+        """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself."""
         self._blocking: BlockingContext | None = None
 
     def lose_lease(self) -> None:
@@ -119,6 +122,10 @@ class BlockingContext(Facts):
         self._loop = asyncio.get_running_loop()
 
     def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """As `Broker.publish`, blocking until its ending is known."""
+        """As `Broker.publish`, blocking until its ending is known. Raises `ConfigurationError` on the event loop itself."""
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is self._loop:
+                msg = "the publish of a blocking handler's context would block the worker's event loop; call it from a thread"
+                raise ConfigurationError(msg)
         call = self._publisher.publish(to, payload, **options)
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()

@@ -7,13 +7,14 @@ noticed by its `redriven` count and left where it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mqcore.delivery import Ack, Move, Outgoing, Release
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
+from mqcore.queue import DLQ
 from mqcore.spi import Done, Entry, SupportsBrowse, SupportsPurge, SupportsTake
 
 if TYPE_CHECKING:
@@ -110,12 +111,19 @@ class Redriven:
 
 
 class DeadLetters:
-    """The dead letters of one queue, or of one shared dead-letter queue."""
+    """The dead letters of one queue; of all its queues, when a shared dead-letter queue itself was asked for."""
 
-    def __init__(self, connection: Connection, find: Callable[[], Awaitable[str]]) -> None:
-        """`find` returns the dead-letter queue's own name, or raises `QueueNotFound`. Made by `Broker.dead_letters`."""
+    def __init__(self, connection: Connection, origin: str, find: Callable[[], Awaitable[str]]) -> None:
+        """`origin` is the queue that was asked for, `find` returns its dead-letter queue's name. Made by `Broker.dead_letters`."""
         self._connection = connection
+        self._origin = origin
         self._find = find
+
+    def _own(self, wanted: DeadLetterFilter, queue: str) -> DeadLetterFilter:
+        """In a shared dead-letter queue only what died in the queue that was asked for is meant, unless another is named."""
+        if queue in {self._origin, self._origin + DLQ} or "queue" in wanted:
+            return wanted
+        return {**wanted, "queue": self._origin}
 
     async def list(self, limit: int = 100, **wanted: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
         """Return up to `limit` dead letters, the oldest first, changing neither order nor count.
@@ -123,8 +131,10 @@ class DeadLetters:
         Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an unknown reason or filter.
         """
         _check(wanted)
+        queue = await self._find()
+        wanted = self._own(wanted, queue)
         found: list[DeadLetter] = []
-        async for letter in self._all(await self._find()):
+        async for letter in self._all(queue):
             if letter.matches(wanted):
                 found.append(letter)
             if len(found) >= limit:
@@ -148,14 +158,15 @@ class DeadLetters:
         Takes those that are there now, not those that come back meanwhile. One that was redriven five times already stays, unless
         `force`: it would only come back (G11). Safe to run twice at once. Raises as `list` does.
         """
+        queue = await self._find()
         return await self._settle_all(
-            wanted, limit, lambda letter, delivery: _redrive(letter, delivery, to, force=force)
+            wanted, limit, lambda letter, delivery: _redrive(letter, delivery, queue, to, force=force)
         )
 
     async def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
         """Remove dead letters for good; how many. Without a filter all of them, at once. Raises as `list` does."""
-        if not wanted:
-            queue = await self._find()
+        queue = await self._find()
+        if not self._own(wanted, queue):
             backend = self._connection.supporting(SupportsPurge, "purge")  # type: ignore[type-abstract]  # a protocol, on purpose
             return await self._connection.call(f"purging {queue!r}", lambda: backend.purge(queue))
         gone = await self._settle_all(wanted, None, lambda _, delivery: Ack(delivery.receipt))
@@ -255,21 +266,14 @@ def _letter(entry: Entry, queue: str) -> DeadLetter:
     return DeadLetter(message, death, entry.key)
 
 
-def _redrive(letter: DeadLetter, delivery: Delivery, to: str | None, *, force: bool) -> Settlement | str:
+def _redrive(letter: DeadLetter, delivery: Delivery, queue: str, to: str | None, *, force: bool) -> Settlement | str:
     message = delivery.message
     if message.death is None and to is None:
         return "it did not die anywhere: say where to send it"
     if message.redriven >= _MOST_REDRIVES and not force:
         return f"it came back {message.redriven} times already; redrive it with force when its cause is gone"
-    successor = replace(
-        message,
-        attempt=1,
-        hop=message.hop + 1,
-        redriven=message.redriven + 1,
-        expires_at=None,
-        failed_at=None,
-        death=None,
-    )
+    fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}
+    successor = message.moved(queue, redriven=message.redriven + 1, **fresh)
     return Move(delivery.receipt, Outgoing(to or letter.queue, successor))
 
 

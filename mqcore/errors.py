@@ -94,7 +94,7 @@ class Unroutable(PublishFailed):
 
 
 class QueueNotFound(PublishFailed):
-    """The queue does not exist. Declare it: publish to a `Queue`, not to a bare name, or run its consumer once."""
+    """The queue does not exist (any more). Declare it: with `broker.declare`, by its consumer, or by publishing to a `Queue`."""
 
 
 class QueueFull(PublishFailed):
@@ -106,7 +106,7 @@ class MessageTooLarge(PublishFailed):
 
 
 class Blocked(PublishFailed):
-    """The broker accepts no publishes now (an alarm, memory full); nothing was written."""
+    """The broker accepts no publishes now (an alarm, memory full), or was not connected in time; nothing was written."""
 
 
 class PublishUnknown(BrokerError):

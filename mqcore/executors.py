@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,11 +15,17 @@ from mqcore.processes import ProcessSlot, SlotDied, SlotRequest
 from mqcore.threads import ThreadPool
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mqcore.clock import Clock
     from mqcore.context import Context
     from mqcore.handlers import HandlerSpec
 
 __all__ = ["Encoded", "Ended", "Executor", "executor_for"]
+
+
+_log = logging.getLogger("mqcore")
+_FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
 
 
 class Ended(Exception):
@@ -40,11 +48,15 @@ class Encoded:
 class Executor(Protocol):
     """Runs one handler, at most `concurrency` times at once: the runner sees to that."""
 
-    async def wait_free(self) -> None:
-        """Return when another run could start now."""
+    @property
+    def stuck(self) -> int:
+        """How many slots are still taken by runs that nobody waits for any more."""
 
     async def start(self) -> None:
         """Make ready. Raises `ConfigurationError` when the handler cannot run there."""
+
+    async def ready(self) -> None:
+        """Return when a run could start at once, so that nothing has to be made ready while a message waits for it."""
 
     async def run(self, ctx: Context) -> Any:
         """Run the handler once and return what it returns; raises what it raises. Cancelling ends it as far as that is possible."""
@@ -53,23 +65,25 @@ class Executor(Protocol):
         """End what is idle, and kill what can be killed."""
 
 
-def executor_for(spec: HandlerSpec, clock: Clock) -> Executor:
-    """Return the executor that the handler's registration asks for."""
+def executor_for(spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> Executor:
+    """Return the executor that the handler's registration asks for; it calls `freed` when a stuck slot may be free again."""
     if spec.mode == "process":
         return _Processes(spec, clock)
-    return _Threads(spec, clock) if spec.mode == "thread" else _Coroutines(spec)
+    return _Threads(spec, clock, freed) if spec.mode == "thread" else _Coroutines(spec)
 
 
 class _Coroutines:
     """In the event loop."""
 
+    stuck = 0
+
     def __init__(self, spec: HandlerSpec) -> None:
         self._spec = spec
 
-    async def wait_free(self) -> None:
+    async def start(self) -> None:
         return
 
-    async def start(self) -> None:
+    async def ready(self) -> None:
         return
 
     async def run(self, ctx: Context) -> Any:
@@ -82,15 +96,19 @@ class _Coroutines:
 class _Threads:
     """In a thread: it cannot be stopped, so its slot stays taken until it ends, whatever became of its message."""
 
-    def __init__(self, spec: HandlerSpec, clock: Clock) -> None:
+    def __init__(self, spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> None:
         self._spec = spec
         self._clock = clock
-        self._pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}")
+        self._pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}", freed)
 
-    async def wait_free(self) -> None:
-        await self._pool.wait_free()
+    @property
+    def stuck(self) -> int:
+        return self._pool.stuck
 
     async def start(self) -> None:
+        return
+
+    async def ready(self) -> None:
         return
 
     async def run(self, ctx: Context) -> Any:
@@ -98,14 +116,26 @@ class _Threads:
         if self._spec.takes_context:
             call = partial(self._spec.call, ctx.payload, ctx.blocking())
         with self._clock.busy():
-            return await self._pool.run(call)
+            result = await self._pool.run(call)
+        if inspect.isawaitable(result):
+            _drop(result)
+            msg = "the handler returned an awaitable that nobody awaits, so nothing was done; make it `async def`"
+            raise TypeError(msg)
+        return result
 
     async def close(self) -> None:
         self._pool.close()
 
 
+def _drop(awaitable: Awaitable[object]) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+
+
 class _Processes:
     """In a process: a run past its limit is killed, and a death costs one attempt and no worker."""
+
+    stuck = 0
 
     def __init__(self, spec: HandlerSpec, clock: Clock) -> None:
         self._spec = spec
@@ -114,9 +144,6 @@ class _Processes:
         self._slots = [ProcessSlot(target) for _ in range(spec.concurrency)]
         self._idle = list(self._slots)
 
-    async def wait_free(self) -> None:
-        return
-
     async def start(self) -> None:
         """One process now, to see that the handler can be imported there; the others when they are first needed."""
         try:
@@ -124,6 +151,20 @@ class _Processes:
         except SlotDied as error:
             msg = f"{error}. Importing its module must not end the process"
             raise ConfigurationError(msg) from error
+
+    async def ready(self) -> None:
+        """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start."""
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                with self._clock.busy():
+                    await self._idle[-1].start()
+            except SlotDied as error:
+                _log.warning("%s; trying again in %.1f s", error, wait)
+                await self._clock.sleep(wait)
+                wait = min(wait * 2, _LAST_WAIT)
+            else:
+                return
 
     async def run(self, ctx: Context) -> Any:
         slot = self._idle.pop()

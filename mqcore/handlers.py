@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin,
 from mqcore.clock import seconds
 from mqcore.consumer import Received
 from mqcore.errors import ConfigurationError
+from mqcore.options import check_count, check_options, check_seconds
+from mqcore.policy import RetryPolicy
 from mqcore.queue import DLQ, Queue
 
 if TYPE_CHECKING:
@@ -16,12 +18,11 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from mqcore.codec import Payload
-    from mqcore.policy import RetryPolicy
 
 __all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
 
 _PAYLOAD_AND_CONTEXT = 2
-_TIMEOUT, _CONCURRENCY, _LEASE = 300.0, 10, 30.0
+_TIMEOUT, _CONCURRENCY, _LEASE, _LINGER = 300.0, 10, 30.0, 0.2
 
 
 class _AnyHandler(TypedDict, total=False):
@@ -36,7 +37,7 @@ class _AnyHandler(TypedDict, total=False):
 class ConsumerOptions(_AnyHandler, total=False):
     """How a handler is run.
 
-    `retry`: the policy, unless the queue has its own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
+    `retry`: the policy, in place of the queue's own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
     may be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `process`:
     run a blocking handler in a killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
     `lease`: seconds that a claim holds without renewal, 30 (G5). `name`: for logs and metrics, the function's own by default.
@@ -95,6 +96,8 @@ class HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
         name = options.get("name", getattr(call, "__qualname__", repr(call)))
         where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
+        check_options(options, HandlerOptions, where)
+        _check_numbers(options, where)
         batch = options.get("batch", 0)
         parameters = _parameters(call, where)
         if isinstance(queue, str):
@@ -111,8 +114,8 @@ class HandlerSpec:
             prefetch=max(options.get("prefetch", 2 * concurrency), batch),
             timeout=None if timeout is None else seconds(timeout),
             batch=batch,
-            linger=options.get("linger", 0.2),
-            lease=options.get("lease", _LEASE),
+            linger=seconds(options.get("linger", _LINGER)),
+            lease=seconds(options.get("lease", _LEASE)),
             ack_first=options.get("ack_first", False),
             name=name,
             retry=options.get("retry"),
@@ -122,18 +125,6 @@ class HandlerSpec:
 
     def _check(self, where: str) -> None:
         checks = [
-            (self.concurrency < 1, f"concurrency={self.concurrency} would run nothing"),
-            (self.prefetch < 1, f"prefetch={self.prefetch} would receive nothing"),
-            (
-                self.timeout is not None and self.timeout <= 0,
-                f"timeout={self.timeout} would end every run at once; None is no limit",
-            ),
-            (
-                "batch" in self.options and self.batch < 1,
-                f"batch={self.batch} would call it with nothing; leave batch out",
-            ),
-            (not self.linger >= 0, f"linger={self.linger} is not 0 seconds or more"),
-            (self.lease <= 0, f"lease={self.lease} is not above 0 seconds"),
             (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
             (
                 bool(self.batch) and self.mode == "process",
@@ -143,7 +134,11 @@ class HandlerSpec:
                 bool(self.batch) and self.ack_first,
                 "a batch handler settles its items itself; ack_first does not go with it",
             ),
-            (self.mode == "process" and "<locals>" in getattr(self.call, "__qualname__", "<locals>"), _NESTED),
+            (
+                self.retry is not None and not isinstance(self.retry, RetryPolicy),
+                f"retry={self.retry!r:.60} is no RetryPolicy; give RetryPolicy(max_attempts=…)",
+            ),
+            (self.mode == "process" and not _importable(self.call), _NESTED),
         ]
         for wrong, why in checks:
             if wrong:
@@ -154,9 +149,24 @@ class HandlerSpec:
 _NESTED = "process=True needs a function at the top level of a module: its process imports it by name"
 
 
+def _check_numbers(options: HandlerOptions, where: str) -> None:
+    for name in ("concurrency", "prefetch", "batch"):
+        check_count(name, options.get(name, 1), where)
+    check_seconds("lease", options.get("lease", _LEASE), where)
+    check_seconds("linger", options.get("linger", _LINGER), where, zero=True)
+    if (timeout := options.get("timeout", _TIMEOUT)) is not None:  # None is no limit
+        check_seconds("timeout", timeout, where)
+
+
+def _importable(call: Callable[..., Any]) -> bool:
+    """Whether it has a name by which another process finds it: no lambda, nothing nested, no bound method."""
+    return inspect.isfunction(call) and "<" not in call.__qualname__
+
+
 def _mode(call: Callable[..., Any], options: HandlerOptions, where: str) -> Literal["async", "thread", "process"]:
-    is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004 - the method itself is inspected
-    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+    ways = (call, getattr(call, "__call__", None))  # noqa: B004 - the method itself is inspected
+    is_async = any(map(inspect.iscoroutinefunction, ways))
+    if any(map(inspect.isgeneratorfunction, ways)) or any(map(inspect.isasyncgenfunction, ways)):
         msg = f"{where}: a generator is no handler; return when the message is handled"
         raise ConfigurationError(msg)
     if options.get("process"):
@@ -166,13 +176,18 @@ def _mode(call: Callable[..., Any], options: HandlerOptions, where: str) -> Lite
 
 def _parameters(call: Callable[..., Any], where: str) -> list[inspect.Parameter]:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    all_of_them = list(inspect.signature(call).parameters.values())
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError) as error:
+        msg = f"{where}: {call!r:.100} is no handler: {error}"
+        raise ConfigurationError(msg) from error
+    all_of_them = list(signature.parameters.values())
     wanted = [
         parameter for parameter in all_of_them if parameter.kind in positional and parameter.default is parameter.empty
     ]
     needs_more = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in all_of_them)
     if needs_more or not 1 <= len(wanted) <= _PAYLOAD_AND_CONTEXT:
-        msg = f"{where}: a handler takes the payload, or the payload and a context; this one takes {inspect.signature(call)}"
+        msg = f"{where}: a handler takes the payload, or the payload and a context; this one takes {signature}"
         raise ConfigurationError(msg)
     return wanted
 

@@ -2,9 +2,10 @@
 
     broker ──receive──► lane ──► buffer ──next()──► whoever handles it ──finish(outcome)──► decide ──settle──► broker
 
-An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps leases alive, holds never more than
-`prefetch` unsettled messages, and sorts out what no handler should see: expired messages are dead-lettered, doubtful ones moved to
-the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand on it, so both mean the same.
+An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps leases alive, holds never more
+than `prefetch` unsettled messages of the queue and one suspect, and sorts out what no handler should see: expired messages are
+dead-lettered, doubtful ones moved to the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand
+on it, so both mean the same.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class Intake:
         elif held.delivery.doubtful and rules.quarantine is not None:
             self._settle_unseen(held, _DOUBTFUL)
         elif rules.source == rules.quarantine:
+            held.delivery = replace(held.delivery, redelivered=True)  # the Move here began a new copy, which forgot it
             self._suspect = held
             held.alone = True
             self._wake.set()
@@ -166,12 +168,15 @@ class Intake:
 
         A suspect, and a message on a later attempt, come alone: what fails in a batch is tried again in batches of one.
         """
-        first = await self.next()
-        if first is None:
-            return []
-        batch = [first]
-        if first.alone or first.delivery.attempt > 1:
-            return batch
+        while (first := await self.next()) is not None:
+            batch = [first]
+            if not first.alone and first.delivery.attempt == 1:
+                await self._fill(batch, size, linger)
+            if batch := [held for held in batch if self._may_still_start(held)]:
+                return batch
+        return []
+
+    async def _fill(self, batch: list[Held], size: int, linger: float) -> None:
         try:
             async with self.clock.timeout(linger):
                 while len(batch) < size and not self._stopped and not self._suspect:
@@ -184,25 +189,38 @@ class Intake:
                         await self._wake.wait()
         except TimeoutError:
             pass
-        return batch
+
+    def _may_still_start(self, held: Held) -> bool:
+        """Look again after a wait: nothing starts once it has expired, is another's, or the intake was stopped (G5, G6, G13)."""
+        if held.gone:
+            self.leave(held)
+        elif held.expired(self.clock.monotonic()):
+            self._settle_unseen(held, _EXPIRED)
+        elif self._stopped:
+            self._send(held, self.decide(held, _INTERRUPTED))
+        else:
+            return True
+        return False
 
     def _pick(self) -> Held | None:
+        self._drop_unfit()
         if self._suspect is not None and (held := self._pick_suspect(self._suspect)) is not None:
             return held
+        if not self._buffer or not self._gate.enter():
+            return None
+        _, _, held = heapq.heappop(self._buffer)
+        held.inside = True
+        return held
+
+    def _drop_unfit(self) -> None:
+        """Clear the head of the buffer of what may not start: what stays there is a turn that somebody will take."""
         while self._buffer:
             held = self._buffer[0][2]
-            if held.gone:
-                heapq.heappop(self._buffer)
-            elif held.expired(self.clock.monotonic()):
-                heapq.heappop(self._buffer)
+            if not held.gone and not held.expired(self.clock.monotonic()):
+                return
+            heapq.heappop(self._buffer)
+            if not held.gone:
                 self._settle_unseen(held, _EXPIRED)
-            elif self._gate.enter():
-                heapq.heappop(self._buffer)
-                held.inside = True
-                return held
-            else:
-                return None
-        return None
 
     def _pick_suspect(self, suspect: Held) -> Held | None:
         """Hand out the suspect when it can run alone. The pull API never keeps newcomers out: its caller may hold several."""
@@ -286,7 +304,6 @@ class Intake:
         if self._closed:
             return
         self._closed = True
-        for lane in self._lanes:
-            await lane.close()
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
         self._gate.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)

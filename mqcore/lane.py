@@ -29,8 +29,8 @@ _RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
-_CLOSE_WAIT = 0.5
-_FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
+_CLOSE_WAIT = 0.25
+_FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
 
 
 class Held:

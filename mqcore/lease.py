@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class _Claim:
 
 
 class LeaseKeeper:
-    """Renews every claim at a third of its lease until it is dropped; tells the holder, on its loop, when one is lost."""
+    """Renews every claim until it is dropped, at a third of the shortest lease; tells the holder, on its loop, of a lost one."""
 
     def __init__(self, make_backend: Callable[[], Backend], own: Backend, clock: Clock) -> None:
         """`make_backend` opens the thread's own instance, `own` is the caller's, used when the clock is virtual."""
@@ -46,21 +47,28 @@ class LeaseKeeper:
         self._clock = clock
         self._claims: dict[bytes, _Claim] = {}
         self._loop = asyncio.get_running_loop()
-        self._stop = threading.Event()
+        self._every = math.inf
+        self._changed = threading.Event()
+        self._stopped = False
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
 
     def hold(self, receipt: bytes, queue: str, lease: float, lost: Callable[[], None]) -> None:
         """Keep this claim alive from now on. `lost` is called at most once, on the caller's loop."""
         self._claims[receipt] = _Claim(queue, lease, lost)
+        sooner = lease / 3 < self._every
+        if sooner:
+            self._every = lease / 3
         if self._clock.real:
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run_thread, args=(lease / 3,), name="mqcore-leases", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run_thread, name="mqcore-leases", daemon=True)
                 self._thread.start()
-        elif self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run_here(lease / 3))
+            elif sooner:
+                self._changed.set()
+        elif self._task is None or self._task.done() or sooner:
+            if self._task is not None:
+                self._task.cancel()
+            self._task = asyncio.create_task(self._run_here())
 
     def limit(self, receipt: bytes, until: float) -> None:
         """Renew this claim no longer than `until` (monotonic): a handler that blocks everything must not keep it for ever."""
@@ -74,29 +82,39 @@ class LeaseKeeper:
     async def close(self) -> None:
         """Stop renewing. The thread ends by itself within one call of its backend; it is a daemon and never holds up an exit."""
         self._claims.clear()
-        self._stop.set()
+        self._stopped = True
+        self._changed.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run_here(self, every: float) -> None:
+    async def _run_here(self) -> None:
         while self._claims:
-            await self._clock.sleep(every)
-            await self._renew(self._own)
+            await self._clock.sleep(self._every)
+            try:
+                await self._renew(self._own)
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises: try again while there is time left
+                _log.warning("renewing leases failed: %s: %s", type(error).__name__, error)
 
-    def _run_thread(self, every: float) -> None:
+    def _run_thread(self) -> None:
         with asyncio.Runner() as runner:
-            while not self._stop.is_set():
+            while not self._stopped:
                 backend = self._make_backend()
                 try:
                     runner.run(backend.open(lambda error: _log.debug("the lease connection broke: %s", error)))
-                    while not self._stop.wait(every):
+                    while not self._stopped:
+                        self._wait(self._every)
                         runner.run(self._renew(backend))
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
                     _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
-                    self._stop.wait(every / 10)
+                    self._wait(self._every / 10)
                 finally:
                     runner.run(backend.close())
+
+    def _wait(self, delay: float) -> None:
+        """Wait in the thread, until `close` or a shorter lease ends it."""
+        self._changed.wait(delay)
+        self._changed.clear()
 
     async def _renew(self, backend: Backend) -> None:
         """Renew what is held, one call for each queue and lease."""
@@ -105,14 +123,19 @@ class LeaseKeeper:
         for receipt, claim in list(self._claims.items()):
             if claim.until is None or now < claim.until:
                 groups.setdefault((claim.queue, claim.lease), []).append(receipt)
+            elif now >= claim.until + claim.lease:
+                self._tell(receipt)  # not renewed for a whole lease: it is another's by now
         if not isinstance(backend, SupportsRenew):
             return
         for (queue, lease), receipts in groups.items():
             kept = await backend.renew(queue, receipts, lease)
             for receipt, ok in zip(receipts, kept, strict=True):
                 if not ok:
-                    with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-                        self._loop.call_soon_threadsafe(self._lost, receipt)
+                    self._tell(receipt)
+
+    def _tell(self, receipt: bytes) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._lost, receipt)
 
     def _lost(self, receipt: bytes) -> None:
         """On the holder's loop: a claim settled meanwhile is not lost, it is done."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import random
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
+from typing import Any
 
 from mqcore.errors import MessageTooLarge, ValidationError
 
@@ -75,8 +77,9 @@ class Message:
     """One message.
 
     `id` is the same on every delivery. `content_type` is None on a foreign message that states none. `attempt` starts at 1 (G4);
-    `hop` counts Moves, and (id, hop) names one stored copy (G1). `published_at` is the publisher's wall clock, None on foreign
-    messages. `expires_at` is in the broker's own time: opaque, set by the driver from a ttl and only ever copied (G6).
+    `hop` counts Moves and `lineage` says out of which queues they went: with the id they name one stored copy (G1).
+    `published_at` is the publisher's wall clock, None on foreign messages. `expires_at` is in the broker's own time: opaque, set
+    by the driver from a ttl and only ever copied (G6).
     `failed_at` is the first failure, `redriven` how often the message came back from a dead-letter queue.
     """
 
@@ -87,6 +90,7 @@ class Message:
     priority: int = DEFAULT_PRIORITY
     attempt: int = 1
     hop: int = 0
+    lineage: str = ""
     published_at: float | None = None
     expires_at: float | None = None
     correlation_id: str | None = None
@@ -97,11 +101,18 @@ class Message:
 
     @property
     def copy_name(self) -> tuple[str, int, str]:
-        """What names one stored copy inside one queue: id, hop, and of a dead letter the queue where it died.
+        """What names one stored copy inside one queue, for a DEDUP window: id, hop and lineage (G1)."""
+        return self.id, self.hop, self.lineage
 
-        Copies of one routed message have the same id and hop, and meet again where their queues share a dead-letter queue (G1, G11).
+    def moved(self, source: str, **changes: Any) -> Message:
+        """Return the successor that a Move out of queue `source` stores, with these fields changed.
+
+        It has one hop more, and its lineage tells it from the successors of other copies: the copies of one routed message share
+        id and hop, and may meet again in a shared dead-letter queue or after a redrive. The same Move repeated gives the same
+        name, so that it stores one copy.
         """
-        return self.id, self.hop, self.death.queue if self.death is not None else ""
+        lineage = f"{zlib.crc32(f'{self.lineage}/{source}'.encode()):08x}"
+        return replace(self, hop=self.hop + 1, lineage=lineage, **changes)
 
     def copy(self) -> Message:
         """Return an equal message that shares no mutable state: what a backend must store and hand out (G17).
@@ -205,6 +216,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
     return MappingProxyType(dict(headers))
 
 
+_LINEAGE = re.compile(r"[0-9a-f]{8}")
 _NUMBERS = ("attempt", "hop", "redriven")
 _TIMES = ("published_at", "failed_at")
 _DEATH = ("queue", "error_type", "error", "traceback")
@@ -219,6 +231,8 @@ def pack(message: Message) -> dict[str, str]:
     flat = {
         PREFIX + name: str(getattr(message, name)) for name in _NUMBERS if getattr(message, name) or name == "attempt"
     }
+    if message.lineage:
+        flat[PREFIX + "lineage"] = message.lineage
     flat |= {PREFIX + name: repr(value) for name in _TIMES if (value := getattr(message, name)) is not None}
     if (death := message.death) is not None:
         flat |= {
@@ -237,6 +251,8 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     for name in _NUMBERS:
         if (number := _number(flat.get(PREFIX + name, ""))) is not None:
             found[name] = max(number, 1 if name == "attempt" else 0)
+    if _LINEAGE.fullmatch(lineage := flat.get(PREFIX + "lineage", "")):
+        found["lineage"] = lineage
     for name in _TIMES:
         if (moment := _moment(flat.get(PREFIX + name))) is not None:
             found[name] = moment

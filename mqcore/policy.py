@@ -7,9 +7,9 @@ send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attem
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.errors import ConfigurationError
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _TEXT, _TRACE = 2_000, 4_000
+_END_WAIT = 1.0
+"""Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin."""
 _FAR = 10.0 * 365 * 86_400
 """Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float."""
 
@@ -195,7 +197,8 @@ class Rules:
 
     `queue` is the base queue, `source` the one received from: the same, or its quarantine. `dead_letter` is None when the queue
     has none, `quarantine` is None when doubtful messages run like any other (dead-letter and temporary queues). A dead-letter
-    queue names itself as its `dead_letter`: what fails there goes to its end, never away (G11). `max_delay` is the backend's.
+    queue names itself as its `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is the
+    backend's.
     """
 
     queue: str
@@ -245,7 +248,7 @@ def decide(
 def _give_back(delivery: Delivery, rules: Rules) -> Decision:
     """Release. In the quarantine by a Move to the same queue, or else the next owner would take it for a crash (G4)."""
     if rules.source == rules.quarantine:
-        return Decision(_move(delivery, rules.source, delivery.message), "released")
+        return Decision(_move(delivery, rules, rules.source), "released")
     return Decision(Release(delivery.receipt), "released")
 
 
@@ -255,12 +258,12 @@ def _quarantine(delivery: Delivery, rules: Rules, now: float) -> Decision:
         return Decision(Release(delivery.receipt), "released")
     message = delivery.message
     if rules.source != rules.quarantine:
-        return Decision(_move(delivery, rules.quarantine, message), "quarantined")
+        return Decision(_move(delivery, rules, rules.quarantine), "quarantined")
     if message.attempt >= rules.retry.max_attempts:
         failure = Failure((), "the process that handled it alone died, or lost the message")
         return _bury(delivery, rules, Reason.CRASHED, failure, now)
-    survivor = replace(message, attempt=message.attempt + 1, failed_at=message.failed_at or now)
-    return Decision(_move(delivery, rules.quarantine, survivor), "quarantined")
+    again = _move(delivery, rules, rules.quarantine, attempt=message.attempt + 1, failed_at=message.failed_at or now)
+    return Decision(again, "quarantined")
 
 
 def _again(
@@ -277,8 +280,9 @@ def _again(
         return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
     if expires_in is not None and wait >= expires_in:
         return _bury(delivery, rules, Reason.EXPIRED, outcome.failure, now)
-    successor = replace(message, attempt=message.attempt + 1, failed_at=message.failed_at or now)
-    return Decision(_move(delivery, rules.queue, successor, wait), "retried", delay=wait)
+    first = message.failed_at or now
+    again = _move(delivery, rules, rules.queue, wait, attempt=message.attempt + 1, failed_at=first)
+    return Decision(again, "retried", delay=wait)
 
 
 def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
@@ -308,11 +312,13 @@ def _bury(
         error=failure.text if failure else "",
         traceback=failure.traceback if failure else "",
     )
-    if rules.dead_letter == rules.queue and message.death is not None:
-        death = message.death  # the record of the first death tells more than "its consumer failed too"
-    successor = replace(message, attempt=1, expires_at=None, failed_at=None, death=death)
-    return Decision(_move(delivery, rules.dead_letter, successor), "dead", reason)
+    wait = 0.0
+    if rules.dead_letter == rules.queue:
+        death = message.death or death  # the record of the first death tells more than "its consumer failed too"
+        wait = min(max(_END_WAIT, rules.retry.backoff.wait(message.attempt)), rules.max_delay)
+    move = _move(delivery, rules, rules.dead_letter, wait, attempt=1, expires_at=None, failed_at=None, death=death)
+    return Decision(move, "dead", reason, wait)
 
 
-def _move(delivery: Delivery, to: str, message: Message, delay: float = 0.0) -> Move:
-    return Move(delivery.receipt, Outgoing(to, replace(message, hop=message.hop + 1), delay))
+def _move(delivery: Delivery, rules: Rules, to: str, delay: float = 0.0, **changes: Any) -> Move:
+    return Move(delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay))

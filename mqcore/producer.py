@@ -17,6 +17,7 @@ from mqcore.clock import seconds
 from mqcore.codec import Codecs, encode_any
 from mqcore.errors import (
     Blocked,
+    ConfigurationError,
     ConnectionLost,
     MessageTooLarge,
     MqcoreError,
@@ -37,6 +38,7 @@ from mqcore.message import (
     check_priority,
     new_id,
 )
+from mqcore.options import check_options
 from mqcore.queue import Queue
 from mqcore.router import Router
 from mqcore.routing import check_key, route
@@ -127,6 +129,7 @@ class Publisher:
         self, to: Target[T], payload: T, change: Callable[[Message], Message] | None, options: PublishOptions
     ) -> Receipt:
         """Publish one payload whose message `change` completes, for instance with where a reply shall go."""
+        _check(to, options)
         message = self._message(to, payload, options)
         until = self._deadline(to, options)
         queue = await self._declared(to, until, message.id)
@@ -139,6 +142,7 @@ class Publisher:
         if "id" in options:
             msg = "publish_many takes no id: every message needs its own"
             raise ValidationError(msg)
+        _check(to, options)
         messages = [self._message(to, payload, options) for payload in payloads]
         until = self._deadline(to, options)
         try:
@@ -156,7 +160,7 @@ class Publisher:
     async def send(
         self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, timeout: float
     ) -> Receipt:
-        """Send a finished message; its receipt, or its typed error (G1)."""
+        """Send a message made by core; its receipt, or its typed error (G1)."""
         return await self._send(to, message, options, self._clock.monotonic() + timeout)
 
     async def _send(
@@ -224,6 +228,10 @@ class Publisher:
             priority=check_priority(options["priority"]) if "priority" in options else DEFAULT_PRIORITY,
             published_at=self._clock.now(),
         )
+        return self.checked(message, name)
+
+    def checked(self, message: Message, name: str) -> Message:
+        """Run the middlewares' hooks over a message for `name`; raises `MessageTooLarge` when it exceeds a limit then (G12)."""
         for hook in self._outgoing:
             message = hook(message)
         self._limits.check(message, name)
@@ -243,7 +251,10 @@ class Publisher:
                 )
                 raise ValidationError(msg)
             return [Outgoing(to if isinstance(to, str) else to.name, message, delay, ttl)]
-        key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
+        try:
+            key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
+        except ConfigurationError as error:
+            raise ValidationError(str(error)) from None
         if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
             return [Outgoing(Route(to.name, key), message, delay, ttl)]
         backend = self._connection.supporting(SupportsBind, f"router {to.name!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
@@ -318,6 +329,13 @@ class Publisher:
         return error
 
 
+def _check(to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> None:
+    if not isinstance(to, (str, Queue, Router)):
+        raise ConfigurationError(f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}")
+    if options:
+        check_options(options, PublishOptions, f"publishing to {to if isinstance(to, str) else to.name!r}")
+
+
 def _say(outcome: Outcome) -> str:
     if isinstance(outcome, Stored):
         return "stored"
@@ -340,6 +358,7 @@ class Producer(Generic[T]):
 
     def __init__(self, publisher: Publisher, to: Target[T], defaults: PublishOptions) -> None:
         """Made by `Broker.producer`."""
+        _check(to, defaults)
         self._publisher = publisher
         self._to = to
         self._defaults = defaults

@@ -10,9 +10,10 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
-from mqcore.clock import seconds
 from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
+from mqcore.options import check_count, check_options, check_seconds
+from mqcore.policy import RetryPolicy
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
@@ -21,26 +22,25 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from mqcore.capabilities import Durability
-    from mqcore.policy import RetryPolicy
 
-__all__ = ["AGAIN", "DLQ", "Queue", "QueueOptions", "check_queue_name"]
+__all__ = ["AGAIN", "DLQ", "OURS", "Queue", "QueueOptions", "check_queue_name"]
 
 T = TypeVar("T")
 DLQ, AGAIN = ".dlq", ".again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
-_OURS = ("mq.", "amq.")
+OURS = ("mq.", "amq.")
 
 
-def check_queue_name(name: str) -> str:
-    """Return the name, or raise `ConfigurationError`: 1 to 200 of `A-Z a-z 0-9 . _ : -`, beginning with none of `. : -`."""
+def check_queue_name(name: str, what: str = "queue") -> str:
+    """Return the name, or raise `ConfigurationError`: 1 to 200 of `A-Z a-z 0-9 . _ : -`, the first none of `. : -`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        msg = f"queue name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, the first a letter or digit"
+        msg = f"{what} name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, the first none of . : -"
         raise ConfigurationError(msg)
     return name
 
 
 class QueueOptions(TypedDict, total=False):
-    """The settings of a queue; every one may also stand in configuration, which wins.
+    """The settings of a queue; all but `codec` and `declare` may also stand in configuration, which wins.
 
     `ttl`: seconds that a message lives from its publish (G6). `max_length`: ready messages, and `overflow` what happens to a
     publish beyond it (G12). `dead_letter`: name of the dead-letter queue, `<queue>.dlq` when not given, None for none (G11), and
@@ -71,12 +71,13 @@ class Queue(Generic[T]):
     def __init__(self, name: str, payload: type[T] | TypeAdapter[T], **options: Unpack[QueueOptions]) -> None: ...
     def __init__(self, name: str, payload: Any = bytes, **options: Unpack[QueueOptions]) -> None:
         self.name = check_queue_name(name)
+        check_options(options, QueueOptions, f"queue {name!r}")
         self.options = options
         self.payload: Payload[T] = Payload(payload, options.get("codec"))
-        self.ttl = _positive("ttl", name, options.get("ttl"))
+        self.ttl = _seconds("ttl", options.get("ttl"), name)
         self.max_length = options.get("max_length")
         self.overflow: Literal["reject", "dead_letter"] = options.get("overflow", "reject")
-        self.retention = _positive("retention", name, options.get("retention"))
+        self.retention = _seconds("retention", options.get("retention"), name)
         self.retry = options.get("retry")
         self.declare = options.get("declare", True)
         self.dead_letter = options.get("dead_letter", name if name.endswith(DLQ) else name + DLQ)
@@ -84,7 +85,7 @@ class Queue(Generic[T]):
 
     def _check(self) -> None:
         name = self.name
-        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(_OURS)):
+        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(OURS)):
             msg = (
                 f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' or 'amq.' are made by mqcore and "
                 "brokers. Use declare=False to adopt an existing one"
@@ -92,11 +93,16 @@ class Queue(Generic[T]):
             raise ConfigurationError(msg)
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter)
+            if self.dead_letter.endswith(AGAIN):
+                msg = f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; choose another"
+                raise ConfigurationError(msg)
             if self.dead_letter == name and self.declare:
                 msg = f"queue {name!r} cannot be its own dead-letter queue"
                 raise ConfigurationError(msg)
-        if self.max_length is not None and self.max_length < 1:
-            msg = f"queue {name!r}: max_length={self.max_length} would refuse every message; leave it out for no bound"
+        if self.max_length is not None:
+            check_count("max_length", self.max_length, f"queue {name!r}")
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            msg = f"queue {name!r}: retry={self.retry!r:.60} is no RetryPolicy; give RetryPolicy(max_attempts=…)"
             raise ConfigurationError(msg)
         if self.overflow not in ("reject", "dead_letter"):
             msg = f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or 'dead_letter'"
@@ -143,10 +149,5 @@ class Queue(Generic[T]):
         return specs
 
 
-def _positive(what: str, queue: str, value: float | timedelta | None) -> float | None:
-    if value is None:
-        return None
-    if not (number := seconds(value)) > 0 or number == float("inf"):
-        msg = f"queue {queue!r}: {what}={value!r} is not usable; give seconds above 0, or leave it out"
-        raise ConfigurationError(msg)
-    return number
+def _seconds(name: str, value: float | timedelta | None, queue: str) -> float | None:
+    return None if value is None else check_seconds(name, value, f"queue {queue!r}")

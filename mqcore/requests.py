@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.codec import Codecs, Payload, encode_any
-from mqcore.errors import MqcoreError, RemoteError, RequestTimeout
+from mqcore.errors import MqcoreError, RemoteError, RequestTimeout, ValidationError
 from mqcore.message import Message, new_id
 from mqcore.policy import Happened, Outcome
 from mqcore.producer import duration
@@ -61,6 +61,11 @@ class Requests:
         """Publish and wait for the handler's return value; see `Broker.request`."""
         name = to if isinstance(to, str) else to.name
         limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
+        ttl = options.get("ttl")
+        lives = limit if ttl is None else min(limit, duration("ttl", ttl, name))
+        if "ttl" in options:
+            raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
+        expected: Payload[Any] = Payload(Any if result is None else result)
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
@@ -71,19 +76,19 @@ class Requests:
                     to,
                     payload,
                     lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
-                    {**options, "ttl": limit, "timeout": limit},
+                    {**options, "ttl": lives, "timeout": limit},
                 )
-                return self._value(await reply, result)
+                return self._value(await reply, expected)
         except TimeoutError as error:
             msg = f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
             raise RequestTimeout(msg) from error
         finally:
             del self._waiting[correlation]
 
-    def _value(self, message: Message, result: Any) -> Any:
+    def _value(self, message: Message, expected: Payload[Any]) -> Any:
         if message.content_type == _ERROR_TYPE:
             raise _remote_error(message.body)
-        return Payload(Any if result is None else result).decode(message.body, message.content_type, self._codecs)
+        return expected.decode(message.body, message.content_type, self._codecs)
 
     async def _listen(self) -> None:
         """Declare the reply queue and read it, at the first request."""
@@ -157,6 +162,7 @@ class Replies:
             priority=request.priority,
         )
         try:
+            reply = self._publisher.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
         except MqcoreError as error:
             self._events.emit("reply.failed", request.reply_to, request.id, error=f"{type(error).__name__}: {error}")

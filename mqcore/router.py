@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
 from mqcore.message import check_headers
-from mqcore.queue import Queue, check_queue_name
+from mqcore.queue import OURS, Queue, check_queue_name
 from mqcore.routing import Binding, Kind
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class Router(Generic[T]):
     @overload
     def __init__(self, name: str, payload: type[T] | TypeAdapter[T], *, kind: Kind = "topic") -> None: ...
     def __init__(self, name: str, payload: Any = bytes, *, kind: Kind = "topic") -> None:
-        self.name = check_queue_name(name)
+        self.name = check_queue_name(name, "router")
+        if name.startswith(OURS):
+            msg = f"router {name!r}: names beginning with 'mq.' or 'amq.' are made by mqcore and brokers"
+            raise ConfigurationError(msg)
         if kind not in _KINDS:
             msg = f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
             raise ConfigurationError(msg)

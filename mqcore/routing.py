@@ -39,6 +39,9 @@ class Binding:
         """Refuse a binding that could never match, or that no broker carries."""
         if self.kind in {"direct", "topic"}:
             check_key(self.pattern, f"router {self.router!r}")
+        if self.match not in ("all", "any"):
+            msg = f"router {self.router!r}: match={self.match!r:.60} is unknown; it is 'all' or 'any'"
+            raise ConfigurationError(msg)
         if self.kind == "headers" and not self.headers:
             msg = f"router {self.router!r}: a headers binding to {self.queue!r} needs at least one header to compare"
             raise ConfigurationError(msg)
@@ -56,11 +59,15 @@ class Binding:
 
 
 def check_key(key: str, where: str) -> str:
-    """Return a routing key or pattern, or raise `ConfigurationError` when it is longer than brokers take (255 bytes)."""
-    if len(key.encode("utf-8", "replace")) > _LONGEST_KEY:
-        msg = f"{where}: the routing key {key[:40]!r}… is longer than {_LONGEST_KEY} bytes"
-        raise ConfigurationError(msg)
-    return key
+    """Return a routing key or pattern; `ConfigurationError` for what is no text, or more than brokers take (255 bytes of UTF-8)."""
+    try:
+        if len(key.encode()) <= _LONGEST_KEY:
+            return key
+        why = f"is longer than {_LONGEST_KEY} bytes"
+    except (AttributeError, UnicodeEncodeError):
+        why = "is no text that UTF-8 can carry"
+    msg = f"{where}: the routing key {key!r:.60} {why}"
+    raise ConfigurationError(msg)
 
 
 def topic_matches(pattern: str, key: str) -> bool:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-_LAST_WORD = 0.5
+_LAST_WORD = 0.25
 """Seconds that a cancelled handler has for its clean-up, after the grace."""
 _SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
 
@@ -61,11 +61,11 @@ class Runner:
         self._state = state
         self._clock = intake.clock
         self._events = intake.events
-        self._executor = executor_for(spec, intake.clock)
+        self._freed = asyncio.Event()
+        self._executor = executor_for(spec, intake.clock, self._freed.set)
         self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._hurried = False
-        self._freed = asyncio.Event()
         self._call = self._chain(middleware)
         intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
 
@@ -87,10 +87,10 @@ class Runner:
     async def run(self) -> None:
         """Start handlers as messages and slots allow, until the intake is stopped. Raises what ended consuming."""
         while True:
-            await self._executor.wait_free()
-            while len(self._running) >= self.spec.concurrency:
+            while len(self._running) + self._executor.stuck >= self.spec.concurrency and not self.intake.stopped:
                 self._freed.clear()
                 await self._freed.wait()
+            await self._executor.ready()
             if self.spec.batch:
                 batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)
                 work = self._handle_batch(batch)
@@ -160,7 +160,7 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in one
         for held in batch:
-            held.on_lost = partial(self._lost, task, ctx)
+            held.on_lost = partial(self._lost, task, ctx, held)
             if self.spec.timeout is not None:
                 held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
             self._events.emit("message.started", self.spec.queue.name, held.delivery.message.id, held.delivery.attempt)
@@ -178,9 +178,10 @@ class Runner:
             for held in batch:
                 held.on_lost = None
 
-    def _lost(self, task: asyncio.Task[None], ctx: Context) -> None:
-        """The lease is gone: an async handler is cancelled, a thread can only be told (G5)."""
+    def _lost(self, task: asyncio.Task[None], ctx: Context, held: Held) -> None:
+        """The lease is gone: an async handler is cancelled, a thread can only be told (G5). Nobody waits for it at the gate."""
         ctx.lose_lease()
+        self.intake.leave(held)
         if self.spec.mode == "async" and task in self._cancellable:
             task.cancel()
 
@@ -193,7 +194,7 @@ class Runner:
             if isinstance(value, Outcome):
                 await self._conclude(held, value, None, 0.0)
             else:
-                items.append(Received(self.spec.queue.name, held, value, self.intake))
+                items.append(Received(self.spec.queue.name, held, value, self.intake, self._state))
         if not items:
             return
         ctx = Context(self.spec.queue.name, batch[0].delivery, self._publisher, self._state)
@@ -213,6 +214,7 @@ class Runner:
     async def drain(self, grace: float) -> int:
         """Let running handlers end within `grace` seconds, then release what is unfinished; how many those were (G13)."""
         await self.intake.stop()
+        self._freed.set()
         try:
             async with self._clock.timeout(grace):
                 while self._running and not self._hurried:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from mqcore.capabilities import Durability
 from mqcore.clock import Clock
 from mqcore.errors import ConfigurationError
+from mqcore.options import no_such_option
 from mqcore.plugins import Plugins
 from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.queue import QueueOptions
@@ -325,16 +326,10 @@ def _explain(error: ValidationError, model: type[BaseModel], layers: Sequence[tu
         option = ".".join(str(part) for part in place)
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = _unknown(str(place[-1]), _options_at(model, place[:-1]))
+            text = no_such_option(str(place[-1]), _options_at(model, place[:-1]))
         shown = f"{_source(place, layers)}: {option:.100}: {text}"
         texts.append("".join(char if char.isprintable() else " " for char in shown))
     return "; ".join(texts)
-
-
-def _unknown(name: str, options: Sequence[str]) -> str:
-    close = get_close_matches(name, options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"no such option{hint} There are: {', '.join(options) or 'none'}"
 
 
 def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:

@@ -100,7 +100,7 @@ class ErrorKind(Enum):
     TOO_LARGE = "too_large"
     FULL = "full"
     DENIED = "denied"
-    """Credentials or rights: never retried, so that no account is locked and no log is flooded."""
+    """Credentials or rights: told at once at the first connect, and asked for again but seldom when it comes later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,12 @@ class _Job:
 class ThreadPool:
     """At most `size` calls at a time, in daemon threads called `name-1`, `name-2` and so on, started when first needed.
 
-    Used from one event loop.
+    Used from one event loop. `freed` is called on it whenever a call has ended.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, freed: Callable[[], None] = lambda: None) -> None:
         self.size = size
+        self._tell = freed
         self._name = name
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._numbers = itertools.count(1)
@@ -128,6 +129,7 @@ class ThreadPool:
         self._taken -= 1
         self._stuck -= job.gone
         self._freed.set()
+        self._tell()
         if not job.awaited.done():
             job.awaited.set_result(None)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mqcore.capabilities import Capability
-from mqcore.errors import QueueNotFound, TopologyMismatch
+from mqcore.capabilities import Capability, Level
+from mqcore.errors import QueueNotFound, TopologyMismatch, UnsupportedFeature
 from mqcore.policy import RetryPolicy, Rules
 from mqcore.queue import AGAIN, DLQ, Queue
 from mqcore.routing import Binding
@@ -37,7 +37,7 @@ class Topology:
         self._settings = settings
         self._durability = durability
         self._queues: dict[str, tuple[Queue[Any], Queue[Any]]] = {}
-        self._routers: dict[str, tuple[Router[Any], int]] = {}
+        self._routers: dict[Router[Any], int] = {}
 
     def configured(self, queue: Queue[T]) -> Queue[T]:
         """Return the queue with the settings that configuration gives it: configuration wins."""
@@ -52,7 +52,7 @@ class Topology:
         if isinstance(thing, Queue):
             found = self._queues.get(thing.name)
             return found[1] if found is not None and found[0] is thing else None
-        return thing if self._routers.get(thing.name) == (thing, len(thing.bindings)) else None
+        return thing if self._routers.get(thing) == len(thing.bindings) else None
 
     async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
         """Do `ensure` or `ensure_router`, whichever it takes."""
@@ -68,8 +68,7 @@ class Topology:
         if known is not None and known[0] is queue:
             return known[1]
         configured = self.configured(queue)
-        if configured.max_length is not None:
-            self._connection.capabilities.require(Capability.MAX_LENGTH, f"queue {queue.name!r} with max_length")
+        self._check(configured)
         if known is not None and known[1].specs() == configured.specs() and known[1].declare == configured.declare:
             return configured
         if configured.declare:
@@ -83,6 +82,8 @@ class Topology:
         """Declare what an application needs in one batch. Raises as `ensure` does."""
         own = [(queue, self.configured(queue)) for queue in queues]
         own += [(queue, self.configured(queue)) for router in routers for queue in router.queues.values()]
+        for _, queue in own:
+            self._check(queue)
         specs: dict[str, QueueSpec] = {}
         for _, queue in own:
             for spec in queue.specs(self._durability) if queue.declare else ():
@@ -97,15 +98,27 @@ class Topology:
         for router in routers:
             await self.ensure_router(router)
 
+    def _check(self, queue: Queue[Any]) -> None:
+        """Refuse what the backend could not keep, before anything is declared (G16)."""
+        capabilities, name = self._connection.capabilities, queue.name
+        if queue.ttl is not None:
+            capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
+        if queue.max_length is None:
+            return
+        modes = capabilities.require(Capability.MAX_LENGTH, f"queue {name!r} with max_length").limits.get("modes")
+        if modes is not None and queue.overflow not in str(modes).split(","):
+            msg = f"queue {name!r} with overflow={queue.overflow!r}: the backend {capabilities.backend!r} can only {modes}"
+            raise UnsupportedFeature(msg)
+
     async def ensure_router(self, router: Router[Any]) -> Router[Any]:
-        """Declare the queues bound in code and configuration, then the bindings. Once, unless bindings were added since."""
+        """Declare the queues bound in code, then the bindings of code and configuration. Once, unless bindings were added since."""
         if self.known(router) is not None:
             return router
         self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         for queue in router.queues.values():
             await self.ensure(queue)
         await self._connection.bind([*router.bindings, *self._settings.router_bindings(router.name, router.kind)])
-        self._routers[router.name] = (router, len(router.bindings))
+        self._routers[router] = len(router.bindings)
         return router
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
@@ -154,7 +167,8 @@ class Topology:
         policy = self.retry(queue, retry)
         if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
             self._connection.capabilities.require(Capability.DELAY, f"retrying in queue {queue.name!r} after a wait")
-        delay = self._connection.capabilities[Capability.DELAY].limits.get("max")
+        delays = self._connection.capabilities[Capability.DELAY]
+        delay = delays.limits.get("max") if delays.level is not Level.NONE else 0.0
         dead_letter, quarantine = queue.dead_letter, queue.quarantine
         if not queue.declare and (counts := await self.counts(queue.name)) is not None:
             dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter

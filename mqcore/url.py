@@ -76,6 +76,8 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     """
     if isinstance(url, BrokerUrl):
         url = url.reveal()
+    if not isinstance(url, str):
+        raise ConfigurationError(f"a broker URL is text, {_EXAMPLES}, not {type(url).__name__}")
     if why := _malformed(url):
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}")
     options: dict[str, str] = {}

@@ -1,12 +1,13 @@
 """`Worker`: runs an app's consumers until it is told to stop, then drains (G13).
 
-It is one-shot: started once, drained once. All its consumers share one gate, so that a suspect runs alone in the process (G4).
+It is one-shot: started once, drained once. All workers on one Broker share a gate, so that a suspect runs alone (G4).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 from contextlib import AsyncExitStack, suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.errors import ConfigurationError
-from mqcore.gate import Gate
+from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerOptions"]
 
+_log = logging.getLogger("mqcore")
 _GRACE = 30.0
 _LOOK_EVERY = 2.0
 
@@ -63,6 +65,10 @@ class Worker:
         self.broker = broker
         self.recycle = False
         """Whether it stopped because of `max_messages` or `max_memory`."""
+        check_options(options, WorkerOptions, f"worker of app {app.name!r}")
+        for name in ("concurrency", "max_messages", "max_memory"):
+            check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
+        check_seconds("grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True)
         self._options = options
         self._grace = options.get("grace", _GRACE)
         self._specs = self._chosen(app.handlers, options.get("queues"))
@@ -103,9 +109,8 @@ class Worker:
             state = None
             if self.app.lifespan is not None:
                 state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
-            gate = Gate()
             for spec in self._specs:
-                self._runners.append(await self._runner(spec, gate, state))
+                self._runners.append(await self._runner(spec, state))
             for runner in self._runners:
                 await runner.start()
         except BaseException:
@@ -114,11 +119,11 @@ class Worker:
         self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
         self._watch = asyncio.create_task(self._look_after())
 
-    async def _runner(self, spec: HandlerSpec, gate: Gate, state: Any) -> Runner:
+    async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
         concurrency = self._options.get("concurrency")
         if concurrency is not None:
             spec = spec.with_concurrency(concurrency)
-        intake = await self.broker.intake(spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=gate)
+        intake = await self.broker.intake(spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=self.broker.gate)
         return Runner(
             spec,
             intake,
@@ -144,6 +149,8 @@ class Worker:
             await asyncio.gather(self._watch, return_exceptions=True)
         wait = self._grace if grace is None else grace
         await asyncio.gather(*(runner.drain(wait) for runner in self._runners))
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
 
@@ -192,11 +199,22 @@ class Worker:
             return
         while True:
             if path is not None:
-                _write(Path(path), {**asdict(self.health()), "ok": self.health().ok, "pid": os.getpid()})
+                self._tell(Path(path))
             self.recycle = self._spent()
             if self.recycle:
                 self._stop.set()
             await asyncio.sleep(_LOOK_EVERY)
+
+    def _tell(self, path: Path) -> None:
+        """Write the health file, in one step: whoever reads it never sees half of it. Its time tells a live worker from a dead."""
+        health = self.health()
+        found = {"ok": health.ok, **asdict(health), "pid": os.getpid(), "at": self.broker.clock.now()}
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps(found))
+            beside.replace(path)
+        except OSError as error:
+            _log.warning("the health file %s cannot be written: %s", path, error)
 
     def _spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")
@@ -211,9 +229,3 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
-
-def _write(path: Path, found: dict[str, object]) -> None:
-    """Replace the file in one step: whoever reads it never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(found))
-    beside.replace(path)

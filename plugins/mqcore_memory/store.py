@@ -267,7 +267,7 @@ class MemoryStore:
             first_at=message.failed_at or wall,
             last_at=wall,
         )
-        letter = replace(message, attempt=1, hop=message.hop + 1, expires_at=None, failed_at=None, death=death)
+        letter = message.moved(queue.spec.name, attempt=1, expires_at=None, failed_at=None, death=death)
         target.put(letter, now)
 
     def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:

@@ -59,7 +59,7 @@ class Waiters:
                 if holder.held < holder.prefetch and self._wake(holder):
                     break
         while self._waiting and event < self._alarm():
-            if self._wake(self._keeper or next(iter(self._waiting))):
+            if self._wake(next(iter(self._waiting))):
                 break
 
     def wake_all(self) -> None:

@@ -39,8 +39,9 @@ class Demo:
         return found
 
     def image(self, name: str) -> dict[str, Any]:
-        (found,) = (row for row in self.report["images"] if row["image"] == name)
-        return found
+        found: list[dict[str, Any]] = [row for row in self.report["images"] if row["image"] == name]
+        assert len(found) == 1
+        return found[0]
 
 
 def run_demo(out: Path, *options: str) -> Demo:
@@ -141,3 +142,13 @@ def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path, options: list[str]
     assert found.exit_code == 2
     assert said in found.errors.splitlines()[-1]
     assert "Traceback" not in found.errors
+
+
+def test_the_service_runs_by_the_worker_command_and_ends_at_sigterm() -> None:
+    command = [sys.executable, "-m", "mqcore", "worker", "examples.segmentation.app:app", "--url", "memory://"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        said = next(line for line in worker.stderr if "consumer.started" in line)
+        worker.terminate()
+        assert worker.wait(timeout=20) == 0
+    assert "segmentation.tasks" in said

@@ -303,6 +303,21 @@ async def test_a_released_message_comes_again_as_it_was(seam: Seam) -> None:
     assert second.receipt != first.receipt, "each claim should have a receipt of its own"
 
 
+async def test_a_release_takes_a_doubt_away(seam: Seam) -> None:
+    """G4: whoever releases knows that nothing has started, whatever happened before."""
+    queue = await seam.queue()
+    await seam.put(queue, "a")
+    consumer = await seam.subscribe(queue)
+    await seam.drain(consumer)
+    await consumer.close()
+    consumer = await seam.subscribe(queue)
+    (delivery,) = await seam.receive(consumer, within=1.0)
+    assert delivery.doubtful
+    await seam.settle(consumer, Release(delivery.receipt))
+    (delivery,) = await seam.receive(consumer, within=1.0)
+    assert (delivery.redelivered, delivery.doubtful) == (True, False)
+
+
 async def test_released_messages_return_to_their_old_places(seam: Seam) -> None:
     """G9: where ORDER says `release_in_place`, whatever the order of the releases."""
     if not seam.limit(Capability.ORDER, "release_in_place"):
@@ -399,6 +414,25 @@ async def test_what_a_closing_consumer_holds_comes_back_doubtful_in_its_old_plac
     if seam.limit(Capability.ORDER, "release_in_place"):
         assert seam.ids(got) == ["a", "b", "c"]
     assert [type(it) for it in await seam.settle(consumer, *[Ack(it.receipt) for it in held])] == [Stale, Stale]
+
+
+async def test_closing_one_consumer_leaves_alone_what_others_hold(seam: Seam) -> None:
+    """G5: only its own messages come back, and nothing is sent to it any more."""
+    queue = await seam.queue()
+    await seam.put(queue, "a", "b")
+    closes, works, waits = [await seam.subscribe(queue, prefetch=1) for _ in range(3)]
+    await seam.receive(closes)
+    (b,) = await seam.receive(works)
+    idle = await seam.subscribe(queue)
+    tasks = [asyncio.create_task(consumer.receive(1, 60.0)) for consumer in (idle, waits)]
+    await seam.advance(0.01)
+    await idle.close()
+    await closes.close()
+    assert seam.ids(await seam.provider.finish(tasks[1], 1.0)) == ["a"]
+    await seam.ack(works, [b])
+    await seam.put(queue, "c")
+    assert seam.ids(await seam.receive(works, within=1.0)) == ["c"]
+    assert list(await tasks[0]) == []
 
 
 async def test_a_consumer_that_waits_gets_what_another_leaves_behind(seam: Seam) -> None:

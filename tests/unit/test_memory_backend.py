@@ -194,6 +194,28 @@ async def test_a_receive_without_an_end_waits_without_a_timer() -> None:
     await backend.close()
 
 
+async def test_a_consumer_that_always_finds_something_lets_others_run() -> None:
+    backend = await opened(memory_url())
+    await backend.declare([QueueSpec(name="q")])
+    await publish(backend, "0")
+    turns: list[int] = []
+
+    async def feed_itself() -> None:
+        consumer = await backend.subscribe("q", prefetch=1, lease=30.0)
+        while True:
+            (delivery,) = await consumer.receive(1, 30.0)
+            turns.append(len(turns))
+            await consumer.settle([Ack(delivery.receipt)], timeout=1.0)
+            await publish(backend, f"{len(turns)}")
+
+    endless = asyncio.create_task(feed_itself())
+    while len(turns) < 10:
+        await asyncio.sleep(0)
+    endless.cancel()
+    await asyncio.gather(endless, return_exceptions=True)
+    await backend.close()
+
+
 # Threads and loops
 
 

@@ -10,6 +10,7 @@ from mqcore.spi import (
     STALE,
     STORED,
     Ack,
+    Binding,
     Delivery,
     Failed,
     Message,
@@ -181,6 +182,27 @@ def test_a_successor_that_was_stored_before_is_stored_once(bench: Bench) -> None
     assert [it.attempt for it in bench.claim()] == [2]
 
 
+# Bounds and bindings
+
+
+def test_what_is_dropped_is_counted(bench: Bench) -> None:
+    bench.store.declare([QueueSpec(name="short", max_length=1, overflow="dead_letter")], bench.now)
+    for name in "abc":
+        assert bench.store.publish([Outgoing("short", message(name))], bench.now, 0.0) == [STORED]
+    assert bench.store._queues["short"].dropped == 2
+
+
+def test_a_router_without_bindings_is_gone_and_may_come_back_as_another_kind(bench: Bench) -> None:
+    topic = Binding(router="r", kind="topic", queue="q", pattern="a.*")
+    direct = Binding(router="r", kind="direct", queue="q", pattern="a")
+    for one, other in [(topic, direct), (direct, topic)]:
+        bench.store.bind([one])
+        bench.store.unbind([one])
+        assert bench.store.bindings() == []
+        bench.store.bind([other])
+        bench.store.unbind([other])
+
+
 # Time
 
 
@@ -243,6 +265,12 @@ def test_what_an_owner_took_comes_back_when_it_leaves(bench: Bench) -> None:
     assert bench.store.settle("q", [Ack(delivery.receipt)], bench.now) == [STALE]
 
 
+def test_a_temporary_queue_that_nobody_has_consumed_yet_has_an_hour_too(bench: Bench) -> None:
+    bench.store.declare([QueueSpec(name="replies", role="temporary")], bench.now)
+    bench.now += IDLE_LIMIT - 1
+    assert bench.store.publish([Outgoing("replies", message("a"))], bench.now, 0.0) == [STORED]
+
+
 def test_a_temporary_queue_goes_after_an_hour_without_a_consumer(bench: Bench) -> None:
     bench.store.declare([QueueSpec(name="replies", role="temporary")], bench.now)
     holder = Holder()
@@ -283,6 +311,37 @@ def test_a_consumer_that_was_woken_and_cannot_come_hands_on_its_wake(bench: Benc
     bench.put("a")
     bench.store.stop_waiting("q", bench.one)
     assert bench.wakes == ["one", "two"]
+
+
+def test_a_consumer_that_came_by_itself_is_not_woken_any_more(bench: Bench) -> None:
+    assert bench.claim(wait=True) == []
+    bench.put("a", delay=5.0)
+    assert bench.claim(wait=True) == []
+    woken = len(bench.wakes)
+    bench.now += 5.0
+    assert names(bench.claim(limit=1, wait=True)) == ["a"]
+    bench.put("b")
+    assert len(bench.wakes) == woken
+
+
+def test_a_lease_that_was_made_shorter_wakes_whoever_minds_the_time(bench: Bench) -> None:
+    other = bench.consumer("other")
+    bench.put("a")
+    (delivery,) = bench.claim()
+    assert bench.claim(other, wait=True) == []
+    bench.store.renew("q", [delivery.receipt], 5.0, bench.now)
+    assert bench.wakes == ["other"]
+    assert bench.claim(other, wait=True) == []
+    assert other.until == 105.0
+
+
+def test_a_consumer_that_left_while_it_waited_is_not_woken_in_the_place_of_another(bench: Bench) -> None:
+    two = bench.consumer("two")
+    for holder in (bench.one, two):
+        bench.claim(holder, wait=True)
+    bench.store.unsubscribe("q", bench.one, bench.now)
+    bench.put("a")
+    assert bench.wakes == ["two"]
 
 
 def test_nobody_is_woken_for_what_he_may_not_have(bench: Bench) -> None:

@@ -103,7 +103,8 @@ def test_every_ending_of_every_attempt_in_every_kind_of_queue(happened: Happened
         else:
             to, message, delay = moved(decision)
             assert (to, message.attempt) == (target, successor_attempt)
-            assert delay == decision.delay == (4 if verdict == "retried" else 0)
+            waits = verdict == "retried" or (verdict == "dead" and to == ALL_RULES[rules].queue)
+            assert delay == decision.delay == (4 if waits else 0)
 
 
 @pytest.mark.parametrize("rules", ALL_RULES)
@@ -176,10 +177,12 @@ def test_a_killer_is_started_at_most_max_attempts_plus_one_times_and_an_innocent
     assert innocent.attempt == 1
 
 
-def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_with_their_first_record() -> None:
+def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_while_with_their_first_record() -> None:
     first = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
     to, message, delay = moved(judged(Happened.REJECTED, DLQ, 1, death=first))
-    assert (to, delay, message.death, message.attempt) == ("q.dlq", 0, first, 1)
+    assert (to, delay, message.death, message.attempt) == ("q.dlq", 4, first, 1)
+    impatient = replace(DLQ, retry=RetryPolicy(3, fixed(0)))
+    assert moved(judged(Happened.UNDECODABLE, impatient, 1))[2] == 1, "it must not spin"
     to, message, _ = moved(judged(Happened.REJECTED, DLQ, 1))
     assert message.death is not None
     assert (to, message.death.reason) == ("q.dlq", Reason.REJECTED)

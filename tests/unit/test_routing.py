@@ -163,7 +163,7 @@ def test_a_headers_binding_without_headers_is_refused() -> None:
         binding("q", "headers")
 
 
-@pytest.mark.parametrize("key", ["k" * 256, "é" * 128, "\ud800" * 256], ids=["ascii", "utf-8", "surrogates"])
+@pytest.mark.parametrize("key", ["k" * 256, "é" * 128], ids=["ascii", "utf-8"])
 def test_a_key_that_no_broker_carries_is_refused(key: str) -> None:
     for kind in ("direct", "topic"):
         with pytest.raises(ConfigurationError, match="longer than 255 bytes") as caught:

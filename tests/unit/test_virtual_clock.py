@@ -365,8 +365,11 @@ async def test_a_stuck_thread_is_waited_for_once_and_does_not_stop_the_clock() -
 
 
 async def test_what_follows_on_a_thread_has_run_too(clock: VirtualClock) -> None:
+    go = threading.Event()
+    asyncio.get_running_loop().call_later(0.01, go.set)  # when nothing has been runnable for a while
+
     async def work() -> str:
-        await in_thread(clock, lambda: None)
+        await in_thread(clock, go.wait)
         for _ in range(20):
             await asyncio.sleep(0)
         return "done"

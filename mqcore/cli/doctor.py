@@ -1,0 +1,201 @@
+"""`mqcore doctor`: whether a broker is well, and whether it suits an application.
+
+It connects without asking for anything, so that it can also look at a server that the application would refuse. It
+changes nothing. What it finds goes into one `Report`: facts, and problems, each with what to do next.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+
+from mqcore.app import App
+from mqcore.broker import Broker
+from mqcore.capabilities import Capabilities, Capability, Durability
+from mqcore.cli.backends import capabilities_data
+from mqcore.cli.common import LONELY, At, Json, is_local, load_app
+from mqcore.cli.output import amount, one_line, print_facts, print_json, print_table
+from mqcore.cli.routes import data_of, describe, leftovers
+from mqcore.errors import BrokerError, UnsupportedFeature
+from mqcore.routing import Binding
+from mqcore.settings import Settings
+from mqcore.spi import QueueCounts
+
+__all__ = ["Report", "doctor"]
+
+_SURVIVES = {
+    Durability.MEMORY: "a confirmed message is lost with the broker's process",
+    Durability.PROCESS: "a confirmed message survives a kill of the broker, not a power cut",
+    Durability.MACHINE: "a confirmed message survives a power cut, not the loss of the machine",
+    Durability.REPLICATED: "a confirmed message survives the loss of the machine",
+}
+_NO_REASON = {True: "the backend gives no details", False: "nothing is kept outside the broker's process"}
+_MOST_LETTERS = 1000
+
+
+@dataclass
+class Report:
+    """What the doctor found. `problems` need a look, `notes` explain."""
+
+    url: str
+    connected: bool = False
+    capabilities: Capabilities | None = None
+    queues: list[QueueCounts] = field(default_factory=list)
+    dead: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each dead-letter queue that holds any: how many for which reason."""
+    leftovers: list[Binding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def doctor(
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="The broker; without it the configured one.", show_default=False)
+    ] = None,
+    *,
+    app: Annotated[
+        str | None, typer.Option(metavar="MODULE:APP", help="Compare with this app: its queues and its bindings.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Look at a broker: connection, durability, capabilities, dead letters, bindings. Ends with 1 when there are problems."""
+    at = At(url, json)
+    settings, user_app = at.settings(), None if app is None else load_app(app)
+    report = Report(str(settings.url))
+    try:
+        at.run(lambda broker: _examine(broker, settings, user_app, report), demanding=False)
+    except BrokerError as error:
+        report.problems.append(f"the broker does not answer as it should: {one_line(str(error))}")
+    if json:
+        print_json(_data(report))
+    else:
+        _print(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+async def _examine(broker: Broker, settings: Settings, user_app: App | None, report: Report) -> None:
+    report.connected = True
+    report.capabilities = broker.capabilities
+    if settings.durability is not None and settings.durability > broker.capabilities.durability:
+        report.problems.append(
+            f"the settings ask for durability {settings.durability.word!r}, and this server gives "
+            f"{broker.capabilities.durability.word!r} as it is configured"
+        )
+    await _look_at_queues(broker, report, user_app)
+    if is_local(broker) and not report.queues:
+        report.notes.append(LONELY)
+    await _look_at_bindings(broker, settings, report, user_app)
+
+
+async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) -> None:
+    try:
+        report.queues = sorted(await broker.counts(), key=lambda counts: counts.name)
+    except UnsupportedFeature as error:
+        report.notes.append(str(error))
+        return
+    named = {counts.dead_letter: counts.name for counts in report.queues}
+    for counts in report.queues:
+        number = counts.ready + counts.leased + counts.delayed
+        if counts.role != "dead_letter" or not number:
+            continue
+        report.dead[counts.name] = reasons = await _reasons(broker, counts.name)
+        why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
+        whose = "" if counts.name in named else ", and belongs to no queue that is there"
+        report.problems.append(
+            f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq list {counts.name}"
+        )
+    if user_app is not None:
+        there = {counts.name for counts in report.queues}
+        missing = [spec.queue.name for spec in user_app.handlers if spec.queue.name not in there]
+        if missing:
+            report.notes.append(f"not there yet, and declared when a worker starts: {', '.join(missing)}")
+
+
+async def _reasons(broker: Broker, queue: str) -> dict[str, int]:
+    """Count the first thousand dead letters by reason, where they can be looked at."""
+    try:
+        letters = await broker.dead_letters(queue).list(_MOST_LETTERS)
+    except UnsupportedFeature:
+        return {}
+    return dict(Counter(letter.reason for letter in letters))
+
+
+async def _look_at_bindings(broker: Broker, settings: Settings, report: Report, user_app: App | None) -> None:
+    try:
+        bindings = await broker.bindings()
+    except UnsupportedFeature as error:
+        report.notes.append(str(error))
+        return
+    there = {counts.name for counts in report.queues}
+    for binding in bindings if there else ():
+        if binding.queue not in there:
+            report.problems.append(f"the binding {describe(binding)} leads to a queue that is not there")
+    if user_app is None:
+        return
+    report.leftovers = leftovers(bindings, user_app, settings)
+    for binding in report.leftovers:
+        report.problems.append(
+            f"neither code nor configuration has the binding {describe(binding)}: mqcore routes prune"
+        )
+
+
+def _data(report: Report) -> dict[str, object]:
+    capabilities = report.capabilities
+    return {
+        "ok": not report.problems,
+        "url": report.url,
+        "connected": report.connected,
+        "server": capabilities and capabilities.server,
+        "durability": capabilities and capabilities.durability.word,
+        "capabilities": capabilities and capabilities_data(capabilities),
+        "queues": [
+            {
+                "queue": counts.name,
+                "role": counts.role,
+                "ready": counts.ready,
+                "in_flight": counts.leased,
+                "delayed": counts.delayed,
+            }
+            for counts in report.queues
+        ],
+        "dead_letters": report.dead,
+        "leftover_bindings": [data_of(binding) for binding in report.leftovers],
+        "notes": report.notes,
+        "problems": report.problems,
+    }
+
+
+def _print(report: Report) -> None:
+    facts: dict[str, object] = {"url": report.url, "connects": "yes" if report.connected else "no"}
+    if (capabilities := report.capabilities) is not None:
+        facts["server"] = capabilities.server
+        facts["durability"] = f"{capabilities.durability.word}: {_SURVIVES[capabilities.durability]}"
+        facts["because"] = _limits(capabilities, Capability.DURABLE) or _NO_REASON[capabilities.has(Capability.DURABLE)]
+    print_facts(facts)
+    if capabilities is not None:
+        rows = [(which.value, capabilities[which].level.value, _limits(capabilities, which)) for which in Capability]
+        print()
+        print_table(("capability", "level", "limits"), rows, empty="")
+        print()
+        lines = [(one.name, one.role, one.ready, one.leased, one.delayed) for one in report.queues]
+        print_table(("queue", "role", "ready", "in flight", "delayed"), lines, empty="no queues")
+    print()
+    _print_lines("note", report.notes)
+    _print_lines("problem", report.problems)
+    print(amount(len(report.problems), "problem") if report.problems else "ok")
+
+
+def _limits(capabilities: Capabilities, which: Capability) -> str:
+    return ", ".join(f"{name}={_plain(value)}" for name, value in capabilities[which].limits.items())
+
+
+def _plain(value: float | str | bool) -> str:
+    return f"{value:,.12g}" if isinstance(value, float) else str(value)
+
+
+def _print_lines(kind: str, lines: Iterable[str] | Sequence[str]) -> None:
+    for line in lines:
+        print(f"{kind}: {one_line(line)}")

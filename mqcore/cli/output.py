@@ -1,0 +1,163 @@
+"""How commands answer: a table for people, plain columns for pipes, JSON for programs.
+
+What came over the wire is shown escaped, so that no message can move the cursor of a terminal or forge a line. Nothing
+is coloured or cut unless a terminal reads it; an id is never cut.
+"""
+
+import base64
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mqcore.url import mask_url
+
+__all__ = [
+    "ago",
+    "amount",
+    "console",
+    "data_of_body",
+    "escaped",
+    "iso",
+    "one_line",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "rich_table",
+    "shown_body",
+    "span",
+    "without_secrets",
+]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_LONGEST_LINE = 2000
+_LAST_COLUMN, _BETWEEN = 20, 3
+_STEPS = ((86_400, "d"), (3600, "h"), (60, "m"))
+
+Row = Sequence[object]
+
+
+def print_json(data: object, *, line: bool = False) -> None:
+    """Print data as JSON, on one `line` when more will follow. ASCII only: it survives whatever encoding stands behind a pipe."""
+    print(json.dumps(data, indent=None if line else 2, default=str), flush=line)
+
+
+def console() -> Console:
+    """Return a console for standard output as it is now. Where it is no terminal, nothing is coloured."""
+    terminal = sys.stdout.isatty()
+    return Console(
+        markup=False, emoji=False, highlight=False, force_terminal=terminal, color_system="auto" if terminal else None
+    )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
+    """Print rows under the names of their columns, or `empty` when there are none. The last column takes the room that is left."""
+    if not rows:
+        print(empty)
+    elif sys.stdout.isatty():
+        screen = console()
+        screen.width = max(screen.width, _needed(columns, rows))
+        screen.print(rich_table(columns, rows))
+    else:
+        cells = [[_cell(value) for value in row] for row in [tuple(name.upper() for name in columns), *rows]]
+        widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+        for line in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """Return the table as a terminal shows it: numbers to the right, and only the last column gives way when it is narrow."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for at, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[at], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=at < len(columns) - 1)
+    for row in rows:
+        table.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
+    return table
+
+
+def _needed(columns: Sequence[str], rows: Sequence[Row]) -> int:
+    """Return the width at which no column but the last is cut: a narrower terminal breaks the lines itself."""
+    widest = [max(cell_len(_cell(row[at])) for row in (columns, *rows)) for at in range(len(columns))]
+    return sum(widest[:-1]) + min(widest[-1], _LAST_COLUMN) + _BETWEEN * len(columns)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print names and values, a pair a line."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        print(f"{name.ljust(width)}  {_cell(value)}".rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escaped(str(value))
+
+
+def amount(number: int, what: str) -> str:
+    """Return a number of things for people: `1 message`, `2,000 messages`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    """Return text with everything unprintable escaped; with `lines`, newlines and tabs stay as they are."""
+    kept = "\n\t" if lines else ""
+    return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
+
+
+def shown_body(body: bytes, *, most: int | None = None) -> str:
+    """Return a body for people: escaped, also what is no UTF-8, and cut after `most` characters."""
+    text = body[: most and (most + 1) * 4].decode("utf-8", "backslashreplace")
+    shown = escaped(text, lines=most is None)
+    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+
+
+def data_of_body(body: bytes) -> dict[str, str]:
+    """Return a body for programs: its text, or base64 where it is none, and which of the two."""
+    try:
+        return {"body": body.decode(), "body_encoding": "utf-8"}
+    except UnicodeDecodeError:
+        return {"body": base64.b64encode(body).decode(), "body_encoding": "base64"}
+
+
+def iso(moment: float | None) -> str | None:
+    """Return seconds since the epoch as ISO 8601 in UTC."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(moment: float | None) -> str | None:
+    """Return how long ago a moment was, for people."""
+    return None if moment is None else span(max(time.time() - moment, 0.0))
+
+
+def span(seconds: float) -> str:
+    """Return a length of time for people: `4.2s`, `3m07s`, `2h15m`, `9d04h`."""
+    smaller = {"d": ("h", 3600), "h": ("m", 60), "m": ("s", 1)}
+    for size, unit in _STEPS:
+        if seconds >= size:
+            below, divisor = smaller[unit]
+            return f"{int(seconds // size)}{unit}{int(seconds % size // divisor):02}{below}"
+    return f"{seconds:.1f}s"
+
+
+def one_line(text: str) -> str:
+    """Return text for an error or a log: one line, nothing unprintable, and no URL with its secrets."""
+    return without_secrets(escaped(" ".join(text.split())))[:_LONGEST_LINE]
+
+
+def without_secrets(text: str) -> str:
+    """Return text in which every URL is masked: a driver's or an application's error may quote the one it was given."""
+    return _URL.sub(lambda found: mask_url(found[0]), text)

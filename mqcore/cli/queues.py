@@ -1,0 +1,171 @@
+"""`mqcore queues` and `mqcore queues delete`: how full each queue is, how fast it moves, and its end.
+
+A rate is the difference of two looks, `--interval` seconds apart. A queue's dead letters are counted in its own line; a
+dead-letter queue has a line of its own only when no queue that is listed names it.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from mqcore.broker import Broker
+from mqcore.cli.common import At, confirm
+from mqcore.cli.options import DefaultToList, command
+from mqcore.cli.output import amount, console, print_json, print_table, rich_table
+from mqcore.errors import BrokerError
+from mqcore.spi import QueueCounts
+
+__all__ = ["app", "delete", "list_queues"]
+
+_COLUMNS = ("queue", "ready", "in flight", "delayed", "dead", "publish/s", "settle/s")
+_SHORTEST = 0.01
+_EMPTY = "the broker has no queues"
+
+app = typer.Typer(
+    name="queues",
+    cls=DefaultToList,
+    help="Queues: what they hold and how fast they move. `mqcore queues --watch` is `mqcore queues list --watch`.",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One queue as it is shown. `dead` is None for one without a dead-letter queue, a rate where nothing counts it."""
+
+    queue: str
+    role: str
+    ready: int
+    in_flight: int
+    delayed: int
+    dead: int | None
+    dead_letter: str | None
+    published_per_second: float | None
+    settled_per_second: float | None
+
+    def cells(self) -> tuple[object, ...]:
+        """Return what the table shows of it."""
+        rates = self.published_per_second, self.settled_per_second
+        return self.queue, self.ready, self.in_flight, self.delayed, self.dead, *rates
+
+
+def list_queues(
+    *,
+    interval: Annotated[float, typer.Option(min=0, help="Seconds to measure the rates over; 0: no rates.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew each interval, until Ctrl-C.")] = False,
+    at: At,
+) -> None:
+    """Show every queue: ready, in flight, delayed and dead messages, and messages published and settled each second."""
+
+    async def once(broker: Broker) -> list[Line]:
+        return await anext(looks(broker, interval))
+
+    async def forever(broker: Broker) -> None:
+        live = Live(console=console(), auto_refresh=False) if sys.stdout.isatty() and not at.json else None
+        with live or nullcontext():
+            async for lines in looks(broker, max(interval, _SHORTEST)):
+                _show_again(lines, live, json=at.json)
+
+    if watch:
+        try:
+            at.run(forever, patience=None)
+        except KeyboardInterrupt:
+            return
+    else:
+        lines = at.run(once, patience=interval + 30.0)
+        if at.json:
+            print_json([asdict(line) for line in lines])
+        else:
+            print_table(_COLUMNS, [line.cells() for line in lines], empty=_EMPTY)
+
+
+def _show_again(lines: Sequence[Line], live: Live | None, *, json: bool) -> None:
+    """Show one look of many: over the last one on a terminal, below it elsewhere, a line of JSON for programs."""
+    if json:
+        print_json([asdict(line) for line in lines], line=True)
+    elif live is not None:
+        live.update(rich_table(_COLUMNS, [line.cells() for line in lines]), refresh=True)
+    else:
+        print_table(_COLUMNS, [line.cells() for line in lines], empty=_EMPTY)
+        print(flush=True)
+
+
+async def looks(broker: Broker, interval: float) -> AsyncIterator[list[Line]]:
+    """Look at all queues again and again; each look has the rates since the one before it."""
+    before, began = await _counts(broker), monotonic()
+    while True:
+        await asyncio.sleep(interval)
+        now, ended = await _counts(broker), monotonic()
+        yield _lines(before, now, ended - began if interval else 0.0)
+        before, began = now, ended
+
+
+async def _counts(broker: Broker) -> dict[str, QueueCounts]:
+    return {counts.name: counts for counts in await broker.counts()}
+
+
+def _lines(before: Mapping[str, QueueCounts], now: Mapping[str, QueueCounts], passed: float) -> list[Line]:
+    named = {counts.dead_letter for counts in now.values()}
+    shown = [counts for counts in now.values() if counts.role != "dead_letter" or counts.name not in named]
+    return [_line(before.get(counts.name), counts, now, passed) for counts in sorted(shown, key=lambda one: one.name)]
+
+
+def _line(before: QueueCounts | None, counts: QueueCounts, every: Mapping[str, QueueCounts], passed: float) -> Line:
+    buried = every.get(counts.dead_letter or "")
+    return Line(
+        queue=counts.name,
+        role=counts.role,
+        ready=counts.ready,
+        in_flight=counts.leased,
+        delayed=counts.delayed,
+        dead=None if buried is None else buried.ready + buried.leased + buried.delayed,
+        dead_letter=counts.dead_letter,
+        published_per_second=_rate(None if before is None else before.published, counts.published, passed),
+        settled_per_second=_rate(None if before is None else before.settled, counts.settled, passed),
+    )
+
+
+def _rate(before: int | None, now: int | None, passed: float) -> float | None:
+    """Return how much more there is each second; a counter that went back has begun anew."""
+    if before is None or now is None or passed <= 0:
+        return None
+    return round(max(now - before, 0) / passed, 1)
+
+
+def delete(
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)],
+    *,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only when it holds no message.")] = False,
+    if_unused: Annotated[bool, typer.Option("--if-unused", help="Only when nobody consumes it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    at: At,
+) -> None:
+    """Delete a queue with its quarantine and the bindings to it. Its dead-letter queue stays."""
+
+    async def held(broker: Broker) -> QueueCounts:
+        return (await broker.counts(queue))[0]
+
+    async def work(broker: Broker) -> bool:
+        return await broker.delete(queue, if_empty=if_empty, if_unused=if_unused)
+
+    if not yes:
+        counts = at.run(held)
+        number = counts.ready + counts.leased + counts.delayed
+        confirm(f"Queue {queue!r} holds {amount(number, 'message')}. Delete it with all that it holds?", yes=yes)
+    gone = at.run(work)
+    if at.json:
+        print_json({"queue": queue, "deleted": gone})
+    elif gone:
+        print(f"queue {queue!r} is deleted")
+    if not gone:
+        raise BrokerError(f"queue {queue!r} is not deleted: it holds messages, or somebody consumes it")
+
+
+command(app, "list", list_queues)
+command(app, "delete", delete)

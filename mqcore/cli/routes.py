@@ -1,0 +1,121 @@
+"""`mqcore routes` and `mqcore routes prune`: the bindings that live with the broker, and those that nobody wants any more."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import typer
+
+from mqcore.app import App
+from mqcore.broker import Broker
+from mqcore.cli.common import At, confirm, load_app
+from mqcore.cli.options import DefaultToList, command
+from mqcore.cli.output import amount, print_json, print_table
+from mqcore.errors import ConfigurationError
+from mqcore.routing import Binding
+from mqcore.settings import Settings
+
+__all__ = ["app", "data_of", "describe", "leftovers", "list_routes", "prune"]
+
+app = typer.Typer(
+    name="routes",
+    cls=DefaultToList,
+    help="Routers: which queue takes which message. `mqcore routes NAME` is `mqcore routes list NAME`.",
+)
+
+
+def list_routes(
+    router: Annotated[
+        str | None, typer.Argument(metavar="ROUTER", help="Only this router's bindings.", show_default=False)
+    ] = None,
+    *,
+    at: At,
+) -> None:
+    """Show the bindings that live with the broker."""
+
+    async def work(broker: Broker) -> Sequence[Binding]:
+        every = await broker.bindings()
+        names = dict.fromkeys(binding.router for binding in every)
+        if router is not None and router not in names:
+            raise ConfigurationError(
+                f"no router {router!r} has bindings; those that have are: {', '.join(names) or 'none'}"
+            )
+        return [binding for binding in every if router in (None, binding.router)]
+
+    _print(at.run(work), json=at.json, empty="the broker has no bindings")
+
+
+def prune(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False)
+    ],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    at: At,
+) -> None:
+    """Remove bindings of the app's routers that neither its code nor the configuration has any more.
+
+    What another application has bound to the same router goes, too. Routers that the app does not name are left alone.
+    """
+    settings, user_app = at.settings(), load_app(target)
+
+    async def look(broker: Broker) -> list[Binding]:
+        return leftovers(await broker.bindings(), user_app, settings)
+
+    async def work(broker: Broker) -> None:
+        await broker.unbind(*found)
+
+    found = at.run(look)
+    if found:
+        confirm(f"Remove {amount(len(found), 'binding')}: {'; '.join(map(describe, found))}?", yes=yes)
+        at.run(work)
+    if at.json:
+        print_json({"removed": [data_of(binding) for binding in found]})
+    else:
+        print(f"{amount(len(found), 'binding')} removed")
+        for binding in found:
+            print(f"  {describe(binding)}")
+
+
+def leftovers(bindings: Iterable[Binding], user_app: App, settings: Settings) -> list[Binding]:
+    """Return those bindings of the app's routers that neither code nor configuration asks for."""
+    names = {router.name for router in user_app.routers}
+    wanted = {binding for router in user_app.routers for binding in router.bindings}
+    for router in user_app.routers:
+        wanted.update(settings.router_bindings(router.name, router.kind))
+    return [binding for binding in bindings if binding.router in names and binding not in wanted]
+
+
+def describe(binding: Binding) -> str:
+    """Return a binding for people, on one line."""
+    matched = _matched(binding)
+    return f"{binding.router} ({binding.kind}) -> {binding.queue}{f', {matched}' if matched else ''}"
+
+
+def data_of(binding: Binding) -> dict[str, object]:
+    """Return a binding for programs."""
+    return {
+        "router": binding.router,
+        "kind": binding.kind,
+        "queue": binding.queue,
+        "key": binding.pattern,
+        "headers": dict(binding.headers),
+        "match": binding.match,
+    }
+
+
+def _matched(binding: Binding) -> str:
+    if binding.kind == "headers":
+        return f"{binding.match} of {', '.join(f'{name}={value}' for name, value in binding.headers)}"
+    return binding.pattern
+
+
+def _print(bindings: Sequence[Binding], *, json: bool, empty: str) -> None:
+    if json:
+        print_json([data_of(binding) for binding in bindings])
+        return
+    rows = [(binding.router, binding.kind, binding.queue, _matched(binding)) for binding in bindings]
+    print_table(("router", "kind", "queue", "takes"), rows, empty=empty)
+
+
+command(app, "list", list_routes)
+command(app, "prune", prune)

@@ -1,0 +1,144 @@
+"""`mqcore worker`: run an app's consumers, in this process or in several, until a signal says stop.
+
+One process: import the app, connect, `Worker.run`. Several: this process only supervises. Each of the others runs this very
+command for one process, with the broker's URL in its environment, where no list of processes shows the password.
+"""
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mqcore.app import App
+from mqcore.cli.common import At, load_app
+from mqcore.cli.health import PID, check_health_file, keep_health_file
+from mqcore.cli.logs import logging_set_up
+from mqcore.errors import ConfigurationError
+from mqcore.plugins import default_plugins
+from mqcore.settings import Settings
+from mqcore.supervisor import RECYCLE, Supervisor
+from mqcore.worker import Worker, WorkerOptions
+
+__all__ = ["worker"]
+
+_URL = "MQCORE_URL"
+
+
+@dataclass(frozen=True)
+class How:
+    """How the worker runs."""
+
+    queues: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Consume only these of the app's queues, with commas between.")
+    ] = None
+    processes: Annotated[int, typer.Option(min=1, help="How many worker processes; more than 1 are supervised.")] = 1
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Messages handled at once by each consumer, in place of its own number.")
+    ] = None
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long running handlers get after SIGTERM.")
+    ] = 30.0
+    health_file: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Write here every 2 s, as JSON, whether it is connected and consuming."),
+    ] = None
+    max_messages: Annotated[
+        int | None, typer.Option(min=1, help="Drain after so many, to be started anew (exit code 75).")
+    ] = None
+    max_memory: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="Drain above this size, to be started anew.")
+    ] = None
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
+
+    def options(self) -> WorkerOptions:
+        """Return what was given, for `Worker`. Raises `ConfigurationError` for a health file that could not be written."""
+        options: WorkerOptions = {"grace": self.grace}
+        if self.queues is not None:
+            options["queues"] = [name for name in self.queues.split(",") if name]
+        if self.concurrency is not None:
+            options["concurrency"] = self.concurrency
+        if self.max_messages is not None:
+            options["max_messages"] = self.max_messages
+        if self.max_memory is not None:
+            options["max_memory"] = self.max_memory
+        if self.health_file is not None:
+            path = Path(self.health_file.replace(PID, str(os.getpid())))
+            if why := check_health_file(path):
+                raise ConfigurationError(why)
+            options["health_file"] = path
+        return options
+
+    def words(self, target: str, *, json: bool) -> list[str]:
+        """Return the command for one of several processes."""
+        given = {
+            "--queues": self.queues,
+            "--concurrency": self.concurrency,
+            "--grace": self.grace,
+            "--health-file": None if self.health_file is None else f"{self.health_file}.{PID}",
+            "--max-messages": self.max_messages,
+            "--max-memory": self.max_memory,
+        }
+        words = [sys.executable, "-m", "mqcore", "worker", target, "--supervised", *(["--json"] if json else [])]
+        return words + [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
+def worker(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False)
+    ],
+    how: How,
+    at: At,
+) -> int:
+    """Run an app's consumers until SIGTERM or Ctrl-C, then drain; a second signal ends the grace at once.
+
+    The app is imported from the working directory. Events are logged to standard error, with --json as lines of JSON to
+    standard output.
+    """
+    settings = at.settings()
+    if how.processes > 1 and default_plugins().backend_for(settings.url.scheme).local:
+        raise ConfigurationError(
+            f"{settings.url} lives in one process: {how.processes} workers would each have a broker of their own. Leave "
+            "--processes out, or use a broker that processes share"
+        )
+    app = load_app(target)
+    with logging_set_up(as_json=at.json):
+        if how.processes > 1:
+            return asyncio.run(_supervise(how, target, settings, json=at.json))
+        return asyncio.run(_work(app, how, settings))
+
+
+async def _work(app: App, how: How, settings: Settings) -> int:
+    broker = app.connect(settings=settings)
+    one = Worker(app, broker, **how.options())  # what could not work is said before anything is opened
+    async with broker:
+        if how.supervised:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned, one)
+        await one.run()
+    return RECYCLE if one.recycle else 0
+
+
+def _orphaned(one: Worker) -> None:
+    """Drain when the supervisor has ended without a word: standard input is a pipe from it, which nothing is written to."""
+    if not os.read(sys.stdin.fileno(), 1):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        one.stop()
+
+
+async def _supervise(how: How, target: str, settings: Settings, *, json: bool) -> int:
+    how.options()  # what could not work is told once, here, and not by each of the processes
+    os.environ[_URL] = settings.url.reveal()
+    supervisor = Supervisor(how.words(target, json=json), how.processes, grace=how.grace)
+    if how.health_file is None:
+        return await supervisor.run()
+    keeping = asyncio.create_task(keep_health_file(Path(how.health_file), supervisor, how.processes))
+    try:
+        return await supervisor.run()
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping

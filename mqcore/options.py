@@ -1,0 +1,53 @@
+"""Options as calls take them: a name that there is not is refused, and a number that means nothing.
+
+Most calls take theirs as a TypedDict by `Unpack`, which mypy checks and Python does not; and nothing is silently ignored. No
+message passes through here.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from math import inf, nan
+from typing import TYPE_CHECKING
+
+from mqcore.clock import seconds
+from mqcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["check_count", "check_options", "check_seconds", "no_such_option"]
+
+
+def check_options(given: Iterable[str], kind: type, where: str) -> None:
+    """Raise `ConfigurationError` for the first name that `kind`, a TypedDict, does not have. `where` begins the error's text."""
+    known = kind.__annotations__
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(f"{where}: {name:.60}: {no_such_option(name, sorted(known))}")
+
+
+def no_such_option(name: str, options: Sequence[str]) -> str:
+    """Say that there is no such option, what was probably meant, and which there are."""
+    close = get_close_matches(name, options, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"no such option{hint} There are: {', '.join(options) or 'none'}"
+
+
+def check_count(name: str, value: object, where: str) -> int:
+    """Return a whole number from 1, or raise `ConfigurationError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a whole number from 1")
+    return value
+
+
+def check_seconds(name: str, value: object, where: str, *, zero: bool = False) -> float:
+    """Return a duration above 0, or from 0 with `zero`, in seconds; `ConfigurationError` for what is none, NaN and Infinity too."""
+    try:
+        number = nan if isinstance(value, (bool, str, bytes)) else seconds(value)  # type: ignore[arg-type]  # what is asked here
+    except (TypeError, ValueError, OverflowError):
+        number = nan
+    if not 0 < number < inf and not (zero and number == 0):
+        bound = "from 0" if zero else "above 0"
+        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give seconds {bound}, or leave it out")
+    return number
