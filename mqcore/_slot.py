@@ -38,6 +38,7 @@ from mqcore.context import Facts
 from mqcore.delivery import Delivery
 from mqcore.errors import ConfigurationError, DecodeError, Reject, Retry, ValidationError
 from mqcore.message import Message
+from mqcore.plugins import default_plugins
 from mqcore.policy import Failure, Happened, Outcome
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def main() -> None:
     sys.argv = start["argv"]
     try:
         handler = load(start["target"], start["script"])
-        codecs = Codecs.default()
+        codecs = default_plugins().codecs(start["codecs"])
     except BaseException as error:  # noqa: BLE001 - whatever an import raises, SystemExit too, is for the parent to report
         failure = Failure.of(error)
         channel.sendall(frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback}))

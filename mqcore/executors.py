@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.clock import Clock
+    from mqcore.codec import Codecs
     from mqcore.context import Context
     from mqcore.handlers import HandlerSpec
 
@@ -65,10 +66,10 @@ class Executor(Protocol):
         """End what is idle, and kill what can be killed."""
 
 
-def executor_for(spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> Executor:
+def executor_for(spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]) -> Executor:
     """Return the executor that the handler's registration asks for; it calls `freed` when a stuck slot may be free again."""
     if spec.mode == "process":
-        return _Processes(spec, clock)
+        return _Processes(spec, clock, codecs)
     return _Threads(spec, clock, freed) if spec.mode == "thread" else _Coroutines(spec)
 
 
@@ -137,12 +138,12 @@ class _Processes:
 
     stuck = 0
 
-    def __init__(self, spec: HandlerSpec, clock: Clock) -> None:
-        self._spec = spec
+    def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:
         self._clock = clock
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
-        self._slots = [ProcessSlot(target) for _ in range(spec.concurrency)]
+        self._slots = [ProcessSlot(target, codecs.names) for _ in range(spec.concurrency)]
         self._idle = list(self._slots)
+        self._closed = False
 
     async def start(self) -> None:
         """One process now, to see that the handler can be imported there; the others when they are first needed."""
@@ -155,16 +156,18 @@ class _Processes:
     async def ready(self) -> None:
         """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start."""
         wait = _FIRST_WAIT
-        while True:
+        while not self._closed:
             try:
                 with self._clock.busy():
                     await self._idle[-1].start()
             except SlotDied as error:
+                if self._closed:
+                    return  # it was killed by us
                 _log.warning("%s; trying again in %.1f s", error, wait)
                 await self._clock.sleep(wait)
                 wait = min(wait * 2, _LAST_WAIT)
             else:
-                return
+                break
 
     async def run(self, ctx: Context) -> Any:
         slot = self._idle.pop()
@@ -183,4 +186,5 @@ class _Processes:
         return Encoded((result.body, result.content_type or "")) if result.body is not None else None
 
     async def close(self) -> None:
+        self._closed = True
         await asyncio.gather(*(slot.close() for slot in self._slots))

@@ -295,8 +295,9 @@ class Lane:
             return
         left = [Release(receipt) for receipt in self.held]
         with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
-            if left:
-                await subscription.settle(left, timeout=_CLOSE_WAIT)
-            await subscription.close()
+            async with asyncio.timeout(2 * _CLOSE_WAIT):  # a driver that hangs must not hold up the end of the process
+                if left:
+                    await subscription.settle(left, timeout=_CLOSE_WAIT)
+                await subscription.close()
         for held in list(self.held.values()):
             self.end(held)

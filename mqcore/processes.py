@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from mqcore._slot import FRAME, Header, SlotRequest, SlotResult, frame
@@ -57,12 +58,14 @@ def describe_exit(code: int | None) -> str:
 class ProcessSlot:
     """Runs one handler in a process of its own, one message at a time. Used from one event loop.
 
-    `target` is "module:qualname" of the handler function. Raises `ConfigurationError` when a fresh process could not
-    find it there. The process is started by the first `run` or `start`, and again after each death.
+    `target` is "module:qualname" of the handler function, `codecs` names the allowed codecs (None: the built-in ones). Raises
+    `ConfigurationError` when a fresh process could not find it there. The process is started by the first `run` or `start`, and
+    again after each death.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, codecs: Sequence[str] | None = None) -> None:
         self.target, self._script = _findable(target)
+        self._codecs = codecs
         self._child: _Child | None = None
         self._lock = asyncio.Lock()
         self._endings: set[asyncio.Task[int | None]] = set()
@@ -112,7 +115,7 @@ class ProcessSlot:
                 return self._child
             await self._end()  # it died with no message in it
         child = self._child = _Child(self.target)
-        start: Header = {"target": self.target, "script": self._script, "argv": sys.argv}
+        start: Header = {"target": self.target, "script": self._script, "argv": sys.argv, "codecs": self._codecs}
         answer, _ = await self._exchange(child, frame(start))
         if answer["refused"] is not None:
             await self._end()

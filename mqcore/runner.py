@@ -62,7 +62,7 @@ class Runner:
         self._clock = intake.clock
         self._events = intake.events
         self._freed = asyncio.Event()
-        self._executor = executor_for(spec, intake.clock, self._freed.set)
+        self._executor = executor_for(spec, intake.clock, codecs, self._freed.set)
         self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._hurried = False
@@ -90,6 +90,8 @@ class Runner:
             while len(self._running) + self._executor.stuck >= self.spec.concurrency and not self.intake.stopped:
                 self._freed.clear()
                 await self._freed.wait()
+            if self.intake.stopped:
+                return
             await self._executor.ready()
             if self.spec.batch:
                 batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from mqcore.errors import ConfigurationError
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
+from mqcore.supervisor import resident_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ class Worker:
         self._specs = self._chosen(app.handlers, options.get("queues"))
         self._runners: list[Runner] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._stack = AsyncExitStack()
@@ -104,7 +106,14 @@ class Worker:
             raise self._failure
 
     async def start(self) -> None:
-        """Enter the app's lifespan, subscribe to every queue and begin. Raises what prevents it; nothing is left running then."""
+        """Enter the app's lifespan, subscribe to every queue and begin.
+
+        Raises what prevents it, and nothing is left running then; `ConfigurationError` when it was started before.
+        """
+        if self._started:
+            msg = f"this worker of app {self.app.name!r} was started before; a worker runs once, make a new one"
+            raise ConfigurationError(msg)
+        self._started = True
         try:
             state = None
             if self.app.lifespan is not None:
@@ -218,14 +227,8 @@ class Worker:
 
     def _spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")
-        if messages is not None and sum(runner.handled for runner in self._runners) >= messages:
+        handled = sum(runner.handled for runner in self._runners)
+        if messages is not None and handled >= messages:
             return True
-        return memory is not None and _resident() > memory
-
-
-def _resident() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not tell (proc_pid_statm(5))."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+        return memory is not None and handled > 0 and (resident_memory() or 0) > memory
 

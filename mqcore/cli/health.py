@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mqcore.supervisor import Supervisor
@@ -37,14 +38,15 @@ async def keep_health_file(path: Path, supervisor: Supervisor, processes: int) -
 
     The files of workers that are gone are removed.
     """
+    beside = path.with_name(f".{path.name}.all")
     try:
         while True:
             pids = supervisor.pids
             _tidy(path, pids)
-            beside = path.with_name(f".{path.name}.all")
             found = together([_read(path, pid) for pid in pids], processes)
-            beside.write_text(json.dumps(found))
-            beside.replace(path)
+            with suppress(OSError):  # a full disk must not end the workers; the file grows old, which a probe sees
+                beside.write_text(json.dumps(found))
+                beside.replace(path)
             await asyncio.sleep(_EVERY if found["ok"] else _SOON)
     finally:
         _tidy(path, [])

@@ -108,6 +108,9 @@ def worker(
     app = load_app(target)
     with logging_set_up(as_json=at.json):
         if how.processes > 1:
+            Worker(
+                app, app.connect(settings=settings), **how.options()
+            )  # what could not work is said once, not by each
             return asyncio.run(_supervise(how, target, settings, json=at.json))
         return asyncio.run(_work(app, how, settings))
 
@@ -130,7 +133,6 @@ def _orphaned(one: Worker) -> None:
 
 
 async def _supervise(how: How, target: str, settings: Settings, *, json: bool) -> int:
-    how.options()  # what could not work is told once, here, and not by each of the processes
     os.environ[_URL] = settings.url.reveal()
     supervisor = Supervisor(how.words(target, json=json), how.processes, grace=how.grace)
     if how.health_file is None:

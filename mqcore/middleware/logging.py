@@ -54,5 +54,5 @@ class Logging(Middleware):
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = " ".join(str(value).split())
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(value).split()))
     return text if len(text) <= 200 else text[:199] + "…"  # noqa: PLR2004 - a log line, not a record
