@@ -36,6 +36,7 @@ from mqcore.spi import (
     Backend,
     Entry,
     QueueCounts,
+    QueueSpec,
     SupportsBind,
     SupportsBrowse,
     SupportsCount,
@@ -287,6 +288,8 @@ class Broker:
         async def redeclare() -> None:
             if queue is not None:
                 await self._topology.restore(queue)
+            else:
+                await self._connection.declare([QueueSpec(name=rules.queue, role="temporary")])
 
         intake = Intake(
             self._connection,

@@ -36,6 +36,7 @@ from mqcore.spi import (
     SupportsBind,
     Unknown,
 )
+from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -53,6 +54,8 @@ _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
 """Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14)."""
 _DENIED_WAIT = 10.0
 """Where the broker refuses us, asking often helps nobody."""
+_PATIENCE = 10.0
+"""Seconds that a request other than a publish waits for a lost connection to come back."""
 _LAST_ANSWER = 1.0
 """Seconds that `close` leaves the broker to answer what has been sent."""
 
@@ -61,7 +64,7 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
     """Return the typed error for a driver's exception; the caller raises it `from` the original."""
     if isinstance(error, MqcoreError):
         return error
-    text = f"{doing}: {type(error).__name__}: {error}"
+    text = f"{doing}: {told(error)}"
     if kind is ErrorKind.TRANSIENT:
         return ConnectionLost(text)
     if kind is ErrorKind.NOT_FOUND:
@@ -97,6 +100,8 @@ class Connection:
         self._specs: dict[str, QueueSpec] = {}
         self._bindings: dict[Binding, None] = {}
         self._lost_early: Exception | None = None
+        self.on_lost: set[Callable[[], None]] = set()
+        """Called, on the loop, when the connection breaks."""
 
     @property
     def connected(self) -> bool:
@@ -163,7 +168,9 @@ class Connection:
             return
         self._connected.clear()
         self.error = error
-        self.events.emit("connection.lost", error=f"{type(error).__name__}: {error}")
+        self.events.emit("connection.lost", error=told(error))
+        for tell in tuple(self.on_lost):
+            tell()
         self._reconnecting = asyncio.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
@@ -177,7 +184,7 @@ class Connection:
                 self.error = error
                 denied = self.backend.classify(error) is ErrorKind.DENIED
                 wait = _DENIED_WAIT if denied else min(wait * 2, _LAST_WAIT)
-                self.events.emit("connection.retry", error=f"{type(error).__name__}: {error}", wait=wait)
+                self.events.emit("connection.retry", error=told(error), wait=wait)
             else:
                 self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)
                 return
@@ -201,7 +208,7 @@ class Connection:
         except TimeoutError:
             if call.sent:
                 return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
-            why = f" ({type(self.error).__name__}: {self.error})" if self.error else ""
+            why = f" ({told(self.error)})" if self.error else ""
             return [
                 Failed(ErrorKind.TRANSIENT, f"not connected to the broker for {timeout:g} s{why}", self.error)
             ] * len(batch)
@@ -257,23 +264,34 @@ class Connection:
         """Nothing was sent: a lost connection is worth waiting for the next one, anything else is the answer."""
         kind = self.backend.classify(error)
         if kind is not ErrorKind.TRANSIENT:
-            return [Failed(kind, str(error), error)] * size
+            return [Failed(kind, told(error), error)] * size
         for call in calls:
             call.sent = False
         self.report(error, generation)
         return []
 
-    async def ready(self, doing: str) -> int:
-        """Wait until connected and return the generation; raises `ConnectionLost` when the broker is closed."""
-        await self._connected.wait()
+    async def ready(self, doing: str, patience: float | None = None) -> int:
+        """Wait until connected, at most `patience` seconds, and return the generation; `ConnectionLost` when that is not to be."""
+        if not self._connected.is_set():
+            _ = self.capabilities  # raises when it was never opened
+            try:
+                async with self.clock.timeout(patience):
+                    await self._connected.wait()
+            except TimeoutError:
+                why = f" ({told(self.error)})" if self.error else ""
+                msg = f"{doing}: not connected to the broker for {patience:g} s{why}"
+                raise ConnectionLost(msg) from self.error
         if self._closed:
             msg = f"{doing}: this broker is closed"
             raise ConnectionLost(msg)
         return self.generation
 
-    async def call(self, doing: str, action: Callable[[], Awaitable[R]]) -> R:
-        """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause."""
-        generation = await self.ready(doing)
+    async def call(self, doing: str, action: Callable[[], Awaitable[R]], patience: float | None = _PATIENCE) -> R:
+        """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause.
+
+        While disconnected it waits up to `patience` seconds (None: for ever), and is then `ConnectionLost`.
+        """
+        generation = await self.ready(doing, patience)
         try:
             return await action()
         except MqcoreError:
@@ -318,7 +336,7 @@ class Connection:
     async def subscribe(self, queue: str, prefetch: int, lease: float) -> Subscription:
         """Start to consume. Raises `QueueNotFound` and other typed errors."""
         return await self.call(
-            f"consuming queue {queue!r}", lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease)
+            f"consuming queue {queue!r}", lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease), None
         )
 
     def unwrap(self, kind: type[R]) -> R:

@@ -10,7 +10,7 @@ It stands on the same `Intake` as handlers do: what expired, cannot be decoded o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mqcore.clock import seconds
 from mqcore.context import Facts
@@ -32,18 +32,24 @@ __all__ = ["Consumer", "Received", "decoded"]
 T = TypeVar("T")
 
 
+class _Settles(Protocol):
+    """Whoever settles what was received: an intake, or the runner of a batch."""
+
+    def finish(self, held: Held, outcome: Outcome) -> object: ...
+
+
 class Received(Facts, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
 
-    def __init__(self, queue: str, held: Held, value: T, intake: Intake, state: Any = None) -> None:
-        """Made by a consumer."""
+    def __init__(self, queue: str, held: Held, value: T, settles: _Settles, state: Any = None) -> None:
+        """Made by a consumer, or for one item of a batch."""
         super().__init__(queue, held.delivery, state)
         self.value = value
         self.finished = False
         """Whether it has been settled here."""
         self.held = held
         """The delivery as core holds it."""
-        self._intake = intake
+        self._settles = settles
 
     async def ack(self) -> None:
         """Done: the message may go. Raises `LeaseLost` when it went to another consumer meanwhile (G5)."""
@@ -66,7 +72,7 @@ class Received(Facts, Generic[T]):
         """Settle without waiting for the broker's answer; a second time does nothing."""
         if not self.finished:
             self.finished = True
-            self._intake.finish(self.held, outcome)
+            self._settles.finish(self.held, outcome)
 
     async def _finish(self, outcome: Outcome) -> None:
         if not self.finished:

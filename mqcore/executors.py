@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -143,7 +144,7 @@ class _Processes:
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
         self._slots = [ProcessSlot(target, codecs.names) for _ in range(spec.concurrency)]
         self._idle = list(self._slots)
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def start(self) -> None:
         """One process now, to see that the handler can be imported there; the others when they are first needed."""
@@ -156,15 +157,17 @@ class _Processes:
     async def ready(self) -> None:
         """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start."""
         wait = _FIRST_WAIT
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 with self._clock.busy():
                     await self._idle[-1].start()
             except SlotDied as error:
-                if self._closed:
+                if self._closed.is_set():
                     return  # it was killed by us
                 _log.warning("%s; trying again in %.1f s", error, wait)
-                await self._clock.sleep(wait)
+                with suppress(TimeoutError):
+                    async with self._clock.timeout(wait):
+                        await self._closed.wait()
                 wait = min(wait * 2, _LAST_WAIT)
             else:
                 break
@@ -186,5 +189,5 @@ class _Processes:
         return Encoded((result.body, result.content_type or "")) if result.body is not None else None
 
     async def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         await asyncio.gather(*(slot.close() for slot in self._slots))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mqcore.capabilities import Capability
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.spi import Delivery, Done, ErrorKind, Failed, Release, Settled, Stale, Subscription, SupportsSweep, Unknown
+from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -121,6 +122,7 @@ class Lane:
     async def start(self) -> None:
         """Subscribe for the first time, and raise what prevents it."""
         self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+        self._connection.on_lost.add(self._cut_off)
         self._pump = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -130,8 +132,9 @@ class Lane:
             try:
                 if self._subscription is None:
                     self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+                    generation = self._connection.generation
                 wait = _FIRST_WAIT
-                while True:
+                while self._subscription is not None:
                     await self._receive(self._subscription)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
                 self._subscription = None
@@ -173,13 +176,23 @@ class Lane:
                 self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
             self._accept(held)
 
-    async def _mend(self, error: Exception, generation: int) -> bool:
-        """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
+    def _cut_off(self) -> None:
+        """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
+        self._subscription = None
+        self._forget_unstarted()
+        self._room.set()
+
+    def _forget_unstarted(self) -> None:
+        """Where the connection itself is the lease, what no handler has begun is others' now."""
         if not self._connection.capabilities.has(Capability.LEASE):
             for held in [held for held in self.held.values() if not held.inside]:
                 self.end(held)
+
+    async def _mend(self, error: Exception, generation: int) -> bool:
+        """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
+        self._forget_unstarted()
         kind = self._connection.backend.classify(error)
-        self._events.emit("consumer.interrupted", self.rules.queue, error=f"{type(error).__name__}: {error}")
+        self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
         if isinstance(error, QueueNotFound) or kind is ErrorKind.NOT_FOUND:
             return await self._revive()
         if not isinstance(error, MqcoreError) and kind is ErrorKind.TRANSIENT:
@@ -250,7 +263,7 @@ class Lane:
         try:
             return await subscription.settle([decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
-            return [Unknown(f"{type(error).__name__}: {error}", error)] * len(batch)
+            return [Unknown(told(error), error)] * len(batch)
 
     def lose(self, held: Held) -> None:
         """The claim of this message ended without us."""
@@ -284,6 +297,7 @@ class Lane:
 
     async def close(self) -> None:
         """Wait a little for settlements under way, then try a plain release of what is left, then unsubscribe."""
+        self._connection.on_lost.discard(self._cut_off)
         await self.stop_receiving()
         await asyncio.sleep(0)  # settlements of this loop turn become a task first
         if self._tasks:
@@ -291,13 +305,12 @@ class Lane:
         for task in self._tasks:
             task.cancel()
         subscription, self._subscription = self._subscription, None
-        if subscription is None:
-            return
         left = [Release(receipt) for receipt in self.held]
-        with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
-            async with asyncio.timeout(2 * _CLOSE_WAIT):  # a driver that hangs must not hold up the end of the process
-                if left:
-                    await subscription.settle(left, timeout=_CLOSE_WAIT)
-                await subscription.close()
+        if subscription is not None:
+            with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
+                async with asyncio.timeout(2 * _CLOSE_WAIT):  # a driver that hangs must not hold up the end of the process
+                    if left:
+                        await subscription.settle(left, timeout=_CLOSE_WAIT)
+                    await subscription.close()
         for held in list(self.held.values()):
             self.end(held)

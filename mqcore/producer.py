@@ -174,6 +174,10 @@ class Publisher:
             raise ending
         return ending
 
+    def check_size(self, message: Message, name: str) -> None:
+        """Raise `MessageTooLarge` for what exceeds this broker's limits (G12)."""
+        self._limits.check(message, name)
+
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
         timeout = duration("timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name)
         return self._clock.monotonic() + timeout

@@ -32,7 +32,7 @@ OURS = ("mq.", "amq.")
 
 
 def check_queue_name(name: str, what: str = "queue") -> str:
-    """Return the name, or raise `ConfigurationError`: 1 to 200 of `A-Z a-z 0-9 . _ : -`, the first none of `. : -`."""
+    """Return a name; `ConfigurationError` unless it is 1 to 200 of `A-Z a-z 0-9 . _ : -`, the first none of `. : -`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         msg = f"{what} name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, the first none of . : -"
         raise ConfigurationError(msg)

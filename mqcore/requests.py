@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.codec import Codecs, Payload, encode_any
-from mqcore.errors import MqcoreError, RemoteError, RequestTimeout, ValidationError
+from mqcore.errors import ConnectionLost, MqcoreError, RemoteError, RequestTimeout, ValidationError
 from mqcore.message import Message, new_id
 from mqcore.policy import Happened, Outcome
 from mqcore.producer import duration
 from mqcore.spi import QueueSpec
+from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,7 +53,7 @@ class Requests:
         self._codecs = codecs
         self._make_intake = make_intake
         self._queue = f"mq.reply.{new_id()}"
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._waiting: dict[str, asyncio.Future[Message | None]] = {}
         self._opening = asyncio.Lock()
         self._intake: Intake | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -66,7 +67,7 @@ class Requests:
         if "ttl" in options:
             raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
         expected: Payload[Any] = Payload(Any if result is None else result)
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
         try:
@@ -78,7 +79,10 @@ class Requests:
                     lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
                     {**options, "ttl": lives, "timeout": limit},
                 )
-                return self._value(await reply, expected)
+                if (message := await reply) is None:
+                    msg = f"this broker was closed before {name!r} replied; its handler may or may not have run"
+                    raise ConnectionLost(msg)
+                return self._value(message, expected)
         except TimeoutError as error:
             msg = f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
             raise RequestTimeout(msg) from error
@@ -107,11 +111,14 @@ class Requests:
             intake.finish(held, _DONE)
 
     async def close(self) -> None:
-        """Stop listening; requests still waiting end with `RequestTimeout` at their deadline."""
+        """Stop listening; requests still waiting end with `ConnectionLost`."""
         if self._intake is not None:
             await self._intake.close()
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_result(None)
 
 
 def _remote_error(body: bytes) -> RemoteError:
@@ -134,8 +141,12 @@ class Replies:
         self._codecs = codecs
 
     def encoded(self, value: object) -> tuple[bytes, str]:
-        """Return body and content type of a handler's return value; `ValidationError` when it cannot be sent."""
+        """Return body and content type of a handler's return value; `ValidationError` when it cannot be written."""
         return encode_any(value, self._codecs)
+
+    def check(self, request: Message, body: bytes) -> None:
+        """Raise `MessageTooLarge` for a reply that nobody may send (G12)."""
+        self._publisher.check_size(Message(id=request.id, body=body), "the reply queue")
 
     async def succeed(self, request: Message, body: bytes, content_type: str) -> None:
         """Send what the handler returned."""
@@ -165,4 +176,4 @@ class Replies:
             reply = self._publisher.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
         except MqcoreError as error:
-            self._events.emit("reply.failed", request.reply_to, request.id, error=f"{type(error).__name__}: {error}")
+            self._events.emit("reply.failed", request.reply_to, request.id, error=told(error))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mqcore.clock import seconds
 from mqcore.consumer import Received, decoded
 from mqcore.context import Context
-from mqcore.errors import HandlerTimeout, Reject, Retry, ValidationError
+from mqcore.errors import HandlerTimeout, Reject, Retry
 from mqcore.executors import Encoded, Ended, executor_for
 from mqcore.middleware import Middleware, Timeout
 from mqcore.policy import Failure, Happened, Outcome
@@ -55,6 +55,7 @@ class Runner:
         self.intake = intake
         self.handled = 0
         """How many runs of the handler have ended, however they did."""
+        self.on_ended: Callable[[], None] | None = None
         self._publisher = publisher
         self._replies = replies
         self._codecs = codecs
@@ -112,6 +113,8 @@ class Runner:
         for held in batch:
             self.intake.leave(held)
         self.handled += 1
+        if self.on_ended is not None:
+            self.on_ended()
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             for held in batch:
@@ -139,7 +142,9 @@ class Runner:
         if outcome.happened is Happened.SUCCEEDED:
             try:
                 reply = result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
-            except ValidationError as error:
+                self._replies.check(message, reply[0])
+            except Exception as error:  # noqa: BLE001 - a value of the user's, written by code of his: the handler's failure
+                reply = None
                 outcome = Outcome(Happened.FAILED, Failure.of(error))
         decision = self.intake.decide(held, outcome)
         if reply is not None:
@@ -187,6 +192,13 @@ class Runner:
         if self.spec.mode == "async" and task in self._cancellable:
             task.cancel()
 
+    def finish(self, held: Held, outcome: Outcome) -> None:
+        """Settle one item of a batch by itself, and answer its request."""
+        if held.delivery.message.reply_to is None:
+            self.intake.finish(held, outcome)
+        else:
+            held.lane.spawn(self._conclude(held, outcome, None, 0.0))
+
     async def _handle_batch(self, batch: Sequence[Held]) -> None:
         """Run the handler with a list; what it has not settled itself shares the outcome."""
         began = self._clock.monotonic()
@@ -196,7 +208,7 @@ class Runner:
             if isinstance(value, Outcome):
                 await self._conclude(held, value, None, 0.0)
             else:
-                items.append(Received(self.spec.queue.name, held, value, self.intake, self._state))
+                items.append(Received(self.spec.queue.name, held, value, self, self._state))
         if not items:
             return
         ctx = Context(self.spec.queue.name, batch[0].delivery, self._publisher, self._state)

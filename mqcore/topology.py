@@ -159,7 +159,10 @@ class Topology:
             return queue
         counts = await self.counts(queue)
         if counts is None:
-            return queue + DLQ
+            if isinstance(self._connection.backend, SupportsCount) and await self.counts(queue + DLQ) is None:
+                msg = f"queue {queue!r} does not exist on the broker"
+                raise QueueNotFound(msg)
+            return queue + DLQ  # the queue itself may have been deleted; what died in it is still there
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
     async def rules(self, queue: Queue[Any], retry: RetryPolicy | None) -> Rules:

@@ -13,15 +13,17 @@ from pydantic_core import CoreSchema, core_schema
 
 from mqcore.errors import ConfigurationError
 
-__all__ = ["BrokerUrl", "is_secret", "mask_url", "parse_url"]
+__all__ = ["BrokerUrl", "is_secret", "mask_text", "mask_url", "parse_url", "told"]
 
 _EXAMPLES = "for instance memory:// or redis://localhost/0"
 _LONGEST = 4096
 _SHOWN = 300
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
+_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _PAIR = re.compile(r"([?&])([^=&]*)(=?)([^&]*)")
 _NO_PORT = re.compile(r"^([^:\[]*):(?!\d{1,5}$).+$")
+_AFTER_HASH = re.compile(r"#.*", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -132,8 +134,19 @@ def mask_url(url: str) -> str:
         host = _NO_PORT.sub(r"\1:***", host)
         rest = f"{name}{colon and ':***'}{at}{host}{rest[len(authority) :]}"
     shown = _PAIR.sub(_masked, f"{scheme}{mark}{rest}")
+    shown = _AFTER_HASH.sub("#***", shown)
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+
+
+def mask_text(text: str) -> str:
+    """Return text in which every URL is masked: a driver's or an application's error may quote the one it was given."""
+    return _ANY_URL.sub(lambda found: mask_url(found[0]), text)
+
+
+def told(error: BaseException) -> str:
+    """Return an exception's type and text for an error or an event of ours, without the secrets of a URL in it."""
+    return mask_text(f"{type(error).__name__}: {error}")
 
 
 def is_secret(option: str) -> bool:

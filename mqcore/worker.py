@@ -125,6 +125,9 @@ class Worker:
         except BaseException:
             await self.drain()
             raise
+        if self._options.get("max_messages") is not None:
+            for runner in self._runners:
+                runner.on_ended = self._recycle_when_spent
         self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
         self._watch = asyncio.create_task(self._look_after())
 
@@ -201,18 +204,20 @@ class Worker:
         return self.broker.health()
 
     async def _look_after(self) -> None:
-        """Write the health file and see to the limits, every 2 s of real time; nothing is done when neither is asked for."""
+        """Write the health file and look at the memory, every 2 s of real time; nothing is done when neither is asked for."""
         path = self._options.get("health_file")
-        limits = [self._options.get("max_messages"), self._options.get("max_memory")]
-        if path is None and limits == [None, None]:
+        if path is None and self._options.get("max_memory") is None:
             return
         while True:
             if path is not None:
                 self._tell(Path(path))
-            self.recycle = self._spent()
-            if self.recycle:
-                self._stop.set()
+            self._recycle_when_spent()
             await asyncio.sleep(_LOOK_EVERY)
+
+    def _recycle_when_spent(self) -> None:
+        if self._spent():
+            self.recycle = True
+            self._stop.set()
 
     def _tell(self, path: Path) -> None:
         """Write the health file, in one step: whoever reads it never sees half of it. Its time tells a live worker from a dead."""

@@ -16,9 +16,10 @@ import typer
 from mqcore.cli import backends, dlq, doctor, messages, queues, routes, worker
 from mqcore.cli.common import place_of
 from mqcore.cli.options import command
-from mqcore.cli.output import one_line, without_secrets
+from mqcore.cli.output import one_line
 from mqcore.errors import ConfigurationError, MessageError, MessageTooLarge, MqcoreError, QueueNotFound
 from mqcore.plugins import default_plugins
+from mqcore.url import mask_text
 
 __all__ = ["application", "run"]
 
@@ -128,7 +129,7 @@ def _usage(error: _Usage) -> str:
 def _end(text: str, error: BaseException, code: int) -> int:
     if os.environ.get(_TRACEBACK):
         for line in "".join(traceback.format_exception(error)).splitlines():
-            print(without_secrets(line), file=sys.stderr)
+            print(mask_text(line), file=sys.stderr)
     _say(text)
     return code
 

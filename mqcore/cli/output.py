@@ -6,7 +6,6 @@ is coloured or cut unless a terminal reads it; an id is never cut.
 
 import base64
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mqcore.url import mask_url
+from mqcore.url import mask_text
 
 __all__ = [
     "ago",
@@ -34,10 +33,8 @@ __all__ = [
     "rich_table",
     "shown_body",
     "span",
-    "without_secrets",
 ]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _LONGEST_LINE = 2000
 _LAST_COLUMN, _BETWEEN = 20, 3
 _STEPS = ((86_400, "d"), (3600, "h"), (60, "m"))
@@ -155,9 +152,4 @@ def span(seconds: float) -> str:
 
 def one_line(text: str) -> str:
     """Return text for an error or a log: one line, nothing unprintable, and no URL with its secrets."""
-    return without_secrets(escaped(" ".join(text.split())))[:_LONGEST_LINE]
-
-
-def without_secrets(text: str) -> str:
-    """Return text in which every URL is masked: a driver's or an application's error may quote the one it was given."""
-    return _URL.sub(lambda found: mask_url(found[0]), text)
+    return mask_text(escaped(" ".join(text.split())))[:_LONGEST_LINE]

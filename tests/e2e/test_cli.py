@@ -430,11 +430,11 @@ def test_dlq_purge(run: Run, refused: Refused, buried: str) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("list", "nowhere"), "'nowhere.dlq'"),
+        (("list", "nowhere"), "'nowhere'"),
         (("list", "orders", "--reason", "bored"), "'bored'"),
         (("list", "orders", "--before", "tomorrow"), "'tomorrow'"),
         (("list", "orders", "--limit", "0"), "--limit"),
-        (("purge", "nowhere", "--all", "--yes"), "'nowhere.dlq'"),
+        (("purge", "nowhere", "--all", "--yes"), "'nowhere'"),
         (("bury", "orders"), "'bury'"),
         ((), "Missing command"),
     ],

@@ -295,6 +295,14 @@ def test_worker_misused(refused: Refused, words: tuple[str, ...], why: str) -> N
     assert why in refused("worker", "shop:app", *words, "--url", memory_url())
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_what_no_worker_could_do_is_said_once_before_any_is_started(refused: Refused) -> None:
+    write("shop.py", SHOP)
+    words = ("worker", "shop:app", "--processes", "2", "--url", "elsewhere://host")
+    assert "does not consume audit" in refused(*words, "--queues", "audit")
+    assert "cannot be written" in refused(*words, "--health-file", "missing/health.json")
+
+
 # the command itself
 
 

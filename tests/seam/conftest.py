@@ -192,11 +192,8 @@ class Seam:
         return [delivery.message.id for delivery in deliveries]
 
     def successor(self, delivery: Delivery, to: str, delay: float = 0.0, **changes: object) -> Move:
-        """Make the Move that core makes: one hop more, and what else is changed."""
-        fields = {name: getattr(delivery.message, name) for name in Message.__slots__} | {
-            "hop": delivery.message.hop + 1
-        }
-        return Move(delivery.receipt, Outgoing(to, Message(**(fields | changes)), delay))
+        """Make a Move as core makes it: one hop more, and what else is changed."""
+        return Move(delivery.receipt, Outgoing(to, delivery.message.moved("its queue", **changes), delay))
 
 
 @pytest.fixture(params=sorted(PROVIDERS))

@@ -18,6 +18,7 @@ from mqcore.spi import (
     ErrorKind,
     Failed,
     Message,
+    Move,
     Outgoing,
     Reason,
     Release,
@@ -157,6 +158,24 @@ async def test_a_redrive_brings_a_dead_letter_back(seam: Seam) -> None:
         assert await seam.settle(dead, seam.successor(letter, queue, redriven=turn + 1, attempt=1)) == [DONE]
     await work.close()
     assert await seam.contents(queue) == Counter("a")
+
+
+async def test_copies_of_one_routed_message_may_share_a_dead_letter_queue(seam: Seam) -> None:
+    """G1, G11, G15: same id, same hop, but out of two queues: two dead letters, and two messages when both come back."""
+    one, two = await seam.queue(), await seam.queue()
+    shared, end = f"{one}.dlq", await seam.queue()
+    message = seam.message("a")
+    await seam.publish(Outgoing(one, message), Outgoing(two, message))
+    for source in (one, two):
+        consumer = await seam.subscribe(source)
+        (delivery,) = await seam.drain(consumer)
+        letter = delivery.message.moved(source)
+        assert await seam.settle(consumer, Move(delivery.receipt, Outgoing(shared, letter))) == [DONE]
+    consumer = await seam.subscribe(shared)
+    letters = await seam.drain(consumer)
+    assert seam.ids(letters) == ["a", "a"], "the second dead letter was taken for a copy of the first: lost"
+    await seam.settle(consumer, *[Move(it.receipt, Outgoing(end, it.message.moved(shared))) for it in letters])
+    assert await seam.contents(end) == Counter(["a", "a"])
 
 
 async def test_moves_inside_a_batch_keep_their_order(seam: Seam) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mqcore.spi import (
+    STALE,
     Backend,
     Capabilities,
     Capability,
@@ -162,6 +163,7 @@ class FaultyBackend(MemoryBackend):
         super().__init__(url, options)
         self.clock: Clock = options.clock
         self.up = False
+        self.generation = 0
         self.receiving: set[asyncio.Future[Any]] = set()
         self._tell: Callable[[Exception], None] = lambda _: None
         self.faults.backends.append(self)
@@ -183,6 +185,7 @@ class FaultyBackend(MemoryBackend):
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         async def do(_: Sequence[Any]) -> Capabilities:
             self._tell, self.up = lost, True
+            self.generation += 1
             found = await MemoryBackend.open(self, lost)
             return replace(
                 found,
@@ -233,12 +236,15 @@ class FaultySubscription(Subscription):
     def __init__(self, backend: FaultyBackend, inner: Subscription) -> None:
         self._backend = backend
         self._inner = inner
+        self._generation = backend.generation
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         found: Sequence[Delivery] = await self._backend.meet("receive", lambda _: self._receive(limit, timeout))
         return found
 
     async def _receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        if self._generation != self._backend.generation:
+            raise Broken("this subscription ended with its connection")
         task = asyncio.ensure_future(self._inner.receive(limit, timeout))
         self._backend.receiving.add(task)
         try:
@@ -251,6 +257,8 @@ class FaultySubscription(Subscription):
             self._backend.receiving.discard(task)
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        if self._generation != self._backend.generation:
+            return [STALE] * len(batch)
         settled: Sequence[Settled] = await self._backend.meet(
             "settle", lambda batch: self._inner.settle(batch, timeout=timeout), batch
         )

@@ -1,6 +1,7 @@
 """The memory backend where the seam's tests do not reach: URLs, clocks, threads and loops, and what waiting costs."""
 
 import asyncio
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,12 @@ async def test_the_url_names_the_store(one: str, other: str, same: bool) -> None
     assert (first._store is second._store) == same
     await first.close()
     await second.close()
+
+
+async def test_a_url_with_a_password_is_refused_and_the_password_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="no users") as caught:
+        MemoryBackend("memory://me:secret@shop", MemoryOptions())
+    assert "secret" not in str(caught.value)
 
 
 async def test_a_store_outlives_its_backends() -> None:
@@ -198,19 +205,19 @@ async def test_a_consumer_that_always_finds_something_lets_others_run() -> None:
     backend = await opened(memory_url())
     await backend.declare([QueueSpec(name="q")])
     await publish(backend, "0")
-    turns: list[int] = []
+    enough = asyncio.Event()
 
     async def feed_itself() -> None:
         consumer = await backend.subscribe("q", prefetch=1, lease=30.0)
-        while True:
+        for turn in itertools.count(1):
             (delivery,) = await consumer.receive(1, 30.0)
-            turns.append(len(turns))
             await consumer.settle([Ack(delivery.receipt)], timeout=1.0)
-            await publish(backend, f"{len(turns)}")
+            await publish(backend, f"{turn}")
+            if turn >= 10:
+                enough.set()
 
     endless = asyncio.create_task(feed_itself())
-    while len(turns) < 10:
-        await asyncio.sleep(0)
+    await enough.wait()
     endless.cancel()
     await asyncio.gather(endless, return_exceptions=True)
     await backend.close()

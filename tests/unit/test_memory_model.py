@@ -122,7 +122,7 @@ class Model:
             self.tick("dlq")
             old = victim.message
             death = Death(reason=Reason.OVERFLOW, queue=queue, attempts=old.attempt - 1, first_at=WALL, last_at=WALL)
-            self.put(Outgoing("dlq", replace(old, hop=old.hop + 1, attempt=1, expires_at=None, death=death)))
+            self.put(Outgoing("dlq", old.moved(queue, attempt=1, expires_at=None, death=death)))
         return STORED
 
     def settle(self, copy: Copy, how: Settlement) -> Settled:
@@ -198,7 +198,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         if not self.given:
             return
         delivery, copy, lease = data.draw(st.sampled_from(self.given))
-        message = replace(delivery.message, hop=delivery.message.hop + 1, attempt=delivery.message.attempt + 1)
+        message = delivery.message.moved(copy.queue, attempt=delivery.message.attempt + 1)
         move = Move(delivery.receipt, Outgoing(queue, message, data.draw(DELAYS)))
         choice: dict[str, Settlement] = {
             "ack": Ack(delivery.receipt),

@@ -1,0 +1,426 @@
+"""G14 and G3: a connection that comes and goes costs nothing but time."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from support.faulty import (
+    Broken,
+    Faults,
+    WrongPassword,
+    dropped_answer,
+    failed,
+    first_failed,
+    lost,
+    lost_answer,
+    plugin_for,
+    raised,
+    slow,
+)
+
+from mqcore import Broker, BrokerError, ConnectionLost, Queue, QueueNotFound, RetryPolicy, Router, Settings, fixed
+from mqcore.capabilities import Capability
+from mqcore.plugins import Plugins
+from mqcore.spi import ErrorKind
+from mqcore.testing import VirtualClock
+
+jobs = Queue("jobs", str)
+ONCE = RetryPolicy(1)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def __call__(self, job: str) -> None:
+        self.seen.append(job)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.mark.parametrize("keeps_claims", [True, False])
+async def test_consuming_and_publishing_resume_within_two_seconds(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, keeps_claims: bool
+) -> None:
+    faults.keeps_claims = keeps_claims
+    async with serve(jobs, log, on=faulty):
+        for turn in range(10):
+            faults.lose()
+            await clock.advance(0)
+            assert not faulty.health().connected
+            publishing = asyncio.create_task(faulty.publish(jobs, f"{turn}"))
+            await clock.advance(2)
+            assert publishing.done()
+            await publishing
+            assert log.seen[-1] == f"{turn}"
+            assert faulty.health().ok
+    assert faulty.events.counts["connection.restored"] == 10
+
+
+async def test_a_long_outage_ends_within_the_capped_wait(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    async with serve(jobs, log, on=faulty):
+        faults.next("open", *[raised(Broken("down"))] * 20)
+        faults.lose()
+        await clock.advance(25)
+        tries = faults.calls["open"]
+        assert 10 < tries < 100, "capped, and not hammering"
+        await clock.advance(60)
+        await faulty.publish(jobs, "a")
+        await clock.advance(2)
+        assert log.seen == ["a"]
+
+
+async def test_the_topology_is_declared_again(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock
+) -> None:
+    router = Router("r", str).bind(jobs, "k")
+    await faulty.declare(jobs, router)
+    await broker.delete(jobs)
+    await broker.delete("jobs.dlq")
+    faults.lose()
+    await clock.advance(2)
+    assert {counts.name for counts in await broker.counts()} == {"jobs", "jobs.dlq"}
+    await faulty.publish(router, "a", key="k")
+    assert (await broker.counts(jobs))[0].ready == 1
+
+
+async def test_what_was_deleted_on_purpose_stays_away(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock
+) -> None:
+    await faulty.declare(jobs)
+    await faulty.delete(jobs)
+    faults.lose()
+    await clock.advance(2)
+    with pytest.raises(QueueNotFound):
+        await broker.counts(jobs)
+
+
+async def test_a_loss_while_coming_back_is_a_loss(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    """The driver tells of it while core declares the topology, and the declaring itself does not fail."""
+    await faulty.declare(jobs)
+
+    async def declared_and_lost(backend: Any, do: Any, batch: Any) -> None:
+        await do(batch)
+        backend.lose()
+
+    faults.next("declare", declared_and_lost)
+    faults.lose()
+    publishing = asyncio.create_task(faulty.publish(jobs, "a"))
+    await clock.advance(5)
+    assert publishing.done()
+    await publishing
+    assert faults.calls["open"] == 3
+
+
+@pytest.mark.parametrize("point", ["open", "declare", "subscribe", "receive", "sweep", "settle", "renew", "publish"])
+@pytest.mark.parametrize("keeps_claims", [True, False])
+async def test_a_loss_at_any_point_is_mended(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, point: str, keeps_claims: bool
+) -> None:
+    faults.keeps_claims = keeps_claims
+    async with serve(jobs, log, on=faulty, lease=6):
+        faults.next(point, lost())
+        faults.lose()
+        for turn in range(5):
+            publishing = asyncio.create_task(faulty.publish(jobs, f"{turn}", timeout=60))
+            await clock.advance(20)
+            await publishing
+        await clock.advance(60)
+        assert set(log.seen) == {"0", "1", "2", "3", "4"}
+        assert faulty.health().ok
+        counts = (await faulty.counts(jobs))[0]
+        assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("point", ["subscribe", "receive", "sweep", "settle", "renew"])
+async def test_an_error_without_a_loss_is_mended_too(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, point: str
+) -> None:
+    async with serve(jobs, log, on=faulty, lease=6):
+        faults.next(point, raised(ValueError("a driver's bug")), raised(ValueError("once more")))
+        for turn in range(5):
+            await faulty.publish(jobs, f"{turn}", timeout=60)
+            await clock.advance(20)
+        assert set(log.seen) == {"0", "1", "2", "3", "4"}
+        assert faulty.health().ok
+
+
+async def test_a_worker_never_needs_a_restart(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    """Losses at random for a long while: nothing is lost, little is done twice."""
+    seen: Counter[str] = Counter()
+
+    async def handler(job: str) -> None:
+        await clock.sleep(0.2)
+        seen[job] += 1
+
+    async with serve(jobs, handler, on=faulty):
+        sent = []
+        for turn in range(60):
+            sent.append(asyncio.create_task(faulty.publish(jobs, f"{turn}", timeout=60)))
+            if random.random() < 0.3:
+                faults.lose()
+            if random.random() < 0.3:
+                faults.next(random.choice(["settle", "publish"]), random.choice([lost(), lost_answer(), dropped_answer()]))
+            await clock.advance(0.5)
+        await clock.advance(200)
+        stored = {f"{n}" for n, task in enumerate(sent) if task.exception() is None}
+        assert stored <= set(seen)
+        counts = (await faulty.counts(jobs))[0]
+        assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
+    assert await faulty.dead_letters(jobs).list() == []
+
+
+@pytest.mark.parametrize("prefetch", [1, 20])
+async def test_handlers_run_on_where_claims_outlive_the_connection(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any, prefetch: int
+) -> None:
+    faults.keeps_claims = True
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, held, on=faulty, concurrency=1, prefetch=prefetch):
+        await clock.settle()
+        faults.lose()
+        await clock.advance(60)
+        held.go.set()
+        await clock.settle()
+    assert (held.began, held.ended, held.cancelled) == (["a"], ["a"], [])
+    assert faulty.events.counts["settle.stale"] == 0
+    assert (await faulty.counts(jobs))[0].ready == 0
+
+
+async def test_without_leases_what_was_only_buffered_is_not_started_here(
+    faults: Faults, clock: VirtualClock, url: str, serve: Any, held: Any
+) -> None:
+    faults.without = {Capability.LEASE}
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    where = url.replace("memory", "faulty")
+    async with Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins) as faulty:
+        await faulty.publish_many(jobs, ["a", "b"])
+        async with serve(jobs, held, on=faulty, concurrency=1):
+            await clock.settle()
+            faults.lose()
+            await clock.advance(5)
+            assert held.began == ["a"]
+            held.go.set()
+            await clock.advance(5)
+            assert sorted(held.began) == ["a", "a", "b"]
+            assert (await faulty.counts(jobs))[0].leased == 0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [failed(), failed(ErrorKind.PERMANENT), raised(Broken("busy")), dropped_answer(), lost_answer()],
+    ids=["failed", "refused", "raised", "dropped", "lost"],
+)
+async def test_a_settlement_without_a_good_answer_is_repeated(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, fault: Any
+) -> None:
+    faults.keeps_claims = True
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, log, on=faulty):
+        faults.next("settle", fault, fault)
+        await clock.advance(20)
+        assert (await faulty.counts(jobs))[0].leased == 0
+    assert log.seen == ["a"]
+
+
+async def test_a_move_that_fails_leaves_its_source_and_is_tried_again(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
+    async def fail(_: str) -> None:
+        raise ValueError
+
+    await faulty.publish(jobs, "a")
+    await broker.delete("jobs.dlq")
+    faults.next("declare", *[raised(Broken("not now"))] * 3)
+    async with serve(jobs, fail, on=faulty, retry=ONCE):
+        await clock.settle()
+        assert (await broker.counts(jobs))[0].leased == 1
+        await clock.advance(60)
+        assert (await broker.counts(jobs))[0].leased == 0
+    assert [letter.body for letter in await faulty.dead_letters(jobs).list()] == [b"a"]
+
+
+async def test_a_batch_of_settlements_is_answered_one_by_one(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    await faulty.publish_many(jobs, ["a", "b", "c"])
+    async with serve(jobs, log, on=faulty):
+        faults.next("settle", first_failed(ErrorKind.TRANSIENT))
+        await clock.advance(0)
+        assert (await faulty.counts(jobs))[0].leased == 1
+        await clock.advance(1)
+        assert (await faulty.counts(jobs))[0].leased == 0
+    assert sorted(log.seen) == ["a", "b", "c"]
+
+
+async def test_a_settlement_that_cannot_be_sent_slows_consuming_down(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    await faulty.publish_many(jobs, [f"{n}" for n in range(20)])
+    async with serve(jobs, log, on=faulty, concurrency=1, prefetch=3):
+        faults.next("settle", *[failed()] * 200)
+        await clock.advance(5)
+        assert len(log.seen) == 3, "what is not settled counts against prefetch"
+
+
+@pytest.mark.parametrize("error", [WrongPassword("no"), Broken("down"), ValueError("a bug")])
+async def test_the_first_connect_tells_at_once(
+    faults: Faults, clock: VirtualClock, url: str, error: Exception
+) -> None:
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    faults.next("open", raised(error))
+    where = url.replace("memory", "faulty")
+    with pytest.raises(BrokerError) as caught:
+        async with Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins):
+            pass
+    assert caught.value.__cause__ is error
+    assert isinstance(caught.value, ConnectionLost) is isinstance(error, Broken)
+    assert faults.calls["open"] == 1
+    assert faults.calls["close"] >= 1
+
+
+async def test_a_password_that_changed_is_not_tried_often(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    faults.next("open", *[raised(WrongPassword("no"))] * 1000)
+    faults.lose()
+    await clock.advance(600)
+    assert faults.calls["open"] < 200
+    assert "WrongPassword" in faulty.health().error or "no" in faulty.health().error
+
+
+async def test_connected_and_consuming_are_two_things(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    async with serve(jobs, log, on=faulty):
+        assert faulty.health().consuming == {"jobs": True}
+        faults.next("receive", raised(ValueError("stuck")))
+        faults.next("subscribe", *[raised(ValueError("still stuck"))] * 30)
+        await faulty.publish(jobs, "a")
+        await clock.advance(1)
+        health = faulty.health()
+        assert (health.connected, health.consuming, health.ok) == (True, {"jobs": False}, False)
+        await clock.advance(600)
+        assert faulty.health().ok
+    assert faulty.health().consuming == {}
+
+
+async def test_a_queue_that_was_deleted_under_its_consumer_comes_back(
+    broker: Broker, other: Broker, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    async with serve(jobs, log):
+        await clock.settle()
+        await other.delete("jobs")
+        await clock.advance(5)
+        await other.publish("jobs", "a")
+        await clock.settle()
+    assert log.seen == ["a"]
+
+
+async def test_an_adopted_queue_that_was_deleted_ends_its_consumer(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
+    await other.declare(jobs)
+    async with broker.consume(Queue("jobs", str, declare=False)) as deliveries:
+        await other.delete("jobs")
+        getting = asyncio.create_task(deliveries.get(timeout=60))
+        await clock.advance(60)
+        with pytest.raises(QueueNotFound):
+            await getting
+
+
+async def test_a_slow_driver_is_waited_for(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    async with serve(jobs, log, on=faulty):
+        faults.next("publish", slow(3))
+        faults.next("settle", slow(3))
+        publishing = asyncio.create_task(faulty.publish(jobs, "a"))
+        await clock.advance(7)
+        await publishing
+        assert (await faulty.counts(jobs))[0].leased == 0
+    assert log.seen == ["a"]
+
+
+async def test_a_thousand_cancelled_calls_while_it_comes_and_goes(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    await faulty.declare(jobs)
+    for turn in range(300):
+        if turn % 10 == 0:
+            faults.lose()
+        work = [
+            asyncio.create_task(faulty.publish(jobs, "x")),
+            asyncio.create_task(faulty.counts(jobs)),
+            asyncio.create_task(faulty.consume(jobs).get(timeout=0.1)),
+        ]
+        for _ in range(turn % 7):
+            await asyncio.sleep(0)
+        for task in work:
+            task.cancel()
+        if turn % 3 == 0:
+            await clock.advance(0.2)
+        await asyncio.gather(*work, return_exceptions=True)
+    await clock.advance(5)
+    assert (await faulty.publish(jobs, "last")).queues == ("jobs",)
+    assert faulty.health().connected
+
+
+async def test_replies_survive_a_reconnect(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    async def double(word: str) -> str:
+        return word * 2
+
+    async with serve(jobs, double, on=faulty):
+        assert await faulty.request(jobs, "a", result=str) == "aa"
+        faults.lose()
+        asking = asyncio.create_task(faulty.request(jobs, "b", result=str))
+        await clock.advance(5)
+        assert await asking == "bb"
+
+
+async def test_backoff_of_retries_goes_on_through_an_outage(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    times: list[float] = []
+
+    async def handler(_: str) -> None:
+        times.append(clock.monotonic())
+        raise ValueError
+
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, handler, on=faulty, retry=RetryPolicy(3, fixed(30))):
+        await clock.advance(10)
+        faults.next("open", *[raised(Broken("down"))] * 3)
+        faults.lose()
+        await clock.advance(100)
+    assert times == [0, 30, 60]
+
+
+async def test_who_ends_during_an_outage_lets_go_of_its_claims(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
+    faults.keeps_claims = True
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, held, on=faulty, run={"grace": 0}):
+        await clock.settle()
+        faults.next("open", *[raised(Broken("down"))] * 5)
+        faults.lose()
+    await clock.advance(120)  # back again, and nobody renews what nobody holds
+    assert faulty.health().connected
+    counts = (await broker.counts(jobs))[0]
+    assert (counts.ready, counts.leased) == (1, 0)

@@ -1,0 +1,105 @@
+"""Handlers that run in processes of their own: a child finds them here by name."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from mqcore import App, Context, Queue, Reject, Retry, RetryPolicy, fixed
+
+if "MQCORE_TEST_DIE" in os.environ:
+    os._exit(9)
+
+TWICE = RetryPolicy(max_attempts=2, backoff=fixed(0))
+
+
+class Deed(BaseModel):
+    """What a handler shall do, and where it leaves a word of it."""
+
+    what: str
+    path: str = ""
+
+
+deeds = Queue("deeds", Deed)
+sums = Queue("sums", list[int])
+slow = Queue("slow", str)
+plain = Queue("plain", str)
+
+app = App("processed")
+
+
+def note(path: str, word: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{word}\n")
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def facts(ctx: Context) -> str:
+    return f"{ctx.queue} {ctx.id} {ctx.attempt} {ctx.priority} {ctx.headers['tenant']} {ctx.redelivered}"
+
+
+DEEDS: dict[str, Callable[[Context], object]] = {
+    "raise": lambda _: fail(ValueError("not this one")),
+    "raise once": lambda ctx: fail(ValueError("not yet")) if ctx.attempt == 1 else "did raise once",
+    "reject": lambda _: fail(Reject("never")),
+    "retry": lambda ctx: fail(Retry(delay=0)) if ctx.attempt == 1 else "did retry",
+    "exit": lambda _: os._exit(3),
+    "exit once": lambda ctx: os._exit(3) if ctx.attempt == 1 else "did exit once",
+    "segfault": lambda _: die(signal.SIGSEGV),
+    "kill": lambda _: die(signal.SIGKILL),
+    "sys.exit": lambda _: sys.exit(7),
+    "interrupt": lambda _: fail(KeyboardInterrupt()),
+    "print": lambda _: sys.stdout.write("a word for the operator\n"),
+    "publish": lambda ctx: ctx.publish(plain, "x"),
+    "object": lambda _: object(),
+    "facts": facts,
+}
+
+
+@app.consumer(deeds, process=True, concurrency=1, retry=TWICE)
+def do(deed: Deed, ctx: Context) -> object:
+    if deed.path:
+        note(deed.path, f"{deed.what} {ctx.attempt} {os.getpid()}")
+    return DEEDS.get(deed.what, lambda _: f"did {deed.what}")(ctx)
+
+
+@app.consumer(sums, process=True, concurrency=2)
+async def add(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.consumer(slow, process=True, concurrency=1, timeout=0.3, retry=TWICE)
+def sleep(path: str) -> None:
+    note(path, str(os.getpid()))
+    while True:
+        time.sleep(60)
+
+
+neighbours: list[str] = []
+
+
+@app.consumer(plain)
+async def neighbour(text: str) -> None:
+    neighbours.append(text)
+
+
+lost = App("lost")
+elsewhere = Queue("elsewhere", str)
+
+
+def gone(_: str) -> None: ...
+
+
+gone.__module__ = "support.no_such_module"
+lost.consumer(elsewhere, process=True)(gone)
