@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
+from mqcore.url import mask_text
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -106,6 +107,11 @@ class RetryPolicy:
                 f"max_attempts={self.max_attempts} would never run a handler; the first run counts, so 1 means no retry"
             )
             raise ConfigurationError(msg)
+        for name in ("retry_on", "give_up_on"):
+            classes = getattr(self, name)
+            if not (isinstance(classes, tuple) and all(isinstance(cls, type) for cls in classes)):
+                msg = f"{name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance (OSError,)"
+                raise ConfigurationError(msg)
 
     def retries(self, failure: Failure | None) -> bool:
         """Whether a failure of this kind is worth another attempt."""
@@ -149,7 +155,8 @@ class Failure:
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    """Without what UTF-8 cannot carry, and without the secrets of a URL: a record of a death is read by many."""
+    return mask_text(text.encode("utf-8", "replace").decode())
 
 
 class Happened(Enum):

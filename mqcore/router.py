@@ -11,7 +11,7 @@ from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
 from mqcore.message import check_headers
 from mqcore.queue import OURS, Queue, check_queue_name
-from mqcore.routing import Binding, Kind
+from mqcore.routing import Binding, Kind, check_meant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,13 +80,7 @@ class Router(Generic[T]):
         match: Literal["all", "any"] = "all",
     ) -> Binding:
         """Return the binding that `bind` would add, for `Broker.unbind`. Raises `ConfigurationError` when it could never match."""
-        if headers and self.kind != "headers":
-            msg = f"router {self.name!r} is of kind {self.kind!r}: headers are compared by kind='headers' only"
-            raise ConfigurationError(msg)
-        if pattern and self.kind not in ("direct", "topic"):
-            msg = f"router {self.name!r} is of kind {self.kind!r}: a routing key is compared by kind='direct' or 'topic' only"
-            raise ConfigurationError(msg)
-        return Binding(
+        binding = Binding(
             router=self.name,
             kind=self.kind,
             queue=queue if isinstance(queue, str) else queue.name,
@@ -94,3 +88,4 @@ class Router(Generic[T]):
             headers=tuple(sorted(check_headers(headers or {}).items())),
             match=match,
         )
+        return check_meant(binding)

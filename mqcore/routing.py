@@ -14,7 +14,7 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Binding", "Kind", "route", "topic_matches"]
+__all__ = ["Binding", "Kind", "check_meant", "route", "topic_matches"]
 
 Kind = Literal["direct", "topic", "fanout", "headers"]
 _LONGEST_KEY = 255
@@ -56,6 +56,17 @@ class Binding:
             return topic_matches(self.pattern, key)
         found = (headers.get(name) == value for name, value in self.headers)
         return all(found) if self.match == "all" else any(found)
+
+
+def check_meant(binding: Binding) -> Binding:
+    """Return a binding as somebody wrote it, or raise `ConfigurationError` when it says what its kind does not look at."""
+    if binding.headers and binding.kind != "headers":
+        msg = f"router {binding.router!r} is of kind {binding.kind!r}: headers are compared by kind='headers' only"
+        raise ConfigurationError(msg)
+    if binding.pattern and binding.kind not in {"direct", "topic"}:
+        msg = f"router {binding.router!r} is of kind {binding.kind!r}: a routing key is compared by kind='direct' or 'topic' only"
+        raise ConfigurationError(msg)
+    return binding
 
 
 def check_key(key: str, where: str) -> str:

@@ -8,6 +8,7 @@ Whatever a handler raises, `SystemExit` included, becomes the outcome of its mes
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ class Runner:
         self._executor = executor_for(spec, intake.clock, codecs, self._freed.set)
         self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
+        self._interrupted: set[asyncio.Task[None]] = set()
         self._hurried = False
         self._call = self._chain(middleware)
         intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
@@ -172,25 +174,29 @@ class Runner:
                 held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
             self._events.emit("message.started", self.spec.queue.name, held.delivery.message.id, held.delivery.attempt)
         self._cancellable.add(task)
+        ending: tuple[Outcome, object]
         try:
-            return _SUCCEEDED, await self._call(ctx)
+            ending = _SUCCEEDED, await self._call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
-            if isinstance(error, asyncio.CancelledError) and task.cancelling():
-                while task.cancelling():
-                    task.uncancel()
-                return _INTERRUPTED, None
-            return _judge(error), None
-        finally:
-            self._cancellable.discard(task)
-            for held in batch:
-                held.on_lost = None
+            interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
+            ending = _INTERRUPTED if interrupted else _judge(error), None  # who cancels itself has failed (G4)
+        self._cancellable.discard(task)
+        self._interrupted.discard(task)
+        for held in batch:
+            held.on_lost = None
+        await _at_rest(task)
+        return ending
+
+    def _interrupt(self, task: asyncio.Task[None]) -> None:
+        self._interrupted.add(task)
+        task.cancel()
 
     def _lost(self, task: asyncio.Task[None], ctx: Context, held: Held) -> None:
         """The lease is gone: an async handler is cancelled, a thread can only be told (G5). Nobody waits for it at the gate."""
         ctx.lose_lease()
         self.intake.leave(held)
         if self.spec.mode == "async" and task in self._cancellable:
-            task.cancel()
+            self._interrupt(task)
 
     def finish(self, held: Held, outcome: Outcome) -> None:
         """Settle one item of a batch by itself, and answer its request."""
@@ -211,9 +217,9 @@ class Runner:
                 items.append(Received(self.spec.queue.name, held, value, self, self._state))
         if not items:
             return
-        ctx = Context(self.spec.queue.name, batch[0].delivery, self._publisher, self._state)
+        ctx = Context(self.spec.queue.name, items[0].held.delivery, self._publisher, self._state)
         ctx.payload = items
-        outcome, _ = await self._watched(batch, ctx)
+        outcome, _ = await self._watched([item.held for item in items], ctx)
         took = self._clock.monotonic() - began
         for item in items:
             if not item.finished:
@@ -238,7 +244,7 @@ class Runner:
             pass
         left = list(self._running)
         for task in self._cancellable & set(left):
-            task.cancel()
+            self._interrupt(task)
         if left:
             await asyncio.wait(left, timeout=_LAST_WORD)
         await self.intake.close()
@@ -248,6 +254,15 @@ class Runner:
 
 async def _nothing() -> None:
     """What runs when there is no message."""
+
+
+async def _at_rest(task: asyncio.Task[None]) -> None:
+    """Let no cancellation that was the handler's reach what comes after it: the settlement."""
+    if task.cancelling():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
+        while task.cancelling():
+            task.uncancel()
 
 
 async def _with_next(one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context) -> object:

@@ -25,7 +25,7 @@ from mqcore.options import no_such_option
 from mqcore.plugins import Plugins
 from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.queue import QueueOptions
-from mqcore.routing import Binding, Kind
+from mqcore.routing import Binding, Kind, check_meant
 from mqcore.spi import Backend
 from mqcore.url import BrokerUrl, is_secret, mask_url, parse_url
 
@@ -152,13 +152,15 @@ class RouterSettings(_Section):
     def arrows(self, router: str) -> list[Binding]:
         """Return the bindings as routing sees them; raises `ConfigurationError` for one that could never match."""
         return [
-            Binding(
-                router=router,
-                kind=self.kind,
-                queue=binding.queue,
-                pattern=binding.key,
-                headers=tuple(sorted(binding.headers.items())),
-                match=binding.match,
+            check_meant(
+                Binding(
+                    router=router,
+                    kind=self.kind,
+                    queue=binding.queue,
+                    pattern=binding.key,
+                    headers=tuple(sorted(binding.headers.items())),
+                    match=binding.match,
+                )
             )
             for binding in self.bindings
         ]

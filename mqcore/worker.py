@@ -70,6 +70,12 @@ class Worker:
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
         check_seconds("grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True)
+        if not {id(one) for one in app.middleware} <= {id(one) for one in broker.middleware}:
+            msg = (
+                f"app {app.name!r} has middleware that this broker does not run: connect with app.connect(...), or give the "
+                "same middleware to Broker.connect"
+            )
+            raise ConfigurationError(msg)
         self._options = options
         self._grace = options.get("grace", _GRACE)
         self._specs = self._chosen(app.handlers, options.get("queues"))
@@ -87,6 +93,9 @@ class Worker:
             msg = f"app {self.app.name!r} has no consumers: decorate a handler with @app.consumer(...)"
             raise ConfigurationError(msg)
         unknown = sorted(set(queues or ()) - set(consumed))
+        if queues is not None and not queues:
+            msg = f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes {', '.join(sorted(consumed))}"
+            raise ConfigurationError(msg)
         if unknown:
             msg = f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes {', '.join(sorted(consumed))}"
             raise ConfigurationError(msg)
@@ -118,6 +127,7 @@ class Worker:
             state = None
             if self.app.lifespan is not None:
                 state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
+            await self.broker.declare(*self.app.routers)
             for spec in self._specs:
                 self._runners.append(await self._runner(spec, state))
             for runner in self._runners:
@@ -192,6 +202,9 @@ class Worker:
             await self.start()
             await self._stop.wait()
             await self.drain()
+        except asyncio.CancelledError:
+            await self.drain(0)  # whoever cancels us does not wait, and nothing may be left running
+            raise
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 with suppress(NotImplementedError, RuntimeError, ValueError):

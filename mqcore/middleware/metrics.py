@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
+_REPLY = "mq.reply"
+
 
 class Metrics(Middleware):
     """Calls `count(name, labels, 1)` for every event, and `observe("message.seconds", labels, seconds)` for every handled message.
 
-    Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a label.
+    Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a label, and the reply queues that
+    each client has for its requests are told as one, `mq.reply`.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class Metrics(Middleware):
 
     def on_event(self, event: Event) -> None:
         """Turn the event into numbers."""
-        labels = {"queue": event.queue}
+        labels = {"queue": _REPLY if event.queue.startswith(f"{_REPLY}.") else event.queue}
         if event.name in ("message.dead", "message.dropped"):
             labels["reason"] = str(event.fields.get("reason", ""))
         self._count(event.name, labels, 1)

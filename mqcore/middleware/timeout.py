@@ -30,14 +30,20 @@ class Timeout(Middleware):
 
     async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
         """Run the rest under the limit."""
-        began = self.clock.monotonic()
+        began, own = self.clock.monotonic(), None
         try:
             async with self.clock.timeout(self.limit):
-                result = await call_next(ctx)
+                try:
+                    result = await call_next(ctx)
+                except TimeoutError as error:
+                    own = error
+                    raise
         except TimeoutError as error:
-            if self.clock.monotonic() - began < self.limit:
+            if error is own and self.clock.monotonic() - began < self.limit:
                 raise  # the handler's own
             raise self._late(ctx) from error
+        finally:
+            del own  # a cycle: its traceback holds this frame
         if self.clock.monotonic() - began > self.limit:
             raise self._late(ctx)
         return result

@@ -52,14 +52,18 @@ async def test_linger_counts_from_the_first(broker: Broker, clock: VirtualClock,
     assert batches.seen == [[0, 1, 2], [3]]
 
 
-async def test_without_linger_what_is_there_goes(broker: Broker, clock: VirtualClock, serve: Any, batches: Batches) -> None:
+async def test_without_linger_what_is_there_goes(
+    broker: Broker, clock: VirtualClock, serve: Any, batches: Batches
+) -> None:
     await broker.publish_many(numbers, range(3))
     async with serve(numbers, batches, batch=10, linger=0):
         await clock.settle()
     assert sorted(n for batch in batches.seen for n in batch) == [0, 1, 2]
 
 
-async def test_prefetch_is_at_least_the_batch(broker: Broker, clock: VirtualClock, serve: Any, batches: Batches) -> None:
+async def test_prefetch_is_at_least_the_batch(
+    broker: Broker, clock: VirtualClock, serve: Any, batches: Batches
+) -> None:
     await broker.publish_many(numbers, range(50))
     async with serve(numbers, batches, batch=50, concurrency=1, prefetch=1):
         await clock.advance(1)
@@ -94,7 +98,7 @@ async def test_items_are_settled_apart(broker: Broker, clock: VirtualClock, serv
 
 @pytest.mark.parametrize("blocking", [False, True])
 async def test_a_batch_that_raises_is_retried_in_batches_of_one(
-    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead, blocking: bool
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead, *, blocking: bool
 ) -> None:
     seen: list[list[int]] = []
 
@@ -115,9 +119,7 @@ async def test_a_batch_that_raises_is_retried_in_batches_of_one(
     assert (letter.body, letter.attempts) == (b"2", 2)
 
 
-async def test_what_was_settled_before_the_raise_stays_settled(
-    broker: Broker, clock: VirtualClock, serve: Any
-) -> None:
+async def test_what_was_settled_before_the_raise_stays_settled(broker: Broker, clock: VirtualClock, serve: Any) -> None:
     seen: list[list[int]] = []
 
     async def handler(items: list[Received[int]]) -> None:
@@ -189,9 +191,7 @@ async def test_concurrent_batches(broker: Broker, clock: VirtualClock, serve: An
     assert (await broker.counts(numbers))[0].ready == 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"process": True}, {"ack_first": True}, {"batch": -1}, {"linger": -1}], ids=repr
-)
+@pytest.mark.parametrize("options", [{"process": True}, {"ack_first": True}, {"batch": -1}, {"linger": -1}], ids=repr)
 def test_what_does_not_go_with_a_batch_is_refused(options: dict[str, Any]) -> None:
     async def handler(items: list[Received[int]]) -> None: ...
 

@@ -258,9 +258,7 @@ async def test_a_redrive_does_not_meet_what_comes_back(
     assert {letter.message.redriven for letter in await broker.dead_letters(words).list(1000)} == {1}
 
 
-async def test_a_routed_message_dies_in_each_of_its_queues(
-    broker: Broker, serve: Any, clock: VirtualClock
-) -> None:
+async def test_a_routed_message_dies_in_each_of_its_queues(broker: Broker, serve: Any, clock: VirtualClock) -> None:
     """Copies of one id, in queues that share a dead-letter queue: neither death may hide the other."""
     one, two = (Queue(name, str, dead_letter="graves") for name in ("one", "two"))
     router = Router("all", str, kind="fanout").bind(one).bind(two)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from support.waiting import eventually
 
 from mqcore import Broker, DeadLetter, Queue, RetryPolicy, Settings, ValidationError, fixed
 from mqcore.testing import VirtualClock
@@ -145,9 +146,7 @@ async def test_expired_without_a_dead_letter_queue_is_dropped_and_counted(
     assert (await broker.counts(loose))[0].ready == 0
 
 
-async def test_the_pull_api_does_not_hand_out_what_has_expired(
-    broker: Broker, clock: VirtualClock, dead: Dead
-) -> None:
+async def test_the_pull_api_does_not_hand_out_what_has_expired(broker: Broker, clock: VirtualClock, dead: Dead) -> None:
     await broker.publish(words, "a")
     await broker.publish(words, "b", ttl=10)
     async with broker.consume(words) as deliveries:
@@ -219,7 +218,9 @@ async def test_a_delay_beyond_the_expiry_is_an_error(broker: Broker, delay: floa
         await broker.publish(Queue("brief", str, ttl=ttl), "x", delay=delay)
 
 
-async def test_ttl_counts_from_publish_not_from_due(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_ttl_counts_from_publish_not_from_due(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     await broker.publish(words, "x", delay=10, ttl=15)
     await clock.advance(15)
     log = Log(clock)
@@ -250,6 +251,9 @@ async def test_a_blocking_handler_does_not_start_what_expired_while_it_waited_fo
 ) -> None:
     go, started = threading.Event(), []
 
+    async def both_dead() -> bool:
+        return len(await dead(words)) == 2
+
     def handler(word: str) -> None:
         started.append(word)
         go.wait(2)
@@ -263,8 +267,7 @@ async def test_a_blocking_handler_does_not_start_what_expired_while_it_waited_fo
             await clock.advance(60)
             assert started == ["stuck"]
             go.set()
-            while len(await dead(words)) < 2:
-                await asyncio.sleep(0.001)
+            await eventually(both_dead)
     finally:
         go.set()
     assert started == ["stuck"]

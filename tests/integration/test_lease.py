@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.faulty import Broken, Faults, raised
+from support.waiting import eventually
 
 from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, Worker
 from mqcore.spi import DONE, STALE, Ack
@@ -61,9 +62,7 @@ async def test_what_waits_in_the_buffer_is_kept_too(
     assert starts == ["a", "b", "c"]
 
 
-async def test_leases_of_different_lengths_are_each_kept(
-    broker: Broker, other: Broker, clock: VirtualClock
-) -> None:
+async def test_leases_of_different_lengths_are_each_kept(broker: Broker, other: Broker, clock: VirtualClock) -> None:
     starts: list[str] = []
     short = Queue("short", str)
 
@@ -158,9 +157,7 @@ async def test_no_late_settlement_makes_a_copy(broker: Broker, other: Broker, cl
     assert (main.ready, main.delayed, main.leased, dlq.ready) == (0, 0, 0, 0)
 
 
-async def test_a_lost_lease_cancels_an_async_handler(
-    broker: Broker, clock: VirtualClock, serve: Any
-) -> None:
+async def test_a_lost_lease_cancels_an_async_handler(broker: Broker, clock: VirtualClock, serve: Any) -> None:
     seen: list[bool] = []
 
     async def handler(_: str, ctx: Context) -> None:
@@ -201,8 +198,7 @@ async def test_a_lost_lease_is_told_to_a_thread(broker: Broker, clock: VirtualCl
         assert started.is_set()
         await steal(broker, clock)
         await clock.advance(4)
-        while not told.is_set():
-            await asyncio.sleep(0.001)
+        await eventually(told.is_set)
     assert told.is_set()
 
 
@@ -232,8 +228,7 @@ async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) ->
         async with serve(jobs, handler, on=one, lease=0.15):
             thread = threading.Thread(target=rival)
             thread.start()
-            while not starts:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: starts)
             await asyncio.sleep(0.02)
             over.set()
             thread.join()

@@ -13,8 +13,6 @@ words = Queue("words", str)
 ONCE = RetryPolicy(1)
 
 
-
-
 async def filled(broker: Broker, *names: str, priorities: list[int]) -> None:
     for name, priority in zip(names, priorities, strict=True):
         await broker.publish(words, name, priority=priority)
@@ -92,9 +90,7 @@ async def test_the_buffer_is_sorted_too(broker: Broker, clock: VirtualClock, ser
     assert log == ["first", "high", "middle", "low"]
 
 
-async def test_priority_survives_retry_dead_letter_and_redrive(
-    broker: Broker, clock: VirtualClock, serve: Any
-) -> None:
+async def test_priority_survives_retry_dead_letter_and_redrive(broker: Broker, clock: VirtualClock, serve: Any) -> None:
     async def fail(_: str) -> None:
         raise ValueError
 

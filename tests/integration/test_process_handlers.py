@@ -1,6 +1,5 @@
 """`process=True` through a Worker: whatever the handler does to its process, it costs one attempt of one message."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.process_handlers import Point, app, jobs, points
+from support.waiting import eventually
 
 from mqcore import App, Broker, DeadLetter, Queue, RemoteError, Settings, Worker
 from mqcore.spi import Message, Outgoing
@@ -37,11 +37,13 @@ def working(real: Broker) -> Callable[..., AbstractAsyncContextManager[Worker]]:
 
 async def done(broker: Broker, queue: str, **wanted: int) -> None:
     """Wait until this has happened."""
-    async with asyncio.timeout(10):
-        while any(broker.events.counts[f"message.{name}"] < count for name, count in wanted.items()):
-            await asyncio.sleep(0.002)
-        while (await broker.counts(queue))[0].leased:
-            await asyncio.sleep(0.002)
+    counts = broker.events.counts
+    await eventually(lambda: all(counts[f"message.{name}"] >= count for name, count in wanted.items()), 10)
+
+    async def settled() -> bool:
+        return not (await broker.counts(queue))[0].leased
+
+    await eventually(settled)
 
 
 async def test_a_value_comes_back_from_another_process(real: Broker, working: Any) -> None:
@@ -103,17 +105,11 @@ async def test_past_its_limit_it_is_killed(real: Broker) -> None:
 async def test_a_drain_kills_and_releases(real: Broker, working: Any) -> None:
     await real.publish(jobs, "hang")
     async with working():
-        await done_starting(real)
+        await eventually(lambda: real.events.counts["message.started"])
     counts = (await real.counts(jobs))[0]
     assert (counts.ready, counts.leased) == (1, 0)
     async with real.consume(jobs) as deliveries:
         assert (await anext(deliveries)).attempt == 1
-
-
-async def done_starting(broker: Broker) -> None:
-    async with asyncio.timeout(5):
-        while not broker.events.counts["message.started"]:
-            await asyncio.sleep(0.002)
 
 
 async def test_a_body_that_cannot_be_read_is_told_apart(real: Broker, working: Any) -> None:

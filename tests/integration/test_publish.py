@@ -7,10 +7,8 @@ import pytest
 from support.faulty import (
     Broken,
     Faults,
-    answered,
     dropped_answer,
     failed,
-    first_failed,
     hung,
     lost,
     lost_answer,
@@ -18,6 +16,7 @@ from support.faulty import (
     raised,
     slow,
 )
+from support.waiting import eventually
 
 from mqcore import (
     Blocked,
@@ -41,7 +40,7 @@ from mqcore import (
 )
 from mqcore.capabilities import Capability
 from mqcore.plugins import Plugins
-from mqcore.spi import ErrorKind, Unknown
+from mqcore.spi import ErrorKind
 from mqcore.testing import VirtualClock
 
 numbers = Queue("numbers", int)
@@ -260,7 +259,9 @@ async def down(faulty: Broker, faults: Faults, clock: VirtualClock) -> Broker:
 
 
 @pytest.mark.parametrize(
-    "to", [numbers, "numbers", Queue("new", int), Router("r", int).bind(numbers, "k")], ids=["known", "name", "new", "router"]
+    "to",
+    [numbers, "numbers", Queue("new", int), Router("r", int).bind(numbers, "k")],
+    ids=["known", "name", "new", "router"],
 )
 async def test_while_disconnected_a_publish_fails_at_its_deadline(
     down: Broker, clock: VirtualClock, to: Queue[int] | Router[int] | str
@@ -307,8 +308,7 @@ async def test_closing_does_not_wait_for_a_driver_that_hangs(
     await faulty.declare(numbers)
     faults.next("publish", hung())
     publishing = asyncio.create_task(faulty.publish(numbers, 1))
-    while not faults.calls["publish"]:
-        await asyncio.sleep(0)
+    await eventually(lambda: faults.calls["publish"])
     async with asyncio.timeout(3):
         await faulty.close()
     with pytest.raises(PublishUnknown):
@@ -327,11 +327,11 @@ async def test_a_closed_broker_says_so_everywhere(broker: Broker) -> None:
     await broker.close()
     calls: list[Callable[[], object]] = [
         lambda: broker.declare(numbers),
-        lambda: broker.counts(),
+        broker.counts,
         lambda: broker.peek("numbers"),
         lambda: broker.consume(numbers).get(timeout=0),
         lambda: broker.request(numbers, 1),
-        lambda: broker.open(),
+        broker.open,
     ]
     for call in calls:
         with pytest.raises(BrokerError, match="closed"):
@@ -348,48 +348,6 @@ async def test_before_open_nothing_works_and_nothing_hangs(clock: VirtualClock, 
         assert isinstance(publishing.exception(), ConnectionLost | PublishFailed)
     assert not broker.health().connected
     await broker.close()
-
-
-async def test_many_have_an_ending_each(faulty: Broker, faults: Faults) -> None:
-    faults.next("publish", first_failed(ErrorKind.FULL))
-    first, *rest = await faulty.publish_many(numbers, [1, 2, 3])
-    assert isinstance(first, QueueFull)
-    assert [ending.queues for ending in rest if isinstance(ending, Receipt)] == [("numbers",)] * 2
-    assert [entry.message.body for entry in await faulty.peek(numbers)] == [b"2", b"3"]
-
-
-async def test_many_to_a_bounded_queue_fill_it_and_no_more(broker: Broker) -> None:
-    small = Queue("small", int, max_length=3)
-    endings = await broker.publish_many(small, range(5))
-    assert [type(ending) for ending in endings] == [Receipt] * 3 + [QueueFull] * 2
-
-
-async def test_of_many_one_wrong_payload_stops_all(faulty: Broker, faults: Faults) -> None:
-    with pytest.raises(ValidationError):
-        await faulty.publish_many(numbers, [1, "2", 3])  # type: ignore[list-item]  # wrong on purpose
-    assert faults.calls["publish"] == 0
-
-
-async def test_many_of_none_is_none(broker: Broker) -> None:
-    assert await broker.publish_many(numbers, []) == []
-
-
-async def test_concurrent_publishes_share_one_call(faulty: Broker, faults: Faults) -> None:
-    await faulty.declare(numbers)
-    receipts = await asyncio.gather(*(faulty.publish(numbers, n) for n in range(100)))
-    assert len({receipt.id for receipt in receipts}) == 100
-    assert faults.calls["publish"] == 1
-    assert [int(entry.message.body) for entry in await faulty.peek(numbers, 200)] == list(range(100))
-
-
-async def test_a_routed_publish_of_which_half_failed_is_unknown_with_outcomes(
-    faulty: Broker, faults: Faults
-) -> None:
-    router = Router("all", int, kind="fanout").bind(numbers).bind(Queue("second", int))
-    faults.next("publish", first_failed(ErrorKind.FULL))
-    with pytest.raises(PublishUnknown) as caught:
-        await faulty.publish(router, 1)
-    assert caught.value.outcomes == {"numbers": "not stored (refused by the test)", "second": "stored"}
 
 
 async def test_an_unsupported_wish_is_refused(faulty: Broker, faults: Faults, clock: VirtualClock, url: str) -> None:
@@ -431,20 +389,3 @@ async def test_payloads_are_copied(broker: Broker) -> None:
         first.value[0]["a"] = 3
         await first.release()
         assert (await anext(deliveries)).value == [{"a": 1}]
-
-
-async def test_answers_that_are_unknown_for_all_carry_the_id(faulty: Broker, faults: Faults) -> None:
-    faults.next("publish", answered(Unknown("alarm")))
-    endings = await faulty.publish_many(numbers, [1, 2])
-    assert all(isinstance(ending, PublishUnknown) and ending.id in str(ending) for ending in endings)
-
-
-async def test_a_thousand_cancelled_publishes_leave_all_usable(broker: Broker) -> None:
-    for turn in range(300):
-        tasks = [asyncio.create_task(broker.publish(Queue(f"q{turn % 7}", int), n)) for n in range(4)]
-        for _ in range(turn % 9):
-            await asyncio.sleep(0)
-        tasks[turn % 4].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(task.result(), Receipt) for task in tasks if not task.cancelled())
-    assert (await broker.publish(numbers, 1)).queues == ("numbers",)

@@ -311,7 +311,9 @@ async def test_a_pull_that_holds_one_still_gets_the_next(broker: Broker, clock: 
         assert [one.value for one in held] == ["a", "b"]
 
 
-async def test_dead_letters_and_temporary_queues_know_no_doubt(broker: Broker, clock: VirtualClock, doubt: Doubt) -> None:
+async def test_dead_letters_and_temporary_queues_know_no_doubt(
+    broker: Broker, clock: VirtualClock, doubt: Doubt
+) -> None:
     await broker.declare(jobs)
     graves = Queue("jobs.dlq", str, declare=False)
     await broker.publish("jobs.dlq", "x")

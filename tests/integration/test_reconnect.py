@@ -11,8 +11,6 @@ from support.faulty import (
     Faults,
     WrongPassword,
     dropped_answer,
-    failed,
-    first_failed,
     lost,
     lost_answer,
     plugin_for,
@@ -23,7 +21,6 @@ from support.faulty import (
 from mqcore import Broker, BrokerError, ConnectionLost, Queue, QueueNotFound, RetryPolicy, Router, Settings, fixed
 from mqcore.capabilities import Capability
 from mqcore.plugins import Plugins
-from mqcore.spi import ErrorKind
 from mqcore.testing import VirtualClock
 
 jobs = Queue("jobs", str)
@@ -45,7 +42,7 @@ def log() -> Log:
 
 @pytest.mark.parametrize("keeps_claims", [True, False])
 async def test_consuming_and_publishing_resume_within_two_seconds(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, keeps_claims: bool
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, *, keeps_claims: bool
 ) -> None:
     faults.keeps_claims = keeps_claims
     async with serve(jobs, log, on=faulty):
@@ -102,9 +99,7 @@ async def test_what_was_deleted_on_purpose_stays_away(
         await broker.counts(jobs)
 
 
-async def test_a_loss_while_coming_back_is_a_loss(
-    faulty: Broker, faults: Faults, clock: VirtualClock
-) -> None:
+async def test_a_loss_while_coming_back_is_a_loss(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
     """The driver tells of it while core declares the topology, and the declaring itself does not fail."""
     await faulty.declare(jobs)
 
@@ -124,7 +119,7 @@ async def test_a_loss_while_coming_back_is_a_loss(
 @pytest.mark.parametrize("point", ["open", "declare", "subscribe", "receive", "sweep", "settle", "renew", "publish"])
 @pytest.mark.parametrize("keeps_claims", [True, False])
 async def test_a_loss_at_any_point_is_mended(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, point: str, keeps_claims: bool
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, point: str, *, keeps_claims: bool
 ) -> None:
     faults.keeps_claims = keeps_claims
     async with serve(jobs, log, on=faulty, lease=6):
@@ -154,9 +149,7 @@ async def test_an_error_without_a_loss_is_mended_too(
         assert faulty.health().ok
 
 
-async def test_a_worker_never_needs_a_restart(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
-) -> None:
+async def test_a_worker_never_needs_a_restart(faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any) -> None:
     """Losses at random for a long while: nothing is lost, little is done twice."""
     seen: Counter[str] = Counter()
 
@@ -171,7 +164,9 @@ async def test_a_worker_never_needs_a_restart(
             if random.random() < 0.3:
                 faults.lose()
             if random.random() < 0.3:
-                faults.next(random.choice(["settle", "publish"]), random.choice([lost(), lost_answer(), dropped_answer()]))
+                faults.next(
+                    random.choice(["settle", "publish"]), random.choice([lost(), lost_answer(), dropped_answer()])
+                )
             await clock.advance(0.5)
         await clock.advance(200)
         stored = {f"{n}" for n, task in enumerate(sent) if task.exception() is None}
@@ -218,67 +213,8 @@ async def test_without_leases_what_was_only_buffered_is_not_started_here(
             assert (await faulty.counts(jobs))[0].leased == 0
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [failed(), failed(ErrorKind.PERMANENT), raised(Broken("busy")), dropped_answer(), lost_answer()],
-    ids=["failed", "refused", "raised", "dropped", "lost"],
-)
-async def test_a_settlement_without_a_good_answer_is_repeated(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, fault: Any
-) -> None:
-    faults.keeps_claims = True
-    await faulty.publish(jobs, "a")
-    async with serve(jobs, log, on=faulty):
-        faults.next("settle", fault, fault)
-        await clock.advance(20)
-        assert (await faulty.counts(jobs))[0].leased == 0
-    assert log.seen == ["a"]
-
-
-async def test_a_move_that_fails_leaves_its_source_and_is_tried_again(
-    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock, serve: Any
-) -> None:
-    async def fail(_: str) -> None:
-        raise ValueError
-
-    await faulty.publish(jobs, "a")
-    await broker.delete("jobs.dlq")
-    faults.next("declare", *[raised(Broken("not now"))] * 3)
-    async with serve(jobs, fail, on=faulty, retry=ONCE):
-        await clock.settle()
-        assert (await broker.counts(jobs))[0].leased == 1
-        await clock.advance(60)
-        assert (await broker.counts(jobs))[0].leased == 0
-    assert [letter.body for letter in await faulty.dead_letters(jobs).list()] == [b"a"]
-
-
-async def test_a_batch_of_settlements_is_answered_one_by_one(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
-) -> None:
-    await faulty.publish_many(jobs, ["a", "b", "c"])
-    async with serve(jobs, log, on=faulty):
-        faults.next("settle", first_failed(ErrorKind.TRANSIENT))
-        await clock.advance(0)
-        assert (await faulty.counts(jobs))[0].leased == 1
-        await clock.advance(1)
-        assert (await faulty.counts(jobs))[0].leased == 0
-    assert sorted(log.seen) == ["a", "b", "c"]
-
-
-async def test_a_settlement_that_cannot_be_sent_slows_consuming_down(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
-) -> None:
-    await faulty.publish_many(jobs, [f"{n}" for n in range(20)])
-    async with serve(jobs, log, on=faulty, concurrency=1, prefetch=3):
-        faults.next("settle", *[failed()] * 200)
-        await clock.advance(5)
-        assert len(log.seen) == 3, "what is not settled counts against prefetch"
-
-
 @pytest.mark.parametrize("error", [WrongPassword("no"), Broken("down"), ValueError("a bug")])
-async def test_the_first_connect_tells_at_once(
-    faults: Faults, clock: VirtualClock, url: str, error: Exception
-) -> None:
+async def test_the_first_connect_tells_at_once(faults: Faults, clock: VirtualClock, url: str, error: Exception) -> None:
     plugins = Plugins()
     plugins.register(plugin_for(faults))
     faults.next("open", raised(error))
@@ -292,9 +228,7 @@ async def test_the_first_connect_tells_at_once(
     assert faults.calls["close"] >= 1
 
 
-async def test_a_password_that_changed_is_not_tried_often(
-    faulty: Broker, faults: Faults, clock: VirtualClock
-) -> None:
+async def test_a_password_that_changed_is_not_tried_often(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
     faults.next("open", *[raised(WrongPassword("no"))] * 1000)
     faults.lose()
     await clock.advance(600)
@@ -379,9 +313,7 @@ async def test_a_thousand_cancelled_calls_while_it_comes_and_goes(
     assert faulty.health().connected
 
 
-async def test_replies_survive_a_reconnect(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
-) -> None:
+async def test_replies_survive_a_reconnect(faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any) -> None:
     async def double(word: str) -> str:
         return word * 2
 

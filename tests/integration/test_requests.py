@@ -1,13 +1,14 @@
 """Request and reply: one answer at the final outcome, typed, and in time."""
 
 import asyncio
-from dataclasses import replace
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
 from support.faulty import Broken, Faults, raised
+from support.waiting import eventually
 
 from mqcore import (
     Broker,
@@ -180,8 +181,7 @@ async def test_a_missing_reply_queue_is_counted_and_holds_up_nothing(
 ) -> None:
     async with serve(numbers, add):
         go = asyncio.create_task(other.request(numbers, [1]))
-        while (await broker.counts())[0].ready == 0 and not go.done():
-            await asyncio.sleep(0)
+        await eventually(lambda: other.events.counts["message.published"])
         await other._connection.backend.close()
         go.cancel()
         await clock.advance(20)

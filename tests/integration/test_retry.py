@@ -163,9 +163,7 @@ async def test_reject_goes_straight_to_the_dead_letters(
     assert (letter.reason, letter.attempts, letter.death.error) == ("rejected", 1, "bad customer")
 
 
-async def test_only_what_is_in_retry_on_is_retried(
-    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
-) -> None:
+async def test_only_what_is_in_retry_on_is_retried(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
     handler = Failing(clock, ConnectionResetError(), KeyError("k"))
     await broker.publish(jobs, "x")
     async with serve(jobs, handler, retry=RetryPolicy(5, fixed(1), retry_on=(OSError,))):

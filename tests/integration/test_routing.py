@@ -66,7 +66,7 @@ async def test_direct(broker: Broker) -> None:
         ("*.*", ".", True),
     ],
 )
-async def test_topic(broker: Broker, pattern: str, key: str, takes: bool) -> None:
+async def test_topic(broker: Broker, pattern: str, key: str, *, takes: bool) -> None:
     router = Router("r", str).bind(one, pattern)
     publishing = broker.publish(router, "x", key=key)
     if takes:
@@ -95,7 +95,10 @@ async def test_headers(broker: Broker) -> None:
         .bind(one, headers={"tier": "gold", "eu": "1"})
         .bind(two, headers={"tier": "gold", "eu": "1"}, match="any")
     )
-    assert (await broker.publish(router, "x", headers={"tier": "gold", "eu": "1", "more": "z"})).queues == ("one", "two")
+    assert (await broker.publish(router, "x", headers={"tier": "gold", "eu": "1", "more": "z"})).queues == (
+        "one",
+        "two",
+    )
     assert (await broker.publish(router, "x", headers={"tier": "gold"})).queues == ("two",)
     with pytest.raises(Unroutable):
         await broker.publish(router, "x", headers={"tier": "Gold"})
@@ -209,6 +212,16 @@ async def test_routed_messages_keep_id_priority_and_headers(broker: Broker) -> N
     for queue in (one, two):
         (entry,) = await broker.peek(queue)
         assert (entry.message.id, entry.message.priority, dict(entry.message.headers)) == ("me", 7, {"k": "v"})
+
+
+async def test_a_worker_declares_its_apps_routers(broker: Broker) -> None:
+    app = App("test", routers=[Router("r", str, kind="fanout").bind(one)])
+
+    @app.consumer(two)
+    async def handler(word: str) -> None: ...
+
+    async with Worker(app, broker):
+        assert {binding.queue for binding in await broker.bindings("r")} == {"one"}
 
 
 async def test_each_copy_is_handled_and_fails_for_itself(broker: Broker, clock: VirtualClock) -> None:

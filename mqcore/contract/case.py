@@ -1,0 +1,92 @@
+"""A case of the contract: one thing that a backend must do, and what a run found of it.
+
+    @case("G9", "G2", ids="C60")
+    async def messages_of_one_batch_keep_their_order(kit: Kit) -> None:
+        '''First deliveries come in publish order, inside a batch and from batch to batch.'''
+
+The module's name is the profile, the docstring's first line is what the report says, `needs` are capabilities without which the
+case means nothing (that they are refused then is another case), `hooks` what the harness must be able to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from mqcore.contract import cases as package
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from mqcore.capabilities import Capability
+    from mqcore.contract.kit import Kit
+
+__all__ = ["Case", "all_cases", "case"]
+
+_found: list[Case] = []
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case. `name` is `profile.function`, with `[variant]` where one function makes several cases."""
+
+    name: str
+    profile: str
+    guarantees: tuple[str, ...]
+    ids: tuple[str, ...]
+    text: str
+    run: Callable[[Kit], Awaitable[None]]
+    needs: tuple[Capability, ...] = ()
+    protocols: tuple[type, ...] = ()
+    hooks: tuple[str, ...] = ()
+
+
+def case(
+    *guarantees: str,
+    ids: str = "",
+    needs: Sequence[Capability] = (),
+    protocols: Sequence[type] = (),
+    hooks: Sequence[str] = (),
+    each: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
+    """Register a function as a case.
+
+    `guarantees` are numbers of `docs/semantics.md`; `ids` are those of the checklist, separated by spaces. `protocols` are
+    `Supports…` protocols that the backend must have. With `each`, the function is called with a second argument, and makes a
+    case of each of its values.
+    """
+
+    def register(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        profile = function.__module__.rpartition(".")[2].replace("_", "-")
+        plain = Case(
+            name=f"{profile}.{function.__name__}",
+            profile=profile,
+            guarantees=guarantees,
+            ids=tuple(ids.split()),
+            text=(function.__doc__ or "").strip().splitlines()[0],
+            run=function,
+            needs=tuple(needs),
+            protocols=tuple(protocols),
+            hooks=tuple(hooks),
+        )
+        if each is None:
+            _found.append(plain)
+        for variant, value in (each or {}).items():
+            _found.append(replace(plain, name=f"{plain.name}[{variant}]", run=partial(_with, function, value)))
+        return function
+
+    return register
+
+
+async def _with(function: Callable[..., Awaitable[None]], value: object, kit: Kit) -> None:
+    await function(kit, value)
+
+
+def all_cases() -> list[Case]:
+    """Import every module of cases and return them in the order of the files."""
+    for module in sorted(found.name for found in iter_modules(package.__path__)):
+        import_module(f"{package.__name__}.{module}")
+    return list(_found)

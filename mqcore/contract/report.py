@@ -1,0 +1,136 @@
+"""What a run found, for machines (JSON), for readers (Markdown) and for a README (a badge).
+
+Only a *whole* run is a proof: where cases were left out by hand the report says *partial* and bears no badge. The documentation's
+capability table is made of these reports and never typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from mqcore.capabilities import Capabilities, Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mqcore.contract.run import Result, Waiver
+
+__all__ = ["Report"]
+
+_STATUSES = ("passed", "failed", "waived", "not applicable", "not shown")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of one run. `whole` is False when cases were deselected; `server` is what the harness says of the server."""
+
+    results: Sequence[Result]
+    capabilities: Capabilities
+    server: str
+    whole: bool
+    waivers: Sequence[Waiver] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; a partial run can be ok, and is still no proof."""
+        return not any(result.status == "failed" for result in self.results)
+
+    @property
+    def verdict(self) -> str:
+        """One word: `passed`, `failed` or `partial`."""
+        if not self.ok:
+            return "failed"
+        return "passed" if self.whole else "partial"
+
+    def counts(self, profile: str | None = None) -> Counter[str]:
+        """How many cases ended how, of one profile or of all."""
+        return Counter(result.status for result in self.results if profile in (None, result.case.profile))
+
+    def data(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON."""
+        return {
+            "format": 1,
+            "mqcore": version("mqcore"),
+            "verdict": self.verdict,
+            "backend": self.capabilities.backend,
+            "server": self.server,
+            "durability": self.capabilities.durability.word,
+            "capabilities": {
+                one.name: {"level": self.capabilities[one].level.value, "limits": dict(self.capabilities[one].limits)}
+                for one in Capability
+            },
+            "counts": dict(self.counts()),
+            "measured": {name: value for result in self.results for name, value in result.measured.items()},
+            "waivers": [{"case": waiver.case, "reason": waiver.reason} for waiver in self.waivers],
+            "cases": [
+                {
+                    "name": result.case.name,
+                    "guarantees": list(result.case.guarantees),
+                    "ids": list(result.case.ids),
+                    "status": result.status,
+                    "text": result.text,
+                    "seconds": round(result.seconds, 4),
+                }
+                for result in self.results
+            ],
+        }
+
+    def json(self) -> str:
+        """The data as a text."""
+        return json.dumps(self.data(), indent=1, ensure_ascii=False)
+
+    def markdown(self) -> str:
+        """A page for readers: the verdict, the capabilities with their limits, the cases by profile, and what did not pass."""
+        counts = self.counts()
+        lines = [
+            f"# Contract report: {self.capabilities.backend}",
+            "",
+            f"**{self.verdict}** · {self.server} · durability *{self.capabilities.durability.word}* · "
+            + ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status]),
+            "",
+            "| capability | level | limits |",
+            "|---|---|---|",
+        ]
+        for one in Capability:
+            support = self.capabilities[one]
+            limits = ", ".join(f"{name} {value}" for name, value in support.limits.items())
+            lines.append(f"| {one.name} | {support.level.value} | {limits} |")
+        lines += ["", "| profile | " + " | ".join(_STATUSES) + " |", "|---" * (len(_STATUSES) + 1) + "|"]
+        for profile in dict.fromkeys(result.case.profile for result in self.results):
+            found = self.counts(profile)
+            lines.append(f"| {profile} | " + " | ".join(str(found[status]) for status in _STATUSES) + " |")
+        measured = self.data()["measured"]
+        if measured:
+            lines += ["", "| measured | |", "|---|---|"]
+            lines += [f"| {name} | {value:.4g} |" for name, value in measured.items()]
+        for status, title in (("failed", "Failed"), ("waived", "Waived"), ("not shown", "Not shown")):
+            some = [result for result in self.results if result.status == status]
+            if some:
+                lines += ["", f"## {title}", ""]
+                lines += [_told(result) for result in some]
+        return "\n".join(lines) + "\n"
+
+    def badge(self) -> str | None:
+        """An SVG for a README; None unless the run was whole."""
+        if not self.whole:
+            return None
+        text = f"{self.counts()['passed']} passed" if self.ok else f"{self.counts()['failed']} failed"
+        return _BADGE.format(text=text, color="#2a7f4f" if self.ok else "#b03030", backend=self.capabilities.backend)
+
+
+def _told(result: Result) -> str:
+    guarantees = " ".join(result.case.guarantees)
+    text = "\n".join(f"    {line}" for line in result.text.splitlines())
+    return f"**{result.case.name}** ({guarantees}): {result.case.text}\n\n{text}\n"
+
+
+_BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="210" height="20" role="img" aria-label="mqcore contract: {text}">
+<rect width="120" height="20" fill="#444"/><rect x="120" width="90" height="20" fill="{color}"/>
+<g fill="#fff" font-family="Verdana,sans-serif" font-size="11" text-anchor="middle">
+<text x="60" y="14">mqcore contract</text><text x="165" y="14">{text}</text></g>
+<title>{backend}: {text}</title></svg>
+"""

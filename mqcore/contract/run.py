@@ -1,0 +1,120 @@
+"""Running cases without pytest: what `mqcore contract run` and the pytest plugin both stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from mqcore.contract.case import Case, all_cases
+from mqcore.contract.kit import ContractError, Kit, NotShown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from mqcore.capabilities import Capabilities
+    from mqcore.contract.harness import Harness
+
+__all__ = ["Result", "Status", "Waiver", "run_case", "run_contract"]
+
+Status = Literal["passed", "failed", "waived", "not applicable", "not shown"]
+_CASE_LIMIT = 120.0
+"""Seconds of real time after which a case is hanging, whatever its own deadlines say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """A case that is known to fail, and why that is accepted. It is printed with every report, and fails when the case passes."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case found: its status, why, how long it took (seconds of real time), and what it measured."""
+
+    case: Case
+    status: Status
+    text: str = ""
+    seconds: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict)
+    capabilities: Capabilities | None = None
+
+
+def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Result:
+    """Run one case in an event loop of its own, and say what it found; never raises for the backend's sake.
+
+    A case whose capabilities the backend does not declare is *not applicable*: another case sees to it that they are refused.
+    One whose hooks the harness lacks is *not shown*.
+    """
+    missing = [hook for hook in case.hooks if not harness.has(hook)]
+    if missing:
+        return Result(case, "not shown", f"the harness has no {', '.join(missing)}")
+    kit = Kit(harness)
+    began = time.perf_counter()
+    status, text = asyncio.run(_run(case, kit))
+    if waiver is not None:
+        if status == "passed":
+            status, text = "failed", f"it passes, so its waiver must go ({waiver.reason})"
+        elif status == "failed":
+            status, text = "waived", f"{waiver.reason}\n{text}"
+    seconds, capabilities = time.perf_counter() - began, getattr(kit, "capabilities", None)
+    return Result(case, status, text, seconds, dict(kit.measured), capabilities)
+
+
+async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
+    try:
+        async with asyncio.timeout(_CASE_LIMIT):
+            return await _steps(case, kit)
+    except NotShown as reason:
+        return "not shown", str(reason)
+    except ContractError as error:
+        return "failed", str(error)
+    except TimeoutError:
+        return "failed", f"expected: an end\n     came: it hangs for {_CASE_LIMIT:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return (
+            "failed",
+            f"expected: no exception\n     came: {type(error).__name__}: {error}\n  look at: {where.name} ({where.filename}:{where.lineno})",
+        )
+    finally:
+        await kit.close()
+
+
+async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:
+    await kit.open(kit.backend)
+    if reason := _not_applicable(case, kit):
+        return "not applicable", reason
+    await case.run(kit)
+    if kit.lost:
+        raise ContractError("an unbroken connection", repr(kit.lost[0]), "Backend.open: when `lost` is called")
+    return "passed", ""
+
+
+def _not_applicable(case: Case, kit: Kit) -> str:
+    absent = [capability.name for capability in case.needs if not kit.capabilities.has(capability)]
+    if absent:
+        return f"declares no {', '.join(absent)}"
+    without = [protocol.__name__ for protocol in case.protocols if not isinstance(kit.backend, protocol)]
+    return f"has no {', '.join(without)}" if without else ""
+
+
+def run_contract(
+    make_harness: Callable[[], Harness],
+    *,
+    cases: Iterable[Case] | None = None,
+    waivers: Sequence[Waiver] = (),
+    told: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Run the cases (None: all) one after the other, each with a harness of its own; `told` hears of each result at once."""
+    accepted = {waiver.case: waiver for waiver in waivers}
+    results = []
+    for case in all_cases() if cases is None else cases:
+        result = run_case(case, make_harness(), accepted.get(case.name))
+        results.append(result)
+        told(result)
+    return results

@@ -1,0 +1,29 @@
+"""The one line in an author's test file: `from mqcore.contract.suite import test_contract`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mqcore.contract.run import run_case
+
+if TYPE_CHECKING:
+    from mqcore.contract.case import Case
+    from mqcore.contract.harness import Harness
+    from mqcore.contract.pytest_plugin import Contract
+
+__all__ = ["test_contract"]
+
+
+def test_contract(contract_case: Case, harness: Harness, contract: Contract) -> None:
+    """Run one case of the contract; the plugin makes a test of each."""
+    result = run_case(contract_case, harness, contract.waiver(contract_case))
+    contract.add(result, harness)
+    if result.status == "failed":
+        guarantees = " ".join(contract_case.guarantees)
+        pytest.fail(f"{guarantees}: {contract_case.text}\n{result.text}", pytrace=False)
+    if result.status == "waived":
+        pytest.xfail(result.text)
+    if result.status != "passed":
+        pytest.skip(f"{result.status}: {result.text}")

@@ -1,0 +1,83 @@
+"""G3: a settlement that fails leaves its message ours, and is tried again."""
+
+from typing import Any
+
+import pytest
+from support.faulty import Broken, Faults, dropped_answer, failed, first_failed, lost_answer, raised
+
+from mqcore import Broker, Queue, RetryPolicy
+from mqcore.spi import ErrorKind
+from mqcore.testing import VirtualClock
+
+jobs = Queue("jobs", str)
+ONCE = RetryPolicy(1)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def __call__(self, job: str) -> None:
+        self.seen.append(job)
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [failed(), failed(ErrorKind.PERMANENT), raised(Broken("busy")), dropped_answer(), lost_answer()],
+    ids=["failed", "refused", "raised", "dropped", "lost"],
+)
+async def test_a_settlement_without_a_good_answer_is_repeated(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, fault: Any
+) -> None:
+    faults.keeps_claims = True
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, log, on=faulty):
+        faults.next("settle", fault, fault)
+        await clock.advance(20)
+        assert (await faulty.counts(jobs))[0].leased == 0
+    assert log.seen == ["a"]
+
+
+async def test_a_move_that_fails_leaves_its_source_and_is_tried_again(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
+    async def fail(_: str) -> None:
+        raise ValueError
+
+    await faulty.publish(jobs, "a")
+    await broker.delete("jobs.dlq")
+    faults.next("declare", *[raised(Broken("not now"))] * 3)
+    async with serve(jobs, fail, on=faulty, retry=ONCE):
+        await clock.settle()
+        assert (await broker.counts(jobs))[0].leased == 1
+        await clock.advance(60)
+        assert (await broker.counts(jobs))[0].leased == 0
+    assert [letter.body for letter in await faulty.dead_letters(jobs).list()] == [b"a"]
+
+
+async def test_a_batch_of_settlements_is_answered_one_by_one(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    await faulty.publish_many(jobs, ["a", "b", "c"])
+    async with serve(jobs, log, on=faulty):
+        faults.next("settle", first_failed(ErrorKind.TRANSIENT))
+        await clock.advance(0)
+        assert (await faulty.counts(jobs))[0].leased == 1
+        await clock.advance(1)
+        assert (await faulty.counts(jobs))[0].leased == 0
+    assert sorted(log.seen) == ["a", "b", "c"]
+
+
+async def test_a_settlement_that_cannot_be_sent_slows_consuming_down(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    await faulty.publish_many(jobs, [f"{n}" for n in range(20)])
+    async with serve(jobs, log, on=faulty, concurrency=1, prefetch=3):
+        faults.next("settle", *[failed()] * 200)
+        await clock.advance(5)
+        assert len(log.seen) == 3, "what is not settled counts against prefetch"
