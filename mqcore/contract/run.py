@@ -77,10 +77,8 @@ async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
         return "failed", f"expected: an end\n     came: it hangs for {_CASE_LIMIT:g} s"
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return (
-            "failed",
-            f"expected: no exception\n     came: {type(error).__name__}: {error}\n  look at: {where.name} ({where.filename}:{where.lineno})",
-        )
+        look = f"{where.name} ({where.filename}:{where.lineno})"
+        return "failed", str(ContractError("no exception", f"{type(error).__name__}: {error}", look))
     finally:
         await kit.close()
 

@@ -27,8 +27,8 @@ from mqcore import (
     Worker,
     fixed,
 )
-from mqcore.events import EVENTS, Event
-from mqcore.middleware import Logging, Metrics, Middleware, Span, Timeout, Tracing
+from mqcore.events import EVENTS
+from mqcore.middleware import Metrics, Middleware, Span, Timeout, Tracing
 from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock
 
@@ -50,40 +50,6 @@ async def run(app: App, clock: VirtualClock, url: str, *messages: str, wait: flo
 async def dead(clock: VirtualClock, url: str) -> list[DeadLetter]:
     async with Broker.connect(url, clock=clock, settings=Settings()) as broker:
         return await broker.dead_letters(jobs).list()
-
-
-class Noting(Middleware):
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    async def handle(self, ctx: Context, call_next: Next) -> object:
-        self.notes.append(f"{self.name} in {ctx.payload} {ctx.attempt}")
-        try:
-            result = await call_next(ctx)
-        except Exception as error:
-            self.notes.append(f"{self.name} out {type(error).__name__}")
-            raise
-        self.notes.append(f"{self.name} out {result}")
-        return result
-
-    def outgoing(self, message: Message) -> Message:
-        self.notes.append(f"{self.name} sends")
-        return message
-
-
-async def test_the_first_is_the_outermost(clock: VirtualClock, url: str) -> None:
-    notes: list[str] = []
-    app = App("test", middleware=[Noting("a", notes), Noting("b", notes)])
-
-    @app.consumer(jobs, retry=TWICE)
-    async def handler(_: str, ctx: Context) -> str:
-        if ctx.attempt == 1:
-            raise KeyError
-        return "done"
-
-    await run(app, clock, url, "x")
-    first = ["a in x 1", "b in x 1", "b out KeyError", "a out KeyError"]
-    assert notes == ["a sends", "b sends", *first, "a in x 2", "b in x 2", "b out done", "a out done"]
 
 
 @pytest.mark.parametrize(
@@ -292,35 +258,6 @@ async def test_outside_of_handlers_each_publish_begins_a_trace(clock: VirtualClo
     assert len({span.trace_id for span in spans.spans}) == 2
 
 
-async def test_the_log_has_lines_without_bodies(
-    clock: VirtualClock, url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG, "mqcore")
-    app = App("test")
-
-    @app.consumer(Queue("jobs", str, retry=TWICE))
-    async def handler(_: str) -> None:
-        raise ValueError("two\nlines " + "long " * 100)
-
-    async with app.connect(url, clock=clock, settings=Settings()) as broker, Worker(app, broker):
-        await broker.publish("jobs", "s3cret body", id="me", headers={"token": "s3cret header"})
-        await clock.advance(10)
-    lines = [record.getMessage() for record in caplog.records if record.name == "mqcore"]
-    assert not any("s3cret" in line or "\n" in line or len(line) > 400 for line in lines)
-    (dead_line,) = [record for record in caplog.records if record.getMessage().startswith("message.dead")]
-    assert dead_line.levelno == logging.WARNING
-    assert "queue=jobs id=me attempt=2" in dead_line.getMessage()
-    assert "reason=retries_exhausted error=ValueError: two lines" in dead_line.getMessage()
-    assert isinstance(dead_line.__dict__["mqcore"], Event)
-    assert [line.split()[0] for line in lines if "message." in line] == [
-        "message.published",
-        "message.started",
-        "message.retried",
-        "message.started",
-        "message.dead",
-    ]
-
-
 async def test_a_reconnect_is_one_line_each_for_loss_and_return(
     clock: VirtualClock, url: str, caplog: pytest.LogCaptureFixture, faults: Faults
 ) -> None:
@@ -343,36 +280,6 @@ async def test_a_reconnect_is_one_line_each_for_loss_and_return(
         "connection.retry",
         "connection.restored",
     ]
-
-
-async def test_a_logger_of_ones_own(clock: VirtualClock, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("mine")
-    caplog.set_level(logging.DEBUG, "mine")
-    app = App("test", middleware=[Logging(logger)])
-    app.consumer(jobs)(lambda _: None)
-    await run(app, clock, url, "x")
-    assert "message.done" in [record.getMessage().split()[0] for record in caplog.records if record.name == "mine"]
-
-
-async def test_a_listener_that_raises_is_told_once_and_changes_nothing(
-    clock: VirtualClock, url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    heard: list[str] = []
-
-    class Broke(Middleware):
-        def on_event(self, event: Event) -> None:
-            raise ValueError("broken listener")
-
-    class Fine(Middleware):
-        def on_event(self, event: Event) -> None:
-            heard.append(event.name)
-
-    app, handled = App("test", middleware=[Broke(), Fine()]), []
-    app.consumer(jobs)(handled.append)
-    broker = await run(app, clock, url, "x", "y")
-    assert sorted(handled) == ["x", "y"]
-    assert len([record for record in caplog.records if "listener raised" in record.getMessage()]) == 1
-    assert Counter(heard) == broker.events.counts
 
 
 def a_slow_handler(clock: VirtualClock, began: float) -> Callable[[str], Awaitable[None]]:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +24,6 @@ class Deed(BaseModel):
 
 
 deeds = Queue("deeds", Deed)
-sums = Queue("sums", list[int])
-slow = Queue("slow", str)
 plain = Queue("plain", str)
 
 app = App("processed")
@@ -72,18 +69,6 @@ def do(deed: Deed, ctx: Context) -> object:
     if deed.path:
         note(deed.path, f"{deed.what} {ctx.attempt} {os.getpid()}")
     return DEEDS.get(deed.what, lambda _: f"did {deed.what}")(ctx)
-
-
-@app.consumer(sums, process=True, concurrency=2)
-async def add(numbers: list[int]) -> int:
-    return sum(numbers)
-
-
-@app.consumer(slow, process=True, concurrency=1, timeout=0.3, retry=TWICE)
-def sleep(path: str) -> None:
-    note(path, str(os.getpid()))
-    while True:
-        time.sleep(60)
 
 
 neighbours: list[str] = []

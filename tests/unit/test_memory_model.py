@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -279,3 +280,4 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
 TestStoreAgainstModel = StoreAgainstModel.TestCase
 TestStoreAgainstModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, database=None)
+TestStoreAgainstModel.pytestmark = [pytest.mark.timeout(300)]  # finding the smallest failure takes longer than a pass

@@ -1,0 +1,86 @@
+"""A handler's process that cannot start, or not again: no attempt is spent on it, and no drain waits for it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import processed
+from support.processed import Deed, deeds, plain
+
+from mqcore import Broker, ConfigurationError, RemoteError, Settings, Worker
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - what it waits for happens in another process
+            await asyncio.sleep(0.005)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def test_a_process_that_does_not_come_up_again_costs_no_attempt_and_no_time_at_the_end(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    async with Broker.connect(url, settings=Settings()) as broker:
+        worker = Worker(processed.app, broker, queues=["deeds"])
+        await worker.start()
+        monkeypatch.setenv("MQCORE_TEST_DIE", "1")  # every process from now on dies while it imports its handlers
+        await broker.publish(deeds, Deed(what="exit", path=str(seen)))
+        await until(lambda: broker.health().counts.get("message.retried") == 1)
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        await worker.drain(0)
+        assert time.monotonic() - began < 1
+        (entry,) = await broker.peek(deeds)
+    assert len(lines(seen)) == 1
+    assert (entry.state, entry.message.attempt) == ("ready", 2)
+
+
+async def test_neighbours_go_on_beside_the_dying(url: str, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    processed.neighbours.clear()
+    async with (
+        Broker.connect(url, settings=Settings()) as broker,
+        Worker(processed.app, broker, queues=["deeds", "plain"], grace=0) as worker,
+    ):
+        await broker.publish_many(plain, ["a", "b"])
+        with pytest.raises(RemoteError) as told:
+            await broker.request(deeds, Deed(what="segfault", path=str(seen)), timeout=10)
+        assert (told.value.reason, "SIGSEGV" in told.value.text) == ("crashed", True)
+        assert await broker.request(deeds, Deed(what="more"), timeout=10) == "did more"
+        assert worker.health().ok
+        assert broker.health().counts.get("message.quarantined", 0) == 0
+    assert sorted(processed.neighbours) == ["a", "b"]
+    assert [line.split()[1] for line in lines(seen)] == ["1", "2"]
+    assert len({line.split()[2] for line in lines(seen)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "text"),
+    [
+        ("publish", "mqcore.errors.ConfigurationError", "publish from process=True handlers is not possible"),
+        ("object", "mqcore.errors.ValidationError", "no way is known to write"),
+        ("sys.exit", "SystemExit", "7"),
+    ],
+)
+async def test_what_is_refused_in_a_process_is_told(url: str, what: str, kind: str, text: str) -> None:
+    async with (
+        Broker.connect(url, settings=Settings()) as broker,
+        Worker(processed.app, broker, queues=["deeds"], grace=0),
+    ):
+        with pytest.raises(RemoteError) as told:
+            await broker.request(deeds, Deed(what=what), timeout=10)
+    assert (told.value.reason, told.value.type) == ("retries_exhausted", kind)
+    assert text in told.value.text
+
+
+async def test_a_handler_that_no_process_can_import_fails_at_the_start(url: str) -> None:
+    async with Broker.connect(url, settings=Settings()) as broker:
+        with pytest.raises(ConfigurationError, match=r"support\.no_such_module"):
+            await Worker(processed.lost, broker).start()
+        assert broker.health().consuming == {}
