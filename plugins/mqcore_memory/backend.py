@@ -76,9 +76,8 @@ class MemoryBackend(Backend):
         self._options = options
         self._clock = options.clock
         parts = urlsplit(url)
-        if "@" in parts.netloc:
-            raise ConfigurationError("memory:// has no users and no passwords; its URL is memory:// or memory://NAME")
-        self._name = f"{parts.netloc}{parts.path}".strip("/") or "default"
+        place = parts.netloc.rpartition("@")[2]  # memory knows no users, and errors tell the name
+        self._name = f"{place}{parts.path}".strip("/") or "default"
         self._capabilities = capabilities(options)
         self._subscriptions: set[MemorySubscription] = set()
         self._open: MemoryStore | None = None

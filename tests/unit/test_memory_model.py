@@ -278,6 +278,5 @@ class StoreAgainstModel(RuleBasedStateMachine):
             assert (counts.ready, counts.leased, counts.delayed) == (ready, leased, len(mine) - ready - leased)
 
 
-TestStoreAgainstModel = StoreAgainstModel.TestCase
+TestStoreAgainstModel = pytest.mark.timeout(300)(StoreAgainstModel.TestCase)  # a failure takes long to be made small
 TestStoreAgainstModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, database=None)
-TestStoreAgainstModel.pytestmark = [pytest.mark.timeout(300)]  # finding the smallest failure takes longer than a pass

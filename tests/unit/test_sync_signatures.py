@@ -17,7 +17,9 @@ CORES_OWN = {
     ("Broker", "intake"): "what workers are built on; a worker is asyncio",
     ("Received", "finish"): "how core settles a batch; it does not wait for the broker's answer",
 }
-ATTRIBUTES = {("Received", "finished"): "a plain attribute of the asyncio class; tests/integration/test_sync.py compares it"}
+ATTRIBUTES = {
+    ("Received", "finished"): "a plain attribute of the asyncio class; tests/integration/test_sync.py compares it"
+}
 WRAPPED = re.compile(r"(?:Coroutine\[Any, Any, |Awaitable\[)(.*)\]")
 
 
