@@ -146,7 +146,7 @@ class SlotContext(Facts):
 
     def request(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: as `publish`."""
-        msg = "request from process=True handlers is not possible: use a thread handler"
+        msg = "request from process=True handlers is not possible: use an async handler and a broker of its own"
         raise ConfigurationError(msg)
 
 

@@ -28,7 +28,7 @@ from mqcore.options import check_count, check_options, check_seconds
 from mqcore.plugins import Plugins, default_plugins
 from mqcore.policy import RetryPolicy, Rules
 from mqcore.producer import Producer, Publisher
-from mqcore.queue import Queue
+from mqcore.queue import OURS, Queue
 from mqcore.requests import Replies, Requests
 from mqcore.router import Router
 from mqcore.settings import Settings, open_backend
@@ -44,6 +44,7 @@ from mqcore.spi import (
     SupportsPurge,
 )
 from mqcore.topology import Topology
+from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -390,8 +391,8 @@ class Broker:
         connected = self._connection.connected
         consuming: dict[str, bool] = {}
         for intake in self._intakes:
-            if not intake.stopped:
+            if not intake.stopped and not intake.rules.queue.startswith(OURS):
                 consuming[intake.rules.queue] = intake.consuming and consuming.get(intake.rules.queue, True)
         error = self._connection.error
         server = self.capabilities.server if self._connection.generation and connected else ""
-        return Health(connected, consuming, server, f"{error}" if error else "", dict(self.events.counts))
+        return Health(connected, consuming, server, told(error) if error else "", dict(self.events.counts))

@@ -161,7 +161,7 @@ class _Processes:
             try:
                 with self._clock.busy():
                     await self._idle[-1].start()
-            except SlotDied as error:
+            except (SlotDied, OSError) as error:
                 if self._closed.is_set():
                     return  # it was killed by us
                 _log.warning("%s; trying again in %.1f s", error, wait)

@@ -97,7 +97,7 @@ class Intake:
     @property
     def consuming(self) -> bool:
         """Whether every lane has a live subscription: what `connected` alone does not tell (G14)."""
-        return all(lane.subscribed for lane in self._lanes)
+        return not self._stopped and all(lane.subscribed for lane in self._lanes)
 
     @property
     def stopped(self) -> bool:

@@ -62,8 +62,6 @@ class Requests:
         """Publish and wait for the handler's return value; see `Broker.request`."""
         name = to if isinstance(to, str) else to.name
         limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
-        ttl = options.get("ttl")
-        lives = limit if ttl is None else min(limit, duration("ttl", ttl, name))
         if "ttl" in options:
             raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
         expected: Payload[Any] = Payload(Any if result is None else result)
@@ -77,7 +75,7 @@ class Requests:
                     to,
                     payload,
                     lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
-                    {**options, "ttl": lives, "timeout": limit},
+                    {**options, "ttl": limit, "timeout": limit},
                 )
                 if (message := await reply) is None:
                     msg = f"this broker was closed before {name!r} replied; its handler may or may not have run"

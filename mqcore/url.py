@@ -20,7 +20,7 @@ _LONGEST = 4096
 _SHOWN = 300
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
-_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://\S+")  # bounded, or a long word without a URL takes a square of its length
+_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://\S+")  # bounded: a long word takes no square of its length
 _PAIR = re.compile(r"([?&])([^=&]*)(=?)([^&]*)")
 _NO_PORT = re.compile(r"^([^:\[]*):(?!\d{1,5}$).+$")
 _AFTER_HASH = re.compile(r"#.*", re.DOTALL)
@@ -122,7 +122,7 @@ def mask_url(url: str) -> str:
     """Return any text that was meant as a URL without what may be secret in it, on one line, at most 300 characters.
 
     Masks the password, and the values of options that sound secret. Where an `@` is in an unusual place nobody knows
-    where a password ends, so all but the scheme goes; what stands in place of a port and is no number may be one, too.
+    where a password ends, so all but the scheme goes; what stands in place of a port and is no number may be one, too, and what follows a `#`.
     """
     scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -213,8 +213,9 @@ class Worker:
             raise self._failure
 
     def health(self) -> Health:
-        """Return the broker's health: connected and consuming are two things (G14)."""
-        return self.broker.health()
+        """Return the broker's health, and of each queue of this worker whether it is consumed: two things (G14)."""
+        consuming = {runner.spec.queue.name: runner.intake.consuming for runner in self._runners}
+        return replace(self.broker.health(), consuming={spec.queue.name: False for spec in self._specs} | consuming)
 
     async def _look_after(self) -> None:
         """Write the health file and look at the memory, every 2 s of real time; nothing is done when neither is asked for."""

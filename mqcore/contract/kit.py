@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mqcore.app import App
 from mqcore.broker import Broker
 from mqcore.message import Message, new_id
+from mqcore.settings import Settings
 from mqcore.spi import (
     STORED,
     Ack,
@@ -32,15 +33,21 @@ from mqcore.spi import (
     SupportsDelete,
 )
 from mqcore.testing import VirtualClock
+from mqcore.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from mqcore.contract.harness import Harness
+    from mqcore.queue import Queue
 
 __all__ = ["ContractError", "Kit", "NotShown"]
 
 T = TypeVar("T")
+_REAL = 1.0
+"""Seconds of real time that a thread or a bounded close may take although the clock is virtual."""
+_UNDER_WAY = 0.05
+"""Seconds after which a call that was begun has reached the broker."""
 
 
 class ContractError(AssertionError):
@@ -69,7 +76,10 @@ class Kit:
         self.lost: list[Exception] = []
         self._backend: Backend | None = None
         self._opened: list[Backend] = []
+        self._killed: list[Backend] = []
         self._brokers: list[Broker] = []
+        self._workers: list[Worker] = []
+        self._tasks: list[asyncio.Task[Any]] = []
         self._declared: list[str] = []
 
     # Checks
@@ -85,16 +95,18 @@ class Kit:
             raise ContractError(expected, came, look)
 
     async def raises(
-        self, errors: type[BaseException] | tuple[type[BaseException], ...], work: Awaitable[object], what: str
-    ) -> BaseException:
+        self, errors: type[Exception] | tuple[type[Exception], ...], work: Awaitable[object], what: str, look: str = ""
+    ) -> Exception:
         """Fail unless the work raises one of these within the patience; return what it raised."""
         try:
             came = await self.within(work)
+        except ContractError:
+            raise  # it did not end, which is not what was asked for
         except errors as error:
             return error
         except Exception as error:
-            raise ContractError(what, f"{type(error).__name__}: {error}") from error
-        raise ContractError(what, f"nothing was raised, it returned {came!r}")
+            raise ContractError(what, f"{type(error).__name__}: {error}", look) from error
+        raise ContractError(what, f"nothing was raised, it returned {came!r}", look)
 
     # Time
 
@@ -114,7 +126,9 @@ class Kit:
         if isinstance(self.clock, VirtualClock):
             await self.clock.settle()
             if not task.done():
-                await self.clock.advance(limit)
+                await self._pass_time(self.clock, task, limit)
+            if not task.done():
+                await asyncio.wait([task], timeout=_REAL)
         else:
             await asyncio.wait([task], timeout=limit)
         if not task.done():
@@ -122,6 +136,25 @@ class Kit:
             await asyncio.gather(task, return_exceptions=True)
             raise ContractError(f"an end within {limit:g} s", "it still goes on")
         return await task
+
+    async def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin what will wait, and let it come to where it waits; it is cancelled at the case's end."""
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        await self.advance(_UNDER_WAY)
+        return task
+
+    @staticmethod
+    async def _pass_time(clock: VirtualClock, task: asyncio.Future[T], limit: float) -> None:
+        """Move the clock until the task has ended, and no further: what a case measures next must not be minutes late."""
+        passing = asyncio.ensure_future(clock.advance(limit))
+        task.add_done_callback(lambda _: passing.cancel())
+        try:
+            await asyncio.wait([passing])
+        finally:
+            passing.cancel()
+        if not passing.cancelled():
+            passing.result()
 
     # Opening and closing
 
@@ -136,18 +169,46 @@ class Kit:
         """Open an instance, by default another one for the same broker; it is closed at the end."""
         backend = backend or self.harness.make_backend()
         self._opened.append(backend)
-        self.capabilities = await self.within(backend.open(self.lost.append))
+
+        def lost(error: Exception) -> None:
+            if backend not in self._killed:
+                self.lost.append(error)
+
+        self.capabilities = await self.within(backend.open(lost))
         return backend
 
+    async def kill(self, backend: Backend) -> None:
+        """End an instance as if its process had died; that it calls `lost` then is no fault."""
+        self._killed.append(backend)
+        await self.harness.kill(backend)
+
     async def broker(self, **options: Any) -> Broker:
-        """Open a Broker on the same server; it is closed at the end."""
-        broker = Broker(make_backend=self.harness.make_backend, clock=self.clock, **options)
+        """Open a Broker on the same server, with no settings but these options; it is closed at the end."""
+        given = {"make_backend": self.harness.make_backend, "clock": self.clock, "settings": Settings(), **options}
+        broker = Broker(**given)
         self._brokers.append(broker)
         await self.within(broker.open())
         return broker
 
+    async def worker(
+        self, broker: Broker, queue: Queue[Any] | str, handler: Callable[..., Any], **options: Any
+    ) -> Worker:
+        """Start a Worker with this one handler (`options` are those of `App.consumer`); it is drained at the end."""
+        app = App("contract")
+        app.consumer(queue, **options)(handler)
+        worker = Worker(app, broker)
+        self._workers.append(worker)
+        await self.within(worker.start())
+        return worker
+
     async def close(self) -> None:
         """Delete what the case has declared, and close whatever it opened."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            with suppress(Exception):
+                await self.within(worker.drain(0))
         for broker in self._brokers:
             with suppress(Exception):
                 await self.within(broker.close())
@@ -256,6 +317,5 @@ class Kit:
         return [delivery.message.id for delivery in deliveries]
 
     def successor(self, delivery: Delivery, to: str, delay: float = 0.0, **changes: Any) -> Move:
-        """Make the Move that core makes: one hop more, and what else is changed."""
-        message = replace(delivery.message, hop=delivery.message.hop + 1, **changes)
-        return Move(delivery.receipt, Outgoing(to, message, delay))
+        """Make the Move that core makes: one hop more, its lineage, and what else is changed."""
+        return Move(delivery.receipt, Outgoing(to, delivery.message.moved("its queue", **changes), delay))

@@ -205,9 +205,11 @@ async def test_a_lost_lease_is_told_to_a_thread(broker: Broker, clock: VirtualCl
 async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) -> None:
     """In real time: renewal has a thread of its own."""
     starts: list[str] = []
+    blocked = threading.Event()
 
     async def handler(job: str) -> None:
         starts.append(job)
+        blocked.set()
         time.sleep(0.45)  # noqa: ASYNC251 - blocking the loop is what is tested
 
     url = memory_url()
@@ -217,6 +219,8 @@ async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) ->
         over = threading.Event()
 
         def rival() -> None:
+            blocked.wait(5)
+
             async def consume() -> None:
                 async with Broker.connect(url, settings=Settings()) as two, two.consume(jobs) as deliveries:
                     while not over.is_set():

@@ -282,3 +282,16 @@ async def test_many_words_do_not_take_for_ever(broker: Broker) -> None:
     async with asyncio.timeout(0.5):
         with pytest.raises(Unroutable):
             await broker.publish(router, "x", key=".".join("y" * 100))
+
+
+@pytest.mark.parametrize(
+    ("kind", "binding"),
+    [
+        ("fanout", {"queue": "one", "key": "a"}),
+        ("headers", {"queue": "one", "key": "a", "headers": {"x": "y"}}),
+        ("direct", {"queue": "one", "key": "a", "headers": {"x": "y"}}),
+    ],
+)
+def test_what_a_binding_in_configuration_would_ignore_is_refused(kind: str, binding: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match="routers"):
+        Settings.load(routers={"r": {"kind": kind, "bindings": [binding]}})

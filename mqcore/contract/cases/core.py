@@ -1,15 +1,41 @@
-"""Profile *core*: opening, publishing, receiving, settling. Every backend passes all of it."""
+"""Profile *core*: opening, declaring, publishing, receiving, closing. Every backend passes all of it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from mqcore.contract.case import case
-from mqcore.spi import STORED, ErrorKind, Failed, Outgoing
+from mqcore.errors import ConnectionLost, PublishFailed, QueueNotFound
+from mqcore.queue import Queue
+from mqcore.spi import (
+    STORED,
+    Ack,
+    Done,
+    Durability,
+    ErrorKind,
+    Failed,
+    Outgoing,
+    QueueSpec,
+    Stored,
+    Unknown,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mqcore.contract.kit import Kit
+
+_CLOSE = 2.0
+"""Seconds that any close may take."""
+_WOKEN = 0.5
+"""Seconds within which a waiting receive has what was published."""
+_LONG = 600.0
+"""Seconds that a receive may wait which the case itself brings to its end."""
+
+
+# Publish
 
 
 @case("G1", "G2", ids="C20")
@@ -24,21 +50,366 @@ async def a_confirmed_message_is_there_to_be_received(kit: Kit) -> None:
 
 @case("G1", ids="C05 C30")
 async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
-    """A queue that is missing fails its own items, with NOT_FOUND, and no others."""
+    """A queue that is missing fails its own items, with NOT_FOUND and its name, and no others."""
     queue, missing = await kit.queue(), kit.name()
     batch = [Outgoing(to, kit.message(name)) for to, name in [(queue, "a"), (missing, "b"), (queue, "c")]]
     outcomes = await kit.publish(*batch)
     kit.same(
         [type(outcome) for outcome in outcomes],
-        [type(STORED), Failed, type(STORED)],
+        [Stored, Failed, Stored],
         "an outcome each, in order",
         "Backend.publish",
     )
     failed = outcomes[1]
     kit.true(
-        isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND,
-        "NOT_FOUND for the missing queue",
+        isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text,
+        f"NOT_FOUND for the missing queue, with its name {missing!r} in the text",
         failed,
         "Backend.publish",
     )
     kit.same(await kit.contents(queue), Counter("ac"), "the others stored", "Backend.publish")
+
+
+@case("G1", ids="C30")
+async def an_empty_batch_has_no_outcomes(kit: Kit) -> None:
+    """Nothing in, nothing out, and no error: of publish and of settle."""
+    consumer = await kit.subscribe(await kit.queue())
+    kit.same(await kit.publish(), [], "no outcomes", "Backend.publish")
+    kit.same(await kit.settle(consumer), [], "no outcomes", "Subscription.settle")
+
+
+@case("G1", "G2", ids="C21")
+async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
+    """Calls of `publish` may overlap: 30 at once from three instances, each message stored once."""
+    queue = await kit.queue()
+    producers = [kit.backend, await kit.open(), await kit.open()]
+    batches = [[Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(20)] for batch in range(30)]
+    calls = [
+        producers[n % len(producers)].publish(batch, timeout=kit.harness.patience) for n, batch in enumerate(batches)
+    ]
+    outcomes = await kit.within(asyncio.gather(*calls))
+    kit.same([len(call) for call in outcomes], [20] * 30, "an outcome for each item of each call", "Backend.publish")
+    kit.same({it for call in outcomes for it in call}, {STORED}, "all stored", "Backend.publish: overlapping calls")
+    sent = Counter(item.message.id for batch in batches for item in batch)
+    kit.same(
+        sent - await kit.contents(queue), Counter(), "none of the 600 confirmed messages missing", "Backend.publish"
+    )
+
+
+@case("G1", "G2", ids="C07")
+async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
+    """Cancelled at any moment it may be stored or not, at most once; the next publish works, and a consumer still gets all."""
+    queue = await kit.queue()
+    confirmed: list[str] = []
+    for turn in range(60):
+        publishing = asyncio.create_task(kit.backend.publish([Outgoing(queue, kit.message(f"c{turn}"))], timeout=5.0))
+        await _turns(turn % 6)
+        publishing.cancel()
+        (got,) = await asyncio.gather(publishing, return_exceptions=True)
+        if not isinstance(got, BaseException):
+            confirmed.append(f"c{turn}")
+        await kit.put(queue, f"{turn}")
+        confirmed.append(f"{turn}")
+    found = await kit.contents(queue)
+    kit.same(Counter(confirmed) - found, Counter(), "no confirmed message missing", "Backend.publish: cancellation")
+    kit.same(
+        [it for it, count in found.items() if count > 1], [], "nothing stored twice", "Backend.publish: cancellation"
+    )
+
+
+# Receive
+
+
+@case("G2", ids="C31")
+async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
+    """1 to `limit` messages as soon as there is one: what is there comes, and nobody waits for a full page."""
+    queue = await kit.queue()
+    await kit.put(queue, *"abcde")
+    consumer = await kit.subscribe(queue)
+    pages: list[list[str]] = []
+    began = kit.now
+    while sum(map(len, pages)) < len("abcde") and kit.now - began < kit.harness.patience:
+        pages.append(kit.ids(await kit.receive(consumer, 3, wait=kit.harness.patience)))
+    kit.same([it for page in pages for it in page], list("abcde"), "all five, in order", "Subscription.receive")
+    kit.true(max(map(len, pages)) <= 3, "pages of at most 3", pages, "Subscription.receive: limit")  # noqa: PLR2004 - as asked for above
+    kit.true(
+        kit.now - began < kit.harness.patience / 2,
+        "a page that is not full comes at once",
+        f"{kit.now - began:.3f} s",
+        "Subscription.receive: it waits until the limit is full",
+    )
+
+
+@case("G2", ids="C32", each={"at-once": 0.0, "after-a-while": 0.3})
+async def a_receive_from_an_empty_queue_ends_with_nothing(kit: Kit, timeout: float) -> None:
+    """Silence is `[]`, not an error, and comes when the time is over: no sooner, and hardly later."""
+    consumer = await kit.subscribe(await kit.queue())
+    began = kit.now
+    kit.same(await kit.receive(consumer, wait=timeout), [], "nothing", "Subscription.receive")
+    kit.true(
+        timeout - 0.005 <= kit.now - began <= timeout + 1.0,
+        f"an end after {timeout:g} s",
+        f"{kit.now - began:.3f} s",
+        "Subscription.receive: timeout",
+    )
+
+
+@case("G2", ids="C20")
+async def a_consumer_that_waits_is_woken_by_a_publish(kit: Kit) -> None:
+    """A receive that waits already gets what is published now, from another instance too, within 0.5 s."""
+    queue = await kit.queue()
+    consumer = await kit.subscribe(queue)
+    for name, producer in (("a", kit.backend), ("b", await kit.open())):
+        waiting = await kit.start(consumer.receive(10, _LONG))
+        began = kit.now
+        kit.same(await kit.publish(Outgoing(queue, kit.message(name)), backend=producer), [STORED], "stored")
+        kit.same(kit.ids(await kit.within(waiting)), [name], "the message", "Subscription.receive")
+        took = kit.now - began
+        kit.true(took < _WOKEN, f"woken within {_WOKEN} s", f"{took:.3f} s", "Subscription.receive: polling")
+
+
+@case("G2", ids="C24")
+async def queues_do_not_mix(kit: Kit) -> None:
+    """A message goes to its own queue and to no other, also from one batch and beside consumers of both."""
+    one, two = await kit.queue(), await kit.queue()
+    consumers = [await kit.subscribe(queue) for queue in (one, two)]
+    await kit.publish(*[Outgoing((one, two)[n % 2], kit.message(f"{n}")) for n in range(20)])
+    for start, consumer in enumerate(consumers):
+        wanted = [f"{n}" for n in range(start, 20, 2)]
+        kit.same(kit.ids(await kit.take(consumer, 10)), wanted, "the queue's own messages", "Backend.publish")
+        kit.same(await kit.receive(consumer), [], "nothing else", "Backend.publish")
+
+
+# What is not there
+
+
+@case("G1", ids="C06")
+async def subscribing_to_a_missing_queue_is_not_found(kit: Kit) -> None:
+    """It raises at once, names the queue, is classified NOT_FOUND, and spoils nothing."""
+    missing = kit.name()
+    subscribing = kit.backend.subscribe(missing, prefetch=1, lease=30.0)
+    error = await kit.raises(Exception, subscribing, "NOT_FOUND for a missing queue", "Backend.subscribe")
+    kit.same(kit.backend.classify(error), ErrorKind.NOT_FOUND, "its kind", "Backend.classify")
+    kit.true(missing in str(error), f"the queue's name {missing!r} in the text", error, "Backend.subscribe")
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    kit.same(await kit.contents(queue), Counter("a"), "the instance still works", "Backend.subscribe")
+
+
+@case("G1", ids="C05 C06")
+async def an_application_is_told_of_a_missing_queue(kit: Kit) -> None:
+    """Through Broker: publishing to a bare name declares nothing and is QueueNotFound; so is consuming it."""
+    broker, missing = await kit.broker(), kit.name()
+    await kit.raises(
+        QueueNotFound, broker.publish(missing, b"a"), "QueueNotFound", "Backend.publish: Failed(NOT_FOUND)"
+    )
+    deliveries = broker.consume(missing)
+    await kit.raises(QueueNotFound, deliveries.get(timeout=0), "QueueNotFound", "Backend.subscribe, Backend.classify")
+    await kit.within(broker.publish(Queue(missing), b"b"))
+    kit.same(
+        sum((await kit.contents(missing)).values()), 1, "one message in the queue, once declared", "Backend.publish"
+    )
+
+
+@case("G1")
+async def classify_takes_any_exception(kit: Kit) -> None:
+    """What a driver does not know is TRANSIENT or PERMANENT, and never an error of its own."""
+
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    errors = [ValueError("x"), OSError(111, "refused"), OSError(), TimeoutError(), RuntimeError(), KeyError("k"), Odd()]
+    for error in [*errors, ConnectionLost("closed"), QueueNotFound("gone"), ExceptionGroup("two", errors)]:
+        try:
+            kind: object = kit.backend.classify(error)
+        except Exception as raised:  # noqa: BLE001 - this is what must not happen
+            kind = f"{type(raised).__name__} raised"
+        kit.true(isinstance(kind, ErrorKind), f"an ErrorKind for {type(error).__name__}", kind, "Backend.classify")
+    kit.same(
+        kit.backend.classify(QueueNotFound("gone")),
+        ErrorKind.NOT_FOUND,
+        "core's own words understood",
+        "Backend.classify",
+    )
+
+
+# Open and close
+
+
+@case("G14", "G16", ids="C01 C02")
+async def an_open_broker_is_connected_and_says_what_it_is(kit: Kit) -> None:
+    """Opening is prompt and gives names and a durability; health tells connected and consuming apart, and sees the end."""
+    for what in ("backend", "server"):
+        kit.true(getattr(kit.capabilities, what), f"a name in Capabilities.{what}", "an empty text", "Backend.open")
+    kit.true(isinstance(kit.capabilities.durability, Durability), "a Durability", kit.capabilities, "Backend.open")
+    broker = await kit.broker()
+    health = broker.health()
+    kit.same((health.connected, dict(health.consuming)), (True, {}), "connected, nothing consumed", "Backend.open")
+    queue = kit.name()
+    async with broker.consume(Queue(queue)):
+        kit.same(dict(broker.health().consuming), {queue: True}, "consuming", "Backend.subscribe")
+    await kit.within(broker.close())
+    kit.same(
+        (broker.health().connected, broker.health().ok), (False, False), "not connected once closed", "Broker.health"
+    )
+
+
+@case("G1", "G14", ids="C01 C02", hooks=("cut",))
+async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
+    """With the network cut a publish ends by its deadline, never `Stored`, and a close by 2 s."""
+    queue, backend = await kit.queue(), kit.harness.make_backend()
+    await kit.within(backend.open(lambda _: None))
+    cut = kit.harness.cut()
+    kit.true(cut, "a context manager", cut, "Harness.cut")
+    async with cut:  # type: ignore[union-attr]  # the check above saw that it is there
+        try:
+            outcomes = list(await kit.within(backend.publish([Outgoing(queue, kit.message())], timeout=1.0), 2.0))
+        except Exception as error:  # noqa: BLE001 - it may raise when nothing was sent
+            kit.true(isinstance(backend.classify(error), ErrorKind), "a kind", error, "Backend.classify")
+        else:
+            kit.true(
+                isinstance(outcomes[0], (Failed, Unknown)), "Failed or Unknown", outcomes, "Backend.publish: timeout"
+            )
+        await kit.within(backend.close(), _CLOSE + 0.5)
+    kit.lost.clear()  # it was we who cut it
+
+
+@case("G14", ids="C03")
+async def open_and_close_come_in_any_order_and_again(kit: Kit) -> None:
+    """Close before open, twice, and open again: a new generation that works; confirmed messages are still there."""
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    backend = kit.harness.make_backend()
+    await kit.within(backend.close(), _CLOSE)
+    for _ in range(3):
+        await kit.within(backend.open(kit.lost.append))
+        await kit.within(backend.close(), _CLOSE)
+        await kit.within(backend.close(), _CLOSE)
+    await kit.open(backend)
+    (delivery,) = await kit.take(await kit.subscribe(queue, backend=backend), 1)
+    kit.same(delivery.message.id, "a", "the message, through the fourth generation", "Backend.open")
+
+
+@case("G14", "G17", ids="C03 C04 C33")
+async def a_closed_broker_ends_its_consumers_and_refuses_to_publish(kit: Kit) -> None:
+    """Closing twice is no error; an iteration ends cleanly, without an exception; a later publish is certainly not stored."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    seen: list[bytes] = []
+
+    async def consume() -> None:
+        async with broker.consume(queue) as deliveries:
+            async for delivery in deliveries:
+                seen.append(delivery.value)
+                await delivery.ack()
+
+    consuming = await kit.start(consume())
+    await kit.within(broker.publish(queue, b"a"))
+    await kit.advance(kit.harness.silence)
+    await kit.within(broker.close())
+    await kit.within(consuming)
+    await kit.within(broker.close())
+    kit.same(seen, [b"a"], "the message, then the end of the iteration", "Subscription.close")
+    await kit.raises((PublishFailed, ConnectionLost), broker.publish(queue, b"b"), "PublishFailed", "Broker.close")
+    kit.same(await kit.contents(queue.name), Counter(), "nothing left and nothing stored late", "Backend.close")
+
+
+@case("G1", ids="C04")
+async def a_closed_instance_refuses_every_call_in_clear_words(kit: Kit) -> None:
+    """Each call raises, says that it is closed, and is TRANSIENT: worth another try after `open`."""
+    queue = await kit.queue()
+    backend = await kit.open()
+    consumer = await kit.subscribe(queue, backend=backend)
+    await kit.within(backend.close(), _CLOSE)
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "Backend.publish": lambda: backend.publish([Outgoing(queue, kit.message())], timeout=1.0),
+        "Backend.subscribe": lambda: backend.subscribe(queue, prefetch=1, lease=30.0),
+        "Backend.declare": lambda: backend.declare([QueueSpec(name=queue)]),
+        "Subscription.receive": lambda: consumer.receive(1, 0.0),
+    }
+    for name, call in calls.items():
+        error = await kit.raises(Exception, call(), f"an error of {name} after close", name)
+        kit.true("close" in str(error).lower(), "a text that says: closed", error, name)
+        kit.same(backend.classify(error), ErrorKind.TRANSIENT, f"the kind of what {name} raised", "Backend.classify")
+    kit.same(await kit.contents(queue), Counter(), "nothing stored", "Backend.publish")
+
+
+@case("G2", ids="C04 C09")
+async def a_consumer_closes_at_once_and_for_good(kit: Kit) -> None:
+    """A waiting receive ends with `[]`; closing takes no 2 s, twice too; a closed consumer raises and says so."""
+    consumer = await kit.subscribe(await kit.queue())
+    waiting = await kit.start(consumer.receive(10, _LONG))
+    await kit.within(consumer.close(), _CLOSE)
+    kit.same(list(await kit.within(waiting, 1.0)), [], "an end with nothing", "Subscription.close")
+    await kit.within(consumer.close(), _CLOSE)
+    error = await kit.raises(Exception, consumer.receive(1, 0.0), "an error", "Subscription.receive after close")
+    kit.true("close" in str(error).lower(), "a text that says: closed", error, "Subscription.receive")
+
+
+@case("G2", "G13", ids="C09")
+async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
+    """One that holds its whole prefetch and waits for room closes within 2 s; so does its instance."""
+    queue = await kit.queue()
+    await kit.put(queue, *"abc")
+    for close_all in (False, True):
+        backend = await kit.open()
+        consumer = await kit.subscribe(queue, prefetch=1, backend=backend)
+        await kit.take(consumer, 1)
+        waiting = await kit.start(consumer.receive(1, _LONG))
+        kit.true(not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch")
+        await kit.within(backend.close() if close_all else consumer.close(), _CLOSE)
+        await kit.within(asyncio.gather(waiting, return_exceptions=True), 1.0)
+    kit.same(len(await kit.take(await kit.subscribe(queue), 3)), 3, "all three still there", "Subscription.close")
+
+
+@case("G2", ids="C10")
+async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
+    """Eight at once, of two instances, that take, ack one and leave the rest while messages are published."""
+    queue = await kit.queue()
+    backends = [kit.backend, await kit.open()]
+    acked: Counter[str] = Counter()
+
+    async def come_and_go(number: int) -> None:
+        for _ in range(3):
+            consumer = await backends[number % 2].subscribe(queue, prefetch=3, lease=30.0)
+            held = await consumer.receive(3, 0.2)
+            for delivery in held[:1]:
+                (settled,) = await consumer.settle([Ack(delivery.receipt)], timeout=5.0)
+                acked.update([delivery.message.id] if isinstance(settled, Done) else [])
+            await consumer.close()
+
+    async def publish() -> None:
+        for batch in range(8):
+            await kit.backend.publish([Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(5)], timeout=5.0)
+
+    await kit.within(asyncio.gather(publish(), *(come_and_go(number) for number in range(8))), 60.0)
+    consumer, left = await kit.subscribe(queue), 40 - len(acked)
+    rest = await kit.take(consumer, left)
+    kit.same(
+        acked + Counter(kit.ids(rest)),
+        Counter(f"{b}-{n}" for b in range(8) for n in range(5)),
+        "each once, acked or left",
+    )
+    kit.true(acked, "some of them acked", acked, "Subscription.receive")
+
+
+@case("G2", ids="C11 C48")
+async def consuming_stops_and_starts_again(kit: Kit) -> None:
+    """Ten short consumers in a row, each acking what it got, lose nothing and keep the order."""
+    queue = await kit.queue()
+    names = [f"{number:02}" for number in range(30)]
+    await kit.put(queue, *names)
+    seen: list[str] = []
+    for _ in range(10):
+        consumer = await kit.subscribe(queue, prefetch=3)
+        deliveries = await kit.take(consumer, 3)
+        await kit.ack(consumer, deliveries)
+        seen += kit.ids(deliveries)
+        await kit.within(consumer.close(), _CLOSE)
+    kit.same(seen, names, "all, in order", "Subscription.close: what it had fetched and not handed out")
+
+
+async def _turns(count: int) -> None:
+    """Let whatever is runnable run, so many times: a cancellation then meets a call at another of its steps."""
+    for _ in range(count):
+        await asyncio.sleep(0)

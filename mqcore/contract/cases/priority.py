@@ -1,0 +1,271 @@
+"""Profile *priority*: one scale, 0 lowest to 10 highest, strict among the ready, first in first out inside a level."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from mqcore.contract.case import case
+from mqcore.contract.kit import NotShown
+from mqcore.errors import ValidationError
+from mqcore.policy import RetryPolicy, fixed
+from mqcore.queue import Queue
+from mqcore.spi import DONE, Capability, Level, Outgoing, Release, SupportsBrowse, SupportsTake
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+
+_NEEDS = (Capability.PRIORITY,)
+_ALL = 11
+_ORDER = "Subscription.receive: the highest level first"
+
+
+def _levels(kit: Kit) -> list[int]:
+    """Return levels that the backend must tell apart: all of them, or the far ones where it declares fewer."""
+    declared = int(kit.limit(Capability.PRIORITY, "levels") or _ALL)
+    return list(range(_ALL)) if declared >= _ALL else [0, 5, 10] if declared > 2 else [0, 10]  # noqa: PLR2004 - bands
+
+
+def _strict(kit: Kit) -> None:
+    if kit.capabilities[Capability.PRIORITY].level is Level.APPROXIMATE:
+        raise NotShown("PRIORITY is declared approximate")
+
+
+@case("G8", ids="P01", needs=_NEEDS)
+async def the_highest_goes_first(kit: Kit) -> None:
+    """Every level that is declared is told apart: published in no order, received from 10 down to 0."""
+    queue, levels = await kit.queue(), _levels(kit)
+    mixed = [*levels[1::2], *reversed(levels[::2])]
+    await kit.publish(*[Outgoing(queue, kit.message(f"{level}", priority=level)) for level in mixed])
+    got = kit.ids(await kit.take(await kit.subscribe(queue), len(levels)))
+    kit.same(got, [f"{level}" for level in reversed(levels)], "the highest first", _ORDER)
+
+
+@case("G8", ids="P02", needs=_NEEDS)
+async def inside_a_level_the_first_goes_first(kit: Kit) -> None:
+    """First in, first out inside a level, however the levels were mixed on the way in."""
+    queue, levels = await kit.queue(), (0, 5, 10) if len(_levels(kit)) > 2 else (0, 10, 10)  # noqa: PLR2004 - as above
+    names = {f"{number:02}": levels[number % 3] for number in range(30)}
+    for name, level in names.items():
+        await kit.put(queue, name, priority=level)
+    wanted = sorted(names, key=lambda name: (-names[name], name))
+    kit.same(kit.ids(await kit.take(await kit.subscribe(queue), 30)), wanted, "each level in order", _ORDER)
+
+
+@case("G8", ids="P07", needs=_NEEDS)
+async def five_is_the_default(kit: Kit) -> None:
+    """Who gives no priority gives 5: behind a 6 and before a 4, the same on every backend."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    for body, priority in ((b"four", 4), (b"six", 6)):
+        await kit.within(broker.publish(queue, body, priority=priority))
+    await kit.within(broker.publish(queue, b"default"))
+    got = await kit.take(await kit.subscribe(queue.name), 3)
+    kit.same({it.message.body: it.message.priority for it in got}[b"default"], 5, "the default priority", "Message.priority")
+    if len(_levels(kit)) == _ALL:
+        kit.same([it.message.body for it in got], [b"six", b"default", b"four"], "4 < the default < 6", _ORDER)
+
+
+@case("G8", ids="P03", needs=_NEEDS)
+async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
+    """Priority is strict, not weighted: a stream of high messages keeps a low one waiting to its end."""
+    _strict(kit)
+    queue = await kit.queue()
+    await kit.put(queue, "low", priority=0)
+    consumer = await kit.subscribe(queue, prefetch=1)
+    came = []
+    await kit.put(queue, "high-0", priority=10)
+    for number in range(1, 15):
+        await kit.put(queue, f"high-{number}", priority=10)
+        got = await kit.take(consumer, 1)
+        came += kit.ids(got)
+        await kit.ack(consumer, got)
+    lows = [name for name in came[1:] if name == "low"]  # a prefetched one may be the first
+    kit.same(lows, [], "no low message while there are high ones", _ORDER)
+
+
+@case("G8", ids="P04", needs=_NEEDS)
+async def a_high_message_passes_all_that_nobody_has_yet(kit: Kit) -> None:
+    """Inversion is bounded by what handlers hold already, never by a backlog or by a driver's buffer."""
+    queue, prefetch = await kit.queue(), 20
+    await kit.put(queue, *(f"low-{number}" for number in range(60)), priority=0)
+    consumer = await kit.subscribe(queue, prefetch=prefetch)
+    held = await kit.receive(consumer, 5, wait=1.0)
+    await kit.put(queue, "high", priority=10)
+    await kit.ack(consumer, held)
+    await kit.advance(kit.harness.silence)
+    before = 0
+    while kit.ids(got := await kit.take(consumer, 1)) != ["high"]:
+        before += 1
+        await kit.ack(consumer, got)
+    kit.measured["priority inversion (messages)"] = before
+    most = prefetch if kit.capabilities[Capability.PRIORITY].level is Level.APPROXIMATE else 0
+    look = "Subscription.receive: sort what the driver has buffered"
+    kit.true(before <= most, f"the high one after at most {most} low ones", f"{before} low ones came first", look)
+
+
+@case("G8", ids="P05", needs=_NEEDS)
+async def a_message_keeps_its_priority(kit: Kit) -> None:
+    """The number itself comes back, on a first delivery and on a second."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", priority=9)
+    await kit.put(queue, "z", priority=1)
+    consumer = await kit.subscribe(queue)
+    for _ in range(2):
+        got = await kit.take(consumer, 2)
+        kit.same([(it.message.id, it.message.priority) for it in got], [("a", 9), ("z", 1)], "number and place", _ORDER)
+        await kit.settle(consumer, *[Release(it.receipt) for it in reversed(got)])
+
+
+@case(
+    "G8", "G9", ids="P01 P05", needs=_NEEDS, each={"0-10": (0, 10), "0-1": (0, 1), "4-5": (4, 5), "5-6": (5, 6), "9-10": (9, 10)}
+)
+async def a_released_message_does_not_pass_a_higher_one(kit: Kit, pair: tuple[int, int]) -> None:
+    """Priority survives a release, and neighbouring levels are two levels."""
+    low, high = pair
+    if not set(pair) <= set(_levels(kit)):
+        raise NotShown("PRIORITY declares fewer levels than 11")
+    queue = await kit.queue()
+    await kit.put(queue, "low", priority=low)
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    await kit.put(queue, "high", priority=high)
+    await kit.settle(consumer, Release(delivery.receipt))
+    await kit.advance(kit.harness.silence)
+    kit.same(kit.ids(await kit.take(consumer, 1)), ["high"], f"{high} before {low}", "Subscription.settle: Release")
+
+
+@case("G8", "G3", ids="P05", needs=_NEEDS)
+async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
+    """What comes back from a dead consumer and what was moved is sorted like anything else."""
+    queue = await kit.queue()
+    await kit.put(queue, "crashed", priority=5)
+    await kit.put(queue, "moved", priority=10)
+    consumer = await kit.subscribe(queue)
+    moved, _crashed = await kit.take(consumer, 2)
+    kit.same(await kit.settle(consumer, kit.successor(moved, queue)), [DONE], "the move done", "Subscription.settle: Move")
+    await kit.put(queue, "plain", priority=0)
+    await kit.within(consumer.close())
+    await kit.advance(kit.harness.silence)
+    got = await kit.take(await kit.subscribe(queue), 3)
+    kit.same([(it.message.id, it.message.priority) for it in got][0], ("moved", 10), "the moved one first", _ORDER)
+    kit.same(got[-1].message.id, "plain" if len(_levels(kit)) > 2 else got[-1].message.id, "the lowest last", _ORDER)  # noqa: PLR2004 - as above
+
+
+@case("G8", "G7", ids="P05 D07", needs=(*_NEEDS, Capability.DELAY))
+async def priority_survives_a_delay(kit: Kit) -> None:
+    """What has fallen due is sorted by priority among the ready, whichever was due first."""
+    queue = await kit.queue()
+    await kit.put(queue, "low", delay=0.3, priority=0)
+    await kit.put(queue, "high", delay=0.5, priority=10)
+    await kit.put(queue, "middle", priority=5)
+    await kit.advance(0.6 + float(kit.limit(Capability.DELAY, "granularity") or 0.0) + kit.harness.silence)
+    got = await kit.take(await kit.subscribe(queue), 3)
+    kit.same([it.message.priority for it in got], [10, 5, 0], "the highest of what is ready first", "priority of what falls due")
+
+
+@case("G8", needs=_NEEDS)
+async def a_moved_message_has_the_priority_that_the_move_says(kit: Kit) -> None:
+    """The successor is a message of its own: a Move may raise it, and it is sorted as what it is now."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", priority=0)
+    await kit.put(queue, "b", priority=5)
+    consumer = await kit.subscribe(queue)
+    by_name = {it.message.id: it for it in await kit.take(consumer, 2)}
+    await kit.settle(consumer, kit.successor(by_name["a"], queue, priority=10), Release(by_name["b"].receipt))
+    await kit.advance(kit.harness.silence)
+    got = await kit.take(consumer, 2)
+    wanted = [("a", 10), ("b", 5)]
+    kit.same([(it.message.id, it.message.priority) for it in got], wanted, "as moved", "Subscription.settle: Move")
+
+
+@case("G8", "G10", ids="P05", needs=_NEEDS)
+async def priority_survives_a_retry(kit: Kit) -> None:
+    """A retried message is as urgent as it was, behind nothing lower."""
+    broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(3, fixed(0)))
+    for body, priority in ((b"low", 0), (b"high", 10)):
+        await kit.within(broker.publish(queue, body, priority=priority))
+    async with broker.consume(queue, prefetch=2) as deliveries:
+        both = [await kit.within(anext(deliveries)) for _ in range(2)]
+        for received in reversed(both):
+            await kit.within(received.retry())
+    got = await kit.take(await kit.subscribe(queue.name), 2)
+    seen = [(it.message.body, it.message.priority, it.attempt) for it in got]
+    kit.same(seen, [(b"high", 10, 2), (b"low", 0, 2)], "sorted, at the second attempt", "Subscription.settle: Move")
+
+
+@case("G8", "G11", ids="P05", needs=_NEEDS, protocols=(SupportsBrowse, SupportsTake))
+async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
+    """The dead letter keeps the number, and after the redrive it is sorted by it again."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    async with broker.consume(queue, prefetch=1) as deliveries:
+        for body, priority in ((b"low", 0), (b"high", 10)):
+            await kit.within(broker.publish(queue, body, priority=priority))
+            await kit.within((await kit.within(anext(deliveries))).reject())
+    letters = broker.dead_letters(queue)
+    kept = {letter.body: letter.message.priority for letter in await kit.within(letters.list())}
+    kit.same(kept, {b"low": 0, b"high": 10}, "the numbers in the dead-letter queue", "Subscription.settle: Move")
+    await kit.within(letters.redrive())
+    got = await kit.take(await kit.subscribe(queue.name), 2)
+    kit.same([it.message.body for it in got], [b"high", b"low"], "sorted again after the redrive", _ORDER)
+
+
+@case("G8", ids="P06", needs=_NEEDS)
+async def a_priority_off_the_scale_is_refused(kit: Kit) -> None:
+    """-1, 11, 5.0, True and a word are errors at publish, never rounded to the scale; nothing is stored."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    await kit.within(broker.declare(queue))
+    for bad in (-1, 11, 5.0, True, "high"):
+        work = broker.publish(queue, b"", priority=bad)  # type: ignore[arg-type]  # what is not typed is tried as well
+        await kit.raises(ValidationError, work, f"priority={bad!r} refused", "Broker.publish")
+    kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
+
+
+@case("G8", ids="P08", needs=_NEEDS)
+async def a_backlog_in_one_queue_holds_up_no_other(kit: Kit) -> None:
+    """A consumer that cannot go on with one queue gets a message of another at once, whatever their priorities."""
+    busy, other = await kit.queue(), await kit.queue()
+    await kit.put(busy, *(f"{number}" for number in range(50)), priority=10)
+    stuck, free = await kit.subscribe(busy, prefetch=1), await kit.subscribe(other, prefetch=1)
+    await kit.take(stuck, 1)
+    await kit.put(other, "low", priority=0)
+    kit.same(kit.ids(await kit.take(free, 1)), ["low"], "the other queue's message", "Backend.subscribe")
+
+
+@case("G8", "G6", ids="P09", needs=(*_NEEDS, Capability.EXPIRY), each={"high": (10, 0), "low": (0, 10)})
+async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, int]) -> None:
+    """Expired ones of a higher or a lower level are handed out too, and the living ones come all the same."""
+    dead, alive = levels
+    queue = await kit.queue()
+    await kit.put(queue, *(f"dead-{number}" for number in range(5)), ttl=0.3, priority=dead)
+    await kit.put(queue, "alive", priority=alive)
+    await kit.advance(0.5)
+    consumer = await kit.subscribe(queue, prefetch=1)
+    came = {}
+    for _ in range(6):
+        (delivery,) = await kit.take(consumer, 1)
+        came[delivery.message.id] = delivery.expires_in is not None and delivery.expires_in <= 0
+        await kit.ack(consumer, [delivery])
+    kit.same(came, {f"dead-{number}": True for number in range(5)} | {"alive": False}, "who had expired", _ORDER)
+
+
+@case("G8", ids="P04", needs=_NEEDS)
+async def a_worker_handles_the_most_urgent_of_what_it_has(kit: Kit) -> None:
+    """What waits in a worker's own buffer is sorted too: the next to start is the highest, not the oldest."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    started: asyncio.Queue[bytes] = asyncio.Queue()
+    go = asyncio.Event()
+
+    async def handler(body: bytes) -> None:
+        await started.put(body)
+        await go.wait()
+
+    await kit.within(broker.publish(queue, b"first", priority=5))
+    await kit.worker(broker, queue, handler, concurrency=1, prefetch=10)
+    await kit.within(started.get())
+    for body, priority in ((b"low", 0), (b"high", 10), (b"middle", 5)):
+        await kit.within(broker.publish(queue, body, priority=priority))
+    await kit.advance(kit.harness.silence)
+    go.set()
+    order = [await kit.within(started.get()) for _ in range(3)]
+    kit.same(order, [b"high", b"middle", b"low"], "the highest first out of the buffer", _ORDER)
