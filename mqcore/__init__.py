@@ -9,7 +9,7 @@ from mqcore.broker import Broker, Health
 from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.clock import Clock, SystemClock
 from mqcore.consumer import Consumer, Received
-from mqcore.context import BlockingContext, Context
+from mqcore.context import BlockingContext, Context, Facts
 from mqcore.deadletters import DeadLetter, DeadLetters, Redriven
 from mqcore.errors import (
     BackendNotFound,
@@ -72,6 +72,7 @@ __all__ = [
     "DurabilityUnavailable",
     "Entry",
     "Event",
+    "Facts",
     "HandlerTimeout",
     "Health",
     "LeaseLost",

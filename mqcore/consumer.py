@@ -78,7 +78,7 @@ class Received(Facts, Generic[T]):
         if not self.finished:
             self.finish(outcome)
             await self.held.wait_settled()
-        if self.held.lease_lost:
+        if self.held.lease_lost or self.lease_lost:
             self.lease_lost = True
             msg = f"message {self.id} of queue {self.queue!r} went to another consumer; settling it here had no effect"
             raise LeaseLost(msg)
@@ -164,5 +164,7 @@ class Consumer(Generic[T]):
             return
         await self._intake.stop()
         for received in self._out:
-            received.finish(Outcome(Happened.INTERRUPTED))
+            if not received.finished:
+                received.finish(Outcome(Happened.INTERRUPTED))
+                received.lose_lease()  # an ack that comes now comes too late, and shall say so
         await self._intake.close()

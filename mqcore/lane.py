@@ -127,7 +127,7 @@ class Lane:
 
     async def _run(self) -> None:
         wait = _FIRST_WAIT
-        while True:
+        while asyncio.current_task() is self._pump:
             generation = self._connection.generation
             try:
                 if self._subscription is None:
@@ -180,7 +180,9 @@ class Lane:
         """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
         self._subscription = None
         self._forget_unstarted()
-        self._room.set()
+        if self._pump is not None and self._pump is not asyncio.current_task():
+            self._pump.cancel()  # a receive of the old connection may never return
+            self._pump = asyncio.create_task(self._run())
 
     def _forget_unstarted(self) -> None:
         """Where the connection itself is the lease, what no handler has begun is others' now."""

@@ -6,6 +6,7 @@ nothing but its own scheme, and the error says what to install. No message passe
 """
 
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -49,11 +50,13 @@ class Installed:
 class Plugins:
     """The plugins that this process can use: those of installed distributions, and those registered in code.
 
-    A plugin registered in code wins over an installed one of the same scheme. Not for use by several threads at once.
+    A plugin registered in code wins over an installed one of the same scheme. Several threads may ask at once, as brokers
+    and those who renew their leases do.
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         """Take the entry points to choose from; None: all installed ones, which are looked up when first needed."""
+        self._lock = threading.RLock()
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._given = points
@@ -80,7 +83,10 @@ class Plugins:
         Raises `BackendNotFound` when none serves it or when its plugin cannot be imported, saying what to install, and
         `ConfigurationError` when two claim it.
         """
-        scheme = scheme.lower()
+        with self._lock:
+            return self._backend_for(scheme.lower())
+
+    def _backend_for(self, scheme: str) -> type[Backend]:
         if found := self._registered(scheme, in_code=True):
             return found
         named = [point for point in self._entry_points() if point.name.lower() == scheme]
@@ -104,7 +110,8 @@ class Plugins:
             return allowed
         for name in names:
             if name not in allowed.names:
-                allowed = allowed.extended([self._codec(name)])
+                with self._lock:
+                    allowed = allowed.extended([self._codec(name)])
         return allowed.only(names)
 
     def commands(self) -> list[object]:

@@ -76,8 +76,10 @@ class MemoryBackend(Backend):
         self._options = options
         self._clock = options.clock
         parts = urlsplit(url)
-        place = parts.netloc.rpartition("@")[2]  # memory knows no users, and errors tell the name
-        self._name = f"{place}{parts.path}".strip("/") or "default"
+        place, at = parts.netloc.rpartition("@")[2], "@" in parts.netloc
+        if at and parts.scheme == "memory":
+            raise ConfigurationError("memory:// has no users and no passwords; its URL is memory:// or memory://NAME")
+        self._name = f"{place}{parts.path}".strip("/") or "default"  # errors tell it: nothing secret may be in it
         self._capabilities = capabilities(options)
         self._subscriptions: set[MemorySubscription] = set()
         self._open: MemoryStore | None = None

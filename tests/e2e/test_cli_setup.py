@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.commands import CANARY, SHOP, on, write
 
-from mqcore import Broker, BrokerError, Queue, Router
+from mqcore import Broker, BrokerError, Router
 from mqcore.cli import main
 from mqcore.cli.common import At
 from mqcore.plugins import Plugins
@@ -354,11 +354,10 @@ def test_a_password_on_the_command_line_is_not_repeated(refused: Refused) -> Non
     refused(f"redis://u:{CANARY}@host")
 
 
-def test_a_password_in_the_url_of_memory_is_not_repeated(run: Run) -> None:
+def test_a_password_in_the_url_of_memory_is_not_repeated(refused: Refused) -> None:
     url = memory_url().replace("://", f"://user:{CANARY}@")
-    on(url, lambda broker: broker.declare(Queue("orders")))
-    assert "'nowhere'" in run("peek", "nowhere", "--url", url).err
-    assert run("doctor", url).code == 0
+    assert "no users and no passwords" in refused("peek", "orders", "--url", url)
+    assert "no users and no passwords" in refused("doctor", url)
 
 
 def test_without_typer_it_says_what_to_install(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.faulty import Faults, hung, raised
+from support.waiting import eventually
 
 from mqcore import App, Broker, ConfigurationError, Context, MqcoreError, Queue, RetryPolicy, Worker, fixed
 from mqcore.testing import VirtualClock
@@ -99,8 +100,9 @@ async def test_a_thread_that_never_ends_holds_nothing_up(
         async with asyncio.timeout(2):
             policy = RetryPolicy(2, fixed(1))
             async with serve(jobs, handler, concurrency=1, timeout=timeout, retry=policy, run={"grace": 0}):
+                await clock.settle()
+                await eventually(started.is_set)
                 await clock.advance(6)
-                assert started.is_set()
         assert await left(broker) == (1, 0, 0)
     finally:
         go.set()

@@ -195,7 +195,7 @@ async def test_a_lost_lease_is_told_to_a_thread(broker: Broker, clock: VirtualCl
     await broker.publish(jobs, "x")
     async with serve(jobs, handler, lease=9):
         await clock.settle()
-        assert started.is_set()
+        await eventually(started.is_set)
         await steal(broker, clock)
         await clock.advance(4)
         await eventually(told.is_set)

@@ -349,3 +349,35 @@ async def test_what_has_expired_does_not_take_the_turn_before_a_suspect(
         second = getting.result()
         assert second is not None
         assert {first.value, second.value} == {"s1", "s2"}
+
+
+@pytest.mark.xfail(
+    reason="a suspect that waits for its turn is held by its worker: when that dies, it counts though nothing began"
+)
+async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
+    broker: Broker, client: Client, killed: Killed, clock: VirtualClock, dead: Dead
+) -> None:
+    """Slow killers: four workers are busy with one each when an innocent comes back from a fifth, and die one after another."""
+    starts: list[str] = []
+
+    async def handler(job: str) -> None:
+        starts.append(job)
+        await asyncio.Event().wait()
+
+    app = App("fleet")
+    app.consumer(jobs, retry=POLICY, concurrency=1, prefetch=1)(handler)
+    workers: list[Worker] = []
+    for n in range(4):
+        await broker.publish(jobs, f"slow-killer-{n}")
+        workers.append(Worker(app, await client(), grace=0))
+        await workers[-1].start()
+        await clock.settle()
+    await broker.publish("jobs.again", "innocent")
+    await clock.settle()
+    for _ in range(3):
+        holder = next((worker for worker in workers if worker._runners[0].intake.holding > 1), workers[0])
+        workers.remove(holder)
+        await killed(holder)
+        await clock.settle()
+    assert starts == [f"slow-killer-{n}" for n in range(4)]
+    assert await dead(jobs) == []

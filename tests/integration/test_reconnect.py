@@ -356,3 +356,25 @@ async def test_who_ends_during_an_outage_lets_go_of_its_claims(
     assert faulty.health().connected
     counts = (await broker.counts(jobs))[0]
     assert (counts.ready, counts.leased) == (1, 0)
+
+
+async def test_one_lane_that_meets_the_loss_tells_the_others(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    """Only one call hears of it, and on the old connection the receive of the other lane never returns."""
+    faults.keeps_claims = True
+    other = Queue("other", str)
+    async with serve(jobs, log, on=faulty), serve(other, log, on=faulty):
+        await clock.settle()
+        faults.next("sweep", raised(Broken("gone without a word")))
+        await clock.advance(6)
+        await faulty.publish(other, "wakes it, to sweep first")
+        await clock.advance(6)
+        await faulty.publish_many(jobs, ["a", "b"])
+        await faulty.publish_many(other, ["c", "d"])
+        await clock.advance(10)
+        assert faulty.events.counts["connection.restored"] == 1
+        assert set(log.seen) >= {"a", "b", "c", "d"}
+        assert faulty.health().ok
+        for queue in (jobs, other):
+            assert (await faulty.counts(queue))[0].leased == 0

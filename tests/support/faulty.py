@@ -250,7 +250,8 @@ class FaultySubscription(Subscription):
         try:
             return await task
         except asyncio.CancelledError:
-            if self._backend.up or task.cancelling() == 0:
+            me = asyncio.current_task()
+            if me is None or me.cancelling() or not task.cancelled():
                 raise
             raise Broken("connection reset by the test") from None
         finally:

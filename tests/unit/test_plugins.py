@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -317,3 +318,16 @@ def test_installed_distributions_are_found_by_their_entry_points(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BackendNotFound, match=r"shop-kafka 3\.0 .*shop_kafka_library.*'shop-kafka\[fast\]'"):
         Plugins().backend_for("shopkafka")
+
+
+def test_several_threads_may_ask_for_a_backend_at_once() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(200):
+                plugins = Plugins()
+                found = list(pool.map(plugins.backend_for, ["memory"] * 8))
+                assert len(set(found)) == 1
+    finally:
+        sys.setswitchinterval(interval)

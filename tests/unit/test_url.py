@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
 from mqcore.errors import ConfigurationError
-from mqcore.url import BrokerUrl, is_secret, mask_url, parse_url
+from mqcore.url import BrokerUrl, is_secret, mask_text, mask_url, parse_url
 
 SECRET = "hunter2"
 
@@ -190,3 +190,13 @@ def test_names_of_secrets_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", ["db", "heartbeat", "timeout", "name", "lease"])
 def test_other_options_are_shown(name: str) -> None:
     assert not is_secret(name)
+
+
+def test_every_url_in_a_text_is_masked() -> None:
+    text = "cannot reach redis://u:hunter2@h/0 or 1amqp://:hunter2@h: redis://h?password=hunter2#hunter2"
+    assert mask_text(text) == "cannot reach redis://u:***@h/0 or 1amqp://:***@h: redis://h?password=***"
+
+
+def test_a_long_word_without_a_url_is_read_in_one_go() -> None:
+    word = "x" * 1_000_000  # where each letter began a search to the end, this took longer than any test may
+    assert mask_text(word) == word
