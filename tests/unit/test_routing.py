@@ -106,7 +106,7 @@ def test_a_pattern_bomb_ends_fast() -> None:
     pattern, key = "#." * 127 + "x", ".".join("a" * 127)
     start = time.perf_counter()
     assert not topic_matches(pattern, key)
-    assert time.perf_counter() - start < 0.5  # a matcher that backtracks would take longer than the universe has
+    assert time.perf_counter() - start < 5  # a matcher that backtracks would take longer than the universe has
 
 
 def binding(queue: str, kind: Kind = "direct", pattern: str = "", **headers: str) -> Binding:

