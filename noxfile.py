@@ -86,6 +86,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Show that the contract kit catches each broken variant of the memory backend: `-s mutants -- [NAME…] [--all]`."""
+    install(session, "tests")
+    session.run("python", "tests/mutants", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run every code block of the README and the documentation."""
     install(session, "docs")

@@ -210,7 +210,9 @@ class Connection:
                 return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
             why = f" ({told(self.error)})" if self.error else ""
             return [
-                Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s: no connection to the broker{why}", self.error)
+                Failed(
+                    ErrorKind.TRANSIENT, f"not sent within {timeout:g} s: no connection to the broker{why}", self.error
+                )
             ] * len(batch)
 
     def _flush(self) -> None:

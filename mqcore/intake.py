@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from mqcore.lane import Held, Lane
+from mqcore.lane import RECEIVE_TIMEOUT, Held, Lane
 from mqcore.policy import Decision, Happened, Outcome, Rules, decide
 
 if TYPE_CHECKING:
@@ -38,6 +39,35 @@ _EVENTS = {
     "dropped": "message.dropped",
 }
 _EXPIRED, _DOUBTFUL, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.DOUBTFUL), Outcome(Happened.INTERRUPTED)
+_SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
+"""Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has."""
+
+
+class Turn:
+    """Where we stand with the quarantine: whether something is known to be in it, and whether the gate is ours for it."""
+
+    def __init__(self) -> None:
+        """Nothing is known, so the quarantine may be asked."""
+        self.wanted = False
+        self.reserved = False
+        self.asked = False
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+
+    def want(self) -> None:
+        """A suspect was put back: ask for it when the gate is ours, and now and then whether it is still there."""
+        self.wanted, self.asked = True, False
+        self.allowed.clear()
+
+    def forget(self) -> None:
+        """It is in our hands, or gone: the quarantine may be asked for whatever comes next."""
+        self.wanted, self.reserved, self.asked = False, False, False
+        self.allowed.set()
+
+    def reserve(self) -> None:
+        """The gate is ours: ask now."""
+        self.wanted, self.reserved, self.asked = False, True, False
+        self.allowed.set()
 
 
 class Intake:
@@ -68,6 +98,8 @@ class Intake:
         self._order = count()
         self._buffer: list[tuple[int, int, Held]] = []
         self._suspect: Held | None = None
+        self._turn = Turn()
+        self._callers = 0
         self._wake = asyncio.Event()
         self._stopped = False
         self._closed = False
@@ -92,6 +124,7 @@ class Intake:
         self._lanes = [self._main]
         if rules.quarantine is not None:
             self._lanes.append(lane(rules.quarantine, 1))
+            self._lanes[-1].permit = self._permit
         gate.on_change(self._wake.set)
 
     @property
@@ -133,12 +166,47 @@ class Intake:
             self._settle_unseen(held, _DOUBTFUL)
         elif rules.source == rules.quarantine:
             held.delivery = replace(held.delivery, redelivered=True)  # the Move here began a new copy, which forgot it
-            self._suspect = held
-            held.alone = True
-            self._wake.set()
+            self._accept_suspect(held)
         else:
             heapq.heappush(self._buffer, (-held.delivery.message.priority, next(self._order), held))
             self._wake.set()
+
+    def _accept_suspect(self, held: Held) -> None:
+        """Keep a suspect only when it can run at once; one that waited here while its process died would be counted (G4).
+
+        Else it goes back to the quarantine, uncounted, and is asked for again when the gate is ours.
+        """
+        held.alone = True
+        if self._turn.reserved or (self._callers and self._enter_alone()):
+            self._turn.forget()
+            held.inside = True
+            self._suspect = held
+            self._wake.set()
+        else:
+            self._turn.want()
+            self._settle_unseen(held, _INTERRUPTED)
+
+    def _enter_alone(self) -> bool:
+        """Take the gate alone, unless it is an ordinary message's turn. The pull API keeps nobody out meanwhile."""
+        return not (self._gate.others_first and self._buffer) and self._gate.enter_alone(self, wait=self._eager)
+
+    async def _permit(self) -> float:
+        """How long the quarantine may be asked: for ever, but shortly for what was put back there and may be gone by now."""
+        turn = self._turn
+        if turn.asked:
+            self._give_gate_back()
+            self._gate.give_up(self)
+            turn.forget()
+        with suppress(TimeoutError):
+            async with self.clock.timeout(_LOOK_AGAIN):
+                await turn.allowed.wait()
+        turn.asked = turn.reserved or turn.wanted
+        return _SUSPECT_TIMEOUT if turn.asked else RECEIVE_TIMEOUT
+
+    def _give_gate_back(self) -> None:
+        if self._turn.reserved:
+            self._turn.reserved = False
+            self._gate.leave_alone()
 
     def _settle_unseen(self, held: Held, outcome: Outcome) -> None:
         decision = self.decide(held, outcome)
@@ -154,14 +222,30 @@ class Intake:
 
     async def next(self) -> Held | None:
         """Wait for the next message that may start now; None when the intake has been stopped. Raises what ended consuming."""
-        while not self._stopped:
-            if (held := self._pick()) is not None:
-                return held
-            if self.failure is not None:
-                raise self.failure
-            self._wake.clear()
-            await self._wake.wait()
-        return None
+        self._callers += 1
+        try:
+            while not self._stopped:
+                if (held := self._pick()) is not None:
+                    return held
+                if self.failure is not None:
+                    raise self.failure
+                self._wake.clear()
+                await self._wake.wait()
+            return None
+        finally:
+            self._callers -= 1
+            if not self._callers:
+                self._nobody_waits()
+
+    def _nobody_waits(self) -> None:
+        """What could only run at once cannot now: neither a suspect nor the gate is kept for a caller who is gone."""
+        if self._turn.reserved:
+            self._give_gate_back()
+            self._turn.want()
+        suspect, self._suspect = self._suspect, None
+        if suspect is not None and not suspect.gone:
+            self._turn.want()
+            self._settle_unseen(suspect, _INTERRUPTED)
 
     async def next_batch(self, size: int, linger: float) -> list[Held]:
         """Wait for a first message, then up to `linger` seconds for more; `[]` when stopped.
@@ -179,7 +263,7 @@ class Intake:
     async def _fill(self, batch: list[Held], size: int, linger: float) -> None:
         try:
             async with self.clock.timeout(linger):
-                while len(batch) < size and not self._stopped and not self._suspect:
+                while len(batch) < size and not self._stopped and not self._turn.wanted:
                     if self._buffer and self._buffer[0][2].delivery.attempt > 1:
                         break
                     if (held := self._pick()) is not None:
@@ -204,8 +288,11 @@ class Intake:
 
     def _pick(self) -> Held | None:
         self._drop_unfit()
-        if self._suspect is not None and (held := self._pick_suspect(self._suspect)) is not None:
-            return held
+        suspect, self._suspect = self._suspect, None
+        if suspect is not None and self._may_still_start(suspect):
+            return suspect
+        if self._turn.wanted and self._enter_alone():
+            self._turn.reserve()
         if not self._buffer or not self._gate.enter():
             return None
         _, _, held = heapq.heappop(self._buffer)
@@ -221,20 +308,6 @@ class Intake:
             heapq.heappop(self._buffer)
             if not held.gone:
                 self._settle_unseen(held, _EXPIRED)
-
-    def _pick_suspect(self, suspect: Held) -> Held | None:
-        """Hand out the suspect when it can run alone. The pull API never keeps newcomers out: its caller may hold several."""
-        if suspect.gone or suspect.expired(self.clock.monotonic()):
-            self._suspect = None
-            self._gate.give_up(self)
-            if not suspect.gone:
-                self._settle_unseen(suspect, _EXPIRED)
-            return None
-        if (self._gate.others_first and self._buffer) or not self._gate.enter_alone(self, wait=self._eager):
-            return None
-        self._suspect = None
-        suspect.inside = True
-        return suspect
 
     def decide(self, held: Held, outcome: Outcome) -> Decision:
         """What the outcome means for this message; changes nothing yet."""
@@ -291,7 +364,8 @@ class Intake:
         waiting = [held for _, _, held in self._buffer]
         if self._suspect is not None:
             waiting.append(self._suspect)
-            self._gate.give_up(self)
+        self._gate.give_up(self)
+        self._give_gate_back()
         self._buffer, self._suspect = [], None
         for held in waiting:
             if not held.gone:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mqcore.lease import LeaseKeeper
     from mqcore.policy import Decision, Rules
 
-__all__ = ["Held", "Lane"]
+__all__ = ["RECEIVE_TIMEOUT", "Held", "Lane"]
 
-_RECEIVE_TIMEOUT = 3600.0
+RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
@@ -106,7 +106,8 @@ class Lane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump: asyncio.Task[None] | None = None
         self._swept = self._clock.monotonic()
-        self._closing = False
+        self.permit: Callable[[], Awaitable[float]] = _always
+        """Awaited before each receive; returns for how many seconds it may wait."""
 
     @property
     def subscribed(self) -> bool:
@@ -150,7 +151,8 @@ class Lane:
         elif self._clock.monotonic() - self._swept >= _SWEEP_EVERY:
             await self._sweep()
         else:
-            self._take_in(await subscription.receive(room, _RECEIVE_TIMEOUT))
+            patience = await self.permit()
+            self._take_in(await subscription.receive(room, patience))
 
     async def _wait_for_room(self) -> None:
         """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
@@ -310,9 +312,15 @@ class Lane:
         left = [Release(receipt) for receipt in self.held]
         if subscription is not None:
             with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
-                async with asyncio.timeout(2 * _CLOSE_WAIT):  # a driver that hangs must not hold up the end of the process
+                async with asyncio.timeout(
+                    2 * _CLOSE_WAIT
+                ):  # a driver that hangs must not hold up the end of the process
                     if left:
                         await subscription.settle(left, timeout=_CLOSE_WAIT)
                     await subscription.close()
         for held in list(self.held.values()):
             self.end(held)
+
+
+async def _always() -> float:
+    return RECEIVE_TIMEOUT

@@ -110,7 +110,9 @@ class RetryPolicy:
         for name in ("retry_on", "give_up_on"):
             classes = getattr(self, name)
             if not (isinstance(classes, tuple) and all(isinstance(cls, type) for cls in classes)):
-                msg = f"{name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance (OSError,)"
+                msg = (
+                    f"{name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance (OSError,)"
+                )
                 raise ConfigurationError(msg)
 
     def retries(self, failure: Failure | None) -> bool:

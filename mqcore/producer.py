@@ -285,6 +285,8 @@ class Publisher:
         if ttl is not None and not (0 < ttl < math.inf):
             msg = f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave ttl out for no expiry"
             raise ValidationError(msg)
+        if ttl is not None:
+            self._connection.capabilities.require(Capability.EXPIRY, f"ttl={ttl:g}")
         if not (0 <= delay < math.inf):
             msg = f"delay={delay:g} for {name!r}: a delay is 0 seconds or more"
             raise ValidationError(msg)

@@ -13,6 +13,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mqcore.capabilities import Capability
 from mqcore.codec import Codecs, Payload, encode_any
 from mqcore.errors import ConnectionLost, MqcoreError, RemoteError, RequestTimeout, ValidationError
 from mqcore.message import Message, new_id
@@ -65,6 +66,7 @@ class Requests:
         if "ttl" in options:
             raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
         expected: Payload[Any] = Payload(Any if result is None else result)
+        expires = self._connection.capabilities.has(Capability.EXPIRY)  # else a late request is run for nobody
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
@@ -75,7 +77,7 @@ class Requests:
                     to,
                     payload,
                     lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
-                    {**options, "ttl": limit, "timeout": limit},
+                    {**options, "ttl": limit if expires else None, "timeout": limit},
                 )
                 if (message := await reply) is None:
                     msg = f"this broker was closed before {name!r} replied; its handler may or may not have run"

@@ -94,7 +94,9 @@ class Worker:
             raise ConfigurationError(msg)
         unknown = sorted(set(queues or ()) - set(consumed))
         if queues is not None and not queues:
-            msg = f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes {', '.join(sorted(consumed))}"
+            msg = (
+                f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes {', '.join(sorted(consumed))}"
+            )
             raise ConfigurationError(msg)
         if unknown:
             msg = f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes {', '.join(sorted(consumed))}"
@@ -145,7 +147,9 @@ class Worker:
         concurrency = self._options.get("concurrency")
         if concurrency is not None:
             spec = spec.with_concurrency(concurrency)
-        intake = await self.broker.intake(spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=self.broker.gate)
+        intake = await self.broker.intake(
+            spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=self.broker.gate
+        )
         return Runner(
             spec,
             intake,
@@ -250,4 +254,3 @@ class Worker:
         if messages is not None and handled >= messages:
             return True
         return memory is not None and handled > 0 and (resident_memory() or 0) > memory
-

@@ -1,8 +1,8 @@
 """The command `mqcore`: run workers, look at queues, see to dead letters.
 
 One call: `main` hands the words to `app.run`, which finds the command among `worker`, `messages`, `queues`, `dlq`, `routes`,
-`backends` and `doctor`. A command connects through `common.At`, does one thing with the public API, and answers through
-`output`, as text or as JSON. What goes wrong ends in `app.run` again: one line, and an exit code.
+`backends`, `doctor`, `contract` and `new_backend`. A command connects through `common.At`, does one thing with the public API,
+and answers through `output`, as text or as JSON. What goes wrong ends in `app.run` again: one line, and an exit code.
 
 Typer and Rich come with the extra `cli`; without them `main` says so, and nothing else of mqcore needs them.
 """

@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from mqcore.cli import backends, dlq, doctor, messages, queues, routes, worker
+from mqcore.cli import backends, contract, dlq, doctor, messages, new_backend, queues, routes, worker
 from mqcore.cli.common import place_of
 from mqcore.cli.options import command
 from mqcore.cli.output import one_line
@@ -56,6 +56,8 @@ def application(*, plugins: bool) -> typer.Typer:
     app.add_typer(routes.app)
     command(app, "backends", backends.backends)
     command(app, "doctor", doctor.doctor)
+    app.add_typer(contract.app)
+    command(app, "new-backend", new_backend.new_backend)
     if plugins:
         _add_plugins(app)
     return app

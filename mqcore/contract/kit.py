@@ -219,7 +219,7 @@ class Kit:
                 for name in self._declared:
                     with suppress(Exception):
                         await self.within(tidy.delete(name))
-            await tidy.close()
+            await self.within(tidy.close())
         for backend in self._opened:
             with suppress(Exception):
                 await self.within(backend.close())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mqcore.contract.case import Case, all_cases
 from mqcore.contract.kit import ContractError, Kit, NotShown
+from mqcore.url import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,7 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
     kit = Kit(harness)
     began = time.perf_counter()
     status, text = asyncio.run(_run(case, kit))
+    text = mask_text(text)  # a driver's error may quote the URL that it was given
     if waiver is not None:
         if status == "passed":
             status, text = "failed", f"it passes, so its waiver must go ({waiver.reason})"
@@ -76,11 +78,18 @@ async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
     except TimeoutError:
         return "failed", f"expected: an end\n     came: it hangs for {_CASE_LIMIT:g} s"
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        where = traceback.extract_tb(_first(error).__traceback__)[-1]
         look = f"{where.name} ({where.filename}:{where.lineno})"
         return "failed", str(ContractError("no exception", f"{type(error).__name__}: {error}", look))
     finally:
         await kit.close()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what an error began with: core's errors have the driver's as their cause."""
+    while error.__cause__ is not None and error.__cause__.__traceback__ is not None:
+        error = error.__cause__
+    return error
 
 
 async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:

@@ -351,9 +351,6 @@ async def test_what_has_expired_does_not_take_the_turn_before_a_suspect(
         assert {first.value, second.value} == {"s1", "s2"}
 
 
-@pytest.mark.xfail(
-    reason="a suspect that waits for its turn is held by its worker: when that dies, it counts though nothing began"
-)
 async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
     broker: Broker, client: Client, killed: Killed, clock: VirtualClock, dead: Dead
 ) -> None:

@@ -1,0 +1,214 @@
+"""`mqcore contract run URL`: whether a backend keeps what mqcore promises, case by case.
+
+The cases are those of `mqcore.contract`. One line comes for each as it ends, then the failures in the cases' own words, then counts
+and a verdict. A run with cases left out is *partial*: it helps whoever writes a backend, and proves nothing.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from mqcore.cli.common import Json, place_of, quiet
+from mqcore.cli.options import command
+from mqcore.cli.output import amount, console, escaped, one_line, print_json, print_table
+from mqcore.contract import Case, Harness, Report, Result, UrlHarness, all_cases, run_contract
+from mqcore.contract.run import Status
+from mqcore.errors import BrokerError, ConfigurationError, MqcoreError
+from mqcore.plugins import default_plugins
+from mqcore.spi import Capabilities
+from mqcore.testing import VirtualClock
+from mqcore.url import BrokerUrl
+
+__all__ = ["app", "harness_of", "run"]
+
+_STATUSES: tuple[Status, ...] = ("passed", "failed", "waived", "not applicable", "not shown")
+_STYLES = {"passed": "green", "failed": "bold red", "waived": "yellow"}
+_OPENS_WITHIN = 15.0
+_TOLD = 5
+"""Cases named of those that failed in the same words."""
+_LOCAL_SILENCE = 0.05
+_FOLDER = "the folder of {!r} does not exist"
+_OWN_NAMES = re.compile(r"ct\.[0-9a-f]+|[0-9a-f]{16,}|\d+(\.\d+)?")
+
+app = typer.Typer(name="contract", help="The contract: what a backend must do, shown case by case.")
+
+
+@dataclass(frozen=True)
+class What:
+    """Which cases run."""
+
+    profile: Annotated[
+        list[str] | None, typer.Option(metavar="PROFILE", help="Only this profile, such as core; again for more.")
+    ] = None
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only cases with this in their name; * and ? are wildcards."),
+    ] = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether no case is left out."""
+        return not (self.profile or self.case)
+
+    def cases(self) -> list[Case]:
+        """Return the cases. Raises `ConfigurationError` for a profile that there is not, or when no case is left."""
+        every = all_cases()
+        profiles = list(dict.fromkeys(case.profile for case in every))
+        for name in self.profile or ():
+            if name not in profiles:
+                raise ConfigurationError(f"there is no profile {name!r:.60}; the profiles are: {', '.join(profiles)}")
+        found = [case for case in every if self.profile is None or case.profile in self.profile]
+        if self.case is not None:
+            patterns = [f"*{pattern.replace('[', '[[]')}*" for pattern in self.case]
+            found = [case for case in found if any(fnmatchcase(case.name, pattern) for pattern in patterns)]
+        if not found:
+            raise ConfigurationError(f"no case has {' or '.join(map(repr, self.case or ())):.100} in its name")
+        return found
+
+
+def run(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The broker, for instance memory://.", show_default=False)],
+    *,
+    what: What,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report here: FILE.json, or FILE.md for readers.")
+    ] = None,
+    badge: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a badge here, FILE.svg; only a whole run has one.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Run the contract on a broker, which must be one for tests: the cases make and delete queues called ct.….
+
+    Ends with 1 when a case fails, and under CI=true also when --profile or --case left cases out.
+    """
+    _check(report, {".json", ".md"}, "a report")
+    _check(badge, {".svg"}, "a badge")
+    cases, make = what.cases(), harness_of(url)
+    with quiet():
+        capabilities = _capabilities(url, make())
+        told: Callable[[Result], None] = (lambda _: None) if json else _teller(cases)
+        results = run_contract(make, cases=cases, told=told)
+    found = Report(results, capabilities, make().server_version() or capabilities.server, what.whole)
+    if report is not None:
+        report.write_text(found.markdown() if report.suffix == ".md" else found.json(), encoding="utf-8")
+    if badge is not None and (svg := found.badge()) is not None:
+        badge.write_text(svg, encoding="utf-8")
+    if json:
+        print_json(found.data())
+    else:
+        _conclude(found, badge)
+    unproven = found.verdict == "partial" and os.environ.get("CI") == "true"
+    return 1 if unproven or not found.ok else 0
+
+
+def harness_of(url: str) -> Callable[[], Harness]:
+    """Return what makes the harness of each case; a backend that lives in this process and takes a clock gets a virtual one.
+
+    Raises `ConfigurationError` for a URL that is malformed or that no plugin serves.
+    """
+    backend = default_plugins().backend_for(BrokerUrl(url).scheme)
+    virtual = backend.local and "clock" in backend.Options.model_fields
+
+    def make() -> Harness:
+        harness = UrlHarness(url, plugins=default_plugins(), clock=VirtualClock() if virtual else None)
+        if virtual:
+            harness.silence = _LOCAL_SILENCE  # no time passes that the case does not let pass
+        return harness
+
+    return make
+
+
+def _check(path: Path | None, suffixes: set[str], what: str) -> None:
+    """Refuse a file that could not be written, before the minutes of a run."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise ConfigurationError(f"{str(path)!r:.200}: {what} is written to a file in {' or '.join(sorted(suffixes))}")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{what}: {_FOLDER.format(str(path)):.300}")
+
+
+def _capabilities(url: str, harness: Harness) -> Capabilities:
+    """Open once: a broker that is not there is told in one line, and not once by each case."""
+
+    async def ask() -> Capabilities:
+        backend = harness.make_backend()
+        try:
+            async with asyncio.timeout(_OPENS_WITHIN):
+                return await backend.open(lambda _: None)
+        finally:
+            await backend.close()
+
+    shown = BrokerUrl(url)
+    try:
+        return asyncio.run(ask())
+    except MqcoreError:
+        raise
+    except TimeoutError as error:
+        raise BrokerError(f"no answer from {shown} within {_OPENS_WITHIN:g} s") from error
+    except Exception as error:
+        raise BrokerError(f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}") from error
+
+
+def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
+    """Return what shows a line for each result: on a terminal in colour, with how many are still to come."""
+    if not sys.stdout.isatty():
+        return lambda result: print(f"{result.status:14}  {result.case.name}  {result.seconds:.2f} s", flush=True)
+    screen, left = console(), len(cases)
+
+    def tell(result: Result) -> None:
+        nonlocal left
+        left -= 1
+        status = Text(f"{result.status:14}", style=_STYLES.get(result.status, "dim"))
+        screen.print(status, Text(f" {result.case.name}"), Text(f" {result.seconds:.2f} s, {left} to go", style="dim"))
+
+    return tell
+
+
+def _conclude(report: Report, badge: Path | None) -> None:
+    """Print the failures, what was not shown, the counts, the verdict."""
+    for alike in _alike(result for result in report.results if result.status == "failed"):
+        print(f"\n{amount(len(alike), 'case')} failed{' in the same words' if len(alike) > 1 else ''}:")
+        for result in alike[:_TOLD]:
+            print(f"  {result.case.name} ({' '.join(result.case.guarantees)}): {one_line(result.case.text)}")
+        if len(alike) > _TOLD:
+            print(f"  and {len(alike) - _TOLD} more: --json names them")
+        for line in escaped(alike[0].text, lines=True).splitlines():
+            print(f"    {line}")
+    hidden = _alike(result for result in report.results if result.status == "not shown")
+    if hidden:
+        print()
+    for alike in hidden:
+        print(f"not shown: {amount(len(alike), 'case')}: {one_line(alike[0].text)}")
+    print()
+    profiles = dict.fromkeys(result.case.profile for result in report.results)
+    rows = [(name, *(report.counts(name)[status] for status in _STATUSES)) for name in profiles]
+    print_table(("profile", *_STATUSES), rows, empty="")
+    counts = report.counts()
+    told = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    backend = one_line(f"{report.capabilities.backend}, {report.server}")
+    print(f"\n{backend}: {told} of {amount(len(report.results), 'case')}")
+    if not report.whole:
+        print("cases were left out: this is no proof" + (", and bears no badge" if badge else ""))
+    print(report.verdict)
+
+
+def _alike(results: Iterable[Result]) -> list[list[Result]]:
+    """Put together what was said in the same words, names and numbers aside."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_OWN_NAMES.sub("", result.text), []).append(result)
+    return list(groups.values())
+
+
+command(app, "run", run)

@@ -1,0 +1,88 @@
+"""`mqcore new-backend NAME`: a package to fill in, whose contract run says what to write next.
+
+The files are those of `mqcore/contract/template/`, with `@name@`, `@package@`, `@Class@` and `@version@` replaced.
+"""
+
+import keyword
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+
+from mqcore.errors import ConfigurationError
+from mqcore.plugins import default_plugins
+
+__all__ = ["new_backend", "write_package"]
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LONGEST = 40
+_SUFFIX = ".tmpl"
+
+
+def new_backend(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The scheme of its URLs, for instance acme.", show_default=False)
+    ],
+    *,
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder mqcore-NAME is made.")] = Path(),
+) -> None:
+    """Write a package for a new backend: its contract run starts red, and says what to write next."""
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(name):
+        raise ConfigurationError(
+            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and single hyphens, a letter first"
+        )
+    taken = {one.scheme: one.distribution for one in default_plugins().installed()}
+    if name in taken:
+        raise ConfigurationError(f"the scheme {name!r} is taken by {taken[name]}; choose another name")
+    target = write_package(name, directory)
+    print(f"{target} is written. Next:")
+    print(f"  cd {target} && pip install -e '.[test]'")
+    print("  mqcore backends                 lists it")
+    print(f"  mqcore contract run {name}://      says what to write next, in src/{_words(name)['package']}/backend.py")
+
+
+def write_package(name: str, directory: Path) -> Path:
+    """Write the package for scheme `name` into a new folder in `directory`, and return that folder.
+
+    Raises `ConfigurationError` when the folder is there already or cannot be written.
+    """
+    target, words = directory / f"mqcore-{name}", _words(name)
+    try:
+        target.mkdir(parents=True)
+        for place, text in _templates(files("mqcore.contract") / "template", PurePosixPath()):
+            path = target / _filled(str(place), words).removesuffix(_SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_filled(text, words), encoding="utf-8")
+    except FileExistsError:
+        raise ConfigurationError(f"{str(target)!r:.300} is there already; choose another --directory") from None
+    except OSError as error:
+        raise ConfigurationError(f"{str(target)!r:.300} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _words(name: str) -> Mapping[str, str]:
+    return {
+        "name": name,
+        "package": f"mqcore_{name.replace('-', '_')}",
+        "Class": "".join(part.capitalize() for part in name.split("-")),
+        "version": version("mqcore"),
+    }
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(f"@{word}@", value)
+    return text
+
+
+def _templates(folder: Traversable, at: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
+    for one in folder.iterdir():
+        if one.is_dir():
+            yield from _templates(one, at / one.name)
+        elif one.name.endswith(_SUFFIX):
+            yield at / one.name, one.read_text(encoding="utf-8")

@@ -1,0 +1,337 @@
+"""Profile *capability*: what a backend says of itself is true, from three sides (G16).
+
+Declared: the limits are those of `docs/semantics.md`, and that they hold is shown by the other profiles. Not declared: core refuses
+it before anything is sent. Not declared, yet it works: a failure too, so that no application goes without what it could have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mqcore.broker import Broker
+from mqcore.contract.case import case
+from mqcore.contract.kit import ContractError
+from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
+from mqcore.policy import RetryPolicy, fixed
+from mqcore.queue import Queue
+from mqcore.router import Router
+from mqcore.settings import Settings
+from mqcore.spi import (
+    STORED,
+    Backend,
+    Capabilities,
+    Capability,
+    Durability,
+    ErrorKind,
+    Level,
+    Outgoing,
+    QueueSpec,
+    Stored,
+    Subscription,
+    SupportsBind,
+    SupportsBrowse,
+    SupportsRenew,
+    SupportsSweep,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.contract.kit import Kit
+    from mqcore.spi import Outcome
+
+_LOOK = "Backend.open: the Capabilities that it returns"
+_LEVELS = 11
+_MODES = {"reject", "dead_letter"}
+_DELAY = _LEASE = 0.5
+_SEVERAL = 6
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _truth(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _modes(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and set(value.split(",")) <= _MODES
+
+
+_Limits = dict[str, tuple[str, "Callable[[object], bool]"]]
+_SECONDS, _COUNT = ("seconds above 0", _number), ("a number above 0", _number)
+_LIMITS: dict[Capability, _Limits] = {
+    Capability.DELAY: {"granularity": _SECONDS, "max": _SECONDS},
+    Capability.PRIORITY: {"levels": (f"a number up to {_LEVELS}", lambda it: _number(it) and 2 <= it <= _LEVELS)},  # type: ignore[operator]  # noqa: PLR2004 - one level is none
+    Capability.EXPIRY: {"sweep": ("True or False", _truth)},
+    Capability.DEDUP: {"window": _SECONDS, "size": _COUNT},
+    Capability.ORDER: {
+        "release_in_place": ("True or False", _truth),
+        "after_delay": ("a word such as 'end'", lambda it: isinstance(it, str) and bool(it)),
+    },
+    Capability.MAX_LENGTH: {"modes": ("'reject', 'dead_letter' or 'reject,dead_letter'", _modes)},
+}
+
+
+# Declared: in the words and numbers that programs read
+
+
+@case("G16", ids="U03", each={one.name: one for one in Capability})
+async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capability) -> None:
+    """What is declared, at whichever level, states the limits that the documentation names, as numbers and known words."""
+    support = kit.capabilities[capability]
+    kit.true(isinstance(support.level, Level), f"{capability.name}: one of the four levels", support.level, _LOOK)
+    if support.level is Level.NONE:
+        return
+    for name, (kind, fits) in _LIMITS.get(capability, {}).items():
+        wanted = f"{capability.name} with the limit {name!r}: {kind}"
+        kit.true(name in support.limits, wanted, f"limits {dict(support.limits)}", _LOOK)
+        kit.true(fits(support.limits[name]), wanted, repr(support.limits[name]), _LOOK)
+    if capability is Capability.PRIORITY and support.limits["levels"] != _LEVELS:
+        kit.same(support.level, Level.APPROXIMATE, "the level of PRIORITY with fewer than 11 levels", _LOOK)
+
+
+@case("G16", ids="U03")
+async def durability_is_one_of_four_words(kit: Kit) -> None:
+    """Memory, process, machine or replicated; DURABLE is declared from *process* on, and not below."""
+    durability = kit.capabilities.durability
+    kit.true(isinstance(durability, Durability), "a member of Durability", repr(durability), _LOOK)
+    what = f"whether DURABLE is declared at durability {durability.word!r}"
+    kit.same(kit.capabilities.has(Capability.DURABLE), durability >= Durability.PROCESS, what, _LOOK)
+
+
+@case("G16", ids="U02")
+async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
+    """A queue that asks for more than the server gives raises `DurabilityUnavailable`, and is not made."""
+    for wanted in Durability:
+        name = kit.name()
+        spec = QueueSpec(name=name, dead_letter=None, durability=wanted)
+        if wanted <= kit.capabilities.durability:
+            await kit.within(kit.backend.declare([spec]))
+            continue
+        look = f"DurabilityUnavailable from declare with durability {wanted.word!r} (Backend.declare)"
+        await kit.raises(DurabilityUnavailable, kit.backend.declare([spec]), look)
+        error = await kit.raises(Exception, kit.subscribe(name), "no such queue (Backend.declare)")
+        kit.same(kit.backend.classify(error), ErrorKind.NOT_FOUND, "the kind of the error", "Backend.declare")
+
+
+@case("G16")
+async def names_say_which_backend_and_server_it_is(kit: Kit) -> None:
+    """`backend` is the plugin's name and `server` the product with its version, for people to read."""
+    kit.true(kit.capabilities.backend, "the plugin's name", repr(kit.capabilities.backend), _LOOK)
+    kit.true(kit.capabilities.server, "the server's name", repr(kit.capabilities.server), _LOOK)
+
+
+@case("G16")
+async def protocols_and_capabilities_agree(kit: Kit) -> None:
+    """What is declared can be called, and what can be called is declared."""
+    for capability, protocol, declared in (
+        (Capability.LEASE, SupportsRenew, kit.capabilities.has(Capability.LEASE)),
+        (Capability.BROWSE, SupportsBrowse, kit.capabilities.has(Capability.BROWSE)),
+        (Capability.ROUTING, SupportsBind, kit.capabilities.has(Capability.ROUTING)),
+        (Capability.EXPIRY, SupportsSweep, bool(kit.limit(Capability.EXPIRY, "sweep"))),
+    ):
+        there = isinstance(kit.backend, protocol)
+        said = f"{capability.name}{' with sweep' if protocol is SupportsSweep else ''}"
+        what = f"{said} {'declared' if declared else 'not declared'}, so {protocol.__name__} is"
+        kit.same("there" if there else "not there", "there" if declared else "not there", what, _LOOK)
+
+
+@case("G16", "G14")
+async def every_open_says_the_same(kit: Kit) -> None:
+    """Another instance, and one that is opened again after `close`, see the same server."""
+    before = kit.capabilities
+    other = await kit.open()
+    kit.same(kit.capabilities, before, "what another instance says", _LOOK)
+    await kit.within(other.close())
+    await kit.open(other)
+    kit.same(kit.capabilities, before, "what the same instance says after close and open", _LOOK)
+
+
+# Not declared: refused before anything is sent
+
+
+class _Bare(Backend):
+    """The author's backend as one that declares nothing and has no `Supports…` protocol; notes what core sends to it."""
+
+    scheme = "bare"
+
+    def __init__(self, inner: Backend, sent: list[str]) -> None:
+        """Hand on to `inner` what core calls, and note it in `sent`."""
+        super().__init__("", Backend.Options())
+        self._inner, self._sent = inner, sent
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        """Open, and say that nothing is there."""
+        return replace(await self._inner.open(lost), durability=Durability.MEMORY, supports={})
+
+    async def close(self) -> None:
+        """Close."""
+        await self._inner.close()
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Note it, and declare."""
+        self._sent.append(f"declare of {', '.join(spec.name for spec in queues)}")
+        await self._inner.declare(queues)
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        """Note it, and publish."""
+        self._sent.append(f"publish to {', '.join(str(out.to) for out in batch)}")
+        return await self._inner.publish(batch, timeout=timeout)
+
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        """Note it, and subscribe."""
+        self._sent.append(f"subscribe to {queue}")
+        return await self._inner.subscribe(queue, prefetch=prefetch, lease=lease)
+
+    def classify(self, error: Exception) -> ErrorKind:
+        """Ask the author's."""
+        return self._inner.classify(error)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What an application may ask for, and the capability that it takes; None: a `Supports…` protocol alone."""
+
+    capability: Capability | None
+    ask: Callable[[Broker, str], Awaitable[Any]]
+
+
+async def _consume_with_retries(broker: Broker, name: str) -> None:
+    async with broker.consume(Queue(name, declare=False), retry=RetryPolicy(2, fixed(1.0))):
+        pass
+
+
+_REQUESTS = {
+    "priority": _Request(Capability.PRIORITY, lambda broker, name: broker.publish(name, b"", priority=9)),
+    "priority of many": _Request(
+        Capability.PRIORITY, lambda broker, name: broker.publish_many(name, [b"", b""], priority=0)
+    ),
+    "delay": _Request(Capability.DELAY, lambda broker, name: broker.publish(name, b"", delay=1)),
+    "retry after a wait": _Request(Capability.DELAY, _consume_with_retries),
+    "ttl": _Request(Capability.EXPIRY, lambda broker, name: broker.publish(name, b"", ttl=5)),
+    "ttl of a queue": _Request(Capability.EXPIRY, lambda broker, name: broker.declare(Queue(name, ttl=60))),
+    "max_length": _Request(Capability.MAX_LENGTH, lambda broker, name: broker.declare(Queue(name, max_length=5))),
+    "publish to a bounded queue": _Request(
+        Capability.MAX_LENGTH, lambda broker, name: broker.publish(Queue(name, max_length=5), b"")
+    ),
+    "publish to a router": _Request(
+        Capability.ROUTING, lambda broker, name: broker.publish(Router(f"{name}.r", kind="fanout"), b"")
+    ),
+    "peek": _Request(Capability.BROWSE, lambda broker, name: broker.peek(name)),
+    "list of dead letters": _Request(Capability.BROWSE, lambda broker, name: broker.dead_letters(name).list()),
+    "counts": _Request(None, lambda broker, name: broker.counts(name)),
+    "purge": _Request(None, lambda broker, name: broker.purge(name)),
+    "delete": _Request(None, lambda broker, name: broker.delete(name)),
+}
+
+
+@case("G16", ids="U02", each=_REQUESTS)
+async def what_nobody_declared_is_refused_before_anything_is_sent(kit: Kit, request: _Request) -> None:
+    """On the same broker with no capability declared, asking raises `UnsupportedFeature`, and the driver hears nothing of it."""
+    queue = await kit.queue()
+    sent: list[str] = []
+    broker = Broker(make_backend=lambda: _Bare(kit.harness.make_backend(), sent), clock=kit.clock, settings=Settings())
+    try:
+        await kit.within(broker.open())
+        await kit.raises(UnsupportedFeature, request.ask(broker, queue), "UnsupportedFeature, raised by core")
+        kit.same(sent, [], "what the driver was asked for", "mqcore itself: this is no fault of the driver")
+    finally:
+        await kit.within(broker.close())
+
+
+@case("G16", ids="U02", each=_REQUESTS)
+async def what_this_backend_does_not_declare_is_refused(kit: Kit, request: _Request) -> None:
+    """Where the capability is declared there is nothing to refuse, and other cases show that it works."""
+    if request.capability is None or kit.capabilities.has(request.capability):
+        return
+    queue = await kit.queue()
+    broker = await kit.broker()
+    await kit.raises(UnsupportedFeature, request.ask(broker, queue), f"UnsupportedFeature ({_LOOK})")
+    kit.same(await kit.contents(queue), Counter(), "nothing sent", "Backend.publish")
+
+
+@case("G16", ids="U02")
+async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> None:
+    """`durability=` above what the server gives raises `DurabilityUnavailable` at the connect, before anything is declared."""
+    sent: list[str] = []
+    queue = Queue(kit.name())
+    broker = Broker(
+        make_backend=lambda: _Bare(kit.harness.make_backend(), sent),
+        clock=kit.clock,
+        durability="process",
+        queues=[queue],
+    )
+    await kit.raises(DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core")
+    kit.same(sent, [], "what the driver was asked for", "mqcore itself: this is no fault of the driver")
+
+
+# Not declared, and it works
+
+
+async def _priority_works(kit: Kit) -> bool:
+    queue = await kit.queue()
+    batch = [Outgoing(queue, kit.message(priority=priority)) for priority in (0, 10) for _ in range(_SEVERAL)]
+    outcomes = await kit.publish(*batch)
+    if not all(isinstance(outcome, Stored) for outcome in outcomes):
+        return False
+    wanted = [out.message.id for out in [*batch[_SEVERAL:], *batch[:_SEVERAL]]]
+    return kit.ids(await kit.drain(await kit.subscribe(queue))) == wanted
+
+
+async def _delay_works(kit: Kit) -> bool:
+    queue = await kit.queue()
+    consumer = await kit.subscribe(queue)
+    before = kit.now
+    if await kit.publish(Outgoing(queue, kit.message(), delay=_DELAY)) != [STORED]:
+        return False
+    came = await kit.receive(consumer, wait=_DELAY + kit.harness.silence)
+    return bool(came) and kit.now - before >= 0.9 * _DELAY
+
+
+async def _dedup_works(kit: Kit) -> bool:
+    queue = await kit.queue()
+    out = Outgoing(queue, kit.message())
+    outcomes = [*await kit.publish(out), *await kit.publish(out)]
+    if not all(isinstance(outcome, Stored) for outcome in outcomes):
+        return False
+    return (await kit.contents(queue)).total() == 1
+
+
+async def _lease_works(kit: Kit) -> bool:
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    owner, other = await kit.subscribe(queue, lease=_LEASE), await kit.subscribe(queue, lease=_LEASE)
+    await kit.take(owner, 1)
+    return bool(await kit.receive(other, wait=_LEASE + 1.0))
+
+
+async def _max_length_works(kit: Kit) -> bool:
+    try:
+        queue = await kit.queue(max_length=1)
+    except ContractError:
+        raise
+    except Exception:  # noqa: BLE001 - a driver may refuse what it does not declare in its own words
+        return False
+    outcomes = await kit.publish(*[Outgoing(queue, kit.message()) for _ in range(_SEVERAL)])
+    return sum(isinstance(outcome, Stored) for outcome in outcomes) == 1
+
+
+_WORKS = {
+    "PRIORITY": (Capability.PRIORITY, _priority_works),
+    "DELAY": (Capability.DELAY, _delay_works),
+    "DEDUP": (Capability.DEDUP, _dedup_works),
+    "LEASE": (Capability.LEASE, _lease_works),
+    "MAX_LENGTH": (Capability.MAX_LENGTH, _max_length_works),
+}
+
+
+@case("G16", ids="U03", each=_WORKS)
+async def what_works_is_declared(kit: Kit, probe: tuple[Capability, Callable[[Kit], Awaitable[bool]]]) -> None:
+    """A capability that is not declared is tried at the seam, and must not work: a claim too few is a false one too."""
+    capability, works = probe
+    if not kit.capabilities.has(capability) and await works(kit):
+        raise ContractError(f"{capability.name} declared, for it works", "it is not declared", _LOOK)

@@ -1,0 +1,247 @@
+"""Profile *foreign*: what is in a message survives the way, and what a plain client has sent is a first attempt.
+
+A plain client knows nothing of mqcore: no headers of ours, no content type, no publish time. At the seam such a message is one
+with nothing but id and body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from mqcore.context import Context
+from mqcore.contract.case import case
+from mqcore.contract.kit import NotShown
+from mqcore.policy import RetryPolicy, fixed
+from mqcore.queue import Queue
+from mqcore.spi import STORED, Capability, Message, Outgoing, Reason, Release, new_id
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+
+
+# Fidelity
+
+_BODIES = {
+    "empty": b"",
+    "zero": b"\x00",
+    "all-bytes": bytes(range(256)),
+    "utf-8": "Grüße, 世界".encode(),
+    "no-utf-8": b"\xff\xfe not UTF-8",
+    "large": b"x" * 1024 * 1024,
+}
+
+
+@case("G17", ids="C25", each=_BODIES)
+async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
+    """Payloads are bytes of any kind, from none to 1 MiB, and stay what they are."""
+    queue = await kit.queue()
+    kit.same(await kit.publish(Outgoing(queue, kit.message(body=body))), [STORED], "stored", "Backend.publish")
+    (delivery,) = await kit.take(await kit.subscribe(queue), 1)
+    came = delivery.message.body
+    kit.true(
+        type(came) is bytes and came == body,
+        f"{len(body)} equal bytes",
+        f"{type(came)} {came[:60]!r}",
+        "Backend.publish",
+    )
+
+
+@case("G17", ids="C28")
+async def every_field_of_a_message_comes_back(kit: Kit) -> None:
+    """A consumer gets a message equal to the one published: id, headers, content type, correlation, times, counts."""
+    queue = await kit.queue()
+    sent = kit.message(
+        "id-with_~special!chars",
+        headers={"plain": "text", "empty": "", "unicode": "Grüße 世界 \t end", "UPPER.lower_-9": "x" * 4_000},
+        content_type="application/json; charset=utf-8",
+        attempt=3,
+        hop=4,
+        correlation_id="c-1",
+        reply_to="somewhere",
+        failed_at=1_700_000_000.25,
+        redriven=2,
+    )
+    kit.same(await kit.publish(Outgoing(queue, sent)), [STORED], "stored", "Backend.publish")
+    (delivery,) = await kit.take(await kit.subscribe(queue), 1)
+    for field in sent.__dataclass_fields__:
+        came, wanted = getattr(delivery.message, field), getattr(sent, field)
+        if field == "headers":
+            came, wanted = dict(came), dict(wanted)
+        kit.same(came, wanted, f"Message.{field}", "where the driver writes and reads it; mqcore.spi.pack and unpack")
+
+
+@case("G17")
+async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
+    """Payloads are copied on every backend: no later change by the publisher or a consumer is seen by others."""
+    queue = await kit.queue()
+    headers, body = {"colour": "red"}, bytearray(b"before")
+    batch = [Outgoing(queue, kit.message("a", headers=headers, body=body))]
+    await kit.within(kit.backend.publish(batch, timeout=kit.harness.patience))
+    headers["colour"] = "blue"
+    body[:] = b"after!"
+    batch.clear()
+    consumer = await kit.subscribe(queue)
+    for who in ("the publisher", "a consumer"):
+        (delivery,) = await kit.take(consumer, 1)
+        came = dict(delivery.message.headers), bytes(delivery.message.body)
+        kit.same(came, ({"colour": "red"}, b"before"), f"nothing of what {who} changed", "Backend.publish: copy")
+        with suppress(TypeError):  # that it cannot be done is a good answer
+            delivery.message.headers["colour"] = "green"  # type: ignore[index]  # this is what a consumer might try
+        await kit.settle(consumer, Release(delivery.receipt))
+
+
+# From a plain client
+
+
+class Order(BaseModel):
+    """A payload with a shape, for what does not have it."""
+
+    number: int
+
+
+def _plain(body: bytes, **fields: Any) -> Message:
+    return Message(id=new_id(), body=body, **fields)
+
+
+async def _stored(kit: Kit, queue: str, *messages: Message) -> None:
+    outcomes = await kit.publish(*[Outgoing(queue, message) for message in messages])
+    kit.same(outcomes, [STORED] * len(messages), "all stored", "Backend.publish: optional fields of Message")
+
+
+@case("G17", ids="C27")
+async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
+    """With id and body alone it comes as it is: attempt 1, the default priority, and nothing invented."""
+    queue, sent = await kit.queue(), _plain(b"plain \xff")
+    await _stored(kit, queue, sent)
+    (delivery,) = await kit.take(await kit.subscribe(queue), 1)
+    look = "where the driver reads a message; mqcore.spi.unpack"
+    kit.same((delivery.attempt, delivery.message.priority), (1, 5), "attempt and priority", look)
+    kit.same((delivery.redelivered, delivery.doubtful), (False, False), "no marks", "Subscription.receive")
+    for field in ("content_type", "published_at", "correlation_id", "reply_to", "expires_at", "failed_at", "death"):
+        kit.same(getattr(delivery.message, field), None, f"Message.{field}", look)
+    kit.same(delivery.expires_in, None, "Delivery.expires_in", "Subscription.receive")
+    kit.same((delivery.message, dict(delivery.message.headers)), (sent, {}), "the message as it was sent", look)
+
+
+@case("G17", "G8", needs=(Capability.PRIORITY,))
+async def a_bare_message_stands_at_the_default_priority(kit: Kit) -> None:
+    """Behind what was published with more than 5 and before what was published with less."""
+    if kit.limit(Capability.PRIORITY, "levels") < len(("low", "default", "high")):
+        raise NotShown("tells fewer than three levels apart")
+    queue = await kit.queue()
+    await kit.put(queue, "low", priority=0)
+    sent = _plain(b"plain")
+    await _stored(kit, queue, sent)
+    await kit.put(queue, "high", priority=10)
+    got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
+    kit.same(got, ["high", sent.id, "low"], "the order", "Backend.publish: priority")
+
+
+_TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
+    "bytes": (bytes, b"\x00\xff", None, b"\x00\xff"),
+    "text": (str, "Grüße".encode(), None, "Grüße"),
+    "json": (TypeAdapter(Order), b'{"number": 3, "more": 1}', None, Order(number=3)),
+    "json-that-says-so": (TypeAdapter(Order), b'{"number": "4"}', "application/json", Order(number=4)),
+}
+
+
+@case("G17", ids="C27", each=_TYPES)
+async def a_handler_gets_what_a_plain_client_sent(kit: Kit, kind: tuple[Any, bytes, str | None, Any]) -> None:
+    """Decoded by its content type, or by the queue's codec where it has none; the context says attempt 1, priority 5, no times."""
+    payload, body, content_type, wanted = kind
+    broker, queue, facts = await kit.broker(), Queue(kit.name(), payload), list[Any]()
+    came = asyncio.Event()
+
+    async def handler(value: Any, ctx: Context) -> None:
+        facts.append((value, ctx.attempt, ctx.priority, ctx.redelivered, ctx.published_at, dict(ctx.headers)))
+        came.set()
+
+    await kit.within(broker.declare(queue))
+    await _stored(kit, queue.name, _plain(body, content_type=content_type))
+    worker = await kit.worker(broker, queue, handler)
+    await kit.within(came.wait())
+    await kit.within(worker.drain())
+    kit.same(
+        facts, [(wanted, 1, 5, False, None, {})], "value, attempt, priority, redelivered, published_at, headers", _READ
+    )
+    kit.same(await kit.contents(queue.name), Counter(), "acked", "Subscription.settle: Ack")
+
+
+_BAD: dict[str, tuple[bytes, str | None, Reason]] = {
+    "no-json": (b"plain words", None, Reason.UNDECODABLE),
+    "no-utf-8": (b'{"number": "\xff"}', "application/json", Reason.UNDECODABLE),
+    "unknown-type": (b'{"number": 1}', "application/x-unheard-of", Reason.UNDECODABLE),
+    "wrong-shape": (b'{"nombre": 1}', "application/json", Reason.INVALID),
+    "empty": (b"", None, Reason.UNDECODABLE),
+}
+
+
+@case("G11", "G17", ids="C27 C34", each=_BAD)
+async def what_cannot_be_read_is_dead_lettered_at_once(kit: Kit, bad: tuple[bytes, str | None, Reason]) -> None:
+    """Poison goes to the dead-letter queue, body byte for byte, without a handler or a retry; its neighbours are handled."""
+    body, content_type, reason = bad
+    broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(3, fixed(0)))
+    handled: list[int] = []
+    came = asyncio.Event()
+
+    async def handler(order: Order) -> None:
+        handled.append(order.number)
+        if order.number == 2:  # noqa: PLR2004 - the last one sent
+            came.set()
+
+    await kit.within(broker.declare(queue))
+    poison = _plain(body, content_type=content_type, headers={"h": "v"})
+    await _stored(kit, queue.name, _plain(b'{"number": 1}'), poison, _plain(b'{"number": 2}'))
+    worker = await kit.worker(broker, queue, handler, concurrency=1)
+    await kit.within(came.wait())
+    (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
+    await kit.within(worker.drain())
+    kit.same(handled, [1, 2], "its neighbours", "Subscription.settle")
+    message, death = letter.message, letter.message.death
+    kept = (message.id, message.body, message.content_type, dict(message.headers))
+    kit.same(kept, (poison.id, body, content_type, {"h": "v"}), "the original message", "Subscription.settle: Move")
+    record = death and (death.reason, death.queue)
+    kit.same(record, (reason, queue.name), "the record: reason and queue", "Subscription.settle: Move; mqcore.spi.pack")
+    kit.same(await kit.contents(queue.name), Counter(), "nothing left", "Subscription.settle: Move")
+
+
+@case("G17", "G4", "G10", "G11")
+async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -> None:
+    """Attempts are counted from 1 though its publisher knew of none; the dead letter has its id and body, and a record."""
+    broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(3, fixed(0)))
+    attempts: list[int] = []
+
+    async def handler(_: bytes, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        raise ValueError
+
+    await kit.within(broker.declare(queue))
+    sent = _plain(b"plain")
+    await _stored(kit, queue.name, sent)
+    worker = await kit.worker(broker, queue, handler)
+    (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
+    await kit.within(worker.drain())
+    kit.same(attempts, [1, 2, 3], "attempts", "Subscription.settle: Move")
+    kit.same((letter.message.id, letter.message.body), (sent.id, b"plain"), "id and body", "Subscription.settle: Move")
+    death = letter.message.death
+    record = death and (death.reason, death.attempts)
+    look = "Subscription.settle: Move; mqcore.spi.pack"
+    kit.same(record, (Reason.RETRIES_EXHAUSTED, 3), "the record: reason and attempts", look)
+
+
+@case("G17", "G6", needs=(Capability.EXPIRY,))
+async def a_queues_ttl_counts_for_a_bare_message_too(kit: Kit) -> None:
+    """Though it has no publish time: from publish where the broker has a clock, else from its first receipt."""
+    queue = await kit.queue(ttl=60.0)
+    await _stored(kit, queue, _plain(b"plain"))
+    (delivery,) = await kit.take(await kit.subscribe(queue), 1)
+    left = delivery.expires_in
+    kit.true(left is not None and 0 < left <= 60.0, "at most 60 s to live", left, "Delivery.expires_in")  # noqa: PLR2004 - the queue's ttl
+
+
+_READ = "where the driver reads a message; mqcore.spi.unpack"

@@ -1,0 +1,373 @@
+"""Profile *retry*: Moves at the seam, what a failed handler's message goes through, and what is no attempt at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from mqcore.contract.case import case
+from mqcore.errors import Reject, Retry
+from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
+from mqcore.queue import Queue
+from mqcore.spi import (
+    DONE,
+    STALE,
+    STORED,
+    Capability,
+    ErrorKind,
+    Failed,
+    Message,
+    Outgoing,
+    Reason,
+    SupportsCount,
+    SupportsDelete,
+)
+
+if TYPE_CHECKING:
+    from mqcore.context import Context
+    from mqcore.contract.kit import Kit
+
+MOVE = "Subscription.settle: Move"
+SLACK = 0.5
+"""Seconds between a due time and the handler's start that are not the backend's: this process, its loop, its round trips."""
+EARLY = 0.005
+_DELAYS = (Capability.DELAY,)
+AT_ONCE = fixed(0.0)
+HEADERS = {"tenant": "t-1", "note": "Grüße 世界 🐇"}
+
+
+# Moves at the seam
+
+
+@case("G3", ids="R06 R07")
+async def a_move_stores_the_successor_and_lets_go_of_the_source(kit: Kit) -> None:
+    """The successor is there as a new message, with all that it says and no marks; the source is gone."""
+    source, target = await kit.queue(), await kit.queue()
+    await kit.put(source, "a")
+    await kit.put(target, "before")
+    consumer = await kit.subscribe(source)
+    (delivery,) = await kit.take(consumer, 1)
+    move = kit.successor(delivery, target, attempt=2, failed_at=1_700_000_000.5)
+    kit.same(await kit.settle(consumer, move), [DONE], "the Move", MOVE)
+    before, got = await kit.take(await kit.subscribe(target), 2)
+    kit.same(kit.ids([before, got]), ["before", "a"], "a place at the end", MOVE)
+    kit.same(got.message, move.to.message, "the successor as it was given", MOVE)
+    kit.same((got.redelivered, got.doubtful), (False, False), "no marks: it was never handed out", MOVE)
+    kit.same(await kit.contents(source), Counter(), "the source gone", MOVE)
+
+
+@case("G1", "G3", ids="R06 B03")
+async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None:
+    """Ten retries of one id into its own queue, each inside the dedup window of all before: none is lost."""
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    consumer = await kit.subscribe(queue)
+    for hop in range(10):
+        (delivery,) = await kit.take(consumer, 1)
+        came = (delivery.message.id, delivery.message.hop, delivery.attempt)
+        kit.same(came, ("a", hop, hop + 1), f"the successor of Move {hop}", f"{MOVE}, and dedup by Message.copy_name")
+        kit.same(await kit.settle(consumer, kit.successor(delivery, queue, attempt=hop + 2)), [DONE], "the Move", MOVE)
+    kit.same(await kit.contents(queue), Counter("a"), "one copy", MOVE)
+
+
+@case("G1", "G3", "G11", ids="R06 X03 B03")
+async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
+    """Publish, retry, dead-letter, redrive, dead-letter again: the same id each time, and never a duplicate of itself."""
+    queue = await kit.queue()
+    dead, look = f"{queue}.dlq", f"{MOVE}, and dedup by Message.copy_name"
+    await kit.put(queue, "a")
+    at: dict[str, Any] = {queue: await kit.subscribe(queue), dead: await kit.subscribe(dead)}
+    here = queue
+    for to in (queue, dead, queue, dead, queue, queue, dead):
+        (delivery,) = await kit.take(at[here], 1)
+        move = kit.successor(delivery, to)
+        kit.same(await kit.settle(at[here], move), [DONE], f"hop {move.to.message.hop} to {to}", look)
+        here = to
+    (letter,) = await kit.take(at[dead], 1)
+    kit.same((letter.message.id, letter.message.hop), ("a", 7), "the message after seven Moves", look)
+    kit.same(await kit.contents(queue), Counter(), "no other copy", look)
+
+
+@case("G3", ids="X06")
+async def a_failed_move_leaves_its_source_leased(kit: Kit) -> None:
+    """A missing target is NOT_FOUND for that item alone; its source is still ours, and can be settled otherwise."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", "b")
+    consumer, other = await kit.subscribe(queue), await kit.subscribe(queue)
+    a, b = await kit.take(consumer, 2)
+    failed, done = await kit.settle(consumer, kit.successor(a, kit.name()), kit.successor(b, f"{queue}.dlq"))
+    kit.true(isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND, "Failed(NOT_FOUND)", failed, MOVE)
+    kit.same(done, DONE, "the other item", MOVE)
+    kit.same(kit.ids(await kit.receive(other)), [], "the source still leased", MOVE)
+    kit.same(await kit.settle(consumer, kit.successor(a, f"{queue}.dlq")), [DONE], "settled otherwise", MOVE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter("ab"), "both moved", MOVE)
+
+
+@case("G3", "G5", ids="L02", needs=(Capability.ATOMIC_MOVE,))
+async def a_stale_move_stores_nothing(kit: Kit) -> None:
+    """With ATOMIC_MOVE, moving what was settled already, or what was never ours, leaves no copy anywhere."""
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    await kit.ack(consumer, [delivery])
+    forged = kit.successor(replace(delivery, receipt=b"forged"), f"{queue}.dlq")
+    came = await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq"), forged)
+    kit.same(came, [STALE, STALE], "both stale", MOVE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter(), "no copy", MOVE)
+
+
+@case("G1", "G3", ids="R08", needs=(Capability.DEDUP,), each={"published": "published", "moved": "moved"})
+async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) -> None:
+    """A crash between storing and letting go, or an unknown outcome and a second try: the same name, one copy, no loss."""
+    queue = await kit.queue()
+    await kit.put(queue, "a")
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    move = kit.successor(delivery, f"{queue}.dlq")
+    if before == "published":
+        kit.same(await kit.publish(move.to), [STORED], "the successor alone", "Backend.publish")
+        kit.same(await kit.settle(consumer, move), [DONE], "the Move after it", f"{MOVE}, a duplicate successor")
+    else:
+        kit.same(await kit.settle(consumer, move, move), [DONE, STALE], "the Move, and the Move again", MOVE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "one copy", MOVE)
+    kit.same(await kit.contents(queue), Counter(), "the source gone", MOVE)
+
+
+@case("G9", ids="C60")
+async def moves_of_one_batch_keep_their_order(kit: Kit) -> None:
+    """A batch of Moves is stored in its order."""
+    queue = await kit.queue()
+    names = [f"{n:02}" for n in range(20)]
+    await kit.put(queue, *names)
+    consumer = await kit.subscribe(queue)
+    got = sorted(await kit.take(consumer, 20), key=lambda delivery: delivery.message.id, reverse=True)
+    await kit.settle(consumer, *[kit.successor(delivery, f"{queue}.dlq") for delivery in got])
+    kit.same(kit.ids(await kit.take(await kit.subscribe(f"{queue}.dlq"), 20)), names[::-1], "the Moves' order", MOVE)
+
+
+@case("G4", "G10", ids="R01 C44")
+async def the_attempt_survives_a_crash(kit: Kit) -> None:
+    """It is the message's own: a consumer's death neither loses nor raises it."""
+    queue, victim = await kit.queue(), await kit.open()
+    await kit.publish(Outgoing(queue, kit.message("a", attempt=3)))
+    await kit.take(await kit.subscribe(queue, lease=1.0, backend=victim), 1)
+    await kit.kill(victim)
+    (again,) = await kit.take(await kit.subscribe(queue), 1)
+    kit.same((again.attempt, again.doubtful), (3, True), "the attempt as it was, in doubt", "Subscription.receive")
+
+
+# Through Broker and Worker
+
+
+class Failing:
+    """A handler that notes when it ran and what it knew, raises what it was given, and says when it has run often enough."""
+
+    def __init__(self, kit: Kit, *errors: Exception | None, always: Exception | None = None, enough: int = 0) -> None:
+        """`errors` one after the other, None for success; then `always`."""
+        self.kit, self.errors, self.always = kit, list(errors), always
+        self.enough, self.reached = enough or len(errors), asyncio.Event()
+        self.times: list[float] = []
+        self.seen: list[Context] = []
+
+    async def __call__(self, _: str, ctx: Context) -> None:
+        """Run once."""
+        self.times.append(self.kit.now)
+        self.seen.append(ctx)
+        with suppress(TypeError, AttributeError):
+            cast("dict[str, str]", ctx.delivery.message.headers)["edited"] = "yes"
+        if len(self.times) >= self.enough:
+            self.reached.set()
+        if (error := self.errors.pop(0) if self.errors else self.always) is not None:
+            raise error
+
+    @property
+    def attempts(self) -> list[int]:
+        """The attempt of each run."""
+        return [ctx.attempt for ctx in self.seen]
+
+    def waited(self, *waits: float) -> None:
+        """Fail unless the waits between the runs were these, never early and late by no more than is declared."""
+        came = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        late = float(self.kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
+        fits = len(came) == len(waits) and all(-EARLY <= it - due <= late for it, due in zip(came, waits, strict=True))
+        self.kit.true(
+            fits, f"waits of {waits} s, at most {late:g} s late", [round(it, 3) for it in came], "a Move's delay"
+        )
+
+
+async def _failing(kit: Kit, handler: Failing, policy: RetryPolicy, **options: Any) -> Queue[str]:
+    """Publish one message and serve it until the handler has run often enough."""
+    jobs, broker = Queue(kit.name(), str), await kit.broker()
+    await kit.within(broker.publish(jobs, "x", **options))
+    await kit.worker(broker, jobs, handler, retry=policy, concurrency=1)
+    await kit.within(handler.reached.wait())
+    return jobs
+
+
+async def _dead(kit: Kit, jobs: Queue[str]) -> Message:
+    (letter,) = await kit.take(await kit.subscribe(f"{jobs.name}.dlq"), 1)
+    return letter.message
+
+
+_BACKOFFS = {
+    "fixed": (fixed(0.4), (0.4, 0.4)),
+    "linear": (linear(0.3, cap=0.5, jitter=False), (0.3, 0.5)),
+    "exponential": (exponential(0.3, factor=3.0, cap=0.7, jitter=False), (0.3, 0.7)),
+}
+
+
+@case("G10", "G7", ids="R02", needs=_DELAYS, each=_BACKOFFS)
+async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[float, ...]]) -> None:
+    """Each wait is the policy's, capped, counted from the failure, and kept as a delay is."""
+    handler = Failing(kit, always=ValueError("no"), enough=3)
+    jobs = await _failing(kit, handler, RetryPolicy(3, wanted[0]))
+    handler.waited(*wanted[1])
+    death = (await _dead(kit, jobs)).death
+    kit.same(death and (death.reason, death.attempts), (Reason.RETRIES_EXHAUSTED, 3), "dead after three", MOVE)
+
+
+@case("G10", ids="R02", needs=_DELAYS)
+async def jitter_spreads_what_failed_together(kit: Kit) -> None:
+    """With full jitter each wait lies between nothing and the policy's figure, and they differ."""
+    jobs, broker, began, waits, over = Queue(kit.name(), str), await kit.broker(), {}, list[float](), asyncio.Event()
+    count = 20
+
+    async def handler(_: str, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            began[ctx.id] = kit.now
+            raise ValueError
+        waits.append(kit.now - began[ctx.id])
+        if len(waits) == count:
+            over.set()
+
+    await kit.within(broker.publish_many(jobs, ["x"] * count))
+    await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(1.0, jitter=True)))
+    await kit.within(over.wait())
+    late = float(kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
+    kit.true(max(waits) <= 1.0 + late, f"no wait above 1 s and {late:g} s", max(waits), "a Move's delay")
+    kit.true(max(waits) - min(waits) > late / 10, "waits that differ", (min(waits), max(waits)), "a Move's delay")
+
+
+@case("G10", ids="R03", needs=_DELAYS)
+async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
+    """`max_age` counts from the first publish and ends the attempts, however many are left."""
+    handler = Failing(kit, always=ValueError("no"), enough=2)
+    death = (await _dead(kit, await _failing(kit, handler, RetryPolicy(50, fixed(0.3), max_age=1.0)))).death
+    kit.same(death and death.reason, Reason.RETRIES_EXHAUSTED, "dead for its age", "Message.published_at")
+    lasted = handler.times[-1] - handler.times[0]
+    kit.true(lasted <= 1.0, "no attempt after 1 s", f"one after {lasted:.2f} s", "Message.published_at kept by a Move")
+
+
+_CLASSES: dict[str, tuple[RetryPolicy, tuple[Exception, ...]]] = {
+    "retry_on": (RetryPolicy(5, AT_ONCE, retry_on=(OSError,)), (ConnectionResetError(), KeyError("k"))),
+    "give_up_on": (RetryPolicy(5, AT_ONCE, give_up_on=(OSError,)), (KeyError("k"), FileNotFoundError())),
+    "reject": (RetryPolicy(5, AT_ONCE), (ValueError(), Reject("never again"))),
+}
+
+
+@case("G10", ids="R04 C43 C90", each=_CLASSES)
+async def only_what_the_policy_names_is_tried_again(
+    kit: Kit, wanted: tuple[RetryPolicy, tuple[Exception, ...]]
+) -> None:
+    """An exception of another class, or a Reject, goes straight to the dead letters, reason `rejected`."""
+    handler = Failing(kit, *wanted[1])
+    death = (await _dead(kit, await _failing(kit, handler, wanted[0]))).death
+    kit.same(handler.attempts, [1, 2], "two attempts", MOVE)
+    kit.same(death and (death.reason, death.attempts), (Reason.REJECTED, 2), "the record", MOVE)
+
+
+@case("G10", ids="R05", needs=_DELAYS)
+async def a_retry_may_ask_for_its_own_wait_but_not_for_more_attempts(kit: Kit) -> None:
+    """`Retry(delay=…)` overrides the policy's wait; `max_attempts` holds."""
+    handler = Failing(kit, always=Retry(delay=0.3), enough=3)
+    jobs = await _failing(kit, handler, RetryPolicy(3, fixed(3600.0)))
+    handler.waited(0.3, 0.3)
+    death = (await _dead(kit, jobs)).death
+    kit.same(death and (death.reason, death.attempts), (Reason.RETRIES_EXHAUSTED, 3), "dead after three", MOVE)
+
+
+@case("G10", "G4", "G8", ids="R06 R07 C44 C51 P05")
+async def a_retry_keeps_what_the_message_was(kit: Kit) -> None:
+    """Id, headers, priority, times and content type stay, edits of a failed handler do not; attempt and mark go up."""
+    handler = Failing(kit, ValueError(), Retry(delay=0), None)
+    priority = {"priority": 9} if kit.capabilities.has(Capability.PRIORITY) else {}
+    await _failing(kit, handler, RetryPolicy(3, AT_ONCE), id="me", headers=HEADERS, **priority)
+    kit.same(handler.attempts, [1, 2, 3], "attempts counted", MOVE)
+    kit.same([ctx.redelivered for ctx in handler.seen], [False, True, True], "marks", MOVE)
+    kit.same([dict(ctx.headers) for ctx in handler.seen], [HEADERS] * 3, "headers as published", MOVE)
+    for name in ("id", "priority", "published_at", "content_type", "correlation_id"):
+        kit.same(len({getattr(ctx, name) for ctx in handler.seen}), 1, f"one {name} for all attempts", MOVE)
+
+
+@case("G10", "G4", ids="R01", needs=_DELAYS)
+async def attempts_are_counted_across_workers(kit: Kit) -> None:
+    """Each attempt in a worker of its own, on a connection of its own: 1, 2, 3, and then dead with three."""
+    jobs, attempts, last = Queue(kit.name(), str), list[int](), await kit.broker()
+    await kit.within(last.publish(jobs, "x"))
+    for _ in range(3):
+        broker, handler = await kit.broker(), Failing(kit, always=ValueError("no"), enough=1)
+        worker = await kit.worker(broker, jobs, handler, retry=RetryPolicy(3, fixed(0.5)))
+        await kit.within(handler.reached.wait())
+        await kit.within(worker.drain(0))
+        await kit.within(broker.close())
+        attempts += handler.attempts
+    kit.same(attempts, [1, 2, 3], "attempts", "Message.attempt kept by a Move")
+    death = (await _dead(kit, jobs)).death
+    kit.same(death and death.attempts, 3, "attempts in the record", "Message.attempt kept by a Move")
+
+
+@case("G10", "G7", ids="R07 D03", needs=_DELAYS, protocols=(SupportsCount,))
+async def nobody_waits_in_a_worker(kit: Kit) -> None:
+    """A message that waits for its retry is delayed in the broker: it holds no slot and no lease, and needs no worker."""
+    jobs, broker, handler = Queue(kit.name(), str), await kit.broker(), Failing(kit, ValueError(), None, enough=2)
+    await kit.within(broker.publish(jobs, "x"))
+    policy = RetryPolicy(3, fixed(1.5))
+    worker = await kit.worker(broker, jobs, handler, retry=policy, concurrency=1, prefetch=1)
+    await kit.advance(0.3)
+    (counts,) = await kit.within(cast("SupportsCount", kit.backend).count([jobs.name]))
+    kit.same((counts.delayed, counts.leased), (1, 0), "delayed, not leased", "SupportsCount.count")
+    await kit.within(broker.publish(jobs, "y"))
+    await kit.within(handler.reached.wait())
+    kit.same(handler.attempts, [1, 1], "another message meanwhile", "a Move's delay")
+    await kit.within(worker.drain(0))
+    (later,) = await kit.take(await kit.subscribe(jobs.name), 1)
+    kit.same((later.message.body, later.attempt), (b"x", 2), "it is due when nobody remembers it", "a Move's delay")
+
+
+@case("G10", "G11", ids="R10", needs=_DELAYS)
+async def an_outage_within_the_policys_patience_kills_nothing(kit: Kit) -> None:
+    """While all that handlers need is down, messages wait and are tried at the policy's pace; none is dead-lettered."""
+    jobs, broker, done, over = Queue(kit.name(), str), await kit.broker(), Counter[str](), asyncio.Event()
+    names, starts, back = [f"job {n}" for n in range(10)], list[str](), kit.now + 1.2
+
+    async def handler(job: str) -> None:
+        starts.append(job)
+        if kit.now < back:
+            raise ConnectionError("the shop's database is down")
+        done[job] += 1
+        if len(done) == len(names):
+            over.set()
+
+    await kit.within(broker.publish_many(jobs, names))
+    await kit.worker(broker, jobs, handler, retry=RetryPolicy(20, fixed(0.5)))
+    await kit.within(over.wait())
+    kit.same(done, Counter(names), "each done once", MOVE)
+    kit.true(len(starts) <= 5 * len(names), "no more than a start every 0.5 s each", len(starts), "a Move's delay")
+    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no dead letters", MOVE)
+
+
+@case("G3", "G11", ids="X06", protocols=(SupportsDelete,))
+async def a_dead_letter_queue_that_is_gone_costs_no_message(kit: Kit) -> None:
+    """The Move fails, the message stays held, and its dead-letter queue is declared again before it is tried once more."""
+    jobs, broker = Queue(kit.name(), str), await kit.broker()
+    await kit.within(broker.publish(jobs, "x"))
+    consumer = broker.consume(jobs, retry=RetryPolicy(1))
+    held = await kit.within(anext(consumer))
+    await kit.within(cast("SupportsDelete", kit.backend).delete(f"{jobs.name}.dlq"))
+    await kit.within(held.reject("no"))
+    kit.same((await _dead(kit, jobs)).body, b"x", "the dead letter", f"{MOVE}, NOT_FOUND")
+    await kit.within(consumer.close())

@@ -1,0 +1,131 @@
+"""Mutants of what a backend says of itself: capabilities hidden, claimed, or without their limits (G16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mutants.mutant import mutant
+
+from mqcore.spi import Capabilities, Capability, Durability, Level, Support
+from mqcore_memory.backend import MemoryBackend
+
+
+class _Says(MemoryBackend):
+    """A backend that says something else of one capability."""
+
+    capability: Capability
+    support = Support(Level.NONE)
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        told = await super().open(lost)
+        return replace(told, supports={**told.supports, self.capability: self.support})
+
+
+@mutant("G16", "capability.what_works_is_declared[PRIORITY]")
+class HidesPriority(_Says):
+    """PRIORITY works and is not declared."""
+
+    capability = Capability.PRIORITY
+
+
+@mutant("G16", "capability.what_works_is_declared[DELAY]")
+class HidesDelay(_Says):
+    """DELAY works and is not declared."""
+
+    capability = Capability.DELAY
+
+
+@mutant("G16", "capability.what_works_is_declared[DEDUP]")
+class HidesDedup(_Says):
+    """DEDUP works and is not declared."""
+
+    capability = Capability.DEDUP
+
+
+@mutant("G16", "capability.what_works_is_declared[LEASE]")
+class HidesLease(_Says):
+    """LEASE works and is not declared."""
+
+    capability = Capability.LEASE
+
+
+@mutant("G16", "capability.what_works_is_declared[MAX_LENGTH]")
+class HidesMaxLength(_Says):
+    """MAX_LENGTH works and is not declared."""
+
+    capability = Capability.MAX_LENGTH
+
+
+@mutant("G16", "capability.protocols_and_capabilities_agree")
+class HidesBrowse(_Says):
+    """BROWSE works and is not declared."""
+
+    capability = Capability.BROWSE
+
+
+@mutant("G16", "capability.protocols_and_capabilities_agree")
+class HidesRouting(_Says):
+    """Bindings are kept and ROUTING is not declared."""
+
+    capability = Capability.ROUTING
+
+
+@mutant("G16", "routing.a_message_goes_to_the_queues_that_match")
+class ClaimsToRoute(_Says):
+    """Native ROUTING is claimed, and a Route is refused."""
+
+    capability = Capability.ROUTING
+    support = Support(Level.NATIVE)
+
+
+@mutant("G16", "capability.a_capability_has_a_level_and_its_limits[DELAY]")
+class DelayWithoutLimits(_Says):
+    """DELAY does not say how exact it is, nor how long it can be."""
+
+    capability = Capability.DELAY
+    support = Support(Level.NATIVE)
+
+
+@mutant("G16", "capability.durability_is_one_of_four_words")
+class ClaimsDurable(_Says):
+    """DURABLE is claimed by a broker whose durability is `memory`."""
+
+    capability = Capability.DURABLE
+    support = Support(Level.NATIVE)
+
+
+@mutant("G16", "capability.a_capability_has_a_level_and_its_limits[PRIORITY]")
+class SaysLevelsInWords(_Says):
+    """The limit of PRIORITY is prose."""
+
+    capability = Capability.PRIORITY
+    support = Support(Level.NATIVE, {"levels": "several"})
+
+
+@mutant("G16", "capability.a_capability_has_a_level_and_its_limits[MAX_LENGTH]")
+class ClaimsAnUnknownMode(_Says):
+    """MAX_LENGTH names a mode that there is not."""
+
+    capability = Capability.MAX_LENGTH
+    support = Support(Level.NATIVE, {"modes": "reject,drop"})
+
+
+@mutant("G16", "capability.every_open_says_the_same")
+class ForgetsItsSupport(MemoryBackend):
+    """The second `open` says less than the first."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        told = await super().open(lost)
+        if self.__dict__.setdefault("opened", False):
+            told = replace(told, supports={})
+        self.__dict__["opened"] = True
+        return told
+
+
+@mutant("G16", "capability.durability_is_one_of_four_words")
+class SaysReplicatedAndNotDurable(MemoryBackend):
+    """The durability is `replicated`, and DURABLE is not declared."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        return replace(await super().open(lost), durability=Durability.REPLICATED)

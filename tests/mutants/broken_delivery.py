@@ -1,0 +1,390 @@
+"""Mutants of publishing, receiving, settling and closing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mutants.mutant import changed, mutant
+
+from mqcore.spi import (
+    DONE,
+    STALE,
+    STORED,
+    Ack,
+    Capabilities,
+    Delivery,
+    ErrorKind,
+    Failed,
+    Outcome,
+    Outgoing,
+    Settled,
+    Settlement,
+)
+from mqcore_memory.backend import MemoryBackend, MemorySubscription
+from mqcore_memory.queue import Copy, MemoryQueue
+from mqcore_memory.store import MemoryStore, Touched
+from mqcore_memory.waiting import Holder
+
+# Publishing
+
+
+@mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
+class SwallowsAMissingQueue(MemoryStore):
+    """What is published to a queue that is not there is `Stored`, and gone."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        outcome = super()._publish(out, now, wall, touched)
+        return STORED if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND else outcome
+
+
+@mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
+class MixesUpOutcomes(MemoryStore):
+    """The outcomes of a batch come in the order in which the broker answered: refusals last."""
+
+    def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
+        return sorted(super().publish(batch, now, wall), key=lambda outcome: isinstance(outcome, Failed))
+
+
+@mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
+class FailsTheWholeBatch(MemoryStore):
+    """One item that cannot be stored fails all of its batch."""
+
+    def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
+        failed = next((found for out in batch if isinstance(found := self._target(out, now, {}), Failed)), None)
+        return super().publish(batch, now, wall) if failed is None else [failed] * len(batch)
+
+
+@mutant("G9", "core.a_receive_gives_up_to_its_limit_at_once")
+class TurnsABatchAround(MemoryStore):
+    """The messages of one batch are stored the last first."""
+
+    def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
+        return super().publish(batch[::-1], now, wall)[::-1]
+
+
+@mutant("G1", "core.overlapping_publishes_lose_nothing")
+class StoresTwice(MemoryQueue):
+    """Each message is stored twice."""
+
+    def put(self, message: Any, now: float, delay: float = 0.0) -> None:
+        super().put(message, now, delay)
+        super().put(message, now, delay)
+
+
+# Receiving
+
+
+@mutant("G2", "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits")
+class AcksOnReceive(MemorySubscription):
+    """What was handed out is gone, whatever becomes of its handler."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout)
+        self._store.settle(self._queue, [Ack(delivery.receipt) for delivery in got], self._clock.monotonic())
+        return got
+
+    async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        return [DONE] * len(batch)
+
+
+@mutant("G2", "delivery.nothing_is_handed_out_while_it_is_held")
+class HandsOutTwice(MemorySubscription):
+    """What is held is handed out again when nothing else is there."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._held: dict[bytes, Delivery] = {}
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout)
+        if not got:
+            return [delivery for receipt, delivery in self._held.items() if receipt in self._leases][:limit]
+        self._held |= {delivery.receipt: delivery for delivery in got}
+        return got
+
+    @property
+    def _leases(self) -> dict[bytes, Copy]:
+        return self._store._queues[self._queue].leases
+
+
+@mutant("G9", "delivery.what_comes_out_of_order_says_so")
+class NeverSaysRedelivered(MemoryQueue):
+    """A message that was handed out before does not say so."""
+
+    def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
+        return replace(super()._lease(copy, holder, until, now), redelivered=False)
+
+
+@mutant(
+    "G4",
+    "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits",
+    "lease.what_a_dead_consumer_held_goes_to_another_in_time",
+)
+class NeverDoubtful(MemoryQueue):
+    """What a dead consumer held comes back as if it had been released."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        super().release(copy, doubtful=False)
+
+
+@mutant("G12", "bounds.prefetch_is_an_exact_ceiling", "delivery.prefetch_is_an_exact_ceiling")
+class IgnoresPrefetch(MemorySubscription):
+    """A consumer is handed as much as there is."""
+
+    def __init__(self, store: MemoryStore, queue: str, holder: Holder, *parts: Any) -> None:
+        holder.prefetch = 1_000_000
+        super().__init__(store, queue, holder, *parts)
+
+
+@mutant("G12", "delivery.a_settlement_makes_room_for_a_receive_that_waits", "bounds.prefetch_is_an_exact_ceiling")
+class GivesNoRoomAgain(MemoryQueue):
+    """What was acknowledged goes on counting against the prefetch."""
+
+    def remove(self, copy: Copy) -> None:
+        if copy.holder is not None:
+            copy.holder.held += 1
+        super().remove(copy)
+
+
+@mutant("G12", "core.a_receive_gives_up_to_its_limit_at_once")
+class ReceivesBeyondTheLimit(MemorySubscription):
+    """`receive` returns one more than it was asked for."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        return await super().receive(limit + 1, timeout)
+
+
+@mutant("G2", "core.a_consumer_that_waits_is_woken_by_a_publish")
+class WaitsUntilItHasAll(MemorySubscription):
+    """`receive` comes back with one message only when its time is over."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        end = self._clock.monotonic() + timeout
+        got = list(await super().receive(limit, timeout))
+        while len(got) < limit and (left := end - self._clock.monotonic()) > 0 and self._open:
+            got += await super().receive(limit - len(got), left)
+        return got
+
+
+@mutant("G2", "core.a_receive_from_an_empty_queue_ends_with_nothing")
+class NothingIsAnError(MemorySubscription):
+    """An empty queue ends `receive` with an exception."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout)
+        if not got and self._open:
+            raise TimeoutError
+        return got
+
+
+@mutant("G2", "core.a_cancelled_receive_strands_nothing")
+class StrandsWhatACancelledReceiveClaimed(MemorySubscription):
+    """A `receive` that is cancelled after its claim leaves the messages with nobody."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout)
+        for _ in range(8):
+            await asyncio.sleep(0)
+        return got
+
+
+# What was published is what comes
+
+
+@mutant("G17", "foreign.every_field_of_a_message_comes_back")
+class DropsAHeader(MemoryStore):
+    """The first of a message's headers is missing."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        headers = dict(list(out.message.headers.items())[1:])
+        return super()._publish(changed(out, headers=headers), now, wall, touched)
+
+
+@mutant("G17", "foreign.a_body_comes_back_byte_for_byte")
+class TakesABodyForText(MemoryStore):
+    """A body goes through UTF-8, and its other bytes are changed."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        body = out.message.body.decode("utf-8", "replace").encode()
+        return super()._publish(changed(out, body=body), now, wall, touched)
+
+
+@mutant("G17", "foreign.every_field_of_a_message_comes_back")
+class ForgetsWhereToReply(MemoryStore):
+    """`reply_to` and `correlation_id` do not arrive."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        return super()._publish(changed(out, reply_to=None, correlation_id=None), now, wall, touched)
+
+
+@mutant("G17", "foreign.what_is_changed_afterwards_changes_nothing")
+class SharesWithThePublisher(MemoryStore):
+    """The publisher's own message is stored, and changes when he changes it."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        outcome = super()._publish(out, now, wall, touched)
+        if outcome == STORED and out.ttl is None:
+            copies = touched[str(out.to)].copies
+            copies[max(copies)].message = out.message
+        return outcome
+
+
+@mutant("G17", "foreign.what_is_changed_afterwards_changes_nothing")
+class SharesWithTheConsumer(MemoryQueue):
+    """What a consumer writes into a header is seen by the next."""
+
+    def put(self, message: Any, now: float, delay: float = 0.0) -> None:
+        super().put(replace(message, headers=dict(message.headers)), now, delay)
+
+
+# Settling
+
+
+@mutant("G2", "delivery.a_released_message_comes_again_as_it_was")
+class LosesOnRelease(MemoryQueue):
+    """What is released is gone."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        if doubtful:
+            super().release(copy, doubtful=doubtful)
+        else:
+            self.remove(copy)
+
+
+@mutant("G4", "delivery.a_message_survives_any_number_of_releases")
+class CountsReleases(MemoryQueue):
+    """A release is an attempt, as with a broker's own counter."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        copy.message = replace(copy.message, attempt=copy.message.attempt + 1)
+        super().release(copy, doubtful=doubtful)
+
+
+@mutant("G4", "delivery.a_released_message_comes_again_as_it_was")
+class DoubtfulOnRelease(MemoryQueue):
+    """A release looks like a crash."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        super().release(copy, doubtful=True)
+
+
+@mutant("G9", "delivery.released_messages_return_to_their_old_places")
+class ReleasesToTheEnd(MemoryQueue):
+    """A released message stands behind all others, although ORDER says `release_in_place`."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        if copy.place:
+            copy.place = next(self._numbers)
+        super().release(copy, doubtful=doubtful)
+
+
+@mutant("G5", "delivery.a_second_settlement_is_stale_and_changes_nothing")
+class StaleAnswersDone(MemoryStore):
+    """A settlement that comes too late is answered `Done`."""
+
+    def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
+        return [DONE if settled == STALE else settled for settled in super().settle(name, batch, now)]
+
+
+@mutant("G2", "delivery.what_is_acked_is_gone")
+class SettlesOnlyTheFirst(MemoryStore):
+    """Of a batch of settlements the first takes effect, and all are answered `Done`."""
+
+    def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
+        return super().settle(name, batch[:1], now) * len(batch)
+
+
+@mutant("G5", "delivery.an_outcome_comes_for_each_settlement_in_its_order")
+class MixesUpSettled(MemoryStore):
+    """The answers to a batch of settlements come with the stale ones last."""
+
+    def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
+        return sorted(super().settle(name, batch, now), key=lambda settled: settled == STALE)
+
+
+# Closing
+
+
+@mutant("G2", "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits")
+class LosesOnClose(MemoryQueue):
+    """What a closing consumer holds is gone."""
+
+    def abandon(self, holder: Holder) -> None:
+        for copy in [copy for copy in self.leases.values() if copy.holder is holder]:
+            self.remove(copy)
+
+
+@mutant("G5", "delivery.closing_one_consumer_leaves_others_alone")
+class KeepsOnClose(MemoryQueue):
+    """What a closing consumer holds stays leased until the lease ends."""
+
+    def abandon(self, holder: Holder) -> None:
+        pass
+
+
+@mutant("G13", "core.a_consumer_closes_at_once_and_for_good")
+class ReceiveOutlivesClose(MemorySubscription):
+    """`close` does not end a waiting `receive`."""
+
+    async def close(self) -> None:
+        if self._open:
+            self.closed(self)
+            self._store.unsubscribe(self._queue, self._holder, self._clock.monotonic())
+
+
+@mutant("G13", "core.a_full_consumer_closes_at_once_too")
+class CloseWaitsForSettlements(MemoryBackend):
+    """`close` waits until everything that is held has been settled."""
+
+    async def close(self) -> None:
+        while any(subscription._holder.held for subscription in self._subscriptions):
+            await self._clock.sleep(0.1)
+        await super().close()
+
+
+@mutant("G13", "core.open_and_close_come_in_any_order_and_again")
+class CloseTwiceRaises(MemoryBackend):
+    """The second `close` raises."""
+
+    async def close(self) -> None:
+        self._store  # noqa: B018 - it raises when there is none
+        await super().close()
+
+
+@mutant("G14", "core.open_and_close_come_in_any_order_and_again")
+class OpensOnlyOnce(MemoryBackend):
+    """`open` after `close` fails: this instance cannot reconnect."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        if self.__dict__.setdefault("used", False):
+            raise ConnectionError("this instance was closed")
+        return await super().open(lost)
+
+    async def close(self) -> None:
+        self.__dict__["used"] = True
+        await super().close()
+
+
+@mutant("G14", "core.open_and_close_come_in_any_order_and_again")
+class ReportsALossAtClose(MemoryBackend):
+    """`lost` is called when the application itself closes."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        self.__dict__["lost"] = lost
+        return await super().open(lost)
+
+    async def close(self) -> None:
+        if self._open is not None:
+            self.__dict__["lost"](ConnectionError("closed"))
+        await super().close()
+
+
+@mutant("G1", "core.a_closed_instance_refuses_every_call_in_clear_words")
+class PublishesWhenClosed(MemoryBackend):
+    """A publish after `close` is accepted, and lost."""
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        return [STORED] * len(batch) if self._open is None else await super().publish(batch, timeout=timeout)

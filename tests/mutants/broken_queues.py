@@ -1,0 +1,330 @@
+"""Mutants of bounds, of looking into queues, of declaring them and of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mutants.mutant import mutant
+
+from mqcore.spi import (
+    Binding,
+    Delivery,
+    Entry,
+    ErrorKind,
+    Failed,
+    Message,
+    Outcome,
+    Outgoing,
+    QueueCounts,
+    QueueNotFound,
+    QueueSpec,
+)
+from mqcore_memory.backend import MemoryBackend
+from mqcore_memory.bindings import Bindings
+from mqcore_memory.queue import Copy, MemoryQueue
+from mqcore_memory.store import MemoryStore, Touched
+from mqcore_memory.waiting import Holder
+
+# Bounds
+
+
+@mutant("G12", "bounds.a_full_queue_refuses_what_is_published")
+class MaxLengthIgnored(MemoryStore):
+    """MAX_LENGTH is claimed, and a queue takes whatever comes."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        queue = self._queues.get(str(out.to))
+        if queue is None:
+            return super()._publish(out, now, wall, touched)
+        spec, queue.spec = queue.spec, replace(queue.spec, max_length=None)
+        outcome = super()._publish(out, now, wall, touched)
+        queue.spec = spec
+        return outcome
+
+
+@mutant("G12", "bounds.the_bound_is_exact_inside_a_batch")
+class MaxLengthOffByOne(MemoryStore):
+    """A queue holds one message more than its `max_length`."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        queue = self._queues.get(str(out.to))
+        if queue is None or queue.spec.max_length is None:
+            return super()._publish(out, now, wall, touched)
+        spec, queue.spec = queue.spec, replace(queue.spec, max_length=queue.spec.max_length + 1)
+        outcome = super()._publish(out, now, wall, touched)
+        queue.spec = spec
+        return outcome
+
+
+@mutant("G12", "bounds.a_move_is_never_refused")
+class MaxLengthStopsMoves(MemoryStore):
+    """A retry or a dead letter is refused by a full queue."""
+
+    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+        target = self._queues.get(str(out.to))
+        if target is not None and target.spec.max_length is not None and target.ready >= target.spec.max_length:
+            return Failed(ErrorKind.FULL, "full")
+        return super()._store_successor(entry, out, now, touched)
+
+
+@mutant("G12", "bounds.only_ready_messages_count")
+class MaxLengthCountsWhatIsHeld(MemoryStore):
+    """What is leased or delayed fills a queue."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        queue = self._queues.get(str(out.to))
+        if queue is not None and queue.spec.max_length is not None and len(queue.copies) >= queue.spec.max_length:
+            return Failed(ErrorKind.FULL, "full")
+        return super()._publish(out, now, wall, touched)
+
+
+@mutant("G12", "bounds.an_overflow_dead_letters_the_oldest_of_the_lowest_priority")
+class OverflowTakesTheHighest(MemoryQueue):
+    """A full queue makes room by the highest priority."""
+
+    def evict(self) -> Message:
+        copy = self.copies[next(number for level in self._levels[::-1] if (number := level.pop()) is not None)]
+        self._forget(copy)
+        return copy.message
+
+
+@mutant("G12", "bounds.an_overflow_leaves_a_record")
+class OverflowDrops(MemoryStore):
+    """A full queue makes room without a dead letter."""
+
+    def _overflow(self, queue: MemoryQueue, now: float, wall: float, touched: Touched) -> None:
+        queue.evict()
+
+
+# Looking
+
+
+@mutant("G11", "browse.browsing_changes_nothing")
+class PeekConsumes(MemoryQueue):
+    """What was looked at is gone."""
+
+    def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
+        page = super().browse(limit, after, now)
+        for entry in page:
+            self._forget(self.copies[int(entry.key.split("/")[-1])])
+        return page
+
+
+@mutant("G11", "browse.browsing_changes_nothing")
+class PeekMarks(MemoryQueue):
+    """What was looked at counts as handed out before."""
+
+    def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
+        page = super().browse(limit, after, now)
+        for entry in page:
+            self.copies[int(entry.key.split("/")[-1])].redelivered = True
+        return page
+
+
+@mutant("G11", "browse.browsing_shows_the_order_of_delivery")
+class BrowsesInTheOrderOfPublishing(MemoryQueue):
+    """`browse` does not show the order of delivery."""
+
+    def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
+        page = super().browse(1_000_000, after, now)
+        return sorted(page, key=lambda entry: int(entry.key.split("/")[-1]))[:limit]
+
+
+@mutant("G11", "browse.pages_join_to_the_whole")
+class PagesOverlap(MemoryQueue):
+    """The last of one page is the first of the next."""
+
+    def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
+        page = super().browse(1_000_000, None, now)
+        keys = [entry.key for entry in page]
+        start = keys.index(after) if after in keys else 0
+        return page[start : start + limit] if after not in keys[-1:] else []
+
+
+@mutant("G11", "browse.browsing_shows_the_order_of_delivery")
+class BrowseHidesDelayed(MemoryQueue):
+    """`browse` does not show what is delayed."""
+
+    def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
+        return [entry for entry in super().browse(limit, after, now) if entry.state == "ready"]
+
+
+@mutant("G11", "browse.taking_leases_the_chosen_and_leaves_the_rest")
+class TakesTheFirst(MemoryQueue):
+    """`take` leases as many as were chosen, from the head."""
+
+    def take(self, holder: Holder, keys: Sequence[str], until: float, now: float) -> list[Delivery]:
+        first = [entry.key for entry in self.browse(len(keys), None, now)]
+        return super().take(holder, first, until, now)
+
+
+@mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
+class PurgeLeavesDelayed(MemoryQueue):
+    """What is delayed is still there after a purge."""
+
+    def purge(self) -> int:
+        gone = [copy for copy in self.copies.values() if copy.state == "ready"]
+        for copy in gone:
+            self._forget(copy)
+        return len(gone)
+
+
+@mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
+class PurgeTakesWhatIsHeld(MemoryQueue):
+    """A purge takes what a consumer holds."""
+
+    def purge(self) -> int:
+        held = list(self.leases.values())
+        for copy in held:
+            self.remove(copy)
+        return super().purge() + len(held)
+
+
+@mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
+class PurgeForgetsTheQuarantine(MemoryStore):
+    """What is in the quarantine is still there after a purge."""
+
+    def purge(self, name: str, now: float) -> int:
+        with self._lock:
+            return self._queue(name, now).purge()
+
+
+@mutant("G11", "browse.counts_tell_ready_leased_and_delayed_apart")
+class CountsDelayedAsReady(MemoryStore):
+    """The count of ready messages has the delayed ones in it."""
+
+    def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
+        counts = super()._count(queue, now)
+        return replace(counts, ready=counts.ready + counts.delayed)
+
+
+@mutant("G11", "browse.a_quarantine_counts_in_its_queue_and_is_not_listed")
+class CountsWithoutTheQuarantine(MemoryStore):
+    """What is in a queue's quarantine is not counted."""
+
+    def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
+        counts = super()._count(queue, now)
+        return replace(counts, ready=queue.ready, leased=len(queue.leases), delayed=queue.delayed)
+
+
+@mutant("G11", "browse.the_totals_only_grow")
+class TotalsSink(MemoryStore):
+    """`published` counts what is there, and sinks with each settlement."""
+
+    def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
+        return replace(super()._count(queue, now), published=len(queue.copies))
+
+
+# Declaring and deleting
+
+
+@mutant("G14", "routing.other_settings_are_a_mismatch")
+class ForgetsAMismatch(MemoryStore):
+    """A queue that is declared again with other settings stays as it is, without a word."""
+
+    def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
+        super().declare([spec for spec in specs if spec.name not in self._queues], now, owner)
+
+
+@mutant("G14", "routing.declaring_again_changes_nothing")
+class DeclaringAgainEmpties(MemoryStore):
+    """A queue that is declared again is empty."""
+
+    def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
+        super().declare(specs, now, owner)
+        for spec in specs:
+            self._queues[spec.name].purge()
+
+
+@mutant("G1", "routing.subscribing_to_a_missing_queue_is_not_found")
+class SubscribesToNothing(MemoryStore):
+    """A queue that is not there can be consumed: it is made."""
+
+    def subscribe(self, name: str, holder: Holder, now: float) -> None:
+        if name not in self._queues:
+            self.declare([QueueSpec(name=name)], now)
+        super().subscribe(name, holder, now)
+
+
+@mutant("G15", "routing.a_clean_up_leaves_nothing_behind")
+class DeleteKeepsBindings(MemoryStore):
+    """The bindings to a deleted queue stay."""
+
+    def _remove(self, queue: MemoryQueue) -> None:
+        kept = [binding for binding in self._bindings.of(None) if binding.queue == queue.spec.name]
+        super()._remove(queue)
+        self._bindings.add(kept)
+
+
+@mutant("G14", "browse.the_consumers_of_a_deleted_queue_learn_it")
+class ConsumersOfADeletedQueueWaitOn(MemoryStore):
+    """Who consumes a deleted queue does not learn it."""
+
+    def claim(self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False) -> list[Delivery]:
+        try:
+            return super().claim(name, holder, limit, now, wait=wait)
+        except QueueNotFound:
+            return []
+
+
+@mutant("G2", "browse.a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked")
+class DeletesWhatIsNotEmpty(MemoryStore):
+    """`if_empty` and `if_unused` change nothing."""
+
+    def delete(self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        return super().delete(name, now)
+
+
+@mutant("G11", "dead-letter.retention_lets_dead_letters_go")
+class RetentionIgnored(MemoryQueue):
+    """A dead letter stays for ever, whatever its queue's retention."""
+
+    def _index(self, copy: Copy) -> None:
+        if copy.message.expires_at is not None:
+            self._expiries.push(copy.message.expires_at, copy.number)
+
+
+# Routing
+
+
+@mutant("G15", "routing.every_instance_sees_the_same_bindings")
+class BindingsOfOneProcess(MemoryBackend):
+    """Bindings live in the instance that made them."""
+
+    @property
+    def _own(self) -> Bindings:
+        own: Bindings = self.__dict__.setdefault("own", Bindings())
+        return own
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        self._own.add(bindings)
+
+    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        return self._own.of(router)
+
+
+@mutant("G15", "routing.every_instance_sees_the_same_bindings")
+class UnbindIgnored(MemoryStore):
+    """A binding that was removed is still there."""
+
+    def unbind(self, bindings: Sequence[Binding]) -> None:
+        pass
+
+
+@mutant("G15", "routing.a_router_has_one_kind")
+class RouterOfTwoKinds(MemoryStore):
+    """A router that exists with another kind is taken as it is, without a word."""
+
+    def bind(self, bindings: Sequence[Binding]) -> None:
+        kinds = {binding.router: binding.kind for binding in self.bindings()}
+        super().bind([replace(binding, kind=kinds.get(binding.router, binding.kind)) for binding in bindings])
+
+
+@mutant("G15", "routing.a_message_goes_to_the_queues_that_match")
+class BindsOnlyTheLast(MemoryStore):
+    """A router has one binding: the last."""
+
+    def bind(self, bindings: Sequence[Binding]) -> None:
+        self.unbind([old for new in bindings for old in self.bindings(new.router)])
+        super().bind(bindings[-1:])

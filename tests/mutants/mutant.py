@@ -1,0 +1,125 @@
+"""What a mutant is: the memory backend with one class of it broken, made for one guarantee, and who must catch it.
+
+    @mutant("G8", "priority.the_highest_goes_first")
+    class PriorityReversed(MemoryQueue):
+        '''The lowest goes first.'''
+
+`guarantee` is the one that it breaks; the names after it begin the names of the cases of `mqcore.contract` of which one must
+fail. The harness puts the broken class into an otherwise whole memory backend, whichever part of it that is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mqcore.contract import MemoryHarness, all_cases, run_case
+from mqcore_memory.backend import MemoryBackend, MemorySubscription
+from mqcore_memory.options import MemoryOptions
+from mqcore_memory.queue import MemoryQueue
+from mqcore_memory.registry import _Shared, _stores
+from mqcore_memory.store import MemoryStore
+from mqcore_memory.waiting import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mqcore.contract import Case, Result
+    from mqcore.spi import Backend, Outgoing, QueueSpec, Subscription
+
+__all__ = ["Mutant", "MutantHarness", "all_mutants", "caught", "changed", "mutant"]
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mutant; `broken` is None for the control, which is whole."""
+
+    name: str
+    guarantee: str
+    cases: tuple[str, ...]
+    text: str
+    broken: type | None
+
+    def named(self) -> list[Case]:
+        """Return the cases that it names, in the order of their names in the decorator."""
+        return [case for start in self.cases for case in all_cases() if case.name.startswith(start)]
+
+
+_found: list[Mutant] = []
+
+
+def mutant(guarantee: str, *cases: str) -> Callable[[T], T]:
+    """Register a subclass of one of the memory backend's four classes as a mutant."""
+
+    def register(broken: T) -> T:
+        _found.append(Mutant(broken.__name__, guarantee, cases, (broken.__doc__ or "").strip().splitlines()[0], broken))
+        return broken
+
+    return register
+
+
+def all_mutants() -> list[Mutant]:
+    """Import every module of mutants and return them, in the order of the files."""
+    for path in sorted(Path(__file__).parent.glob("broken_*.py")):
+        import_module(f"mutants.{path.stem}")
+    return list(_found)
+
+
+def caught(found: Mutant, cases: Sequence[Case] | None = None) -> Iterator[Result]:
+    """Run cases, those that it names unless others are given, and yield what fails."""
+    for case in found.named() if cases is None else cases:
+        result = run_case(case, MutantHarness(found.broken))
+        if result.status == "failed":
+            yield result
+
+
+class MutantHarness(MemoryHarness):
+    """A memory backend under a virtual clock, one class of which may be broken."""
+
+    def __init__(self, broken: type | None) -> None:
+        super().__init__()
+        broken = broken or MemoryStore
+        self._backend = broken if issubclass(broken, MemoryBackend) else _Backend
+        self._subscription = broken if issubclass(broken, MemorySubscription) else MemorySubscription
+        store = (broken if issubclass(broken, MemoryStore) else _Store)(self.url.removeprefix("memory://"))
+        if isinstance(store, _Store):
+            store.queue = broken if issubclass(broken, MemoryQueue) else MemoryQueue
+        _stores[store.name] = _Shared(store, self.clock)
+
+    def make_backend(self) -> Backend:
+        backend = self._backend(self.url, MemoryOptions(clock=self.clock))
+        if isinstance(backend, _Backend):
+            backend.subscription = self._subscription
+        return backend
+
+
+class _Backend(MemoryBackend):
+    """The memory backend with another kind of Subscription."""
+
+    subscription = MemorySubscription
+
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        subscription = self.subscription(self._store, queue, Holder(prefetch, lease), self._options)
+        self._subscriptions.add(subscription)
+        subscription.closed = self._subscriptions.discard
+        return subscription
+
+
+class _Store(MemoryStore):
+    """The memory store with another kind of queue."""
+
+    queue = MemoryQueue
+
+    def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
+        super().declare(specs, now, owner)
+        for queue in self._queues.values():
+            queue.__class__ = self.queue
+
+
+def changed(out: Outgoing, **changes: Any) -> Outgoing:
+    """Return it with these fields of its message changed."""
+    return replace(out, message=replace(out.message, **changes))
