@@ -84,6 +84,8 @@ class Topology:
         own += [(queue, self.configured(queue)) for router in routers for queue in router.queues.values()]
         for _, queue in own:
             self._check(queue)
+        for router in routers:
+            self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         specs: dict[str, QueueSpec] = {}
         for _, queue in own:
             for spec in queue.specs(self._durability) if queue.declare else ():

@@ -218,6 +218,10 @@ _REQUESTS = {
     "publish to a bounded queue": _Request(
         Capability.MAX_LENGTH, lambda broker, name: broker.publish(Queue(name, max_length=5), b"")
     ),
+    "router": _Request(
+        Capability.ROUTING,
+        lambda broker, name: broker.declare(Router(f"{name}.r", kind="fanout").bind(Queue(name))),
+    ),
     "publish to a router": _Request(
         Capability.ROUTING, lambda broker, name: broker.publish(Router(f"{name}.r", kind="fanout"), b"")
     ),
