@@ -150,8 +150,8 @@ class QueueSpec:
     """One queue as the broker must hold it. Two specs of one name that differ are a `TopologyMismatch`.
 
     `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own; a `temporary` one has neither and goes
-    with its owner or when idle. `ttl` (seconds) bounds the life of messages *published* to it (hop 0), the shorter of the two
-    wins; a Move brings its own expiry. `max_length` counts ready messages, bounds publishes and never Moves; `overflow` says
+    with its owner (the instance that declared it) or, when that dies, after being idle. `ttl` (seconds) bounds the life of messages
+    *published* to it (hop 0), the shorter of the two wins; a Move brings its own expiry. `max_length` counts ready messages, bounds publishes and never Moves; `overflow` says
     what happens then: the publish fails with FULL, or the oldest of the lowest priority is dead-lettered, reason `overflow`.
     `retention` (seconds) is how long a dead-letter queue keeps a message. `durability` is what the application asked for.
     """
@@ -207,7 +207,9 @@ class Backend(ABC):
     async def close(self) -> None:
         """Let go of everything. Must end within 2 s, in any state, called twice too; must never raise.
 
-        What a Subscription still holds comes back to its queue, as after a crash (doubtful).
+        What a Subscription still holds comes back to its queue, as after a crash (doubtful): at once, or where the process might
+        as well have died, when its lease ends. Any other call on a closed instance must raise, saying in its text that it is
+        closed, classified TRANSIENT.
         """
 
     @abstractmethod
@@ -219,8 +221,8 @@ class Backend(ABC):
         """Store a batch; an outcome for each item, in its order (G1).
 
         `Stored` only when the broker has confirmed it at the durability in force. Must return by `timeout` seconds, with `Unknown`
-        for what has no answer by then. May raise only when nothing was sent. A queue that does not exist is `Failed(NOT_FOUND)`,
-        for that item alone. Order inside one batch and queue must be kept. Must copy what it keeps.
+        for what has no answer by then. May raise only when nothing was sent. A queue that does not exist is `Failed(NOT_FOUND)`
+        with its name in the text, for that item alone. Order inside one batch and queue must be kept. Must copy what it keeps.
         """
 
     @abstractmethod
@@ -242,6 +244,8 @@ class Subscription(ABC):
     @abstractmethod
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Hand out 1 to `limit` messages as soon as there is one; `[]` when none came within `timeout` seconds.
+
+        A receipt is at most 64 bytes.
 
         Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
         `expires_in <= 0`: core dead-letters them (G6). Raises after a loss. When it is cancelled, a claim already under way must
@@ -339,7 +343,8 @@ class SupportsDelete(Protocol):
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove the queue, its quarantine and the bindings to it; its consumers' `receive` raises NOT_FOUND.
 
-        True when it went; False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises when it is missing.
+        True when it went; False when it holds messages (`if_empty`) or has consumers that the broker knows of (`if_unused`).
+        Raises when it is missing.
         """
 
 

@@ -170,7 +170,8 @@ def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
         nonlocal left
         left -= 1
         status = Text(f"{result.status:14}", style=_STYLES.get(result.status, "dim"))
-        screen.print(status, Text(f" {result.case.name}"), Text(f" {result.seconds:.2f} s, {left} to go", style="dim"))
+        took = Text(f" {result.seconds:.2f} s, {left} to go", style="dim")
+        screen.print(status, Text(f" {result.case.name}"), took, soft_wrap=True)
 
     return tell
 

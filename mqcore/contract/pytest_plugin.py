@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Contract"]
 
-_KEY = pytest.StashKey["Contract"]()
+_KEY = pytest.StashKey["Contracts"]()
 
 
 class Contract:
-    """The results of one pytest run."""
+    """The results of one test module, which is one backend."""
 
     def __init__(self, waivers: list[Waiver]) -> None:
         """Start with none."""
@@ -53,6 +53,24 @@ class Contract:
         return Report(self.results, capabilities, self.server or capabilities.server, whole, self.waivers)
 
 
+class Contracts:
+    """All of one pytest run, by the name of the test module."""
+
+    def __init__(self, waivers: list[Waiver]) -> None:
+        """Start with none."""
+        self._waivers = waivers
+        self._runs: dict[str, Contract] = {}
+
+    def of(self, module: str) -> Contract:
+        """Return those of one module."""
+        return self._runs.setdefault(module, Contract(self._waivers))
+
+    def reports(self) -> list[tuple[Contract, Report]]:
+        """Return the reports of the modules in which a case reached the backend."""
+        found = [(run, run.report()) for run in self._runs.values()]
+        return [(run, report) for run, report in found if report is not None]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--contract-report` and the ini option `contract_waivers`."""
     parser.getgroup("mqcore").addoption(
@@ -67,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the waivers."""
     lines = config.getini("contract_waivers")
     if not lines:
-        config.stash[_KEY] = Contract([])
+        config.stash[_KEY] = Contracts([])
         return
     from mqcore.contract.run import Waiver  # noqa: PLC0415 - as above
 
@@ -75,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if any(not reason.strip() for _, _, reason in pairs):
         msg = "contract_waivers: every line is `case: reason`, and the reason is printed with each report"
         raise pytest.UsageError(msg)
-    config.stash[_KEY] = Contract([Waiver(case.strip(), reason.strip()) for case, _, reason in pairs])
+    config.stash[_KEY] = Contracts([Waiver(case.strip(), reason.strip()) for case, _, reason in pairs])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -84,34 +102,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from mqcore.contract.case import all_cases  # noqa: PLC0415 - as above
 
         cases = all_cases()
-        metafunc.config.stash[_KEY].expected += len(cases)
+        metafunc.config.stash[_KEY].of(metafunc.module.__name__).expected += len(cases)
         metafunc.parametrize("contract_case", cases, ids=[case.name for case in cases])
 
 
-@pytest.fixture(scope="session")
-def contract(pytestconfig: pytest.Config) -> Contract:
-    """Where the results of this run are gathered."""
-    return pytestconfig.stash[_KEY]
+@pytest.fixture
+def contract(request: pytest.FixtureRequest) -> Contract:
+    """Where the results of this module are gathered."""
+    return request.config.stash[_KEY].of(request.module.__name__)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what the run is worth, and write the report."""
-    found = config.stash[_KEY]
-    report = found.report()
-    if report is None:
-        return
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
-    terminalreporter.write_sep("=", f"mqcore contract: {report.verdict}")
-    terminalreporter.write_line(f"{report.capabilities.backend}, {report.server}: {counts} of {found.expected} cases")
-    for waiver in found.waivers:
-        terminalreporter.write_line(f"waived: {waiver.case}: {waiver.reason}")
-    path = config.getoption("--contract-report")
-    if path:
-        Path(path).write_text(report.markdown() if path.endswith(".md") else report.json(), encoding="utf-8")
+    """Say what the run is worth, and write the report; of several backends each beside the other, by name."""
+    reports = config.stash[_KEY].reports()
+    for run, report in reports:
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
+        terminalreporter.write_sep("=", f"mqcore contract: {report.verdict}")
+        terminalreporter.write_line(f"{report.capabilities.backend}, {report.server}: {counts} of {run.expected} cases")
+        for waiver in run.waivers:
+            terminalreporter.write_line(f"waived: {waiver.case}: {waiver.reason}")
+        if given := config.getoption("--contract-report"):
+            path = Path(given)
+            if len(reports) > 1:
+                path = path.with_stem(f"{path.stem}-{report.capabilities.backend}")
+            path.write_text(report.markdown() if path.suffix == ".md" else report.json(), encoding="utf-8")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A partial run is no proof: under CI it fails."""
-    report = session.config.stash[_KEY].report()
-    if report is not None and report.verdict == "partial" and os.environ.get("CI") == "true" and exitstatus == 0:
+    partial = any(report.verdict == "partial" for _, report in session.config.stash[_KEY].reports())
+    if partial and os.environ.get("CI") == "true" and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -75,9 +75,8 @@ class DirectoryBackend(spi.Backend):
             self._compare(spec)
         for spec in queues:
             folder = self.folder(spec.name)
-            if not folder.path.exists():
-                folder.create(spec)
-                self._temporary += [(folder, folder.use())] if spec.role == "temporary" else []
+            if not folder.path.exists() and (owner := folder.create(spec)) is not None:
+                self._temporary.append((folder, owner))
             self._compare(spec)
 
     async def publish(self, batch: Sequence[spi.Outgoing], *, timeout: float) -> Sequence[spi.Outcome]:  # noqa: ARG002 - files are quick

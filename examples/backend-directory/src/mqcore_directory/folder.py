@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -37,14 +38,18 @@ class Folder:
         """Read what the queue was declared with."""
         return QueueSpec(**json.loads((self.path / "queue.json").read_text()))
 
-    def create(self, spec: QueueSpec) -> None:
-        """Let the queue appear, whole, in one rename; that fails where another has been quicker, for a queue is not empty."""
-        draft = self.path.with_name(f".{new_id()}")
-        for part in (self.ready, self.leased, self.users):
-            (draft / part.name).mkdir(parents=True)
-        (draft / "queue.json").write_text(json.dumps(asdict(spec) | {"durability": None}))
-        with suppress(OSError):
-            draft.rename(self.path)
+    def create(self, spec: QueueSpec) -> IO[bytes] | None:
+        """Let the queue appear, whole, in one rename; a temporary one with its owner in it, who is returned."""
+        draft = Folder(self.path.with_name(f".{new_id()}"))
+        for part in (draft.ready, draft.leased, draft.users):
+            part.mkdir(parents=True)
+        (draft.path / "queue.json").write_text(json.dumps(asdict(spec) | {"durability": None}))
+        owner = draft.use() if spec.role == "temporary" else None
+        with suppress(OSError):  # where another was quicker, for what is there is not empty
+            draft.path.rename(self.path)
+            return owner
+        shutil.rmtree(draft.path, ignore_errors=True)
+        return None
 
     def use(self) -> IO[bytes]:
         """Return a new file in `users/`, which the system keeps locked until it is closed or this process dies."""
