@@ -152,8 +152,8 @@ class QueueSpec:
     `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own; a `temporary` one has neither and goes
     with its owner (the instance that declared it) or, when that dies, after being idle. `ttl` (seconds) bounds the life of messages
     *published* to it (hop 0), the shorter of the two wins; a Move brings its own expiry. `max_length` counts ready messages, bounds
-    publishes that are not delayed, and never Moves; `overflow` says what happens then: the publish fails with FULL, or the oldest of
-    the lowest priority is dead-lettered, reason `overflow`.
+    publishes that are not delayed, and never Moves; `overflow` says what happens then: the publish fails with FULL, or the oldest
+    of the lowest priority is dead-lettered, reason `overflow`.
     `retention` (seconds) is how long a dead-letter queue keeps a message. `durability` is what the application asked for.
     """
 
