@@ -22,7 +22,6 @@ __all__ = ["App", "BatchRegistration", "Registration"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-Lifespan = "Callable[[Broker], AbstractAsyncContextManager[Any]]"
 
 
 class Registration(Generic[T]):
