@@ -94,8 +94,10 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every code block of the README and the documentation."""
+    """Build the documentation into site/, where a warning is an error, and run every code block of it and of the README."""
     install(session, "docs")
+    # Not with --quiet: what is not shown is not counted, and every warning would pass.
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
     session.run("pytest", "tests/docs", *session.posargs)
 
 

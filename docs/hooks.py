@@ -1,0 +1,159 @@
+"""What the site has and the repository has not: pages that are made while it is built, by MkDocs' hooks.
+
+The pages in `docs/` are read in two places, in a repository's browser and on the site. What is true only of a running program, the
+capabilities of `memory://` and the options of each command, is asked of it here and never typed. A name of the public API that has
+no place in the reference, a case of the contract that fails and a page that the navigation forgets are warnings, and warnings end
+the build.
+"""  # noqa: INP001 - a hook that MkDocs loads by its path
+
+import logging
+import posixpath
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from typer.testing import CliRunner
+
+from mqcore.cli.app import application
+from mqcore.contract import MemoryHarness, Report, run_contract
+
+LOG = logging.getLogger("mkdocs.plugins.hooks")
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/segmentation/README.md": "examples/segmentation.md",
+    "examples/backend-directory/README.md": "examples/backend-directory.md",
+}
+"""Pages that stand elsewhere in the repository, and where they are on the site."""
+PACKAGES = ("mqcore", "mqcore.sync", "mqcore.testing", "mqcore.middleware", "mqcore.contract", "mqcore.spi")
+"""What is public."""
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)
+_README = "<!-- README.md -->"
+_CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the decisions into the navigation: there is one page for each, and no list of them to keep."""
+    decisions = sorted(path.name for path in (ROOT / "docs" / "adr").glob("[0-9]*.md"))
+    for section in config.nav or []:
+        if "Decisions" in section:
+            section["Decisions"] = [*section["Decisions"], *(f"adr/{name}" for name in decisions)]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made, and look whether the reference has every public name."""
+    pages = {
+        "adr/index.md": _decisions(),
+        "reference/cli.md": _commands(),
+        "backends/memory-report.md": _report().markdown(),
+    }
+    for place, target in OUTSIDE.items():
+        if target != "index.md":
+            pages[target] = _moved((ROOT / place).read_text(encoding="utf-8"), place, target)
+    for target, text in pages.items():
+        files.append(File.generated(config, target, content=text))
+    if not _report().ok:
+        LOG.warning("the contract fails on memory://: %s", ", ".join(_failed()))
+    for name in _forgotten():
+        LOG.warning("%s is public and has no place in docs/reference", name)
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put what is made into the pages that have a place for it, and leave the tests' words out of the fences."""
+    del config, files
+    if _README in markdown:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        markdown = markdown.replace(_README, _moved(readme, "README.md", "index.md"))
+    markdown = markdown.replace(_CAPABILITIES, _table())
+    markdown = _moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri) if "](../" in markdown else markdown
+    return _FENCE.sub(r"\1python", markdown)
+
+
+def _moved(text: str, place: str, target: str) -> str:
+    """Return a page whose links lead to the same pages from its place on the site; what the site has not becomes plain text."""
+
+    def link(found: re.Match[str]) -> str:
+        words, goal = found.groups()
+        path, _, anchor = goal.partition("#")
+        if not path or ":" in path:
+            return found[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(place), path))
+        if (ROOT / path).is_dir():
+            path = f"{path}/README.md" if f"{path}/README.md" in OUTSIDE else f"{path}/index.md"
+        inside = PurePosixPath(path).is_relative_to("docs")
+        goal = path.removeprefix("docs/") if inside else OUTSIDE.get(path, "")
+        if not goal:
+            return words
+        return f"[{words}]({posixpath.relpath(goal, posixpath.dirname(target) or '.')}{'#' * bool(anchor)}{anchor})"
+
+    return _LINK.sub(link, text)
+
+
+@cache
+def _report() -> Report:
+    """Run the whole contract on `memory://`, once in a build."""
+    logging.getLogger("mqcore").setLevel(logging.CRITICAL)  # the cases provoke what is worth a log line elsewhere
+    results = run_contract(MemoryHarness)
+    capabilities = next(result.capabilities for result in results if result.capabilities is not None)
+    return Report(results, capabilities, capabilities.server, whole=True)
+
+
+def _failed() -> list[str]:
+    return [result.case.name for result in _report().results if result.status == "failed"]
+
+
+def _table() -> str:
+    """Return the capability table out of the report's page."""
+    lines = _report().markdown().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("| capability "))
+    end = next(number for number in range(begin, len(lines)) if not lines[number])
+    return "\n".join(lines[begin:end])
+
+
+def _decisions() -> str:
+    told = "What was decided, why, and what was decided against. None is rewritten; a later one may replace an earlier."
+    lines = ["# Decisions", "", told, ""]
+    for path in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        lines.append(f"- [{title}]({path.name})")
+    return "\n".join(lines) + "\n"
+
+
+def _forgotten() -> Iterator[str]:
+    """Yield the public names that the reference neither shows nor, in the seam's page, names."""
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
+    shown = {name for text in pages.values() for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    for module in PACKAGES:
+        for name in import_module(module).__all__:
+            if f"{module}.{name}" not in shown and not (module == "mqcore.spi" and f"`{name}`" in pages["spi"]):
+                yield f"{module}.{name}"
+
+
+def _commands() -> str:
+    """Return a page of all commands, each with what its `--help` says."""
+    app = application(plugins=False)
+    lines = ["# The command line", "", "What `mqcore --help`, and that of each command, says.", ""]
+    for words in _each(typer.main.get_command(app), ()):
+        shown = CliRunner().invoke(app, [*words, "--help"], prog_name="mqcore", env={"COLUMNS": "84", "TERM": "dumb"})
+        text = "\n".join(line.rstrip() for line in shown.output.splitlines()).strip("\n")
+        lines += [f"## `{' '.join(('mqcore', *words))}`", "", "```text", text, "```", ""]
+    return "\n".join(lines)
+
+
+def _each(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the words of each command, a group before what is in it."""
+    yield words
+    for name, one in getattr(command, "commands", {}).items():
+        yield from _each(one, (*words, name))
