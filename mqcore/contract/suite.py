@@ -1,4 +1,4 @@
-"""The one line in an author's test file: `from mqcore.contract.suite import test_contract`."""
+"""The one line in an author's test file: `from mqcore.contract.suite import test_contract, test_model`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mqcore.contract.harness import Harness
     from mqcore.contract.pytest_plugin import Contract
 
-__all__ = ["test_contract"]
+__all__ = ["test_contract", "test_model"]
 
 
 def test_contract(contract_case: Case, harness: Harness, contract: Contract) -> None:
@@ -27,3 +27,11 @@ def test_contract(contract_case: Case, harness: Harness, contract: Contract) -> 
         pytest.xfail(result.text)
     if result.status != "passed":
         pytest.skip(f"{result.status}: {result.text}")
+
+
+def test_model(harness: Harness) -> None:
+    """Hold random steps against the model, and one trace against memory; how many, `MQCORE_CONTRACT_EXAMPLES` says."""
+    from mqcore.contract.stateful import check_model, compare_with_memory  # noqa: PLC0415 - Hypothesis takes a while to import
+
+    compare_with_memory(harness)
+    check_model(lambda: harness)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mqcore.contract import Harness, UrlHarness
-from mqcore.contract.suite import test_contract
+from mqcore.contract.suite import test_contract, test_model
 from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock
 
-__all__ = ["test_contract"]
+__all__ = ["test_contract", "test_model"]
 
 SOURCE = Path(__file__).parents[2] / "examples" / "backend-directory" / "src"
 
@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[2] / "examples" / "backend-directory" / "src"
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
     monkeypatch.syspath_prepend(SOURCE)
+    monkeypatch.setenv("MQCORE_CONTRACT_EXAMPLES", "50")  # each example writes hundreds of files
     import mqcore_directory  # noqa: PLC0415 - it is no package of ours: it is found once its folder is on the path
 
     plugins = Plugins()

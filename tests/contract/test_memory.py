@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mqcore.contract import Harness, MemoryHarness
-from mqcore.contract.suite import test_contract
+from mqcore.contract.suite import test_contract, test_model
 
-__all__ = ["test_contract"]
+__all__ = ["test_contract", "test_model"]
 
 
 @pytest.fixture

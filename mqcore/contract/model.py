@@ -1,0 +1,269 @@
+"""What queues must do, as a list that is looked through from end to end: the model that any backend is held against.
+
+Pure: it does no I/O and knows no clock. Every call says in which span of time the real one happened, from before it was sent until
+after it was answered, so that a slow broker is no wrong broker: what *may* have come about by the span's end is allowed, only what
+*must* have come about by its beginning is asked for. `Rules` are what the backend's capabilities make of the contract.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from mqcore.capabilities import Capability, Level
+from mqcore.contract.kit import ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mqcore.capabilities import Capabilities
+    from mqcore.delivery import Delivery, Outgoing
+    from mqcore.message import Message
+
+__all__ = ["Copy", "Lease", "Model", "Rules", "Span"]
+
+_EARLY = 0.005
+"""Seconds that every backend may be early by (G7)."""
+_TAKEOVER = 1.0
+"""Seconds after the end of a lease or of a consumer in which its messages go to another (G5)."""
+_RECEIVE = "Subscription.receive"
+
+
+class Span(NamedTuple):
+    """Not before `lo`, and by `hi` at the latest."""
+
+    lo: float
+    hi: float
+
+    def later(self, lo: float, hi: float | None = None) -> Span:
+        """Return the span moved on by `lo` seconds, its end by `hi` if that is another."""
+        return Span(self.lo + lo, self.hi + (lo if hi is None else hi))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a backend's capabilities and limits leave of the contract's order and times."""
+
+    by_priority: bool
+    ordered: bool
+    release_in_place: bool
+    delay_to_the_end: bool
+    granularity: float
+    lease: float
+    slack: float
+
+    @classmethod
+    def of(cls, capabilities: Capabilities, lease: float, slack: float) -> Rules:
+        """Read them; `lease` is what consumers ask for, `slack` how inexact the times of this server's clock and network are."""
+        exact, order = (Level.NATIVE, Level.EMULATED), capabilities[Capability.ORDER]
+        return cls(
+            by_priority=capabilities[Capability.PRIORITY].level in exact,
+            ordered=order.level in exact,
+            release_in_place=bool(order.limits.get("release_in_place")),
+            delay_to_the_end=order.limits.get("after_delay") == "end",
+            granularity=float(capabilities[Capability.DELAY].limits.get("granularity", 1.0)),
+            lease=lease if capabilities.has(Capability.LEASE) else inf,
+            slack=slack,
+        )
+
+
+@dataclass(eq=False)
+class Copy:
+    """One stored copy. `since` is when it is ready, `place` where it stands in its level; None: that is not judged."""
+
+    queue: str
+    message: Message
+    number: int
+    since: Span
+    place: Span
+    delayed: bool
+    expires: Span | None = None
+    loose: bool = False
+    redelivered: bool | None = False
+    doubtful: bool | None = False
+    lease: Lease | None = None
+
+
+@dataclass(eq=False)
+class Lease:
+    """One claim: `live` until it is `lost` (its end, or its consumer's), and `gone` when it is settled or another has the copy."""
+
+    copy: Copy
+    ends: Span
+    state: str = "live"
+
+
+@dataclass
+class Model:
+    """All copies of all queues."""
+
+    rules: Rules
+    copies: list[Copy] = field(default_factory=list)
+    numbers: int = 0
+    _lost: dict[int, list[Lease]] = field(default_factory=dict)
+
+    def of(self, queue: str) -> list[Copy]:
+        """Return a queue's copies."""
+        return [copy for copy in self.copies if copy.queue == queue]
+
+    def put(self, out: Outgoing, at: Span, expires: Span | None = None) -> None:
+        """Store a copy."""
+        self.numbers += 1
+        late = self.rules.slack + (self.rules.granularity if out.delay else 0.0)
+        since, place = at.later(out.delay, out.delay + late), at.later(out.delay)
+        loose = bool(out.delay) and not self.rules.delay_to_the_end
+        expires = at.later(out.ttl) if out.ttl is not None else expires
+        self.copies.append(
+            Copy(str(out.to), out.message, self.numbers, since, place, bool(out.delay), expires, loose=loose)
+        )
+
+    def received(self, queue: str, got: Sequence[Delivery], limit: int, at: Span) -> list[Lease]:
+        """Hold what came against what had to come, and note who has it now."""
+        ready = [copy for copy in self.of(queue) if self._must(copy, at)]
+        came = [self._came(queue, delivery, at) for delivery in got]
+        twice = [copy.message.id for copy, count in Counter(came).items() if count > 1]
+        _true(not twice, "each copy once", f"{twice} twice", f"{_RECEIVE}: claims")
+        if len(got) < limit:
+            late = [copy.message.id for copy in ready if copy not in came]
+            _true(not late, f"all that is ready in {queue}", f"{late} did not come", _RECEIVE)
+        for index, copy in enumerate(came):
+            passed = [it for it in ready if it not in came[:index] and self._before(it, copy, at)]
+            if passed:
+                one = passed[0]
+                wanted = f"{one.message.id} (priority {one.message.priority}) first"
+                came_first = f"{copy.message.id} (priority {copy.message.priority}) came before it in {queue}"
+                raise ContractError(wanted, came_first, f"{_RECEIVE}: order")
+        return [self._claim(copy, delivery, at) for copy, delivery in zip(came, got, strict=True)]
+
+    def settled(self, lease: Lease, how: str, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome, as it came
+        """Follow a settlement's outcome; `how` is `ack`, `release` or `move` (whose successor is `put` by the caller)."""
+        copy, live = lease.copy, lease.state == "live" and lease.ends.lo > at.hi
+        _true(not done or lease.state != "gone", "Stale", "Done", "Subscription.settle: fencing")
+        _true(done or not live, f"Done for the {how} of what is held", "Stale", "Subscription.settle")
+        if not done:
+            if lease.state == "live":
+                self._lose(copy, at)
+            return
+        lease.state, copy.lease = "gone", None
+        self._forget(copy)
+        if how == "release":
+            copy.redelivered, copy.doubtful = True, False if live and copy.doubtful is False else None
+            copy.since, copy.loose = at.later(0, self.rules.slack), copy.loose or not self.rules.release_in_place
+        else:
+            self.copies.remove(copy)
+
+    def renewed(self, lease: Lease, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome, as it came
+        """Follow a renewal's outcome."""
+        live = lease.state == "live" and lease.ends.lo > at.hi
+        _true(done or not live, "True for what is held", done, "renew")
+        _true(not done or lease.state != "gone", "False for what is not ours any more", done, "renew")
+        if done:
+            lease.state, lease.copy.lease, lease.ends = "live", lease, self._ends(at)
+        elif lease.state == "live":
+            self._lose(lease.copy, at)
+
+    def crashed(self, queue: str, at: Span) -> None:
+        """End the queue's only consumer: what it held comes back doubtful; what it had only buffered may bear the same marks."""
+        for copy in self.of(queue):
+            if copy.lease is not None:
+                self._lose(copy, at)
+                copy.since = at.later(0, _TAKEOVER + (self.rules.lease if self.rules.lease < inf else 0.0))
+            elif copy.since.lo - _EARLY <= at.hi:
+                copy.redelivered, copy.doubtful = copy.redelivered or None, copy.doubtful or None
+                copy.since = Span(copy.since.lo, max(copy.since.hi, at.hi + self.rules.slack))
+                copy.loose = copy.loose or not self.rules.release_in_place
+
+    def counts(self, queue: str, at: Span) -> tuple[int, int, int] | None:
+        """Return how many are ready, leased and delayed; None while the time leaves it open."""
+        mine = self.of(queue)
+        if any(self._may(copy, at) != self._must(copy, at) for copy in mine):
+            return None
+        ready, delayed = sum(self._must(copy, at) for copy in mine), sum(copy.since.lo > at.hi for copy in mine)
+        return ready, len(mine) - ready - delayed, delayed
+
+    def quiet_at(self) -> float:
+        """Return when everything is ready that is not held for ever."""
+        ends = [copy.lease.ends.hi for copy in self.copies if copy.lease is not None and copy.lease.ends.hi < inf]
+        return max([copy.since.hi for copy in self.copies] + ends, default=0.0)
+
+    # What each step needs
+
+    def _may(self, copy: Copy, at: Span) -> bool:
+        return copy.since.lo - _EARLY <= at.hi and (copy.lease is None or copy.lease.ends.lo <= at.hi)
+
+    def _must(self, copy: Copy, at: Span) -> bool:
+        return copy.since.hi <= at.lo and (copy.lease is None or copy.lease.ends.hi <= at.lo)
+
+    def _before(self, one: Copy, other: Copy, at: Span) -> bool:
+        """Whether `one` surely goes before `other`: of a higher level, or earlier in the same. The expired are not judged."""
+        if any(it.expires is not None and it.expires.lo - self.rules.slack <= at.hi for it in (one, other)):
+            return False
+        if one.message.priority != other.message.priority:
+            return self.rules.by_priority and one.message.priority > other.message.priority
+        if one.loose or other.loose or not self.rules.ordered:
+            return False
+        if one.delayed == other.delayed:
+            same = not one.delayed or (one.place == other.place and one.place.lo == one.place.hi)
+            return one.number < other.number if same else one.place.hi < other.place.lo
+        late = self.rules.granularity + self.rules.slack if one.delayed else _EARLY
+        return one.place.hi + late < other.place.lo
+
+    def _came(self, queue: str, delivery: Delivery, at: Span) -> Copy:
+        """Find the copy that was delivered, and look at what it says of itself."""
+        message = delivery.message
+        copy = next((it for it in self.of(queue) if it.message.copy_name == message.copy_name), None)
+        if copy is None:
+            raise ContractError(f"what is in {queue}", f"{message.copy_name}, which is not", f"{_RECEIVE}: settlements")
+        _true(self._may(copy, at), "nothing early, and nothing that is held", message.copy_name, f"{_RECEIVE}: claims")
+        _same(_look(message), _look(copy.message), f"{message.id} as it was stored")
+        lost = copy.lease is not None
+        for name, came, wanted in (
+            ("redelivered", delivery.redelivered, True if lost else copy.redelivered),
+            ("doubtful", delivery.doubtful, True if lost else copy.doubtful),
+            ("that it expires", delivery.expires_in is not None, copy.expires is not None),
+        ):
+            _same(came, came if wanted is None else wanted, f"{message.id}: {name}")
+        if copy.expires is not None and delivery.expires_in is not None:
+            early, late = copy.expires.later(-self.rules.slack - _EARLY, self.rules.slack + _EARLY)
+            fits = (delivery.expires_in <= 0 or late > at.lo) and (delivery.expires_in > 0 or early <= at.hi)
+            wanted_in = f"{message.id}: expires_in of about {copy.expires.lo - at.hi:g}"
+            _true(fits, wanted_in, delivery.expires_in, f"{_RECEIVE}: expires_in")
+        return copy
+
+    def _claim(self, copy: Copy, delivery: Delivery, at: Span) -> Lease:
+        if copy.lease is not None:
+            self._lose(copy, at)
+        copy.redelivered, copy.doubtful = delivery.redelivered, delivery.doubtful
+        self._forget(copy)
+        copy.lease = Lease(copy, self._ends(at))
+        return copy.lease
+
+    def _ends(self, at: Span) -> Span:
+        return at.later(self.rules.lease - _EARLY, self.rules.lease + _TAKEOVER)
+
+    def _forget(self, copy: Copy) -> None:
+        for lease in self._lost.pop(copy.number, []):
+            lease.state = "gone"
+
+    def _lose(self, copy: Copy, at: Span) -> None:
+        if copy.lease is not None:
+            copy.lease.state = "lost"
+            self._lost.setdefault(copy.number, []).append(copy.lease)
+        copy.lease, copy.redelivered, copy.doubtful = None, True, True
+        copy.since, copy.loose = at.later(0, _TAKEOVER), copy.loose or not self.rules.release_in_place
+
+
+def _look(message: Message) -> tuple[object, ...]:
+    reason = message.death.reason if message.death else None
+    return message.body, message.priority, message.attempt, message.hop, message.lineage, reason
+
+
+def _same(came: object, wanted: object, what: str) -> None:
+    _true(came == wanted, f"{what}: {wanted!r}", repr(came), _RECEIVE)
+
+
+def _true(holds: object, expected: str, came: object, look: str) -> None:
+    if not holds:
+        raise ContractError(expected, came, look)
