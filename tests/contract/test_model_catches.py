@@ -20,7 +20,7 @@ FEW = 50
 )
 def test_the_model_catches_a_broken_backend(broken: type) -> None:
     with pytest.raises(ContractError, match="teardown"):  # the trace is told with the finding
-        check_model(lambda: MutantHarness(broken), examples=FEW)
+        check_model(lambda: MutantHarness(broken), examples=10 * FEW)
 
 
 def test_the_model_lets_the_whole_backend_pass() -> None:
