@@ -243,7 +243,11 @@ class Intake:
             self._give_gate_back()
             self._turn.want()
         suspect, self._suspect = self._suspect, None
-        if suspect is not None and not suspect.gone:
+        if suspect is None:
+            return
+        if suspect.gone:
+            self.leave(suspect)
+        else:
             self._turn.want()
             self._settle_unseen(suspect, _INTERRUPTED)
 
@@ -368,7 +372,9 @@ class Intake:
         self._give_gate_back()
         self._buffer, self._suspect = [], None
         for held in waiting:
-            if not held.gone:
+            if held.gone:
+                self.leave(held)
+            else:
                 self._send(held, self.decide(held, _INTERRUPTED))
         self._wake.set()
 

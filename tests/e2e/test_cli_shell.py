@@ -253,7 +253,7 @@ def worker(place: Path, environment: dict[str, str]) -> Iterator[Callable[..., W
 
 
 def until(wanted: Callable[[], Any]) -> Any:
-    """Look every few milliseconds until there is something, for at most 20 s: other processes are waited for."""
+    """Look every few milliseconds until there is something, for at most a minute: other processes are waited for."""
     deadline = time.monotonic() + 60
     while not (found := wanted()):
         assert time.monotonic() < deadline

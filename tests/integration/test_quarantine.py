@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mqcore import App, Broker, Context, DeadLetter, Queue, Received, Retry, RetryPolicy, Worker, fixed
+from mqcore.gate import Gate
 from mqcore.testing import VirtualClock
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]
@@ -378,3 +379,27 @@ async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
         await clock.settle()
     assert starts == [f"slow-killer-{n}" for n in range(4)]
     assert await dead(jobs) == []
+
+
+async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_open(
+    broker: Broker, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    intake = await broker.intake(jobs, None, prefetch=1, lease=30, gate=gate)
+    await intake.start()
+    caller = asyncio.create_task(intake.next())
+    await clock.settle()
+    accept, ended = intake._accept_suspect, asyncio.Event()
+
+    def lose(held: Any) -> None:
+        accept(held)
+        held.lose()
+        caller.cancel()
+        ended.set()
+
+    monkeypatch.setattr(intake, "_accept_suspect", lose)
+    await broker.publish("jobs.again", "suspect")
+    await ended.wait()
+    await clock.settle()
+    await intake.close()
+    assert gate.enter(), "others wait for a suspect that is gone"
