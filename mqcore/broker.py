@@ -112,7 +112,8 @@ class Broker:
         self._url = url if url is not None else settings.url.reveal()
         self._own_backend = options.get("make_backend")
         self._settings = settings
-        self._wanted = options.get("durability", settings.durability)
+        wanted = options.get("durability", settings.durability)
+        self._durability = None if wanted is None else Durability.parse(wanted)
         self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
         self.events = Events()
         self.gate = Gate()
@@ -122,9 +123,8 @@ class Broker:
             if type(one).on_event is not Middleware.on_event:
                 self.events.listen(one.on_event)
         self.codecs: Codecs = self._plugins.codecs(settings.codecs)
-        durability = None if self._wanted is None else Durability.parse(self._wanted)
         self._connection = Connection(self._make_backend(), clock=self._clock, events=self.events)
-        self._topology = Topology(self._connection, settings, durability)
+        self._topology = Topology(self._connection, settings, self._durability)
         self.publisher = Publisher(
             self._connection,
             self._topology,
@@ -135,7 +135,6 @@ class Broker:
         )
         self.replies = Replies(self._connection, self.publisher, self.codecs)
         self._requests = Requests(self._connection, self.publisher, self.codecs, self._reply_intake)
-        self._durability = durability
         self._keeper: LeaseKeeper | None = None
         self._consumers: list[Consumer[Any]] = []
         self._intakes: list[Intake] = []
@@ -148,7 +147,7 @@ class Broker:
     def _make_backend(self) -> Backend:
         if self._own_backend is not None:
             return self._own_backend()
-        return open_backend(self._url, self._settings, self._plugins, self._clock)
+        return open_backend(self._url, self._settings, self._plugins, self._clock, self._durability)
 
     async def __aenter__(self) -> Self:
         """Open."""

@@ -16,7 +16,7 @@ from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Capabilities", "Capability", "Durability", "Level", "Support"]
+__all__ = ["WARNING", "Capabilities", "Capability", "Durability", "Level", "Support"]
 
 
 class Capability(Enum):
@@ -72,12 +72,17 @@ class Durability(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Level of one capability and its limits (names and numbers; each capability's meaning is in `docs/semantics.md`)."""
+    """Level of one capability and its limits (names and numbers; each capability's meaning is in `docs/semantics.md`).
+
+    Those of DURABLE say why the durability is what it is. The limit `warning` of any of them is a sentence for the operator: what
+    is wrong with the server's configuration, and what to do; `mqcore doctor` shows it as a problem.
+    """
 
     level: Level
     limits: Mapping[str, float | str | bool] = field(default_factory=dict)
 
 
+WARNING = "warning"
 NONE = Support(Level.NONE)
 
 

@@ -232,22 +232,30 @@ class Settings(_Section):
         return settings
 
 
-def open_backend(url: str | BrokerUrl, settings: Settings, plugins: Plugins, clock: Clock) -> Backend:
+def open_backend(
+    url: str | BrokerUrl, settings: Settings, plugins: Plugins, clock: Clock, durability: Durability | None = None
+) -> Backend:
     """Return an instance of the backend that serves a URL, with its options; nothing is connected yet.
 
-    Raises `ConfigurationError` for a malformed URL or a wrong option, and `BackendNotFound` when no plugin serves the
+    `durability` is what the application asks for, None for what the settings say. Raises `ConfigurationError` for a malformed URL or a wrong option, and `BackendNotFound` when no plugin serves the
     scheme.
     """
     url = BrokerUrl(url)
     backend = plugins.backend_for(url.scheme)
-    return backend(url.reveal(), options_for(backend, url, settings, clock))
+    return backend(url.reveal(), options_for(backend, url, settings, clock, durability))
 
 
-def options_for(backend: type[Backend], url: str | BrokerUrl, settings: Settings, clock: Clock) -> BaseModel:
+def options_for(
+    backend: type[Backend],
+    url: str | BrokerUrl,
+    settings: Settings,
+    clock: Clock,
+    durability: Durability | None = None,
+) -> BaseModel:
     """Return a backend's typed options: what the settings say for its schemes, and over it what the URL's query says.
 
-    `clock` goes to a backend that declares a field of this name; it can never be given as an option. Raises
-    `ConfigurationError`, in one line that names the option and its source, for an unknown option or a wrong value.
+    `clock` goes to a backend that declares a field of this name; it can never be given as an option. `durability` goes to a
+    backend that declares one and whose options do not say it themselves. Raises `ConfigurationError`, in one line that names the option and its source, for an unknown option or a wrong value.
     """
     scheme, query = parse_url(url)
     schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)
@@ -260,6 +268,9 @@ def options_for(backend: type[Backend], url: str | BrokerUrl, settings: Settings
         raise ConfigurationError(f"{_source(('clock',), layers)}: clock is no option; the Broker is given one")
     if "clock" in known:
         given["clock"] = clock
+    wanted = settings.durability if durability is None else durability
+    if "durability" in known and wanted is not None:
+        given.setdefault("durability", wanted.word)
     try:
         return backend.Options.model_validate(given)
     except ValidationError as error:

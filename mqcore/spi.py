@@ -170,7 +170,8 @@ class QueueSpec:
 class Options(BaseModel):
     """Base of a backend's typed options: filled from the URL's query and the settings; an unknown one is an error at start.
 
-    A driver may declare a field `clock: Clock`: core fills it with the clock that the Broker was given.
+    A driver may declare a field `clock: Clock`: core fills it with the clock that the Broker was given. It may declare a field
+    `durability`: where the options do not say it, core fills it with the word for what the application asks for (`machine`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)

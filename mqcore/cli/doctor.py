@@ -13,7 +13,7 @@ import typer
 
 from mqcore.app import App
 from mqcore.broker import Broker
-from mqcore.capabilities import Capabilities, Capability, Durability
+from mqcore.capabilities import WARNING, Capabilities, Capability, Durability
 from mqcore.cli.backends import capabilities_data
 from mqcore.cli.common import LONELY, At, Json, is_local, load_app
 from mqcore.cli.output import amount, one_line, print_facts, print_json, print_table
@@ -84,6 +84,9 @@ async def _examine(broker: Broker, settings: Settings, user_app: App | None, rep
             f"the settings ask for durability {settings.durability.word!r}, and this server gives "
             f"{broker.capabilities.durability.word!r} as it is configured"
         )
+    for support in report.capabilities.supports.values():
+        if warning := support.limits.get(WARNING):
+            report.problems.append(str(warning))
     await _look_at_queues(broker, report, user_app)
     if is_local(broker) and not report.queues:
         report.notes.append(LONELY)
@@ -189,7 +192,8 @@ def _print(report: Report) -> None:
 
 
 def _limits(capabilities: Capabilities, which: Capability) -> str:
-    return ", ".join(f"{name}={_plain(value)}" for name, value in capabilities[which].limits.items())
+    limits = capabilities[which].limits.items()
+    return ", ".join(f"{name}={_plain(value)}" for name, value in limits if name != WARNING)
 
 
 def _plain(value: float | str | bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from mqcore import Broker, BrokerError, Router
 from mqcore.cli import main
 from mqcore.cli.common import At
 from mqcore.plugins import Plugins
-from mqcore.spi import Capabilities, ErrorKind, hookimpl
+from mqcore.spi import Capabilities, Capability, ErrorKind, Level, Support, hookimpl
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -50,7 +51,11 @@ class Elsewhere(MemoryBackend):
             raise ConnectionRefusedError(f"nobody listens at {self.url}")
         if "silent" in self.url:
             await asyncio.sleep(3600)
-        return await super().open(lost)
+        capabilities = await super().open(lost)
+        if "evicts" in self.url:
+            why = Support(Level.NATIVE, {"policy": "allkeys-lru", "warning": "the server evicts: set noeviction"})
+            return replace(capabilities, supports={**capabilities.supports, Capability.DURABLE: why})
+        return capabilities
 
     def classify(self, error: Exception) -> ErrorKind:
         return ErrorKind.TRANSIENT if isinstance(error, OSError) else super().classify(error)
@@ -112,6 +117,15 @@ def test_doctor_tells_that_a_broker_is_down(run: Run) -> None:
     assert (said.data["ok"], said.data["connected"]) == (False, False)
     assert said.data["url"] == "elsewhere://user:***@down/"
     assert "nobody listens" in said.data["problems"][0]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_doctor_tells_what_is_wrong_with_the_servers_configuration(run: Run) -> None:
+    said = run("doctor", "elsewhere://evicts/")
+    assert said.code == 1
+    assert "problem: the server evicts: set noeviction" in said.out
+    assert said.out.count("noeviction") == 1
+    assert run("doctor", "elsewhere://evicts/", "--json").data["problems"] == ["the server evicts: set noeviction"]
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -314,6 +314,7 @@ class RedisOptions(Options):
     lease: float = 30.0
     password: SecretStr | None = None
     clock: Clock = CLOCK
+    durability: str | None = None
 
 
 class PlainOptions(BaseModel):
@@ -354,15 +355,27 @@ def test_a_backend_that_asks_for_the_clock_gets_the_brokers() -> None:
     assert options_for(Plain, "plain://h", Settings(), clock) == PlainOptions()
 
 
+def test_a_backend_that_asks_for_the_durability_gets_what_the_application_wants() -> None:
+    settings = Settings(durability=Durability.PROCESS)
+
+    def durability(url: str, wanted: Durability | None = None) -> str | None:
+        found: str | None = options_for(Fake, url, settings, CLOCK, wanted).durability  # type: ignore[attr-defined]  # RedisOptions
+        return found
+
+    assert durability("redis://h") == "process"
+    assert durability("redis://h", Durability.MEMORY) == "memory"
+    assert durability("redis://h?durability=machine", Durability.MEMORY) == "machine"
+
+
 @pytest.mark.parametrize(
     ("url", "settings", "told"),
     [
         (
             "redis://h?dbb=1",
             "",
-            r"^the broker URL: dbb: no such option; did you mean 'db'\? There are: db, lease, password$",
+            r"^the broker URL: dbb: no such option; did you mean 'db'\? There are: db, durability, lease, password$",
         ),
-        ("redis://h?zzz=1", "", "the broker URL: zzz: no such option; There are: db, lease, password"),
+        ("redis://h?zzz=1", "", "the broker URL: zzz: no such option; There are: db, durability, lease, password"),
         (f"redis://h?db={SECRET}", "", "the broker URL: db: .*valid integer"),
         ("redis://h", "[backends.redis]\nleese = 1", r"^\[backends\.redis\] in the settings: leese: .*'lease'"),
         ("redis://h?clock=1", "", "clock is no option"),
