@@ -36,7 +36,7 @@ from mqcore.spi import (
     SupportsBind,
     Unknown,
 )
-from mqcore.url import told
+from mqcore.url import mask_url, told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -70,6 +70,15 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
     if kind is ErrorKind.NOT_FOUND:
         return QueueNotFound(text)
     return BrokerError(text)
+
+
+def _nobody(error: BaseException | None) -> str:
+    """Say it in words when nothing listens at the address; clients hide that below errors of their own."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return ", where nothing listens: the connection was refused"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class _Call:
@@ -125,7 +134,7 @@ class Connection:
         except Exception as error:
             await self.backend.close()
             kind = self.backend.classify(error)
-            raise translate(error, kind, "cannot connect to the broker") from error
+            raise translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{_nobody(error)}") from error
         self.events.emit(
             "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
         )

@@ -224,7 +224,7 @@ def test_doctor_looks_at_an_empty_memory_broker_with_a_hint(run: Run, url: str) 
         ("orders", "scheme"),
         ("", "empty"),
         (f"redis:user:{CANARY}@host", "scheme"),
-        (f"redis://user:{CANARY}@host", "mqcore[redis]"),
+        (f"postgresql://user:{CANARY}@host", "mqcore[sql]"),
         (f"memroy://user:{CANARY}@host", "memory"),
         (f"memory://user:{CANARY}@host:port", "port"),
         ("memory://?dedup_windo=60", "dedup_window"),
