@@ -56,9 +56,16 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, or those that are named: `-s tests -- tests/unit -k retry`."""
+    """Run the tests, or those that are named: `-s tests -- tests/unit -k retry`.
+
+    All of them take a broker of each kind, where one can be had, and run those on brokers side by side; options for every pytest
+    are written in one word, `-s tests -- --brokers=local --contract-reports=reports`.
+    """
     install(session, "tests")
-    session.run("pytest", *session.posargs)
+    if all(argument.startswith("--") for argument in session.posargs):
+        session.run("python", "tests/side_by_side.py", *session.posargs)
+    else:
+        session.run("pytest", *session.posargs)
 
 
 @nox.session

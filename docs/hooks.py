@@ -1,11 +1,13 @@
 """What the site has and the repository has not: pages that are made while it is built, by MkDocs' hooks.
 
 The pages in `docs/` are read in two places, in a repository's browser and on the site. What is true only of a running program, the
-capabilities of `memory://` and the options of each command, is asked of it here and never typed. A name of the public API that has
-no place in the reference, a case of the contract that fails and a page that the navigation forgets are warnings, and warnings end
-the build.
+capabilities of each backend and the options of each command, is asked of it here and never typed: of `memory://` by a contract
+run, of backends with a server by the reports that their runs have left in `docs/backends/reports/`. A name of the public API that
+has no place in the reference, a case of the contract that fails, a report that proves nothing and a page that the navigation
+forgets are warnings, and warnings end the build.
 """  # noqa: INP001 - a hook that MkDocs loads by its path
 
+import json
 import logging
 import posixpath
 import re
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 
 from mqcore.cli.app import application
 from mqcore.contract import MemoryHarness, Report, run_contract
+from mqcore.contract.table import capability_table
 
 LOG = logging.getLogger("mkdocs.plugins.hooks")
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +43,9 @@ _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)
 _README = "<!-- README.md -->"
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
+_SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
+REPORTS = ROOT / "docs" / "backends" / "reports"
+"""Reports in JSON, `rabbitmq-4.json` and the like, as `pytest --contract-reports` and `mqcore contract run --report` write them."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -65,6 +71,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, target, content=text))
     if not _report().ok:
         LOG.warning("the contract fails on memory://: %s", ", ".join(_failed()))
+    for path, report in _reports().items():
+        if report.get("verdict") != "passed":
+            LOG.warning("%s is no proof: the run was %s", path.name, report.get("verdict"))
     for name in _forgotten():
         LOG.warning("%s is public and has no place in docs/reference", name)
     return files
@@ -76,7 +85,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if _README in markdown:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         markdown = markdown.replace(_README, _moved(readme, "README.md", "index.md"))
-    markdown = markdown.replace(_CAPABILITIES, _table())
+    if _CAPABILITIES in markdown:
+        markdown = markdown.replace(_CAPABILITIES, capability_table([_report().data()]))
+    if _SIDE_BY_SIDE in markdown:
+        markdown = markdown.replace(_SIDE_BY_SIDE, capability_table([_report().data(), *_reports().values()]))
     markdown = _moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri) if "](../" in markdown else markdown
     return _FENCE.sub(r"\1python", markdown)
 
@@ -104,7 +116,6 @@ def _moved(text: str, place: str, target: str) -> str:
 @cache
 def _report() -> Report:
     """Run the whole contract on `memory://`, once in a build."""
-    logging.getLogger("mqcore").setLevel(logging.CRITICAL)  # the cases provoke what is worth a log line elsewhere
     results = run_contract(MemoryHarness)
     capabilities = next(result.capabilities for result in results if result.capabilities is not None)
     return Report(results, capabilities, capabilities.server, whole=True)
@@ -114,12 +125,9 @@ def _failed() -> list[str]:
     return [result.case.name for result in _report().results if result.status == "failed"]
 
 
-def _table() -> str:
-    """Return the capability table out of the report's page."""
-    lines = _report().markdown().splitlines()
-    begin = next(number for number, line in enumerate(lines) if line.startswith("| capability "))
-    end = next(number for number in range(begin, len(lines)) if not lines[number])
-    return "\n".join(lines[begin:end])
+def _reports() -> dict[Path, dict[str, Any]]:
+    """Return what the runs on backends with a server have left, by file."""
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(REPORTS.glob("*.json"))}
 
 
 def _decisions() -> str:

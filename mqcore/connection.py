@@ -74,9 +74,11 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
 
 def _nobody(error: BaseException | None) -> str:
     """Say it in words when nothing listens at the address; clients hide that below errors of their own."""
-    while error is not None:
+    seen: set[int] = set()  # a chain of causes may be a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, ConnectionRefusedError):
             return ", where nothing listens: the connection was refused"
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return ""
 

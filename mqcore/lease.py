@@ -106,8 +106,9 @@ class LeaseKeeper:
                         self._wait(self._every)
                         runner.run(self._renew(backend))
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
-                    _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
-                    self._wait(self._every / 10)
+                    if not self._stopped:
+                        _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
+                        self._wait(self._every / 10)
                 finally:
                     runner.run(backend.close())
 

@@ -101,7 +101,7 @@ class Message:
 
     @property
     def copy_name(self) -> tuple[str, int, str]:
-        """What names one stored copy inside one queue, for a DEDUP window: id, hop and lineage (G1)."""
+        """What names one stored copy inside one queue, for a DEDUP window: a tuple of id, hop and lineage (G1)."""
         return self.id, self.hop, self.lineage
 
     def moved(self, source: str, **changes: Any) -> Message:
@@ -225,7 +225,7 @@ _DEATH = ("queue", "error_type", "error", "traceback")
 def pack(message: Message) -> dict[str, str]:
     """Return core's own fields as flat `mq-` strings, for a driver whose broker carries headers of text.
 
-    Not among them, because every broker has a place of its own for these: body, id, content type, priority, expires_at,
+    Not among them, because every broker has a place of its own for these: body, id, content_type, headers, priority, expires_at,
     correlation_id, reply_to.
     """
     flat = {
@@ -246,8 +246,13 @@ def pack(message: Message) -> dict[str, str]:
 
 
 def unpack(message: Message, flat: Mapping[str, str]) -> Message:
-    """Return the message with the fields that `pack` wrote; what is missing or forged into nonsense keeps its default."""
+    """Return the message with the fields that `pack` wrote; what is missing or forged into nonsense keeps its default.
+
+    Its headers are read-only from then on: an edit by a handler must not come with the next attempt (G10).
+    """
     found: dict[str, object] = {}
+    if type(message.headers) is not MappingProxyType:
+        found["headers"] = MappingProxyType(message.headers)
     for name in _NUMBERS:
         if (number := _number(flat.get(PREFIX + name, ""))) is not None:
             found[name] = max(number, 1 if name == "attempt" else 0)

@@ -237,8 +237,8 @@ def open_backend(
 ) -> Backend:
     """Return an instance of the backend that serves a URL, with its options; nothing is connected yet.
 
-    `durability` is what the application asks for, None for what the settings say. Raises `ConfigurationError` for a malformed URL or a wrong option, and `BackendNotFound` when no plugin serves the
-    scheme.
+    `durability` is what the application asks for, None for what the settings say. Raises `ConfigurationError` for a malformed
+    URL or a wrong option, and `BackendNotFound` when no plugin serves the scheme.
     """
     url = BrokerUrl(url)
     backend = plugins.backend_for(url.scheme)
@@ -255,7 +255,8 @@ def options_for(
     """Return a backend's typed options: what the settings say for its schemes, and over it what the URL's query says.
 
     `clock` goes to a backend that declares a field of this name; it can never be given as an option. `durability` goes to a
-    backend that declares one and whose options do not say it themselves. Raises `ConfigurationError`, in one line that names the option and its source, for an unknown option or a wrong value.
+    backend that declares one and whose options do not say it themselves. Raises `ConfigurationError`, in one line that names the
+    option and its source, for an unknown option or a wrong value.
     """
     scheme, query = parse_url(url)
     schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)

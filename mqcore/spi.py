@@ -149,8 +149,9 @@ Settled = Done | Stale | Failed | Unknown
 class QueueSpec:
     """One queue as the broker must hold it. Two specs of one name that differ are a `TopologyMismatch`.
 
-    `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own; a `temporary` one has neither and goes
-    with its owner (the instance that declared it) or, when that dies, after being idle. `ttl` (seconds) bounds the life of messages
+    `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own, each as a spec of the same batch; the
+    quarantine of `jobs` is called `jobs.again`. A `temporary` one has neither and goes with its owner (the instance that declared
+    it) or, when that dies, after being idle for as long as the driver thinks fit. `ttl` (seconds) bounds the life of messages
     *published* to it (hop 0), the shorter of the two wins; a Move brings its own expiry. `max_length` counts ready messages, bounds
     publishes that are not delayed, and never Moves; `overflow` says what happens then: the publish fails with FULL, or the oldest
     of the lowest priority is dead-lettered, reason `overflow`.
@@ -216,7 +217,11 @@ class Backend(ABC):
 
     @abstractmethod
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Make sure that the queues exist. Idempotent. Raises `TopologyMismatch` itself when one exists with other settings."""
+        """Make sure that the queues exist. Idempotent.
+
+        Raises `TopologyMismatch` itself when one exists with other settings, naming the queue, the setting and both values, and
+        `DurabilityUnavailable` when a spec asks for more than there is (`Capabilities.require_durability`).
+        """
 
     @abstractmethod
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
@@ -224,7 +229,8 @@ class Backend(ABC):
 
         `Stored` only when the broker has confirmed it at the durability in force. Must return by `timeout` seconds, with `Unknown`
         for what has no answer by then. May raise only when nothing was sent. A queue that does not exist is `Failed(NOT_FOUND)`
-        with its name in the text, for that item alone. Order inside one batch and queue must be kept. Must copy what it keeps.
+        with its name in the text, for that item alone; so is a `Route` `Failed(PERMANENT)` where ROUTING is not native. Order
+        inside one batch and queue must be kept. Must copy what it keeps.
         """
 
     @abstractmethod
@@ -251,7 +257,8 @@ class Subscription(ABC):
 
         Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
         `expires_in <= 0`: core dead-letters them (G6). Raises after a loss. When it is cancelled, a claim already under way must
-        not be lost: its messages come with the next call, or go back on `close`.
+        not be lost: its messages come with the next call, or go back on `close`. The headers of what is handed out must be
+        read-only, as `unpack` makes them.
         """
 
     @abstractmethod
@@ -335,7 +342,10 @@ class SupportsPurge(Protocol):
     """Emptying a queue at once."""
 
     async def purge(self, queue: str) -> int:
-        """Remove all ready and delayed messages of the queue and its quarantine; the number removed. Leased ones stay."""
+        """Remove all ready messages of the queue and its quarantine, and delayed ones where BROWSE can show them.
+
+        Returns the number removed. Leased ones stay.
+        """
 
 
 @runtime_checkable
@@ -343,10 +353,10 @@ class SupportsDelete(Protocol):
     """Removing a queue."""
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
-        """Remove the queue, its quarantine and the bindings to it; its consumers' `receive` raises NOT_FOUND.
+        """Remove the queue, its quarantine `<queue>.again` and the bindings to it; its consumers' `receive` raises NOT_FOUND.
 
         True when it went; False when it holds messages (`if_empty`) or has consumers that the broker knows of (`if_unused`).
-        Raises when it is missing.
+        Raises, as NOT_FOUND, when it is missing.
         """
 
 

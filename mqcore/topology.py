@@ -177,7 +177,8 @@ class Topology:
         dead_letter, quarantine = queue.dead_letter, queue.quarantine
         if not queue.declare and (counts := await self.counts(queue.name)) is not None:
             dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
-            quarantine = None if counts.role == "dead_letter" else quarantine
+            if counts.role == "dead_letter" or (quarantine and await self.counts(quarantine) is None):
+                quarantine = None  # a queue that a plain client has made has none
         return Rules(
             queue=queue.name,
             source=queue.name,

@@ -85,14 +85,14 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     try:
         parts = urlsplit(url)
-        port = parts.port
+        ports = [urlsplit(f"//{place}").port for place in parts.netloc.rpartition("@")[2].split(",")]
         pairs = (
             parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True, errors="strict") if parts.query else []
         )
     except ValueError:
         why = "its host, port or options cannot be read; a special character in a password is written as %XX"
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}") from None
-    if port == 0:
+    if 0 in ports:
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: port 0 is no port")
     for name, value in pairs:
         if name in options:
@@ -132,7 +132,8 @@ def mask_url(url: str) -> str:
         rest = "***"
     else:
         name, colon, _ = user.partition(":")
-        host = _NO_PORT.sub(r"\1:***", host)
+        if any(_NO_PORT.match(place) for place in host.split(",")):
+            host = _NO_PORT.sub(r"\1:***", host)
         rest = f"{name}{colon and ':***'}{at}{host}{rest[len(authority) :]}"
     shown = _PAIR.sub(_masked, f"{scheme}{mark}{rest}")
     shown = _AFTER_HASH.sub("#***", shown)

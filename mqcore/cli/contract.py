@@ -21,7 +21,7 @@ from mqcore.cli.common import Json, place_of, quiet
 from mqcore.cli.options import command
 from mqcore.cli.output import amount, console, escaped, one_line, print_json, print_table
 from mqcore.contract import Case, Harness, Report, Result, UrlHarness, all_cases, run_contract
-from mqcore.contract.run import Status
+from mqcore.contract.run import Status, Waiver
 from mqcore.errors import BrokerError, ConfigurationError, MqcoreError
 from mqcore.plugins import default_plugins
 from mqcore.spi import Capabilities
@@ -35,6 +35,8 @@ _STYLES = {"passed": "green", "failed": "bold red", "waived": "yellow"}
 _OPENS_WITHIN = 15.0
 _TOLD = 5
 """Cases named of those that failed in the same words."""
+_TOLD_AS = ("  told as: ", "  logged: ")
+"""Begin the lines of a failure that may differ although its cause is the same."""
 _LOCAL_SILENCE = 0.05
 _FOLDER = "the folder of {!r} does not exist"
 _OWN_NAMES = re.compile(r"ct\.[0-9a-f]+|[0-9a-f]{16,}|\d+(\.\d+)?")
@@ -75,10 +77,39 @@ class What:
         return found
 
 
+@dataclass(frozen=True)
+class How:
+    """In which time the cases run, and which of them may fail."""
+
+    virtual: Annotated[
+        bool,
+        typer.Option(
+            "--virtual", help="In virtual time, in seconds instead of minutes; the backend must go by mqcore's clock."
+        ),
+    ] = False
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CASE:REASON", help="A case that is known to fail, and why; again for more."),
+    ] = None
+
+    def waivers(self) -> list[Waiver]:
+        """Return the waivers. Raises `ConfigurationError` for one without a reason, or of a case that there is not."""
+        found = []
+        for text in self.waive or ():
+            case, _, reason = text.partition(":")
+            if not reason.strip():
+                raise ConfigurationError(f"--waive {text!r:.100}: give CASE:REASON; every report prints the reason")
+            if case.strip() not in {one.name for one in all_cases()}:
+                raise ConfigurationError(f"--waive: no case is named {case.strip()!r:.100}; a run prints their names")
+            found.append(Waiver(case.strip(), reason.strip()))
+        return found
+
+
 def run(
     url: Annotated[str, typer.Argument(metavar="URL", help="The broker, for instance memory://.", show_default=False)],
     *,
     what: What,
+    how: How,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report here: FILE.json, or FILE.md for readers.")
     ] = None,
@@ -89,16 +120,17 @@ def run(
 ) -> int:
     """Run the contract on a broker, which must be one for tests: the cases make and delete queues called ct.….
 
-    Ends with 1 when a case fails, and under CI=true also when --profile or --case left cases out.
+    Ends with 1 when a case fails that is not waived or a waived one passes, and under CI=true also when --profile or --case
+    left cases out.
     """
     _check(report, {".json", ".md"}, "a report")
     _check(badge, {".svg"}, "a badge")
-    cases, make = what.cases(), harness_of(url)
+    cases, waivers, make = what.cases(), how.waivers(), harness_of(url, virtual=how.virtual)
     with quiet():
         capabilities = _capabilities(url, make())
         told: Callable[[Result], None] = (lambda _: None) if json else _teller(cases)
-        results = run_contract(make, cases=cases, told=told)
-    found = Report(results, capabilities, make().server_version() or capabilities.server, what.whole)
+        results = run_contract(make, cases=cases, waivers=waivers, told=told)
+    found = Report(results, capabilities, make().server_version() or capabilities.server, what.whole, waivers)
     if report is not None:
         report.write_text(found.markdown() if report.suffix == ".md" else found.json(), encoding="utf-8")
     if badge is not None and (svg := found.badge()) is not None:
@@ -111,17 +143,23 @@ def run(
     return 1 if unproven or not found.ok else 0
 
 
-def harness_of(url: str) -> Callable[[], Harness]:
+def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
     """Return what makes the harness of each case; a backend that lives in this process and takes a clock gets a virtual one.
 
-    Raises `ConfigurationError` for a URL that is malformed or that no plugin serves.
+    `virtual` asks for one elsewhere too. Raises `ConfigurationError` for a URL that is malformed or that no plugin serves, and when
+    a virtual clock is asked for and the backend takes none.
     """
     backend = default_plugins().backend_for(BrokerUrl(url).scheme)
-    virtual = backend.local and "clock" in backend.Options.model_fields
+    takes_clock = "clock" in backend.Options.model_fields
+    if virtual and not takes_clock:
+        raise ConfigurationError(
+            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options have no field `clock`"
+        )
+    virtual = virtual or (backend.local and takes_clock)
 
     def make() -> Harness:
         harness = UrlHarness(url, plugins=default_plugins(), clock=VirtualClock() if virtual else None)
-        if virtual:
+        if backend.local and virtual:
             harness.silence = _LOCAL_SILENCE  # no time passes that the case does not let pass
         return harness
 
@@ -186,6 +224,8 @@ def _conclude(report: Report, badge: Path | None) -> None:
             print(f"  and {len(alike) - _TOLD} more: --json names them")
         for line in escaped(alike[0].text, lines=True).splitlines():
             print(f"    {line}")
+    for waiver in report.waivers:
+        print(one_line(f"waived: {waiver.case}: {waiver.reason}"))
     hidden = _alike(result for result in report.results if result.status == "not shown")
     if hidden:
         print()
@@ -208,7 +248,8 @@ def _alike(results: Iterable[Result]) -> list[list[Result]]:
     """Put together what was said in the same words, names and numbers aside."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(_OWN_NAMES.sub("", result.text), []).append(result)
+        said = [line for line in result.text.splitlines() if not line.startswith(_TOLD_AS)]
+        groups.setdefault(_OWN_NAMES.sub("", "\n".join(said)), []).append(result)
     return list(groups.values())
 
 

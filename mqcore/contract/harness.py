@@ -37,6 +37,10 @@ class Harness:
     patience: float = 8.0
     """Seconds within which something must have come."""
 
+    at_once: int = 1
+    """How many cases may run at the same time, each in a thread of its own: on a server they mostly wait. Above 1 the fixture that
+    returns the harness has the scope of its module, and `make_backend` is called from several threads."""
+
     def make_backend(self) -> Backend:
         """Hook 1: return a new instance for the same broker, not yet open. Must be callable any number of times."""
         msg = f"{type(self).__name__} has no make_backend: return a new instance of your Backend there"

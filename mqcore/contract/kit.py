@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.app import App
 from mqcore.broker import Broker
+from mqcore.contract.place import first, name_of, raised_at, stands_at
 from mqcore.message import Message, new_id
+from mqcore.policy import RetryPolicy, fixed
 from mqcore.settings import Settings
 from mqcore.spi import (
     STORED,
@@ -23,6 +25,7 @@ from mqcore.spi import (
     Capability,
     Delivery,
     Done,
+    ErrorKind,
     Move,
     Outcome,
     Outgoing,
@@ -30,6 +33,7 @@ from mqcore.spi import (
     Settled,
     Settlement,
     Subscription,
+    SupportsBind,
     SupportsDelete,
 )
 from mqcore.testing import VirtualClock
@@ -46,6 +50,8 @@ __all__ = ["ContractError", "Kit", "NotShown"]
 T = TypeVar("T")
 _REAL = 1.0
 """Seconds of real time that a thread or a bounded close may take although the clock is virtual."""
+_EVENTS = {"", "Event.wait"}
+"""Calls whose name says nothing of what they wait for."""
 _UNDER_WAY = 0.05
 """Seconds after which a call that was begun has reached the broker."""
 
@@ -74,12 +80,13 @@ class Kit:
         self.measured: dict[str, float] = {}
         """What a case measures, by name: it goes into the report."""
         self.lost: list[Exception] = []
-        self._backend: Backend | None = None
+        self.made: Backend | None = None
+        """The first instance, once it has been asked for."""
         self._opened: list[Backend] = []
         self._killed: list[Backend] = []
         self._brokers: list[Broker] = []
         self._workers: list[Worker] = []
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[asyncio.Future[Any]] = []
         self._declared: list[str] = []
 
     # Checks
@@ -89,7 +96,7 @@ class Kit:
         if came != wanted:
             raise ContractError(f"{what}: {wanted!r}", repr(came), look)
 
-    def true(self, holds: object, expected: str, came: object = "it does not hold", look: str = "") -> None:
+    def true(self, holds: object, expected: str, came: object = "not so", look: str = "") -> None:
         """Fail unless it holds."""
         if not holds:
             raise ContractError(expected, came, look)
@@ -97,16 +104,32 @@ class Kit:
     async def raises(
         self, errors: type[Exception] | tuple[type[Exception], ...], work: Awaitable[object], what: str, look: str = ""
     ) -> Exception:
-        """Fail unless the work raises one of these within the patience; return what it raised."""
+        """Fail unless the work raises one of these within the patience; return what it raised.
+
+        `NotImplementedError`, behind core's words too, is never what is meant: its text says what to write.
+        """
         try:
             came = await self.within(work)
         except ContractError:
             raise  # it did not end, which is not what was asked for
-        except errors as error:
-            return error
         except Exception as error:
+            began = first(error)
+            if isinstance(began, NotImplementedError):
+                raise
+            if isinstance(error, errors):
+                return error
+            if began is not error:
+                look = ", ".join(filter(None, (look, raised_at(began, self.made))))
             raise ContractError(what, f"{type(error).__name__}: {error}", look) from error
         raise ContractError(what, f"nothing was raised, it returned {came!r}", look)
+
+    def kind(self, error: Exception, wanted: ErrorKind, look: str = "Backend.classify") -> None:
+        """Fail unless the backend classifies what it raised so."""
+        came = self.backend.classify(error)
+        if came is not wanted:
+            at = raised_at(first(error), self.made)
+            look = f"{look}, and what is raised in {at}"
+            raise ContractError(f"an exception of the kind {wanted.name}", f"{came.name}: {error!r}", look) from error
 
     # Time
 
@@ -119,23 +142,36 @@ class Kit:
         """Let time pass."""
         await self.harness.advance(seconds)
 
-    async def within(self, work: Awaitable[T], seconds: float | None = None) -> T:
-        """Run the work to its end; fail when it takes longer than `seconds` (by default the harness's patience)."""
+    async def within(self, work: Awaitable[T], seconds: float | None = None, what: str = "") -> T:
+        """Run the work to its end; fail when it takes longer than `seconds` (by default the harness's patience).
+
+        `what` is awaited: by default the call by its name.
+        """
         limit = self.harness.patience if seconds is None else seconds
         task = asyncio.ensure_future(work)
-        if isinstance(self.clock, VirtualClock):
-            await self.clock.settle()
-            if not task.done():
-                await self._pass_time(self.clock, task, limit)
-            if not task.done():
-                await asyncio.wait([task], timeout=_REAL)
-        else:
-            await asyncio.wait([task], timeout=limit)
+        try:
+            await self._await(task, limit)
+        except BaseException:
+            self._tasks.append(task)  # what spins on is cancelled before anything is closed
+            raise
         if not task.done():
+            called, look = name_of(task), stands_at(task, self.made)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            raise ContractError(f"an end within {limit:g} s", "it still goes on")
+            what = what or (f"an end of {called}" if called not in _EVENTS else "what should happen")
+            raise ContractError(f"{what} within {limit:g} s", "it still goes on", look)
         return await task
+
+    async def _await(self, task: asyncio.Future[Any], limit: float) -> None:
+        """Return when the task has ended, or the time is over."""
+        if not isinstance(self.clock, VirtualClock):
+            await asyncio.wait([task], timeout=limit)
+            return
+        await self.clock.settle()
+        if not task.done():
+            await self._pass_time(self.clock, task, limit)
+        if not task.done():
+            await asyncio.wait([task], timeout=_REAL)
 
     async def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin what will wait, and let it come to where it waits; it is cancelled at the case's end."""
@@ -161,9 +197,9 @@ class Kit:
     @property
     def backend(self) -> Backend:
         """The first instance, open."""
-        if self._backend is None:
-            self._backend = self.harness.make_backend()
-        return self._backend
+        if self.made is None:
+            self.made = self.harness.make_backend()
+        return self.made
 
     async def open(self, backend: Backend | None = None) -> Backend:
         """Open an instance, by default another one for the same broker; it is closed at the end."""
@@ -193,13 +229,23 @@ class Kit:
     async def worker(
         self, broker: Broker, queue: Queue[Any] | str, handler: Callable[..., Any], **options: Any
     ) -> Worker:
-        """Start a Worker with this one handler (`options` are those of `App.consumer`); it is drained at the end."""
+        """Start a Worker with this one handler (`options` are those of `App.consumer`); it is drained at the end.
+
+        Without DELAY the default policy's waits would be refused: then what fails is handled again at once.
+        """
+        if not self.capabilities.has(Capability.DELAY):
+            options.setdefault("retry", self.retry)
         app = App("contract")
         app.consumer(queue, **options)(handler)
         worker = Worker(app, broker)
         self._workers.append(worker)
         await self.within(worker.start())
         return worker
+
+    @property
+    def retry(self) -> RetryPolicy | None:
+        """The policy for a consumer to which none matters: the default, or one without waits where there is no DELAY."""
+        return None if self.capabilities.has(Capability.DELAY) else RetryPolicy(3, fixed(0.0))
 
     async def close(self) -> None:
         """Delete what the case has declared, and close whatever it opened."""
@@ -215,19 +261,27 @@ class Kit:
         with suppress(Exception):
             tidy = self.harness.make_backend()
             await self.within(tidy.open(self.lost.append))
-            if isinstance(tidy, SupportsDelete):
-                for name in self._declared:
-                    with suppress(Exception):
-                        await self.within(tidy.delete(name))
+            await self._tidy(tidy)
             await self.within(tidy.close())
         for backend in self._opened:
             with suppress(Exception):
                 await self.within(backend.close())
 
+    async def _tidy(self, backend: Backend) -> None:
+        """Take away the bindings of the case's routers, which is all that is left of one, and the case's queues."""
+        if isinstance(backend, SupportsBind):
+            with suppress(Exception):
+                bound = await self.within(backend.bindings())
+                await self.within(backend.unbind([one for one in bound if one.router in self._declared]))
+        if isinstance(backend, SupportsDelete):
+            for name in self._declared:
+                with suppress(Exception):
+                    await self.within(backend.delete(name))
+
     # Moves
 
     def name(self) -> str:
-        """Return a name of the case's own, deleted at its end if a queue is called so."""
+        """Return a name of the case's own; the queue or the router that is called so goes at its end."""
         name = self.harness.unique_name()
         self._declared += [name, f"{name}.dlq"]
         return name

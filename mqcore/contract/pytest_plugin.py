@@ -1,18 +1,23 @@
 """The pytest plugin: makes a test of each case, gathers the results, and says at the end what the run is worth.
 
 It is loaded by its entry point in every project that has mqcore installed, and does nothing where `test_contract` is not collected.
-Leaving cases out (`-k`, `--deselect`, a crash) makes the report *partial*; under `CI=true` that fails the run.
+Leaving cases out (`-k`, `--deselect`, a crash) makes the report *partial*; under `CI=true` that fails the run. A test module that
+says `contract_smoke = True` asks for less from the start: profile *core*, and what needs a hook of the harness, which is what
+another way to the same server can change. The fixtures that bring real brokers are part of the plugin.
 """
 
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mqcore.contract.case import Case
     from mqcore.contract.harness import Harness
     from mqcore.contract.report import Report
@@ -20,27 +25,61 @@ if TYPE_CHECKING:
 
 __all__ = ["Contract"]
 
+pytest_plugins = ["mqcore.contract.brokers.fixtures"]
 _KEY = pytest.StashKey["Contracts"]()
 
 
 class Contract:
     """The results of one test module, which is one backend."""
 
-    def __init__(self, waivers: list[Waiver]) -> None:
-        """Start with none."""
-        self.waivers = waivers
+    def __init__(self, waivers: list[Waiver], name: str) -> None:
+        """Start with none; `name` tells the module from the others of the run."""
+        self.waivers, self.name = waivers, name
         self.expected = 0
+        self.smoke = False
         self.results: list[Result] = []
         self.server = ""
+        self.provider = ""
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: dict[str, Future[Result]] = {}
 
     def waiver(self, case: Case) -> Waiver | None:
         """Return the waiver of a case, if it has one."""
         return next((waiver for waiver in self.waivers if waiver.case == case.name), None)
 
+    def run(self, case: Case, harness: Harness, items: Iterable[pytest.Item]) -> Result:
+        """Run a case; where the harness allows several at once, all those of `items` begin with the first one asked for.
+
+        A case that restarts or silences the broker is alone with it.
+        """
+        from mqcore.contract.run import run_case  # noqa: PLC0415 - as below
+
+        if harness.at_once > 1 and not case.hooks:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(harness.at_once, "contract")
+                for one in map(_case_of, items):
+                    if not one.hooks:
+                        self._running[one.name] = self._pool.submit(run_case, one, harness, self.waiver(one))
+            if (running := self._running.pop(case.name, None)) is not None:
+                return running.result()
+        wait(self._running.values())
+        return run_case(case, harness, self.waiver(case))
+
+    def end(self) -> None:
+        """Begin no more cases: the run is over."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
     def add(self, result: Result, harness: Harness) -> None:
         """Note a result."""
         self.results.append(result)
         self.server = self.server or harness.server_version()
+        self.provider = getattr(harness, "provider", "")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every case that was asked for has a result."""
+        return len(self.results) == self.expected
 
     def report(self) -> Report | None:
         """Return the report; None when no case reached the backend."""
@@ -49,7 +88,7 @@ class Contract:
         capabilities = next((result.capabilities for result in self.results if result.capabilities is not None), None)
         if capabilities is None:
             return None
-        whole = len(self.results) == self.expected
+        whole = self.complete and not self.smoke
         return Report(self.results, capabilities, self.server or capabilities.server, whole, self.waivers)
 
 
@@ -63,7 +102,13 @@ class Contracts:
 
     def of(self, module: str) -> Contract:
         """Return those of one module."""
-        return self._runs.setdefault(module, Contract(self._waivers))
+        name = module.rpartition(".")[2].removeprefix("test_")
+        return self._runs.setdefault(module, Contract(self._waivers, name))
+
+    def end(self) -> None:
+        """Begin no more cases."""
+        for run in self._runs.values():
+            run.end()
 
     def reports(self) -> list[tuple[Contract, Report]]:
         """Return the reports of the modules in which a case reached the backend."""
@@ -72,9 +117,11 @@ class Contracts:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--contract-report` and the ini option `contract_waivers`."""
-    parser.getgroup("mqcore").addoption(
-        "--contract-report", metavar="PATH", help="write the contract's report: .json or .md"
+    """Add `--contract-report`, `--contract-reports` and the ini option `contract_waivers`."""
+    group = parser.getgroup("mqcore")
+    group.addoption("--contract-report", metavar="PATH", help="write the contract's report: .json or .md")
+    group.addoption(
+        "--contract-reports", metavar="DIR", help="write the JSON report of each test module into this folder"
     )
     parser.addini(
         "contract_waivers", "cases that are known to fail, one `case: reason` a line", type="linelist", default=[]
@@ -101,9 +148,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "contract_case" in metafunc.fixturenames:
         from mqcore.contract.case import all_cases  # noqa: PLC0415 - as above
 
-        cases = all_cases()
-        metafunc.config.stash[_KEY].of(metafunc.module.__name__).expected += len(cases)
+        run = metafunc.config.stash[_KEY].of(metafunc.module.__name__)
+        run.smoke = getattr(metafunc.module, "contract_smoke", False)
+        cases = [case for case in all_cases() if case.profile == "core" or case.hooks or not run.smoke]
+        run.expected += len(cases)
         metafunc.parametrize("contract_case", cases, ids=[case.name for case in cases])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put cases that restart or silence the broker before the others of their module, which may run several at once."""
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if isinstance(item, pytest.Function) and "contract_case" in item.fixturenames:
+            places.setdefault(item.module.__name__, []).append(place)
+    for own in places.values():
+        found = sorted((items[place] for place in own), key=lambda item: not _case_of(item).hooks)
+        for place, item in zip(own, found, strict=True):
+            items[place] = item
+
+
+def _case_of(item: pytest.Item) -> Case:
+    case: Case = item.callspec.params["contract_case"]  # type: ignore[attr-defined]  # an item that was made of a case
+    return case
 
 
 @pytest.fixture
@@ -117,8 +184,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     reports = config.stash[_KEY].reports()
     for run, report in reports:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
-        terminalreporter.write_sep("=", f"mqcore contract: {report.verdict}")
-        terminalreporter.write_line(f"{report.capabilities.backend}, {report.server}: {counts} of {run.expected} cases")
+        verdict = "smoke passed" if run.smoke and run.complete and report.ok else report.verdict
+        terminalreporter.write_sep("=", f"mqcore contract: {verdict}")
+        by = f", {run.provider}" if run.provider else ""
+        terminalreporter.write_line(
+            f"{report.capabilities.backend}, {report.server}{by}: {counts} of {run.expected} cases"
+        )
         for waiver in run.waivers:
             terminalreporter.write_line(f"waived: {waiver.case}: {waiver.reason}")
         if given := config.getoption("--contract-report"):
@@ -126,10 +197,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             if len(reports) > 1:
                 path = path.with_stem(f"{path.stem}-{report.capabilities.backend}")
             path.write_text(report.markdown() if path.suffix == ".md" else report.json(), encoding="utf-8")
+        folder = config.getoption("--contract-reports")
+        if folder and not run.smoke:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"{run.name}.json").write_text(report.json(), encoding="utf-8")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A partial run is no proof: under CI it fails."""
-    partial = any(report.verdict == "partial" for _, report in session.config.stash[_KEY].reports())
+    session.config.stash[_KEY].end()
+    partial = any(not run.complete for run, _ in session.config.stash[_KEY].reports())
     if partial and os.environ.get("CI") == "true" and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

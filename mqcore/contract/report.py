@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from mqcore.capabilities import Capabilities, Capability
+from mqcore.contract.table import cell, limits_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ class Report:
         return json.dumps(self.data(), indent=1, ensure_ascii=False)
 
     def markdown(self) -> str:
-        """A page for readers: the verdict, the capabilities with their limits, the cases by profile, and what did not pass."""
+        """A page for readers: the verdict, capabilities with limits, counts by profile, what did not pass, and every case."""
         counts = self.counts()
         lines = [
             f"# Contract report: {self.capabilities.backend}",
@@ -97,8 +98,7 @@ class Report:
         ]
         for one in Capability:
             support = self.capabilities[one]
-            limits = ", ".join(f"{name} {value}" for name, value in support.limits.items())
-            lines.append(f"| {one.name} | {support.level.value} | {limits} |")
+            lines.append(f"| {one.name} | {support.level.value} | {cell(limits_in_words(support.limits))} |")
         lines += ["", "| profile | " + " | ".join(_STATUSES) + " |", "|---" * (len(_STATUSES) + 1) + "|"]
         for profile in dict.fromkeys(result.case.profile for result in self.results):
             found = self.counts(profile)
@@ -112,6 +112,10 @@ class Report:
             if some:
                 lines += ["", f"## {title}", ""]
                 lines += [_told(result) for result in some]
+        lines += ["", "## Every case"]
+        for profile in dict.fromkeys(result.case.profile for result in self.results):
+            lines += ["", f"### {profile}", "", "| case | of | |", "|---|---|---|"]
+            lines += [_row(result) for result in self.results if result.case.profile == profile]
         return "\n".join(lines) + "\n"
 
     def badge(self) -> str | None:
@@ -126,6 +130,13 @@ def _told(result: Result) -> str:
     guarantees = " ".join(result.case.guarantees)
     text = "\n".join(f"    {line}" for line in result.text.splitlines())
     return f"**{result.case.name}** ({guarantees}): {result.case.text}\n\n{text}\n"
+
+
+def _row(result: Result) -> str:
+    """One line of a case; why one means nothing here is said beside it, for it is said nowhere else."""
+    status = f"{result.status}: {result.text}" if result.status == "not applicable" else result.status
+    name = result.case.name.partition(".")[2]
+    return f"| {name} | {' '.join(result.case.guarantees)} | {cell(status)} |"
 
 
 _BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="210" height="20" role="img" aria-label="mqcore contract: {text}">

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from mqcore.contract.case import Case, all_cases
 from mqcore.contract.kit import ContractError, Kit, NotShown
+from mqcore.contract.place import Heard, first, raised_at, stands_at, told_as
+from mqcore.errors import UnsupportedFeature
+from mqcore.testing import VirtualClock
 from mqcore.url import mask_text
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Result", "Status", "Waiver", "run_case", "run_contract"]
 
 Status = Literal["passed", "failed", "waived", "not applicable", "not shown"]
-_CASE_LIMIT = 120.0
-"""Seconds of real time after which a case is hanging, whatever its own deadlines say."""
+_CASE_LIMIT, _VIRTUAL_LIMIT = 120.0, 30.0
+"""Seconds of real time after which a case is hanging, whatever its own deadlines say; the second under a virtual clock."""
+_SPINS = "a loop that sleeps for no time never lets a virtual clock go on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,11 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
         return Result(case, "not shown", f"the harness has no {', '.join(missing)}")
     kit = Kit(harness)
     began = time.perf_counter()
-    status, text = asyncio.run(_run(case, kit))
-    text = mask_text(text)  # a driver's error may quote the URL that it was given
+    with Heard() as heard:
+        status, text = asyncio.run(_run(case, kit))
+    text = mask_text(
+        text + heard.told() if status == "failed" else text
+    )  # a driver's error may quote the URL that it was given
     if waiver is not None:
         if status == "passed":
             status, text = "failed", f"it passes, so its waiver must go ({waiver.reason})"
@@ -68,28 +74,39 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
 
 
 async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
+    virtual = isinstance(kit.clock, VirtualClock)
+    limit = _VIRTUAL_LIMIT if virtual else _CASE_LIMIT
     try:
-        async with asyncio.timeout(_CASE_LIMIT):
+        async with asyncio.timeout(limit):
             return await _steps(case, kit)
     except NotShown as reason:
         return "not shown", str(reason)
     except ContractError as error:
         return "failed", str(error)
     except TimeoutError:
-        return "failed", f"expected: an end\n     came: it hangs for {_CASE_LIMIT:g} s"
+        look = ": ".join(filter(None, (_standing(kit), _SPINS if virtual else "")))
+        return "failed", str(ContractError("an end", f"it hangs for {limit:g} s", look))
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
-        where = traceback.extract_tb(_first(error).__traceback__)[-1]
-        look = f"{where.name} ({where.filename}:{where.lineno})"
-        return "failed", str(ContractError("no exception", f"{type(error).__name__}: {error}", look))
+        return "failed", _unexpected(error, kit)
     finally:
         await kit.close()
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return what an error began with: core's errors have the driver's as their cause."""
-    while error.__cause__ is not None and error.__cause__.__traceback__ is not None:
-        error = error.__cause__
-    return error
+def _unexpected(error: Exception, kit: Kit) -> str:
+    """Tell what an exception began with, the line of the backend to look at, and as what an application would see it."""
+    began, outer = first(error), told_as(error)
+    look = raised_at(began, kit.made)
+    if isinstance(kit.clock, VirtualClock) and isinstance(began, RuntimeError):  # the clock's: somebody spins
+        look = _standing(kit) or look
+    if isinstance(began, UnsupportedFeature):
+        look = "Backend.open: the Capabilities that it returns"
+    text = str(ContractError("no exception", f"{type(began).__name__}: {began}", look))
+    return f"{text}\n  told as: {outer}" if outer else text
+
+
+def _standing(kit: Kit) -> str:
+    """Return the lines of the backend at which the case's tasks stand."""
+    return ", ".join(sorted({at for task in asyncio.all_tasks() if (at := stands_at(task, kit.made))}))
 
 
 async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:

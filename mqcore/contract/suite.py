@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mqcore.contract.run import run_case
-
 if TYPE_CHECKING:
     from mqcore.contract.case import Case
     from mqcore.contract.harness import Harness
@@ -16,9 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["test_contract", "test_model"]
 
 
-def test_contract(contract_case: Case, harness: Harness, contract: Contract) -> None:
+def test_contract(contract_case: Case, harness: Harness, contract: Contract, request: pytest.FixtureRequest) -> None:
     """Run one case of the contract; the plugin makes a test of each."""
-    result = run_case(contract_case, harness, contract.waiver(contract_case))
+    result = contract.run(contract_case, harness, [item for item in request.session.items if _beside(item, request)])
     contract.add(result, harness)
     if result.status == "failed":
         guarantees = " ".join(contract_case.guarantees)
@@ -27,6 +25,11 @@ def test_contract(contract_case: Case, harness: Harness, contract: Contract) -> 
         pytest.xfail(result.text)
     if result.status != "passed":
         pytest.skip(f"{result.status}: {result.text}")
+
+
+def _beside(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
+    """Whether a test of the run is a case of the same module."""
+    return isinstance(item, pytest.Function) and item.module is request.module and "contract_case" in item.fixturenames
 
 
 def test_model(harness: Harness) -> None:

@@ -73,6 +73,63 @@ def test_a_whole_run_passes_and_writes_its_report_and_badge(run: Run, monkeypatc
     assert f"{len(few)} passed" in Path("contract.svg").read_text()
 
 
+def test_what_fails_may_be_waived_with_a_reason_and_a_waiver_that_is_not_needed_fails(
+    run: Run, liar: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = "capability.what_works_is_declared[LEASE]"
+    monkeypatch.setattr(
+        "mqcore.cli.contract.all_cases", lambda: [case for case in all_cases() if "what_works" in case.name]
+    )
+    monkeypatch.setenv("CI", "true")
+    said = run("contract", "run", "liar://x/", "--waive", f"{lease}: it is a liar", "--report", "report.md")
+    assert (said.code, said.out.splitlines()[-1]) == (0, "passed")
+    assert f"waived: {lease}: it is a liar" in said.out
+    assert "it is a liar" in Path("report.md").read_text()
+    said = run("contract", "run", memory_url(), "--waive", f"{lease}: it is a liar")
+    assert said.code == 1
+    assert "it passes, so its waiver must go (it is a liar)" in said.out
+
+
+@pytest.mark.usefixtures("liar")
+@pytest.mark.parametrize(("words", "shown"), [((), "passed"), (("--virtual",), "not shown")])
+def test_a_backend_elsewhere_goes_by_virtual_time_when_that_is_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], shown: str
+) -> None:
+    monkeypatch.setattr(Liar, "local", False)
+    name = "uniformity.both_ways_to_consume_settle_the_same"  # which a virtual clock cannot show
+    data = run("contract", "run", "liar://x/", "--case", name, *words, "--json").data
+    assert [case["status"] for case in data["cases"]] == [shown]
+
+
+@pytest.mark.usefixtures("acme")
+def test_virtual_time_takes_a_backend_that_goes_by_a_clock(
+    acme: Plugins, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore.cli.contract.default_plugins", lambda: acme)
+    assert "no field `clock`" in refused("contract", "run", "acme-mq://x", "--virtual")
+
+
+def test_what_fails_for_one_reason_is_told_once(run: Run, acme: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqcore.cli.contract.default_plugins", lambda: acme)
+    said = run("contract", "run", "acme-mq://x", "--profile", "core", "--profile", "routing", "--profile", "capability")
+    assert said.code == 1
+    causes = [line for line in said.out.splitlines() if line.strip().startswith("came:")]
+    assert len(causes) == len(set(causes)) == 3
+    assert all("NotImplementedError: write AcmeMq" in cause for cause in causes)
+    looks = [line.split()[2] for line in said.out.splitlines() if line.strip().startswith("look at:")]
+    assert sorted(looks) == ["declare", "publish", "subscribe"]
+
+
+def test_what_core_refuses_by_itself_is_shown_before_anything_is_written(
+    run: Run, acme: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore.cli.contract.default_plugins", lambda: acme)
+    names = ("what_nobody_declared_is_refused", "what_this_backend_does_not_declare_is_refused")
+    words = [word for name in names for word in ("--case", name)]
+    data = run("contract", "run", "acme-mq://x", *words, "--json").data
+    assert {case["status"] for case in data["cases"]} == {"passed"}
+
+
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
 @pytest.mark.parametrize("chosen", [("--case", f"{SOME[:10]}*{SOME[12:]}"), ("--profile", "core", "--case", SOME[4:])])
 def test_a_run_with_cases_left_out_is_partial(
@@ -120,6 +177,8 @@ def test_a_broker_that_does_not_open_is_one_line_and_not_one_a_case(refused: Ref
         (("memory://", "--report", "report.txt"), ".json or .md"),
         (("memory://", "--report", "missing/report.md"), "does not exist"),
         (("memory://", "--badge", "badge.png"), ".svg"),
+        (("memory://", "--waive", SOME), "CASE:REASON"),
+        (("memory://", "--waive", "core.no_such_case: why"), "no case is named 'core.no_such_case'"),
         ((), "URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

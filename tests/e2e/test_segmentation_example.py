@@ -1,19 +1,15 @@
 """The main job on real input: the demo of examples/segmentation, run as a user runs it, on `memory://`."""
 
-import json
-import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from support.demo import ROOT, Demo, run_demo
 
-ROOT = Path(__file__).parents[2]
 BROKEN = {
     "blank.png": "nothing to segment",
     "dot.png": "too small to segment",
@@ -22,41 +18,6 @@ BROKEN = {
     "truncated.png": "image file is truncated",
 }
 OUTLINE = (255, 216, 0)
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What a run of the demo left."""
-
-    exit_code: int
-    output: str
-    errors: str
-    out: Path
-
-    @property
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / "result.json").read_text())
-        return found
-
-    def image(self, name: str) -> dict[str, Any]:
-        found: list[dict[str, Any]] = [row for row in self.report["images"] if row["image"] == name]
-        assert len(found) == 1
-        return found[0]
-
-
-def run_demo(out: Path, *options: str) -> Demo:
-    """Run the demo with nothing of mqcore's own settings in the environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "examples.segmentation.demo", "--out", str(out), *options],
-        cwd=ROOT,
-        env={**environment, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    return Demo(done.returncode, done.stdout, done.stderr, out)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from support.faulty import Broken, Faults, raised
 from support.waiting import eventually
 
-from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, Worker
+from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, SystemClock, Worker
+from mqcore.lease import LeaseKeeper
 from mqcore.spi import DONE, STALE, Ack
 from mqcore.testing import VirtualClock, memory_url
 
@@ -288,3 +289,27 @@ async def test_a_receipt_of_another_store_is_stale(broker: Broker, clock: Virtua
             (answer,) = await lane._subscription.settle([Ack(theirs.held.delivery.receipt)], timeout=1)
             assert answer == STALE
             await held.ack()
+
+
+async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        """A backend whose server goes away while it connects."""
+
+        async def open(self, lost: Callable[[Exception], None]) -> None:
+            opening.set()
+            await asyncio.to_thread(go_on.wait, 10)
+            raise ConnectionError("the server has gone")
+
+        async def close(self) -> None: ...
+
+    keeper = LeaseKeeper(Slow, Slow(), SystemClock())  # type: ignore[arg-type]  # all of a backend that is used here
+    keeper.hold(b"receipt", "jobs", 30.0, lambda: None)
+    await asyncio.to_thread(opening.wait, 10)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "mqcore-leases"]
+    await keeper.close()
+    go_on.set()
+    await asyncio.to_thread(thread.join, 10)
+    assert not thread.is_alive()
+    assert caplog.records == []

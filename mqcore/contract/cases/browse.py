@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from mqcore.contract.case import case
+from mqcore.contract.looks import leaves_marks, shows_delayed
 from mqcore.errors import QueueNotFound
 from mqcore.queue import Queue
 from mqcore.spi import (
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 _COUNT, _BROWSE, _TAKE = "SupportsCount.count", "SupportsBrowse.browse", "SupportsTake.take"
 _PURGE, _DELETE = "SupportsPurge.purge", "SupportsDelete.delete"
-_LOOKS = (Capability.BROWSE,)
-_TAKES = (SupportsBrowse, SupportsTake)
+_LOOKS, _TAKES = (Capability.BROWSE,), (SupportsBrowse, SupportsTake)
 
 
 async def _counts(kit: Kit, *queues: str) -> list[QueueCounts]:
@@ -60,11 +60,16 @@ async def _delete(kit: Kit, queue: str, **options: bool) -> bool:
     return await kit.within(cast("SupportsDelete", kit.backend).delete(queue, **options))
 
 
+async def _answers(kit: Kit, queue: str, answer: str, why: str, **options: bool) -> None:
+    """Fail unless delete answers `True` or `False`, as it should: `why`."""
+    asked = ", ".join(f"{name}=True" for name in options)
+    kit.true(str(await _delete(kit, queue, **options)) == answer, f"{answer} from delete({asked}): {why}", look=_DELETE)
+
+
 async def _not_found(kit: Kit, work: Awaitable[object], look: str) -> None:
     """Fail unless the work raises what the driver classifies as NOT_FOUND."""
     error = await kit.raises(Exception, work, "an exception of the kind NOT_FOUND", look)
-    kind = kit.backend.classify(error)
-    kit.same(kind, ErrorKind.NOT_FOUND, "its kind", "Backend.classify")
+    kit.kind(error, ErrorKind.NOT_FOUND)
 
 
 @case("G11", ids="D10", protocols=(SupportsCount,))
@@ -138,9 +143,9 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
         ("low", "ready"),
         ("soon", "delayed"),
         ("late", "delayed"),
-    ]
+    ][: None if shows_delayed(kit) else 4]
     kit.same([(it.message.id, it.state) for it in entries], wanted, "the order of delivery", _BROWSE)
-    error = max(abs(it.due_in - due) for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0], strict=True))
+    error = max(abs(it.due_in - due) for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(wanted)], strict=True))
     kit.true(error < 1.0, "due_in 0, and about 30 and 90 s", [it.due_in for it in entries], _BROWSE)
     kit.same(entries[1].message.body, b"a", "the whole message", _BROWSE)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
@@ -162,7 +167,8 @@ async def browsing_changes_nothing(kit: Kit) -> None:
         kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", _BROWSE)
     kit.same(await kit.settle(consumer, Ack(held.receipt)), [DONE], "the lease of who holds one", _BROWSE)
     got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
-    marks = sorted((it.message.id, it.redelivered, it.doubtful, it.attempt) for it in got)
+    marked = leaves_marks(kit)
+    marks = sorted((it.message.id, it.redelivered and not marked, it.doubtful and not marked, it.attempt) for it in got)
     kit.same(marks, [(name, False, False, 1) for name in "bcd"], "first deliveries", _BROWSE)
 
 
@@ -190,9 +196,10 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     """Each entry once, whatever the size of a page; an entry that has gone meanwhile breaks no page."""
     queue = await kit.queue()
     await kit.put(queue, *(f"{number}" for number in range(6)))
-    await kit.put(queue, "d1", "d2", delay=50.0)
+    later = ["d1", "d2"] * shows_delayed(kit)
+    await kit.put(queue, *later, delay=50.0)
     whole = list(await _keys(kit, queue))
-    kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", "d1", "d2"], "all of them", _BROWSE)
+    kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", *later], "all of them", _BROWSE)
     paged: list[str] = []
     after = None
     while page := await _browse(kit, queue, size, after):
@@ -205,19 +212,20 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     await kit.ack(consumer, await kit.take(consumer, 2))
     await kit.within(consumer.close())
     rest = [it.message.id for it in await _browse(kit, queue, 100, page[-1].key)]
+    rest = rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)  # a driver may have fetched some
     kit.same(rest, whole[2:], "what comes after a page whose entries have gone", _BROWSE)
 
 
 @case("G11", ids="X03", needs=_LOOKS, protocols=_TAKES)
 async def taking_leases_the_chosen_and_leaves_the_rest(kit: Kit) -> None:
     """One or some of many, ready or delayed, as first deliveries; settled through any consumer of the queue."""
-    queue, later = await kit.queue(), ["later"] * kit.capabilities.has(Capability.DELAY)
+    queue, later = await kit.queue(), ["later"] * shows_delayed(kit)
     await kit.put(queue, *"abcde")
     await kit.put(queue, *later, delay=500.0)
     keys = await _keys(kit, queue)
     taken = await _taken(kit, queue, [keys[name] for name in ["d", "b", *later]])
     kit.same(sorted(taken), ["b", "d", *later], "the chosen", _TAKE)
-    kit.same([it.redelivered for it in taken.values()], [False] * len(taken), "no marks", _TAKE)
+    kit.true(leaves_marks(kit) or not any(it.redelivered for it in taken.values()), "no marks", look=_TAKE)
     consumer = await kit.subscribe(queue)
     kit.same(kit.ids(await kit.take(consumer, 3)), ["a", "c", "e"], "the rest", _TAKE)
     kit.same(kit.ids(await kit.drain(consumer)), [], "and no more", _TAKE)
@@ -276,7 +284,7 @@ async def the_lease_of_what_was_taken_ends(kit: Kit) -> None:
 @case("G11", ids="X05", protocols=(SupportsPurge,))
 async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
     """Ready and delayed go and are counted; what is leased stays with its owner, and the dead letters stay."""
-    queue, delays = await kit.queue(), kit.capabilities.has(Capability.DELAY)
+    queue, delays = await kit.queue(), shows_delayed(kit)
     purge = cast("SupportsPurge", kit.backend).purge
     await kit.put(queue, "held")
     consumer = await kit.subscribe(queue, prefetch=1)
@@ -312,7 +320,7 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
     await kit.put(f"{queue}.dlq", "dead")
     consumer = await kit.subscribe(queue, prefetch=1)
     (held,) = await kit.take(consumer, 1)
-    kit.true(await _delete(kit, queue), "deleted", look=_DELETE)
+    await _answers(kit, queue, "True", "the queue goes")
     for name in (queue, f"{queue}.again"):
         (outcome,) = await kit.publish(Outgoing(name, kit.message()))
         missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
@@ -356,10 +364,10 @@ async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(kit: Kit
     await kit.put(f"{queue}{where}", "a")
     consumer = await kit.subscribe(f"{queue}{where}")
     held = await kit.take(consumer, 1)
-    kit.true(not await _delete(kit, queue, if_empty=True), "refused", look=_DELETE)
+    await _answers(kit, queue, "False", f"{queue}{where} holds a message", if_empty=True)
     await kit.ack(consumer, held)
     await kit.within(consumer.close())
-    kit.true(await _delete(kit, queue, if_empty=True, if_unused=True), "deleted when empty", look=_DELETE)
+    await _answers(kit, queue, "True", "it is empty and has no consumer", if_empty=True, if_unused=True)
 
 
 @case("G2", protocols=(SupportsDelete,))
@@ -367,13 +375,13 @@ async def a_queue_that_is_consumed_is_not_deleted_if_unused_was_asked(kit: Kit) 
     """A consumer that waits counts as much as one that works; a refused delete has changed nothing."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue)
-    kit.true(not await _delete(kit, queue, if_unused=True), "refused", look=_DELETE)
+    await _answers(kit, queue, "False", "it has a consumer", if_unused=True)
     await kit.put(queue, "a")
     got = await kit.take(consumer, 1)
     kit.same(kit.ids(got), ["a"], "still consumed", _DELETE)
     await kit.ack(consumer, got)
     await kit.within(consumer.close())
-    kit.true(await _delete(kit, queue, if_unused=True), "deleted when unused", look=_DELETE)
+    await _answers(kit, queue, "True", "its consumer was closed", if_unused=True)
 
 
 @case("G1", "G11", ids="C05")

@@ -6,7 +6,6 @@ it before anything is sent. Not declared, yet it works: a failure too, so that n
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
 from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
 from mqcore.router import Router
-from mqcore.settings import Settings
 from mqcore.spi import (
     STORED,
     Backend,
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from mqcore.spi import Outcome
 
 _LOOK = "Backend.open: the Capabilities that it returns"
+_CORE = "mqcore itself: this is no fault of the driver"
 _LEVELS = 11
 _MODES = {"reject", "dead_letter"}
 _DELAY = _LEASE = 0.5
@@ -70,7 +69,7 @@ _LIMITS: dict[Capability, _Limits] = {
     Capability.DEDUP: {"window": _SECONDS, "size": _COUNT},
     Capability.ORDER: {
         "release_in_place": ("True or False", _truth),
-        "after_delay": ("a word such as 'end'", lambda it: isinstance(it, str) and bool(it)),
+        "after_delay": ("'end' or another word", lambda it: isinstance(it, str) and bool(it)),
     },
     Capability.MAX_LENGTH: {"modes": ("'reject', 'dead_letter' or 'reject,dead_letter'", _modes)},
 }
@@ -112,10 +111,12 @@ async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
         if wanted <= kit.capabilities.durability:
             await kit.within(kit.backend.declare([spec]))
             continue
-        look = f"DurabilityUnavailable from declare with durability {wanted.word!r} (Backend.declare)"
-        await kit.raises(DurabilityUnavailable, kit.backend.declare([spec]), look)
-        error = await kit.raises(Exception, kit.subscribe(name), "no such queue (Backend.declare)")
-        kit.same(kit.backend.classify(error), ErrorKind.NOT_FOUND, "the kind of the error", "Backend.declare")
+        refused = f"DurabilityUnavailable from declare with durability {wanted.word!r}"
+        look = "Backend.declare: capabilities.require_durability(spec.durability)"
+        await kit.raises(DurabilityUnavailable, kit.backend.declare([spec]), refused, look)
+        none = "no queue made where the durability was refused"
+        error = await kit.raises(Exception, kit.subscribe(name), none, "Backend.declare: nothing of a refused batch")
+        kit.kind(error, ErrorKind.NOT_FOUND)
 
 
 @case("G16")
@@ -155,18 +156,19 @@ async def every_open_says_the_same(kit: Kit) -> None:
 
 
 class _Bare(Backend):
-    """The author's backend as one that declares nothing and has no `Supports…` protocol; notes what core sends to it."""
+    """The author's backend without a `Supports…` protocol, and unless `declared` without a capability; notes what core sends."""
 
     scheme = "bare"
 
-    def __init__(self, inner: Backend, sent: list[str]) -> None:
-        """Hand on to `inner` what core calls, and note it in `sent`."""
+    def __init__(self, inner: Backend, sent: list[str], *, declared: bool = False) -> None:
+        """Hand on to `inner` what core calls, and note it in `sent`. `declared`: with the capabilities that `inner` has."""
         super().__init__("", Backend.Options())
-        self._inner, self._sent = inner, sent
+        self._inner, self._sent, self._declared = inner, sent, declared
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         """Open, and say that nothing is there."""
-        return replace(await self._inner.open(lost), durability=Durability.MEMORY, supports={})
+        told = await self._inner.open(lost)
+        return told if self._declared else replace(told, durability=Durability.MEMORY, supports={})
 
     async def close(self) -> None:
         """Close."""
@@ -233,29 +235,26 @@ _REQUESTS = {
 }
 
 
+async def _is_refused(kit: Kit, request: _Request, look: str, *, declared: bool) -> None:
+    """Fail unless core refuses the request and the driver hears nothing of it: it takes no method but `open` and `close`."""
+    sent: list[str] = []
+    inner = kit.harness.make_backend
+    broker = await kit.broker(make_backend=lambda: _Bare(inner(), sent, declared=declared))
+    await kit.raises(UnsupportedFeature, request.ask(broker, kit.name()), "UnsupportedFeature, raised by core", look)
+    kit.same(sent, [], "what the driver was asked for", _CORE)
+
+
 @case("G16", ids="U02", each=_REQUESTS)
 async def what_nobody_declared_is_refused_before_anything_is_sent(kit: Kit, request: _Request) -> None:
     """On the same broker with no capability declared, asking raises `UnsupportedFeature`, and the driver hears nothing of it."""
-    queue = await kit.queue()
-    sent: list[str] = []
-    broker = Broker(make_backend=lambda: _Bare(kit.harness.make_backend(), sent), clock=kit.clock, settings=Settings())
-    try:
-        await kit.within(broker.open())
-        await kit.raises(UnsupportedFeature, request.ask(broker, queue), "UnsupportedFeature, raised by core")
-        kit.same(sent, [], "what the driver was asked for", "mqcore itself: this is no fault of the driver")
-    finally:
-        await kit.within(broker.close())
+    await _is_refused(kit, request, _CORE, declared=False)
 
 
 @case("G16", ids="U02", each=_REQUESTS)
 async def what_this_backend_does_not_declare_is_refused(kit: Kit, request: _Request) -> None:
     """Where the capability is declared there is nothing to refuse, and other cases show that it works."""
-    if request.capability is None or kit.capabilities.has(request.capability):
-        return
-    queue = await kit.queue()
-    broker = await kit.broker()
-    await kit.raises(UnsupportedFeature, request.ask(broker, queue), f"UnsupportedFeature ({_LOOK})")
-    kit.same(await kit.contents(queue), Counter(), "nothing sent", "Backend.publish")
+    if request.capability is not None and not kit.capabilities.has(request.capability):
+        await _is_refused(kit, request, _LOOK, declared=True)
 
 
 @case("G16", ids="U02")
@@ -269,8 +268,8 @@ async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> 
         durability="process",
         queues=[queue],
     )
-    await kit.raises(DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core")
-    kit.same(sent, [], "what the driver was asked for", "mqcore itself: this is no fault of the driver")
+    await kit.raises(DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core", _CORE)
+    kit.same(sent, [], "what the driver was asked for", _CORE)
 
 
 # Not declared, and it works

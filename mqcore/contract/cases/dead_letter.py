@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mqcore.contract.case import case
 from mqcore.contract.faults import Fleet
 from mqcore.contract.kit import ContractError
+from mqcore.contract.looks import leaves_marks
 from mqcore.errors import ConfigurationError, QueueNotFound, Reject
 from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
@@ -298,7 +299,7 @@ async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
     kit.same(await kit.within(counter.count([dead])), before, "the same counts", "SupportsBrowse.browse")
     got = await kit.take(await kit.subscribe(dead), 3)
     kit.same((paged, listed), ([it.message.body for it in got],) * 2, "delivery order", "SupportsBrowse.browse")
-    kit.same([it.redelivered for it in got], [False] * 3, "no marks", "SupportsBrowse.browse")
+    kit.true(leaves_marks(kit) or not any(it.redelivered for it in got), "no marks", look="SupportsBrowse.browse")
 
 
 @case("G11", ids="X09", needs=(Capability.DELAY,))
@@ -320,7 +321,7 @@ async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
 
     dead = Queue(f"{jobs.name}.dlq", str, declare=False)
     worker = await kit.worker(broker, dead, handler, concurrency=1, prefetch=1)
-    await kit.within(over.wait())
+    await kit.within(over.wait(), what="the dead letter handed out again")
     await kit.within(worker.drain(0))
     letters = await _letters(kit, jobs.name, 2)
     kit.same(sorted(letter.body for letter in letters), [b"a", b"b"], "both still there", MOVE)
@@ -385,7 +386,7 @@ async def a_release_inside_the_quarantine_is_no_crash(kit: Kit) -> None:
     for _ in range(4):
         began.clear()
         worker = await kit.worker(broker, jobs, handler, retry=TWICE)
-        await kit.within(began.wait())
+        await kit.within(began.wait(), what="the handler begun")
         await kit.within(worker.drain(0))
     kit.same(attempts, [1] * 4, "attempts of four deployments", MOVE)
     (again,) = await kit.take(await kit.subscribe(f"{jobs.name}.again"), 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
+from mqcore.contract.looks import shows_delayed
 from mqcore.errors import Retry, ValidationError
 from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
@@ -362,6 +363,8 @@ async def no_priority_holds_up_a_delay(kit: Kit, levels: tuple[int, int]) -> Non
 @case("G7", "G11", ids="D05", needs=_NEEDS, protocols=(SupportsBrowse, SupportsTake))
 async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
     """Taken out of its wait and settled: an Ack cancels it, a Move gives it another time."""
+    if not shows_delayed(kit):
+        raise NotShown("BROWSE states that it does not show delayed messages")
     queue, browser = await kit.queue(), cast("SupportsBrowse", kit.backend)
     await kit.put(queue, "cancelled", "sooner", delay=60.0)
     entries = await kit.within(browser.browse(queue, 10))

@@ -180,8 +180,8 @@ async def a_worker_keeps_to_its_concurrency(kit: Kit, concurrency: int) -> None:
 
     await kit.within(broker.publish_many(queue, range(10)))
     await kit.worker(broker, queue, handler, concurrency=concurrency)
-    await kit.within(go.wait())
-    await kit.within(ended.wait())
+    await kit.within(go.wait(), what="as many handlers at once as `concurrency` says")
+    await kit.within(ended.wait(), what="the last message handled")
     kit.same(most, concurrency, "handlers at once", "Backend.subscribe: prefetch")
 
 
@@ -367,7 +367,7 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
 
     await kit.within(broker.publish_many(queue, "abc"))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=3)
-    await kit.within(began.wait())
+    await kit.within(began.wait(), what="the first handler begun")
     start = kit.now
     await kit.within(worker.drain(0.3))
     kit.true(kit.now - start <= 0.3 + 1.0, "an end by grace + 1 s", f"{kit.now - start:.3f} s", "Subscription.settle")
@@ -390,7 +390,7 @@ async def what_runs_may_end_inside_the_grace(kit: Kit) -> None:
 
     await kit.within(broker.publish_many(queue, "ab"))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=2)
-    await kit.within(began.wait())
+    await kit.within(began.wait(), what="the first handler begun")
     draining = await kit.start(worker.drain(kit.harness.patience))
     go.set()
     await kit.within(draining)

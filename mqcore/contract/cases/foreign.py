@@ -164,7 +164,7 @@ async def a_handler_gets_what_a_plain_client_sent(kit: Kit, kind: tuple[Any, byt
     await kit.within(broker.declare(queue))
     await _stored(kit, queue.name, _plain(body, content_type=content_type))
     worker = await kit.worker(broker, queue, handler)
-    await kit.within(came.wait())
+    await kit.within(came.wait(), what="the handler run")
     await kit.within(worker.drain())
     kit.same(
         facts, [(wanted, 1, 5, False, None, {})], "value, attempt, priority, redelivered, published_at, headers", _READ
@@ -198,7 +198,7 @@ async def what_cannot_be_read_is_dead_lettered_at_once(kit: Kit, bad: tuple[byte
     poison = _plain(body, content_type=content_type, headers={"h": "v"})
     await _stored(kit, queue.name, _plain(b'{"number": 1}'), poison, _plain(b'{"number": 2}'))
     worker = await kit.worker(broker, queue, handler, concurrency=1)
-    await kit.within(came.wait())
+    await kit.within(came.wait(), what="the handler run")
     (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
     await kit.within(worker.drain())
     kit.same(handled, [1, 2], "its neighbours", "Subscription.settle")

@@ -299,11 +299,11 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
 
     await kit.within(broker.publish(jobs, "x"))
     await kit.worker(broker, jobs, handler, lease=LEASE, retry=ONCE, prefetch=1, concurrency=1)
-    await kit.within(began.wait())
+    await kit.within(began.wait(), what="the handler begun")
     rival = await kit.subscribe(jobs.name)
     (taken,) = await kit.take(rival, 1)
     renewals.through = True
-    await kit.within(told.wait())
+    await kit.within(told.wait(), what="the handler cancelled by its lost lease")
     kit.same(seen, [True], "lease_lost in the handler's context", "SupportsRenew.renew: False for a lost claim")
     kit.same(await kit.settle(rival, Ack(taken.receipt)), [DONE], "the new owner's ack", "Subscription.settle: fencing")
 
@@ -340,7 +340,7 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
 
     await kit.within(broker.publish_many(jobs, "abcde"))
     worker = await kit.worker(broker, jobs, handler, concurrency=1, prefetch=5, retry=ONCE)
-    await kit.within(began.wait())
+    await kit.within(began.wait(), what="the handler begun")
     draining = await kit.start(worker.drain(kit.harness.patience))
     got = await kit.take(await kit.subscribe(jobs.name), 4)
     kit.true(
@@ -383,7 +383,7 @@ async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
 
     await kit.within(broker.publish(jobs, "x"))
     await kit.worker(broker, jobs, handler, lease=LEASE, retry=ONCE)
-    await kit.within(done.wait())
+    await kit.within(done.wait(), what="the handler run")
     over.set()
     await kit.within(asyncio.gather(*rivals))
     kit.same((starts, seen), (["x"], []), "one start, nothing for the rival", "SupportsRenew.renew: another instance")

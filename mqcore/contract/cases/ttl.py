@@ -326,7 +326,7 @@ async def an_expired_message_without_a_dead_letter_queue_is_dropped_and_counted(
     await kit.within(broker.publish(queue, b"", ttl=0.3))
     await kit.advance(0.5)
     worker = await kit.worker(broker, queue, asyncio.Queue[bytes]().put)
-    await kit.within(dropped.wait())
+    await kit.within(dropped.wait(), what="the event message.dropped")
     await kit.within(worker.drain(0))
     kit.same(await kit.contents(queue.name), Counter(), "gone", _TOLD)
 
@@ -391,7 +391,7 @@ async def a_redrive_clears_the_expiry(kit: Kit) -> None:
     buried = asyncio.Event()
     broker.events.listen(lambda event: buried.set() if event.name == "message.dead" else None)
     worker = await kit.worker(broker, queue, handled.put)
-    await kit.within(buried.wait())
+    await kit.within(buried.wait(), what="the event message.dead")
     await kit.within(worker.drain(0))
     await kit.within(letters.redrive())
     await kit.advance(0.5)

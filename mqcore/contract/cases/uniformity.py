@@ -145,7 +145,7 @@ async def payloads_are_encoded_and_copied(kit: Kit) -> None:
     wanted = [1, {"two": [2.5, None, "Grüße"]}]
     cast("dict[str, list[Any]]", payload[1])["two"].clear()
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(0.0)))
-    await kit.within(over.wait())
+    await kit.within(over.wait(), what="the second attempt")
     kit.same(seen, [wanted, wanted], "the payload as published, twice", "Backend.publish, Subscription.settle: copy")
 
 

@@ -1,0 +1,116 @@
+"""The servers that the contract is shown on, by name: what they are, how they are configured, where their images come from.
+
+A name without a number (`redis`) means any version, the newest first. Every server is configured to keep what it has confirmed when
+it is killed, and RabbitMQ so that what a kill leaves behind in its delays is tried again after 2 s, not after 3 minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
+
+__all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "find"]
+
+REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+"""Durability *machine*: the most that it can give."""
+RABBITMQ_SETTINGS = (
+    # How long an at-least-once dead-lettering waits for a confirm that a kill took away (180 s by default).
+    "-rabbit dead_letter_worker_publisher_confirm_timeout 2000 "
+    # A gigabyte, whatever the machine has: several servers stand side by side.
+    "-rabbit vm_memory_high_watermark {absolute,1073741824}"
+)
+"""The same in a container and on the host: arguments to Erlang need no file."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What the versions of one product have in common. `command` and `environment` are those of its container."""
+
+    name: str
+    slug: str
+    scheme: str
+    port: int
+    path: str
+    program: str
+    ask: Callable[[str, int, float], Identity]
+    user: str = ""
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def url(self, host: str, port: int) -> str:
+        """Return the URL of a server that was started here, with the account that it has from the start."""
+        return f"{self.scheme}://{self.user}{host}:{port}{self.path}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One server of the catalogue: a product in one major version."""
+
+    product: Product
+    major: int
+    image: str
+
+    @property
+    def name(self) -> str:
+        """What tests call it, for instance `redis-8`."""
+        return f"{self.product.slug}-{self.major}"
+
+
+_REDIS_ANYWHERE = ("--bind", "0.0.0.0", "--protected-mode", "no")  # noqa: S104 - inside its container; the host's port is bound to 127.0.0.1
+REDIS = Product(
+    "Redis",
+    "redis",
+    "redis",
+    6379,
+    "/0",
+    "redis-server",
+    ask_redis,
+    command=("redis-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
+)
+VALKEY = Product(
+    "Valkey",
+    "valkey",
+    "redis",
+    6379,
+    "/0",
+    "valkey-server",
+    ask_redis,
+    command=("valkey-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
+)
+RABBITMQ = Product(
+    "RabbitMQ",
+    "rabbitmq",
+    "amqp",
+    5672,
+    "/",
+    "rabbitmq-server",
+    ask_rabbitmq,
+    user="guest:guest@",
+    environment={
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": RABBITMQ_SETTINGS,
+        "RABBITMQ_ENABLED_PLUGINS_FILE": "/nonexistent",  # nothing needs the management plugin, and it costs a start its time
+    },
+)
+
+KINDS = (
+    Kind(RABBITMQ, 4, "rabbitmq:4-management"),
+    Kind(RABBITMQ, 3, "rabbitmq:3-management"),
+    Kind(REDIS, 8, "redis:8"),
+    Kind(REDIS, 7, "redis:7"),
+    Kind(VALKEY, 8, "valkey/valkey:8"),
+)
+"""The catalogue, of each product the newest first."""
+
+
+def find(name: str) -> tuple[Kind, ...]:
+    """Return the kinds that a name means: one for `redis-8`, all of a product for `redis`, the newest first.
+
+    Raises `LookupError`, naming what there is, for any other name.
+    """
+    found = tuple(kind for kind in KINDS if name in (kind.name, kind.product.slug))
+    if not found:
+        names = ", ".join(dict.fromkeys(name for kind in KINDS for name in (kind.product.slug, kind.name)))
+        raise LookupError(f"no broker is called {name!r:.60}; there are: {names}")
+    return found

@@ -1,0 +1,98 @@
+"""A server in a container of its own, by testcontainers (`pip install 'mqcore[brokers]'`).
+
+The container's port is bound to a fixed port of the host, so that the URL outlives a restart, and to 127.0.0.1 alone, unless the
+Docker engine is on another machine. Where testcontainers' reaper runs (Ryuk), it removes what a killed test run leaves behind.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mqcore.contract.brokers.server import BrokerUnavailable, Server, free_port
+
+if TYPE_CHECKING:
+    from mqcore.contract.brokers.catalogue import Kind
+
+__all__ = ["DockerServer"]
+
+_HERE = ("localhost", "127.0.0.1")
+_TRIES = 3
+_NO_REAPER = ". This is the image of the reaper; TESTCONTAINERS_RYUK_DISABLED=true does without it"
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - the engine is on another machine, which only its network reaches
+
+
+class DockerServer(Server):
+    """A server in a container."""
+
+    provider: ClassVar[Literal["docker"]] = "docker"
+
+    def __init__(self, kind: Kind) -> None:
+        """Not started; the port is chosen at the start."""
+        super().__init__(kind.name, kind.product, "127.0.0.1", 0)
+        self._image = kind.image
+        self._container: Any = None
+
+    def log(self, lines: int = 15) -> str:
+        """Return the last lines of the container's output."""
+        try:
+            return str(self._wrapped.logs(tail=lines).decode(errors="replace"))
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the log is only part of another message
+            return f"(its log cannot be read: {error})"
+
+    @property
+    def _wrapped(self) -> Any:
+        return self._container.get_wrapped_container()
+
+    def _make(self) -> None:
+        for trial in range(_TRIES):
+            try:
+                self._run()
+            except Exception as error:
+                self._stop()
+                if trial + 1 == _TRIES or "port is already allocated" not in str(error):
+                    hint = _NO_REAPER if "ryuk" in str(error) else ""
+                    raise BrokerUnavailable(f"{self._image}: {type(error).__name__}: {error}{hint}") from error
+            else:
+                return
+
+    def _run(self) -> None:
+        try:
+            from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - an extra, and slow to import
+        except ImportError as error:
+            raise BrokerUnavailable("testcontainers is not installed: pip install 'mqcore[brokers]'") from error
+        self._container = DockerContainer(self._image)
+        host = self._container.get_docker_client().host()
+        self.host = "127.0.0.1" if host in _HERE else host
+        self.port = free_port()
+        self.url = self.product.url(self.host, self.port)
+        bound = ("127.0.0.1" if host in _HERE else _ANYWHERE, self.port)
+        self._container.ports[str(self.product.port)] = bound
+        self._container.with_envs(**self.product.environment)
+        if self.product.command:
+            self._container.with_command(list(self.product.command))
+        self._container.start()
+
+    def _start(self) -> None:
+        self._wrapped.start()
+
+    def _kill(self) -> None:
+        self._wrapped.kill()
+        self._wrapped.wait(timeout=30)
+
+    def _pause(self) -> None:
+        self._wrapped.pause()
+
+    def _resume(self) -> None:
+        self._wrapped.unpause()
+
+    def _stop(self) -> None:
+        if self._container is not None:
+            with suppress(Exception):  # the engine may be gone, and the container with it
+                self._container.stop()
+            self._container = None
+
+    def _ended(self) -> str:
+        self._wrapped.reload()
+        state = self._wrapped.attrs["State"]
+        return "" if state["Running"] else f"ended with {state['ExitCode']}"

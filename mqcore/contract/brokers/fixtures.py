@@ -1,0 +1,170 @@
+"""The pytest fixtures: a real broker for any test, in one line.
+
+    def test_orders(redis_url: str) -> None: ...           # or rabbitmq_url, valkey_url
+    def test_shop(broker_url: str) -> None: ...            # once on each broker that `--broker NAME` names
+
+A server is started when the first test asks for it, serves the whole run, and is stopped at its end. Each test finds it as the last
+one did: queues that a test has made are deleted after it. Where a broker cannot be had the test is skipped, with the reason and a
+count at the end; under `CI=true` it fails. Part of mqcore's pytest plugin, which is loaded in every run: what costs time is
+imported when a test asks.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mqcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mqcore.contract.brokers.brokers import Brokers, Provider
+    from mqcore.contract.brokers.server import Server
+
+__all__ = ["broker_server", "broker_url", "brokers", "rabbitmq_url", "redis_url", "valkey_url"]
+
+_PROVIDERS = ("auto", "docker", "local", "url")
+_USE = pytest.StashKey["Use"]()
+
+
+class Use:
+    """What this run has had of brokers, for its summary."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.brokers: Brokers | None = None
+        self.tests: Counter[str] = Counter()
+        """How often each name was asked for."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that say where brokers come from."""
+    group = parser.getgroup("mqcore")
+    group.addoption(
+        "--brokers",
+        choices=_PROVIDERS,
+        default=None,
+        help="where real brokers come from: docker, local (installed servers), url (see --broker-url), or auto, the first that "
+        "works (default; environment: MQCORE_BROKERS)",
+    )
+    group.addoption(
+        "--broker-url",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a broker for tests that runs already, such as redis://127.0.0.1/0 or valkey=redis://…; again for more "
+        "(environment: MQCORE_BROKER_URL, with blanks between)",
+    )
+    group.addoption(
+        "--broker",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run tests that use broker_url on this broker, such as redis or rabbitmq-4; again for more (default: redis, rabbitmq)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start with nothing."""
+    config.stash[_USE] = Use()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each broker that `broker_url` shall be."""
+    if "broker_url" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--broker") or ["redis", "rabbitmq"]
+        metafunc.parametrize("broker_url", names, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
+    """The servers of this run, as `--brokers` says; all are stopped at its end."""
+    from mqcore.contract.brokers.brokers import Brokers  # noqa: PLC0415 - it is loaded in every pytest run: it stays small
+
+    option = request.config.getoption
+    provider: Any = option("--brokers") or os.environ.get("MQCORE_BROKERS") or "auto"
+    urls = option("--broker-url") or os.environ.get("MQCORE_BROKER_URL", "").split()
+    try:
+        found = Brokers(provider, urls)
+    except (LookupError, ConfigurationError) as error:
+        pytest.exit(f"--brokers, --broker-url: {error}", pytest.ExitCode.USAGE_ERROR)
+    request.config.stash[_USE].brokers = found
+    with found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def broker_server(brokers: Brokers, request: pytest.FixtureRequest) -> Callable[..., Server]:
+    """A function that takes a name, such as `redis-8`, and returns the `Server`: for tests that kill, restart or silence it."""
+    from mqcore.contract.brokers.server import BrokerUnavailable  # noqa: PLC0415 - as above
+
+    tests = request.config.stash[_USE].tests
+
+    def server(name: str, *, provider: Provider | None = None) -> Server:
+        tests[brokers.label(name, provider)] += 1
+        try:
+            return brokers.server(name, provider=provider)
+        except LookupError as error:
+            pytest.fail(str(error), pytrace=False)
+        except BrokerUnavailable as error:
+            if os.environ.get("CI") == "true":
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
+
+    return server
+
+
+@pytest.fixture
+def redis_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
+    """The URL of a Redis server, without the queues of other tests."""
+    yield from _swept(broker_server("redis"))
+
+
+@pytest.fixture
+def valkey_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
+    """The URL of a Valkey server, without the queues of other tests."""
+    yield from _swept(broker_server("valkey"))
+
+
+@pytest.fixture
+def rabbitmq_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
+    """The URL of a RabbitMQ server, without the queues of other tests."""
+    yield from _swept(broker_server("rabbitmq"))
+
+
+@pytest.fixture
+def broker_url(request: pytest.FixtureRequest, broker_server: Callable[[str], Server]) -> Iterator[str]:
+    """The URL of each broker that `--broker` names, one after the other."""
+    yield from _swept(broker_server(request.param))
+
+
+def _swept(server: Server) -> Iterator[str]:
+    """Lend the server's URL, and delete the queues that were made meanwhile."""
+    from mqcore.contract.brokers.sweep import delete_queues, queues  # noqa: PLC0415 - as above
+
+    before = queues(server.url)
+    yield server.url
+    try:
+        delete_queues(server.url, queues(server.url) - before)
+    except Exception as error:  # noqa: BLE001 - whatever a driver raises; the test itself has said what it had to say
+        told = f"{server.name}: the queues of this test are still there, and the next test will find them: {error}"
+        warnings.warn(pytest.PytestWarning(told), stacklevel=1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name every server that ran, and every one that could not be had."""
+    use = config.stash[_USE]
+    if use.brokers is None or not use.tests:
+        return
+    terminalreporter.write_sep("=", "mqcore brokers")
+    for server in use.brokers.servers:
+        terminalreporter.write_line(
+            f"{server.name}: {server.title or server.product.name}, {server.provider}, up in {server.started_in:.1f} s"
+        )
+    for name, why in use.brokers.missing.items():
+        terminalreporter.write_line(f"{name}: not there, {use.tests[name]} tests could not run. {why}")

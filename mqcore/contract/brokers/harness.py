@@ -1,0 +1,90 @@
+"""A server as the contract kit sees it: with the hooks that a URL alone cannot give.
+
+An instance reaches its server by a `Wire` of its own, so that it can be killed as a process is, without a word to the broker. Where
+the URL is not plainly host and port (TLS, several hosts) it connects directly, and a kill is a close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mqcore.contract.brokers.wire import Wire
+from mqcore.contract.harness import UrlHarness
+from mqcore.settings import open_backend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from mqcore.contract.brokers.server import Server
+    from mqcore.spi import Backend
+
+__all__ = ["ServerHarness"]
+
+
+class ServerHarness(UrlHarness):
+    """The kit's harness for a `Server`: `ServerHarness(server, "durability=machine")` adds options to its URL."""
+
+    patience = 12.0
+    """Longer than the kit's: several servers run side by side."""
+    at_once = 2
+
+    def __init__(self, server: Server, options: str = "") -> None:
+        """Take a server that runs."""
+        super().__init__(f"{server.url}{'&' if '?' in server.url else '?'}{options}" if options else server.url)
+        self.server = server
+        self._address = f"{server.host}:{server.port}"
+        parts = urlsplit(self.url)
+        self._wired = parts.scheme == server.product.scheme and parts.netloc.rpartition("@")[2] == self._address
+        self._wires: weakref.WeakKeyDictionary[Backend, Wire] = weakref.WeakKeyDictionary()
+
+    @property
+    def provider(self) -> str:
+        """How the server was had, for the run's summary."""
+        return self.server.provider
+
+    def server_version(self) -> str:
+        """Hook 7: what the server says itself; where it cannot be asked, what the driver finds out stands."""
+        return self.server.title if self.server.version else ""
+
+    def make_backend(self) -> Backend:
+        """Hook 1: return an instance with a wire of its own."""
+        if not self._wired:
+            return super().make_backend()
+        wire = Wire(self.server.host, self.server.port)
+        url = self.url.replace(self._address, f"127.0.0.1:{wire.port}", 1)
+        backend = open_backend(url, self._settings, self._plugins, self.clock)
+        self._wires[backend] = wire
+        weakref.finalize(backend, wire.close).atexit = False
+        return backend
+
+    async def kill(self, backend: Backend) -> None:
+        """Hook 5: cut the instance's wire, so that it has no last words; then let go of what is left of it here."""
+        wire = self._wires.get(backend)
+        if wire is not None:
+            await asyncio.to_thread(wire.kill)
+        await backend.close()
+
+    async def restart(self) -> None:
+        """Hook 3: kill the server and start it again."""
+        await asyncio.to_thread(self.server.restart)
+
+    def cut(self) -> AbstractAsyncContextManager[None] | None:
+        """Hook 4: silence the server."""
+        return self._silence()
+
+    def has(self, hook: str) -> bool:
+        """Whether the hook is there: a server that was given by its URL is neither killed nor silenced."""
+        return super().has(hook) and (self.server.controllable or hook not in {"restart", "cut"})
+
+    @asynccontextmanager
+    async def _silence(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.server.pause)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.server.resume)

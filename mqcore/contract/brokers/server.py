@@ -1,0 +1,176 @@
+"""One server under test, and what a test may do to it: kill it, start it, silence it.
+
+A provider (`docker`, `local`, `given`) says how each of that is done; what is common stands here: every wait is bounded, and
+whoever waits in vain reads what the server has said last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import random
+import socket
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from mqcore.contract.brokers.catalogue import Product
+
+__all__ = ["BrokerUnavailable", "Server", "free_port"]
+
+_STARTS_WITHIN = 60.0
+"""Seconds; RabbitMQ boots in 3 to 5, on a machine with much else to do in some more."""
+_ENDS_WITHIN = 10.0
+_QUESTION = 2.0
+_BETWEEN = 0.05
+_LINES = 15
+_PORTS = range(20000, 30000)
+"""Below those that systems lend to outgoing connections: while a server is down its port must stay free."""
+_CHANCE = random.SystemRandom()
+"""Of its own: test runs side by side may have set the common one to the same seed."""
+
+
+class BrokerUnavailable(Exception):
+    """A broker cannot be had, or did not come (back): which one, why, and the last lines of its log."""
+
+
+class Server(ABC):
+    """A server that runs. `url` stays the same over a restart; `version` is what it says itself.
+
+    Methods block, and return when what they say is done. Raises `BrokerUnavailable` when the server does not come (back) in time.
+    """
+
+    provider: ClassVar[Literal["docker", "local", "url"]]
+    controllable: ClassVar[bool] = True
+    """Whether it is ours to kill; one that was given by its URL is not."""
+
+    def __init__(self, name: str, product: Product, host: str, port: int) -> None:
+        """Not started."""
+        self.name, self.product, self.host, self.port = name, product, host, port
+        self.url = product.url(host, port)
+        self.version = ""
+        self.started_in = 0.0
+        """Seconds until it first accepted connections."""
+        self._paused = False
+
+    def __repr__(self) -> str:
+        return f"<{self.title} as {self.name}, {self.provider}>"
+
+    @property
+    def title(self) -> str:
+        """Product and version, for people."""
+        return f"{self.product.name} {self.version}".rstrip()
+
+    def open(self) -> None:
+        """Make it, start it, and wait until it accepts connections. It is stopped when this process ends, at the latest."""
+        began = time.monotonic()
+        atexit.register(self.stop)
+        try:
+            self._make()
+            self._wait("its start")
+        except BaseException:
+            self.stop()
+            raise
+        self.started_in = time.monotonic() - began
+
+    def start(self) -> None:
+        """Start it again after `kill`, with the data that it had, and wait until it accepts connections."""
+        self._start()
+        self._wait("its restart")
+
+    def kill(self) -> None:
+        """Kill it (signal 9), as a crash would; what it has written stays."""
+        self.resume()
+        self._kill()
+        deadline = time.monotonic() + _ENDS_WITHIN
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection((self.host, self.port), timeout=_QUESTION).close()
+            except OSError:
+                return
+            time.sleep(_BETWEEN)
+        raise BrokerUnavailable(
+            f"{self.name} ({self.provider}) accepts connections {_ENDS_WITHIN:g} s after it was killed"
+        )
+
+    def restart(self) -> None:
+        """Kill it and start it again."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Silence it: connections stay open, new ones are accepted by its machine, and nothing is answered."""
+        if not self._paused:
+            self._pause()
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let it speak again."""
+        if self._paused:
+            self._resume()
+            self._paused = False
+
+    def stop(self) -> None:
+        """End it, and remove its data. May be called in any state, and again."""
+        atexit.unregister(self.stop)
+        with suppress(Exception):  # one that cannot be resumed is ended all the same
+            self.resume()
+        self._stop()
+
+    @abstractmethod
+    def log(self, lines: int = _LINES) -> str:
+        """Return the last lines that it has logged."""
+
+    @abstractmethod
+    def _make(self) -> None: ...
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    @abstractmethod
+    def _kill(self) -> None: ...
+
+    @abstractmethod
+    def _pause(self) -> None: ...
+
+    @abstractmethod
+    def _resume(self) -> None: ...
+
+    @abstractmethod
+    def _stop(self) -> None: ...
+
+    def _ended(self) -> str:
+        """Say how it has ended; nothing while it runs."""
+        return ""
+
+    def _wait(self, after: str) -> None:
+        """Return when it accepts connections and says what it is."""
+        deadline = time.monotonic() + _STARTS_WITHIN
+        why: object = "it did not answer"
+        while time.monotonic() < deadline:
+            if ended := self._ended():
+                raise BrokerUnavailable(f"{self.name} ({self.provider}) {ended} after {after}\n{self.log()}")
+            try:
+                identity = self.product.ask(self.host, self.port, _QUESTION)
+            except OSError as error:
+                why = error
+                time.sleep(_BETWEEN)
+                continue
+            if identity.product != self.product.name:
+                raise BrokerUnavailable(f"{self.name}: at port {self.port} is {identity.product} {identity.version}")
+            self.version = identity.version
+            return
+        raise BrokerUnavailable(
+            f"{self.name} ({self.provider}) did not accept connections within {_STARTS_WITHIN:g} s of {after}: {why}\n{self.log()}"
+        )
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nothing listens on, outside of the range of outgoing connections."""
+    for port in _CHANCE.sample(_PORTS, 200):
+        with socket.socket() as trial, suppress(OSError):
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+            return port
+    raise BrokerUnavailable(f"no free port between {_PORTS.start} and {_PORTS.stop}")

@@ -1,0 +1,127 @@
+"""A wire between one instance of a backend and its server, which can be cut: that is how an instance dies, as the server sees it.
+
+Closing an instance is a conversation; a process that is killed says nothing. So each instance connects to a port of its own here,
+what it sends goes on to the server unchanged, and `kill` resets both ends at once. All wires run in one thread with a loop of its
+own, whatever the loops of the tests are doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from concurrent.futures import Future
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["Wire"]
+
+T = TypeVar("T")
+_HERE = "127.0.0.1"
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: the connection is reset, not closed."""
+
+
+class Wire:
+    """A port on 127.0.0.1 that leads to a server. Raises `OSError` when there is no port to be had."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listen."""
+        self._goal = (host, port)
+        self._ends: set[_End] = set()
+        self._server: asyncio.Server
+        self.port = _run(self._listen()).result()
+
+    def kill(self) -> None:
+        """Reset all connections of both sides, and take no more."""
+        _run(self._kill()).result()
+
+    def close(self) -> None:
+        """As `kill`, without waiting for it."""
+        _run(self._kill())
+
+    async def _listen(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _End(self._ends, self._goal), _HERE, 0)
+        return cast("int", self._server.sockets[0].getsockname()[1])
+
+    async def _kill(self) -> None:
+        self._server.close()
+        for end in list(self._ends):
+            end.reset()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection: what comes in here goes out at the other. The end at the server has no `goal`: it is one."""
+
+    def __init__(self, ends: set[_End], goal: tuple[str, int] | None, other: _End | None = None) -> None:
+        self._ends, self._goal, self._other = ends, goal, other
+        self._transport: asyncio.Transport
+        self._connecting: asyncio.Task[None] | None = None
+        self._over = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._ends.add(self)
+        if self._goal is not None:
+            self._transport.pause_reading()
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(self._goal))
+
+    async def _connect(self, goal: tuple[str, int]) -> None:
+        """Reach the server for it; where that refuses, the client hears a reset."""
+        try:
+            _, self._other = await asyncio.get_running_loop().create_connection(
+                lambda: _End(self._ends, None, self), *goal
+            )
+        except OSError:
+            self.reset()
+        else:
+            if self._over:
+                self._other.reset()
+            else:
+                self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is not None:
+            self._other._transport.write(data)  # noqa: SLF001 - the other end of the same connection
+
+    def pause_writing(self) -> None:
+        if self._other is not None:
+            self._other._transport.pause_reading()  # noqa: SLF001 - as above
+
+    def resume_writing(self) -> None:
+        if self._other is not None:
+            self._other._transport.resume_reading()  # noqa: SLF001 - as above
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._over = True
+        self._ends.discard(self)
+        if self._other is not None:
+            other, self._other = self._other, None
+            if error is None:
+                other._transport.close()  # noqa: SLF001 - as above
+            else:
+                other.reset()
+
+    def reset(self) -> None:
+        """End it without a word."""
+        if not self._transport.is_closing():
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self._transport.abort()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of all wires, which runs as long as the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="mqcore-wires", daemon=True).start()
+    return loop
+
+
+def _run(work: Coroutine[object, object, T]) -> Future[T]:
+    return asyncio.run_coroutine_threadsafe(work, _loop())

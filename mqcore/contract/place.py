@@ -1,0 +1,125 @@
+"""Where a finding lies in the author's own code, and what was logged meanwhile.
+
+An exception has passed through mqcore and perhaps through a client library; a call that does not end stands in one of them. What
+its author can change is the innermost line of the backend's own package, and that is what a failure names.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+    from types import FrameType
+
+    from mqcore.spi import Backend
+
+__all__ = ["Heard", "first", "name_of", "raised_at", "stands_at", "told_as"]
+
+_NOT_OURS = {"mqcore", "abc", "builtins", "typing"}
+_LINES = 2
+_LONGEST = 240
+
+
+def first(error: BaseException) -> BaseException:
+    """Return what an error began with: core's errors have the driver's as their cause."""
+    while error.__cause__ is not None and error.__cause__.__traceback__ is not None:
+        error = error.__cause__
+    return error
+
+
+def told_as(error: BaseException) -> str:
+    """Return in what words an application would see what the error began with; nothing when it is that error itself."""
+    began = first(error)
+    if began is error:
+        return ""
+    return f"{type(error).__name__}: {error}".replace(f"{type(began).__name__}: {began}", "…")
+
+
+def raised_at(error: BaseException, backend: Backend | None) -> str:
+    """Return the line to look at first for an exception."""
+    found, trace = [], error.__traceback__
+    while isinstance(trace, TracebackType):
+        found.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    return _innermost(found, backend)
+
+
+def stands_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
+    """Return the line of the backend at which a call that does not end stands; nothing when it stands in none."""
+    found: list[tuple[FrameType, int]] = []
+    waits: Any = getattr(task, "get_coro", lambda: None)()
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None)
+        if frame is not None:
+            found.append((frame, frame.f_lineno))
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None)
+    return _innermost(found, backend, own=True)
+
+
+def _innermost(frames: Iterable[tuple[FrameType, int]], backend: Backend | None, *, own: bool = False) -> str:
+    """Name the last line that is the backend's; without one, unless `own`, the last that there is, and say whose it is."""
+    packages = {_package(cls.__module__) for cls in type(backend).__mro__} - _NOT_OURS if backend is not None else set()
+    last = mine = ""
+    for frame, line in frames:
+        package = _package(frame.f_globals.get("__name__", ""))
+        at = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{line})"
+        mine = at if package in packages else mine
+        last = f"what the backend gave to mqcore's {at}" if package == "mqcore" else at
+    return mine if mine or own else last
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def name_of(work: object) -> str:
+    """Return what a call is named, `AcmeBackend.open`; nothing for what is no call."""
+    coroutine = getattr(work, "get_coro", lambda: work)()
+    name = getattr(coroutine, "__qualname__", "")
+    return str(name).rpartition("<locals>.")[2]
+
+
+class Heard(logging.Handler):
+    """Keeps the last warnings of mqcore and asyncio, and keeps them off standard error: a case provokes many on purpose.
+
+    Only those of the thread that listens, for other cases may run in others.
+    """
+
+    _LOGGERS = ("mqcore", "asyncio")
+
+    def __init__(self) -> None:
+        """Nothing heard yet."""
+        super().__init__(logging.WARNING)
+        self._said: deque[str] = deque(maxlen=_LINES)
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line of it."""
+        if record.thread != self._thread:
+            return
+        text = record.getMessage().strip().partition("\n")[0]
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and str(error) not in text:
+            text = f"{text}: {type(error).__name__}: {error}"
+        self._said.append(f"{record.name}: {text}"[:_LONGEST])
+
+    def told(self) -> str:
+        """Return lines for a failure's text: what went wrong behind the case's back."""
+        return "".join(f"\n  logged: {line}" for line in self._said)
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        for name in self._LOGGERS:
+            logging.getLogger(name).addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        for name in self._LOGGERS:
+            logging.getLogger(name).removeHandler(self)

@@ -1,0 +1,55 @@
+"""What backends can do, side by side: a table made of contract reports, and never typed.
+
+A report is the plain data of `Report.data()` or of a JSON file that a run has written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mqcore.capabilities import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["capability_table", "cell", "limits_in_words"]
+
+_SECONDS = {"granularity", "max", "window"}
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"), (0.001, "ms"))
+
+
+def limits_in_words(limits: Mapping[str, object]) -> str:
+    """Return limits for people to read: `granularity 5 ms, max 3,650 d`."""
+    return ", ".join(f"{name} {_value(name, value)}" for name, value in limits.items())
+
+
+def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table in Markdown: a row for each capability and one for the durability, a column for each report."""
+    heads = [f"{report['backend']}<br>{cell(report['server'])}" for report in reports]
+    rows = [["", *heads], ["---"] * (len(heads) + 1)]
+    for one in Capability:
+        supports = [report["capabilities"].get(one.name, {"level": "none", "limits": {}}) for report in reports]
+        cells = [f"{support['level']}: {limits_in_words(support['limits'])}".rstrip(": ") for support in supports]
+        rows.append([one.name, *map(cell, cells)])
+    rows.append(["durability", *(cell(report["durability"]) for report in reports)])
+    rows.append(["the run", *(cell(_counts(report)) for report in reports)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    return f"{report['verdict']}: " + ", ".join(f"{count:,} {status}" for status, count in report["counts"].items())
+
+
+def _value(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return str(value)
+    if name not in _SECONDS:
+        return f"{value:,.10g}"
+    return next((f"{value / size:,.4g} {unit}" for size, unit in _UNITS if value >= size), f"{value:g} s")
+
+
+def cell(text: str) -> str:
+    """Return a text that fits into one cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,110 @@
+"""What one channel has delivered and nobody has settled, and acknowledging it with few words.
+
+Every delivery has a tag, and tags only grow. Settled ones are told to the broker once a loop turn: those below the lowest open tag
+together, the others one by one, so that a slow first handler holds back one credit and not all.
+"""
+
+import asyncio
+import struct
+from collections import Counter
+from collections.abc import Callable
+
+from pika import BasicProperties, spec
+
+from mqcore_rabbitmq.link import Channel
+
+__all__ = ["Held", "Window", "read_receipt"]
+
+_RECEIPT = struct.Struct(">4sIQ")
+
+
+class Held:
+    """One delivery. `out`: it has been handed out; `busy`: a settlement of it is under way."""
+
+    __slots__ = ("body", "busy", "doubtful", "expires", "level", "out", "properties", "queue", "redelivered", "tag")
+
+    def __init__(self, tag: int, queue: str, properties: BasicProperties, body: bytes, *, level: int) -> None:
+        self.tag, self.queue, self.properties, self.body, self.level = tag, queue, properties, body, level
+        self.expires: float | None = None
+        self.redelivered = self.doubtful = self.out = self.busy = False
+
+
+class Window:
+    """The open deliveries of one channel."""
+
+    def __init__(self, channel: Channel, generation: bytes, prefetch: int = 0) -> None:
+        self.channel = channel
+        self.held: dict[int, Held] = {}
+        self.out = 0
+        self.on_room: Callable[[], None] = lambda: None
+        self._generation = generation
+        self._settled: list[int] = []
+        self._prefetch = prefetch
+        self._by_queue: Counter[str] = Counter()
+        self.full: dict[str, int] = {}
+        """Queues of which the broker may have more that our prefetch has kept back until just now, and their levels."""
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether what is in here is still ours."""
+        return self.channel.closed is None
+
+    def add(self, held: Held) -> None:
+        """Take note of a delivery."""
+        self.held[held.tag] = held
+        self._by_queue[held.queue] += 1
+        self.full.pop(held.queue, None)
+
+    def receipt(self, held: Held) -> bytes:
+        """Return what a late use can be told by: generation, channel and tag."""
+        return _RECEIPT.pack(self._generation, self.channel.serial, held.tag)
+
+    def ack(self, held: Held) -> None:
+        """Let go of a message, by the end of this loop turn."""
+        self._forget(held)
+        self._settled.append(held.tag)
+        if len(self._settled) == 1:
+            self._loop.call_soon(self.flush)
+
+    def give_back(self, held: Held) -> None:
+        """Give a message back to its queue as it is; the broker will say that it was delivered before."""
+        self._forget(held)
+        self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
+
+    def drop_all(self) -> None:
+        """Forget everything: the queue has gone, or the channel."""
+        self.held.clear()
+        self._by_queue.clear()
+        self.out = 0
+
+    def flush(self) -> None:
+        """Write the acknowledgements that wait."""
+        settled, self._settled = self._settled, []
+        if not settled or not self.alive:
+            return
+        settled.sort()
+        lowest = next(iter(self.held), settled[-1] + 1)
+        together = sum(tag < lowest for tag in settled)
+        if together:
+            self.channel.tell(spec.Basic.Ack(delivery_tag=settled[together - 1], multiple=together > 1))
+        for tag in settled[together:]:
+            self.channel.tell(spec.Basic.Ack(delivery_tag=tag))
+
+    def _forget(self, held: Held) -> None:
+        if self.held.pop(held.tag, None) is None:
+            return
+        if self._by_queue[held.queue] >= self._prefetch:
+            self.full[held.queue] = held.level
+        self._by_queue[held.queue] -= 1
+        if held.out:
+            self.out -= 1
+            self.on_room()
+
+
+def read_receipt(receipt: bytes, generation: bytes) -> tuple[int, int] | None:
+    """Return channel and tag of a receipt of this generation, None for any other."""
+    if len(receipt) != _RECEIPT.size:
+        return None
+    theirs, serial, tag = _RECEIPT.unpack(receipt)
+    return (serial, tag) if theirs == generation else None

@@ -1,0 +1,64 @@
+"""The arrows from routers to queues (G15): one sorted set of JSON in Redis, the same for every process; core matches.
+
+They are asked for at each routed publish. What is answered comes from memory, after one look at the version.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from mqcore.spi import Binding, TopologyMismatch
+from mqcore_redis.keys import Keys
+from mqcore_redis.session import Session
+
+__all__ = ["Bindings"]
+
+
+class Bindings:
+    """The bindings of one session."""
+
+    def __init__(self, session: Session, keys: Keys) -> None:
+        self._session = session
+        self._key, self._version_key = keys.bindings
+        self._version: bytes | None = None
+        self._known: list[Binding] = []
+
+    async def add(self, bindings: Sequence[Binding]) -> None:
+        """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
+        if not bindings:
+            return
+        clash = await self._session.run("bind", (self._key, self._version_key), *map(_text, bindings))
+        if clash:
+            router, kind, wanted = (word.decode() for word in clash)
+            raise TopologyMismatch(
+                f"router {router!r} exists with kind={kind!r} and was declared with kind={wanted!r}: "
+                "use the same everywhere, another name, or remove its bindings first"
+            )
+
+    async def remove(self, bindings: Iterable[Binding]) -> None:
+        """Remove those that are there."""
+        texts = [_text(binding) for binding in bindings]
+        if texts and await self._session.command("ZREM", self._key, *texts):
+            await self._session.command("INCR", self._version_key)
+
+    async def of(self, router: str | None = None) -> list[Binding]:
+        """Return those of one router, or all."""
+        version = await self._session.command("GET", self._version_key)
+        if version is None or version != self._version:
+            texts = await self._session.command("ZRANGE", self._key, 0, -1)
+            self._known = [_binding(text) for text in texts]
+            self._version = version  # read before the bindings: what changed in between is read again
+        return [binding for binding in self._known if router is None or binding.router == router]
+
+    async def forget(self, queue: str) -> None:
+        """Remove those that lead to a queue."""
+        await self.remove([binding for binding in await self.of() if binding.queue == queue])
+
+
+def _text(binding: Binding) -> str:
+    return json.dumps(asdict(binding), sort_keys=True)
+
+
+def _binding(text: bytes) -> Binding:
+    fields = json.loads(text)
+    return Binding(**{**fields, "headers": tuple((name, value) for name, value in fields["headers"])})

@@ -1,0 +1,90 @@
+"""A cluster looked at as one `Caller`: redis-py finds the node of each command's keys, and follows what has moved.
+
+Commands of one slot keep their order: each waits for the one before it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from mqcore_redis.classify import is_answer
+from mqcore_redis.dial import plain_settings
+from mqcore_redis.link import Answer
+from mqcore_redis.options import Place, RedisOptions
+
+__all__ = ["ClusterLink"]
+
+_ANSWER = 8.0
+"""Seconds for one command; a BLPOP of the waker waits less."""
+_AT_ONCE, _MANY = 32, 100_000
+"""Scripts under way at a time, each on a connection of its own; connections that there may be."""
+_BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
+
+
+class ClusterLink:
+    """All nodes of a cluster."""
+
+    def __init__(self, place: Place, options: RedisOptions, broken: Callable[[Exception], None]) -> None:
+        tls: dict[str, Any] = {}
+        if place.tls is not None:
+            tls = {"ssl": True, "ssl_check_hostname": True, "ssl_ca_certs": options.cafile and str(options.cafile)}
+            tls |= {"ssl_certfile": options.certfile, "ssl_keyfile": options.keyfile}
+        settings = {**plain_settings(), **tls, "username": place.username, "password": place.password}
+        settings |= {"socket_timeout": _ANSWER, "socket_connect_timeout": options.connect_timeout}
+        settings["max_connections"] = _MANY  # a blocked one for each slot that has idle consumers
+        nodes = [ClusterNode(host, port) for host, port in place.hosts]
+        self._client = RedisCluster(startup_nodes=nodes, **settings)
+        self._broken = broken
+        self._closed = False
+        self._lines: dict[str, asyncio.Lock] = {}
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[Answer]] = set()
+
+    async def connect(self) -> None:
+        """Find the nodes. Raises the driver's own exception, and nothing is left open."""
+        try:
+            await self._client.initialize()
+        except BaseException:
+            await self._client.aclose()
+            raise
+
+    async def everywhere(self, name: str, *args: Any) -> list[Answer]:
+        """Run a command of any number of words on every master; the answer of each, or an error for all."""
+        try:
+            answers = await self._client.execute_command(name, *args, target_nodes=RedisCluster.PRIMARIES)
+        except ResponseError as error:
+            return [error]
+        return list(answers.values()) if isinstance(answers, dict) else [answers]
+
+    def call(self, *command: Any) -> asyncio.Future[Answer]:
+        """Send a command; the future never raises, an error is its result."""
+        task = asyncio.create_task(self._call(command))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _call(self, command: tuple[Any, ...]) -> Answer:
+        try:
+            if command[0] not in ("EVALSHA", "EVAL"):
+                return await self._client.execute_command(*command)
+            key = str(command[3])
+            async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
+                return await self._client.execute_command(*command)
+        except (RedisError, RedisClusterException, OSError) as error:
+            if isinstance(error, _BROKEN) and not is_answer(error) and not self._closed:
+                self._closed = True
+                self._broken(error)
+            return error
+
+    async def close(self) -> None:
+        """Let go at once; whoever still waits for an answer is told."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()

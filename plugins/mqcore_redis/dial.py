@@ -1,0 +1,101 @@
+"""One connection, made: address, TLS, password, database. redis-py's own `Connection`, with its retries and time-outs off."""
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from mqcore_redis.options import Place, RedisOptions
+
+__all__ = ["dial", "plain_settings"]
+
+
+class _Tls(Connection):
+    """A connection whose TLS context, and the name that it looks for in the certificate, are ours."""
+
+    def __init__(self, *, context: Any, server_name: str | None, **settings: Any) -> None:
+        self._context, self._server_name = context, server_name
+        super().__init__(**settings)
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        name = self._server_name or self.host
+        return {**super()._connection_arguments(), "ssl": self._context, "server_hostname": name}
+
+
+def plain_settings() -> dict[str, Any]:
+    """Return what every connection has: no retries, for they would repeat what may have been done, and the plain protocol."""
+    return {
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+
+
+async def dial(place: Place, options: RedisOptions) -> AbstractConnection:
+    """Connect to the server, or to the master that Sentinel names. Raises the driver's own exception, nothing is left open."""
+    who = {"db": place.db, "username": place.username, "password": place.password}
+    if place.kind == "unix":
+        return await _connect(UnixDomainSocketConnection(path=place.path, **who, **_settings()), options)
+    host, port = await _master(place, options) if place.kind == "sentinel" else place.hosts[0]
+    return await _connect(_to(host, port, place, options, who), options)
+
+
+def _settings() -> dict[str, Any]:
+    return {**plain_settings(), "socket_timeout": None, "driver_info": None}
+
+
+def _to(host: str, port: int, place: Place, options: RedisOptions, who: dict[str, Any]) -> AbstractConnection:
+    settings = {"host": host, "port": port, **who, **_settings(), "socket_connect_timeout": options.connect_timeout}
+    if place.tls is None:
+        return Connection(**settings)
+    return _Tls(context=place.tls, server_name=options.server_name, **settings)
+
+
+async def _connect(connection: AbstractConnection, options: RedisOptions) -> AbstractConnection:
+    try:
+        async with asyncio.timeout(options.connect_timeout):
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without annotations
+    except TimeoutError:
+        await connection.disconnect(nowait=True)
+        raise RedisTimeoutError(f"no answer from Redis within {options.connect_timeout:g} s") from None
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
+async def _master(place: Place, options: RedisOptions) -> tuple[str, int]:
+    """Ask one Sentinel after the other where the master is now."""
+    secret = options.sentinel_password
+    who = {"password": secret.get_secret_value() if secret is not None else None}
+    trouble: Exception | None = None
+    for host, port in place.hosts:
+        try:
+            sentinel = await _connect(_to(host, port, place, options, who), options)
+        except (RedisError, OSError, TimeoutError) as error:
+            trouble = error
+            continue
+        try:
+            async with asyncio.timeout(options.connect_timeout):
+                await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", options.master, check_health=False)
+                found = await sentinel.read_response(timeout=math.inf)
+        except (RedisError, OSError, TimeoutError) as error:
+            trouble = error
+            continue
+        finally:
+            with suppress(RedisError, OSError):
+                await sentinel.disconnect(nowait=True)
+        if found:
+            return found[0].decode(), int(found[1])
+        trouble = ResponseError(f"Sentinel {host}:{port} knows no master called {options.master!r}")
+    if isinstance(trouble, ResponseError):
+        raise trouble
+    raise RedisConnectionError(f"no Sentinel of {place.shown} answers") from trouble

@@ -1,0 +1,58 @@
+"""Names of keys: which queue's, and what they hold.
+
+    mq:{orders}:r      mq:{orders}.dlq:r      mq:{orders}.again:r
+
+What stands in braces decides the slot in a cluster: a queue, its dead letters and its quarantine share one, so a Move
+between them is one step. The twelve keys of a queue always go to a script together and in this order, as `common.lua`
+expects them; their meaning is told in `docs/backends/redis.md`.
+"""
+
+__all__ = ["KINDS", "Keys"]
+
+KINDS = ("q", "r", "m", "d", "l", "x", "a", "w", "in", "c", "i0", "i1")
+_EXTENSIONS = (".dlq", ".again")
+
+
+class Keys:
+    """The keys under one prefix. With `tag` all queues share one slot; `spread` says that slots matter: this is a cluster."""
+
+    def __init__(self, prefix: str, tag: str | None = None, *, spread: bool = False) -> None:
+        self._prefix, self._tag, self._spread = prefix, tag, spread
+        self._known: dict[str, tuple[str, ...]] = {}
+        self.queues = f"{prefix}:queues"
+        self.bindings = (f"{prefix}:{{routes}}", f"{prefix}:{{routes}}:version")
+
+    def of(self, queue: str) -> tuple[str, ...]:
+        """Return the twelve keys of a queue."""
+        found = self._known.get(queue)
+        if found is None:
+            stem = self._stem(queue)
+            found = tuple(f"{stem}:{kind}" for kind in KINDS)
+            if len(self._known) < 10_000:  # noqa: PLR2004 - more names than any topology has are a stream of temporary ones
+                self._known[queue] = found
+        return found
+
+    def one(self, queue: str, kind: str) -> str:
+        """Return one key of a queue."""
+        return self.of(queue)[KINDS.index(kind)]
+
+    def group(self, queue: str) -> str:
+        """Return what queues have in common that one call may touch together."""
+        return self._base(queue)[0] if self._spread and self._tag is None else ""
+
+    def kick(self, group: str) -> str:
+        """Return the stem of a key that is in the slot of a group."""
+        return f"{self._prefix}:{{{self._tag or group}}}:kick"
+
+    def _stem(self, queue: str) -> str:
+        if self._tag is not None:
+            return f"{self._prefix}:{{{self._tag}}}:{queue}"
+        base, extension = self._base(queue)
+        return f"{self._prefix}:{{{base}}}{extension}"
+
+    def _base(self, queue: str) -> tuple[str, str]:
+        """Part a name into that of the work queue and what stands behind it, for instance `.dlq.again`."""
+        base = queue
+        while base.endswith(_EXTENSIONS):
+            base = base.rpartition(".")[0]
+        return (base, queue.removeprefix(base)) if base else (queue, "")

@@ -1,0 +1,60 @@
+#!lua flags=allow-oom
+-- Leases up to `limit` ready messages, the highest priority first, no more than fit into `bytes` (but one).
+-- ARGV: born (or nothing), limit, bytes, lease, token, consumer, how long that is believed to live (0: it has gone).
+-- Answer: -1 when the queue is missing or another of the same name; else born, now, microseconds until time changes
+-- something (-1: never), rows.
+local queue = open(1)
+if not queue or (ARGV[1] ~= '' and ARGV[1] ~= queue.born) then
+  return -1
+end
+local limit, bytes, token = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
+local foreign = call('LLEN', queue['in'])
+tick(queue)
+if ARGV[7] == '0' then
+  call('ZREM', queue.c, ARGV[6])
+elseif tonumber(call('ZSCORE', queue.c, ARGV[6]) or 0) < now + 2 / 3 * tonumber(ARGV[7]) then -- an idle look writes nothing
+  call('ZREMRANGEBYSCORE', queue.c, '-inf', now)
+  call('ZADD', queue.c, now + tonumber(ARGV[7]), ARGV[6])
+end
+
+-- What plain clients have pushed comes in as first attempts.
+if foreign > 0 and limit > 0 then
+  for index, body in ipairs(call('LPOP', queue['in'], math.min(limit, foreign))) do
+    local record = format('{"id":"%s-%d"}\n', token, index) .. body
+    put(queue, nil, nil, { priority = 5, delay = 0, moved = false }, record)
+  end
+  queue.wake = false
+  flush(queue)
+end
+
+local entries, places, size = {}, {}, 0
+if limit > 0 then
+  local found = call('ZRANGE', queue.r, 0, limit - 1, 'WITHSCORES')
+  for index = 1, #found, 2 do
+    size = size + call('HSTRLEN', queue.m, found[index])
+    if size > bytes and #entries > 0 then
+      break
+    end
+    entries[#entries + 1] = found[index]
+    places[#places + 1] = format('%.0f', tonumber(found[index + 1]) - level_of(found[index]) * LEVEL)
+  end
+  each('ZREM', queue.r, entries)
+end
+local rows = hand_out(queue, entries, places, tonumber(ARGV[4]), token)
+
+local soonest = -1
+for _, kind in ipairs({ 'd', 'l' }) do
+  local first = call('ZRANGE', queue[kind], 0, 0, 'WITHSCORES')
+  if first[1] and (soonest < 0 or tonumber(first[2]) - now < soonest) then
+    soonest = math.max(tonumber(first[2]) - now, 0)
+  end
+end
+if #rows > 0 then
+  if something_to_do(queue) then
+    wake(queue)
+  else
+    call('UNLINK', queue.w) -- nothing is left to be woken for
+  end
+end
+keep(queue, 1)
+return { queue.born, format('%.0f', now), soonest, rows }

@@ -1,0 +1,269 @@
+-- What every script begins with: the clock, the keys of a queue, and the steps between its sets.
+--
+--   put --> d (delayed) --due--> r (ready) --claim--> l (leased) --settle--> gone
+--                                   ^                    |
+--                                   +------ release -----+   (also when the lease ends, then doubtful)
+--
+-- A message is one *entry*: two digits of level (10 - priority), fifteen of its number. Numbers follow the server's clock,
+-- so they grow over all queues. The score in r is level and *place*; the place is the number, or of a delayed one what the
+-- number of its due time would be. A lease is a member `token|place|entry` of l: the receipt, with which the entry finds back.
+-- Times are whole microseconds of the server's clock: exact in a double, as are the scores.
+
+local call, format, floor = redis.call, string.format, math.floor
+local LEVEL = 800000000000000 -- above any place until the year 2118; 11 levels stay below 2^53
+local EPOCH, RATE = 1577836800000000, 0.256 -- places count from 2020, 256 in a millisecond
+local SOON = 1500000 -- an idle consumer looks by itself once a second; what falls due before that must wake it
+local STEP = 1000 -- how much time may do in one call
+local IDLE = 3600 -- seconds that a temporary queue stays without a consumer
+local NAMES = { 'q', 'r', 'm', 'd', 'l', 'x', 'a', 'w', 'in', 'c', 'i0', 'i1' }
+
+local time = call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+-- Calls with as many values as there are: `unpack` raises at about 8,000.
+local function each(command, key, values)
+  for first = 1, #values, 4000 do
+    call(command, key, unpack(values, first, math.min(first + 3999, #values)))
+  end
+end
+
+local function ask(command, key, values)
+  local answers = {}
+  for first = 1, #values, 4000 do
+    for _, answer in ipairs(call(command, key, unpack(values, first, math.min(first + 3999, #values)))) do
+      answers[#answers + 1] = answer
+    end
+  end
+  return answers
+end
+
+local function place_at(moment)
+  return math.max(floor((moment - EPOCH) * RATE), 1)
+end
+
+local function level_of(entry)
+  return tonumber(entry:sub(1, 2))
+end
+
+-- The queue whose twelve keys are the `position`th of KEYS; nil when it was never declared.
+local function open(position)
+  local queue = { records = {}, places = {}, delays = {}, expiries = {}, names = {}, stored = 0 }
+  for index, name in ipairs(NAMES) do
+    queue[name] = KEYS[(position - 1) * #NAMES + index]
+  end
+  local found = call('HMGET', queue.q, 'born', 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention',
+    'last', 'bucket', 'since')
+  if not found[1] then
+    return nil
+  end
+  queue.born, queue.name, queue.role = found[1], found[2], found[3]
+  queue.ttl, queue.max_length, queue.overflow = tonumber(found[4]), tonumber(found[5]), found[6]
+  queue.dead_letter, queue.retention = found[7] or '', tonumber(found[8])
+  queue.last, queue.bucket, queue.since = tonumber(found[9] or 0), tonumber(found[10] or 0), tonumber(found[11] or 0)
+  return queue
+end
+
+-- One token on w wakes one idle consumer; one is enough, for whoever leaves something behind wakes the next.
+local function wake(queue)
+  if call('LLEN', queue.w) == 0 then
+    call('RPUSH', queue.w, 1)
+  end
+end
+
+-- Whether a consumer that looks now finds something, or has to set its timer.
+local function something_to_do(queue)
+  if call('ZCARD', queue.r) > 0 or call('LLEN', queue['in']) > 0 then
+    return true
+  end
+  local due = call('ZRANGE', queue.d, 0, 0, 'WITHSCORES')
+  return due[1] and tonumber(due[2]) - now < SOON
+end
+
+-- What a temporary queue leaves behind goes by itself, `from` its q or not.
+local function keep(queue, from)
+  if queue.role == 'temporary' then
+    for index = from, #NAMES do
+      call('EXPIRE', queue[NAMES[index]], IDLE)
+    end
+  end
+end
+
+-- Gives the entry of a lease back to its old place, or to the rest of its delay.
+local function give_back(queue, receipt, places, delays, marks, mark)
+  local place, entry = receipt:match('^[^|]+|([^|]+)|(.+)$')
+  if place:sub(1, 1) == 'd' then
+    delays[#delays + 1], delays[#delays + 2] = place:sub(2), entry
+  else
+    places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
+  end
+  marks[#marks + 1], marks[#marks + 2] = entry, mark
+end
+
+local function forget(queue, entries)
+  for _, kind in ipairs({ 'm', 'a' }) do
+    each('HDEL', queue[kind], entries)
+  end
+  each('ZREM', queue.x, entries)
+end
+
+-- Lets old dead letters go: places tell when they were stored.
+local function retain(queue)
+  local oldest = place_at(now - queue.retention)
+  for level = 0, 10 do
+    local old = call('ZRANGEBYSCORE', queue.r, level * LEVEL, level * LEVEL + oldest, 'LIMIT', 0, STEP)
+    each('ZREM', queue.r, old)
+    forget(queue, old)
+  end
+end
+
+-- Lets time do its work: leases end, delays fall due in their order, old dead letters go.
+local function tick(queue)
+  local ended = call('ZRANGEBYSCORE', queue.l, '-inf', now, 'LIMIT', 0, STEP)
+  if #ended > 0 then
+    local places, delays, marks = {}, {}, {}
+    for _, receipt in ipairs(ended) do
+      give_back(queue, receipt, places, delays, marks, '2')
+    end
+    each('ZREM', queue.l, ended)
+    each('ZADD', queue.r, places)
+    each('ZADD', queue.d, delays)
+    each('HSET', queue.a, marks)
+  end
+  local due = call('ZRANGEBYSCORE', queue.d, '-inf', now, 'WITHSCORES', 'LIMIT', 0, STEP)
+  if #due > 0 then
+    local places, gone = {}, {}
+    for index = 1, #due, 2 do
+      places[index], places[index + 1] = level_of(due[index]) * LEVEL + place_at(tonumber(due[index + 1])), due[index]
+      gone[#gone + 1] = due[index]
+    end
+    each('ZREM', queue.d, gone)
+    each('ZADD', queue.r, places)
+  end
+  if queue.retention then
+    retain(queue)
+  end
+end
+
+-- Names of stored copies (G1): two buckets, so that each is known for one to two windows. The value of a name with a hop is
+-- the number that it was stored under: it tells a Move its own successor from a copy of an earlier life.
+local function remembered(queue, window, size, names)
+  local age = now - queue.since
+  local current, other = queue.bucket == 0 and 'i0' or 'i1', queue.bucket == 0 and 'i1' or 'i0'
+  if age >= window or call('HLEN', queue[current]) >= size then
+    call('UNLINK', queue[other])
+    if age >= 2 * window then
+      call('UNLINK', queue[current])
+    end
+    queue.bucket, queue.since = 1 - queue.bucket, now
+  end
+  local known = {}
+  for _, bucket in ipairs({ 'i0', 'i1' }) do
+    for index, value in ipairs(ask('HMGET', queue[bucket], names)) do
+      if value and (known[names[index]] or '') <= value then
+        known[names[index]] = value
+      end
+    end
+  end
+  return known
+end
+
+-- How a copy is to be stored, as the driver writes it: priority, delay, ttl, expiry, whether it was moved, after what number.
+local function wanted(text)
+  local priority, delay, ttl, expires, moved, since = text:match('^(%d*),(%d*),(%d*),(%d*),(%d*),(%d*)$')
+  return {
+    priority = tonumber(priority) or 5,
+    delay = tonumber(delay) or 0,
+    ttl = tonumber(ttl),
+    expires = tonumber(expires),
+    moved = moved == '1',
+    since = tonumber(since),
+  }
+end
+
+-- Notes a copy to be stored by `flush`. One that expires inside its delay is due then, to be buried.
+local function put(queue, known, name, want, record, since)
+  local number = math.max(queue.last + 1, place_at(now), (since or 0) + 1)
+  local entry = format('%02d%015.0f', 10 - want.priority, number)
+  local expires = want.expires
+  if want.ttl then
+    expires = now + want.ttl
+  end
+  if queue.ttl and not want.moved then
+    expires = math.min(expires or now + queue.ttl, now + queue.ttl)
+  end
+  queue.last, queue.stored = number, queue.stored + 1
+  table.insert(queue.records, entry)
+  table.insert(queue.records, record)
+  if expires then
+    table.insert(queue.expiries, expires)
+    table.insert(queue.expiries, entry)
+  end
+  if want.delay > 0 then
+    local due = math.min(now + want.delay, expires or now + want.delay)
+    queue.wake = queue.wake or due - now < SOON
+    table.insert(queue.delays, due)
+    table.insert(queue.delays, entry)
+  else
+    queue.wake = true
+    table.insert(queue.places, (10 - want.priority) * LEVEL + number)
+    table.insert(queue.places, entry)
+  end
+  if name then
+    known[name] = want.moved and format('%015.0f', number) or ''
+    table.insert(queue.names, name)
+    table.insert(queue.names, known[name])
+  end
+end
+
+local function flush(queue)
+  if queue.stored == 0 then
+    return
+  end
+  each('HSET', queue.m, queue.records)
+  each('ZADD', queue.r, queue.places)
+  each('ZADD', queue.d, queue.delays)
+  each('ZADD', queue.x, queue.expiries)
+  each('HSET', queue.bucket == 0 and queue.i0 or queue.i1, queue.names)
+  call('HSET', queue.q, 'last', format('%.0f', queue.last), 'bucket', queue.bucket, 'since', format('%.0f', queue.since))
+  call('HINCRBY', queue.q, 'published', queue.stored)
+  if queue.wake then
+    wake(queue)
+  end
+  keep(queue, 2)
+end
+
+-- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt, record, expiry, mark.
+local function hand_out(queue, entries, places, lease, token)
+  local rows, leases = {}, {}
+  if #entries == 0 then
+    return rows
+  end
+  local records, marks = ask('HMGET', queue.m, entries), ask('HMGET', queue.a, entries)
+  local expiries = ask('ZMSCORE', queue.x, entries)
+  for index, entry in ipairs(entries) do
+    if records[index] then
+      local receipt = token .. '|' .. places[index] .. '|' .. entry
+      leases[#leases + 1], leases[#leases + 2] = now + lease, receipt
+      for _, value in ipairs({ receipt, records[index], expiries[index] or '', marks[index] or '' }) do
+        rows[#rows + 1] = value
+      end
+    end
+  end
+  each('ZADD', queue.l, leases)
+  return rows
+end
+
+-- Takes an entry out of where it stands; its place for the lease, nil when it is leased or gone.
+local function pick(queue, entry)
+  local score = call('ZSCORE', queue.r, entry)
+  if score then
+    call('ZREM', queue.r, entry)
+    return format('%.0f', tonumber(score) - level_of(entry) * LEVEL)
+  end
+  score = call('ZSCORE', queue.d, entry)
+  if score then
+    call('ZREM', queue.d, entry)
+    return format('d%.0f', tonumber(score))
+  end
+  return nil
+end

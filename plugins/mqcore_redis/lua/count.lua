@@ -1,0 +1,17 @@
+#!lua flags=allow-oom
+-- Counts a queue together with its quarantine. Answer: -1 when it is missing, else ready, leased, delayed, published, settled,
+-- role, dead-letter queue.
+local queue, again = open(1), open(2)
+if not queue then
+  return -1
+end
+local ready, leased, delayed = call('LLEN', queue['in']), 0, 0
+for _, member in ipairs({ queue, again and again.role == 'quarantine' and again or nil }) do
+  tick(member)
+  local due = call('ZCOUNT', member.d, '-inf', now)
+  ready = ready + call('ZCARD', member.r) + due
+  leased = leased + call('ZCARD', member.l)
+  delayed = delayed + call('ZCARD', member.d) - due
+end
+local totals = call('HMGET', queue.q, 'published', 'settled')
+return { ready, leased, delayed, totals[1] or '0', totals[2] or '0', queue.role, queue.dead_letter }

@@ -1,0 +1,27 @@
+#!lua
+-- Makes sure that queues exist, all or none: KEYS are their q alone.
+-- ARGV: for each spec, name, role, ttl, max_length, overflow, dead_letter, retention (nothing where there is none).
+-- Answer: nothing, or the number of the first that exists with another spec, and that spec.
+local FIELDS = { 'spec', 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention' }
+for number, key in ipairs(KEYS) do
+  local spec = call('HGET', key, 'spec')
+  if spec and spec ~= ARGV[(number - 1) * #FIELDS + 1] then
+    return { number, spec }
+  end
+end
+for number, key in ipairs(KEYS) do
+  if call('EXISTS', key) == 0 then
+    local values = { 'born', format('%.0f', now), 'since', format('%.0f', now) }
+    for index, field in ipairs(FIELDS) do
+      local value = ARGV[(number - 1) * #FIELDS + index]
+      if value ~= '' then
+        values[#values + 1], values[#values + 2] = field, value
+      end
+    end
+    each('HSET', key, values)
+  end
+  if ARGV[(number - 1) * #FIELDS + 3] == 'temporary' then
+    call('EXPIRE', key, IDLE)
+  end
+end
+return {}

@@ -1,0 +1,74 @@
+#!lua
+-- Stores a batch in one queue: the queue's keys, and those of its dead-letter queue where an overflow goes there.
+-- ARGV: window, size, name of the dead-letter queue whose keys came; for each message its name, how it is wanted, its record.
+-- Answer: -1 when the queue is missing; the name of the dead-letter queue whose keys it takes, and nothing was done;
+-- else for each message 1 stored, 2 known already, 0 full.
+local queue = open(1)
+if not queue then
+  return -1
+end
+local overflows = queue.max_length and queue.overflow == 'dead_letter'
+if overflows and queue.dead_letter ~= '' and queue.dead_letter ~= ARGV[3] then
+  return queue.dead_letter
+end
+local letters = overflows and queue.dead_letter ~= '' and open(2) or nil
+local ready = 0
+if queue.max_length or queue.retention then
+  tick(queue)
+  ready = call('ZCARD', queue.r)
+end
+
+local names = {}
+for index = 4, #ARGV, 3 do
+  names[#names + 1] = ARGV[index]
+end
+local known = remembered(queue, tonumber(ARGV[1]), tonumber(ARGV[2]), names)
+local outcomes, bounded = {}, false
+for index = 4, #ARGV, 3 do
+  local name, want = ARGV[index], wanted(ARGV[index + 1])
+  local counts = not want.moved and want.delay == 0 and queue.max_length
+  local outcome = 1
+  if known[name] and not (want.since and (tonumber(known[name]) or 0) <= want.since) then
+    outcome = 2
+  elseif counts and not overflows and ready >= queue.max_length then
+    outcome = 0
+  else
+    put(queue, known, name, want, ARGV[index + 2], want.since)
+    bounded = bounded or counts
+    ready = ready + (want.delay == 0 and 1 or 0)
+  end
+  outcomes[#outcomes + 1] = outcome
+end
+flush(queue)
+
+-- Makes room: the oldest of the lowest priority goes to the dead-letter queue, its record untouched behind a note of why.
+local function evict(count)
+  local lowest = call('ZREVRANGE', queue.r, 0, 0)
+  local floor_of = level_of(lowest[1]) * LEVEL
+  local entries = call('ZRANGEBYSCORE', queue.r, floor_of, floor_of + LEVEL - 1, 'LIMIT', 0, math.min(count, STEP))
+  local records = ask('HMGET', queue.m, entries)
+  each('ZREM', queue.r, entries)
+  forget(queue, entries)
+  if letters then
+    local note = '!' .. cjson.encode({ queue = queue.name, at = format('%.0f', now) }) .. '\n'
+    for index, entry in ipairs(entries) do
+      if records[index] then
+        put(letters, nil, nil, { priority = 10 - level_of(entry), delay = 0, moved = true }, note .. records[index])
+      end
+    end
+  else
+    call('HINCRBY', queue.q, 'dropped', #entries)
+  end
+  return #entries
+end
+
+if bounded and overflows then
+  local over = call('ZCARD', queue.r) - queue.max_length
+  while over > 0 do
+    over = over - evict(over)
+  end
+  if letters then
+    flush(letters)
+  end
+end
+return outcomes

@@ -1,0 +1,154 @@
+"""A look at the live server: what it is, what survives on it, and what an operator should know.
+
+What a confirmed message survives is told by the append-only file and how often it is written through. CONFIG tells all of it
+and is often denied; INFO tells half and may be denied too; then the least is assumed, or what the operator states.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+
+from mqcore.spi import Capabilities, Capability, ConfigurationError, Durability, Level, Support
+from mqcore_redis.link import Answer
+from mqcore_redis.options import RedisOptions
+from mqcore_redis.session import Session
+
+__all__ = ["explained", "probe"]
+
+_OLDEST = (7, 0)
+_CONFIG = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
+_NEARLY_FULL = 0.8
+_DENIED = ("permission", "can't run this command")
+"""How servers say that a user lacks a right, the second from inside a script of 7.0."""
+_RIGHTS = "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get"
+Facts = Mapping[str, str]
+
+
+async def probe(session: Session, options: RedisOptions) -> Capabilities:
+    """Return what the server can do.
+
+    Raises `ConfigurationError` for one that is too old, the driver's own exception for rights that are missing, and
+    `ReadOnlyError` for a replica, which may be a master later.
+    """
+    infos, configs = await session.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
+    nodes = [(_info(info), _config(config)) for info, config in zip(infos, configs, strict=False)]
+    if any(info.get("role") == "slave" for info, _ in nodes):
+        raise ReadOnlyError(
+            f"the Redis at {session.place.shown} is a replica: connect to its master", status_code="READONLY"
+        )
+    server = _server(nodes[0][0])
+    await session.run("probe", ["{mq}:probe"] if session.place.kind == "cluster" else [])
+    durability, limits = min((_durability(info, config, options) for info, config in nodes), key=lambda found: found[0])
+    return Capabilities("redis", server, durability, _supports(session, options, durability, limits))
+
+
+def explained(error: ResponseError) -> ResponseError:
+    """Return a refusal of rights with the ones that are needed; any other error as it is."""
+    if not any(words in str(error) for words in _DENIED):
+        return error
+    return NoPermissionError(f"{error} (mqcore needs: {_RIGHTS})", status_code="NOPERM")
+
+
+def _server(info: Facts) -> str:
+    product = "Valkey" if info.get("server_name") == "valkey" else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version", "")
+    if version and tuple(int(part) for part in info["redis_version"].split(".")[:2]) < _OLDEST:
+        raise ConfigurationError(f"{product} {version} is too old: its scripts know no flags; 7.0 or later is needed")
+    return f"{product} {version}".strip()
+
+
+def _supports(
+    session: Session, options: RedisOptions, durability: Durability, limits: Mapping[str, Any]
+) -> dict[Capability, Support]:
+    native, cluster = Level.NATIVE, session.place.kind == "cluster"
+    slots = {"across_slots": "publish, then ack"} if cluster and options.tag is None else {}
+    durable = native if durability >= Durability.PROCESS else Level.NONE
+    return {
+        Capability.DELAY: Support(native, {"granularity": 0.1, "max": options.max_delay}),
+        Capability.PRIORITY: Support(native, {"levels": 11}),
+        Capability.EXPIRY: Support(native, {"sweep": True}),
+        Capability.DEDUP: Support(native, {"window": options.dedup_window, "size": options.dedup_size}),
+        Capability.ATOMIC_MOVE: Support(native, slots),
+        Capability.LEASE: Support(native),
+        Capability.DURABLE: Support(durable, limits),
+        Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
+        Capability.ROUTING: Support(Level.EMULATED),
+        Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),
+        Capability.BROWSE: Support(native),
+    }
+
+
+def _durability(info: Facts, config: Facts, options: RedisOptions) -> tuple[Durability, dict[str, str | bool]]:
+    """Return what a confirmed message survives, and why."""
+    because: dict[str, str | bool] = {name: config[name] for name in _CONFIG[:3] if name in config}
+    if config:
+        durability = Durability.MEMORY
+        if config.get("appendonly") == "yes":
+            always = config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") != "yes"
+            durability = Durability.MACHINE if always else Durability.PROCESS
+        because["verified"] = True
+    elif info:
+        enabled = info.get("aof_enabled") == "1"
+        durability = Durability.PROCESS if enabled else Durability.MEMORY
+        because |= {"appendonly": "yes" if enabled else "no", "verified": True}
+    else:
+        durability = Durability.MEMORY
+        because["verified"] = False
+    unseen = not config and (not info or durability >= Durability.PROCESS)
+    if options.assume_durability is not None and unseen:
+        durability = Durability.parse(options.assume_durability)
+        because |= {"verified": False, "stated": options.assume_durability}
+    return _warn(durability, because, info, config)
+
+
+def _warn(
+    durability: Durability, because: dict[str, str | bool], info: Facts, config: Facts
+) -> tuple[Durability, dict[str, str | bool]]:
+    limit = int(config.get("maxmemory") or info.get("maxmemory") or 0)
+    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy") or "noeviction"
+    warnings = []
+    if config or info:
+        because["maxmemory_policy"] = policy
+    if limit and policy != "noeviction":
+        durability = Durability.MEMORY
+        warnings.append(f"maxmemory-policy {policy} evicts messages: set noeviction")
+    if info.get("aof_enabled") == "1" and info.get("aof_last_write_status", "ok") != "ok":
+        durability = Durability.MEMORY
+        warnings.append("the append-only file could not be written: look at the disk and the server's log")
+    if because.get("appendonly") == "no":
+        warnings.append("appendonly no: messages are lost with the server's process; set appendonly yes")
+    if not config and not info and "stated" not in because:
+        warnings.append("neither CONFIG nor INFO may be asked: state what you know with assume_durability")
+    if limit and int(info.get("used_memory") or 0) > _NEARLY_FULL * limit:
+        warnings.append("used_memory is above 80 % of maxmemory: publishing will be refused when it is full")
+    if warnings:
+        because["warning"] = "; ".join(warnings)
+    return durability, because
+
+
+def _info(answer: Answer) -> dict[str, str]:
+    """Return what INFO says; nothing when it is denied. Raises what else went wrong."""
+    if isinstance(answer, dict):  # a cluster's client has read it already
+        return {str(name): str(value) for name, value in answer.items()}
+    if isinstance(answer, bytes):
+        lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines())
+        return {name: value for name, mark, value in lines if mark}
+    return _denied(answer)
+
+
+def _config(answer: Answer) -> dict[str, str]:
+    """Return what CONFIG GET says; nothing when it is denied or was taken out of the server."""
+    if isinstance(answer, dict):
+        return {str(name): str(value) for name, value in answer.items()}
+    if isinstance(answer, list):
+        words = [bytes(word).decode(errors="replace") for word in answer]
+        found = dict(zip(words[::2], words[1::2], strict=True))
+        return {name: found[name] for name in _CONFIG if name in found}
+    return _denied(answer)
+
+
+def _denied(answer: Answer) -> dict[str, str]:
+    if isinstance(answer, BaseException) and not isinstance(answer, ResponseError):
+        raise answer
+    return {}

@@ -1,0 +1,111 @@
+r"""A message as it stands in Redis: one line of JSON with everything but the body, then the body, byte for byte.
+
+    {"id": "9f...", "content_type": "application/json", "headers": {...}, "mq-attempt": "1", ...}\\n<body>
+
+A record that the server itself has dead-lettered (overflow) has a line more in front, which says why:
+
+    !{"queue": "orders", "at": "1763..."}\\n{"id": ...}\\n<body>
+
+What is not there has its default, so a body that a plain client has pushed is a first attempt of priority 5.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mqcore.spi import Death, Message, Outgoing, Reason, pack, unpack
+
+__all__ = ["decode", "encode", "name_of", "wanted"]
+
+_PLAIN = ("content_type", "correlation_id", "reply_to")
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def encode(message: Message) -> bytes:
+    """Return a message's record. Its expiry is not in it: that is the queue's, by the server's clock."""
+    fields: dict[str, Any] = {"id": message.id}
+    if message.content_type is not None:
+        fields["content_type"] = message.content_type
+    if message.priority != 5:  # noqa: PLR2004 - the default priority
+        fields["priority"] = message.priority
+    if message.correlation_id is not None:
+        fields["correlation_id"] = message.correlation_id
+    if message.reply_to is not None:
+        fields["reply_to"] = message.reply_to
+    if message.headers:
+        fields["headers"] = dict(message.headers)
+    fields.update(pack(message))
+    return b"%b\n%b" % (_encode(fields).encode(), message.body)
+
+
+def decode(record: bytes, expires: bytes) -> Message:
+    """Return the message of a record; `expires` is in the server's microseconds, empty for never.
+
+    A record that somebody's hand has spoiled is a message whose body is all of it: core finds it undecodable, and tells.
+    """
+    try:
+        return _read(record, expires)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record)
+
+
+def _read(record: bytes, expires: bytes) -> Message:
+    line, _, body = record.partition(b"\n")
+    note: Mapping[str, str] | None = None
+    if line.startswith(b"!"):
+        note = json.loads(line[1:])
+        line, _, body = body.partition(b"\n")
+    fields = json.loads(line)
+    headers = fields.get("headers")
+    message = unpack(
+        Message(
+            id=fields["id"],
+            body=body,
+            headers=_NO_HEADERS if headers is None else MappingProxyType(headers),
+            priority=fields.get("priority", 5),
+            expires_at=int(expires) / 1e6 if expires else None,
+            **{name: fields[name] for name in _PLAIN if name in fields},
+        ),
+        fields,
+    )
+    return message if note is None else _overflowed(message, note)
+
+
+def _overflowed(message: Message, note: Mapping[str, str]) -> Message:
+    """Return the dead letter that the server made of a message when its queue was full."""
+    at, queue = int(note["at"]) / 1e6, note["queue"]
+    death = Death(
+        reason=Reason.OVERFLOW,
+        queue=queue,
+        attempts=message.attempt - 1,
+        first_at=message.failed_at or at,
+        last_at=at,
+    )
+    letter: Message = message.moved(queue, attempt=1, expires_at=None, failed_at=None, death=death)
+    return letter
+
+
+def name_of(message: Message) -> str:
+    """Return the name of a stored copy for the dedup window: the id, with hop and lineage before it where it was moved."""
+    if not message.hop and not message.lineage:
+        return message.id
+    return f"{message.hop} {message.lineage} {message.id}"  # an id has no spaces, so no name is another's
+
+
+def wanted(out: Outgoing, since: int | None = None) -> str:
+    """Return how a copy is to be stored, as `wanted` of `common.lua` reads it; times in microseconds.
+
+    `since`: it counts as a duplicate only if it was stored after this number, as the successor of a Move does.
+    """
+    message = out.message
+    priority = min(max(message.priority, 0), 10)
+    delay = str(round(out.delay * 1e6)) if out.delay > 0 else ""
+    ttl = expires = ""
+    if out.ttl is not None:
+        ttl = str(max(round(out.ttl * 1e6), 0))
+    elif message.expires_at is not None:
+        expires = str(max(round(message.expires_at * 1e6), 0))
+    return f"{priority},{delay},{ttl},{expires},{1 if message.hop else ''},{'' if since is None else since}"

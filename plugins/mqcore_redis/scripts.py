@@ -1,0 +1,45 @@
+"""The scripts, as the server gets them: the flags of the file's first line, what is common to all, then the file.
+
+A script's name is the digest of its text, so two versions of this library never meet in one script.
+"""
+
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import NamedTuple
+
+__all__ = ["NAMES", "Script", "script"]
+
+NAMES = (
+    "publish",
+    "claim",
+    "settle",
+    "renew",
+    "take",
+    "sweep",
+    "browse",
+    "count",
+    "purge",
+    "delete",
+    "declare",
+    "bind",
+    "wake",
+    "probe",
+)
+
+
+class Script(NamedTuple):
+    """A script's text and its digest."""
+
+    text: bytes
+    digest: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Return one of the scripts."""
+    folder = files(__package__) / "lua"
+    flags, _, text = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
+    common = (folder / "common.lua").read_text(encoding="utf-8")
+    whole = f"{flags}\n{common}\n{text}".encode()
+    return Script(whole, sha1(whole, usedforsecurity=False).hexdigest())

@@ -1,0 +1,212 @@
+"""One consumer of one queue: it claims, sleeps until there may be something, and claims again.
+
+A claim runs in a task of its own, and who waits for it may be cancelled: what it brings comes with the next `receive`, or
+goes back on `close`. Time is not waited for at the server: the answer to a claim says when a delay or a lease ends next, and
+our own timer is precise. Once a second an idle consumer looks in any case, all of a session at the same moment, so that
+their claims leave in one write.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from mqcore.spi import ConnectionLost, Delivery, Done, QueueNotFound, Settled, Settlement, Stale, Subscription
+from mqcore_redis.batches import BYTES, MESSAGES, Batches
+from mqcore_redis.keys import Keys
+from mqcore_redis.records import decode
+from mqcore_redis.session import Call, Session
+from mqcore_redis.waker import Waker
+
+__all__ = ["RedisSubscription", "deliveries", "token"]
+
+POLL = 1.0
+"""Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late."""
+ALIVE = 30
+"""Seconds after its last look that a consumer is believed to live."""
+_LAST_CALLS = 1.0
+"""Seconds that `close` may take to give back what is on its way."""
+
+
+def token() -> str:
+    """Return a fencing token: nobody has had it, and no counter that a server lost can bring it again."""
+    return secrets.token_urlsafe(9)
+
+
+def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
+    """Read rows of receipt, record, expiry and mark: 1 it was released, 2 its owner was lost."""
+    at, found = int(now), []
+    for index in range(0, len(rows), 4):
+        receipt, record, expires, mark = rows[index : index + 4]
+        left = (int(expires) - at) / 1e6 if expires else None
+        message = decode(record, expires)
+        found.append(Delivery(message, receipt, left, redelivered=mark != b"", doubtful=mark == b"2"))
+    return found
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """Take note of how a claim ended that nobody may wait for any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+class RedisSubscription(Subscription):
+    """Made by `RedisBackend.subscribe`, which calls `start`."""
+
+    def __init__(
+        self, session: Session, keys: Keys, batches: Batches, waker: Waker, queue: str, prefetch: int, lease: float
+    ) -> None:
+        self.queue = queue
+        self.closed: Callable[[RedisSubscription], None] = lambda _: None
+        self._session, self._keys, self._batches, self._waker = session, keys.of(queue), batches, waker
+        self._prefetch, self._lease = prefetch, lease
+        self._loop = asyncio.get_running_loop()
+        self._name = token()
+        self._born = b""
+        self._held: dict[bytes, float] = {}
+        """What is out, until when by our clock: a renewal by another instance is not seen here."""
+        self._arrived: list[Delivery] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self._awake = asyncio.Event()
+        self._next = 0.0
+        self._looked = 0.0
+        self._open = True
+
+    async def start(self) -> None:
+        """Register. Raises `QueueNotFound`."""
+        await self._fetch(0)
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
+        if not self._open:
+            raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
+        deadline = self._loop.time() + timeout
+        while self._open:
+            self._awake.clear()
+            room = await self._room(limit)
+            if room > 0 and not self._arrived:
+                await self._claim(room)
+            if got := self._hand_out(limit):
+                return got
+            now = self._loop.time()
+            if now >= deadline:
+                return []
+            await self._sleep(min(deadline, self._look_again(now, room)) - now, full=room <= 0)
+        return []
+
+    async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        """Settle a batch; an outcome for each, `Unknown` for what has no answer in time."""
+        self._session.check()
+        settled = await self._batches.settle(self.queue, batch, timeout)
+        for settlement, ending in zip(batch, settled, strict=True):
+            if isinstance(ending, (Done, Stale)):
+                self._held.pop(settlement.receipt, None)
+        self._awake.set()
+        return settled
+
+    async def close(self) -> None:
+        """End a waiting `receive`; what it has not got goes back as it was, what is still held goes back doubtful."""
+        await self.end(lost=True)
+
+    async def end(self, *, lost: bool) -> None:
+        """Close. Without `lost`, what is held is kept until its lease ends: its handlers may still settle it."""
+        if not self._open:
+            return
+        self._open = False
+        self.closed(self)
+        self._waker.forget(self)
+        self._awake.set()
+        with suppress(Exception):
+            async with asyncio.timeout(_LAST_CALLS):
+                if self._claiming is not None:
+                    await asyncio.wait([self._claiming])
+                unseen = [delivery.receipt for delivery in self._arrived]
+                self._arrived = []
+                left = list(self._held.keys() - set(unseen)) if lost else []
+                back = [self._batches.abandoning(self.queue, unseen, left)] if unseen or left else []
+                await self._session.gather([*back, self._call(0, alive=0)])
+
+    def wake(self) -> None:
+        """Look whether there is something."""
+        self._awake.set()
+
+    def sign_of_life(self) -> Call | None:
+        """Return a call that keeps us registered, where nothing was claimed for long."""
+        return self._call(0) if self._loop.time() - self._looked > ALIVE / 3 else None
+
+    # The steps of a receive
+
+    async def _room(self, limit: int) -> int:
+        """Return how many may be claimed: an ended lease holds nothing, but who renews does not tell us."""
+        now = self._loop.time()
+        over = [receipt for receipt, ends in self._held.items() if ends <= now]
+        if over and self._prefetch - len(self._held) < limit:
+            left = await self._session.run("renew", self._keys, 0, *over)
+            for receipt, rest in zip(over, left, strict=True):
+                if rest:
+                    self._held[receipt] = now + rest / 1e6
+                else:
+                    self._held.pop(receipt, None)
+        return min(limit, self._prefetch - len(self._held), MESSAGES)
+
+    async def _claim(self, room: int) -> None:
+        if self._claiming is None:
+            self._claiming = asyncio.create_task(self._fetch(room))
+            self._claiming.add_done_callback(_looked_at)
+        await asyncio.wait([self._claiming])  # unlike `await`, this leaves it alone when we are cancelled
+        task, self._claiming = self._claiming, None
+        try:
+            task.result()
+        except BaseException:
+            self.closed(self)  # core takes a new subscription: this one is no consumer any more
+            self._waker.forget(self)
+            raise
+
+    async def _fetch(self, room: int) -> None:
+        before = self._loop.time()
+        self._session.check()
+        (answer,) = await self._session.gather([self._call(room)])
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer == -1:
+            raise QueueNotFound(
+                f"there is no queue {self.queue!r}, or it was deleted while it was consumed: declare it"
+            )
+        self._born, now, soonest, rows = answer
+        self._looked = self._loop.time()
+        self._next = self._looked + soonest / 1e6 if soonest >= 0 else float("inf")
+        self._arrived += deliveries(now, rows)
+        for index in range(0, len(rows), 4):
+            self._held[rows[index]] = before + self._lease
+
+    def _call(self, room: int, alive: int = ALIVE) -> Call:
+        args: tuple[Any, ...] = (room, BYTES, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
+        return Call("claim", self._keys, (self._born, *args))
+
+    def _hand_out(self, limit: int) -> list[Delivery]:
+        """Give what has arrived, unless its lease ended while nobody asked for it."""
+        now = self._loop.time()
+        got, self._arrived = self._arrived[:limit], self._arrived[limit:]
+        return [delivery for delivery in got if self._held.get(delivery.receipt, now) > now]
+
+    def _look_again(self, now: float, room: int) -> float:
+        if room <= 0:
+            return min(self._held.values())
+        phase = self._waker.phase
+        return min(self._next, (now + phase) // POLL * POLL + POLL - phase)
+
+    async def _sleep(self, delay: float, *, full: bool) -> None:
+        if not full:
+            self._waker.enter(self)
+        try:
+            async with asyncio.timeout(max(delay, 0.0)):
+                await self._awake.wait()
+        except TimeoutError:
+            return
+        except BaseException:
+            if self._awake.is_set():
+                self._waker.pass_on(self.queue)
+            raise
+        finally:
+            self._waker.leave(self)

@@ -1,0 +1,21 @@
+"""The smoke profile on an installed server, run as a private instance: what the way to a server could change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mqcore.contract import Harness
+from mqcore.contract.brokers import Server, ServerHarness
+from mqcore.contract.suite import test_contract
+
+__all__ = ["test_contract"]
+
+pytestmark = pytest.mark.timeout(240)
+contract_smoke = True
+
+
+@pytest.fixture(scope="module")
+def harness(broker_server: Callable[..., Server]) -> Harness:
+    return ServerHarness(broker_server("rabbitmq", provider="local"))

@@ -1,0 +1,178 @@
+"""The provider's servers themselves, by plain clients: what was written survives a kill, a pause is silent, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pika
+import pytest
+import redis
+
+from mqcore.contract import all_cases
+from mqcore.contract.brokers import Brokers, BrokerUnavailable, Server, ServerHarness
+from mqcore.contract.brokers.local import LocalServer
+
+pytestmark = pytest.mark.timeout(120)
+
+PLACES = [(name, provider) for name in ("redis", "rabbitmq") for provider in ("docker", "local")]
+
+
+@pytest.fixture(params=PLACES, ids="-".join)
+def server(request: pytest.FixtureRequest, broker_server: Callable[..., Server]) -> Iterator[Server]:
+    name, provider = request.param
+    found = broker_server(name, provider=provider)
+    yield found
+    found.resume()
+
+
+def write(server: Server) -> None:
+    """Store something, and see it confirmed."""
+    if server.product.scheme == "redis":
+        with redis.Redis.from_url(server.url) as client:
+            client.set("written", "before")
+        return
+    with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare("written", durable=True)
+        kept = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
+        channel.basic_publish("", "written", b"before", kept, mandatory=True)
+
+
+def read(server: Server) -> bytes | None:
+    """Take away what was stored."""
+    if server.product.scheme == "redis":
+        with redis.Redis.from_url(server.url) as client:
+            found: bytes | None = client.getdel("written")
+            return found
+    with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
+        _, _, body = connection.channel().basic_get("written", auto_ack=True)
+        return body
+
+
+def answers(server: Server, within: float = 1.0) -> bool:
+    try:
+        return server.product.ask(server.host, server.port, within).product == server.product.name
+    except OSError:
+        return False
+
+
+def test_what_was_confirmed_survives_a_restart_and_so_does_the_url(server: Server) -> None:
+    url = server.url
+    write(server)
+    server.restart()
+    assert server.url == url
+    assert read(server) == b"before"
+
+
+def test_a_killed_server_refuses_and_a_started_one_answers(server: Server) -> None:
+    server.kill()
+    try:
+        with pytest.raises(ConnectionError):
+            socket.create_connection((server.host, server.port), timeout=5)
+    finally:
+        server.start()
+    assert answers(server, 10)
+
+
+def test_a_paused_server_takes_connections_and_says_nothing(server: Server) -> None:
+    with socket.create_connection((server.host, server.port)) as before:
+        server.pause()
+        server.pause()  # twice is once
+        with socket.create_connection((server.host, server.port), timeout=5) as silent:
+            silent.settimeout(0.5)
+            silent.sendall(b"PING\r\n")
+            with pytest.raises(TimeoutError):
+                silent.recv(1)
+        server.resume()
+        assert before.fileno() >= 0
+    assert answers(server, 10)
+
+
+def test_a_paused_server_can_be_killed(server: Server) -> None:
+    server.pause()
+    server.restart()
+    assert answers(server, 10)
+
+
+def test_only_this_machine_reaches_it(server: Server) -> None:
+    assert server.host == "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
+        found.connect(("192.0.2.1", 9))  # sends nothing: it asks which address an outgoing packet would have
+        own = found.getsockname()[0]
+    if own == "127.0.0.1":
+        pytest.skip("this machine has no other address")
+    with pytest.raises(ConnectionError):
+        socket.create_connection((own, server.port), timeout=5)
+
+
+def test_a_name_is_started_once_and_a_product_uses_what_runs() -> None:
+    with Brokers("local") as brokers:
+        try:
+            one = brokers.server("redis")
+        except BrokerUnavailable as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(str(error))
+        assert brokers.server("redis") is one
+        assert brokers.server(f"redis-{one.version.partition('.')[0]}") is one
+        assert brokers.servers == [one]
+        with pytest.raises(BrokerUnavailable, match=r"it is Redis \d.*redis-[78] is wanted"):
+            brokers.server("redis-8" if one.version.startswith("7") else "redis-7")
+    assert not answers(one)
+
+
+def test_a_local_server_leaves_no_process_and_no_file() -> None:
+    with Brokers("local") as brokers:
+        try:
+            server = brokers.server("rabbitmq")
+        except BrokerUnavailable as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(str(error))
+        assert isinstance(server, LocalServer)
+        folder, pids = server._folder, [process.pid for process in server._processes]
+        assert folder is not None
+        assert folder.is_dir()
+    assert not folder.exists()
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+    assert not answers(server)
+
+
+def test_a_server_that_does_not_come_up_says_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqcore.contract.brokers.local.REDIS_SETTINGS", ("--no-such-setting", "1"))
+    with Brokers("local") as brokers:
+        with pytest.raises(BrokerUnavailable) as caught:
+            brokers.server("redis")
+        if "not installed" in str(caught.value):
+            pytest.skip(str(caught.value))
+        assert "ended with 1 after its start" in str(caught.value)
+        assert "no-such-setting" in str(caught.value)
+
+
+async def test_the_harness_has_the_hooks_that_its_server_allows(server: Server) -> None:
+    harness = ServerHarness(server, "durability=machine")
+    assert harness.url == f"{server.url}?durability=machine"
+    assert harness.server_version() == f"{server.product.name} {server.version}"
+    assert [hook for case in all_cases() for hook in case.hooks if not harness.has(hook)] == []
+    silence = harness.cut()
+    assert silence is not None
+    async with silence:
+        assert not answers(server, 0.5)
+    await harness.restart()
+    assert answers(server)
+
+
+def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> None:
+    with Brokers("url", [f"{server.product.slug}={server.url}"]) as brokers:
+        given = brokers.server(server.product.slug)
+        assert (given.url, given.version, given.controllable) == (server.url, server.version, False)
+        for touch in (given.kill, given.start, given.pause, given.restart):
+            with pytest.raises(TypeError, match="it is not ours"):
+                touch()
+        assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == set()
+    assert answers(server)

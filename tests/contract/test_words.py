@@ -1,0 +1,227 @@
+"""What a failure says: what was awaited, which line of the author's to look at, and what was logged meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mqcore.contract import Case, Harness, Kit, MemoryHarness, Report, all_cases, run_case, run_contract
+from mqcore.contract import run as running
+from mqcore.contract.table import capability_table, limits_in_words
+from mqcore.errors import QueueNotFound
+from mqcore.queue import Queue
+from mqcore.router import Router
+from mqcore.spi import Backend, Capabilities, ErrorKind, Outcome, Outgoing, Subscription, SupportsBind
+from mqcore_memory.backend import MemoryBackend
+from mqcore_memory.options import MemoryOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+
+class BrokenHarness(MemoryHarness):
+    """A memory backend of the author's own class."""
+
+    def __init__(self, kind: type[MemoryBackend] = MemoryBackend) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def make_backend(self) -> Backend:
+        return self.kind(self.url, MemoryOptions(clock=self.clock))
+
+
+class Forgetful(MemoryBackend):
+    """Publishes nothing: the author has not got so far, or made a mistake."""
+
+    error: Exception = NotImplementedError("write Forgetful.publish next")
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        raise self.error
+
+
+class Mistaken(Forgetful):
+    error = TypeError("a tuple is not supported")
+
+
+class Slow(MemoryBackend):
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Spinning(MemoryBackend):
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        while True:
+            await self._options.clock.sleep(0)
+
+
+def said(
+    steps: Callable[[Kit], Awaitable[None]], kind: type[MemoryBackend] = MemoryBackend, harness: Harness | None = None
+) -> str:
+    case = Case("own.case", "own", (), (), "One of ours.", steps)
+    return run_case(case, harness or BrokenHarness(kind)).text
+
+
+def line_of(function: Callable[..., Any], step: str) -> str:
+    """Return the place of a line of a function, as a failure names it."""
+    code = function.__code__
+    lines = Path(code.co_filename).read_text(encoding="utf-8").splitlines()
+    return next(
+        f"{code.co_name} ({code.co_filename}:{number})"
+        for number, line in enumerate(lines, 1)
+        if number > code.co_firstlineno and line.strip() == step
+    )
+
+
+def test_a_call_that_does_not_end_is_named_with_the_line_where_it_stands() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.subscribe(await kit.queue())
+
+    text = said(steps, Slow)
+    assert "expected: an end of Slow.subscribe within 8 s" in text
+    assert f"look at: {line_of(Slow.subscribe, 'await asyncio.Event().wait()')}" in text
+
+
+def test_what_is_awaited_may_be_said_in_words() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.within(asyncio.Event().wait(), what="the message handled")
+
+    assert "expected: the message handled within 8 s" in said(steps)
+
+
+def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
+    async def straight(kit: Kit) -> None:
+        await kit.put(await kit.queue(), "a")
+
+    async def any_error_will_do(kit: Kit) -> None:
+        await kit.raises(Exception, kit.backend.publish([], timeout=1.0), "any error")
+
+    async def behind_core(kit: Kit) -> None:
+        await kit.raises(QueueNotFound, (await kit.broker()).publish("nowhere", b""), "QueueNotFound")
+
+    texts = [said(steps, Forgetful) for steps in (straight, any_error_will_do, behind_core)]
+    for text in texts:
+        assert "came: NotImplementedError: write Forgetful.publish next" in text
+        assert f"look at: {line_of(Forgetful.publish, 'raise self.error')}" in text
+    assert "told as: PublishFailed: message" in texts[2]
+    assert "is not stored: …" in texts[2]
+
+
+def test_an_exception_in_cores_words_is_looked_for_where_it_was_raised_first() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.raises(
+            QueueNotFound, (await kit.broker()).publish("nowhere", b""), "QueueNotFound", "Backend.publish"
+        )
+
+    assert f"look at: Backend.publish, {line_of(Forgetful.publish, 'raise self.error')}" in said(steps, Mistaken)
+
+
+def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
+    async def steps(kit: Kit) -> None:
+        kit.kind(await kit.raises(TypeError, kit.put("nowhere", "a"), "TypeError"), ErrorKind.NOT_FOUND)
+
+    text = said(steps, Mistaken)
+    assert "expected: an exception of the kind NOT_FOUND" in text
+    assert "came: PERMANENT: TypeError('a tuple is not supported')" in text
+
+
+def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(capfd: pytest.CaptureFixture[str]) -> None:
+    async def steps(kit: Kit) -> None:
+        logging.getLogger("mqcore").warning("the publish failed")
+        await asyncio.to_thread(logging.getLogger("mqcore").warning, "another case's")
+        kit.same(1, 2, "two")
+
+    assert said(steps).splitlines()[-1] == "  logged: mqcore: the publish failed"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_backend_that_spins_in_virtual_time_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.subscribe(await kit.queue())
+
+    monkeypatch.setattr(running, "_VIRTUAL_LIMIT", 0.2)
+    text = said(steps, Spinning)
+    assert "it hangs for 0.2 s" in text
+    assert line_of(Spinning.subscribe, "await self._options.clock.sleep(0)") in text
+    assert "virtual clock" in text
+
+
+class Modest(MemoryBackend):
+    """Declares nothing, as a backend does at first."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        told = await super().open(lost)
+        return Capabilities(told.backend, told.server, told.durability, {})
+
+
+def test_no_case_asks_for_a_capability_behind_the_backends_back() -> None:
+    asked = {"core", "delivery", "foreign", "routing", "retry", "dead-letter"}
+    cases = [case for case in all_cases() if case.profile in asked]
+    results = run_contract(lambda: BrokenHarness(Modest), cases=cases)
+    refused = [result.case.name for result in results if "UnsupportedFeature" in result.text]
+    assert refused == []
+
+
+async def test_the_end_of_a_case_takes_its_routers_away() -> None:
+    harness = BrokenHarness()
+    kit = Kit(harness)
+    keeper = harness.make_backend()
+    await keeper.open(lambda _: None)
+    await kit.open(kit.backend)
+    broker = await kit.broker()
+    await kit.within(broker.declare(Router(kit.name(), kind="fanout").bind(Queue("kept"))))
+    assert isinstance(keeper, SupportsBind)
+    assert len(await keeper.bindings()) == 1
+    await kit.close()
+    assert await keeper.bindings() == []
+    await keeper.close()
+
+
+# The report
+
+
+def test_a_report_lists_every_case_and_tells_limits_in_units() -> None:
+    cases = [case for case in all_cases() if case.name.startswith("core.a_re")]
+    results = run_contract(MemoryHarness, cases=cases)
+    capabilities = results[0].capabilities
+    assert capabilities is not None
+    report = Report(results, capabilities, capabilities.server, whole=False)
+    page = report.markdown()
+    for case in cases:
+        assert f"| {case.name.partition('.')[2]} | {' '.join(case.guarantees)} | passed |" in page
+    assert "| DELAY | native | granularity 5 ms, max 3,650 d |" in page
+    assert "| EXPIRY | native | sweep yes |" in page
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"granularity": 0.25, "max": 90.0}, "granularity 250 ms, max 1.5 min"),
+        ({"window": 600.0, "size": 1_000_000}, "window 10 min, size 1,000,000"),
+        ({"release_in_place": False, "after_delay": "end"}, "release_in_place no, after_delay end"),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_limits_are_told_as_people_say_them(limits: dict[str, Any], words: str) -> None:
+    assert limits_in_words(limits) == words
+
+
+def test_reports_stand_side_by_side() -> None:
+    one: dict[str, Any] = {
+        "backend": "one",
+        "server": "One 1.0",
+        "durability": "memory",
+        "verdict": "passed",
+        "counts": {"passed": 3},
+        "capabilities": {"DELAY": {"level": "native", "limits": {"granularity": 0.1}}},
+    }
+    other = {**one, "backend": "other", "server": "a|b", "capabilities": {}}
+    rows = capability_table([one, other]).splitlines()
+    assert rows[0] == "|  | one<br>One 1.0 | other<br>a\\|b |"
+    assert rows[2] == "| DELAY | native: granularity 100 ms | none |"
+    assert rows[-2:] == ["| durability | memory | memory |", "| the run | passed: 3 passed | passed: 3 passed |"]

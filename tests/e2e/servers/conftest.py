@@ -1,0 +1,62 @@
+"""The servers of the fault tests: each product and queue type once, or those that `--broker` names (`rabbitmq-3+quorum`)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mqcore.contract.brokers import Server
+
+QUORUM = "+quorum"
+FIGURES = pytest.StashKey[list[str]]()
+NAMES = ("redis", "rabbitmq", f"rabbitmq{QUORUM}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "where" in metafunc.fixturenames:
+        metafunc.parametrize("where", metafunc.config.getoption("--broker") or NAMES)
+
+
+@pytest.fixture
+def server(where: str, broker_server: Callable[[str], Server]) -> Server:
+    """The server itself, to be killed."""
+    return broker_server(where.removesuffix(QUORUM))
+
+
+@pytest.fixture
+def url(where: str, server: Server) -> str:
+    """Its URL, with the queue type that is meant."""
+    return f"{server.url}?durability=machine" if where.endswith(QUORUM) else server.url
+
+
+@pytest.fixture
+def measured(where: str, request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """A function that takes a figure into the run's summary: none of them is judged, so that a busy machine fails nothing."""
+    figures = request.config.stash.setdefault(FIGURES, [])
+
+    def note(what: str, seconds: float) -> None:
+        figures.append(f"{where}: {what}: {seconds:g}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell the figures."""
+    if figures := config.stash.get(FIGURES, []):
+        terminalreporter.write_sep("=", "mqcore figures")
+        for line in figures:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings from outside."""
+    for name in [name for name in os.environ if name.startswith("MQCORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,45 @@
+"""A certificate authority of one's own, and doors to real brokers."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from support.doors import Authority, Door
+
+from mqcore.message import new_id
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+@pytest.fixture
+def name() -> str:
+    """A name for a queue that no other test, and no run that was broken off, has used."""
+    return f"interop.{new_id()[:12]}"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("authority"), "ours")
+
+
+@pytest.fixture(scope="session")
+def another_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("another"), "another")
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Callable[..., Awaitable[Door]]]:
+    """A function that opens a door to the broker at a URL, with TLS when it is given some."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(url: str, context: ssl.SSLContext | None = None) -> Door:
+            one = Door(url, context)
+            await one.open()
+            stack.push_async_callback(one.close)
+            return one
+
+        yield opened

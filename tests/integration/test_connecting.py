@@ -1,0 +1,41 @@
+"""What is said of a connect that fails, whatever a driver raises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mqcore import Broker, BrokerError, Settings
+from mqcore.testing import memory_url
+from mqcore_memory import MemoryBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqcore import Capabilities
+
+
+def refusing(error: Exception) -> Callable[[], MemoryBackend]:
+    """Make backends that cannot be opened."""
+
+    class Refusing(MemoryBackend):
+        async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+            raise error
+
+    return lambda: Refusing(memory_url(), MemoryBackend.Options())
+
+
+async def test_an_error_that_is_its_own_cause_is_told_like_any_other() -> None:
+    error, other = ValueError("there is no database 777"), OSError("after that")
+    error.__cause__, other.__cause__ = other, error
+    for one in (error, other):
+        with pytest.raises(BrokerError, match=str(one)):
+            await Broker.connect(make_backend=refusing(one), settings=Settings()).open()
+
+
+async def test_a_refused_connection_is_told_in_words_wherever_the_driver_hides_it() -> None:
+    error, between = ValueError("AMQPConnectionError"), OSError("Multiple exceptions")
+    error.__cause__, between.__context__ = between, ConnectionRefusedError(111, "refused")
+    with pytest.raises(BrokerError, match="nothing listens"):
+        await Broker.connect(make_backend=refusing(error), settings=Settings()).open()

@@ -1,0 +1,125 @@
+"""All the tests: first those that need no server, then a run of pytest for each server, several beside each other.
+
+    python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
+
+Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server to itself: it may kill it. A
+contract's cases, its model and the tests in which brokers are killed are runs of their own. Each writes a log, of which the summary
+is shown when it passes and the whole when it fails. The last line adds all of them up, in pytest's own form. With
+`--contract-reports=DIR` each contract run leaves its report there. How many run at once, `MQCORE_TESTS_AT_ONCE` says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTRACTS = "tests/contract/servers"
+ON_SERVERS = (CONTRACTS, "tests/e2e/servers")
+LOGS = ROOT / ".nox" / "logs"
+_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
+_SUMMARY = re.compile(r"^=+ (?P<counts>.* in [\d.]+s).* =+$", re.MULTILINE)
+_COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?|rerun)\b")
+_TOLD = re.compile(r"^=+ mqcore .*(?:\n(?!=).*)*", re.MULTILINE)
+"""The sections that mqcore's own plugin writes."""
+_FINE = (0, 5)
+"""Exit codes of pytest: all passed, or there was nothing to run."""
+_WIDTH = 80
+
+
+class Run(NamedTuple):
+    """One pytest that has ended."""
+
+    name: str
+    code: int
+    text: str
+    seconds: float
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many tests ended how; a run that ended badly without a word counts as one error."""
+        last = [found["counts"] for found in _SUMMARY.finditer(_COLOR.sub("", self.text))][-1:]
+        counts: Counter[str] = Counter()
+        for number, word in _COUNT.findall("".join(last)):
+            counts["errors" if word == "error" else "warnings" if word == "warning" else word] += int(number)
+        if self.code not in _FINE and not (counts["failed"] or counts["errors"]):
+            counts["errors"] += 1
+        return counts
+
+
+def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
+    """Run pytest to its end; aloud, what it writes is passed on at once, else it goes into a log alone."""
+    began, log = time.monotonic(), LOGS / f"{name}.log"
+    color = ["--color=yes"] if aloud and sys.stdout.isatty() else []
+    command = [sys.executable, "-m", "pytest", *color, *arguments]
+    with log.open("w") as kept:
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with process:
+            for line in process.stdout or ():
+                kept.write(line)
+                if aloud:
+                    say(line, end="")
+    return Run(name, process.returncode, log.read_text(), time.monotonic() - began)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write at once: who waits for minutes reads along."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def tell(run: Run) -> None:
+    """Show what a run on a server found."""
+    ended = "passed" if run.code in _FINE else f"FAILED with {run.code}"
+    say(f"\n--- {run.name}: {ended} in {run.seconds:.0f} s: {counted(run.counts)}")
+    say(run.text if run.code not in _FINE else "\n".join(_TOLD.findall(run.text)))
+
+
+def counted(counts: Counter[str]) -> str:
+    """Return counts in the order in which pytest tells them."""
+    order = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "errors", "rerun")
+    return ", ".join(f"{counts[word]} {word}" for word in order if counts[word]) or "no tests ran"
+
+
+def on_servers() -> list[tuple[str, str]]:
+    """Return name and goal of each run on a server, the long ones first: where brokers are killed."""
+    found = []
+    for folder in reversed(ON_SERVERS):
+        for file in sorted((ROOT / folder).glob("test_*.py")):
+            name, goal = file.stem.removeprefix("test_"), str(file.relative_to(ROOT))
+            parts = ("test_contract", "test_model") if folder == CONTRACTS else ()
+            inside = [part for part in parts if f'"{part}"' in file.read_text()]
+            found += [(f"{name}-{part.removeprefix('test_')}", f"{goal}::{part}") for part in inside] or [(name, goal)]
+    return found
+
+
+def main(options: Sequence[str]) -> int:
+    """Run everything; 0 when all has passed."""
+    began = time.monotonic()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    plain = [option for option in options if not option.startswith("--contract-reports")]  # reports are of servers
+    runs = [run("without-a-server", [*(f"--ignore={folder}" for folder in ON_SERVERS), *plain], aloud=True)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):
+            tell(done)
+            runs.append(done)
+    failed = [run.name for run in runs if run.code not in _FINE]
+    if failed:
+        say(f"\nfailed: {', '.join(failed)}; the logs are in {LOGS.relative_to(ROOT)}/")
+    seconds = time.monotonic() - began
+    total = sum((run.counts for run in runs), Counter[str]())
+    say(f" {counted(total)} in {seconds:.2f}s ({int(seconds) // 60} min) ".center(_WIDTH, "="))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""The contract's pytest plugin runs several cases at once where the harness allows it, and a killer alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mqcore.contract import Case, Harness, Result
+from mqcore.contract.pytest_plugin import Contract
+
+
+class TwoAtOnce(Harness):
+    at_once = 2
+
+
+def made(*cases: Case) -> list[Any]:
+    """Return items as pytest makes them of cases."""
+    return [SimpleNamespace(callspec=SimpleNamespace(params={"contract_case": case})) for case in cases]
+
+
+def case(name: str, *hooks: str) -> Case:
+    return Case(name, "core", (), (), "", lambda _: None, hooks=hooks)  # type: ignore[arg-type,return-value]  # it never runs
+
+
+@pytest.fixture
+def contract(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Case], None]], Contract]]:
+    """Return what makes a Contract in which running a case is what the test says."""
+    found = []
+
+    def make(work: Callable[[Case], None]) -> Contract:
+        def run_case(one: Case, *_: object) -> Result:
+            work(one)
+            return Result(one, "passed")
+
+        monkeypatch.setattr("mqcore.contract.run.run_case", run_case)
+        found.append(Contract([], "here"))
+        return found[-1]
+
+    yield make
+    for one in found:
+        one.end()
+
+
+def results(contract: Contract, harness: Harness, cases: Sequence[Case]) -> list[str]:
+    return [contract.run(one, harness, made(*cases)).case.name for one in cases]
+
+
+def test_several_cases_run_at_once(contract: Callable[..., Contract]) -> None:
+    together = threading.Barrier(2)
+    cases = [case("a"), case("b"), case("c"), case("d")]
+    run = contract(lambda _: together.wait(10))
+    assert results(run, TwoAtOnce(), cases) == ["a", "b", "c", "d"]
+
+
+def test_a_case_that_kills_the_broker_is_alone_with_it(contract: Callable[..., Contract]) -> None:
+    running, beside = set[str](), []
+    lock = threading.Lock()
+
+    def work(one: Case) -> None:
+        with lock:
+            running.add(one.name)
+        if one.hooks:
+            beside.append(sorted(running))
+        threading.Event().wait(0.01)
+        with lock:
+            running.discard(one.name)
+
+    cases = [case("x", "restart"), case("a"), case("b"), case("c"), case("y", "cut")]
+    assert results(contract(work), TwoAtOnce(), cases) == ["x", "a", "b", "c", "y"]
+    assert beside == [["x"], ["y"]]
+
+
+def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(contract: Callable[..., Contract]) -> None:
+    ran: list[str] = []
+    run = contract(lambda one: ran.append(one.name))
+    one, other = case("a"), case("b")
+    run.run(one, Harness(), made(one, other))
+    assert ran == ["a"]
+
+
+def test_a_case_that_was_left_out_is_not_run(contract: Callable[..., Contract]) -> None:
+    ran: list[str] = []
+    run = contract(lambda one: ran.append(one.name))
+    one, other = case("a"), case("b")
+    run.run(one, TwoAtOnce(), made(one))
+    assert ran == ["a"]
+    run.run(other, TwoAtOnce(), made(one))  # asked for again, as a plugin that repeats failures does
+    assert ran == ["a", "b"]

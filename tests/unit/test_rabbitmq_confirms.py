@@ -1,0 +1,171 @@
+"""Confirms, returns and acknowledgements, on a channel that only writes down what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pika import BasicProperties, spec
+from pika.exceptions import ChannelClosedByBroker
+
+from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Unknown
+from mqcore_rabbitmq.confirms import Confirms, Sending
+from mqcore_rabbitmq.window import Held, Window, read_receipt
+
+
+class Raw:
+    """What pika's channel is to us."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[type, Callable[..., None]] = {}
+        self.on_return: Callable[..., None] = print
+
+    def add_callback(self, callback: Callable[..., None], replies: list[type], *, one_shot: bool) -> None:
+        assert not one_shot
+        self.callbacks.update(dict.fromkeys(replies, callback))
+
+    def add_on_return_callback(self, callback: Callable[..., None]) -> None:
+        self.on_return = callback
+
+
+class FakeChannel:
+    serial = 7
+
+    def __init__(self) -> None:
+        self.raw = Raw()
+        self.closed: BaseException | None = None
+        self.on_closed: list[Callable[[BaseException], None]] = []
+        self.told: list[Any] = []
+        self.sent: list[str] = []
+
+    def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+        self.sent.append(f"{exchange}/{key}")
+
+    def tell(self, method: Any) -> None:
+        self.told.append(method)
+
+    def says(self, kind: type, tag: int, *, multiple: bool = False) -> None:
+        self.raw.callbacks[kind](SimpleNamespace(method=SimpleNamespace(delivery_tag=tag, multiple=multiple)))
+
+    def returns(self, name: str, key: str = "q") -> None:
+        method = SimpleNamespace(exchange="", routing_key=key)
+        self.raw.on_return(None, method, BasicProperties(message_id=name), b"")
+
+
+def sending(name: str, key: str = "q", *, exchange: str = "", refusal: str = "") -> Sending:
+    return Sending(exchange, key, BasicProperties(message_id=name), b"", key, refusal)
+
+
+async def started(channel: FakeChannel, *batch: Sending, timeout: float = 5.0) -> asyncio.Task[list[Any]]:
+    task = asyncio.create_task(Confirms(channel).publish(batch, timeout))  # type: ignore[arg-type]  # the fake
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_each_item_gets_its_own_outcome() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a"), sending("b", "nowhere"), sending("c", refusal="full"), sending("d"))
+    channel.returns("b", "nowhere")
+    channel.says(spec.Basic.Ack, 2, multiple=True)
+    channel.says(spec.Basic.Nack, 3)
+    channel.says(spec.Basic.Ack, 4)
+    a, b, c, d = await task
+    assert (a, d) == (STORED, STORED)
+    assert (b.kind, "'nowhere'" in b.text) == (ErrorKind.NOT_FOUND, True)
+    assert (c.kind, "max_length" in c.text) == (ErrorKind.FULL, True)
+
+
+async def test_a_return_is_the_first_that_fits_and_only_that() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a", "x"), sending("a", "y"), sending("a", "y"))
+    channel.returns("a", "y")
+    channel.says(spec.Basic.Ack, 3, multiple=True)
+    assert [type(outcome) for outcome in await task] == [type(STORED), Failed, type(STORED)]
+
+
+async def test_a_refused_route_is_unknown() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a", exchange="shop", refusal="route"))
+    channel.says(spec.Basic.Nack, 1)
+    assert [type(outcome) for outcome in await task] == [Unknown]
+
+
+async def test_what_has_no_answer_by_its_deadline_is_unknown_and_may_still_be_confirmed() -> None:
+    channel = FakeChannel()
+    confirms = Confirms(channel)  # type: ignore[arg-type]  # the fake
+    long = asyncio.create_task(confirms.publish([sending("long")], 5.0))
+    short = asyncio.create_task(confirms.publish([sending("one"), sending("two")], 0.05))
+    await asyncio.sleep(0)
+    channel.says(spec.Basic.Ack, 2)
+    one, two = await short
+    assert (one, type(two)) == (STORED, Unknown)
+    channel.says(spec.Basic.Ack, 3)
+    channel.says(spec.Basic.Ack, 1)
+    assert await long == [STORED]
+
+
+async def test_a_closed_channel_makes_the_rest_unknown() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a"), sending("b"))
+    channel.says(spec.Basic.Ack, 1)
+    channel.closed = ConnectionError("gone")
+    channel.on_closed[0](channel.closed)
+    assert [type(outcome) for outcome in await task] == [type(STORED), Unknown]
+    with pytest.raises(ConnectionLost):
+        await Confirms(channel).publish([sending("c")], 1.0)  # type: ignore[arg-type]  # the fake
+
+
+async def test_a_missing_exchange_is_told_from_what_stood_beside_it() -> None:
+    channel = FakeChannel()
+    task = await started(
+        channel, sending("a", exchange="one"), sending("b", exchange="gone"), sending("c", exchange="one")
+    )
+    channel.on_closed[0](ChannelClosedByBroker(404, "NOT_FOUND - no exchange 'gone' in vhost '/'"))
+    a, b, c = await task
+    assert isinstance(a, Unknown)
+    assert (b.kind, c.kind) == (ErrorKind.NOT_FOUND, ErrorKind.TRANSIENT)
+
+
+def window(channel: FakeChannel, tags: int) -> Window:
+    found = Window(channel, b"gen1")  # type: ignore[arg-type]  # the fake
+    for tag in range(1, tags + 1):
+        found.held[tag] = Held(tag, "q", BasicProperties(), b"", level=5)
+        found.held[tag].out = True
+    found.out = tags
+    return found
+
+
+async def test_a_slow_first_holds_back_one_credit_and_not_all() -> None:
+    channel = FakeChannel()
+    unsettled = window(channel, 6)
+    for tag in (5, 2, 3):
+        unsettled.ack(unsettled.held[tag])
+    await asyncio.sleep(0)
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, False), (3, False), (5, False)]
+    channel.told.clear()
+    for tag in (1, 4):
+        unsettled.ack(unsettled.held[tag])
+    await asyncio.sleep(0)
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(4, True)]
+    assert unsettled.out == 1
+
+
+async def test_acks_of_one_turn_go_together_and_never_past_an_open_one() -> None:
+    channel = FakeChannel()
+    unsettled = window(channel, 5)
+    for tag in (1, 2, 4):
+        unsettled.ack(unsettled.held[tag])
+    await asyncio.sleep(0)
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, True), (4, False)]
+
+
+async def test_a_receipt_is_small_and_of_one_generation() -> None:
+    unsettled = window(FakeChannel(), 1)
+    receipt = unsettled.receipt(unsettled.held[1])
+    assert len(receipt) <= 64
+    assert read_receipt(receipt, b"gen1") == (7, 1)
+    assert read_receipt(receipt, b"gen2") is None
+    assert read_receipt(b"forged", b"gen1") is None

@@ -1,0 +1,58 @@
+"""The arithmetic of delays: never shorter than asked, near enough, and few hops."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqcore_rabbitmq.ladder import COUNT, LONGEST, UNIT, Ladder, rounded, way
+from mqcore_rabbitmq.layout import Server
+
+
+@given(st.floats(min_value=0.001, max_value=LONGEST))
+def test_a_delay_is_never_shortened_and_hardly_lengthened(delay: float) -> None:
+    waits = rounded(delay) * UNIT
+    assert waits >= delay - 1e-6
+    assert waits - delay <= max(2 * UNIT, delay * 0.008) if delay < 60 else waits - delay <= delay * 0.01
+
+
+@given(st.floats(min_value=0.001, max_value=LONGEST))
+def test_the_way_waits_as_long_as_it_says(delay: float) -> None:
+    level, key = way(delay, "orders.placed")
+    bits = key.split(".")[:COUNT]
+    assert key.removeprefix(".".join(bits)) == ".orders.placed"
+    assert sum(2 ** (COUNT - 1 - at) for at, bit in enumerate(bits) if bit == "1") == rounded(delay)
+    assert bits.index("1") == COUNT - 1 - level
+
+
+@pytest.mark.parametrize(("delay", "hops"), [(1.0, 1), (2.0, 1), (60.0, 4), (300.0, 4)])
+def test_round_delays_take_few_hops(delay: float, hops: int) -> None:
+    assert way(delay, "q")[1].split(".")[:COUNT].count("1") == hops
+
+
+def test_the_longest_delay_fits_the_ladder() -> None:
+    assert rounded(LONGEST) < 2**COUNT
+
+
+def test_a_name_that_the_key_cannot_carry_is_told() -> None:
+    with pytest.raises(ValueError, match="too long to be delayed to"):
+        way(1.0, "q" * 202)
+    assert way(1.0, "q" * 201)
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "prefix"),
+    [
+        ("3.10.8", 9, "mq.delay"),
+        ("4.0.5", 4, "mq.delay"),
+        ("4.0.5", 5, "mq.delay.high"),
+        ("4.2.1", 10, "mq.delay.high"),
+        ("4.3.0", 7, "mq.delay.p7"),
+        ("4.0.5", None, "mq.delay"),
+    ],
+)
+def test_messages_whose_priority_a_level_would_sort_by_do_not_share_one(
+    version: str, level: int | None, prefix: str
+) -> None:
+    assert Ladder(Server("RabbitMQ", version)).prefix(level) == prefix

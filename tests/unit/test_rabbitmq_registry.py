@@ -1,0 +1,53 @@
+"""The picture that the registry's records give."""
+
+from __future__ import annotations
+
+from mqcore.spi import Binding, QueueSpec
+from mqcore_rabbitmq.delayed import Delayed
+from mqcore_rabbitmq.layout import Layout
+from mqcore_rabbitmq.registry import Picture
+from mqcore_rabbitmq.routes import _record
+
+
+def layout(name: str) -> Layout:
+    return Layout.of(QueueSpec(name=name), quorum=False, bands=11)
+
+
+def test_records_add_up_to_what_there_is() -> None:
+    picture, one = Picture(), Binding(router="shop", kind="topic", queue="a", pattern="x.*")
+    two = Binding(router="shop", kind="headers", queue="b", headers=(("h", "1"), ("i", "2")), match="any")
+    for record in (layout("a").record(), layout("b").record(), {"bind": _record(one)}, {"bind": _record(two)}):
+        picture.fold(record)
+    assert set(picture.queues) == {"a", "b"}
+    assert picture.bindings("shop") == picture.bindings(None) == [one, two]
+    picture.fold({"gone": "a"})
+    assert (set(picture.queues), picture.bindings("shop")) == ({"b"}, [two])
+    picture.fold({"unbind": _record(two)})
+    assert picture.bindings(None) == []
+    assert picture.routers == {}
+
+
+def test_what_cannot_be_read_says_nothing() -> None:
+    picture = Picture()
+    for record in ({"q": "a"}, {"bind": ["too", "short"]}, {"bind": 7}, {}, {"mark": "x"}, {"unknown": 1}):
+        picture.fold(record)
+    assert picture == Picture()
+
+
+def test_a_copy_shares_nothing() -> None:
+    picture = Picture()
+    picture.fold({"bind": _record(Binding(router="r", kind="fanout", queue="q"))})
+    other = picture.copy()
+    other.forget("q")
+    assert picture.bindings("r")
+    assert not other.bindings("r")
+
+
+def test_what_is_delayed_is_counted_until_it_is_due() -> None:
+    delayed = Delayed()
+    for due in (1.0, 2.0, 2.01, 30.0):
+        delayed.add("q", due)
+    assert [delayed.count("q", now) for now in (0.0, 1.5, 2.5, 31.0)] == [4, 3, 1, 0]
+    delayed.add("q", 50.0)
+    delayed.clear("q")
+    assert delayed.count("q", 0.0) == 0

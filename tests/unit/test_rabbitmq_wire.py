@@ -1,0 +1,103 @@
+"""Messages as AMQP properties, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pika import BasicProperties
+
+from mqcore.spi import Death, Message, Reason
+from mqcore_rabbitmq.wire import ageless, expires_of, level_of, message_of, properties, released
+
+WHOLE = Message(
+    id="me",
+    body=b"body",
+    content_type="application/json",
+    headers={"plain": "text", "CC": "an address", "unicode": "Grüße"},
+    priority=9,
+    attempt=3,
+    hop=4,
+    lineage="0123abcd",
+    published_at=1_700_000_000.25,
+    expires_at=1_800_000_000.5,
+    correlation_id="c",
+    reply_to="r",
+    failed_at=1_700_000_001.5,
+    redriven=2,
+    death=Death(reason=Reason.REJECTED, queue="q", attempts=2, first_at=1.0, last_at=2.0, error="no"),
+)
+
+
+def received(message: Message, **options: object) -> Message:
+    there = properties(message, message.expires_at, **options)  # type: ignore[arg-type]  # as the tests name them
+    return message_of(there, message.body, expires_of(there))
+
+
+def test_a_message_comes_back_as_it_was() -> None:
+    assert received(WHOLE) == WHOLE
+    assert received(WHOLE, native=False, delayed=5.0, ageless=True) == WHOLE
+    bare = Message(id="bare", body=b"")
+    assert received(bare) == bare
+
+
+def test_any_client_finds_the_usual_properties() -> None:
+    there = properties(WHOLE, None)
+    plain = (there.message_id, there.content_type, there.correlation_id, there.reply_to, there.priority)
+    assert plain == ("me", "application/json", "c", "r", 9)
+    assert (there.timestamp, there.delivery_mode) == (1_700_000_000, 2)
+
+
+def test_nothing_that_would_act_by_itself_is_sent() -> None:
+    """A native expiration delivers early inside the ladder; CC as text closes the channel; a priority holds up a level."""
+    there = properties(WHOLE, WHOLE.expires_at, native=False)
+    assert there.expiration is None
+    assert there.priority is None
+    assert "CC" not in there.headers
+    assert level_of(there) == 9
+
+
+def test_a_plain_message_is_a_first_attempt_with_an_id_of_its_own() -> None:
+    one, two = (message_of(BasicProperties(), b"x", None) for _ in range(2))
+    assert one == Message(id=one.id, body=b"x")
+    assert one.id != two.id
+    assert ageless(BasicProperties())
+    assert not ageless(properties(WHOLE, None))
+
+
+def test_what_brokers_added_is_not_seen_and_not_sent_again() -> None:
+    there = BasicProperties(headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7})
+    message = message_of(there, b"", None)
+    assert message.headers == {"mine": "1", "number": "7"}
+    assert released(there, message, None).headers == {"mine": "1", "number": 7, "mq-released": "1"}
+
+
+def test_what_is_given_back_stays_what_it_was() -> None:
+    there = BasicProperties(
+        content_type="text/plain",
+        app_id="plain client",
+        priority=3,
+        expiration="1000",
+        user_id="bob",
+        headers={"h": "v"},
+    )
+    first = message_of(there, b"x", None)
+    again = released(there, first, 12.5)
+    assert message_of(again, b"x", expires_of(again)) == replace(first, expires_at=12.5)
+    assert (again.app_id, again.expiration, again.user_id) == ("plain client", None, None)
+
+
+@pytest.mark.parametrize(
+    ("native", "ours", "level"),
+    [(None, None, 5), (3, None, 3), (200, None, 10), (3, "9", 9), (3, "forged", 3), (0, None, 0)],
+)
+def test_the_priority_is_ours_then_the_brokers_then_the_default(
+    native: int | None, ours: str | None, level: int
+) -> None:
+    headers = {} if ours is None else {"mq-priority": ours}
+    assert level_of(BasicProperties(priority=native, headers=headers)) == level
+
+
+def test_a_forged_expiry_is_none() -> None:
+    assert expires_of(BasicProperties(headers={"mq-expires": "soon"})) is None
+    assert expires_of(BasicProperties(headers={"mq-expires": 7})) is None
