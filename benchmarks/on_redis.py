@@ -11,15 +11,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import redis.asyncio as redis_py
-from mqcore_redis import RedisBackend, RedisOptions
 from pydantic import BaseModel
 
 from mqcore import App, Broker, Queue, Worker
 from mqcore.spi import Ack, Message, Outgoing, QueueSpec, new_id
+from mqcore_redis import RedisBackend, RedisOptions
 
 TEXT = "x" * 140
 BODY = json.dumps({"order_id": 1, "total": 9.5, "text": TEXT}).encode()
@@ -94,7 +94,7 @@ async def list_drain_100(url: str, count: int) -> tuple[float, float]:
 
 
 @asynccontextmanager
-async def queue_of(url: str):  # type: ignore[no-untyped-def]  # backend and queue, for the three below
+async def queue_of(url: str) -> AsyncIterator[tuple[RedisBackend, str]]:
     """Open the driver on a new queue."""
     backend = RedisBackend(url, RedisOptions())
     await backend.open(lambda error: print("lost:", error))

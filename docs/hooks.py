@@ -37,7 +37,15 @@ OUTSIDE = {
     "examples/backend-directory/README.md": "examples/backend-directory.md",
 }
 """Pages that stand elsewhere in the repository, and where they are on the site."""
-PACKAGES = ("mqcore", "mqcore.sync", "mqcore.testing", "mqcore.middleware", "mqcore.contract", "mqcore.spi")
+PACKAGES = (
+    "mqcore",
+    "mqcore.sync",
+    "mqcore.testing",
+    "mqcore.middleware",
+    "mqcore.contract",
+    "mqcore.contract.brokers",
+    "mqcore.spi",
+)
 """What is public."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)

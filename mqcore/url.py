@@ -20,7 +20,9 @@ _LONGEST = 4096
 _SHOWN = 300
 _START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
-_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://\S+")  # bounded: a long word takes no square of its length
+_ANY_URL = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]{0,30}://\S*[^\s:;,]"
+)  # bounded: a long word takes no square of its length
 _PAIR = re.compile(r"([?&])([^=&]*)(=?)([^&]*)")
 _NO_PORT = re.compile(r"^([^:\[]*):(?!\d{1,5}$).+$")
 _AFTER_HASH = re.compile(r"#.*", re.DOTALL)

@@ -23,7 +23,16 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = "tests/contract/servers"
-ON_SERVERS = (CONTRACTS, "tests/e2e/servers")
+ON_SERVERS = (
+    "tests/e2e/servers",
+    CONTRACTS,
+    "tests/integration/interop",
+    "tests/contract/test_brokers_live.py",
+    "tests/e2e/test_broker_fixtures.py",
+    "tests/e2e/test_lab.py",
+    "tests/e2e/test_segmentation_on_brokers.py",
+)
+"""Folders and files of tests that mostly wait for servers, those that take longest first."""
 LOGS = ROOT / ".nox" / "logs"
 _AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
@@ -91,12 +100,12 @@ def counted(counts: Counter[str]) -> str:
 
 
 def on_servers() -> list[tuple[str, str]]:
-    """Return name and goal of each run on a server, the long ones first: where brokers are killed."""
+    """Return name and goal of each run on a server."""
     found = []
-    for folder in reversed(ON_SERVERS):
-        for file in sorted((ROOT / folder).glob("test_*.py")):
+    for place in ON_SERVERS:
+        for file in sorted((ROOT / place).glob("test_*.py")) or [ROOT / place]:
             name, goal = file.stem.removeprefix("test_"), str(file.relative_to(ROOT))
-            parts = ("test_contract", "test_model") if folder == CONTRACTS else ()
+            parts = ("test_contract", "test_model") if place == CONTRACTS else ()
             inside = [part for part in parts if f'"{part}"' in file.read_text()]
             found += [(f"{name}-{part.removeprefix('test_')}", f"{goal}::{part}") for part in inside] or [(name, goal)]
     return found
@@ -107,7 +116,7 @@ def main(options: Sequence[str]) -> int:
     began = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
     plain = [option for option in options if not option.startswith("--contract-reports")]  # reports are of servers
-    runs = [run("without-a-server", [*(f"--ignore={folder}" for folder in ON_SERVERS), *plain], aloud=True)]
+    runs = [run("without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):
             tell(done)

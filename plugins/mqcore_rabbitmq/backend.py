@@ -8,6 +8,7 @@ declare, count, browse, bind ─► topology, manage, routes ─► either, and 
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pydantic import BaseModel
 
@@ -38,13 +39,16 @@ from mqcore_rabbitmq.manage import Manager
 from mqcore_rabbitmq.options import RabbitOptions, parameters
 from mqcore_rabbitmq.registry import Registry
 from mqcore_rabbitmq.routes import Routes
-from mqcore_rabbitmq.sender import QUEUES, Sender
+from mqcore_rabbitmq.sender import QUEUES, RECORDS, Sender
 from mqcore_rabbitmq.settling import Passing, Settling
 from mqcore_rabbitmq.subscription import RabbitSubscription
 from mqcore_rabbitmq.topology import Admin
 from mqcore_rabbitmq.window import Held, Window, read_receipt
 
 __all__ = ["RabbitBackend"]
+
+_A_MOMENT = 0.1
+"""Seconds after which the last acknowledgements of a channel are written."""
 
 
 class _Open:
@@ -99,12 +103,12 @@ class RabbitBackend(Backend):
             server = Server(
                 str(publishing.properties.get("product", "?")), str(publishing.properties.get("version", "0"))
             )
-            admin = Admin(publishing, server)
+            admin = Admin(consuming, server)  # a connection that has published is not read at all while an alarm is on
             sender = Sender(publishing, admin, native_routes=not self._options.quorum)
-            host = self._hosts[0]
-            cluster = str(publishing.properties.get("cluster_name", ""))
-            broker = (host.host, str(host.port), host.virtual_host, cluster)
-            sender.registry = Registry(publishing, broker, sender.confirms)
+            broker = (str(publishing.properties.get("cluster_name", "")), self._hosts[0].virtual_host)
+            sender.registry = Registry(
+                consuming, broker, lambda: sender.confirms(RECORDS), lambda: publishing.blocked is not None
+            )
             await sender.confirms(QUEUES)
             capabilities = capabilities_of(server, self._options)
             self._now = _Open(publishing, consuming, capabilities, sender, admin)
@@ -268,7 +272,14 @@ class RabbitBackend(Backend):
         window, deliveries = await self._open.manager.take(queue, keys, self.generation, self.clock.now())
         if deliveries:
             self._windows[window.channel.serial] = window
+            window.on_room = partial(self._drop_when_empty, window)
         return deliveries
+
+    def _drop_when_empty(self, window: Window) -> None:
+        """Close the channel of what was taken once all of it is settled."""
+        if not window.held:
+            self._windows.pop(window.channel.serial, None)
+            asyncio.get_running_loop().call_later(_A_MOMENT, window.channel.abandon)
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready. Raises `QueueNotFound`."""

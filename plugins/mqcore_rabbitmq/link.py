@@ -158,6 +158,11 @@ class Channel:
             self.raw.close()
         await asyncio.wait([future], timeout=_CLOSE)
 
+    def abandon(self) -> None:
+        """Close without waiting for the answer."""
+        if self.raw.is_open:
+            self.raw.close()
+
     def _answered(self, frame: Any) -> None:
         if self._waiting and not (future := self._waiting.popleft()).done():
             future.set_result(frame.method)

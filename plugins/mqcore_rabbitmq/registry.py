@@ -23,23 +23,27 @@ from mqcore_rabbitmq.confirms import Confirms, Sending
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import Channel, Link
 
-__all__ = ["Picture", "Registry"]
+__all__ = ["Picture", "Registry", "record_of"]
 
 STREAM, CHANGES = "mq.registry", "mq.registry.changes"
-_BYTES = 64 * 1024 * 1024
-_SEGMENT = 4 * 1024 * 1024
+_BYTES = 4 * 1024 * 1024
+"""Of the log; its oldest part goes first. Whoever reads all of one that is half full writes down again what still counts."""
+_SEGMENT = 512 * 1024
+_OVERHEAD = 64
 _PREFETCH = 1000
-_ANSWER = 10.0
+_SILENCE = 0.3
+_NEWS, _WHOLE = 2.0, 30.0
+"""Seconds for an answer or for reading what is new, and for reading the whole log."""
 
 
 @dataclass
 class Picture:
-    """Queues, bindings and purges as the records tell them, up to `offset`."""
+    """Queues and bindings as the records tell them, up to the one at `offset`, which is `last`: by it a log is known again."""
 
     queues: dict[str, Layout] = field(default_factory=dict)
     routers: dict[str, dict[Binding, None]] = field(default_factory=dict)
-    purged: dict[str, float] = field(default_factory=dict)
     offset: int = -1
+    last: bytes = b""
     changes: int = -1
 
     def fold(self, record: dict[str, Any]) -> None:
@@ -55,8 +59,6 @@ class Picture:
                 self.routers.setdefault(binding.router, {})[binding] = None
             elif "unbind" in record:
                 self.unbind(_binding(record["unbind"]))
-            elif "purged" in record:
-                self.purged[str(record["purged"])] = float(record["at"])
 
     def forget(self, queue: str) -> None:
         """Take a queue out, with the bindings that lead to it."""
@@ -73,9 +75,14 @@ class Picture:
             self.routers.pop(binding.router, None)
 
     def copy(self) -> "Picture":
-        """Return a picture that shares nothing."""
+        """Return a picture that shares nothing, to be looked over before it is believed."""
         routers = {router: dict(known) for router, known in self.routers.items()}
-        return Picture(dict(self.queues), routers, dict(self.purged), self.offset, self.changes)
+        return Picture(dict(self.queues), routers, self.offset, self.last)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what tells all of it."""
+        bindings = [{"bind": record_of(binding)} for binding in self.bindings(None)]
+        return [*(layout.record() for layout in self.queues.values()), *bindings]
 
     def bindings(self, router: str | None) -> list[Binding]:
         """Return the bindings of one router, or all."""
@@ -94,15 +101,19 @@ Nobody changes a picture that is in here, for other threads read it; each Regist
 class Registry:
     """One instance's way to the records."""
 
-    def __init__(self, link: Link, broker: tuple[str, ...], writer: Callable[[], Any]) -> None:
-        """`broker` names the server and vhost; `writer` gives the confirm channel to append with."""
+    def __init__(
+        self, link: Link, broker: tuple[str, ...], writer: Callable[[], Any], blocked: Callable[[], bool]
+    ) -> None:
+        """`broker` names the server and vhost; `writer` gives the confirm channel to append with, unless that is `blocked`."""
         self._link = link
         self._broker = broker
         self._writer = writer
+        self._blocked = blocked
         self._lock = asyncio.Lock()
         self._there: bool | None = None
         self._picture = _pictures.get(broker, Picture()).copy()
         self._channel: Channel | None = None
+        self._unwritten: list[dict[str, Any]] = []
 
     @property
     def picture(self) -> Picture:
@@ -113,6 +124,8 @@ class Registry:
         """Bring the picture up to date with every append that had ended before this call."""
         async with self._lock:
             if await self._exists():
+                unwritten, self._unwritten = self._unwritten, []
+                await self._append(unwritten)
                 changes = await self._count()
                 if changes != self._picture.changes:
                     await self._read()
@@ -120,25 +133,34 @@ class Registry:
         return self._picture
 
     async def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Write records and wait until they are stored; then tell everybody that there is news."""
+        """Write records and wait until they are stored; then tell everybody that there is news.
+
+        Under an alarm, when the broker takes no publishes, they are kept for the next look.
+        """
         records = list(records)
         if not records:
             return
         async with self._lock:
             if await self._exists():
-                await self._write(STREAM, [json.dumps(record, separators=(",", ":")).encode() for record in records])
-                await self._write(CHANGES, [b""] * len(records))
-                self._picture.changes += len(records)  # if others wrote too, the count will differ, and all is read
+                await self._append(records)
             for record in records:
                 self._picture.fold(record)
 
-    async def _write(self, queue: str, bodies: Sequence[bytes]) -> None:
+    async def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        bodies = [json.dumps(record, separators=(",", ":")).encode() for record in records]
+        if await self._write(STREAM, bodies) and await self._write(CHANGES, [b""] * len(records)):
+            self._picture.changes += len(records)  # if others wrote too, the count will differ, and all is read
+        else:
+            self._unwritten += records
+
+    async def _write(self, queue: str, bodies: Sequence[bytes]) -> bool:
+        """Write and wait for the confirms; False when the broker takes nothing now."""
+        if self._blocked():
+            return False
         confirms: Confirms = await self._writer()
         properties = BasicProperties(delivery_mode=2)
         batch = [Sending("", queue, properties, body, queue) for body in bodies]
-        for outcome in await confirms.publish(batch, _ANSWER):
-            if not isinstance(outcome, Stored):
-                raise TimeoutError(f"the registry {queue!r} did not take a record: {outcome.text}")
+        return all(isinstance(outcome, Stored) for outcome in await confirms.publish(batch, _NEWS))
 
     async def _exists(self) -> bool:
         """Declare stream and counter once; False where the server has no streams."""
@@ -154,8 +176,8 @@ class Registry:
                 counter = {"x-queue-type": "classic"}
                 changes = channel.ask(spec.Queue.Declare(queue=CHANGES, durable=True, arguments=counter))
                 await asyncio.gather(stream, changes)
-            except ChannelClosedByBroker:
-                self._there = False
+            except ChannelClosedByBroker as error:
+                self._there = "inequivalent" in str(error)  # one with other limits serves as well
             else:
                 self._there = True
         return self._there
@@ -171,51 +193,90 @@ class Registry:
         return int(answer.message_count)
 
     async def _read(self) -> None:
-        """Read what is new, up to a mark of our own, which tells the end."""
+        """Read what is new, up to a mark of our own, which tells the end; where none can be written, until nothing comes."""
         known = _pictures.get(self._broker)
         if known is not None and known.offset > self._picture.offset:
             self._picture = known.copy()
         mark = new_id()
-        await self._write(STREAM, [json.dumps({"mark": mark}).encode()])
+        if not await self._write(STREAM, [json.dumps({"mark": mark}).encode()]):
+            if not self._blocked():
+                self._there = False  # the stream has lost its leader: for now only what this instance does is known
+                return
+            mark = ""
         if not await self._read_to(mark):
-            self._picture = Picture()  # the log is another one than before: begin anew
+            self._picture = Picture()  # the log is another one than before, or was cut off: begin anew
             await self._read_to(mark)
         _pictures[self._broker] = self._picture.copy()
 
     async def _read_to(self, mark: str) -> bool:
-        """Fold records until the mark; False when the log has fewer records than were read of it before."""
-        picture, loop = self._picture, asyncio.get_running_loop()
-        ended: asyncio.Future[bool] = loop.create_future()
-        channel = await self._link.channel()
-
-        def on_record(_: object, method: Any, received: BasicProperties, body: bytes) -> None:
-            offset = int(str((received.headers or {}).get("x-stream-offset", 0)))
-            channel.tell(spec.Basic.Ack(delivery_tag=method.delivery_tag))
-            if ended.done() or offset <= picture.offset:
-                return
-            picture.offset = offset
-            try:
-                record = json.loads(body)
-            except ValueError:
-                return
-            if isinstance(record, dict):
-                picture.fold(record)
-                if record.get("mark") == mark:
-                    ended.set_result(True)
-
-        channel.on_closed.append(lambda reason: None if ended.done() else ended.set_exception(reason))
+        """Fold records until the mark; False when the log is not the one that was read before."""
+        picture, channel = self._picture, await self._link.channel()
+        whole = picture.offset < 0
+        reader = _Reader(picture, mark, channel)
         try:
-            async with asyncio.timeout(_ANSWER if picture.offset < 0 else 1.0):
+            async with asyncio.timeout(_WHOLE if whole else _NEWS):
                 await channel.ask(spec.Basic.Qos(prefetch_count=_PREFETCH))
-                first: Any = "first" if picture.offset < 0 else picture.offset + 1
-                await channel.consume(STREAM, on_record, {"x-stream-offset": first})
-                return await ended
+                first: Any = "first" if whole else picture.offset
+                await channel.consume(STREAM, reader.on_record, {"x-stream-offset": first})
+                same = await (reader.ended if mark else reader.silence())
         except TimeoutError:
-            if picture.offset < 0:
+            if whole:
                 raise
-            return False
+            return False  # a shorter log than the one before: the broker lost its data
         finally:
+            reader.ended.cancel()
             await channel.close()
+        if whole and reader.size > _BYTES // 2:
+            await self._write(STREAM, [json.dumps(record).encode() for record in picture.records()])
+        return same
+
+
+class _Reader:
+    """Folds what comes into a picture, until a mark."""
+
+    def __init__(self, picture: Picture, mark: str, channel: Channel) -> None:
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.size = 0
+        self._picture, self._mark, self._channel = picture, mark, channel
+        self._known = picture.offset < 0
+        channel.on_closed.append(lambda reason: None if self.ended.done() else self.ended.set_exception(reason))
+
+    def on_record(self, _: object, method: Any, received: BasicProperties, body: bytes) -> None:
+        """Take one record; the first is the last of the time before, or it is another log."""
+        offset = int(str((received.headers or {}).get("x-stream-offset", 0)))
+        self._channel.tell(spec.Basic.Ack(delivery_tag=method.delivery_tag))
+        if self.ended.done():
+            return
+        picture = self._picture
+        if not self._known:
+            self._known = offset == picture.offset and body == picture.last
+            if not self._known:
+                self.ended.set_result(False)
+        elif offset > picture.offset:
+            picture.offset, picture.last = offset, bytes(body)
+            self.size += len(body) + _OVERHEAD
+            with suppress(ValueError):
+                self._fold(json.loads(body))
+
+    async def silence(self) -> bool:
+        """Wait until nothing more comes; False when it is another log."""
+        seen = -1
+        while seen != self.size and not self.ended.done():
+            seen = self.size
+            await asyncio.sleep(_SILENCE)
+        return not self.ended.done() or self.ended.result()
+
+    def _fold(self, record: object) -> None:
+        if isinstance(record, dict):
+            self._picture.fold(record)
+            if record.get("mark") == self._mark:
+                self.ended.set_result(True)
+
+
+def record_of(binding: Binding) -> list[Any]:
+    """Return a binding as it stands in a record."""
+    headers = [list(pair) for pair in binding.headers]
+    return [binding.router, binding.kind, binding.queue, binding.pattern, headers, binding.match]
 
 
 def _binding(data: Any) -> Binding:

@@ -8,7 +8,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Binding, TopologyMismatch
 from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by
-from mqcore_rabbitmq.registry import Picture, Registry
+from mqcore_rabbitmq.registry import Picture, Registry, record_of
 from mqcore_rabbitmq.topology import Admin, missing
 from mqcore_rabbitmq.wire import escaped
 
@@ -41,7 +41,7 @@ class Routes:
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
         known = set(picture.bindings(None))
-        await self._registry.append([{"bind": _record(it)} for it in dict.fromkeys(bindings) if it not in known])
+        await self._registry.append([{"bind": record_of(it)} for it in dict.fromkeys(bindings) if it not in known])
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove those that are there."""
@@ -56,7 +56,7 @@ class Routes:
                     arguments=_arguments(binding),
                 )
                 await channel.ask(method)
-        await self._registry.append([{"unbind": _record(it)} for it in there])
+        await self._registry.append([{"unbind": record_of(it)} for it in there])
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
         """Return the bindings of one router, or all."""
@@ -109,8 +109,3 @@ def _arguments(binding: Binding) -> dict[str, Any]:
     if binding.kind != "headers":
         return {}
     return {"x-match": binding.match, **{escaped(name): value for name, value in binding.headers}}
-
-
-def _record(binding: Binding) -> list[Any]:
-    headers = [list(pair) for pair in binding.headers]
-    return [binding.router, binding.kind, binding.queue, binding.pattern, headers, binding.match]

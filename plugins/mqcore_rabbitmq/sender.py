@@ -29,7 +29,7 @@ __all__ = ["Sender"]
 
 _FORGET = 2.0
 """Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again."""
-QUEUES, LADDER = "queues", "ladder"
+QUEUES, LADDER, RECORDS = "queues", "ladder", "records"
 
 
 class Sender:

@@ -1,10 +1,8 @@
 """What an open backend has: a session, its consumers, the wakers that they share, and the queues that go with it."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from mqcore.spi import (
@@ -90,7 +88,7 @@ class Opened:
             keys = [self._keys.one(spec.name, "q") for spec in group]
             clash = await self.session.run("declare", keys, *(value for spec in group for value in _fields(spec)))
             if clash:
-                raise _mismatch(group[clash[0] - 1], clash[1])
+                raise _mismatch(group[clash[0] - 1], clash[1].decode(), clash[2].decode())
         self._temporary.update(spec.name for spec in specs if spec.role == "temporary")
 
     def _check_slots(self, spec: QueueSpec) -> None:
@@ -183,21 +181,21 @@ def _counts(name: str, answer: Answer) -> QueueCounts:
     )
 
 
-def _spec(spec: QueueSpec) -> dict[str, Any]:
-    return {name: value for name, value in asdict(spec).items() if name != "durability"}
-
-
-def _fields(spec: QueueSpec) -> tuple[Any, ...]:
+def _fields(spec: QueueSpec) -> tuple[str, ...]:
     """Return a spec as the script `declare` takes it; times in microseconds."""
     ttl, retention = (None if value is None else round(value * 1e6) for value in (spec.ttl, spec.retention))
     values = (spec.name, spec.role, ttl, spec.max_length, spec.overflow, spec.dead_letter, retention)
-    return (json.dumps(_spec(spec), sort_keys=True), *("" if value is None else value for value in values))
+    return tuple("" if value is None else str(value) for value in values)
 
 
-def _mismatch(wanted: QueueSpec, found: bytes) -> TopologyMismatch:
-    have, want = json.loads(found), _spec(wanted)
-    name = next((name for name in want if have.get(name) != want[name]), "spec")
+def _mismatch(wanted: QueueSpec, field: str, found: str) -> TopologyMismatch:
+    """Say how a queue differs from what was declared."""
+    have: Any = found or None
+    if have is not None and field in {"ttl", "retention"}:
+        have = int(have) / 1e6
+    elif have is not None and field == "max_length":
+        have = int(have)
     return TopologyMismatch(
-        f"queue {wanted.name!r} exists with {name}={have.get(name)!r} and was declared with {name}={want.get(name)!r}: "
+        f"queue {wanted.name!r} exists with {field}={have!r} and was declared with {field}={getattr(wanted, field)!r}: "
         "use the same settings everywhere, or delete the queue first"
     )

@@ -37,6 +37,8 @@ async def probe(session: Session, options: RedisOptions) -> Capabilities:
         raise ReadOnlyError(
             f"the Redis at {session.place.shown} is a replica: connect to its master", status_code="READONLY"
         )
+    if session.place.kind != "cluster" and any(info.get("cluster_enabled") == "1" for info, _ in nodes):
+        raise ConfigurationError(f"the Redis at {session.place.shown} is a node of a cluster: use redis+cluster://")
     server = _server(nodes[0][0])
     await session.run("probe", ["{mq}:probe"] if session.place.kind == "cluster" else [])
     durability, limits = min((_durability(info, config, options) for info, config in nodes), key=lambda found: found[0])

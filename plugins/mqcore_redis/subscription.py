@@ -87,6 +87,8 @@ class RedisSubscription(Subscription):
             room = await self._room(limit)
             if room > 0 and not self._arrived:
                 await self._claim(room)
+            if not self._open:
+                break  # what the last claim brought is given back by who closes
             if got := self._hand_out(limit):
                 return got
             now = self._loop.time()

@@ -113,7 +113,6 @@ class Waker:
             return
         queue = names.get(answer[0].decode())
         if queue is not None:
-            self._listened[queue] = self._listened.pop(
-                queue, None
-            )  # BLPOP serves the first key first: to the end with it
+            self._listened.pop(queue, None)
+            self._listened[queue] = None  # BLPOP serves the first key first: to the end with it
             self.pass_on(queue)

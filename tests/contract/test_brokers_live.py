@@ -92,6 +92,14 @@ def test_a_paused_server_takes_connections_and_says_nothing(server: Server) -> N
     assert answers(server, 10)
 
 
+def test_its_own_tools_run_beside_it(server: Server) -> None:
+    ping = ["redis-cli", "-p", "6379" if server.provider == "docker" else str(server.port), "ping"]
+    words = ping if server.product.scheme == "redis" else ["rabbitmqctl", "list_vhosts", "--quiet"]
+    assert server.run(*words).split()[-1] in {"PONG", "/"}
+    with pytest.raises(BrokerUnavailable, match="ended with"):
+        server.run(words[0], "--no-such-option")
+
+
 def test_a_paused_server_can_be_killed(server: Server) -> None:
     server.pause()
     server.restart()
@@ -171,8 +179,18 @@ def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> No
     with Brokers("url", [f"{server.product.slug}={server.url}"]) as brokers:
         given = brokers.server(server.product.slug)
         assert (given.url, given.version, given.controllable) == (server.url, server.version, False)
-        for touch in (given.kill, given.start, given.pause, given.restart):
+        for touch in (given.kill, given.start, given.pause, given.restart, lambda: given.run("redis-cli", "ping")):
             with pytest.raises(TypeError, match="it is not ours"):
                 touch()
-        assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == set()
+        assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == {"kill"}
     assert answers(server)
+
+
+def test_a_tool_beside_the_server_is_run(server: Server) -> None:
+    if server.product.scheme == "redis":
+        asked, told = ("redis-cli", "-p", str(server.port if server.provider == "local" else 6379), "ping"), "PONG"
+    else:
+        asked, told = ("rabbitmqctl", "list_vhosts"), "/"
+    assert told in server.run(*asked)
+    with pytest.raises(BrokerUnavailable, match=f"{asked[0]} ended with"):
+        server.run(asked[0], "--no-such-option")

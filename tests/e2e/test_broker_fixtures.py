@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +139,33 @@ def test_a_broker_is_started_for_the_run_and_gone_after_a_failure(
     assert port is not None
     with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
         broker_server("redis", provider="local").product.ask("127.0.0.1", int(port[1]), 1.0)
+
+
+def test_a_run_that_is_asked_to_end_leaves_no_server(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, broker_server: Callable[..., Server]
+) -> None:
+    """As a CI does that runs out of time."""
+    ask = broker_server("redis", provider="local").product.ask  # skips where none is installed
+    monkeypatch.setenv("MQCORE_BROKERS", "local")
+    pytester.makepyfile(
+        test_shop="""
+        import time
+
+        def test_one(broker_server):
+            print(broker_server("redis").port, flush=True)
+            time.sleep(60)
+        """
+    )
+    run = pytester.popen([sys.executable, "-m", "pytest", "-s"], stdin=pytester.CLOSE_STDIN)
+    with run:
+        lines = (line.decode() for line in run.stdout or ())
+        port = next(int(found[1]) for line in lines if (found := re.search(r"(?:^| )(\d{5})$", line.strip())))
+        assert ask("127.0.0.1", port, 5.0).product == "Redis"
+        run.send_signal(signal.SIGTERM)
+        assert "KeyboardInterrupt" in "".join(lines)
+        assert run.wait(30) == pytest.ExitCode.INTERRUPTED
+    with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
+        ask("127.0.0.1", port, 1.0)
 
 
 def test_what_the_documentation_shows_works(

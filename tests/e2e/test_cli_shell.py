@@ -45,7 +45,7 @@ MISUSES = {
     ("routes",): "lives in one process",
     ("routes", "prune", "shop"): "MODULE:APP",
     ("backends", "all"): "all",
-    ("doctor", f"redis://user:{CANARY}@localhost"): "redis",
+    ("doctor", f"postgresql://user:{CANARY}@localhost"): "postgresql",
     ("doctor", f"memory://?password={CANARY}"): "password",
 }
 """One wrong use of each command, and what its one line must name."""

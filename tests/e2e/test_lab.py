@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from mqcore.contract.brokers import Brokers
 
+pytestmark = pytest.mark.timeout(120)  # programs in real time, on a machine with much else to do
+
 ROOT = Path(__file__).parents[2]
 LAB = ROOT / "examples" / "lab"
 WORDS = ["every", "good", "boy", "does", "fine", "always"]
@@ -376,11 +378,12 @@ def test_killing_a_worker_that_does_not_acknowledge_loses_its_message(lab: Lab) 
 
 def test_sharing_it_fairly(lab: Lab) -> None:
     hoarding, send, late = step("Sharing it fairly", 3)
-    one = lab.worker(hoarding, 0.1)
+    one = lab.worker(hoarding, 0.4)
     lab.send(send)
-    one.until(lambda: one.done)
+    one.until(lambda: one.received)
     two = lab.worker(late)
-    one.until(lambda: len(one.done) >= 3)
+    before = len(one.done)
+    one.until(lambda: len(one.done) > before)
     assert not two.received  # it is idle: the first one holds them all
     assert one.end() == 0
     wait(lambda: sorted(one.done + two.done) == sorted(WORDS))
@@ -393,6 +396,7 @@ def test_restarting_the_broker(lab: Lab, brokers: Brokers) -> None:
     if not server.controllable:
         pytest.skip("a broker that was given by its URL is not ours to restart")
     lab.send(send)
+    time.sleep(3)  # RabbitMQ 3.10 may never find a replicated queue again that was just made when it is killed
     server.restart()
     worker = lab.worker(start)
     worker.until(lambda: worker.done == ["still here?"])

@@ -10,6 +10,8 @@ from support.demo import run_demo
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.timeout(120)
+
 BROKEN = {"blank.png", "dot.png", "empty.png", "notes.jpg", "truncated.png"}
 
 

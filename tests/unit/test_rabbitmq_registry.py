@@ -5,8 +5,7 @@ from __future__ import annotations
 from mqcore.spi import Binding, QueueSpec
 from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.layout import Layout
-from mqcore_rabbitmq.registry import Picture
-from mqcore_rabbitmq.routes import _record
+from mqcore_rabbitmq.registry import Picture, record_of
 
 
 def layout(name: str) -> Layout:
@@ -16,13 +15,13 @@ def layout(name: str) -> Layout:
 def test_records_add_up_to_what_there_is() -> None:
     picture, one = Picture(), Binding(router="shop", kind="topic", queue="a", pattern="x.*")
     two = Binding(router="shop", kind="headers", queue="b", headers=(("h", "1"), ("i", "2")), match="any")
-    for record in (layout("a").record(), layout("b").record(), {"bind": _record(one)}, {"bind": _record(two)}):
+    for record in (layout("a").record(), layout("b").record(), {"bind": record_of(one)}, {"bind": record_of(two)}):
         picture.fold(record)
     assert set(picture.queues) == {"a", "b"}
     assert picture.bindings("shop") == picture.bindings(None) == [one, two]
     picture.fold({"gone": "a"})
     assert (set(picture.queues), picture.bindings("shop")) == ({"b"}, [two])
-    picture.fold({"unbind": _record(two)})
+    picture.fold({"unbind": record_of(two)})
     assert picture.bindings(None) == []
     assert picture.routers == {}
 
@@ -36,7 +35,7 @@ def test_what_cannot_be_read_says_nothing() -> None:
 
 def test_a_copy_shares_nothing() -> None:
     picture = Picture()
-    picture.fold({"bind": _record(Binding(router="r", kind="fanout", queue="q"))})
+    picture.fold({"bind": record_of(Binding(router="r", kind="fanout", queue="q"))})
     other = picture.copy()
     other.forget("q")
     assert picture.bindings("r")
@@ -51,3 +50,13 @@ def test_what_is_delayed_is_counted_until_it_is_due() -> None:
     delayed.add("q", 50.0)
     delayed.clear("q")
     assert delayed.count("q", 0.0) == 0
+
+
+def test_what_counts_can_be_written_down_again() -> None:
+    picture, again = Picture(), Picture()
+    binding = Binding(router="r", kind="headers", queue="a", headers=(("h", "1"),), match="any")
+    for record in (layout("a").record(), layout("b").record(), {"gone": "b"}, {"bind": record_of(binding)}):
+        picture.fold(record)
+    for record in picture.records():
+        again.fold(record)
+    assert (again.queues, again.routers) == (picture.queues, picture.routers)

@@ -204,3 +204,10 @@ def test_every_url_in_a_text_is_masked() -> None:
 def test_a_long_word_without_a_url_is_read_in_one_go() -> None:
     word = "x" * 1_000_000  # where each letter began a search to the end, this took longer than any test may
     assert mask_text(word) == word
+
+
+def test_punctuation_after_a_url_in_a_text_is_not_taken_for_a_part_of_it() -> None:
+    assert (
+        mask_text("cannot connect to redis://u:p@h:6379: refused") == "cannot connect to redis://u:***@h:6379: refused"
+    )
+    assert mask_text("redis://h:1, redis://h:2; redis://h:3") == "redis://h:1, redis://h:2; redis://h:3"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from mqcore.contract.brokers.server import BrokerUnavailable, Server, free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mqcore.contract.brokers.catalogue import Kind
 
 __all__ = ["DockerServer"]
@@ -85,6 +87,10 @@ class DockerServer(Server):
 
     def _resume(self) -> None:
         self._wrapped.unpause()
+
+    def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
+        code, told = self._wrapped.exec_run(list(words))
+        return int(code), told.decode(errors="replace")
 
     def _stop(self) -> None:
         if self._container is not None:

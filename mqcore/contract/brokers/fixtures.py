@@ -12,8 +12,11 @@ imported when a test asks.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,8 +97,21 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
     except (LookupError, ConfigurationError) as error:
         pytest.exit(f"--brokers, --broker-url: {error}", pytest.ExitCode.USAGE_ERROR)
     request.config.stash[_USE].brokers = found
-    with found:
+    with found, _asked_to_end():
         yield found
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """While servers run, let SIGTERM end the tests as Ctrl-C does: a CI that runs out of time leaves no server behind."""
+    plain = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    if plain:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if plain:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from mqcore.contract.brokers.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mqcore.contract.brokers.catalogue import Product
 
 __all__ = ["GivenServer"]
@@ -43,7 +45,7 @@ class GivenServer(Server):
 
     def _not_ours(self) -> NoReturn:
         raise TypeError(
-            f"{self.name} was given by its URL: it is not ours to kill, start or pause (see `controllable`)"
+            f"{self.name} was given by its URL: it is not ours to kill, start, pause or run tools in (see `controllable`)"
         )
 
     def _start(self) -> None:
@@ -56,6 +58,9 @@ class GivenServer(Server):
         self._not_ours()
 
     def _resume(self) -> None:
+        self._not_ours()
+
+    def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:  # noqa: ARG002 - as every server's
         self._not_ours()
 
     def _stop(self) -> None:

@@ -28,6 +28,8 @@ __all__ = ["LocalServer"]
 
 _HERE = "127.0.0.1"
 _ENDS_WITHIN = 10.0
+_TOOL = 30.0
+"""Seconds that a tool of the server may take; RabbitMQ's start a virtual machine of their own."""
 _MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/sbin", "/usr/local/opt/rabbitmq/sbin")
 """Where servers stand that an ordinary user's PATH may not have."""
 _RABBITMQ_ITSELF = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -99,6 +101,15 @@ class LocalServer(Server):
     def _resume(self) -> None:
         for process in self._processes:
             self._signal(process, signal.SIGCONT)
+
+    def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
+        beside = _RABBITMQ_ITSELF.with_name(words[0])  # Debian's commands in /usr/sbin insist on a user of their own
+        program = str(beside) if beside.is_file() else _program(words[0])
+        environment = {**os.environ, **self._commands[-1].environment}
+        done = subprocess.run(  # noqa: S603 - a tool of the servers of the catalogue, named by a test
+            [program, *words[1:]], env=environment, capture_output=True, text=True, timeout=_TOOL, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def _stop(self) -> None:
         self._kill()  # its data goes too: there is nothing to end in good order

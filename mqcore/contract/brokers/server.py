@@ -15,6 +15,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mqcore.contract.brokers.catalogue import Product
 
 __all__ = ["BrokerUnavailable", "Server", "free_port"]
@@ -111,6 +113,16 @@ class Server(ABC):
             self._resume()
             self._paused = False
 
+    def run(self, *words: str) -> str:
+        """Run a tool that stands beside the server, such as `rabbitmqctl` or `redis-cli`, and return what it prints.
+
+        Raises `BrokerUnavailable` with that when it fails.
+        """
+        code, told = self._run_tool(words)
+        if code:
+            raise BrokerUnavailable(f"{self.name}: {words[0]} ended with {code}: {told.strip()}")
+        return told
+
     def stop(self) -> None:
         """End it, and remove its data. May be called in any state, and again."""
         atexit.unregister(self.stop)
@@ -136,6 +148,9 @@ class Server(ABC):
 
     @abstractmethod
     def _resume(self) -> None: ...
+
+    @abstractmethod
+    def _run_tool(self, words: Sequence[str]) -> tuple[int, str]: ...
 
     @abstractmethod
     def _stop(self) -> None: ...

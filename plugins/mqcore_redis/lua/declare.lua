@@ -1,12 +1,15 @@
 #!lua
 -- Makes sure that queues exist, all or none: KEYS are their q alone.
--- ARGV: for each spec, name, role, ttl, max_length, overflow, dead_letter, retention (nothing where there is none).
--- Answer: nothing, or the number of the first that exists with another spec, and that spec.
-local FIELDS = { 'spec', 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention' }
+-- ARGV: for each name, role, ttl, max_length, overflow, dead_letter, retention (nothing where there is none).
+-- Answer: nothing, or the number of the first that exists with other settings, which one differs, and what it is.
+local FIELDS = { 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention' }
 for number, key in ipairs(KEYS) do
-  local spec = call('HGET', key, 'spec')
-  if spec and spec ~= ARGV[(number - 1) * #FIELDS + 1] then
-    return { number, spec }
+  if call('EXISTS', key) == 1 then
+    for index, value in ipairs(call('HMGET', key, unpack(FIELDS))) do
+      if (value or '') ~= ARGV[(number - 1) * #FIELDS + index] then
+        return { number, FIELDS[index], value or '' }
+      end
+    end
   end
 end
 for number, key in ipairs(KEYS) do
@@ -20,7 +23,7 @@ for number, key in ipairs(KEYS) do
     end
     each('HSET', key, values)
   end
-  if ARGV[(number - 1) * #FIELDS + 3] == 'temporary' then
+  if ARGV[(number - 1) * #FIELDS + 2] == 'temporary' then
     call('EXPIRE', key, IDLE)
   end
 end

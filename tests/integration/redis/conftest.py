@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 class Private:
@@ -49,10 +49,13 @@ class Private:
             with self.client() as client:
                 try:
                     client.ping()
+                except plain_redis.AuthenticationError:
+                    return
                 except plain_redis.RedisError:
                     time.sleep(0.02)
                 else:
                     return
+        assert not plain, f"redis-server at port {self.port} did not answer, exit code {self.process.poll()}"
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None

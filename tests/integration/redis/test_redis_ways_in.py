@@ -13,7 +13,7 @@ import pytest
 import redis as plain_redis
 from support.waiting import eventually
 
-from mqcore import Broker, Queue
+from mqcore import Broker, ConfigurationError, Queue
 from mqcore.contract.brokers.server import free_port
 from mqcore.spi import DONE, STORED, Ack, Capability, ErrorKind, Move, Outgoing
 from mqcore_redis import RedisBackend, RedisOptions
@@ -222,13 +222,14 @@ async def test_a_master_that_sentinel_does_not_know(private: Callable[..., Priva
 @pytest.fixture
 def cluster(private: Callable[..., Private]) -> Iterator[list[Private]]:
     """Three masters that share the slots."""
-    nodes = [private("--cluster-enabled", "yes", "--appendonly", "yes") for _ in range(3)]
+    buses = [free_port() for _ in range(3)]
+    nodes = [private("--cluster-enabled", "yes", "--appendonly", "yes", "--cluster-port", str(bus)) for bus in buses]
     clients = [node.client() for node in nodes]
     bounds = [0, 5461, 10922, 16384]
     for client, first, after in zip(clients, bounds[:-1], bounds[1:], strict=True):
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
-    for node in nodes[1:]:
-        clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+    for node, bus in zip(nodes[1:], buses[1:], strict=True):
+        clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients):  # type: ignore[no-untyped-call]  # redis-py
@@ -262,6 +263,12 @@ async def test_a_cluster_serves_queues_of_many_slots(cluster: list[Private]) -> 
             assert await consumer.settle([move], timeout=5) == [DONE]
         (count,) = await backend.count([there])
         assert count.ready == 1
+
+
+async def test_a_node_of_a_cluster_is_no_server_by_itself(cluster: list[Private]) -> None:
+    backend = RedisBackend(cluster[0].url, RedisOptions())
+    with pytest.raises(ConfigurationError, match=r"redis\+cluster://"):
+        await backend.open(lambda _: None)
 
 
 async def test_a_move_across_slots_that_is_tried_again_stores_one_successor(cluster: list[Private]) -> None:

@@ -1,0 +1,87 @@
+"""The wire between an instance and its server: what goes in comes out, and a kill is heard on both sides as a reset."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from mqcore.contract.brokers.wire import Wire
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        found.settimeout(10)
+        yield found
+
+
+@pytest.fixture
+def wire(server: socket.socket) -> Iterator[Wire]:
+    found = Wire(*server.getsockname())
+    yield found
+    found.kill()
+
+
+def connected(wire: Wire) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", wire.port), timeout=10)
+
+
+def read(connection: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size and (more := connection.recv(size - len(found))):
+        found += more
+    return found
+
+
+def test_what_goes_in_comes_out_on_either_side(server: socket.socket, wire: Wire) -> None:
+    with connected(wire) as client:
+        client.sendall(b"hello")
+        there, _ = server.accept()
+        with there:
+            assert read(there, 5) == b"hello"
+            there.sendall(b"world")
+            assert read(client, 5) == b"world"
+
+
+def test_more_than_a_side_can_take_waits_and_arrives(server: socket.socket, wire: Wire) -> None:
+    much = bytes(range(256)) * 4000
+    with connected(wire) as client:
+        client.sendall(much)
+        there, _ = server.accept()
+        with there:
+            there.settimeout(10)
+            assert read(there, len(much)) == much
+
+
+def test_an_orderly_end_is_one_on_the_other_side(server: socket.socket, wire: Wire) -> None:
+    with connected(wire) as client:
+        client.sendall(b"bye")
+    there, _ = server.accept()
+    with there:
+        there.settimeout(10)
+        assert read(there, 100) == b"bye"
+
+
+def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, wire: Wire) -> None:
+    with connected(wire) as client:
+        client.sendall(b"hello")
+        there, _ = server.accept()
+        with there:
+            there.settimeout(10)
+            assert read(there, 5) == b"hello"
+            wire.kill()
+            wire.kill()  # twice is once
+            with pytest.raises(ConnectionResetError):
+                there.recv(1)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        connected(wire)
+
+
+def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, wire: Wire) -> None:
+    server.close()
+    with pytest.raises(ConnectionResetError), connected(wire) as client:  # while it connects, or soon after
+        client.recv(1)
