@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mqcore.contract.brokers.sweep import delete_queues, queues
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mqcore.contract.brokers import Server
@@ -30,9 +32,11 @@ def server(where: str, broker_server: Callable[[str], Server]) -> Server:
 
 
 @pytest.fixture
-def url(where: str, server: Server) -> str:
-    """Its URL, with the queue type that is meant."""
-    return f"{server.url}?durability=machine" if where.endswith(QUORUM) else server.url
+def url(where: str, server: Server) -> Iterator[str]:
+    """Its URL, with the queue type that is meant; the queues of the test are deleted after it."""
+    before = queues(server.url)
+    yield f"{server.url}?durability=machine" if where.endswith(QUORUM) else server.url
+    delete_queues(server.url, queues(server.url) - before)
 
 
 @pytest.fixture
