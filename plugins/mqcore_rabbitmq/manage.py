@@ -88,10 +88,11 @@ class Manager:
             kept = await reading.keep(keys)
         window = Window(reading.channel, generation)
         deliveries: list[Delivery] = []
+        for held in sorted(kept, key=lambda held: held.tag):
+            window.add(held)
         for held in kept:
             message, expires = read(held, self._ttl(queue), now)
             held.out = True
-            window.held[held.tag] = held
             left = None if expires is None else expires - now
             deliveries.append(Delivery(message, window.receipt(held), left, held.redelivered))
         window.out = len(kept)

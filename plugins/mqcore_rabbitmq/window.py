@@ -51,7 +51,7 @@ class Window:
         return self.channel.closed is None
 
     def add(self, held: Held) -> None:
-        """Take note of a delivery."""
+        """Take note of a delivery. Must be called in the order of the tags: the first that is held is the lowest."""
         self.held[held.tag] = held
         self._by_queue[held.queue] += 1
         self.full.pop(held.queue, None)

@@ -1,0 +1,168 @@
+"""Corners: two copies of one id, what nobody saw, who goes while others wait, a lease that ends before its answer is used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import redis as plain_redis
+
+from mqcore.spi import DONE, STORED, Ack, ConnectionLost, Move, Outgoing, QueueSpec, Release, new_id
+from mqcore_redis import RedisBackend, RedisOptions
+
+from .conftest import a_queue, opened, outgoing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conftest import Private
+
+
+async def test_two_copies_of_one_id_are_both_dead_lettered(redis_url: str) -> None:
+    """The window of the first publish was over when the second came, and both are still there to be moved."""
+    async with opened(redis_url, dedup_size=1) as backend:
+        queue = await a_queue(backend)
+        for name in ("a", "x", "y", "a"):
+            assert await backend.publish([outgoing(queue, name)], timeout=5) == [STORED]
+    async with opened(redis_url) as backend:
+        consumer = await backend.subscribe(queue, prefetch=10, lease=30)
+        for delivery in await consumer.receive(10, 2):
+            letter = Outgoing(f"{queue}.dlq", delivery.message.moved(queue))
+            assert await consumer.settle([Move(delivery.receipt, letter)], timeout=5) == [DONE]
+        letters = await backend.browse(f"{queue}.dlq", 10)
+        assert Counter(it.message.id for it in letters) == Counter("aaxy")
+
+
+async def test_after_a_cancelled_receive_the_next_ones_ask_the_server_again(redis_url: str) -> None:
+    async with opened(redis_url) as backend:
+        queue = await a_queue(backend)
+        await backend.publish([outgoing(queue, name) for name in "abc"], timeout=5)
+        consumer = await backend.subscribe(queue, prefetch=10, lease=30)
+        receiving = asyncio.create_task(consumer.receive(1, 5))
+        await asyncio.sleep(0)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        await backend.count([queue])  # answers come in their order: the claim has been answered
+        got = [[it.message.id for it in await consumer.receive(1, 0)] for _ in range(3)]
+        assert got == [["a"], ["b"], ["c"]]
+
+
+async def test_what_nobody_saw_goes_back_as_doubtful_as_it_was(redis_url: str) -> None:
+    async with opened(redis_url) as backend:
+        queue = await a_queue(backend)
+        await backend.publish([outgoing(queue, name) for name in "ab"], timeout=5)
+        killed = await backend.subscribe(queue, prefetch=1, lease=30)
+        assert len(await killed.receive(1, 2)) == 1
+        await killed.close()
+        unseeing = await backend.subscribe(queue, prefetch=10, lease=30)
+        receiving = asyncio.create_task(unseeing.receive(2, 5))
+        await asyncio.sleep(0)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        await unseeing.close()
+        consumer = await backend.subscribe(queue, prefetch=10, lease=30)
+        got = await consumer.receive(2, 2)
+        assert [(it.message.id, it.doubtful, it.redelivered) for it in got] == [("a", True, True), ("b", False, False)]
+
+
+async def test_a_delayed_entry_that_is_taken_and_released_is_still_in_time(redis_url: str) -> None:
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, loop = await a_queue(backend), asyncio.get_running_loop()
+        idle = await other.subscribe(queue, prefetch=1, lease=30)
+        late = []
+        for _ in range(8):
+            await backend.publish([outgoing(queue, delay=0.35)], timeout=5)
+            due = loop.time() + 0.35
+            (entry,) = await backend.browse(queue, 1)
+            (taken,) = await backend.take(queue, [entry.key], 30)
+            consumer = await backend.subscribe(queue, prefetch=1, lease=30)
+            waiting = asyncio.create_task(idle.receive(1, 10))
+            await asyncio.sleep(0.1)  # it has looked, and found nothing
+            assert await consumer.settle([Release(taken.receipt)], timeout=5) == [DONE]
+            await consumer.close()
+            (delivery,) = await waiting
+            late.append(loop.time() - due)
+            assert await idle.settle([Ack(delivery.receipt)], timeout=5) == [DONE]
+        assert sorted(late)[5] < 0.1
+
+
+async def test_who_leaves_with_a_token_in_hand_wakes_the_next(redis_url: str) -> None:
+    """The delay woke one consumer, which set its timer and goes before it rings."""
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, loop = await a_queue(backend), asyncio.get_running_loop()
+        late = []
+        for _ in range(8):
+            one = await backend.subscribe(queue, prefetch=1, lease=30)
+            first = asyncio.create_task(one.receive(1, 10))
+            await asyncio.sleep(0.05)
+            await backend.publish([outgoing(queue, delay=0.3)], timeout=5)
+            due = loop.time() + 0.3
+            await asyncio.sleep(0.05)
+            two = await other.subscribe(queue, prefetch=1, lease=30)
+            # looks now, and then once a second: the timer is set by its first look, so it has to be a full one
+            second = asyncio.create_task(two.receive(1, 10))
+            await one.close()
+            assert await first == []
+            (delivery,) = await second
+            late.append(loop.time() - due)
+            await two.settle([Ack(delivery.receipt)], timeout=5)
+            await two.close()
+        assert sorted(late)[5] < 0.1
+
+
+async def test_a_full_consumer_learns_of_a_loss_at_once(redis_url: str) -> None:
+    lost = asyncio.Event()
+    backend = RedisBackend(redis_url, RedisOptions())
+    await backend.open(lambda _: lost.set())
+    try:
+        queue = await a_queue(backend)
+        await backend.publish([outgoing(queue)], timeout=5)
+        consumer = await backend.subscribe(queue, prefetch=1, lease=30)
+        assert len(await consumer.receive(1, 2)) == 1
+        waiting = asyncio.create_task(consumer.receive(1, 60))
+        await asyncio.sleep(0)
+        with plain_redis.Redis.from_url(redis_url) as client:
+            for found in client.client_list():
+                if int(found["id"]) != client.client_id() and found["name"] == "":
+                    client.client_kill_filter(_id=found["id"])
+        async with asyncio.timeout(5):
+            await lost.wait()
+            with pytest.raises(ConnectionLost):
+                await waiting
+    finally:
+        await backend.close()
+
+
+async def test_a_close_that_is_cancelled_leaves_no_connection(private: Callable[..., Private]) -> None:
+    server = private()
+    backend = RedisBackend(server.url, RedisOptions())
+    await backend.open(lambda _: None)
+    queue = await a_queue(backend)
+    await backend.publish([outgoing(queue)], timeout=5)
+    consumer = await backend.subscribe(queue, prefetch=1, lease=30)
+    assert len(await consumer.receive(1, 2)) == 1
+    for turns in (1, 2):
+        closing = asyncio.create_task(backend.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+    with server.client() as client:
+        async with asyncio.timeout(5):
+            while len(client.client_list()) > 1:  # noqa: ASYNC110 - the server is what is looked at
+                await asyncio.sleep(0.01)
+
+
+async def test_nothing_of_a_temporary_queue_stays_for_ever(private: Callable[..., Private]) -> None:
+    server = private()
+    async with opened(server.url) as backend:
+        name = f"t.{new_id()[:12]}"
+        await backend.declare([QueueSpec(name=name, role="temporary")])
+        await backend.publish([outgoing(name), outgoing(name, delay=60)], timeout=5)
+        consumer = await backend.subscribe(name, prefetch=1, lease=30)
+        (delivery,) = await consumer.receive(1, 2)
+        assert await consumer.settle([Release(delivery.receipt)], timeout=5) == [DONE]
+        with server.client() as client:
+            assert {key: client.ttl(key) for key in client.keys() if client.ttl(key) < 0} == {}
