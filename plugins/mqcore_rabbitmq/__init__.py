@@ -6,11 +6,17 @@ holds what is unsettled, `wire` is the format. `topology`, `manage` (with `looki
 knows what AMQP cannot tell, `delayed` what this instance has put off.
 """
 
+import logging
+
 from mqcore.spi import Backend, hookimpl
 from mqcore_rabbitmq.backend import RabbitBackend
 from mqcore_rabbitmq.options import RabbitOptions
 
 __all__ = ["RabbitBackend", "RabbitOptions", "mqcore_register_backends"]
+
+_PIKA = logging.getLogger("pika")
+if _PIKA.level == logging.NOTSET:
+    _PIKA.setLevel(logging.CRITICAL)  # it tells an ordinary reconnect as errors; core tells each trouble once, in its own words
 
 
 @hookimpl

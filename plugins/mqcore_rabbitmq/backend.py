@@ -105,12 +105,10 @@ class RabbitBackend(Backend):
             )
             admin = Admin(consuming, server)  # a connection that has published is not read at all while an alarm is on
             sender = Sender(publishing, admin, native_routes=not self._options.quorum)
-            broker = (str(publishing.properties.get("cluster_name", "")), self._hosts[0].virtual_host)
             sender.registry = Registry(
-                consuming, broker, lambda: sender.confirms(RECORDS), lambda: publishing.blocked is not None
+                consuming, lambda: sender.confirms(RECORDS), lambda: publishing.blocked is not None
             )
-            await sender.confirms(QUEUES)
-            capabilities = capabilities_of(server, self._options)
+            capabilities = capabilities_of(server, self._options, await sender.alarm())
             self._now = _Open(publishing, consuming, capabilities, sender, admin)
         except BaseException:
             await asyncio.gather(publishing.close(), consuming.close())

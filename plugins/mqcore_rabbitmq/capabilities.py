@@ -12,8 +12,8 @@ _AFTER_CRASH = 190.0
 _ASSUMED_TIMEOUT = 1_800.0
 
 
-def capabilities_of(server: Server, options: RabbitOptions) -> Capabilities:
-    """Say what connections with these options can do on this server."""
+def capabilities_of(server: Server, options: RabbitOptions, alarm: str | None = None) -> Capabilities:
+    """Say what connections with these options can do on this server; `alarm` is why it takes no publishes now."""
     quorum = options.quorum
     exact = options.bands == LEVELS or not quorum
     durability = Durability.PROCESS
@@ -23,6 +23,11 @@ def capabilities_of(server: Server, options: RabbitOptions) -> Capabilities:
         durable = {"queues": "quorum", "cluster": "stated, not verified" if options.cluster else "not stated"}
     if server.number < (3, 12):
         durable["consumer_timeout"] = _ASSUMED_TIMEOUT
+    if alarm is not None:
+        durable["warning"] = (
+            f"RabbitMQ takes no publishes: its memory or disk alarm is on ({alarm}). Consumers go on; free memory or disk, or "
+            "raise its watermark"
+        )
     supports = {
         Capability.DELAY: Support(
             Level.EMULATED, {"granularity": GRANULARITY, "max": LONGEST, "after_crash": _AFTER_CRASH}

@@ -184,7 +184,6 @@ class Link:
 
     def __init__(self, silence: float, lost: Callable[[Exception], None]) -> None:
         self.blocked: str | None = None
-        self.on_blocked: Callable[[], None] = lambda: None
         self._silence = silence
         self._lost = lost
         self._connection: _Connection | None = None
@@ -296,7 +295,6 @@ class Link:
 
     def _on_blocked(self, _: object, frame: Any) -> None:
         self.blocked = frame.method.reason or "an alarm"
-        self.on_blocked()
 
     def _on_unblocked(self, _: object, __: object) -> None:
         self.blocked = None

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Sequence
 from time import monotonic
 
-from pika import spec
+from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import STORED, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown
+from mqcore.spi import STORED, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown, new_id
 from mqcore_rabbitmq.confirms import Confirms, Each, Sending
 from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.errors import NOT_FOUND, RESOURCE_LOCKED, closed_by
@@ -29,6 +29,8 @@ __all__ = ["Sender"]
 
 _FORGET = 2.0
 """Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again."""
+_PROBE = 0.5
+"""Seconds that a connect waits for the answer to its first message; without an alarm it comes in a few milliseconds."""
 QUEUES, LADDER, RECORDS = "queues", "ladder", "records"
 
 
@@ -96,6 +98,12 @@ class Sender:
                 if known is None or known.channel.closed is not None:
                     known = self._confirms[kind] = await Confirms.on(await self._link.channel())
         return known
+
+    async def alarm(self) -> str | None:
+        """Send what no queue takes and see whether it is read: under an alarm the broker says so, and only to who publishes."""
+        nowhere = f"mq.nowhere.{new_id()}"
+        await (await self.confirms()).publish([Sending("", nowhere, BasicProperties(), b"", nowhere)], _PROBE)
+        return self._link.blocked
 
     async def publish(
         self, batch: Sequence[Outgoing], timeout: float, now: float, *, moved: bool, each: Each | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from mqcore.spi import (
     Backend,
@@ -25,7 +25,7 @@ from mqcore_redis.classify import kind_of
 from mqcore_redis.keys import Keys
 from mqcore_redis.opened import Opened, entries
 from mqcore_redis.options import RedisOptions, read
-from mqcore_redis.probe import explained, probe
+from mqcore_redis.probe import RIGHTS, denied, probe
 from mqcore_redis.session import Session
 
 __all__ = ["RedisBackend"]
@@ -55,8 +55,8 @@ class RedisBackend(Backend):
             capabilities = await probe(session, self._options)
         except BaseException as error:
             await session.close()
-            if isinstance(error, ResponseError):
-                raise explained(error) from error
+            if isinstance(error, ResponseError) and denied(error):
+                raise NoPermissionError(f"{error} (mqcore needs: {RIGHTS})", status_code="NOPERM") from error
             raise
         self._open = Opened(session, self._keys, self._options, capabilities)
         return capabilities

@@ -73,7 +73,7 @@ class Batches:
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _store(self, chunks: Sequence[_Chunk], left: Callable[[], float]) -> list[Answer]:
-        answers = await self._session.gather([self._publishing(chunk) for chunk in chunks], left()) if chunks else []
+        answers = await self._session.gather([self._publishing(chunk) for chunk in chunks], left())
         for index, answer in enumerate(answers):
             if isinstance(answer, bytes):  # nothing was done: it takes the keys of this dead-letter queue
                 self._letters[chunks[index].queue] = answer.decode()
@@ -141,36 +141,32 @@ class Batches:
             else:
                 plain.append((item, settlement))
         chunks = list(self._split_settlements(queue, plain))
-        calls = [self._settling(chunk) for chunk in chunks]
-        answers = await self._session.gather(calls, left()) if calls else []
+        answers = await self._session.gather([self._settling(chunk) for chunk in chunks], left())
         for chunk, answer in zip(chunks, answers, strict=True):
             for index, item in enumerate(chunk.items):
                 settled[item] = self._ending(batch[item], answer, index)
         return [ending for ending in settled if ending is not None]
 
-    def abandoning(self, queue: str, released: Sequence[bytes], lost: Sequence[bytes]) -> Call:
+    def abandoning(self, queue: str, unseen: Sequence[bytes], lost: Sequence[bytes]) -> Call:
         """Return a call that gives claims back: those that nobody saw, and those whose owner goes without a word."""
-        args = [word for how, receipts in (("R", released), ("L", lost)) for it in receipts for word in (how, it)]
+        args = [word for how, receipts in (("U", unseen), ("L", lost)) for it in receipts for word in (how, it)]
         return Call("settle", self._keys.of(queue), (*self._window, *args))
 
     def _split_settlements(self, queue: str, batch: Iterable[tuple[int, Settlement]]) -> Iterator[_Chunk]:
         chunk = _Chunk(queue)
         for item, settlement in batch:
-            args: tuple[Any, ...] = ("R" if isinstance(settlement, Release) else "A", settlement.receipt)
-            size = 0
-            if isinstance(settlement, Move):
-                record = encode(settlement.to.message)
-                size = len(record)
-            if chunk.full(size):
+            record = encode(settlement.to.message) if isinstance(settlement, Move) else b""
+            if chunk.full(len(record)):
                 yield chunk
                 chunk = _Chunk(queue)
             if isinstance(settlement, Move):
-                target = chunk.targets.setdefault(str(settlement.to.to), len(chunk.targets) + 1)
-                name = name_of(settlement.to.message)
-                args = ("M", settlement.receipt, target, name, wanted(settlement.to), record)
-            chunk.args += args
+                out = settlement.to
+                target = chunk.targets.setdefault(str(out.to), len(chunk.targets) + 1)
+                chunk.args += ("M", settlement.receipt, target, name_of(out.message), wanted(out), record)
+            else:
+                chunk.args += ("R" if isinstance(settlement, Release) else "A", settlement.receipt)
             chunk.items.append(item)
-            chunk.size += size
+            chunk.size += len(record)
         if chunk.items:
             yield chunk
 
@@ -188,9 +184,11 @@ class Batches:
     async def _move_far(self, queue: str, move: Move, left: Callable[[], float]) -> Settled:
         """Move to another slot of a cluster: store the successor, then let go; repeated, it finds its own successor."""
         (ours,) = await self._session.gather([Call("renew", self._keys.of(queue), (0, move.receipt))], left())
-        if isinstance(ours, list) and not ours[0]:
+        if not isinstance(ours, list):
+            return _trouble(ours)
+        if not ours[0]:
             return STALE
-        number = int(move.receipt.rpartition(b"|")[2][2:] or 0) if isinstance(ours, list) else 0
+        number = int(move.receipt.rpartition(b"|")[2][2:])
         (stored,) = await self.publish([move.to], left(), since=number)
         if not isinstance(stored, Stored):
             return stored

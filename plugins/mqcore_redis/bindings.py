@@ -3,6 +3,7 @@
 They are asked for at each routed publish. What is answered comes from memory, after one look at the version.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -38,8 +39,9 @@ class Bindings:
     async def remove(self, bindings: Iterable[Binding]) -> None:
         """Remove those that are there."""
         texts = [_text(binding) for binding in bindings]
-        if texts and await self._session.command("ZREM", self._key, *texts):
-            await self._session.command("INCR", self._version_key)
+        if texts:  # both at once: a connection that broke in between would leave the others with what they remember
+            command = self._session.command
+            await asyncio.gather(command("ZREM", self._key, *texts), command("INCR", self._version_key))
 
     async def of(self, router: str | None = None) -> list[Binding]:
         """Return those of one router, or all."""

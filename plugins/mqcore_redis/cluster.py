@@ -6,6 +6,7 @@ Commands of one slot keep their order: each waits for the one before it.
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -41,7 +42,7 @@ class ClusterLink:
         self._client = RedisCluster(startup_nodes=nodes, **settings)
         self._broken = broken
         self._closed = False
-        self._lines: dict[str, asyncio.Lock] = {}
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[Answer]] = set()
 

@@ -18,6 +18,12 @@ from mqcore_redis.options import Place, RedisOptions
 __all__ = ["dial", "plain_settings"]
 
 
+_TLS_GOODBYE = 0.2
+"""Seconds that a silent peer is waited for at a close."""
+_UNKNOWN_CA = {18, 19, 20, 21}
+"""OpenSSL's numbers for a certificate whose issuer is not known here."""
+
+
 class _Tls(Connection):
     """A connection whose TLS context, and the name that it looks for in the certificate, are ours."""
 
@@ -27,7 +33,8 @@ class _Tls(Connection):
 
     def _connection_arguments(self) -> dict[str, Any]:
         name = self._server_name or self.host
-        return {**super()._connection_arguments(), "ssl": self._context, "server_hostname": name}
+        tls = {"ssl": self._context, "server_hostname": name, "ssl_shutdown_timeout": _TLS_GOODBYE}
+        return {**super()._connection_arguments(), **tls}
 
 
 def plain_settings() -> dict[str, Any]:
@@ -63,11 +70,14 @@ async def _connect(connection: AbstractConnection, options: RedisOptions) -> Abs
     try:
         async with asyncio.timeout(options.connect_timeout):
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without annotations
-    except TimeoutError:
+    except (TimeoutError, RedisTimeoutError):
         await connection.disconnect(nowait=True)
-        raise RedisTimeoutError(f"no answer from Redis within {options.connect_timeout:g} s") from None
-    except BaseException:
+        hint = ": does this port speak TLS?" if isinstance(connection, _Tls) else ""
+        raise RedisTimeoutError(f"no answer from Redis within {options.connect_timeout:g} s{hint}") from None
+    except BaseException as error:
         await connection.disconnect(nowait=True)
+        if getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA:  # redis-py tells only the text of it
+            raise RedisConnectionError(f"{error}; name the file of the CA's certificate with ?cafile=FILE") from error
         raise
     return connection
 

@@ -25,6 +25,8 @@ Answer = Any
 """What the server said: bytes, a number, a list, None; or the exception that it, or the lost connection, stands for."""
 PATIENCE = 7
 """Looks of the watch, one a second, that a command may go unanswered."""
+GOODBYE = 0.4
+"""Seconds that a close may take until the transport is gone too."""
 _LOOK = 1.0
 _QUIET = 3
 """Looks without any traffic after which the peer is asked whether it is there."""
@@ -67,13 +69,14 @@ class Link:
         return future
 
     async def close(self) -> None:
-        """Let go at once; whoever still waits for an answer is told."""
+        """Let go within `GOODBYE` seconds; whoever still waits for an answer is told at once."""
         self._end(ConnectionLost("the connection to Redis was closed"))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(RedisError, OSError):
-            await self._connection.disconnect(nowait=True)
+            async with asyncio.timeout(GOODBYE):
+                await self._connection.disconnect()
 
     def _end(self, error: Exception) -> bool:
         """Answer everybody with the error; False when that was done before."""

@@ -52,18 +52,15 @@ class Opened:
         After a reconnect core goes on with what it holds, so that is not given back here.
         """
         self._tending.cancel()
-        with suppress(Exception):
-            async with asyncio.timeout(_LAST_CALLS):
-                consumers = [consumer.end(lost=False) for consumer in list(self._consumers)]
-                await asyncio.gather(
-                    *consumers, *(self._end_temporary(name) for name in self._temporary), return_exceptions=True
-                )
-        for waker in self._wakers.values():
-            await waker.close()
-        await self.session.close()
-
-    async def _end_temporary(self, queue: str) -> None:
-        await self.run("delete", queue, 0, 0, also=f"{queue}.again")
+        consumers = [consumer.end(lost=False) for consumer in list(self._consumers)]
+        queues = [self.run("delete", name, 0, 0, also=f"{name}.again") for name in self._temporary]
+        try:
+            with suppress(Exception):
+                async with asyncio.timeout(_LAST_CALLS):
+                    await asyncio.gather(*consumers, *queues, return_exceptions=True)
+        finally:  # also when we are cancelled: whoever closes once more finds nothing to close
+            await asyncio.gather(*(waker.close() for waker in self._wakers.values()))
+            await self.session.close()
 
     async def run(self, name: str, queue: str, *args: Any, also: str | None = None) -> Answer:
         """Run a script on one queue, or on it and a second one; raises `QueueNotFound` where the script says so."""
@@ -148,9 +145,9 @@ class Opened:
         """Keep the consumers registered that hold all they may, and so do not claim."""
         while True:
             await asyncio.sleep(ALIVE / 3)
-            calls = [call for consumer in self._consumers if (call := consumer.sign_of_life()) is not None]
-            if calls:
-                await self.session.gather(calls)
+            await self.session.gather(
+                [call for consumer in self._consumers if (call := consumer.sign_of_life()) is not None]
+            )
 
 
 def entries(now: int, rows: Sequence[bytes]) -> list[Entry]:

@@ -7,21 +7,21 @@ and is often denied; INFO tells half and may be denied too; then the least is as
 from collections.abc import Mapping
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from mqcore.spi import Capabilities, Capability, ConfigurationError, Durability, Level, Support
 from mqcore_redis.link import Answer
 from mqcore_redis.options import RedisOptions
 from mqcore_redis.session import Session
 
-__all__ = ["explained", "probe"]
+__all__ = ["RIGHTS", "denied", "probe"]
 
 _OLDEST = (7, 0)
 _CONFIG = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 _NEARLY_FULL = 0.8
 _DENIED = ("permission", "can't run this command")
 """How servers say that a user lacks a right, the second from inside a script of 7.0."""
-_RIGHTS = "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get"
+RIGHTS = "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get, in a cluster +cluster|slots"
 Facts = Mapping[str, str]
 
 
@@ -40,16 +40,14 @@ async def probe(session: Session, options: RedisOptions) -> Capabilities:
     if session.place.kind != "cluster" and any(info.get("cluster_enabled") == "1" for info, _ in nodes):
         raise ConfigurationError(f"the Redis at {session.place.shown} is a node of a cluster: use redis+cluster://")
     server = _server(nodes[0][0])
-    await session.run("probe", ["{mq}:probe"] if session.place.kind == "cluster" else [])
+    await session.run("probe", [f"{options.prefix}:probe"] if session.place.kind == "cluster" else [])
     durability, limits = min((_durability(info, config, options) for info, config in nodes), key=lambda found: found[0])
     return Capabilities("redis", server, durability, _supports(session, options, durability, limits))
 
 
-def explained(error: ResponseError) -> ResponseError:
-    """Return a refusal of rights with the ones that are needed; any other error as it is."""
-    if not any(words in str(error) for words in _DENIED):
-        return error
-    return NoPermissionError(f"{error} (mqcore needs: {_RIGHTS})", status_code="NOPERM")
+def denied(error: ResponseError) -> bool:
+    """Whether the server says that a right is missing."""
+    return any(words in str(error) for words in _DENIED)
 
 
 def _server(info: Facts) -> str:

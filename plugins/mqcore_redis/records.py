@@ -2,7 +2,7 @@ r"""A message as it stands in Redis: one line of JSON with everything but the bo
 
     {"id": "9f...", "content_type": "application/json", "headers": {...}, "mq-attempt": "1", ...}\\n<body>
 
-A record that the server itself has dead-lettered (overflow) has a line more in front, which says why:
+A record that the server itself has dead-lettered (overflow) has a line more in front, which says why; each time one more:
 
     !{"queue": "orders", "at": "1763..."}\\n{"id": ...}\\n<body>
 
@@ -54,9 +54,9 @@ def decode(record: bytes, expires: bytes) -> Message:
 
 def _read(record: bytes, expires: bytes) -> Message:
     line, _, body = record.partition(b"\n")
-    note: Mapping[str, str] | None = None
-    if line.startswith(b"!"):
-        note = json.loads(line[1:])
+    notes: list[Mapping[str, str]] = []
+    while line.startswith(b"!"):
+        notes.append(json.loads(line[1:]))
         line, _, body = body.partition(b"\n")
     fields = json.loads(line)
     headers = fields.get("headers")
@@ -71,7 +71,9 @@ def _read(record: bytes, expires: bytes) -> Message:
         ),
         fields,
     )
-    return message if note is None else _overflowed(message, note)
+    for note in reversed(notes):
+        message = _overflowed(message, note)
+    return message
 
 
 def _overflowed(message: Message, note: Mapping[str, str]) -> Message:

@@ -10,22 +10,8 @@ from typing import NamedTuple
 
 __all__ = ["NAMES", "Script", "script"]
 
-NAMES = (
-    "publish",
-    "claim",
-    "settle",
-    "renew",
-    "take",
-    "sweep",
-    "browse",
-    "count",
-    "purge",
-    "delete",
-    "declare",
-    "bind",
-    "wake",
-    "probe",
-)
+_FOLDER = files(__package__) / "lua"
+NAMES = tuple(sorted(it.name.removesuffix(".lua") for it in _FOLDER.iterdir() if it.name != "common.lua"))
 
 
 class Script(NamedTuple):
@@ -38,8 +24,7 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """Return one of the scripts."""
-    folder = files(__package__) / "lua"
-    flags, _, text = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    common = (folder / "common.lua").read_text(encoding="utf-8")
+    flags, _, text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
+    common = (_FOLDER / "common.lua").read_text(encoding="utf-8")
     whole = f"{flags}\n{common}\n{text}".encode()
     return Script(whole, sha1(whole, usedforsecurity=False).hexdigest())

@@ -106,6 +106,8 @@ class Session:
 
     async def gather(self, calls: Sequence[Call], timeout: float | None = None) -> list[Answer]:
         """Run scripts in their order; an answer for each, an exception among them, None for what has none in `timeout` seconds."""
+        if not calls:
+            return []
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         answers = await self._wait([self._evaluate(call) for call in calls], timeout)

@@ -83,6 +83,7 @@ class RedisSubscription(Subscription):
             raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
         deadline = self._loop.time() + timeout
         while self._open:
+            self._session.check()
             self._awake.clear()
             room = await self._room(limit)
             if room > 0 and not self._arrived:
@@ -153,7 +154,7 @@ class RedisSubscription(Subscription):
         return min(limit, self._prefetch - len(self._held), MESSAGES)
 
     async def _claim(self, room: int) -> None:
-        if self._claiming is None:
+        if self._claiming is None or self._claiming.done():  # what an older one brought has been handed out
             self._claiming = asyncio.create_task(self._fetch(room))
             self._claiming.add_done_callback(_looked_at)
         await asyncio.wait([self._claiming])  # unlike `await`, this leaves it alone when we are cancelled
@@ -167,7 +168,6 @@ class RedisSubscription(Subscription):
 
     async def _fetch(self, room: int) -> None:
         before = self._loop.time()
-        self._session.check()
         (answer,) = await self._session.gather([self._call(room)])
         if isinstance(answer, BaseException):
             raise answer

@@ -33,13 +33,12 @@ def test_what_cannot_be_read_says_nothing() -> None:
     assert picture == Picture()
 
 
-def test_a_copy_shares_nothing() -> None:
+def test_one_write_may_hold_many_records_and_nonsense_between_them() -> None:
     picture = Picture()
-    picture.fold({"bind": record_of(Binding(router="r", kind="fanout", queue="q"))})
-    other = picture.copy()
-    other.forget("q")
-    assert picture.bindings("r")
-    assert not other.bindings("r")
+    picture.fold_all([layout("a").record(), "nonsense", 7, {"gone": "a"}, layout("b").record()])
+    picture.fold_all({"q": "not a list"})
+    picture.fold_all(None)
+    assert set(picture.queues) == {"b"}
 
 
 def test_what_is_delayed_is_counted_until_it_is_due() -> None:

@@ -131,6 +131,10 @@ async def test_across_slots_the_successor_is_stored_before_its_source_goes() -> 
     session = Told([0])
     assert await batches(session, spread=True).settle("q", [move], 5) == [STALE]
     assert len(session.calls) == 1
+    session = Told(None)
+    (unknown,) = await batches(session, spread=True).settle("q", [move], 5)
+    assert isinstance(unknown, Unknown)
+    assert len(session.calls) == 1
     session = Told([30_000_000], -1)
     (failed,) = await batches(session, spread=True).settle("q", [move], 5)
     assert isinstance(failed, Failed)

@@ -33,7 +33,7 @@ class Wire:
             raise answer
         return answer
 
-    async def disconnect(self, *, nowait: bool) -> None:
+    async def disconnect(self) -> None:
         self.closed = True
 
 

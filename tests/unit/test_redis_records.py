@@ -83,6 +83,15 @@ def test_the_servers_note_makes_a_dead_letter() -> None:
     assert letter.lineage == old.moved("orders").lineage
 
 
+def test_a_dead_letter_that_overflows_once_more_has_a_note_of_each_time() -> None:
+    """Where the dead-letter queue of one queue is itself bounded."""
+    notes = b'!{"queue":"parked","at":"9000000"}\n!{"queue":"orders","at":"8000000"}\n'
+    letter = decode(notes + encode(Message(id="a", body=b"!b")), b"")
+    assert (letter.id, letter.body, letter.hop) == ("a", b"!b", 2)
+    assert letter.death is not None
+    assert (letter.death.queue, letter.death.last_at) == ("parked", 9.0)
+
+
 @pytest.mark.parametrize(
     "record", [b"", b"words", b"[1]\nx", b"{}\nx", b"\xff\n", b"!x\n{}\n", b'!{}\n{"id":"a"}\n', b'"id"\n']
 )

@@ -10,18 +10,20 @@ end
 local limit, bytes, token = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
 local foreign = call('LLEN', queue['in'])
 tick(queue)
+local told = false
 if ARGV[7] == '0' then
   call('ZREM', queue.c, ARGV[6])
 elseif tonumber(call('ZSCORE', queue.c, ARGV[6]) or 0) < now + 2 / 3 * tonumber(ARGV[7]) then -- an idle look writes nothing
   call('ZREMRANGEBYSCORE', queue.c, '-inf', now)
   call('ZADD', queue.c, now + tonumber(ARGV[7]), ARGV[6])
+  told = true
 end
 
 -- What plain clients have pushed comes in as first attempts.
 if foreign > 0 and limit > 0 then
   for index, body in ipairs(call('LPOP', queue['in'], math.min(limit, foreign))) do
     local record = format('{"id":"%s-%d"}\n', token, index) .. body
-    put(queue, nil, nil, { priority = 5, delay = 0, moved = false }, record)
+    put(queue, { priority = 5, delay = 0, moved = false }, record)
   end
   queue.wake = false
   flush(queue)
@@ -49,12 +51,14 @@ for _, kind in ipairs({ 'd', 'l' }) do
     soonest = math.max(tonumber(first[2]) - now, 0)
   end
 end
-if #rows > 0 then
+if #rows > 0 or ARGV[7] == '0' then -- who goes may have been the one that was woken
   if something_to_do(queue) then
     wake(queue)
   else
     call('UNLINK', queue.w) -- nothing is left to be woken for
   end
 end
-keep(queue, 1)
+if told or #rows > 0 then
+  keep(queue, 1)
+end
 return { queue.born, format('%.0f', now), soonest, rows }

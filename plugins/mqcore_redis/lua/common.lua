@@ -63,6 +63,12 @@ local function open(position)
   return queue
 end
 
+-- A queue, and together with its quarantine if there is one.
+local function family()
+  local queue, again = open(1), open(2)
+  return queue, { queue, again and again.role == 'quarantine' and again or nil }
+end
+
 -- One token on w wakes one idle consumer; one is enough, for whoever leaves something behind wakes the next.
 local function wake(queue)
   if call('LLEN', queue.w) == 0 then
@@ -88,7 +94,7 @@ local function keep(queue, from)
   end
 end
 
--- Gives the entry of a lease back to its old place, or to the rest of its delay.
+-- Gives the entry of a lease back to its old place, or to the rest of its delay; without a mark, as nobody saw it.
 local function give_back(queue, receipt, places, delays, marks, mark)
   local place, entry = receipt:match('^[^|]+|([^|]+)|(.+)$')
   if place:sub(1, 1) == 'd' then
@@ -96,7 +102,9 @@ local function give_back(queue, receipt, places, delays, marks, mark)
   else
     places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
   end
-  marks[#marks + 1], marks[#marks + 2] = entry, mark
+  if mark then
+    marks[#marks + 1], marks[#marks + 2] = entry, mark
+  end
 end
 
 local function forget(queue, entries)
@@ -139,13 +147,17 @@ local function tick(queue)
     each('ZREM', queue.d, gone)
     each('ZADD', queue.r, places)
   end
+  if #ended > 0 or #due > 0 then
+    keep(queue, 2)
+  end
   if queue.retention then
     retain(queue)
   end
 end
 
 -- Names of stored copies (G1): two buckets, so that each is known for one to two windows. The value of a name with a hop is
--- the number that it was stored under: it tells a Move its own successor from a copy of an earlier life.
+-- the number that it was stored under: it tells a Move its own successor from a copy of an earlier life. A Move that is done
+-- in one step leaves no number: its source goes with it and cannot ask again, so who asks is another copy of the same id.
 local function remembered(queue, window, size, names)
   local age = now - queue.since
   local current, other = queue.bucket == 0 and 'i0' or 'i1', queue.bucket == 0 and 'i1' or 'i0'
@@ -181,8 +193,8 @@ local function wanted(text)
 end
 
 -- Notes a copy to be stored by `flush`. One that expires inside its delay is due then, to be buried.
-local function put(queue, known, name, want, record, since)
-  local number = math.max(queue.last + 1, place_at(now), (since or 0) + 1)
+local function put(queue, want, record, known, name)
+  local number = math.max(queue.last + 1, place_at(now), (want.since or 0) + 1)
   local entry = format('%02d%015.0f', 10 - want.priority, number)
   local expires = want.expires
   if want.ttl then
@@ -209,7 +221,7 @@ local function put(queue, known, name, want, record, since)
     table.insert(queue.places, entry)
   end
   if name then
-    known[name] = want.moved and format('%015.0f', number) or ''
+    known[name] = want.moved and not want.one_step and format('%015.0f', number) or ''
     table.insert(queue.names, name)
     table.insert(queue.names, known[name])
   end

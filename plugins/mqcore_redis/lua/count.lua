@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- Counts a queue together with its quarantine. Answer: -1 when it is missing, else ready, leased, delayed, published, settled,
 -- role, dead-letter queue.
-local queue, again = open(1), open(2)
+local queue, members = family()
 if not queue then
   return -1
 end
 local ready, leased, delayed = call('LLEN', queue['in']), 0, 0
-for _, member in ipairs({ queue, again and again.role == 'quarantine' and again or nil }) do
+for _, member in ipairs(members) do
   tick(member)
   local due = call('ZCOUNT', member.d, '-inf', now)
   ready = ready + call('ZCARD', member.r) + due

@@ -1,11 +1,10 @@
 #!lua flags=allow-oom
 -- Removes a queue and its quarantine. ARGV: if_empty, if_unused. Answer: -1 missing, 0 a condition is not met, 1 gone.
-local queue, again = open(1), open(2)
+local queue, members = family()
 if not queue then
   return -1
 end
-local family = { queue, again and again.role == 'quarantine' and again or nil }
-for _, member in ipairs(family) do
+for _, member in ipairs(members) do
   tick(member)
   local held = call('ZCARD', member.r) + call('ZCARD', member.d) + call('ZCARD', member.l) + call('LLEN', member['in'])
   if ARGV[1] == '1' and held > 0 then
@@ -15,7 +14,7 @@ for _, member in ipairs(family) do
     return 0
   end
 end
-for _, member in ipairs(family) do
+for _, member in ipairs(members) do
   local waiting = math.min(call('ZCARD', member.c), STEP)
   for _, name in ipairs(NAMES) do
     call('UNLINK', member[name])

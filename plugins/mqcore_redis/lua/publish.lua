@@ -33,7 +33,7 @@ for index = 4, #ARGV, 3 do
   elseif counts and not overflows and ready >= queue.max_length then
     outcome = 0
   else
-    put(queue, known, name, want, ARGV[index + 2], want.since)
+    put(queue, want, ARGV[index + 2], known, name)
     bounded = bounded or counts
     ready = ready + (want.delay == 0 and 1 or 0)
   end
@@ -53,7 +53,7 @@ local function evict(count)
     local note = '!' .. cjson.encode({ queue = queue.name, at = format('%.0f', now) }) .. '\n'
     for index, entry in ipairs(entries) do
       if records[index] then
-        put(letters, nil, nil, { priority = 10 - level_of(entry), delay = 0, moved = true }, note .. records[index])
+        put(letters, { priority = 10 - level_of(entry), delay = 0, moved = true }, note .. records[index])
       end
     end
   else

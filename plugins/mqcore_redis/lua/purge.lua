@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- Removes all that is not leased of a queue and its quarantine. Answer: -1 when it is missing, else how many went.
-local queue, again = open(1), open(2)
+local queue, members = family()
 if not queue then
   return -1
 end
 local gone = 0
-for _, member in ipairs({ queue, again and again.role == 'quarantine' and again or nil }) do
+for _, member in ipairs(members) do
   tick(member)
   gone = gone + call('ZCARD', member.r) + call('ZCARD', member.d) + call('LLEN', member['in'])
   local entries, kept = {}, { m = {}, a = {}, x = {} }

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 -- Settles claims on one queue in their order: its keys, then those of each queue that something moves to.
--- ARGV: window, size; then A receipt | R receipt | L receipt (its owner is lost) | M receipt, number of the target, name, how it is wanted, record.
+-- ARGV: window, size; then A receipt | R receipt | L receipt (its owner is lost) | U receipt (nobody saw it)
+-- | M receipt, number of the target, name, how it is wanted, record.
 -- Answer: for each 1 done, 0 stale, -1 the target is missing and its source stays leased.
+local MARKS = { R = '1', L = '2', U = false }
 local queue = open(1)
 local steps, receipts, names, index = {}, {}, {}, 3
 while index <= #ARGV do
@@ -49,15 +51,16 @@ local function settle(step)
       return -1
     end
     if (tonumber(known[step.target][step.name]) or 0) <= since then
-      put(target, known[step.target], step.name, step.want, step.record, since)
+      step.want.since, step.want.one_step = since, true
+      put(target, step.want, step.record, known[step.target], step.name)
     end
   end
   held[step.receipt] = nil
   ended[#ended + 1] = step.receipt
-  if step.how == 'R' or step.how == 'L' then
-    give_back(queue, step.receipt, places, delays, marks, step.how == 'R' and '1' or '2')
-  else
+  if MARKS[step.how] == nil then
     gone[#gone + 1] = entry
+  else
+    give_back(queue, step.receipt, places, delays, marks, MARKS[step.how])
   end
   return 1
 end
@@ -73,8 +76,9 @@ each('HSET', queue.a, marks)
 if #gone > 0 then
   call('HINCRBY', queue.q, 'settled', #gone)
 end
-if #places > 0 then
+if #places > 0 or #delays > 0 then
   wake(queue)
+  keep(queue, 2)
 end
 for _, target in pairs(targets) do
   flush(target)

@@ -65,8 +65,6 @@ def with_ca(authority: Authority) -> str:
     return f"cafile={authority.ca}"
 
 
-# A connection that ends with its loop has no time for the end of its TLS; its socket is closed all the same.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_tls_with_a_private_authority_works(
     broker_url: str, door: MakeDoor, authority: Authority, name: str
 ) -> None:

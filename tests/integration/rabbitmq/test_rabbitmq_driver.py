@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from pika import spec
 from support.waiting import eventually
 
 from mqcore.spi import (
@@ -99,14 +100,41 @@ async def test_a_queue_that_was_deleted_without_us_is_declared_anew(make: Make, 
     await one.delete(name)
 
 
-async def test_a_log_that_was_lost_is_read_anew(make: Make) -> None:
+async def test_a_long_registry_is_made_shorter_and_says_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MANY", 10)
+    one, names = await make(), [f"t.{new_id()[:8]}" for _ in range(12)]
+    for name in names:
+        await one.declare([QueueSpec(name=name)])
+    await one.delete(names[0])
+    for _ in range(2):  # the first look leaves it shorter
+        other = await make()
+        assert {counts.name for counts in await other.count()} & set(names) == set(names[1:])
+    async with one._open.admin.channel() as channel:
+        answer = await channel.ask(spec.Queue.Declare(queue="mq.registry", passive=True))
+    assert answer.message_count <= 10
+    for name in names[1:]:
+        await one.delete(name)
+
+
+async def test_many_may_write_and_read_the_registry_at_once(make: Make) -> None:
+    backends = [await make() for _ in range(6)]
+    names = [f"t.{new_id()[:8]}" for _ in backends]
+    await asyncio.gather(*[it.declare([QueueSpec(name=name)]) for it, name in zip(backends, names, strict=True)])
+    for seen in await asyncio.gather(*[it.count() for it in backends]):
+        assert {counts.name for counts in seen} >= set(names)
+    for name in names:
+        await backends[0].delete(name)
+
+
+async def test_the_registry_of_a_broker_that_is_killed_at_once_is_whole(
+    make: Make, broker_server: Callable[[str], Server]
+) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
-    for picture in registry._pictures.values():
-        picture.last, picture.queues = b"of another broker", {}
-    two = await make()
-    assert name in {counts.name for counts in await two.count()}
-    await one.delete(name)
+    await asyncio.to_thread(broker_server("rabbitmq").restart)
+    other = await make()
+    assert name in {counts.name for counts in await other.count()}
+    await other.delete(name)
 
 
 async def test_headers_that_brokers_act_upon_are_the_users_own(make: Make) -> None:

@@ -196,6 +196,7 @@ async def test_a_right_that_is_missing_is_named_at_once(private: Callable[..., P
         await backend.open(lambda _: None)
     assert backend.classify(caught.value) is ErrorKind.DENIED
     assert "canary" not in str(caught.value)
+    assert caught.value.__cause__ is not caught.value
 
 
 async def test_a_wrong_password_is_denied_without_telling_it(private: Callable[..., Private]) -> None:

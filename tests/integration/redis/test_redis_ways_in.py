@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,39 @@ async def test_a_certificate_that_proves_nothing_is_denied(
         await backend.open(lambda _: None)
     assert backend.classify(caught.value) is ErrorKind.DENIED
     assert "canary" not in str(caught.value)
+    assert ("cafile" in str(caught.value)) == (ca != "ca")
+
+
+async def test_tls_to_a_plain_port_says_so(private: Callable[..., Private]) -> None:
+    backend = RedisBackend(f"rediss://127.0.0.1:{private().port}", RedisOptions(connect_timeout=0.5))
+    with pytest.raises(plain_redis.TimeoutError, match="does this port speak TLS") as caught:
+        await backend.open(lambda _: None)
+    assert backend.classify(caught.value) is ErrorKind.TRANSIENT
+
+
+def test_a_silent_tls_peer_neither_holds_up_a_close_nor_leaves_a_transport_to_its_loop(
+    private: Callable[..., Private], certificates: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    port = free_port()
+    files = ("--tls-cert-file", f"{certificates}/good.pem", "--tls-key-file", f"{certificates}/good.key")
+    others = ("--tls-auth-clients", "no", "--tls-ca-cert-file", f"{certificates}/ca.pem")
+    server = private("--tls-port", str(port), *files, *others)
+
+    async def open_and_close() -> float:
+        backend = RedisBackend(f"rediss://localhost:{port}", RedisOptions(cafile=certificates / "ca.pem"))
+        await backend.open(lambda _: None)
+        consumer = await backend.subscribe(await a_queue(backend), prefetch=1, lease=30)
+        waiting = asyncio.create_task(consumer.receive(1, 60))
+        await asyncio.sleep(0.2)
+        server.send(signal.SIGSTOP)
+        began = time.monotonic()
+        await backend.close()
+        assert await waiting == []
+        return time.monotonic() - began
+
+    assert asyncio.run(open_and_close()) < 2
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 # Sentinel
@@ -269,6 +303,14 @@ async def test_a_node_of_a_cluster_is_no_server_by_itself(cluster: list[Private]
     backend = RedisBackend(cluster[0].url, RedisOptions())
     with pytest.raises(ConfigurationError, match=r"redis\+cluster://"):
         await backend.open(lambda _: None)
+
+
+async def test_a_user_of_the_documented_rights_gets_into_a_cluster(cluster: list[Private]) -> None:
+    for node in cluster:
+        with node.client() as client:
+            rights = "~mq:* +@read +@write +@scripting +@connection +time +info +config|get +cluster|slots"
+            client.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rights.split())
+    await serves(f"redis+cluster://app:secret@127.0.0.1:{cluster[0].port}")
 
 
 async def test_a_move_across_slots_that_is_tried_again_stores_one_successor(cluster: list[Private]) -> None:
