@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
@@ -85,6 +86,12 @@ class HandlerSpec:
     def payload(self) -> Payload[Any]:
         """What the queue carries."""
         return self.queue.payload
+
+    @property
+    def longest_hold(self) -> float:
+        """How long a message may be held at most, in seconds: all that was fetched before it runs into its time limit."""
+        rounds = math.ceil(self.prefetch / (self.concurrency * max(self.batch, 1)))
+        return math.inf if self.timeout is None else rounds * self.timeout
 
     def with_concurrency(self, concurrency: int) -> HandlerSpec:
         """Return the same handler with another concurrency, and its prefetch to match unless that was set."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from mqcore.capabilities import Capability
 from mqcore.errors import ConfigurationError
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
@@ -147,6 +148,7 @@ class Worker:
         concurrency = self._options.get("concurrency")
         if concurrency is not None:
             spec = spec.with_concurrency(concurrency)
+        self._check_hold(spec)
         intake = await self.broker.intake(
             spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=self.broker.gate
         )
@@ -159,6 +161,17 @@ class Worker:
             middleware=self.broker.middleware,
             state=state,
         )
+
+    def _check_hold(self, spec: HandlerSpec) -> None:
+        """Say so when messages may be held for longer than the broker bears: it would take them away from running handlers."""
+        limit = self.broker.capabilities[Capability.LEASE].limits.get("held_at_most")
+        if isinstance(limit, int | float) and spec.longest_hold > limit:
+            _log.warning(
+                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, timeout %s), and %s ends a "
+                "consumer that holds one for %g s: give it a shorter timeout or a smaller prefetch",
+                *(spec.name, spec.queue.name, spec.longest_hold, spec.prefetch, spec.concurrency, spec.timeout),
+                *(self.broker.capabilities.server, limit),
+            )
 
     async def _run(self, runner: Runner) -> None:
         try:

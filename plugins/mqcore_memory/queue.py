@@ -60,7 +60,7 @@ class MemoryQueue:
         self.ready = self.delayed = self.published = self.settled = self.dropped = 0
         self.copies: dict[int, Copy] = {}
         self.leases: dict[bytes, Copy] = {}
-        self._numbers = numbers
+        self._numbers, self._last = numbers, 0
         self._receipts = receipts
         self._levels: list[Heap[int]] = [Heap(self._stands) for _ in range(_LEVELS)]  # by place
         self._delays: Heap[int] = Heap(self._waits)  # by due time
@@ -98,9 +98,8 @@ class MemoryQueue:
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
         """Store a message that is the queue's own. One that expires inside its delay is due then, to be buried."""
-        number = next(self._numbers)
+        number = self._last = next(self._numbers)
         copy = self.copies[number] = Copy(number, message, now)
-        self.window.add(message.copy_name, number, now)
         self.published += 1
         if delay > TICK:
             copy.due = now + delay if message.expires_at is None else min(now + delay, message.expires_at)
@@ -109,6 +108,13 @@ class MemoryQueue:
             copy.place = number
             self._stand(copy)
         self._index(copy)
+
+    def remember(self, message: Message, now: float) -> None:
+        """Know the copy that was just stored by its name, when it is published again (G1).
+
+        Not the successor of a Move: its source went in the same step and cannot ask again, and another copy of the same id may.
+        """
+        self.window.add(message.copy_name, self._last, now)
 
     def evict(self) -> Message:
         """Take away the oldest ready message of the lowest priority; there must be one."""

@@ -249,6 +249,7 @@ class MemoryStore:
         if bounded and spec.overflow == "reject" and queue.ready >= (spec.max_length or 0):
             return Failed(ErrorKind.FULL, f"queue {spec.name!r} holds max_length={spec.max_length:,} ready messages")
         queue.put(_copy(out, now, spec.ttl), now, out.delay)
+        queue.remember(message, now)
         while bounded and queue.ready > (spec.max_length or 0):
             self._overflow(queue, now, wall, touched)
         return STORED

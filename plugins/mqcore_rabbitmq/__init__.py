@@ -16,7 +16,9 @@ __all__ = ["RabbitBackend", "RabbitOptions", "mqcore_register_backends"]
 
 _PIKA = logging.getLogger("pika")
 if _PIKA.level == logging.NOTSET:
-    _PIKA.setLevel(logging.CRITICAL)  # it tells an ordinary reconnect as errors; core tells each trouble once, in its own words
+    _PIKA.setLevel(
+        logging.CRITICAL
+    )  # it tells an ordinary reconnect as errors; core tells each trouble once, in its own words
 
 
 @hookimpl

@@ -2,14 +2,15 @@
 
 from mqcore.spi import Capabilities, Capability, Durability, Level, Support
 from mqcore_rabbitmq.ladder import GRANULARITY, LONGEST
-from mqcore_rabbitmq.layout import LEVELS, Server
+from mqcore_rabbitmq.layout import CONSUMER_TIMEOUT, LEVELS, Server
 from mqcore_rabbitmq.options import RabbitOptions
 
 __all__ = ["capabilities_of"]
 
 _AFTER_CRASH = 190.0
 """Seconds by which a killed broker of 4.0 may delay what waited in the ladder: its dead-letter worker asks again after 180 s."""
-_ASSUMED_TIMEOUT = 1_800.0
+_SETTABLE, _ASSUMED_TIMEOUT = (3, 12), 1_800.0
+"""From which version on a queue may say how long a delivery may be held, and the server's default before (in seconds)."""
 
 
 def capabilities_of(server: Server, options: RabbitOptions, alarm: str | None = None) -> Capabilities:
@@ -21,8 +22,6 @@ def capabilities_of(server: Server, options: RabbitOptions, alarm: str | None = 
     if quorum:
         durability = Durability.REPLICATED if options.cluster else Durability.MACHINE
         durable = {"queues": "quorum", "cluster": "stated, not verified" if options.cluster else "not stated"}
-    if server.number < (3, 12):
-        durable["consumer_timeout"] = _ASSUMED_TIMEOUT
     if alarm is not None:
         durable["warning"] = (
             f"RabbitMQ takes no publishes: its memory or disk alarm is on ({alarm}). Consumers go on; free memory or disk, or "
@@ -37,6 +36,9 @@ def capabilities_of(server: Server, options: RabbitOptions, alarm: str | None = 
             {"levels": LEVELS if exact else options.bands},
         ),
         Capability.EXPIRY: Support(Level.EMULATED, {"sweep": False}),
+        Capability.LEASE: Support(
+            Level.NONE, {"held_at_most": float(CONSUMER_TIMEOUT) if server.number >= _SETTABLE else _ASSUMED_TIMEOUT}
+        ),
         Capability.DURABLE: Support(Level.NATIVE, durable),
         Capability.ORDER: Support(Level.EMULATED, {"release_in_place": False, "after_delay": "end"}),
         Capability.ROUTING: Support(Level.EMULATED if quorum else Level.NATIVE),

@@ -9,9 +9,11 @@ slot that fits, and the ack decides. One timer serves all deadlines.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pika import BasicProperties, spec
+from pika.exceptions import AMQPError
 
 from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Outcome, Unknown
 from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
@@ -75,7 +77,6 @@ class Confirms:
         self.channel = channel
         self._slots: dict[int, _Slot] = {}
         self._next = 1
-        self._first = 1
         self._calls: deque[_Call] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -87,7 +88,11 @@ class Confirms:
     @classmethod
     async def on(cls, channel: Channel) -> "Confirms":
         """Switch a channel to confirm mode."""
-        await channel.ask(spec.Confirm.Select())
+        try:
+            await channel.ask(spec.Confirm.Select())
+        except BaseException:
+            channel.abandon()
+            raise
         return cls(channel)
 
     async def publish(self, batch: Sequence[Sending], timeout: float, each: Each | None = None) -> list[Outcome]:
@@ -99,14 +104,18 @@ class Confirms:
 
     def _send(self, batch: Sequence[Sending], until: float, each: Each | None) -> _Call:
         call = _Call(len(batch), until, self._loop.create_future(), each)
-        channel, number = self.channel, self._next
+        channel = self.channel
         if channel.closed is not None:
             raise ConnectionLost("the channel to RabbitMQ is closed") from channel.closed
         for index, item in enumerate(batch):
-            self._slots[number] = _Slot(call, index, item)
-            number += 1
-            channel.publish(item.exchange, item.key, item.properties, item.body)
-        self._next = number
+            try:
+                channel.publish(item.exchange, item.key, item.properties, item.body)
+            except (AMQPError, ValueError) as error:  # nothing of it was written, so the broker does not count it
+                text = f"RabbitMQ cannot carry this message for {item.queue!r}: {type(error).__name__}"
+                call.end(index, Failed(ErrorKind.PERMANENT, text, error))
+            else:
+                self._slots[self._next] = _Slot(call, index, item)
+                self._next += 1
         if call.open:
             self._calls.append(call)
             self._set_timer()
@@ -139,13 +148,11 @@ class Confirms:
 
     def _confirmed(self, method: Any, *, stored: bool) -> None:
         tag = method.delivery_tag
-        tags = range(self._first, tag + 1) if method.multiple else (tag,)
+        tags = [*takewhile(lambda number: number <= tag, self._slots)] if method.multiple else [tag]
         for number in tags:
             slot = self._slots.pop(number, None)
             if slot is not None:
                 slot.call.end(slot.index, _outcome(slot, stored=stored))
-        if method.multiple:
-            self._first = tag + 1
         while self._calls and self._calls[0].done.done():
             self._calls.popleft()
 

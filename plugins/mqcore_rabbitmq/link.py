@@ -159,8 +159,8 @@ class Channel:
         await asyncio.wait([future], timeout=_CLOSE)
 
     def abandon(self) -> None:
-        """Close without waiting for the answer."""
-        if self.raw.is_open:
+        """Close without waiting for the answer, also while it opens."""
+        if not (self.raw.is_closed or self.raw.is_closing):
             self.raw.close()
 
     def _answered(self, frame: Any) -> None:
@@ -184,6 +184,8 @@ class Link:
 
     def __init__(self, silence: float, lost: Callable[[Exception], None]) -> None:
         self.blocked: str | None = None
+        self.turns: dict[str, asyncio.Lock] = {}
+        """For each queue that was looked into: whose turn it is."""
         self._silence = silence
         self._lost = lost
         self._connection: _Connection | None = None
@@ -250,8 +252,12 @@ class Link:
         raw = connection.channel(on_open_callback=lambda _: None if opened.done() else opened.set_result(None))
         channel = Channel(raw)
         channel.on_closed.append(lambda reason: None if opened.done() else opened.set_exception(reason))
-        async with asyncio.timeout(_ANSWER):
-            await opened
+        try:
+            async with asyncio.timeout(_ANSWER):
+                await opened
+        except BaseException:
+            channel.abandon()
+            raise
         return channel
 
     async def close(self) -> None:

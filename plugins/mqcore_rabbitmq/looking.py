@@ -7,12 +7,11 @@ declared approximate for it, and what waits in the delay ladder is not seen at a
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
 from pika import BasicProperties, spec
-from pika.exceptions import ChannelClosedByBroker
 
 from mqcore_rabbitmq.errors import RESOURCE_LOCKED, closed_by
 from mqcore_rabbitmq.link import Channel, Link
@@ -33,24 +32,38 @@ _SILENCE = 0.3
 async def alone(link: Link, queue: str) -> AsyncIterator[None]:
     """Be the only one on this broker who looks into a queue: another would see nothing of what is held meanwhile.
 
-    The lock is a queue that only its connection may declare; it goes with the connection, whatever happens. Raises `TimeoutError`.
+    The lock is a queue that only its connection may declare; it goes with the connection, whatever happens. Those of one connection
+    take turns. Raises `TimeoutError`.
     """
     lock = f"mq.look.{queue}"
-    async with asyncio.timeout(_PATIENCE):
-        while True:
-            channel = await link.channel()
-            try:
-                await channel.ask(spec.Queue.Declare(queue=lock, exclusive=True, auto_delete=True))
-                break
-            except ChannelClosedByBroker as error:
-                if not closed_by(error, RESOURCE_LOCKED):
-                    raise
-            await asyncio.sleep(_AGAIN)
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(_PATIENCE):
+            await stack.enter_async_context(link.turns.setdefault(queue, asyncio.Lock()))
+            channel = await _locked(link, lock)
+            while channel is None:
+                await asyncio.sleep(_AGAIN)
+                channel = await _locked(link, lock)
+        try:
+            yield
+        finally:
+            channel.tell(spec.Queue.Delete(queue=lock, nowait=True))
+            await channel.close()
+
+
+async def _locked(link: Link, lock: str) -> Channel | None:
+    """Return the channel that has the lock, None when another connection has it."""
+    channel = await link.channel()
     try:
-        yield
-    finally:
-        channel.tell(spec.Queue.Delete(queue=lock, nowait=True))
-        await channel.close()
+        await channel.ask(spec.Queue.Declare(queue=lock, exclusive=True, auto_delete=True))
+    except BaseException as error:
+        if closed_by(error, RESOURCE_LOCKED):
+            return None
+        channel.tell(
+            spec.Queue.Delete(queue=lock, nowait=True)
+        )  # nobody waits for the answer any more, and it may be ours
+        channel.abandon()
+        raise
+    return channel
 
 
 class Reading:

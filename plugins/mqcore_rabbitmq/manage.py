@@ -70,8 +70,10 @@ class Manager:
         shown = self._pages.shown(queue, after)
         async with alone(self._consuming, queue):
             reading = await self._read(queue, len(shown) + limit)
-            await reading.channel.give_all_back()
-        await reading.channel.close()
+            try:
+                await reading.channel.give_all_back()
+            finally:
+                await reading.channel.close()
         ttl, before = self._ttl(queue), set(shown)
         fresh = [(key, held) for key, held in reading.found.items() if key not in before]
         fresh = sorted(fresh, key=lambda item: -item[1].level)[:limit]
@@ -85,7 +87,11 @@ class Manager:
         """Hold the named entries that are ready. Raises `QueueNotFound`."""
         async with alone(self._consuming, queue):
             reading = await self._read(queue, None)
-            kept = await reading.keep(keys)
+            try:
+                kept = await reading.keep(keys)
+            except BaseException:
+                reading.channel.abandon()
+                raise
         window = Window(reading.channel, generation)
         deliveries: list[Delivery] = []
         for held in sorted(kept, key=lambda held: held.tag):
@@ -183,10 +189,14 @@ class Manager:
         ready = {name: answer.message_count for name, answer in zip(queues, answers, strict=True) if answer is not None}
         reading = await Reading.open(self._consuming)
         whole = count is None or (layout is not None and layout.quorum)
-        for name in sorted(ready, key=lambda name: -self._level(layout, name)):
-            wanted = ready[name] if whole or count is None else min(ready[name], count - len(reading.found))
-            if wanted > 0:
-                await reading.read(name, wanted)
+        try:
+            for name in sorted(ready, key=lambda name: -self._level(layout, name)):
+                wanted = ready[name] if whole or count is None else min(ready[name], count - len(reading.found))
+                if wanted > 0:
+                    await reading.read(name, wanted)
+        except BaseException:
+            reading.channel.abandon()  # or what was taken out stays with us
+            raise
         return reading
 
     @staticmethod

@@ -18,8 +18,9 @@ from typing import Any
 from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Binding, Stored
+from mqcore.spi import Binding, ErrorKind, Failed, Stored
 from mqcore_rabbitmq.confirms import Confirms, Sending
+from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import Channel, Link
 from mqcore_rabbitmq.looking import Reading, alone
@@ -29,7 +30,7 @@ __all__ = ["Picture", "Registry", "record_of"]
 REGISTER, CHANGES = "mq.registry", "mq.registry.changes"
 _MANY = 100
 """Messages in the registry from which on a reader puts one in their place, with what still counts."""
-_WRITE = 2.0
+_WRITE, _TRIES = 2.0, 3
 
 
 @dataclass
@@ -108,12 +109,20 @@ class Registry:
     async def refresh(self) -> Picture:
         """Bring the picture up to date with every write that had ended before this call."""
         async with self._lock:
-            if await self._exists():
-                unwritten, self._unwritten = self._unwritten, []
-                await self._append(unwritten)
-                if await self._count(CHANGES) != self._picture.changes:
-                    await self._read()
+            try:
+                await self._look()
+            except ChannelClosedByBroker as error:
+                if not closed_by(error, NOT_FOUND):
+                    raise
+                self._there = None  # somebody has deleted it since we declared it
+                await self._look()
         return self._picture
+
+    async def _look(self) -> None:
+        if await self._exists():
+            await self._append([])
+            if await self._count(CHANGES) != self._picture.changes:
+                await self._read()
 
     async def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write records and wait until they are stored.
@@ -130,14 +139,15 @@ class Registry:
                 self._picture.fold(record)
 
     async def _append(self, records: Sequence[dict[str, Any]]) -> None:
-        if not records:
+        """Write these, after all that could not be written before; what fails now is kept, whatever it fails of."""
+        self._unwritten += records
+        if not self._unwritten or self._blocked():
             return
         async with alone(self._link, REGISTER):
-            written = await self._write(REGISTER, _body(records)) and await self._write(CHANGES, b"")
+            written = await self._write(REGISTER, _body(self._unwritten)) and await self._write(CHANGES, b"")
         if written:
+            self._unwritten.clear()
             self._picture.changes += 1  # if others wrote too, the count will differ, and all is read
-        else:
-            self._unwritten += records
 
     async def _write(self, queue: str, body: bytes) -> bool:
         """Write and wait for the confirm; False when the broker takes nothing now."""
@@ -145,6 +155,8 @@ class Registry:
             return False
         confirms: Confirms = await self._writer()
         (outcome,) = await confirms.publish([Sending("", queue, BasicProperties(delivery_mode=2), body, queue)], _WRITE)
+        if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND:
+            self._there = None  # declared anew with the next look
         return isinstance(outcome, Stored)
 
     async def _exists(self) -> bool:
@@ -174,25 +186,36 @@ class Registry:
         return int(answer.message_count)
 
     async def _read(self) -> None:
-        """Read all, and leave it shorter where it has grown long."""
-        picture = Picture()
+        """Read all; what could not be written yet counts as well. What was not all is read again with the next look."""
         async with alone(self._link, REGISTER):
-            picture.changes = await self._count(CHANGES)
-            reading = await Reading.open(self._link)
-            try:
-                if ready := await self._count(REGISTER):
-                    await reading.read(REGISTER, ready)
-                held = list(reading.found.values())
-                for one in held:
-                    with suppress(ValueError):
-                        picture.fold_all(json.loads(one.body))
-                if len(held) > _MANY and await self._write(REGISTER, _body(picture.records())):
-                    reading.channel.tell(spec.Basic.Ack(delivery_tag=held[-1].tag, multiple=True))
-                    reading.found.clear()
-                await reading.keep([])
-            finally:
-                await reading.channel.close()
+            for _ in range(_TRIES):
+                changes = await self._count(CHANGES)
+                picture, whole = await self._read_once()
+                if whole:
+                    picture.changes = changes
+                    break
+        picture.fold_all(self._unwritten)
         self._picture = picture
+
+    async def _read_once(self) -> tuple[Picture, bool]:
+        """Read, and leave it shorter where it has grown long; and whether that was all, for a busy broker may pause."""
+        picture, ready = Picture(), await self._count(REGISTER)
+        reading = await Reading.open(self._link)
+        try:
+            if ready:
+                await reading.read(REGISTER, ready)
+            held = list(reading.found.values())
+            whole = len(held) == ready
+            for one in held:
+                with suppress(ValueError):
+                    picture.fold_all(json.loads(one.body))
+            if whole and len(held) > _MANY and await self._write(REGISTER, _body(picture.records())):
+                reading.channel.tell(spec.Basic.Ack(delivery_tag=held[-1].tag, multiple=True))
+                reading.found.clear()
+            await reading.keep([])
+        finally:
+            await reading.channel.close()
+        return picture, whole
 
 
 def _body(records: Sequence[dict[str, Any]]) -> bytes:

@@ -8,7 +8,7 @@ alarm ends, long after its publisher was told that it failed.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from time import monotonic
 
 from pika import BasicProperties, spec
@@ -17,7 +17,7 @@ from pika.exceptions import ChannelClosedByBroker
 from mqcore.spi import STORED, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown, new_id
 from mqcore_rabbitmq.confirms import Confirms, Each, Sending
 from mqcore_rabbitmq.delayed import Delayed
-from mqcore_rabbitmq.errors import NOT_FOUND, RESOURCE_LOCKED, closed_by
+from mqcore_rabbitmq.errors import NOT_FOUND, RESOURCE_LOCKED, classify, closed_by
 from mqcore_rabbitmq.ladder import LONGEST, Ladder, exit_to, way
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import Link
@@ -117,7 +117,7 @@ class Sender:
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
         outcomes: list[Outcome | None] = [known.get(index) for index in range(len(batch))]
         apart = [index for index, out in enumerate(batch) if isinstance(out.to, Route) and out.delay > 0]
-        waiting = [asyncio.ensure_future(self._delayed_route(batch[index], until, now)) for index in apart]
+        waiting = [asyncio.ensure_future(_told(self._delayed_route(batch[at], until, now), 1)) for at in apart]
         plans: dict[int, tuple[str, Sending]] = {}
         for index, out in enumerate(batch):
             if outcomes[index] is None and index not in apart:
@@ -126,7 +126,8 @@ class Sender:
                     plans[index] = plan
                 else:
                     outcomes[index] = plan
-        sent = await self.send(list(plans.values()), until - monotonic(), _placed(each, list(plans)))
+        sending = self.send(list(plans.values()), until - monotonic(), _placed(each, list(plans)))
+        sent = await (_told(sending, len(plans)) if apart else sending)
         for index, outcome in zip(plans, sent, strict=True):
             outcomes[index] = outcome
             out = batch[index]
@@ -135,7 +136,7 @@ class Sender:
             elif out.delay > 0 and isinstance(outcome, Stored):
                 self.delayed.add(str(out.to), now + out.delay)
         for index, task in zip(apart, waiting, strict=True):
-            outcomes[index] = await task
+            (outcomes[index],) = await task
         return [outcome or Unknown() for outcome in outcomes]
 
     async def send(
@@ -151,7 +152,7 @@ class Sender:
         parts = {kind: [at for at, (of, _) in enumerate(plans) if of == kind] for kind in kinds}
         sent = await asyncio.gather(
             *[
-                self._send_all(kind, [plans[at][1] for at in part], timeout, _placed(each, part))
+                _told(self._send_all(kind, [plans[at][1] for at in part], timeout, _placed(each, part)), len(part))
                 for kind, part in parts.items()
             ]
         )
@@ -165,7 +166,14 @@ class Sender:
     async def _send_all(self, kind: str, batch: Sequence[Sending], timeout: float, each: Each | None) -> list[Outcome]:
         confirms = self._confirms.get(kind)
         if confirms is None or confirms.channel.closed is not None:
-            confirms = await self.confirms(kind)
+            until = monotonic() + timeout
+            try:
+                async with asyncio.timeout(timeout):
+                    confirms = await self.confirms(kind)
+            except TimeoutError as error:
+                text = f"RabbitMQ opened no channel within {timeout:g} s; nothing was sent"
+                return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
+            timeout = until - monotonic()
         return await confirms.publish(batch, timeout, each)
 
     def _distrust(self, out: Outgoing) -> None:
@@ -217,23 +225,24 @@ class Sender:
         layout = self.layout(str(out.to))
         return str(out.to) if layout is None else layout.target(out.message.priority, refusable=False)
 
-    async def _delayed_route(self, out: Outgoing, until: float, now: float) -> Outcome:
+    async def _delayed_route(self, out: Outgoing, until: float, now: float) -> list[Outcome]:
         """A delayed routed message follows the bindings of now: one copy for each queue that is bound (G15)."""
         route = out.to
         if not self._native_routes or not isinstance(route, Route):
-            return _no_routes(out)
-        bindings = (await self.registry.refresh()).bindings(route.router)
+            return [_no_routes(out)]
+        async with asyncio.timeout(until - monotonic()):
+            bindings = (await self.registry.refresh()).bindings(route.router)
         queues = dict.fromkeys(it.queue for it in bindings if it.takes(route.key, out.message.headers))
         if not queues:
-            return Failed(ErrorKind.NOT_FOUND, f"no binding of router {route.router!r} takes key {route.key!r}")
+            return [Failed(ErrorKind.NOT_FOUND, f"no binding of router {route.router!r} takes key {route.key!r}")]
         batch = [Outgoing(queue, out.message, out.delay, out.ttl) for queue in queues]
         outcomes = await self.publish(batch, until - monotonic(), now, moved=False)
         if all(isinstance(outcome, Stored) for outcome in outcomes):
-            return STORED
+            return [STORED]
         failed = next(outcome for outcome in outcomes if not isinstance(outcome, Stored))
         if isinstance(failed, Failed) and all(isinstance(outcome, Failed) for outcome in outcomes):
-            return failed
-        return Unknown(f"not every queue of router {route.router!r} took it: {failed}")
+            return [failed]
+        return [Unknown(f"not every queue of router {route.router!r} took it: {failed}")]
 
     # Preparing: what must be there before anything is sent
 
@@ -294,6 +303,14 @@ class Sender:
             raise
         self._exchanges.add(router)
         return True
+
+
+async def _told(sending: Awaitable[list[Outcome]], size: int) -> list[Outcome]:
+    """Return what went wrong before anything was sent as outcomes: another part of the batch may have been stored."""
+    try:
+        return await sending
+    except Exception as error:  # noqa: BLE001 - whatever it was, nothing of this part was sent
+        return [Failed(classify(error), f"nothing was sent: {error!r}", error)] * size
 
 
 def _placed(each: Each | None, places: Sequence[int]) -> Each | None:

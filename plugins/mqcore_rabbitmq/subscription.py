@@ -180,9 +180,8 @@ class RabbitSubscription(Subscription):
         self.end()
         self._backend.leave(self)
         with suppress(Exception):
-            await asyncio.gather(
-                *self._stop_consuming()
-            )  # quorum queues know of it now, and not some time after the close
+            await asyncio.gather(*self._stop_consuming())
+            await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
             await self._channel.close()
 
     async def _give_back_unseen(self) -> None:
@@ -238,8 +237,8 @@ class RabbitSubscription(Subscription):
             self._wake = None
 
     def _made_room(self) -> None:
-        """Wake a receive that waits for something to be settled."""
-        if self._buffer and self._room():
+        """Wake a receive that waits for something to be settled, or for room to consume again."""
+        if self._room() and (self._buffer or not self._tags):
             self._rouse()
 
     def _hand_out(self, limit: int) -> list[Delivery]:

@@ -37,7 +37,11 @@ class Admin:
         while self._idle and self._idle[-1].closed is not None:
             self._idle.pop()
         channel = self._idle.pop() if self._idle else await self.link.channel()
-        yield channel
+        try:
+            yield channel
+        except BaseException:
+            channel.abandon()
+            raise
         if channel.closed is None:
             self._idle.append(channel)
 

@@ -73,7 +73,8 @@ class Window:
         self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
 
     def drop_all(self) -> None:
-        """Forget everything: the queue has gone, or the channel."""
+        """Forget everything: the queue has gone, or the channel. What was settled is told first, while it is known what was not."""
+        self.flush()
         self.held.clear()
         self._by_queue.clear()
         self.out = 0

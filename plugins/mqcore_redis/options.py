@@ -75,6 +75,8 @@ def read(url: str, options: RedisOptions) -> Place:
     if kind == "sentinel" and not options.master:
         raise ConfigurationError("redis+sentinel:// needs the name of the master: ?master=NAME")
     hosts = () if kind == "unix" else tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
+    if kind == "tcp" and len(hosts) > 1:
+        raise ConfigurationError("redis:// has one host; several are for redis+sentinel:// or redis+cluster://")
     db = 0 if kind == "unix" else _database(unquote(parts.path.strip("/")))
     if kind == "cluster" and db:
         raise ConfigurationError("a Redis cluster has the database 0 alone; leave the path out of the URL")

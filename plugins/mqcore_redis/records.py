@@ -27,14 +27,9 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 def encode(message: Message) -> bytes:
     """Return a message's record. Its expiry is not in it: that is the queue's, by the server's clock."""
     fields: dict[str, Any] = {"id": message.id}
-    if message.content_type is not None:
-        fields["content_type"] = message.content_type
+    fields.update((name, value) for name in _PLAIN if (value := getattr(message, name)) is not None)
     if message.priority != 5:  # noqa: PLR2004 - the default priority
         fields["priority"] = message.priority
-    if message.correlation_id is not None:
-        fields["correlation_id"] = message.correlation_id
-    if message.reply_to is not None:
-        fields["reply_to"] = message.reply_to
     if message.headers:
         fields["headers"] = dict(message.headers)
     fields.update(pack(message))

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from support.faulty import Faults
 
 from mqcore import App, Broker, ConfigurationError, Context, Queue, QueueNotFound, RetryPolicy, Settings, Worker
+from mqcore.spi import Capability, Level, Support
 from mqcore.testing import VirtualClock
 
 one, two = Queue("one", str), Queue("two", str)
@@ -314,3 +316,24 @@ async def test_a_worker_runs_once(broker: Broker) -> None:
 def test_a_policy_takes_tuples_of_classes(option: str, wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match=option):
         RetryPolicy(**{option: wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [({}, False), ({"timeout": 901}, True), ({"timeout": None}, True), ({"prefetch": 100, "timeout": 181}, True)],
+    ids=["default", "two rounds", "no limit", "ten rounds"],
+)
+async def test_a_worker_says_when_the_broker_would_not_bear_its_handlers(
+    options: dict[str, Any],
+    *,
+    warned: bool,
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = {Capability.LEASE: Support(Level.NONE, {"held_at_most": 1800.0})}
+    capabilities = replace(broker.capabilities, supports={**broker.capabilities.supports, **held})
+    monkeypatch.setattr(Broker, "capabilities", property(lambda _: capabilities))
+    app, _ = an_app(one, **options)
+    async with Worker(app, broker):
+        assert ("give it a shorter timeout or a smaller prefetch" in caplog.text) is warned

@@ -160,7 +160,10 @@ class CopiesOfOneRouteMeet(MemoryStore):
         target, message = self._queues.get(str(out.to)), out.message
         if target is not None and any(key[:2] == (message.id, message.hop) for key in target.window._numbers):
             return None
-        return super()._store_successor(entry, out, now, touched)
+        failed = super()._store_successor(entry, out, now, touched)
+        if target is not None and failed is None:
+            target.remember(message, now)  # as a backend does that publishes the successor and then acks
+        return failed
 
 
 @mutant("G3", "retry.a_successor_that_is_stored_twice_is_one_copy")

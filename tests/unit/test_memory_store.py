@@ -172,6 +172,19 @@ def test_a_move_is_not_taken_for_one_of_an_earlier_life_of_its_id(bench: Bench) 
     assert names(bench.claim()) == ["order-17"], "the retry of the second life was taken for that of the first: lost"
 
 
+def test_two_copies_of_one_id_are_both_moved() -> None:
+    """G3: the window of the first was over when the second came, and both are still there: the second must not be lost."""
+    bench = Bench(dedup_size=1)
+    bench.put("a")
+    bench.put("x")
+    bench.put("a")
+    for delivery in bench.claim():
+        successor = Outgoing("q", delivery.message.moved("q"), 1.0)
+        assert bench.store.settle("q", [Move(delivery.receipt, successor)], bench.now) == [DONE]
+    bench.now += 2.0
+    assert sorted(names(bench.claim())) == ["a", "a", "x"]
+
+
 def test_a_successor_that_was_stored_before_is_stored_once(bench: Bench) -> None:
     """G1: publish the successor, crash, move again with the same name: one copy."""
     bench.put("a")

@@ -51,6 +51,7 @@ def test_a_url_says_where_and_who(url: str, kind: str, hosts: object, db: int, w
         "redis://:hunter2@h:x",
         "redis+sentinel://:hunter2@h",
         "redis+cluster://:hunter2@h/1",
+        "redis://:hunter2@h:1,i:2/0",
     ],
 )
 def test_what_cannot_be_meant_is_refused_without_secrets(url: str) -> None:
