@@ -76,6 +76,10 @@ class Ladder:
         """Whether this instance has made sure of the ladder."""
         return prefix in self._declared
 
+    def forget(self) -> None:
+        """Take nothing for granted: a message found no way in."""
+        self._declared.clear()
+
     async def declare(self, prefix: str, channel: Channel) -> None:
         """Make sure of a ladder, in one go."""
         async with self._lock:

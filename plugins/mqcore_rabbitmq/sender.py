@@ -181,6 +181,8 @@ class Sender:
         if isinstance(out.to, Route):
             self._exchanges.discard(out.to.router)
         else:
+            if out.delay > 0:
+                self._ladder.forget()
             self._suspects.add(out.to)
             layout = self.layout(out.to)
             self._exits.difference_update(layout.queues if layout else [out.to])

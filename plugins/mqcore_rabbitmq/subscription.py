@@ -180,14 +180,18 @@ class RabbitSubscription(Subscription):
         self.end()
         self._backend.leave(self)
         with suppress(Exception):
-            await asyncio.gather(*self._stop_consuming())
-            await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
-            await self._channel.close()
+            async with asyncio.timeout(_LAST_WORD):
+                await asyncio.gather(*self._stop_consuming())
+                await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
+        await self._channel.close()
 
     async def _give_back_unseen(self) -> None:
         """Release what came and was not asked for."""
         with suppress(Exception):
-            await asyncio.gather(*self._stop_consuming())
+            async with asyncio.timeout(_LAST_WORD):
+                if self._resuming is not None:
+                    await self._resuming
+                await asyncio.gather(*self._stop_consuming())
             unseen, self._buffer = [held for _, _, held in self._buffer], []
             for held in unseen:
                 held.out = True

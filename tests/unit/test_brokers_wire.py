@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -85,3 +89,24 @@ def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, wire: W
     server.close()
     with pytest.raises(ConnectionResetError), connected(wire) as client:  # while it connects, or soon after
         client.recv(1)
+
+
+def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: left.append(told.exc_value))
+
+    def come(wire: Wire) -> None:
+        for _ in range(3):
+            with suppress(OSError):
+                connected(wire).close()
+
+    for _ in range(40):
+        wire = Wire(*server.getsockname())
+        coming = threading.Thread(target=come, args=(wire,))
+        coming.start()
+        wire.kill()
+        coming.join()
+    gc.collect()
+    assert left == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pika import BasicProperties, spec
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, ShortStringTooLong
 
 from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Unknown
 from mqcore_rabbitmq.confirms import Confirms, Sending
@@ -182,3 +182,37 @@ async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
     for ack in channel.told:
         covered |= set(range(1, ack.delivery_tag + 1)) if ack.multiple else {ack.delivery_tag}
     assert covered == {1, 2, 3, 6, 8}
+
+
+async def test_what_was_settled_is_told_before_the_rest_is_forgotten() -> None:
+    """A consumer that the broker cancels does not take what is open in other bands with it: that must come back."""
+    channel = FakeChannel()
+    unsettled = window(channel, 5)
+    for tag in (2, 4):
+        unsettled.ack(unsettled.held[tag])
+    unsettled.drop_all()
+    await asyncio.sleep(0)
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, False), (4, False)]
+
+
+async def test_what_cannot_be_written_takes_no_number() -> None:
+    channel = FakeChannel()
+    written = channel.publish
+
+    def publish(exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+        if properties.message_id == "bad":
+            raise ShortStringTooLong("x")
+        written(exchange, key, properties, body)
+
+    channel.publish = publish  # type: ignore[method-assign]  # as pika, which refuses to write it
+    confirms = Confirms(channel)  # type: ignore[arg-type]  # a channel that only writes down
+    call = asyncio.ensure_future(confirms.publish([sending("a"), sending("bad"), sending("b")], 5))
+    await asyncio.sleep(0)
+    after = asyncio.ensure_future(confirms.publish([sending("c")], 0.05))
+    await asyncio.sleep(0)
+    channel.says(spec.Basic.Ack, 2, multiple=True)
+    first, second, third = await call
+    assert (first, third) == (STORED, STORED)
+    assert isinstance(second, Failed)
+    assert second.kind is ErrorKind.PERMANENT
+    assert isinstance((await after)[0], Unknown)

@@ -14,6 +14,7 @@ from mqcore.spi import (
     STORED,
     Ack,
     Binding,
+    ConnectionLost,
     Durability,
     ErrorKind,
     Failed,
@@ -25,11 +26,14 @@ from mqcore.spi import (
     new_id,
 )
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions, registry
+from mqcore_rabbitmq.looking import Reading
+from mqcore_rabbitmq.sender import QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from mqcore.contract.brokers import Server
+    from mqcore_rabbitmq.confirms import Confirms
 
     Make = Callable[..., Awaitable[RabbitBackend]]
 
@@ -135,6 +139,156 @@ async def test_the_registry_of_a_broker_that_is_killed_at_once_is_whole(
     other = await make()
     assert name in {counts.name for counts in await other.count()}
     await other.delete(name)
+
+
+async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=f"{name}.before")])
+    async with one._open.admin.channel() as channel:
+        for queue in ("mq.registry", "mq.registry.changes"):
+            await channel.ask(spec.Queue.Delete(queue=queue))
+    await one.declare([QueueSpec(name=name)])
+    assert name in {counts.name for counts in await (await make()).count()}
+    for queue in (name, f"{name}.before"):
+        await one.delete(queue)
+
+
+async def test_a_look_at_the_registry_that_is_given_up_leaves_it_to_others(make: Make) -> None:
+    name, one, other = f"t.{new_id()[:8]}", await make(), await make()
+    await other.declare([QueueSpec(name=name)])
+    for turn in range(8):
+        await other.bind([Binding(router=f"{name}.r", kind="topic", queue=name, pattern=f"{turn}")])
+        look = asyncio.ensure_future(one.bindings())
+        await asyncio.sleep(0.001 * turn)
+        look.cancel()
+        await asyncio.gather(look, return_exceptions=True)
+    async with asyncio.timeout(8):  # less than others wait for the lock
+        await other.unbind([Binding(router=f"{name}.r", kind="topic", queue=name, pattern="0")])
+    await other.delete(name)
+
+
+async def test_what_could_not_be_written_down_is_written_before_what_comes_later(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=f"{name}.other")])
+    one._open.publishing.blocked = "an alarm"
+    await one.declare([QueueSpec(name=name)])
+    one._open.publishing.blocked = None
+    await one.delete(name)
+    await one.delete(f"{name}.other")
+    other = await make()
+    await other.count()
+    assert name not in other._open.sender.registry.picture.queues
+
+
+async def test_a_registry_of_which_not_all_came_is_read_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, one = [f"t.{new_id()[:8]}" for _ in range(3)], await make()
+    for name in names:
+        await one.declare([QueueSpec(name=name)])
+    whole, calls = Reading.read, 0
+
+    async def half(self: Reading, queue: str, count: int) -> None:
+        nonlocal calls
+        calls += 1
+        await whole(self, queue, count - 1 if calls <= 4 else count)
+
+    monkeypatch.setattr(Reading, "read", half)
+    other = await make()
+    await other.count()
+    assert calls == 3
+    assert {counts.name for counts in await other.count()} >= set(names)
+    for name in names:
+        await one.delete(name)
+
+
+async def test_looks_into_one_queue_take_turns_and_one_given_up_gives_all_back(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+    await one.publish([out(name, f"m{number}") for number in range(50)], timeout=5)
+    assert [len(page) for page in await asyncio.gather(*[one.browse(name, 50) for _ in range(4)])] == [50] * 4
+    for turn in range(6):
+        look = asyncio.ensure_future(one.browse(name, 50))
+        await asyncio.sleep(0.004 * turn)
+        look.cancel()
+        await asyncio.gather(look, return_exceptions=True)
+    async with asyncio.timeout(20):
+        assert len(await came(one, name, 50)) == 50
+    await one.delete(name)
+
+
+async def test_who_waits_with_a_full_hand_is_served_once_there_is_room(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}.again", await make()
+    await one.declare([QueueSpec(name=name, role="quarantine")])
+    await one.publish([out(name, "first"), out(name, "second")], timeout=5)
+    consumer = await one.subscribe(name, prefetch=1, lease=30)
+    (first,) = await consumer.receive(1, 5)
+    waiting = asyncio.ensure_future(consumer.receive(1, 30))
+    await asyncio.sleep(0.1)
+    await consumer.settle([Ack(first.receipt)], timeout=5)
+    async with asyncio.timeout(15):
+        assert [it.message.id for it in await waiting] == ["second"]
+    await consumer.close()
+    await one.delete(name)
+
+
+async def test_a_message_that_amqp_cannot_carry_fails_alone(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+    batch = [out(name, "a"), out(name, "b", correlation_id="x" * 300), out(name, "c")]
+    first, second, third = await one.publish(batch, timeout=5)
+    assert (first, third) == (STORED, STORED)
+    assert isinstance(second, Failed)
+    assert second.kind is ErrorKind.PERMANENT
+    assert await one.publish([out(name, "d")], timeout=5) == [STORED]
+    (lost,) = await one.publish([out(f"{name}.none", "e")], timeout=5)
+    assert isinstance(lost, Failed)
+    await one.delete(name)
+
+
+async def test_a_ladder_that_was_deleted_is_declared_again(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+    soon = [Outgoing(name, Message(id=key, body=b""), 0.1) for key in "abc"]
+    assert await one.publish(soon[:1], timeout=10) == [STORED]
+    await came(one, name, 1)
+    prefix = one._open.sender._ladder.prefix(5)
+    async with one._open.admin.channel() as channel:
+        await channel.ask(spec.Queue.Delete(queue=f"{prefix}.01"))
+    (lost,) = await one.publish(soon[1:2], timeout=10)
+    assert isinstance(lost, Failed)
+    assert await one.publish(soon[2:], timeout=10) == [STORED]
+    assert await came(one, name, 1) == ["c"]
+    await one.delete(name)
+
+
+@pytest.mark.parametrize("trouble", ["channel", "registry"])
+async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored(
+    make: Make, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+    sender = one._open.sender
+    confirms = sender.confirms
+    lost = ConnectionLost("the channel is closed")
+
+    async def no_ladder(kind: str = QUEUES) -> Confirms:
+        if kind != QUEUES:
+            raise lost
+        return await confirms(kind)
+
+    async def no_answer() -> None:
+        raise lost
+
+    if trouble == "channel":
+        monkeypatch.setattr(sender, "confirms", no_ladder)
+    else:
+        monkeypatch.setattr(sender.registry, "refresh", no_answer)
+    to = name if trouble == "channel" else Route("a.router", "key")
+    first, second = await one.publish([out(name, "a"), Outgoing(to, Message(id="b", body=b""), 0.1)], timeout=10)
+    assert first == STORED
+    assert isinstance(second, Failed)
+    assert second.kind is ErrorKind.TRANSIENT
+    monkeypatch.undo()
+    await one.delete(name)
 
 
 async def test_headers_that_brokers_act_upon_are_the_users_own(make: Make) -> None:
