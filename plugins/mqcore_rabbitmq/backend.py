@@ -198,7 +198,9 @@ class RabbitBackend(Backend):
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:  # noqa: ARG002 - the connection is the lease
         """Start to consume. Raises `QueueNotFound`."""
         now = self._open
-        layout = await now.sender.look_up(queue)
+        if queue not in now.sender.own:
+            await now.sender.refresh([queue])  # others may have deleted it and declared it with other bands
+        layout = now.sender.layout(queue)
         careful = layout is not None and layout.spec.role == "quarantine"
         subscription = RabbitSubscription(self, queue, prefetch, await now.consuming.channel(), careful=careful)
         await subscription.start([queue] if layout is None else layout.queues)

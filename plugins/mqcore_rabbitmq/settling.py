@@ -7,7 +7,10 @@ Confirm and acknowledgement go by two connections, so a successor may be deliver
 of it then would leave two copies: until the source is gone nobody in this process gets the successor.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from pika import BasicProperties
@@ -88,7 +91,12 @@ class Settling:
 
     async def _store(self, timeout: float) -> None:
         """Store successors and given-back copies, then let go of the sources whose were stored (G3)."""
-        await self._backend.pause({window for at, window, _ in self._later if isinstance(self._batch[at], Release)})
+        until = monotonic() + timeout
+        with suppress(Exception):  # a channel that is lost, or a broker that does not answer: what follows tells
+            async with asyncio.timeout(timeout):
+                releasing = {window for at, window, _ in self._later if isinstance(self._batch[at], Release)}
+                await self._backend.pause(releasing)
+        timeout = until - monotonic()
         moves = [(at, item.to) for at, _, _ in self._later if isinstance(item := self._batch[at], Move)]
         gifts = [(at, self._copy(held)) for at, _, held in self._later if isinstance(self._batch[at], Release)]
         self._names = {at: self._backend.passing.begin(out.message) for at, out in moves}

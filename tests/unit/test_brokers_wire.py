@@ -102,10 +102,11 @@ def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
             with suppress(OSError):
                 connected(wire).close()
 
-    for _ in range(40):
+    for number in range(60):
         wire = Wire(*server.getsockname())
         coming = threading.Thread(target=come, args=(wire,))
         coming.start()
+        coming.join(number * 0.00002)  # the kill meets it at one point or another of its way in
         wire.kill()
         coming.join()
     gc.collect()

@@ -291,6 +291,17 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
     await one.delete(name)
 
 
+async def test_who_consumes_finds_the_bands_of_a_queue_that_others_declared_anew(make: Make) -> None:
+    name, other = f"t.{new_id()[:8]}", await make(durability="machine")
+    one = await make()
+    await one.declare([QueueSpec(name=name)])
+    await other.delete(name)
+    await other.declare([QueueSpec(name=name)])
+    await other.publish([out(name, "high", 10), out(name, "low", 0)], timeout=5)
+    assert sorted(await came(one, name, 2)) == ["high", "low"]
+    await other.delete(name)
+
+
 async def test_headers_that_brokers_act_upon_are_the_users_own(make: Make) -> None:
     """As text, CC and BCC close the channel and make all that is under way on it unknown."""
     name, one = f"t.{new_id()[:8]}", await make()
