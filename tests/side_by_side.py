@@ -4,8 +4,9 @@
 
 Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server to itself: it may kill it. A
 contract's cases, its model and the tests in which brokers are killed are runs of their own. Each writes a log, of which the summary
-is shown when it passes and the whole when it fails. The last line adds all of them up, in pytest's own form. With
-`--contract-reports=DIR` each contract run leaves its report there. How many run at once, `MQCORE_TESTS_AT_ONCE` says.
+is shown when it passes and the whole when it fails. The last line adds all of them up, in pytest's own form. Each
+contract run leaves its report in `.nox/logs/reports`, or where `--contract-reports=DIR` says. How many run at once,
+`MQCORE_TESTS_AT_ONCE` says.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def main(options: Sequence[str]) -> int:
     began = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
     plain = [option for option in options if not option.startswith("--contract-reports")]  # reports are of servers
+    if plain == options:
+        options = [*options, f"--contract-reports={LOGS / 'reports'}"]
     runs = [run("without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):

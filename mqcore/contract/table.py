@@ -5,6 +5,7 @@ A report is the plain data of `Report.data()` or of a JSON file that a run has w
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from mqcore.capabilities import Capability
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["capability_table", "cell", "limits_in_words"]
 
-_SECONDS = {"granularity", "max", "window"}
+_SECONDS = {"after_crash", "granularity", "held_at_most", "max", "window"}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"), (0.001, "ms"))
 
 
@@ -24,15 +25,24 @@ def limits_in_words(limits: Mapping[str, object]) -> str:
 
 
 def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table in Markdown: a row for each capability and one for the durability, a column for each report."""
-    heads = [f"{report['backend']}<br>{cell(report['server'])}" for report in reports]
+    """Return a table in Markdown: a row for each capability and one for the durability.
+
+    A column is a report, or all reports of one backend whose servers can do the same.
+    """
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        said = json.dumps([report[name] for name in ("backend", "durability", "capabilities")], sort_keys=True)
+        alike.setdefault(said, []).append(report)
+    columns = [same[0] for same in alike.values()]
+    servers = [", ".join(report["server"] for report in same) for same in alike.values()]
+    heads = [f"{column['backend']}<br>{cell(names)}" for column, names in zip(columns, servers, strict=True)]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
     for one in Capability:
-        supports = [report["capabilities"].get(one.name, {"level": "none", "limits": {}}) for report in reports]
+        supports = [column["capabilities"].get(one.name, {"level": "none", "limits": {}}) for column in columns]
         cells = [f"{support['level']}: {limits_in_words(support['limits'])}".rstrip(": ") for support in supports]
         rows.append([one.name, *map(cell, cells)])
-    rows.append(["durability", *(cell(report["durability"]) for report in reports)])
-    rows.append(["the run", *(cell(_counts(report)) for report in reports)])
+    rows.append(["durability", *(cell(column["durability"]) for column in columns)])
+    rows.append(["the run", *(cell(", ".join(dict.fromkeys(map(_counts, same)))) for same in alike.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

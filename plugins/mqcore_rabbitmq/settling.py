@@ -93,7 +93,7 @@ class Settling:
         """Store successors and given-back copies, then let go of the sources whose were stored (G3)."""
         until = monotonic() + timeout
         with suppress(Exception):  # a channel that is lost, or a broker that does not answer: what follows tells
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout / 2):
                 releasing = {window for at, window, _ in self._later if isinstance(self._batch[at], Release)}
                 await self._backend.pause(releasing)
         timeout = until - monotonic()

@@ -225,3 +225,18 @@ def test_reports_stand_side_by_side() -> None:
     assert rows[0] == "|  | one<br>One 1.0 | other<br>a\\|b |"
     assert rows[2] == "| DELAY | native: granularity 100 ms | none |"
     assert rows[-2:] == ["| durability | memory | memory |", "| the run | passed: 3 passed | passed: 3 passed |"]
+
+
+def test_servers_that_can_do_the_same_share_a_column() -> None:
+    seven: dict[str, Any] = {
+        "backend": "redis",
+        "server": "Redis 7.0",
+        "durability": "machine",
+        "verdict": "passed",
+        "counts": {"passed": 3},
+        "capabilities": {},
+    }
+    eight, less = {**seven, "server": "Redis 8.0"}, {**seven, "server": "Redis 6.0", "durability": "memory"}
+    rows = capability_table([seven, less, eight]).splitlines()
+    assert rows[0] == "|  | redis<br>Redis 7.0, Redis 8.0 | redis<br>Redis 6.0 |"
+    assert rows[-1] == "| the run | passed: 3 passed | passed: 3 passed |"
