@@ -52,9 +52,7 @@ class Wire:
     async def _kill(self) -> None:
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
-        await asyncio.sleep(
-            0
-        )  # a connection that was accepted in this turn joins the server, which has to be open for that
+        await asyncio.sleep(0)  # what was accepted in this turn joins the server, which has to be open for that
         self._server.close()
         for end in list(self._ends):
             end.reset()
