@@ -26,6 +26,8 @@ _STARTS_WITHIN = 60.0
 _ENDS_WITHIN = 10.0
 _QUESTION = 2.0
 _BETWEEN = 0.05
+_QUESTIONS, _SILENT = 20, 0.2
+"""How often a server that was silenced is asked whether it still answers, and the seconds in which it does not."""
 _LINES = 15
 _PORTS = range(20000, 30000)
 """Below those that systems lend to outgoing connections: while a server is down its port must stay free."""
@@ -102,10 +104,18 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Silence it: connections stay open, new ones are accepted by its machine, and nothing is answered."""
+        """Silence it: connections stay open, new ones are accepted by its machine, and nothing is answered.
+
+        Returns when it is silent: a process that was told to stop may go on for some milliseconds.
+        """
         if not self._paused:
             self._pause()
             self._paused = True
+            for _ in range(_QUESTIONS):
+                try:
+                    self.product.ask(self.host, self.port, _SILENT)
+                except OSError:
+                    return
 
     def resume(self) -> None:
         """Let it speak again."""
