@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis.errors import FlakyStrategyDefinition
 from mutants.broken_delivery import LosesOnRelease, NeverSaysRedelivered
 from mutants.broken_moves import MoveKeepsItsSource
 from mutants.broken_order import LastInFirstOut
 from mutants.broken_time import TakeoverLoses
 from mutants.mutant import MutantHarness
 
-from mqcore.contract import ContractError
+from mqcore.contract import ContractError, stateful
 from mqcore.contract.stateful import check_model, compare_with_memory
 
 FEW = 50
@@ -43,3 +44,18 @@ def test_the_number_of_examples_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -
 
     check_model(make)
     assert 3 <= len(made) < 30  # Hypothesis tries some more than it counts
+
+
+def test_a_server_that_answers_in_other_portions_the_second_time_gets_another_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[int] = []
+
+    def run(*_: object, **__: object) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise FlakyStrategyDefinition("Inconsistent data generation!")
+
+    monkeypatch.setattr(stateful, "run_state_machine_as_test", run)
+    check_model(lambda: MutantHarness(None), examples=1)
+    assert len(tries) == 3

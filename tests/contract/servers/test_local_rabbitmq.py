@@ -12,7 +12,7 @@ from mqcore.contract.suite import test_contract
 
 __all__ = ["test_contract"]
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 contract_smoke = True
 
 

@@ -12,7 +12,7 @@ from mqcore.contract.suite import test_contract, test_model
 
 __all__ = ["test_contract", "test_model"]
 
-pytestmark = pytest.mark.timeout(240)  # the model takes a minute of real time
+pytestmark = pytest.mark.timeout(600)  # the model takes a minute of real time
 
 
 @pytest.fixture(scope="module")
