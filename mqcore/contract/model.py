@@ -151,6 +151,7 @@ class Model:
         if how == "release":
             copy.redelivered, copy.doubtful = True, False if live and copy.doubtful is False else None
             copy.since, copy.loose = at.later(0, self.rules.slack), copy.loose or not self.rules.release_in_place
+            self._suspect_the_next(copy.queue, at)
         else:
             self.copies.remove(copy)
 
@@ -242,6 +243,12 @@ class Model:
 
     def _ends(self, at: Span) -> Span:
         return at.later(self.rules.lease - _EARLY, self.rules.lease + _TAKEOVER)
+
+    def _suspect_the_next(self, queue: str, at: Span) -> None:
+        """Who releases by storing a copy stops consuming for it; what is on its way just then may be sent back with its marks."""
+        for copy in () if self.rules.release_in_place else self.of(queue):
+            if copy.lease is None and copy.since.lo - _EARLY <= at.hi:
+                copy.redelivered, copy.doubtful = copy.redelivered or None, copy.doubtful or None
 
     def _forget(self, copy: Copy) -> None:
         for lease in self._lost.pop(copy.number, []):
