@@ -37,7 +37,18 @@ _FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
 class Held:
     """A delivery in our hands until it is settled."""
 
-    __slots__ = ("alone", "deadline", "delivery", "gone", "inside", "lane", "lease_lost", "on_lost", "settled")
+    __slots__ = (
+        "alone",
+        "deadline",
+        "delivery",
+        "gone",
+        "inside",
+        "lane",
+        "lease_lost",
+        "on_lost",
+        "settled",
+        "settling",
+    )
 
     def __init__(self, delivery: Delivery, lane: Lane, now: float) -> None:
         self.delivery = delivery
@@ -46,6 +57,7 @@ class Held:
         self.alone = False
         self.inside = False
         self.gone = False
+        self.settling = False
         self.lease_lost = False
         self.on_lost: Callable[[], None] | None = None
         self.settled: asyncio.Future[None] | None = None
@@ -64,7 +76,12 @@ class Held:
         return self.deadline is not None and now >= self.deadline
 
     def lose(self) -> None:
-        """The claim went to somebody else: settling has no effect any more (G5)."""
+        """The claim went to somebody else: settling has no effect any more (G5).
+
+        A settlement under way ends the claim too, and a renewal may notice that first: then its own answer tells whose it was.
+        """
+        if self.settling:
+            return
         self.lease_lost = True
         self.lane.lose(self)
         if self.on_lost is not None:
@@ -181,20 +198,24 @@ class Lane:
     def _cut_off(self) -> None:
         """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
         self._subscription = None
-        self._forget_unstarted()
+        self._forget_lost()
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()  # a receive of the old connection may never return
             self._pump = asyncio.create_task(self._run())
 
-    def _forget_unstarted(self) -> None:
-        """Where the connection itself is the lease, what no handler has begun is others' now."""
-        if not self._connection.capabilities.has(Capability.LEASE):
-            for held in [held for held in self.held.values() if not held.inside]:
+    def _forget_lost(self) -> None:
+        """Where the connection itself is the lease, all that we hold is others' now: what runs is told, the rest is not begun."""
+        if self._connection.capabilities.has(Capability.LEASE):
+            return
+        for held in list(self.held.values()):
+            if held.inside:
+                held.lose()
+            elif not held.settling:
                 self.end(held)
 
     async def _mend(self, error: Exception, generation: int) -> bool:
         """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
-        self._forget_unstarted()
+        self._forget_lost()
         kind = self._connection.backend.classify(error)
         self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
         if isinstance(error, QueueNotFound) or kind is ErrorKind.NOT_FOUND:
@@ -219,6 +240,7 @@ class Lane:
         if held.gone:
             self._events.emit("settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict)
             return
+        held.settling = True
         self._pending.append((held, decision))
         if len(self._pending) == 1:
             asyncio.get_running_loop().call_soon(self._flush)

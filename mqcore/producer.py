@@ -327,7 +327,6 @@ class Publisher:
         cls = Unroutable if routed and failed.kind is ErrorKind.NOT_FOUND else _KINDS.get(failed.kind, PublishFailed)
         hint = {
             QueueNotFound: "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once",
-            QueueFull: "the queue is full (max_length, overflow='reject')",
         }.get(cls, failed.text)
         self._events.emit("publish.failed", name, message.id, error=hint)
         error = cls(f"message {message.id} for {name!r} is not stored: {hint}", id=message.id)

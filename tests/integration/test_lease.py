@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from support.faulty import Broken, Faults, raised
+from support.faulty import Broken, Faults, late_answer, raised
 from support.waiting import eventually
 
 from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, SystemClock, Worker
@@ -42,6 +42,21 @@ async def test_a_handler_of_ten_leases_runs_once(
         await clock.advance(200)
     assert starts == [0]
     assert (await broker.counts(jobs))[0].ready == 0
+
+
+async def test_a_renewal_that_notices_our_own_ack_first_takes_nothing_for_lost(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    await faulty.publish(jobs, "x")
+    async with faulty.consume(jobs, lease=3) as deliveries:
+        delivery = await deliveries.get(timeout=1)
+        assert delivery is not None
+        faults.next("settle", late_answer(5))
+        acking = asyncio.create_task(delivery.ack())
+        await clock.advance(6)  # the claim is gone at the broker, which the renewal hears before the ack does
+        await acking
+    assert not delivery.lease_lost
+    assert faulty.events.counts["lease.lost"] == 0
 
 
 async def test_what_waits_in_the_buffer_is_kept_too(

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import threading
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,8 +19,21 @@ from support.faulty import (
     raised,
     slow,
 )
+from support.waiting import eventually
 
-from mqcore import Broker, BrokerError, ConnectionLost, Queue, QueueNotFound, RetryPolicy, Router, Settings, fixed
+from mqcore import (
+    BlockingContext,
+    Broker,
+    BrokerError,
+    ConnectionLost,
+    LeaseLost,
+    Queue,
+    QueueNotFound,
+    RetryPolicy,
+    Router,
+    Settings,
+    fixed,
+)
 from mqcore.capabilities import Capability
 from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock
@@ -193,24 +208,73 @@ async def test_handlers_run_on_where_claims_outlive_the_connection(
     assert (await faulty.counts(jobs))[0].ready == 0
 
 
-async def test_without_leases_what_was_only_buffered_is_not_started_here(
-    faults: Faults, clock: VirtualClock, url: str, serve: Any, held: Any
-) -> None:
+@pytest.fixture
+async def leaseless(faults: Faults, clock: VirtualClock, url: str) -> AsyncIterator[Broker]:
+    """A broker on the same memory where the connection itself is the lease, as with AMQP."""
     faults.without = {Capability.LEASE}
     plugins = Plugins()
     plugins.register(plugin_for(faults))
     where = url.replace("memory", "faulty")
-    async with Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins) as faulty:
-        await faulty.publish_many(jobs, ["a", "b"])
-        async with serve(jobs, held, on=faulty, concurrency=1):
-            await clock.settle()
+    async with Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins) as broker:
+        yield broker
+
+
+async def test_without_leases_a_lost_connection_ends_what_ran_and_starts_nothing_that_was_buffered(
+    leaseless: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any
+) -> None:
+    await leaseless.publish_many(jobs, ["a", "b"])
+    async with serve(jobs, held, on=leaseless, concurrency=1):
+        await clock.settle()
+        faults.lose()
+        await clock.settle()
+        assert (held.began, held.cancelled) == (["a"], ["a"])
+        held.go.set()
+        await clock.advance(5)
+        assert sorted(held.began) == ["a", "a", "b"]
+        assert sorted(held.ended) == ["a", "b"]
+        assert (await leaseless.counts(jobs))[0].leased == 0
+
+
+async def test_without_leases_a_thread_is_told_that_the_connection_was_lost(
+    leaseless: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    go, began = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def handler(_: str, ctx: BlockingContext) -> None:
+        began.set()
+        go.wait(10)
+        seen.append(ctx.lease_lost)
+
+    await leaseless.publish(jobs, "a")
+    async with serve(jobs, handler, on=leaseless, concurrency=1):
+        await eventually(began.is_set)
+        faults.lose()
+        await clock.settle()
+        go.set()
+        await eventually(lambda: seen)
+    assert seen[0]
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_without_leases_an_ack_that_the_loss_outran_is_not_taken_for_done(
+    leaseless: Broker, faults: Faults, clock: VirtualClock, how: str
+) -> None:
+    await leaseless.publish(jobs, "a")
+    async with leaseless.consume(jobs) as deliveries:
+        delivery = await deliveries.get(timeout=1)
+        assert delivery is not None
+        if how == "after":
+            faults.next("settle", lost())
+        else:
             faults.lose()
-            await clock.advance(5)
-            assert held.began == ["a"]
-            held.go.set()
-            await clock.advance(5)
-            assert sorted(held.began) == ["a", "a", "b"]
-            assert (await faulty.counts(jobs))[0].leased == 0
+        acking = asyncio.create_task(delivery.ack())
+        await clock.advance(5)
+        with pytest.raises(LeaseLost):
+            await acking
+        again = await deliveries.get(timeout=1)
+        assert again is not None
+        await again.ack()
 
 
 @pytest.mark.parametrize("error", [WrongPassword("no"), Broken("down"), ValueError("a bug")])

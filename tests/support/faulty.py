@@ -146,6 +146,17 @@ def slow(seconds: float) -> Fault:
     return fault
 
 
+def late_answer(seconds: float) -> Fault:
+    """It is done at once, and the answer comes after a while of the clock."""
+
+    async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
+        answer = await do(batch)
+        await backend.clock.sleep(seconds)
+        return answer
+
+    return fault
+
+
 def hung() -> Fault:
     """It never returns."""
 

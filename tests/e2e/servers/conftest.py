@@ -1,4 +1,4 @@
-"""The servers of the fault tests: each product and queue type once, or those that `--broker` names (`rabbitmq-3+quorum`)."""
+"""The servers of these tests: each product and queue type once, each version where a test asks for it, or those of `--broker`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 QUORUM = "+quorum"
 FIGURES = pytest.StashKey[list[str]]()
-NAMES = ("redis", "rabbitmq", f"rabbitmq{QUORUM}")
+EACH_PRODUCT = ("redis", "rabbitmq", f"rabbitmq{QUORUM}")
+EVERY_SERVER = ("redis-7", "redis-8", "valkey-8", *(f"rabbitmq-{major}{kind}" for major in (3, 4) for kind in ("", QUORUM)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "where" in metafunc.fixturenames:
-        metafunc.parametrize("where", metafunc.config.getoption("--broker") or NAMES)
+        names = EVERY_SERVER if metafunc.definition.get_closest_marker("every_server") else EACH_PRODUCT
+        metafunc.parametrize("where", metafunc.config.getoption("--broker") or names)
 
 
 @pytest.fixture

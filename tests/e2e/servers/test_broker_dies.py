@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mqcore.contract.brokers import Server
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.every_server]
 
 
 async def test_confirmed_delayed_messages_outlive_the_broker(

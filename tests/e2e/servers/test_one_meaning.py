@@ -138,7 +138,7 @@ async def _order(shop: Shop, broker: Broker) -> None:
     """Expiry, priority and order inside a level, through the pull API."""
     await broker.declare(shop.line)
     await broker.publish(shop.line, "gone", ttl=0.2)
-    await broker.publish(shop.line, "later", delay=1.0)
+    await broker.publish(shop.line, "later", delay=3.0)  # longer than a slow server takes for the others
     for word, priority in (("low", 1), ("first", 5), ("second", 5), ("urgent", 9)):
         await broker.publish(shop.line, word, priority=priority)
     await asyncio.sleep(0.4)
