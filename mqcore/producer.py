@@ -325,9 +325,9 @@ class Publisher:
         routed = isinstance(outgoing.to, Route)
         name = outgoing.to.router if isinstance(outgoing.to, Route) else outgoing.to
         cls = Unroutable if routed and failed.kind is ErrorKind.NOT_FOUND else _KINDS.get(failed.kind, PublishFailed)
-        hint = {
-            QueueNotFound: "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once",
-        }.get(cls, failed.text)
+        hint = failed.text
+        if cls is QueueNotFound:
+            hint = "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once"
         self._events.emit("publish.failed", name, message.id, error=hint)
         error = cls(f"message {message.id} for {name!r} is not stored: {hint}", id=message.id)
         error.__cause__ = failed.cause
