@@ -68,7 +68,10 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back untouched: not an attempt, and to its old place where the backend can (G9)."""
+    """Give it back as it was: not an attempt, to its old place where the backend can (G9), and as doubtful as before (G4).
+
+    It comes again `redelivered`. Whoever releases knows of his own claim alone that nothing has started in it.
+    """
 
     receipt: bytes
 

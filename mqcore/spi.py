@@ -266,8 +266,8 @@ class Subscription(ABC):
         """Settle a batch; an outcome for each item, in its order. Must return by `timeout` seconds.
 
         A Move must not let go of its source before its successor is stored; if that fails, the answer is the publish's `Failed`
-        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A receipt that is not ours any
-        more is `Stale` and must change nothing (G5).
+        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A Release must leave *doubtful*
+        as it was, and sets *redelivered* (G4). A receipt that is not ours any more is `Stale` and must change nothing (G5).
         """
 
     @abstractmethod

@@ -33,6 +33,8 @@ _BLIND_PASSES = 100
 """Passes of a loop that does not show what it has to run."""
 _MOST_PASSES = 1_000_000
 """Passes after which something is surely spinning: a tenth of them handles thousands of messages."""
+_MOST_ROUNDS = 100_000
+"""Timers, each started after the one before had fired, after which time surely stands still: seconds of real time."""
 _FEW = 64
 """Cancelled timers that are not worth a rebuild of the heap."""
 
@@ -134,8 +136,8 @@ class VirtualClock:
         """Move the clock by `delay` (seconds or timedelta) from timer to timer, and let run what each made runnable.
 
         Timers fire in the order of their time, those of one moment in the order of their start. Raises `RuntimeError`
-        when another task is advancing this clock, and when something in the loop never stops being runnable;
-        `ValueError` for a negative delay.
+        when another task is advancing this clock, when something in the loop never stops being runnable, and when one
+        moment never ends, because a timer for no time is started anew each time; `ValueError` for a negative delay.
         """
         length = seconds(delay)
         if length < 0:
@@ -148,11 +150,18 @@ class VirtualClock:
         try:
             await self.settle()
             end = self._elapsed + length
+            moment, began, rounds = self._elapsed, next(self._order), 0
             while self._timers and self._timers[0][0] <= end + _NEAR:
-                due, _, timer = heapq.heappop(self._timers)
+                due, number, timer = heapq.heappop(self._timers)
                 if timer.fire is None:
                     self._cancelled -= 1
                     continue
+                if due > moment + _NEAR:
+                    moment, began, rounds = due, next(self._order), 0
+                elif (
+                    number > began and (rounds := rounds + 1) > _MOST_ROUNDS
+                ):  # started in this moment, for this moment
+                    raise RuntimeError(_standing_still(self._elapsed))
                 self._elapsed = max(self._elapsed, due)
                 fire, timer.fire = timer.fire, None
                 fire()
@@ -227,6 +236,14 @@ class VirtualClock:
                 raise RuntimeError(msg)
             self._home = loop
         return loop
+
+
+def _standing_still(at: float) -> str:
+    return (
+        f"virtual time stands still at {at:g}: {_MOST_ROUNDS:,} timers one after the other were started for no time, or "
+        "for next to none. A loop waits for a moment that it takes for the next and that has come already: let it do "
+        "what is due before it waits again, or wait for an event"
+    )
 
 
 def memory_url(name: str | None = None) -> str:

@@ -149,9 +149,9 @@ class Model:
         lease.state, copy.lease = "gone", None
         self._forget(copy)
         if how == "release":
-            copy.redelivered, copy.doubtful = True, False if live and copy.doubtful is False else None
+            copy.redelivered, copy.doubtful = True, copy.doubtful if live else None
             copy.since, copy.loose = at.later(0, self.rules.slack), copy.loose or not self.rules.release_in_place
-            self._suspect_the_next(copy.queue, at)
+            self._suspect_the_next(copy, at)
         else:
             self.copies.remove(copy)
 
@@ -244,10 +244,10 @@ class Model:
     def _ends(self, at: Span) -> Span:
         return at.later(self.rules.lease - _EARLY, self.rules.lease + _TAKEOVER)
 
-    def _suspect_the_next(self, queue: str, at: Span) -> None:
+    def _suspect_the_next(self, released: Copy, at: Span) -> None:
         """Who releases by storing a copy stops consuming for it; what is on its way just then may be sent back with its marks."""
-        for copy in () if self.rules.release_in_place else self.of(queue):
-            if copy.lease is None and copy.since.lo - _EARLY <= at.hi:
+        for copy in () if self.rules.release_in_place else self.of(released.queue):
+            if copy is not released and copy.lease is None and copy.since.lo - _EARLY <= at.hi:
                 copy.redelivered, copy.doubtful = copy.redelivered or None, copy.doubtful or None
 
     def _forget(self, copy: Copy) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,13 +135,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if not lines:
         config.stash[_KEY] = Contracts([])
         return
+    from mqcore.contract.case import all_cases  # noqa: PLC0415 - as above
     from mqcore.contract.run import Waiver  # noqa: PLC0415 - as above
 
     pairs = [line.partition(":") for line in lines]
     if any(not reason.strip() for _, _, reason in pairs):
         msg = "contract_waivers: every line is `case: reason`, and the reason is printed with each report"
         raise pytest.UsageError(msg)
-    config.stash[_KEY] = Contracts([Waiver(case.strip(), reason.strip()) for case, _, reason in pairs])
+    waivers = [Waiver(case.strip(), reason.strip()) for case, _, reason in pairs]
+    names = [case.name for case in all_cases()]
+    if wrong := [waiver.case for waiver in waivers if waiver.case not in names]:
+        raise pytest.UsageError("\n".join(_no_such_case(case, names) for case in wrong))
+    config.stash[_KEY] = Contracts(waivers)
+
+
+def _no_such_case(wrong: str, names: list[str]) -> str:
+    """Tell what may have been meant: a waiver of no case would hide nothing, and the case that fails would fail."""
+    near = get_close_matches(wrong, names, n=3, cutoff=0.5)
+    near += [name for name in names if name.partition("[")[0] == wrong and name not in near]  # it has variants
+    hint = f"near it are {', '.join(near)}" if near else "a run prints their names (`mqcore contract run URL`)"
+    return f"contract_waivers: no case is named {wrong!r}; {hint}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

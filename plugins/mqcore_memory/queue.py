@@ -168,10 +168,10 @@ class MemoryQueue:
     # Claims
 
     def release(self, copy: Copy, *, doubtful: bool) -> None:
-        """End a claim: the message goes back to its old place, or to the rest of its delay."""
+        """End a claim: the message goes back to its old place, or to the rest of its delay; an older doubt stays (G4)."""
         self._let_go(copy)
         copy.redelivered = True
-        copy.doubtful = doubtful
+        copy.doubtful = copy.doubtful or doubtful
         if copy.place:
             self._stand(copy)
         else:

@@ -1,6 +1,12 @@
-"""The seam over the scripts: one session from `open` to `close`, and what each request asks of it."""
+"""The seam: each request, and the scripts that it takes. What lives from `open` to `close` is made anew by each `open`."""
 
+import asyncio
+import json
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 from redis.exceptions import NoPermissionError, ResponseError
@@ -20,15 +26,34 @@ from mqcore.spi import (
     QueueSpec,
     Subscription,
 )
-from mqcore_redis.batches import BYTES, MESSAGES
+from mqcore_redis.batches import BYTES, MESSAGES, Batches
+from mqcore_redis.bindings import Bindings
 from mqcore_redis.classify import kind_of
-from mqcore_redis.keys import Keys
-from mqcore_redis.opened import Opened, entries
+from mqcore_redis.consumers import Consumers
 from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
-from mqcore_redis.session import Session
+from mqcore_redis.rows import deliveries, entries, token
+from mqcore_redis.session import Call, Session, told
+from mqcore_redis.topology import declare
 
 __all__ = ["RedisBackend"]
+
+_LAST_CALLS = 1.2
+"""Seconds that `close` may take for what is still to be said to the server."""
+_KEY = re.compile("([rd])/([0-9]+)/([^/]*)")
+"""An entry's key: where it stands, its score, its name."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One generation, from `open` to `close`; `temporary` are the queues that go with it."""
+
+    session: Session
+    capabilities: Capabilities
+    batches: Batches
+    bindings: Bindings
+    consumers: Consumers
+    temporary: set[str] = field(default_factory=set)
 
 
 class RedisBackend(Backend):
@@ -41,43 +66,58 @@ class RedisBackend(Backend):
         super().__init__(url, options)
         if not isinstance(options, RedisOptions):
             raise ConfigurationError(f"the Redis backend takes RedisOptions, not {type(options).__name__}")
-        self._options = options
         self._place = read(url, options)
-        self._keys = Keys(options.prefix, options.tag, spread=self._place.kind == "cluster")
-        self._open: Opened | None = None
+        self._open: _Opened | None = None
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         """Connect, load the scripts and look at the server. Raises redis-py's exceptions, and `ConfigurationError`."""
         await self.close()
-        session = Session(self._place, self._options, lost)
+        session = Session(self._place, lost)
         try:
             await session.open()
-            capabilities = await probe(session, self._options)
+            capabilities = await probe(session)
         except BaseException as error:
             await session.close()
             if isinstance(error, ResponseError) and denied(error):
                 raise NoPermissionError(f"{error} (mqcore needs: {RIGHTS})", status_code="NOPERM") from error
             raise
-        self._open = Opened(session, self._keys, self._options, capabilities)
+        batches = Batches(session)
+        self._open = _Opened(session, capabilities, batches, Bindings(session), Consumers(session, batches))
         return capabilities
 
     async def close(self) -> None:
-        """End the consumers and the temporary queues declared here. What is held comes back when its lease ends."""
+        """End the consumers and the temporary queues declared here, within 2 s. What is held comes back when its lease ends."""
         opened, self._open = self._open, None
-        if opened is not None:
-            await opened.close()
+        if opened is None:
+            return
+        queues = [opened.session.ask("delete", name, 0, 0, also=f"{name}.again") for name in opened.temporary]
+        try:
+            with suppress(Exception):
+                async with asyncio.timeout(_LAST_CALLS):
+                    await asyncio.gather(opened.consumers.end(), *queues, return_exceptions=True)
+        finally:  # also when we are cancelled: whoever closes once more finds nothing to close
+            await opened.consumers.close()
+            await opened.session.close()
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Create what is missing. Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than the server gives."""
-        await self._now.declare(queues)
+        """Create what is missing: all or none of those that share a slot.
+
+        Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than the server gives.
+        """
+        now = self._now
+        for spec in queues:
+            if spec.durability is not None:
+                now.capabilities.require_durability(spec.durability)
+        await declare(now.session, queues)
+        now.temporary.update(spec.name for spec in queues if spec.role == "temporary")
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
         """Store a batch, one script call for each queue and 500 messages; confirmed when the script has answered (G1)."""
-        return await self._now.batches.publish(batch, timeout)
+        return await self._now.batches.publish(batch, asyncio.get_running_loop().time() + timeout)
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
         """Start to consume. Raises `QueueNotFound`."""
-        return await self._now.subscribe(queue, prefetch, lease)
+        return await self._now.consumers.subscribe(queue, prefetch, lease)
 
     def classify(self, error: Exception) -> ErrorKind:
         """Say what kind an exception of redis-py, or of ours, is."""
@@ -85,44 +125,62 @@ class RedisBackend(Backend):
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         """Extend claims, whichever instance made them."""
-        left = await self._now.run("renew", queue, round(lease * 1e6), *receipts) if receipts else []
+        session = self._now.session
+        left = await session.ask("renew", queue, round(lease * 1e6), *receipts) if receipts else []
         return [rest > 0 for rest in left]
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
-        """Count the named queues, or all but quarantines and temporary ones."""
-        return await self._now.count(queues)
+        """Count the named queues, or all but quarantines and temporary ones, in one write; a missing one is left out."""
+        session, keys = self._now.session, self._now.session.keys
+        if queues is None:
+            queues = sorted(name.decode() for name in await session.command("SMEMBERS", keys.queues))
+        calls = [Call("count", keys.of(name) + keys.of(f"{name}.again"), ()) for name in queues]
+        answers = zip(queues, await session.gather(calls), strict=True)
+        return [QueueCounts(name=name, **json.loads(answer)) for name, answer in answers if told(answer) != -1]
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
         """Show a page of what is ready, then of what is delayed. Raises `QueueNotFound`."""
         page: list[Entry] = []
         while len(page) < limit:
-            start = (after or "r/0/").split("/")
-            if len(start) != len(("kind", "score", "entry")) or start[0] not in {"r", "d"} or not start[1].isdigit():
+            start = _KEY.fullmatch(after or "r/0/")
+            if start is None:
                 return page  # a key that nobody here has written is behind everything
             size = min(limit - len(page), MESSAGES)
-            now, rows = await self._now.run("browse", queue, size, BYTES, *start)
+            now, rows = await self._now.session.ask("browse", queue, size, BYTES, *start.groups(), token())
             if not rows:
                 return page
-            page += entries(int(now), rows)
+            page += entries(now, rows)
             after = page[-1].key
         return page
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
         """Lease chosen entries. Raises `QueueNotFound`."""
-        chosen = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
-        return await self._now.lease("take", queue, lease, chosen)
+        return await self._lease("take", queue, lease, list(dict.fromkeys(key.rpartition("/")[2] for key in keys)))
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
         """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
-        return await self._now.lease("sweep", queue, lease, [min(limit, MESSAGES)])
+        return await self._lease("sweep", queue, lease, [min(limit, MESSAGES)])
+
+    async def _lease(self, script: str, queue: str, lease: float, what: Sequence[Any]) -> list[Delivery]:
+        found: list[Delivery] = []
+        for start in range(0, len(what), MESSAGES):
+            part = what[start : start + MESSAGES]
+            found += deliveries(*await self._now.session.ask(script, queue, round(lease * 1e6), token(), *part))
+        return found
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready or delayed. Raises `QueueNotFound`."""
-        return int(await self._now.run("purge", queue, also=f"{queue}.again"))
+        return int(await self._now.session.ask("purge", queue, also=f"{queue}.again"))
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
-        return await self._now.delete(queue, if_empty=if_empty, if_unused=if_unused)
+        now = self._now
+        if not await now.session.ask("delete", queue, int(if_empty), int(if_unused), also=f"{queue}.again"):
+            return False
+        now.temporary.discard(queue)
+        await now.session.command("SREM", now.session.keys.queues, queue)
+        await now.bindings.forget(queue)
+        return True
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`."""
@@ -137,7 +195,7 @@ class RedisBackend(Backend):
         return await self._now.bindings.of(router)
 
     @property
-    def _now(self) -> Opened:
+    def _now(self) -> _Opened:
         if self._open is None:
             raise ConnectionLost(f"the connection to Redis at {self._place.shown} is closed; open it first")
         self._open.session.check()

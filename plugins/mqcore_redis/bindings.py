@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from mqcore.spi import Binding, TopologyMismatch
-from mqcore_redis.keys import Keys
 from mqcore_redis.session import Session
 
 __all__ = ["Bindings"]
@@ -18,9 +17,9 @@ __all__ = ["Bindings"]
 class Bindings:
     """The bindings of one session."""
 
-    def __init__(self, session: Session, keys: Keys) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._key, self._version_key = keys.bindings
+        self._key, self._version_key = session.keys.bindings
         self._version: bytes | None = None
         self._known: list[Binding] = []
 

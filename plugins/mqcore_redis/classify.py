@@ -8,19 +8,11 @@ import ssl
 
 from redis import exceptions as redis
 
-from mqcore.spi import (
-    ConfigurationError,
-    ConnectionLost,
-    DurabilityUnavailable,
-    ErrorKind,
-    QueueNotFound,
-    TopologyMismatch,
-)
+from mqcore.spi import ConnectionLost, ErrorKind, QueueNotFound
 
 __all__ = ["certain", "is_answer", "kind_of"]
 
-_TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ConnectionLost, OSError, TimeoutError)
-_OURS = (ConfigurationError, DurabilityUnavailable, TopologyMismatch)
+_TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ConnectionLost, OSError)
 _LATER = "READONLY NOREPLICAS LOADING MISCONF BUSY MASTERDOWN CLUSTERDOWN TRYAGAIN MOVED ASK UNKILLABLE"
 _WORDS = {
     "OOM": ErrorKind.FULL,
@@ -34,11 +26,9 @@ def kind_of(error: BaseException) -> ErrorKind:
     """Say what kind any exception is; never raises."""
     if isinstance(error, QueueNotFound):
         return ErrorKind.NOT_FOUND
-    if isinstance(error, _OURS):
-        return ErrorKind.PERMANENT
     if (told := certain(error)) is not None:
         return told
-    if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError, ssl.SSLError)) or _untrusted(error):
+    if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError)) or _untrusted(error):
         return ErrorKind.DENIED
     return ErrorKind.TRANSIENT if isinstance(error, _TRANSIENT) else ErrorKind.PERMANENT
 

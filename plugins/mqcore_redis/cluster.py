@@ -16,30 +16,38 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mqcore_redis.classify import is_answer
 from mqcore_redis.dial import plain_settings
 from mqcore_redis.link import Answer
-from mqcore_redis.options import Place, RedisOptions
+from mqcore_redis.options import Place
 
 __all__ = ["ClusterLink"]
 
 _ANSWER = 8.0
 """Seconds for one command; a BLPOP of the waker waits less."""
 _AT_ONCE, _MANY = 32, 100_000
-"""Scripts under way at a time, each on a connection of its own; connections that there may be."""
+"""Scripts under way at a time, each on a connection of its own; connections that there may be: each slot with idle consumers
+blocks one."""
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
 class ClusterLink:
     """All nodes of a cluster."""
 
-    def __init__(self, place: Place, options: RedisOptions, broken: Callable[[Exception], None]) -> None:
-        tls: dict[str, Any] = {}
-        if place.tls is not None:
-            tls = {"ssl": True, "ssl_check_hostname": True, "ssl_ca_certs": options.cafile and str(options.cafile)}
-            tls |= {"ssl_certfile": options.certfile, "ssl_keyfile": options.keyfile}
-        settings = {**plain_settings(), **tls, "username": place.username, "password": place.password}
-        settings |= {"socket_timeout": _ANSWER, "socket_connect_timeout": options.connect_timeout}
-        settings["max_connections"] = _MANY  # a blocked one for each slot that has idle consumers
-        nodes = [ClusterNode(host, port) for host, port in place.hosts]
-        self._client = RedisCluster(startup_nodes=nodes, **settings)
+    def __init__(self, place: Place, broken: Callable[[Exception], None]) -> None:
+        options = place.options
+        files = (options.cafile, options.certfile, options.keyfile)
+        cafile, certfile, keyfile = (None if file is None else str(file) for file in files)
+        self._client = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in place.hosts],
+            username=place.username,
+            password=place.password,
+            socket_timeout=_ANSWER,
+            socket_connect_timeout=options.connect_timeout,
+            max_connections=_MANY,
+            ssl=place.tls is not None,
+            ssl_ca_certs=cafile,
+            ssl_certfile=certfile,
+            ssl_keyfile=keyfile,
+            **plain_settings(),
+        )
         self._broken = broken
         self._closed = False
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -54,10 +62,13 @@ class ClusterLink:
             await self._client.aclose()
             raise
 
-    async def everywhere(self, name: str, *args: Any) -> list[Answer]:
-        """Run a command of any number of words on every master; the answer of each, or an error for all."""
+    async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
+        """Run commands whose name may have several words; for each the answers of all masters, or one error."""
+        return [await self._on_masters(command) for command in commands]
+
+    async def _on_masters(self, command: tuple[Any, ...]) -> list[Answer]:
         try:
-            answers = await self._client.execute_command(name, *args, target_nodes=RedisCluster.PRIMARIES)
+            answers = await self._client.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
         except ResponseError as error:
             return [error]
         return list(answers.values()) if isinstance(answers, dict) else [answers]

@@ -46,27 +46,26 @@ def plain_settings() -> dict[str, Any]:
     }
 
 
-async def dial(place: Place, options: RedisOptions) -> AbstractConnection:
+async def dial(place: Place) -> AbstractConnection:
     """Connect to the server, or to the master that Sentinel names. Raises the driver's own exception, nothing is left open."""
     who = {"db": place.db, "username": place.username, "password": place.password}
-    if place.kind == "unix":
-        return await _connect(UnixDomainSocketConnection(path=place.path, **who, **_settings()), options)
-    host, port = await _master(place, options) if place.kind == "sentinel" else place.hosts[0]
-    return await _connect(_to(host, port, place, options, who), options)
+    address = await _master(place) if place.kind == "sentinel" else next(iter(place.hosts), None)
+    return await _connect(place, address, who)
 
 
-def _settings() -> dict[str, Any]:
-    return {**plain_settings(), "socket_timeout": None, "driver_info": None}
-
-
-def _to(host: str, port: int, place: Place, options: RedisOptions, who: dict[str, Any]) -> AbstractConnection:
-    settings = {"host": host, "port": port, **who, **_settings(), "socket_connect_timeout": options.connect_timeout}
+def _connection(place: Place, address: tuple[str, int] | None, who: dict[str, Any]) -> AbstractConnection:
+    settings = {**plain_settings(), **who, "socket_timeout": None, "driver_info": None}
+    if address is None:
+        return UnixDomainSocketConnection(path=place.path, **settings)
+    options = place.options
+    settings |= {"host": address[0], "port": address[1], "socket_connect_timeout": options.connect_timeout}
     if place.tls is None:
         return Connection(**settings)
     return _Tls(context=place.tls, server_name=options.server_name, **settings)
 
 
-async def _connect(connection: AbstractConnection, options: RedisOptions) -> AbstractConnection:
+async def _connect(place: Place, address: tuple[str, int] | None, who: dict[str, Any]) -> AbstractConnection:
+    connection, options = _connection(place, address, who), place.options
     try:
         async with asyncio.timeout(options.connect_timeout):
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without annotations
@@ -82,30 +81,31 @@ async def _connect(connection: AbstractConnection, options: RedisOptions) -> Abs
     return connection
 
 
-async def _master(place: Place, options: RedisOptions) -> tuple[str, int]:
+async def _master(place: Place) -> tuple[str, int]:
     """Ask one Sentinel after the other where the master is now."""
-    secret = options.sentinel_password
+    options, secret = place.options, place.options.sentinel_password
     who = {"password": secret.get_secret_value() if secret is not None else None}
     trouble: Exception | None = None
     for host, port in place.hosts:
         try:
-            sentinel = await _connect(_to(host, port, place, options, who), options)
-        except (RedisError, OSError, TimeoutError) as error:
+            found = await _ask(await _connect(place, (host, port), who), options)
+        except (RedisError, OSError) as error:
             trouble = error
             continue
-        try:
-            async with asyncio.timeout(options.connect_timeout):
-                await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", options.master, check_health=False)
-                found = await sentinel.read_response(timeout=math.inf)
-        except (RedisError, OSError, TimeoutError) as error:
-            trouble = error
-            continue
-        finally:
-            with suppress(RedisError, OSError):
-                await sentinel.disconnect(nowait=True)
         if found:
             return found[0].decode(), int(found[1])
         trouble = ResponseError(f"Sentinel {host}:{port} knows no master called {options.master!r}")
     if isinstance(trouble, ResponseError):
         raise trouble
     raise RedisConnectionError(f"no Sentinel of {place.shown} answers") from trouble
+
+
+async def _ask(sentinel: AbstractConnection, options: RedisOptions) -> Any:
+    """Return host and port of the master, None when this Sentinel does not know it."""
+    try:
+        async with asyncio.timeout(options.connect_timeout):
+            await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", options.master, check_health=False)
+            return await sentinel.read_response(timeout=math.inf)
+    finally:
+        with suppress(RedisError, OSError):
+            await sentinel.disconnect(nowait=True)

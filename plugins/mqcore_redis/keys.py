@@ -26,7 +26,10 @@ class Keys:
         """Return the twelve keys of a queue."""
         found = self._known.get(queue)
         if found is None:
-            stem = self._stem(queue)
+            base, extension = self._base(queue)
+            stem = f"{self._prefix}:{{{base}}}{extension}"
+            if self._tag is not None:
+                stem = f"{self._prefix}:{{{self._tag}}}:{queue}"
             found = tuple(f"{stem}:{kind}" for kind in KINDS)
             if len(self._known) < 10_000:  # noqa: PLR2004 - more names than any topology has are a stream of temporary ones
                 self._known[queue] = found
@@ -43,12 +46,6 @@ class Keys:
     def kick(self, group: str) -> str:
         """Return the stem of a key that is in the slot of a group."""
         return f"{self._prefix}:{{{self._tag or group}}}:kick"
-
-    def _stem(self, queue: str) -> str:
-        if self._tag is not None:
-            return f"{self._prefix}:{{{self._tag}}}:{queue}"
-        base, extension = self._base(queue)
-        return f"{self._prefix}:{{{base}}}{extension}"
 
     def _base(self, queue: str) -> tuple[str, str]:
         """Part a name into that of the work queue and what stands behind it, for instance `.dlq.again`."""

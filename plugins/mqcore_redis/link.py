@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer
 
-__all__ = ["PATIENCE", "Answer", "Caller", "Link"]
+__all__ = ["PATIENCE", "Answer", "Link"]
 
 Answer = Any
 """What the server said: bytes, a number, a list, None; or the exception that it, or the lost connection, stands for."""
@@ -30,16 +30,6 @@ GOODBYE = 0.4
 _LOOK = 1.0
 _QUIET = 3
 """Looks without any traffic after which the peer is asked whether it is there."""
-
-
-class Caller(Protocol):
-    """Whatever commands can be sent through."""
-
-    def call(self, *command: Any) -> "asyncio.Future[Answer]":
-        """Send a command; the future never raises, an error is its result."""
-
-    async def close(self) -> None:
-        """Let go."""
 
 
 class Link:
@@ -67,6 +57,11 @@ class Link:
         self._waiting.append(future)
         self._wanted.set()
         return future
+
+    async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
+        """Send commands whose name may have several words; for each the answers of all masters, of which there is one."""
+        answers = [self.call(*name.split(), *args) for name, *args in commands]
+        return [[await answer] for answer in answers]
 
     async def close(self) -> None:
         """Let go within `GOODBYE` seconds; whoever still waits for an answer is told at once."""

@@ -3,6 +3,7 @@
 We read the URL ourselves: redis-py takes any argument of its own from an URL's query, retries among them, and never gets ours.
 """
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ __all__ = ["Place", "RedisOptions", "read"]
 
 TEN_YEARS = 10.0 * 365 * 86_400
 _PORT, _SENTINEL_PORT = 6379, 26379
-_DATABASES = 10_000
+_Kind = Literal["tcp", "unix", "sentinel", "cluster"]
+_KINDS: dict[str, _Kind] = {"unix": "unix", "redis+sentinel": "sentinel", "redis+cluster": "cluster"}
 
 
 class RedisOptions(Options):
@@ -48,11 +50,12 @@ class RedisOptions(Options):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the server is, and who we are there. `shown` names it in errors."""
+    """Where the server is, who we are there, and the options that hold there. `shown` names it in errors."""
 
-    kind: Literal["tcp", "unix", "sentinel", "cluster"]
-    hosts: tuple[tuple[str, int], ...]
+    kind: _Kind
     shown: str
+    options: RedisOptions
+    hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
     db: int = 0
     username: str | None = None
@@ -63,52 +66,34 @@ class Place:
 def read(url: str, options: RedisOptions) -> Place:
     """Return what an URL says. Raises `ConfigurationError`, without secrets, when it says nothing that could be meant."""
     parts = urlsplit(url)
-    scheme = parts.scheme.lower()
+    kind = _KINDS.get(parts.scheme, "tcp")
     login, _, places = parts.netloc.rpartition("@")
-    username, _, password = login.partition(":")
-    tls = _context(options) if scheme == "rediss" or options.tls else None
-    kind: Literal["tcp", "unix", "sentinel", "cluster"] = "tcp"
-    if scheme == "unix":
-        kind = "unix"
-    elif "+" in scheme:
-        kind = "sentinel" if scheme.endswith("sentinel") else "cluster"
+    username, _, password = (unquote(part) or None for part in login.partition(":"))
+    path = unquote(parts.path)
+    if kind == "unix":
+        return Place(kind, path, options, path=path, username=username, password=password)
     if kind == "sentinel" and not options.master:
         raise ConfigurationError("redis+sentinel:// needs the name of the master: ?master=NAME")
-    hosts = () if kind == "unix" else tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
+    hosts = tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
     if kind == "tcp" and len(hosts) > 1:
         raise ConfigurationError("redis:// has one host; several are for redis+sentinel:// or redis+cluster://")
-    db = 0 if kind == "unix" else _database(unquote(parts.path.strip("/")))
+    number = path.strip("/")
+    if not re.fullmatch("[0-9]{0,4}", number):
+        raise ConfigurationError(f"the path of a Redis URL is the number of a database, not {number!r:.40}")
+    db = int(number or 0)
     if kind == "cluster" and db:
         raise ConfigurationError("a Redis cluster has the database 0 alone; leave the path out of the URL")
-    return Place(
-        kind=kind,
-        hosts=hosts,
-        shown=unquote(parts.path) if kind == "unix" else ", ".join(f"{host}:{port}" for host, port in hosts),
-        path=unquote(parts.path),
-        db=db,
-        username=unquote(username) or None,
-        password=unquote(password) or None,
-        tls=tls,
-    )
+    shown = ", ".join(f"{host}:{port}" for host, port in hosts)
+    tls = _context(options) if parts.scheme == "rediss" or options.tls else None
+    return Place(kind, shown, options, hosts, db=db, username=username, password=password, tls=tls)
 
 
 def _hosts(text: str, port: int) -> list[tuple[str, int]]:
-    found = []
-    for place in (text or "localhost").split(","):
-        try:
-            parts = urlsplit(f"//{place}")
-            found.append((parts.hostname or "localhost", parts.port or port))
-        except ValueError:
-            raise ConfigurationError("the Redis URL names a host or port that cannot be read") from None
-    return found
-
-
-def _database(text: str) -> int:
-    if not text:
-        return 0
-    if not text.isascii() or not text.isdigit() or int(text[:9]) >= _DATABASES:
-        raise ConfigurationError(f"the path of a Redis URL is the number of a database, not {text!r:.40}")
-    return int(text)
+    try:
+        parts = [urlsplit(f"//{place}") for place in text.split(",")]
+        return [(part.hostname or "localhost", part.port or port) for part in parts]
+    except ValueError:
+        raise ConfigurationError("the Redis URL names a host or port that cannot be read") from None
 
 
 def _context(options: RedisOptions) -> ssl.SSLContext:

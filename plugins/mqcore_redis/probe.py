@@ -5,14 +5,13 @@ and is often denied; INFO tells half and may be denied too; then the least is as
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from mqcore.spi import Capabilities, Capability, ConfigurationError, Durability, Level, Support
 from mqcore_redis.link import Answer
-from mqcore_redis.options import RedisOptions
-from mqcore_redis.session import Session
+from mqcore_redis.options import Place, RedisOptions
+from mqcore_redis.session import Session, told
 
 __all__ = ["RIGHTS", "denied", "probe"]
 
@@ -25,24 +24,23 @@ RIGHTS = "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|
 Facts = Mapping[str, str]
 
 
-async def probe(session: Session, options: RedisOptions) -> Capabilities:
+async def probe(session: Session) -> Capabilities:
     """Return what the server can do.
 
     Raises `ConfigurationError` for one that is too old, the driver's own exception for rights that are missing, and
     `ReadOnlyError` for a replica, which may be a master later.
     """
-    infos, configs = await session.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
+    place, cluster = session.place, session.place.kind == "cluster"
+    infos, configs = await session.main.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
     nodes = [(_info(info), _config(config)) for info, config in zip(infos, configs, strict=False)]
     if any(info.get("role") == "slave" for info, _ in nodes):
-        raise ReadOnlyError(
-            f"the Redis at {session.place.shown} is a replica: connect to its master", status_code="READONLY"
-        )
-    if session.place.kind != "cluster" and any(info.get("cluster_enabled") == "1" for info, _ in nodes):
-        raise ConfigurationError(f"the Redis at {session.place.shown} is a node of a cluster: use redis+cluster://")
+        raise ReadOnlyError(f"the Redis at {place.shown} is a replica: connect to its master", status_code="READONLY")
+    if not cluster and any(info.get("cluster_enabled") == "1" for info, _ in nodes):
+        raise ConfigurationError(f"the Redis at {place.shown} is a node of a cluster: use redis+cluster://")
     server = _server(nodes[0][0])
-    await session.run("probe", [f"{options.prefix}:probe"] if session.place.kind == "cluster" else [])
-    durability, limits = min((_durability(info, config, options) for info, config in nodes), key=lambda found: found[0])
-    return Capabilities("redis", server, durability, _supports(session, options, durability, limits))
+    await session.run("probe", [f"{place.options.prefix}:probe"] if cluster else [])
+    durability, why = min((_durability(*node, place.options) for node in nodes), key=lambda found: found[0])
+    return Capabilities("redis", server, durability, _supports(place, durability, why))
 
 
 def denied(error: ResponseError) -> bool:
@@ -58,11 +56,9 @@ def _server(info: Facts) -> str:
     return f"{product} {version}".strip()
 
 
-def _supports(
-    session: Session, options: RedisOptions, durability: Durability, limits: Mapping[str, Any]
-) -> dict[Capability, Support]:
-    native, cluster = Level.NATIVE, session.place.kind == "cluster"
-    slots = {"across_slots": "publish, then ack"} if cluster and options.tag is None else {}
+def _supports(place: Place, durability: Durability, why: Mapping[str, str | bool]) -> dict[Capability, Support]:
+    native, options = Level.NATIVE, place.options
+    slots = {"across_slots": "publish, then ack"} if place.kind == "cluster" and options.tag is None else {}
     durable = native if durability >= Durability.PROCESS else Level.NONE
     return {
         Capability.DELAY: Support(native, {"granularity": 0.1, "max": options.max_delay}),
@@ -71,7 +67,7 @@ def _supports(
         Capability.DEDUP: Support(native, {"window": options.dedup_window, "size": options.dedup_size}),
         Capability.ATOMIC_MOVE: Support(native, slots),
         Capability.LEASE: Support(native),
-        Capability.DURABLE: Support(durable, limits),
+        Capability.DURABLE: Support(durable, why),
         Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
         Capability.ROUTING: Support(Level.EMULATED),
         Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),
@@ -80,75 +76,66 @@ def _supports(
 
 
 def _durability(info: Facts, config: Facts, options: RedisOptions) -> tuple[Durability, dict[str, str | bool]]:
-    """Return what a confirmed message survives, and why."""
-    because: dict[str, str | bool] = {name: config[name] for name in _CONFIG[:3] if name in config}
-    if config:
-        durability = Durability.MEMORY
-        if config.get("appendonly") == "yes":
-            always = config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") != "yes"
-            durability = Durability.MACHINE if always else Durability.PROCESS
-        because["verified"] = True
-    elif info:
-        enabled = info.get("aof_enabled") == "1"
-        durability = Durability.PROCESS if enabled else Durability.MEMORY
-        because |= {"appendonly": "yes" if enabled else "no", "verified": True}
-    else:
-        durability = Durability.MEMORY
-        because["verified"] = False
-    unseen = not config and (not info or durability >= Durability.PROCESS)
-    if options.assume_durability is not None and unseen:
+    """Return what a confirmed message survives, and why: by CONFIG, or by what INFO tells of it, or as it is stated."""
+    facts = {
+        "maxmemory": info.get("maxmemory", "0"),
+        "maxmemory-policy": info.get("maxmemory_policy", "noeviction"),
+        **({"appendonly": "yes" if info.get("aof_enabled") == "1" else "no"} if info else {}),
+        **config,
+    }
+    durability = Durability.MEMORY
+    if facts.get("appendonly") == "yes":
+        always = config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") != "yes"
+        durability = Durability.MACHINE if always else Durability.PROCESS
+    why: dict[str, str | bool] = {name: facts[name] for name in _CONFIG[:3] if name in facts}
+    why["verified"] = bool(info or config)
+    if options.assume_durability is not None and not config and facts.get("appendonly") != "no":
         durability = Durability.parse(options.assume_durability)
-        because |= {"verified": False, "stated": options.assume_durability}
-    return _warn(durability, because, info, config)
+        why |= {"verified": False, "stated": options.assume_durability}
+    if info or config:
+        why["maxmemory_policy"] = facts["maxmemory-policy"]
+    elif "stated" not in why:
+        why["warning"] = "neither CONFIG nor INFO may be asked: state what you know with assume_durability"
+    lossy, worth_knowing = _warnings(info, facts)
+    if lossy or worth_knowing:
+        why["warning"] = "; ".join((*lossy, *worth_knowing))
+    return (Durability.MEMORY if lossy else durability), why
 
 
-def _warn(
-    durability: Durability, because: dict[str, str | bool], info: Facts, config: Facts
-) -> tuple[Durability, dict[str, str | bool]]:
-    limit = int(config.get("maxmemory") or info.get("maxmemory") or 0)
-    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy") or "noeviction"
-    warnings = []
-    if config or info:
-        because["maxmemory_policy"] = policy
+def _warnings(info: Facts, facts: Facts) -> tuple[list[str], list[str]]:
+    """Return what takes messages away while the server runs, and what else an operator should know."""
+    limit, policy = int(facts["maxmemory"]), facts["maxmemory-policy"]
+    lossy, others = [], []
     if limit and policy != "noeviction":
-        durability = Durability.MEMORY
-        warnings.append(f"maxmemory-policy {policy} evicts messages: set noeviction")
+        lossy.append(f"maxmemory-policy {policy} evicts messages: set noeviction")
     if info.get("aof_enabled") == "1" and info.get("aof_last_write_status", "ok") != "ok":
-        durability = Durability.MEMORY
-        warnings.append("the append-only file could not be written: look at the disk and the server's log")
-    if because.get("appendonly") == "no":
-        warnings.append("appendonly no: messages are lost with the server's process; set appendonly yes")
-    if not config and not info and "stated" not in because:
-        warnings.append("neither CONFIG nor INFO may be asked: state what you know with assume_durability")
-    if limit and int(info.get("used_memory") or 0) > _NEARLY_FULL * limit:
-        warnings.append("used_memory is above 80 % of maxmemory: publishing will be refused when it is full")
-    if warnings:
-        because["warning"] = "; ".join(warnings)
-    return durability, because
+        lossy.append("the append-only file could not be written: look at the disk and the server's log")
+    if facts.get("appendonly") == "no":
+        others.append("appendonly no: messages are lost with the server's process; set appendonly yes")
+    if limit and int(info.get("used_memory", 0)) > _NEARLY_FULL * limit:
+        others.append("used_memory is above 80 % of maxmemory: publishing will be refused when it is full")
+    return lossy, others
 
 
 def _info(answer: Answer) -> dict[str, str]:
     """Return what INFO says; nothing when it is denied. Raises what else went wrong."""
-    if isinstance(answer, dict):  # a cluster's client has read it already
-        return {str(name): str(value) for name, value in answer.items()}
     if isinstance(answer, bytes):
         lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines())
         return {name: value for name, mark, value in lines if mark}
-    return _denied(answer)
+    return _told(answer)
 
 
 def _config(answer: Answer) -> dict[str, str]:
     """Return what CONFIG GET says; nothing when it is denied or was taken out of the server."""
-    if isinstance(answer, dict):
-        return {str(name): str(value) for name, value in answer.items()}
     if isinstance(answer, list):
         words = [bytes(word).decode(errors="replace") for word in answer]
         found = dict(zip(words[::2], words[1::2], strict=True))
         return {name: found[name] for name in _CONFIG if name in found}
-    return _denied(answer)
+    return _told(answer)
 
 
-def _denied(answer: Answer) -> dict[str, str]:
-    if isinstance(answer, BaseException) and not isinstance(answer, ResponseError):
-        raise answer
-    return {}
+def _told(answer: Answer) -> dict[str, str]:
+    """Return what a cluster's client has read already; nothing of a refusal."""
+    if isinstance(answer, ResponseError):
+        return {}
+    return {str(name): str(value) for name, value in told(answer).items()}

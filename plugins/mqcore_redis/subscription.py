@@ -7,19 +7,16 @@ their claims leave in one write.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
-from mqcore.spi import ConnectionLost, Delivery, Done, QueueNotFound, Settled, Settlement, Stale, Subscription
+from mqcore.spi import ConnectionLost, Delivery, Done, Settled, Settlement, Stale, Subscription
 from mqcore_redis.batches import BYTES, MESSAGES, Batches
-from mqcore_redis.keys import Keys
-from mqcore_redis.records import decode
-from mqcore_redis.session import Call, Session
+from mqcore_redis.rows import deliveries, token
+from mqcore_redis.session import Call, Session, told
 from mqcore_redis.waker import Waker
 
-__all__ = ["RedisSubscription", "deliveries", "token"]
+__all__ = ["ALIVE", "RedisSubscription"]
 
 POLL = 1.0
 """Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late."""
@@ -29,37 +26,15 @@ _LAST_CALLS = 1.0
 """Seconds that `close` may take to give back what is on its way."""
 
 
-def token() -> str:
-    """Return a fencing token: nobody has had it, and no counter that a server lost can bring it again."""
-    return secrets.token_urlsafe(9)
-
-
-def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
-    """Read rows of receipt, record, expiry and mark: 1 it was released, 2 its owner was lost."""
-    at, found = int(now), []
-    for index in range(0, len(rows), 4):
-        receipt, record, expires, mark = rows[index : index + 4]
-        left = (int(expires) - at) / 1e6 if expires else None
-        message = decode(record, expires)
-        found.append(Delivery(message, receipt, left, redelivered=mark != b"", doubtful=mark == b"2"))
-    return found
-
-
-def _looked_at(task: asyncio.Task[None]) -> None:
-    """Take note of how a claim ended that nobody may wait for any more."""
-    if not task.cancelled():
-        task.exception()
-
-
 class RedisSubscription(Subscription):
-    """Made by `RedisBackend.subscribe`, which calls `start`."""
+    """Made by `Consumers.subscribe`, which calls `start`."""
 
     def __init__(
-        self, session: Session, keys: Keys, batches: Batches, waker: Waker, queue: str, prefetch: int, lease: float
+        self, session: Session, batches: Batches, waker: Waker, queue: str, *, prefetch: int, lease: float
     ) -> None:
         self.queue = queue
         self.closed: Callable[[RedisSubscription], None] = lambda _: None
-        self._session, self._keys, self._batches, self._waker = session, keys.of(queue), batches, waker
+        self._session, self._batches, self._waker = session, batches, waker
         self._prefetch, self._lease = prefetch, lease
         self._loop = asyncio.get_running_loop()
         self._name = token()
@@ -81,7 +56,13 @@ class RedisSubscription(Subscription):
         """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
         if not self._open:
             raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
-        deadline = self._loop.time() + timeout
+        try:
+            return await self._receive(limit, self._loop.time() + timeout)
+        except asyncio.CancelledError:  # we may have been woken, or mind the next delay: let another look instead
+            self._waker.pass_on(self.queue)
+            raise
+
+    async def _receive(self, limit: int, deadline: float) -> Sequence[Delivery]:
         while self._open:
             self._session.check()
             self._awake.clear()
@@ -101,7 +82,7 @@ class RedisSubscription(Subscription):
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         """Settle a batch; an outcome for each, `Unknown` for what has no answer in time."""
         self._session.check()
-        settled = await self._batches.settle(self.queue, batch, timeout)
+        settled = await self._batches.settle(self.queue, batch, self._loop.time() + timeout)
         for settlement, ending in zip(batch, settled, strict=True):
             if isinstance(ending, (Done, Stale)):
                 self._held.pop(settlement.receipt, None)
@@ -117,8 +98,7 @@ class RedisSubscription(Subscription):
         if not self._open:
             return
         self._open = False
-        self.closed(self)
-        self._waker.forget(self)
+        self._leave()
         self._awake.set()
         with suppress(Exception):
             async with asyncio.timeout(_LAST_CALLS):
@@ -145,7 +125,7 @@ class RedisSubscription(Subscription):
         now = self._loop.time()
         over = [receipt for receipt, ends in self._held.items() if ends <= now]
         if over and self._prefetch - len(self._held) < limit:
-            left = await self._session.run("renew", self._keys, 0, *over)
+            left = await self._session.ask("renew", self.queue, 0, *over)
             for receipt, rest in zip(over, left, strict=True):
                 if rest:
                     self._held[receipt] = now + rest / 1e6
@@ -156,35 +136,32 @@ class RedisSubscription(Subscription):
     async def _claim(self, room: int) -> None:
         if self._claiming is None or self._claiming.done():  # what an older one brought has been handed out
             self._claiming = asyncio.create_task(self._fetch(room))
-            self._claiming.add_done_callback(_looked_at)
-        await asyncio.wait([self._claiming])  # unlike `await`, this leaves it alone when we are cancelled
-        task, self._claiming = self._claiming, None
+            self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
         try:
-            task.result()
-        except BaseException:
-            self.closed(self)  # core takes a new subscription: this one is no consumer any more
-            self._waker.forget(self)
+            await asyncio.shield(self._claiming)
+        except Exception:
+            self._leave()  # core takes a new subscription: this one is no consumer any more
             raise
+
+    def _leave(self) -> None:
+        self.closed(self)
+        self._waker.forget(self)
 
     async def _fetch(self, room: int) -> None:
         before = self._loop.time()
         (answer,) = await self._session.gather([self._call(room)])
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer == -1:
-            raise QueueNotFound(
-                f"there is no queue {self.queue!r}, or it was deleted while it was consumed: declare it"
-            )
+        if told(answer) == -1:
+            raise self._session.missing(self.queue)
         self._born, now, soonest, rows = answer
         self._looked = self._loop.time()
         self._next = self._looked + soonest / 1e6 if soonest >= 0 else float("inf")
-        self._arrived += deliveries(now, rows)
-        for index in range(0, len(rows), 4):
-            self._held[rows[index]] = before + self._lease
+        arrived = deliveries(now, rows)
+        self._arrived += arrived
+        self._held |= dict.fromkeys((delivery.receipt for delivery in arrived), before + self._lease)
 
     def _call(self, room: int, alive: int = ALIVE) -> Call:
-        args: tuple[Any, ...] = (room, BYTES, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
-        return Call("claim", self._keys, (self._born, *args))
+        args = (self._born, room, BYTES, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
+        return Call("claim", self._session.keys.of(self.queue), args)
 
     def _hand_out(self, limit: int) -> list[Delivery]:
         """Give what has arrived, unless its lease ended while nobody asked for it."""
@@ -206,9 +183,5 @@ class RedisSubscription(Subscription):
                 await self._awake.wait()
         except TimeoutError:
             return
-        except BaseException:
-            if self._awake.is_set():
-                self._waker.pass_on(self.queue)
-            raise
         finally:
             self._waker.leave(self)

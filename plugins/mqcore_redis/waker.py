@@ -8,12 +8,12 @@ of our own, among its keys, ends it when another queue becomes idle.
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from mqcore.spi import new_id
-from mqcore_redis.keys import Keys
-from mqcore_redis.session import Call, Session
+from mqcore_redis.cluster import ClusterLink
+from mqcore_redis.link import Link
+from mqcore_redis.session import Session, told
 
 __all__ = ["Sleeper", "Waker"]
 
@@ -33,9 +33,9 @@ class Sleeper(Protocol):
 class Waker:
     """The idle consumers of one session, in one slot of a cluster or of a whole server."""
 
-    def __init__(self, session: Session, keys: Keys, group: str) -> None:
-        self._session, self._keys = session, keys
-        self._kick = f"{keys.kick(group)}:{new_id()}"
+    def __init__(self, session: Session, group: str) -> None:
+        self._session, self._keys = session, session.keys
+        self._kick = f"{self._keys.kick(group)}:{new_id()}"
         self.phase = random.random()
         """When in a second its sleepers look by themselves: at the same moment, and not with those of other processes."""
         self._idle: dict[str, dict[Sleeper, None]] = {}
@@ -43,8 +43,7 @@ class Waker:
         self._asked: frozenset[str] = frozenset()
         self._kicked = False
         self._task: asyncio.Task[None] | None = None
-        self._call: Callable[..., asyncio.Future[Any]] | None = None
-        self._returns: set[asyncio.Future[Any]] = set()
+        self._link: Link | ClusterLink | None = None
 
     def enter(self, sleeper: Sleeper) -> None:
         """Wake this one when a token comes."""
@@ -55,8 +54,8 @@ class Waker:
             self._task = asyncio.create_task(self._listen())
         elif self._asked and queue not in self._asked and not self._kicked:
             self._kicked = True
-            self._session.send("RPUSH", self._kick, 1)
-            self._session.send("EXPIRE", self._kick, 60)
+            self._session.main.call("RPUSH", self._kick, 1)
+            self._session.main.call("EXPIRE", self._kick, 60)
 
     def leave(self, sleeper: Sleeper) -> None:
         """Wake this one no more."""
@@ -81,37 +80,30 @@ class Waker:
             return
         self._listened.pop(queue, None)
         if self._session.error is None:
-            task = asyncio.ensure_future(self._session.gather([Call("wake", self._keys.of(queue), ())]))
-            self._returns.add(task)
-            task.add_done_callback(self._returns.discard)
+            self._session.tell("wake", queue)
 
     async def close(self) -> None:
         """Stop listening."""
-        tasks = [task for task in (self._task, *self._returns) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _listen(self) -> None:
         try:
-            if self._call is None:
-                self._call = (await self._session.caller(patience=BLOCK + 3)).call
+            if self._link is None:
+                self._link = await self._session.connect(patience=BLOCK + 3)
             while self._idle and self._session.error is None:
-                await self._wait_once(self._call)
+                await self._wait_once(self._link)
         except Exception as error:  # noqa: BLE001 - whatever breaks here, nobody would be woken: the session is broken
             self._session.broken(error)
 
-    async def _wait_once(self, call: Callable[..., asyncio.Future[Any]]) -> None:
+    async def _wait_once(self, link: Link | ClusterLink) -> None:
         queues = list(self._listened)
         names = {self._keys.one(queue, "w"): queue for queue in queues}
         self._asked, self._kicked = frozenset(queues), False
-        answer = await call("BLPOP", *names, self._kick, BLOCK)
+        answer = told(await link.call("BLPOP", *names, self._kick, BLOCK))
         self._asked = frozenset()
-        if isinstance(answer, Exception):
-            raise answer
-        if answer is None:
-            return
-        queue = names.get(answer[0].decode())
+        queue = names.get(answer[0].decode()) if answer is not None else None
         if queue is not None:
             self._listened.pop(queue, None)
             self._listened[queue] = None  # BLPOP serves the first key first: to the end with it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis.errors import FlakyStrategyDefinition
-from mutants.broken_delivery import LosesOnRelease, NeverSaysRedelivered
+from mutants.broken_delivery import AReleaseTakesADoubtAway, LosesOnRelease, NeverSaysRedelivered
 from mutants.broken_moves import MoveKeepsItsSource
 from mutants.broken_order import LastInFirstOut
 from mutants.broken_time import TakeoverLoses
@@ -17,7 +17,15 @@ FEW = 50
 
 
 @pytest.mark.parametrize(
-    "broken", [LosesOnRelease, LastInFirstOut, TakeoverLoses, MoveKeepsItsSource, NeverSaysRedelivered]
+    "broken",
+    [
+        LosesOnRelease,
+        LastInFirstOut,
+        TakeoverLoses,
+        MoveKeepsItsSource,
+        NeverSaysRedelivered,
+        AReleaseTakesADoubtAway,
+    ],
 )
 def test_the_model_catches_a_broken_backend(broken: type) -> None:
     with pytest.raises(ContractError, match="teardown"):  # the trace is told with the finding

@@ -271,6 +271,15 @@ class DoubtfulOnRelease(MemoryQueue):
         super().release(copy, doubtful=True)
 
 
+@mutant("G4", "delivery.a_release_leaves_a_doubt_as_it_was[doubtful]")
+class AReleaseTakesADoubtAway(MemoryQueue):
+    """Who releases is believed to know that no other has started it either."""
+
+    def release(self, copy: Copy, *, doubtful: bool) -> None:
+        super().release(copy, doubtful=doubtful)
+        copy.doubtful = doubtful
+
+
 @mutant("G9", "delivery.released_messages_return_to_their_old_places")
 class ReleasesToTheEnd(MemoryQueue):
     """A released message stands behind all others, although ORDER says `release_in_place`."""

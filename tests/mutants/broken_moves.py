@@ -166,6 +166,30 @@ class CopiesOfOneRouteMeet(MemoryStore):
         return failed
 
 
+@mutant("G1", "retry.two_copies_of_one_id_in_one_queue_are_both_moved[published-twice]")
+class SuccessorsAreRemembered(MemoryStore):
+    """The window remembers the successor of a Move, so that that of another copy with its name is taken for it, and lost."""
+
+    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+        failed = super()._store_successor(entry, out, now, touched)
+        if failed is None:
+            self._queues[str(out.to)].remember(out.message, now)
+        return failed
+
+
+@mutant("G1", "retry.two_copies_of_one_id_in_one_queue_are_both_moved[from-two-queues]")
+class SuccessorsGoByIdAndHop(MemoryStore):
+    """As that, and the name of a successor leaves out where it has been, so that copies from two queues meet."""
+
+    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+        name = (str(out.to), out.message.id, out.message.hop)
+        if name in (moved := self.__dict__.setdefault("moved", set())):
+            return None
+        failed = super()._store_successor(entry, out, now, touched)
+        moved.update([name] if failed is None else [])
+        return failed
+
+
 @mutant("G3", "retry.a_successor_that_is_stored_twice_is_one_copy")
 class MoveNeverADuplicate(MemoryStore):
     """A Move that is repeated after a crash stores a second copy, although DEDUP is declared."""

@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mutants.silence import BreakableSubscription, Net, NetBackend
+
 from mqcore.contract import MemoryHarness, all_cases, run_case
 from mqcore_memory.backend import MemoryBackend, MemorySubscription
 from mqcore_memory.options import MemoryOptions
@@ -25,9 +27,10 @@ from mqcore_memory.waiting import Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from mqcore.contract import Case, Result
-    from mqcore.spi import Backend, Outgoing, QueueSpec, Subscription
+    from mqcore.spi import Backend, Outgoing, QueueSpec
 
 __all__ = ["Mutant", "MutantHarness", "all_mutants", "caught", "changed", "mutant"]
 
@@ -83,8 +86,9 @@ class MutantHarness(MemoryHarness):
     def __init__(self, broken: type | None) -> None:
         super().__init__()
         broken = broken or MemoryStore
-        self._backend = broken if issubclass(broken, MemoryBackend) else _Backend
-        self._subscription = broken if issubclass(broken, MemorySubscription) else MemorySubscription
+        self._net = Net()
+        self._backend = broken if issubclass(broken, MemoryBackend) else NetBackend
+        self._subscription = broken if issubclass(broken, MemorySubscription) else BreakableSubscription
         store = (broken if issubclass(broken, MemoryStore) else _Store)(self.url.removeprefix("memory://"))
         if isinstance(store, _Store):
             store.queue = broken if issubclass(broken, MemoryQueue) else MemoryQueue
@@ -92,21 +96,17 @@ class MutantHarness(MemoryHarness):
 
     def make_backend(self) -> Backend:
         backend = self._backend(self.url, MemoryOptions(clock=self.clock))
-        if isinstance(backend, _Backend):
-            backend.subscription = self._subscription
+        if isinstance(backend, NetBackend):
+            backend.net, backend.subscription = self._net, self._subscription
         return backend
 
+    def cut(self) -> AbstractAsyncContextManager[None]:
+        return self._net.cut(self.clock)
 
-class _Backend(MemoryBackend):
-    """The memory backend with another kind of Subscription."""
-
-    subscription = MemorySubscription
-
-    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
-        subscription = self.subscription(self._store, queue, Holder(prefetch, lease), self._options)
-        self._subscriptions.add(subscription)
-        subscription.closed = self._subscriptions.discard
-        return subscription
+    def has(self, hook: str) -> bool:
+        """Only what goes through the network, and learns of its loss, can be cut."""
+        breaks = issubclass(self._backend, NetBackend) and issubclass(self._subscription, BreakableSubscription)
+        return super().has(hook) and (hook != "cut" or breaks)
 
 
 class _Store(MemoryStore):

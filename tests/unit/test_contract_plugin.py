@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mqcore.contract import Case, Harness, Result
-from mqcore.contract.pytest_plugin import Contract
+from mqcore.contract.pytest_plugin import Contract, pytest_configure
 
 
 class TwoAtOnce(Harness):
@@ -90,3 +91,37 @@ def test_a_case_that_was_left_out_is_not_run(contract: Callable[..., Contract]) 
     assert ran == ["a"]
     run.run(other, TwoAtOnce(), made(one))  # asked for again, as a plugin that repeats failures does
     assert ran == ["a", "b"]
+
+
+# waivers
+
+
+def configured(*lines: str) -> Contract:
+    """Return what a run with these `contract_waivers` makes of a module."""
+    config = SimpleNamespace(getini=lambda _: list(lines), stash={})
+    pytest_configure(config)  # type: ignore[arg-type]  # as much of one as it looks at
+    (contracts,) = config.stash.values()
+    found: Contract = contracts.of("here")
+    return found
+
+
+def test_a_waiver_goes_with_its_case_and_no_other() -> None:
+    name = "delivery.messages_keep_their_order"
+    (waiver,) = configured(f"{name}: it shuffles: always has").waivers
+    assert (waiver.case, waiver.reason) == (name, "it shuffles: always has")
+    assert configured().waivers == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("delivery.mesages_keep_their_order", "delivery.messages_keep_their_order"),
+        ("messages_keep_their_order", "delivery.messages_keep_their_order"),
+        ("bounds.prefetch_is_an_exact_ceiling", "bounds.prefetch_is_an_exact_ceiling[3]"),  # it has variants
+        ("what it is not", "a run prints their names"),
+    ],
+)
+def test_a_waiver_of_no_case_is_an_error_that_tells_near_names(wrong: str, near: str) -> None:
+    with pytest.raises(pytest.UsageError, match=re.escape(f"no case is named {wrong!r}")) as refused:
+        configured("core.classify_takes_any_exception: right", f"{wrong}: why")
+    assert near in str(refused.value)

@@ -129,7 +129,7 @@ class Model:
     def settle(self, copy: Copy, how: Settlement) -> Settled:
         self.tick(copy.queue)
         if isinstance(how, Release):
-            copy.lease, copy.redelivered, copy.doubtful = None, True, False
+            copy.lease, copy.redelivered = None, True  # and as doubtful as it was
             return DONE
         if isinstance(how, Move):
             if how.to.to not in SPECS:

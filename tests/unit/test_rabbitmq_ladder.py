@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqcore_rabbitmq.ladder import COUNT, LONGEST, UNIT, Ladder, rounded, way
+from mqcore_rabbitmq.ladder import COUNT, LONGEST, UNIT, ladder_for, rounded, rungs, way
 from mqcore_rabbitmq.layout import Server
 
 
@@ -19,16 +19,16 @@ def test_a_delay_is_never_shortened_and_hardly_lengthened(delay: float) -> None:
 
 @given(st.floats(min_value=0.001, max_value=LONGEST))
 def test_the_way_waits_as_long_as_it_says(delay: float) -> None:
-    level, key = way(delay, "orders.placed")
+    entry, key = way("mq.delay", delay, "orders.placed")
     bits = key.split(".")[:COUNT]
     assert key.removeprefix(".".join(bits)) == ".orders.placed"
     assert sum(2 ** (COUNT - 1 - at) for at, bit in enumerate(bits) if bit == "1") == rounded(delay)
-    assert bits.index("1") == COUNT - 1 - level
+    assert entry == f"mq.delay.{COUNT - 1 - bits.index('1'):02}"
 
 
 @pytest.mark.parametrize(("delay", "hops"), [(1.0, 1), (2.0, 1), (60.0, 4), (300.0, 4)])
 def test_round_delays_take_few_hops(delay: float, hops: int) -> None:
-    assert way(delay, "q")[1].split(".")[:COUNT].count("1") == hops
+    assert way("mq.delay", delay, "q")[1].split(".")[:COUNT].count("1") == hops
 
 
 def test_the_longest_delay_fits_the_ladder() -> None:
@@ -37,8 +37,8 @@ def test_the_longest_delay_fits_the_ladder() -> None:
 
 def test_a_name_that_the_key_cannot_carry_is_told() -> None:
     with pytest.raises(ValueError, match="too long to be delayed to"):
-        way(1.0, "q" * 202)
-    assert way(1.0, "q" * 201)
+        way("mq.delay", 1.0, "q" * 202)
+    assert way("mq.delay", 1.0, "q" * 201)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,12 @@ def test_a_name_that_the_key_cannot_carry_is_told() -> None:
 def test_messages_whose_priority_a_level_would_sort_by_do_not_share_one(
     version: str, level: int | None, prefix: str
 ) -> None:
-    assert Ladder(Server("RabbitMQ", version)).prefix(level) == prefix
+    assert ladder_for(Server("RabbitMQ", version), level) == prefix
+
+
+def test_a_ladder_is_declared_from_its_exchanges_to_a_queue_that_is_never_used() -> None:
+    requests = rungs("mq.delay")
+    queues = [it.queue for it in requests if it.NAME == "Queue.Declare"]
+    assert queues == ["mq.lost", *(f"mq.delay.{level:02}" for level in range(COUNT)), "mq.delay.end"]
+    assert requests[-1].queue == "mq.delay.end"
+    assert sum(it.NAME == "Exchange.Declare" for it in requests) == COUNT + 2

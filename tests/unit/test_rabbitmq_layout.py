@@ -21,6 +21,7 @@ def test_a_quorum_queue_is_one_for_each_level_and_plain_clients_find_the_default
     layout = Layout.of(QueueSpec(name="orders"), quorum=True, bands=11)
     assert layout.queues[0] == layout.band(5) == "orders"
     assert set(layout.queues[1:]) == {f"orders.p{level}" for level in range(11) if level != 5}
+    assert layout.descending == tuple("orders" if it == 5 else f"orders.p{it}" for it in reversed(range(11)))
     for server in (OLD, NEW):
         assert layout.arguments("orders.p9", server)["x-queue-type"] == "quorum"
         assert layout.arguments("orders", server)["x-delivery-limit"] > 1_000_000

@@ -8,7 +8,7 @@ import pytest
 from pika import BasicProperties
 
 from mqcore.spi import Death, Message, Reason
-from mqcore_rabbitmq.wire import ageless, expires_of, level_of, message_of, properties, released
+from mqcore_rabbitmq.wire import level_of, message_of, properties, released, released_as
 
 WHOLE = Message(
     id="me",
@@ -31,12 +31,12 @@ WHOLE = Message(
 
 def received(message: Message, **options: object) -> Message:
     there = properties(message, message.expires_at, **options)  # type: ignore[arg-type]  # as the tests name them
-    return message_of(there, message.body, expires_of(there))
+    return message_of(there, message.body, None, 0.0)
 
 
 def test_a_message_comes_back_as_it_was() -> None:
     assert received(WHOLE) == WHOLE
-    assert received(WHOLE, native=False, delayed=5.0, ageless=True) == WHOLE
+    assert received(WHOLE, native=False, ageless=True) == WHOLE
     bare = Message(id="bare", body=b"")
     assert received(bare) == bare
 
@@ -58,18 +58,15 @@ def test_nothing_that_would_act_by_itself_is_sent() -> None:
 
 
 def test_a_plain_message_is_a_first_attempt_with_an_id_of_its_own() -> None:
-    one, two = (message_of(BasicProperties(), b"x", None) for _ in range(2))
+    one, two = (message_of(BasicProperties(), b"x", None, 0.0) for _ in range(2))
     assert one == Message(id=one.id, body=b"x")
     assert one.id != two.id
-    assert ageless(BasicProperties())
-    assert not ageless(properties(WHOLE, None))
 
 
 def test_what_brokers_added_is_not_seen_and_not_sent_again() -> None:
     there = BasicProperties(headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7})
-    message = message_of(there, b"", None)
-    assert message.headers == {"mine": "1", "number": "7"}
-    assert released(there, message, None).headers == {"mine": "1", "number": 7, "mq-released": "1"}
+    assert message_of(there, b"", None, 0.0).headers == {"mine": "1", "number": "7"}
+    assert released(there, None, doubtful=False).headers == {"mine": "1", "number": 7, "mq-released": "1"}
 
 
 def test_what_is_given_back_stays_what_it_was() -> None:
@@ -81,9 +78,9 @@ def test_what_is_given_back_stays_what_it_was() -> None:
         user_id="bob",
         headers={"h": "v"},
     )
-    first = message_of(there, b"x", None)
-    again = released(there, first, 12.5)
-    assert message_of(again, b"x", expires_of(again)) == replace(first, expires_at=12.5)
+    again = released(there, 12.5, doubtful=False)
+    first = message_of(there, b"x", None, 0.0)
+    assert message_of(again, b"x", None, 0.0) == replace(first, id=again.message_id, expires_at=12.5)
     assert (again.app_id, again.expiration, again.user_id) == ("plain client", None, None)
 
 
@@ -98,6 +95,25 @@ def test_the_priority_is_ours_then_the_brokers_then_the_default(
     assert level_of(BasicProperties(priority=native, headers=headers)) == level
 
 
-def test_a_forged_expiry_is_none() -> None:
-    assert expires_of(BasicProperties(headers={"mq-expires": "soon"})) is None
-    assert expires_of(BasicProperties(headers={"mq-expires": 7})) is None
+@pytest.mark.parametrize("forged", ["soon", 7])
+def test_a_forged_expiry_is_none(forged: object) -> None:
+    assert message_of(BasicProperties(headers={"mq-expires": forged}), b"", None, 0.0).expires_at is None
+
+
+def test_the_ttl_of_the_queue_counts_here_if_it_did_not_at_publish() -> None:
+    fresh = replace(WHOLE, hop=0, expires_at=None, published_at=100.0)
+    known, unknown = properties(fresh, None), properties(fresh, None, ageless=True)
+    assert message_of(known, b"", 5.0, 200.0).expires_at is None
+    assert message_of(unknown, b"", 5.0, 200.0).expires_at == 105.0
+    assert message_of(BasicProperties(), b"", 5.0, 200.0).expires_at == 205.0
+    assert message_of(properties(fresh, 101.0, ageless=True), b"", 5.0, 200.0).expires_at == 101.0
+    assert message_of(properties(replace(fresh, hop=1), None, ageless=True), b"", 5.0, 200.0).expires_at is None
+
+
+def test_a_mark_tells_what_was_doubtful_when_it_was_released() -> None:
+    there = properties(WHOLE, None)
+    assert released_as(there) == (False, False)
+    for doubtful in (False, True):
+        again = released(there, None, doubtful=doubtful)
+        assert released_as(again) == (True, doubtful)
+        assert message_of(again, WHOLE.body, None, 0.0) == replace(WHOLE, expires_at=None)

@@ -10,7 +10,21 @@ from redis import exceptions as redis
 
 import mqcore_redis
 from mqcore.message import Message
-from mqcore.spi import DONE, STALE, STORED, Ack, ErrorKind, Failed, Move, Outgoing, Release, Route, Stored, Unknown
+from mqcore.spi import (
+    DONE,
+    STALE,
+    STORED,
+    Ack,
+    ErrorKind,
+    Failed,
+    Move,
+    Outgoing,
+    QueueNotFound,
+    Release,
+    Route,
+    Stored,
+    Unknown,
+)
 from mqcore_redis import RedisOptions
 from mqcore_redis.batches import BYTES, MESSAGES, Batches
 from mqcore_redis.keys import Keys
@@ -28,10 +42,14 @@ class Told:
 
     def __init__(self, *answers: Any) -> None:
         self.calls: list[Call] = []
-        self.place = read("redis://h", RedisOptions())
+        self.place = read("redis://h", RedisOptions(max_delay=100))
+        self.keys = Keys("mq")
         self._answers = list(answers)
 
-    async def gather(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+    def missing(self, queue: str) -> QueueNotFound:
+        return QueueNotFound(f"no {queue}")
+
+    async def gather(self, calls: Sequence[Call], deadline: float | None = None) -> list[Any]:
         self.calls += calls
         return [self._answers.pop(0) if self._answers else self._success(call) for call in calls]
 
@@ -42,8 +60,9 @@ class Told:
         return [1] * sum(word in ("A", "R", "M") for word in call.args)
 
 
-def batches(session: Told, **settings: Any) -> Batches:
-    return Batches(cast("Session", session), Keys("mq", **settings), RedisOptions(max_delay=100))
+def batches(session: Told, *, spread: bool = False) -> Batches:
+    session.keys = Keys("mq", spread=spread)
+    return Batches(cast("Session", session))
 
 
 def out(to: str, name: str = "a", body: bytes = b"", **fields: Any) -> Outgoing:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -151,6 +152,44 @@ async def test_a_task_that_spins_is_named_and_not_waited_for_endlessly(
     with pytest.raises(RuntimeError, match=r"after 500 passes at virtual time 0: a task polls with sleep\(0\)"):
         await clock.advance(1)
     spinning.cancel()
+
+
+@pytest.mark.parametrize("delay", [1e-12, 1e-9])
+async def test_timers_for_no_time_that_start_anew_for_ever_are_noticed(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, delay: float
+) -> None:
+    monkeypatch.setattr("mqcore.testing._MOST_ROUNDS", 500)
+
+    async def early() -> None:
+        await clock.sleep(2)
+        while True:
+            with suppress(TimeoutError):
+                async with clock.timeout(delay):
+                    await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(early())
+    with pytest.raises(RuntimeError, match="virtual time stands still at 2: 500 timers one after the other"):
+        await clock.advance(5)
+    waiting.cancel()
+    await clock.advance(5)
+    assert clock.monotonic() == pytest.approx(7)
+
+
+async def test_many_timers_of_one_moment_are_no_standstill(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore.testing._MOST_ROUNDS", 10)
+    rang: list[float] = []
+
+    async def ring_twice() -> None:
+        for _ in "ab":
+            await clock.sleep(1)
+            rang.append(clock.monotonic())
+
+    tasks = [asyncio.create_task(ring_twice()) for _ in range(100)]
+    await clock.advance(2)
+    assert rang == [1.0] * 100 + [2.0] * 100
+    await asyncio.gather(*tasks)
 
 
 async def test_two_tasks_cannot_advance_at_once(clock: VirtualClock) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.queue import Queue
+from mqcore.spi import ErrorKind
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -57,4 +58,26 @@ async def a_silent_peer_is_noticed_on_an_idle_connection(kit: Kit) -> None:
         kit.measured["silence_noticed_seconds"] = kit.now - began
         await kit.within(backend.close(), _RESUMES + _SLACK)
     kit.same(told.qsize(), 0, "further calls of `lost`", "Backend.open")
+    kit.lost.clear()  # it was we who cut it
+
+
+@case("G14", "G12", ids="C46", hooks=("cut",))
+async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
+    """It holds its whole prefetch and waits for room: `receive` raises as soon as `lost` is called, not when its time is over."""
+    told, queue, backend = asyncio.Event(), await kit.queue(), kit.harness.make_backend()
+    await kit.within(backend.open(lambda _: told.set()))
+    await kit.put(queue, "a", "b")
+    consumer = await kit.subscribe(queue, prefetch=1, backend=backend)
+    await kit.take(consumer, 1)
+    waiting = await kit.start(consumer.receive(1, 600.0))
+    kit.true(not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch")
+    await kit.kill(kit.backend)
+    async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
+        await kit.within(told.wait(), _NOTICED + _SLACK, what="`lost` called")
+        await kit.within(asyncio.wait([waiting]), _SLACK, what="an end of the full consumer's receive")
+        came = waiting.exception() or waiting.result()
+        look = "Subscription.receive: after a loss, with its prefetch used up"
+        kit.true(isinstance(came, Exception), "an exception", f"it returned {came!r}", look)
+        kit.kind(cast("Exception", came), ErrorKind.TRANSIENT, look)
+        await kit.within(backend.close(), _RESUMES + _SLACK)
     kit.lost.clear()  # it was we who cut it

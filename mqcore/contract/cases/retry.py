@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from mqcore.contract.case import case
+from mqcore.contract.kit import NotShown
 from mqcore.errors import Reject, Retry
 from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.queue import Queue
@@ -20,6 +21,7 @@ from mqcore.spi import (
     ErrorKind,
     Failed,
     Message,
+    Move,
     Outgoing,
     Reason,
     SupportsCount,
@@ -136,6 +138,27 @@ async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) ->
         kit.same(await kit.settle(consumer, move, move), [DONE, STALE], "the Move, and the Move again", MOVE)
     kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "one copy", MOVE)
     kit.same(await kit.contents(queue), Counter(), "the source gone", MOVE)
+
+
+@case("G1", "G3", "G11", ids="B03 X03", each={"published-twice": True, "from-two-queues": False})
+async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: bool) -> None:  # noqa: FBT001 - a variant
+    """Published again where that is no duplicate, or moved there from two queues: both are retried, and both dead-lettered."""
+    queue, window = await kit.queue(), float(kit.limit(Capability.DEDUP, "window") or 0.0)
+    if published and window > kit.harness.patience and kit.clock.real:
+        raise NotShown(f"the DEDUP window of {window:g} s is too long to wait for: it takes a virtual clock")
+    for origin in (queue, queue) if published else (await kit.queue(), await kit.queue()):
+        await kit.put(origin, "a")
+        if not published:
+            moving = await kit.subscribe(origin)
+            (delivery,) = await kit.take(moving, 1)
+            move = Move(delivery.receipt, Outgoing(queue, delivery.message.moved(origin)))
+            kit.same(await kit.settle(moving, move), [DONE], "the Move into the shared queue", MOVE)
+        await kit.advance(window * published + 0.001)
+    consumer, look = await kit.subscribe(queue), f"{MOVE}: its successor is no duplicate of another copy's"
+    for to in (queue, f"{queue}.dlq"):
+        for delivery in await kit.take(consumer, 2):  # each in a batch of its own
+            kit.same(await kit.settle(consumer, kit.successor(delivery, to)), [DONE], f"the Move to {to}", look)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter("aa"), "both copies, after two Moves each", look)
 
 
 @case("G9", ids="C60")

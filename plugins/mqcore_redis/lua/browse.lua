@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Shows a page in the order of delivery, then the delayed by due time. ARGV: limit, bytes, and where the last page ended:
--- kind (r or d), score, entry. Answer: -1 when the queue is missing, else now and rows of kind, score, entry, record, expiry.
+-- kind (r or d), score, entry; a token for what is taken in. Answer: -1 when the queue is missing, else now and rows of
+-- kind, score, entry, record, expiry.
 local queue = open(1)
 if not queue then
   return -1
@@ -8,6 +9,7 @@ end
 tick(queue)
 local rows, count, size, kind, score, after = {}, 0, 0, ARGV[3], ARGV[4], ARGV[5]
 local limit, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+take_in(queue, limit, ARGV[6])
 local function show(line)
   local from = 0
   while count < limit do

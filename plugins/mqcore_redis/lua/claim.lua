@@ -8,7 +8,6 @@ if not queue or (ARGV[1] ~= '' and ARGV[1] ~= queue.born) then
   return -1
 end
 local limit, bytes, token = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
-local foreign = call('LLEN', queue['in'])
 tick(queue)
 local told = false
 if ARGV[7] == '0' then
@@ -18,16 +17,7 @@ elseif tonumber(call('ZSCORE', queue.c, ARGV[6]) or 0) < now + 2 / 3 * tonumber(
   call('ZADD', queue.c, now + tonumber(ARGV[7]), ARGV[6])
   told = true
 end
-
--- What plain clients have pushed comes in as first attempts.
-if foreign > 0 and limit > 0 then
-  for index, body in ipairs(call('LPOP', queue['in'], math.min(limit, foreign))) do
-    local record = format('{"id":"%s-%d"}\n', token, index) .. body
-    put(queue, { priority = 5, delay = 0, moved = false }, record)
-  end
-  queue.wake = false
-  flush(queue)
-end
+take_in(queue, limit, token)
 
 local entries, places, size = {}, {}, 0
 if limit > 0 then

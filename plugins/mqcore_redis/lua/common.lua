@@ -94,17 +94,26 @@ local function keep(queue, from)
   end
 end
 
--- Gives the entry of a lease back to its old place, or to the rest of its delay; without a mark, as nobody saw it.
-local function give_back(queue, receipt, places, delays, marks, mark)
-  local place, entry = receipt:match('^[^|]+|([^|]+)|(.+)$')
-  if place:sub(1, 1) == 'd' then
-    delays[#delays + 1], delays[#delays + 2] = place:sub(2), entry
-  else
-    places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
+-- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R they were released, and
+-- are as doubtful as before; L their owner is lost, so they are doubtful; U nobody saw them, so nothing is marked.
+local function give_back(queue, receipts, how)
+  local places, delays = {}, {}
+  for _, receipt in ipairs(receipts) do
+    local place, entry = receipt:match('^[^|]+|([^|]+)|(.+)$')
+    if place:sub(1, 1) == 'd' then
+      delays[#delays + 1], delays[#delays + 2] = place:sub(2), entry
+    else
+      places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
+    end
+    if how == 'R' then
+      call('HSETNX', queue.a, entry, '1')
+    elseif how == 'L' then
+      call('HSET', queue.a, entry, '2')
+    end
   end
-  if mark then
-    marks[#marks + 1], marks[#marks + 2] = entry, mark
-  end
+  each('ZREM', queue.l, receipts)
+  each('ZADD', queue.r, places)
+  each('ZADD', queue.d, delays)
 end
 
 local function forget(queue, entries)
@@ -127,16 +136,7 @@ end
 -- Lets time do its work: leases end, delays fall due in their order, old dead letters go.
 local function tick(queue)
   local ended = call('ZRANGEBYSCORE', queue.l, '-inf', now, 'LIMIT', 0, STEP)
-  if #ended > 0 then
-    local places, delays, marks = {}, {}, {}
-    for _, receipt in ipairs(ended) do
-      give_back(queue, receipt, places, delays, marks, '2')
-    end
-    each('ZREM', queue.l, ended)
-    each('ZADD', queue.r, places)
-    each('ZADD', queue.d, delays)
-    each('HSET', queue.a, marks)
-  end
+  give_back(queue, ended, 'L')
   local due = call('ZRANGEBYSCORE', queue.d, '-inf', now, 'WITHSCORES', 'LIMIT', 0, STEP)
   if #due > 0 then
     local places, gone = {}, {}
@@ -242,6 +242,15 @@ local function flush(queue)
     wake(queue)
   end
   keep(queue, 2)
+end
+
+-- What plain clients have pushed comes in as first attempts, up to `limit` of them; a token makes their ids.
+local function take_in(queue, limit, token)
+  local bodies = limit > 0 and call('LPOP', queue['in'], limit) or {}
+  for index, body in ipairs(bodies) do
+    put(queue, { priority = 5, delay = 0 }, format('{"id":"%s-%d"}\n', token, index) .. body)
+  end
+  flush(queue)
 end
 
 -- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt, record, expiry, mark.

@@ -1,6 +1,5 @@
 #!lua flags=allow-oom
--- Counts a queue together with its quarantine. Answer: -1 when it is missing, else ready, leased, delayed, published, settled,
--- role, dead-letter queue.
+-- Counts a queue together with its quarantine. Answer: -1 when it is missing, else JSON: the fields of `QueueCounts`.
 local queue, members = family()
 if not queue then
   return -1
@@ -14,4 +13,12 @@ for _, member in ipairs(members) do
   delayed = delayed + call('ZCARD', member.d) - due
 end
 local totals = call('HMGET', queue.q, 'published', 'settled')
-return { ready, leased, delayed, totals[1] or '0', totals[2] or '0', queue.role, queue.dead_letter }
+return cjson.encode({
+  ready = ready,
+  leased = leased,
+  delayed = delayed,
+  published = tonumber(totals[1] or 0),
+  settled = tonumber(totals[2] or 0),
+  role = queue.role,
+  dead_letter = queue.dead_letter ~= '' and queue.dead_letter or nil,
+})

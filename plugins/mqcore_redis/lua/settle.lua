@@ -3,7 +3,6 @@
 -- ARGV: window, size; then A receipt | R receipt | L receipt (its owner is lost) | U receipt (nobody saw it)
 -- | M receipt, number of the target, name, how it is wanted, record.
 -- Answer: for each 1 done, 0 stale, -1 the target is missing and its source stays leased.
-local MARKS = { R = '1', L = '2', U = false }
 local queue = open(1)
 local steps, receipts, names, index = {}, {}, {}, 3
 while index <= #ARGV do
@@ -39,7 +38,7 @@ for target, wanted_names in pairs(names) do
   end
 end
 
-local ended, gone, places, delays, marks = {}, {}, {}, {}, {}
+local ended, gone, back = {}, {}, { R = {}, L = {}, U = {} }
 local function settle(step)
   if not held[step.receipt] then
     return 0
@@ -56,11 +55,10 @@ local function settle(step)
     end
   end
   held[step.receipt] = nil
-  ended[#ended + 1] = step.receipt
-  if MARKS[step.how] == nil then
-    gone[#gone + 1] = entry
+  if back[step.how] then
+    table.insert(back[step.how], step.receipt)
   else
-    give_back(queue, step.receipt, places, delays, marks, MARKS[step.how])
+    ended[#ended + 1], gone[#gone + 1] = step.receipt, entry
   end
   return 1
 end
@@ -70,15 +68,15 @@ end
 
 each('ZREM', queue.l, ended)
 forget(queue, gone)
-each('ZADD', queue.r, places)
-each('ZADD', queue.d, delays)
-each('HSET', queue.a, marks)
 if #gone > 0 then
   call('HINCRBY', queue.q, 'settled', #gone)
 end
-if #places > 0 or #delays > 0 then
-  wake(queue)
-  keep(queue, 2)
+for how, released in pairs(back) do
+  if #released > 0 then
+    give_back(queue, released, how)
+    wake(queue)
+    keep(queue, 2)
+  end
 end
 for _, target in pairs(targets) do
   flush(target)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 QUORUM = "+quorum"
 FIGURES = pytest.StashKey[list[str]]()
 EACH_PRODUCT = ("redis", "rabbitmq", f"rabbitmq{QUORUM}")
-EVERY_SERVER = ("redis-7", "redis-8", "valkey-8", *(f"rabbitmq-{major}{kind}" for major in (3, 4) for kind in ("", QUORUM)))
+EVERY_SERVER = (
+    "redis-7",
+    "redis-8",
+    "valkey-8",
+    *(f"rabbitmq-{major}{kind}" for major in (3, 4) for kind in ("", QUORUM)),
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -65,6 +65,26 @@ async def test_many_pushed_bodies_all_come_and_in_order(redis_url: str) -> None:
         assert got == bodies
 
 
+async def test_what_a_plain_client_pushed_is_shown_before_anybody_claims_it(redis_url: str) -> None:
+    async with opened(redis_url) as backend:
+        queue = await a_queue(backend)
+        await backend.publish([Outgoing(queue, Message(id=new_id(), body=b"low", priority=1))], timeout=5)
+        with plain_redis.Redis.from_url(redis_url) as client:
+            client.rpush(f"mq:{{{queue}}}:in", b"one", b"two", b"three")
+        shown, after = [], None
+        while page := await backend.browse(queue, 2, after):
+            shown += page
+            after = page[-1].key
+        assert [it.message.body for it in shown] == [b"one", b"two", b"three", b"low"]
+        (count,) = await backend.count([queue])
+        assert (count.ready, count.published) == (4, 4)
+        (taken,) = await backend.take(queue, [shown[1].key], 30)
+        consumer = await backend.subscribe(queue, prefetch=10, lease=30)
+        got = await consumer.receive(10, 2)
+        assert [it.message.body for it in [*got, taken]] == [b"one", b"three", b"low", b"two"]
+        assert [it.message.id for it in got] == [shown[index].message.id for index in (0, 2, 3)]
+
+
 async def test_a_worker_handles_what_a_plain_client_pushed(redis_url: str) -> None:
     app, orders = App("shop"), Queue(f"t.{new_id()[:12]}", dict)
     came: asyncio.Queue[dict[str, int]] = asyncio.Queue()

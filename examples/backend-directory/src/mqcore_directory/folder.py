@@ -116,7 +116,8 @@ class Folder:
         return None
 
     def give_back(self, receipt: str, mark: str) -> None:
-        """End a claim: the file goes back to its place. Only one can do that; others get `FileNotFoundError`."""
+        """End a claim: the file goes back to its place, an older doubt with it. One can do that; others get `FileNotFoundError`."""
+        mark = "d" if receipt[46] == "d" else mark
         (self.leased / receipt).rename(self.ready / f"{receipt[:46]}{mark}")
 
 

@@ -1,0 +1,206 @@
+"""Profile *handover*: what nobody has seen yet, and who is woken for it, when a consumer is cancelled or goes.
+
+A driver may have fetched more than was asked for, and may be the one that was woken. Neither may end with it: what it has fetched
+is handed out or goes back as it was, and a wake-up that it does not use goes to the next who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+from mqcore.contract.case import case
+from mqcore.contract.kit import NotShown
+from mqcore.contract.looks import shows_delayed
+from mqcore.spi import DONE, STORED, Capability, Outgoing, Release, SupportsBrowse, SupportsTake
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+    from mqcore.spi import Delivery, Subscription
+
+_LONG = 600.0
+"""Seconds that a receive may wait which the case itself brings to its end."""
+_TURNS = 10
+_PROMPT = 0.2
+"""Seconds on top of a delay's granularity in which the next who waits has it: sooner than by a poll of half a second or more."""
+_EARLY = 0.005
+_CANCELLED = "Subscription.receive: cancellation"
+_Waits = tuple["Subscription", "asyncio.Task[list[Delivery]]"]
+
+
+# What is on its way
+
+
+@case("G2", "G4", ids="C07 L03")
+async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
+    """A receive is cancelled at whatever step, then its consumer is closed: the new comes unmarked, the doubtful in doubt."""
+    queue = await kit.queue()
+    for turn in range(12):
+        await kit.put(queue, f"doubtful-{turn}")
+        dies = await kit.subscribe(queue, lease=2.0)
+        await kit.take(dies, 1)
+        await kit.within(dies.close())
+        await kit.put(queue, f"new-{turn}")
+        unseeing = await kit.subscribe(queue)
+        got = await _cancelled(unseeing, 2, turn)
+        await kit.ack(unseeing, got)
+        await kit.within(unseeing.close())
+        consumer = await kit.subscribe(queue)
+        rest = await kit.take(consumer, 2 - len(got))
+        await kit.ack(consumer, rest)
+        await kit.within(consumer.close())
+        marks = {it.message.id: (it.redelivered, it.doubtful) for it in got + rest}
+        if not kit.capabilities.has(Capability.LEASE):  # then the broker itself marks all that it had sent
+            marks = {name: (False, False) if name.startswith("new") else mark for name, mark in marks.items()}
+        wanted = {f"doubtful-{turn}": (True, True), f"new-{turn}": (False, False)}
+        kit.same(marks, wanted, f"turn {turn}: redelivered and doubtful as before", f"{_CANCELLED}, Subscription.close")
+
+
+@case("G2", ids="C07")
+async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) -> None:
+    """Though none of them waits: `receive(1, 0)`, asked again and again, hands out each message, unmarked, and once."""
+    queue, claims = await kit.queue(), kit.capabilities.has(Capability.LEASE)
+    consumer = await kit.subscribe(queue)
+    for turn in range(12):
+        names = [f"{turn}-{letter}" for letter in "abc"]
+        await kit.put(queue, *names)
+        got = await _cancelled(consumer, 2, turn // 2)
+        await kit.advance(0.02 * (turn % 2))  # what it asked for has come by the next call, or comes after it
+        deadline = kit.now + kit.harness.patience
+        while len(got) < len(names) and kit.now < deadline:
+            page = await kit.receive(consumer, 1, wait=0.0)
+            if not page:  # it is on its way; who claims by asking has then asked again, and found the rest
+                kit.true(not got or not claims, f"one of {names} with each call", "nothing from one", _CANCELLED)
+                await kit.advance(0.01)
+            got += page
+        marks = [(it.message.id, it.redelivered, it.doubtful) for it in got]
+        kit.same(marks, [(name, False, False) for name in names], f"turn {turn}: each, in order", _CANCELLED)
+        kit.same(kit.ids(await kit.receive(consumer, wait=0.0)), [], f"turn {turn}: none twice", _CANCELLED)
+        await kit.ack(consumer, got)
+    await kit.within(consumer.close())
+    kit.same(await kit.contents(queue), Counter(), "nothing left", _CANCELLED)
+
+
+async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Delivery]:
+    """Begin to receive, and cancel that after so many steps of the loop; what it has brought, if it was quicker."""
+    receiving = asyncio.ensure_future(consumer.receive(limit, _LONG))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    receiving.cancel()
+    (got,) = await asyncio.gather(receiving, return_exceptions=True)
+    if isinstance(got, Exception):
+        raise got
+    return [] if isinstance(got, BaseException) else list(got)
+
+
+# Who is woken
+
+
+async def _waiting(kit: Kit, queue: str, turn: int) -> tuple[list[_Waits], _Waits]:
+    """Start four consumers that wait, of one instance or of two: those that will go, and the one that stays.
+
+    Mostly that is the one that has waited for the shortest time, so that the wake-up has to come by way of the others.
+    """
+    backends = [kit.backend, await kit.open()] if turn % 2 else [kit.backend] * 2
+    consumers = [await kit.subscribe(queue, backend=backends[number % 2]) for number in range(4)]
+    waiting = [(consumer, await kit.start(_received(consumer))) for consumer in consumers]
+    stays = waiting.pop(0 if turn % 4 == 3 else -1)  # noqa: PLR2004 - a turn in four
+    return waiting, stays
+
+
+async def _received(consumer: Subscription) -> list[Delivery]:
+    return list(await consumer.receive(1, _LONG))
+
+
+def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str) -> None:
+    """Fail when more than one of the turns took longer: one that a busy machine has held up is forgiven."""
+    slow = sorted(late)[-2]
+    kit.true(slow <= limit, f"{what} within {limit:g} s", f"after {[round(it, 3) for it in late]} s", look)
+
+
+@case("G2", ids="C23 C09")
+async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
+    """A message wakes one of four who wait, and all but one close: that one has it at once, and not at its next poll."""
+    queue, late, look = await kit.queue(), list[float](), "Subscription.close: pass the wake-up on"
+    for turn in range(_TURNS):
+        going, (stays, task) = await _waiting(kit, queue, turn)
+        stored = await kit.backend.publish([Outgoing(queue, kit.message(f"{turn}"))], timeout=kit.harness.patience)
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        for goes, _ in going:
+            await goes.close()  # at once: who is woken must not get to run before it
+        began = kit.now
+        kit.same(list(stored), [STORED], "stored", "Backend.publish")
+        got = await kit.within(task)
+        late.append(kit.now - began)
+        kit.same(kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look)
+        await kit.ack(stays, got)
+        await kit.within(stays.close())
+    _all_prompt(kit, late, _PROMPT, "the message, for the one who stays,", look)
+
+
+@case("G7", "G2", ids="C23 C07 D03", needs=(Capability.DELAY,), each={"closed": True, "cancelled": False})
+async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed: bool) -> None:  # noqa: FBT001 - a variant
+    """One of four who wait minds the end of a delay, and all but one go before it: that one has the message in time."""
+    queue, late, delay = await kit.queue(), list[float](), 0.4
+    stay_open = not closed and kit.capabilities.has(Capability.LEASE)  # others are sent what falls due, and keep it
+    look = "Subscription.close: who minds the next delay" if closed else f"{_CANCELLED}: who minds the next delay"
+    for turn in range(_TURNS):
+        going, (stays, task) = await _waiting(kit, queue, turn)
+        began = kit.now
+        await kit.put(queue, f"{turn}", delay=delay)
+        stored = kit.now
+        await kit.advance(0.05)
+        for goes, waiting in going:
+            if not closed:
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            if not stay_open or kit.now - stored > delay / 2:  # so late its last claim may have brought the message
+                await kit.within(goes.close())
+        got = await kit.within(task)
+        kit.true(kit.now - began >= delay - _EARLY, "nothing early", f"after {kit.now - began:.3f} s", "publish: delay")
+        late.append(max(kit.now - stored - delay, 0.0))
+        kit.same(kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look)
+        await kit.ack(stays, got)
+        for consumer, _ in [*going, (stays, task)]:
+            await kit.within(consumer.close())
+    limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
+    _all_prompt(kit, late, limit, "the message, for the one who stays, after its delay", look)
+
+
+@case(
+    "G7",
+    "G11",
+    ids="D03 X03",
+    needs=(Capability.DELAY, Capability.BROWSE),
+    protocols=(SupportsBrowse, SupportsTake),
+)
+async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit) -> None:
+    """Who waits has looked while it was leased, and found nothing to wait for: the release wakes him, or he comes in time."""
+    if not shows_delayed(kit):
+        raise NotShown("BROWSE is declared approximate, and does not show what is delayed")
+    queue, late, delay, look = (
+        await kit.queue(),
+        list[float](),
+        0.5,
+        "Subscription.settle: Release of a delayed message",
+    )
+    shelf, taker = cast("SupportsBrowse", kit.backend), cast("SupportsTake", kit.backend)
+    idle, settles = await kit.subscribe(queue, backend=await kit.open()), await kit.subscribe(queue)
+    for turn in range(_TURNS):
+        began = kit.now
+        await kit.put(queue, f"{turn}", delay=delay)
+        stored = kit.now
+        (entry,) = await kit.within(shelf.browse(queue, 10))
+        (taken,) = await kit.within(taker.take(queue, [entry.key], 60.0))
+        waiting = await kit.start(_received(idle))
+        kit.same(await kit.settle(settles, Release(taken.receipt)), [DONE], "released", "Subscription.settle: Release")
+        got = await kit.within(waiting)
+        kit.true(kit.now - began >= delay - _EARLY, "nothing early", f"after {kit.now - began:.3f} s", look)
+        late.append(max(kit.now - stored - delay, 0.0))
+        marks = [(it.message.id, it.redelivered, it.doubtful) for it in got]
+        kit.same(marks, [(f"{turn}", True, False)], f"turn {turn}: id, redelivered, doubtful", look)
+        await kit.ack(idle, got)
+    limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
+    _all_prompt(kit, late, limit, "the message after the rest of its delay,", look)

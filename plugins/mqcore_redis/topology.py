@@ -1,0 +1,57 @@
+"""Queues made as they were declared; one that exists with other settings is told."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mqcore.spi import ConfigurationError, QueueSpec, TopologyMismatch
+from mqcore_redis.session import Session
+
+__all__ = ["declare"]
+
+_LISTED = {"work", "dead_letter"}
+
+
+async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
+    """Create what is missing, all or none of those that share a slot. Raises `TopologyMismatch`, `ConfigurationError`."""
+    keys = session.keys
+    groups: dict[str, list[QueueSpec]] = {}
+    for spec in specs:
+        letters = spec.dead_letter if spec.max_length is not None and spec.overflow == "dead_letter" else None
+        if letters is not None and keys.group(letters) != keys.group(spec.name):
+            raise ConfigurationError(
+                f"queue {spec.name!r} overflows into {letters!r}, which is in another slot of the cluster: "
+                "use its own dead-letter queue, overflow='reject', or ?tag=NAME in the URL"
+            )
+        groups.setdefault(keys.group(spec.name), []).append(spec)
+    listed = [spec.name for spec in specs if spec.role in _LISTED]
+    if listed:  # first: a listed queue that is missing is left out, a queue that is not listed would be hidden
+        await session.command("SADD", keys.queues, *listed)
+    for group in groups.values():
+        settings = [keys.one(spec.name, "q") for spec in group]
+        clash = await session.run("declare", settings, *(value for spec in group for value in _fields(spec)))
+        if clash:
+            number, field, found = clash
+            raise _mismatch(group[number - 1], field.decode(), found.decode())
+
+
+def _fields(spec: QueueSpec) -> list[Any]:
+    """Return a spec as the script takes it: nothing for None, times in microseconds."""
+    ttl, retention = (None if value is None else round(value * 1e6) for value in (spec.ttl, spec.retention))
+    values = (spec.name, spec.role, ttl, spec.max_length, spec.overflow, spec.dead_letter, retention)
+    return ["" if value is None else value for value in values]
+
+
+def _seconds(text: str) -> float:
+    return int(text) / 1e6
+
+
+_READ: dict[str, Callable[[str], Any]] = {"ttl": _seconds, "retention": _seconds, "max_length": int}
+
+
+def _mismatch(spec: QueueSpec, field: str, found: str) -> TopologyMismatch:
+    """Say how an existing queue differs from what was declared: the first field, and what the server has there."""
+    have = _READ.get(field, str)(found) if found else None
+    return TopologyMismatch(
+        f"queue {spec.name!r} exists with {field}={have!r} and was declared with {field}={getattr(spec, field)!r}: "
+        "use the same settings everywhere, or delete the queue first"
+    )

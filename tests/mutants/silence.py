@@ -1,0 +1,103 @@
+"""A network for the memory backend, so that it can fall silent: only then is there a loss that a mutant can overlook.
+
+cut ──► publish: unknown at its deadline, open: an error after 5 s ──10 s──► subscriptions fail, then `lost` is called
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mqcore.spi import Capabilities, Clock, ConnectionLost, Outcome, Unknown
+from mqcore_memory.backend import MemoryBackend, MemorySubscription
+from mqcore_memory.waiting import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from mqcore.spi import Delivery, Outgoing, Subscription
+
+__all__ = ["BreakableSubscription", "Net", "NetBackend"]
+
+_CONNECT, _NOTICED = 5.0, 10.0
+"""Seconds: until a connect is given up, and until an open connection is believed to be dead."""
+
+
+class Net:
+    """What lies between the instances and their store."""
+
+    def __init__(self) -> None:
+        self.silent = False
+        self.connected: set[NetBackend] = set()
+
+    @asynccontextmanager
+    async def cut(self, clock: Clock) -> AsyncIterator[None]:
+        """Let nothing through; who is connected notices after a while."""
+
+        async def notice() -> None:
+            await clock.sleep(_NOTICED)
+            for backend in list(self.connected):
+                await backend.fail(ConnectionLost(f"no sign of life for {_NOTICED:g} s"))
+
+        self.silent, noticing = True, asyncio.create_task(notice())
+        try:
+            yield
+        finally:
+            self.silent = False
+            noticing.cancel()
+
+
+class BreakableSubscription(MemorySubscription):
+    """A Subscription that raises after a loss."""
+
+    error: Exception | None = None
+
+    async def fail(self, error: Exception) -> None:
+        """Hear of the loss."""
+        self.error = error
+        await self.close()
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout) if self.error is None else []
+        if self.error is not None:
+            raise self.error
+        return got
+
+
+class NetBackend(MemoryBackend):
+    """The memory backend behind a network, with any kind of Subscription."""
+
+    net: Net
+    subscription: type[MemorySubscription]
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        if self.net.silent:
+            await self._clock.sleep(_CONNECT)
+            raise ConnectionLost(f"nobody has answered within {_CONNECT:g} s")
+        self.lost = lost
+        self.net.connected.add(self)
+        return await super().open(lost)
+
+    async def close(self) -> None:
+        self.net.connected.discard(self)
+        await super().close()
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        if self.net.silent:
+            await self._clock.sleep(timeout)
+            return [Unknown("no answer")] * len(batch)
+        return await super().publish(batch, timeout=timeout)
+
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        subscription = self.subscription(self._store, queue, Holder(prefetch, lease), self._options)
+        self._subscriptions.add(subscription)
+        subscription.closed = self._subscriptions.discard
+        return subscription
+
+    async def fail(self, error: Exception) -> None:
+        """Be told by the network that nobody is there any more."""
+        for subscription in list(self._subscriptions):
+            if isinstance(subscription, BreakableSubscription):
+                await subscription.fail(error)
+        self.lost(error)
