@@ -28,6 +28,8 @@ ON_SERVERS = (
     "tests/e2e/servers",
     CONTRACTS,
     "tests/integration/interop",
+    "tests/integration/rabbitmq",
+    "tests/integration/redis",
     "tests/contract/test_brokers_live.py",
     "tests/e2e/test_broker_fixtures.py",
     "tests/e2e/test_lab.py",
