@@ -5,13 +5,12 @@ TLS failure wrapped four times, a login refused while "probably tuning"), `cause
 """
 
 import ssl
-from ssl import SSLCertVerificationError
 
 from pika import exceptions as amqp
 
 from mqcore.spi import ConfigurationError, ConnectionLost, ErrorKind, QueueNotFound
 
-__all__ = ["CannotConnect", "cause_of", "classify", "closed_by"]
+__all__ = ["CannotConnect", "cause_of", "classify", "closed_by", "missing"]
 
 NOT_FOUND, ACCESS_REFUSED, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 403, 405, 406
 CONTENT_TOO_LARGE, CONNECTION_FORCED, INVALID_PATH, NOT_ALLOWED, INTERNAL_ERROR = 311, 320, 402, 530, 541
@@ -45,9 +44,10 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ErrorKind], .
 class CannotConnect(Exception):
     """The broker was reached and did not let us in, or was not who it should be: in plain words, the driver's own as its cause."""
 
-    def __init__(self, text: str, kind: ErrorKind) -> None:
+    def __init__(self, text: str, kind: ErrorKind, cause: BaseException) -> None:
         super().__init__(text)
         self.kind = kind
+        self.__cause__ = cause
 
 
 def classify(error: Exception) -> ErrorKind:
@@ -59,32 +59,31 @@ def classify(error: Exception) -> ErrorKind:
     return next((kind for types, kind in _KINDS if isinstance(error, types)), ErrorKind.PERMANENT)
 
 
-def closed_by(error: BaseException | None, code: int) -> bool:
-    """Whether the broker closed a channel with this reply code."""
-    return isinstance(error, amqp.ChannelClosedByBroker) and error.reply_code == code
+def closed_by(error: BaseException | None, *codes: int) -> bool:
+    """Whether the broker closed a channel with one of these reply codes."""
+    return isinstance(error, amqp.ChannelClosedByBroker) and error.reply_code in codes
+
+
+def missing(queue: str) -> QueueNotFound:
+    """Return the error for a queue that is not there."""
+    return QueueNotFound(f"RabbitMQ has no queue {queue!r}: declare it first")
 
 
 def cause_of(error: BaseException, vhost: str) -> Exception:
     """Return what is to be raised for a connect that failed: one exception whose text says what to do."""
     innermost = _innermost(error)
     text = f"{innermost}"
-    if isinstance(innermost, SSLCertVerificationError):
+    if isinstance(innermost, ssl.SSLCertVerificationError):
         said = f"TLS: the broker's certificate is not trusted: {innermost.verify_message}"
-        return _told(f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost)
+        return CannotConnect(f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost)
     if isinstance(innermost, ssl.SSLError):
-        return _told(f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost)
+        return CannotConnect(f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost)
     if isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
-        return _told("the broker refused the login: check user name and password", ErrorKind.DENIED, innermost)
+        return CannotConnect("the broker refused the login: check user name and password", ErrorKind.DENIED, innermost)
     if isinstance(innermost, (amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker)) and "vhost" in text:
         why = "does not exist" if "not found" in text else "is not open to this user"
-        return _told(f"the vhost {vhost!r} {why}", ErrorKind.DENIED, innermost)
+        return CannotConnect(f"the vhost {vhost!r} {why}", ErrorKind.DENIED, innermost)
     return innermost if isinstance(innermost, Exception) else amqp.AMQPConnectionError(text)
-
-
-def _told(text: str, kind: ErrorKind, cause: BaseException) -> CannotConnect:
-    error = CannotConnect(text, kind)
-    error.__cause__ = cause
-    return error
 
 
 def _innermost(error: BaseException) -> BaseException:

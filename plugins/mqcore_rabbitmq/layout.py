@@ -68,7 +68,12 @@ class Layout:
     @cached_property
     def queues(self) -> tuple[str, ...]:
         """All queues of the broker that make it, its own name first."""
-        bands = dict.fromkeys(self.band(level) for level in (_DEFAULT, *reversed(range(LEVELS))))
+        return tuple(dict.fromkeys((self.name, *self.descending)))
+
+    @cached_property
+    def descending(self) -> tuple[str, ...]:
+        """As `queues`, the highest priority first, and last what has all of them."""
+        bands = dict.fromkeys(self.band(level) for level in reversed(range(LEVELS)))
         return (*bands, self.due) if self.due is not None else tuple(bands)
 
     def band(self, level: int) -> str:
@@ -97,41 +102,33 @@ class Layout:
 
     def record(self) -> dict[str, Any]:
         """The layout as the registry keeps it."""
-        spec = self.spec
-        found = {
-            "q": spec.name,
-            "role": spec.role,
-            "ttl": spec.ttl,
-            "max": spec.max_length,
-            "over": spec.overflow,
-            "dead": spec.dead_letter,
-            "keep": spec.retention,
-            "quorum": self.quorum,
-            "bands": self.bands,
-        }
+        found = {short: getattr(self.spec, name) for short, name in _RECORD.items()}
+        found |= {"quorum": self.quorum, "bands": self.bands}
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Layout":
         """Read what `record` wrote. Raises `KeyError`, `TypeError` or `ValueError` for what it never wrote."""
-        spec = QueueSpec(
-            name=str(record["q"]),
-            role=record["role"],
-            ttl=record.get("ttl"),
-            max_length=record.get("max"),
-            overflow=record.get("over", "reject"),
-            dead_letter=record.get("dead"),
-            retention=record.get("keep"),
-        )
-        return cls(spec, bool(record.get("quorum")), int(record.get("bands", 1)))
+        fields = {name: record[short] for short, name in _RECORD.items() if short in record or short in _REQUIRED}
+        return cls(QueueSpec(**fields), bool(record.get("quorum")), int(record.get("bands", 1)))
 
 
-_SETTINGS = ("role", "ttl", "max_length", "overflow", "dead_letter", "retention")
+_RECORD = {
+    "q": "name",
+    "role": "role",
+    "ttl": "ttl",
+    "max": "max_length",
+    "over": "overflow",
+    "dead": "dead_letter",
+    "keep": "retention",
+}
+"""Settings by the names that they have in a record."""
+_REQUIRED = {"q", "role"}
 
 
 def compare(have: Layout, want: Layout) -> None:
     """Raise `TopologyMismatch` when a queue is declared with other settings than it has; a more durable one serves as well."""
-    for setting in _SETTINGS:
+    for setting in _RECORD.values():
         old, new = getattr(have.spec, setting), getattr(want.spec, setting)
         if old != new:
             raise TopologyMismatch(

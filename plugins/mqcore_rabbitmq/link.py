@@ -4,14 +4,16 @@
       └─ Channel ── requests in a row, each with a future, all of them ended when the channel closes
 
 Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals, its `close` never ends while the broker blocks
-publishers, and an RPC's callback never comes when the channel closes first. Each has its answer here. Three private parts of pika
-are used (`_adapter_emit_data`, `_terminate_stream`, `Channel._send_method`), which is why its next minor release is excluded.
+publishers, and an RPC's callback never comes when the channel closes first. Each has its answer here. Private parts of pika are
+used (`_adapter_emit_data`, `_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why its
+next minor release is excluded.
 """
 
 import asyncio
 import itertools
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pika import BasicProperties, ConnectionParameters, spec
@@ -22,7 +24,7 @@ from pika.exceptions import ConnectionClosedByClient, StreamLostError
 from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
 
-__all__ = ["Channel", "Link"]
+__all__ = ["Channel", "Link", "end", "written"]
 
 _TICK = 1.0
 _CLOSE = 0.8
@@ -31,19 +33,11 @@ _ANSWER = 10.0
 """Seconds within which a request has its answer, or the connection is given up."""
 _serials = itertools.count(1)
 _REPLIES = [
-    spec.Queue.DeclareOk,
-    spec.Queue.BindOk,
-    spec.Queue.UnbindOk,
-    spec.Queue.PurgeOk,
-    spec.Queue.DeleteOk,
-    spec.Exchange.DeclareOk,
-    spec.Exchange.BindOk,
-    spec.Exchange.UnbindOk,
-    spec.Exchange.DeleteOk,
-    spec.Basic.QosOk,
-    spec.Basic.CancelOk,
-    spec.Confirm.SelectOk,
+    method
+    for method in spec.methods.values()
+    if method.NAME.endswith("Ok") and not method.NAME.startswith(("Connection.", "Channel."))
 ]
+"""All answers but those that pika itself waits for."""
 
 
 class _Connection(AsyncioConnection):
@@ -81,17 +75,18 @@ class Channel:
         self.serial = next(_serials)
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: dict[str, deque[asyncio.Future[Any]]] = defaultdict(deque)
+        """Requests under way, by the name of the answer: a queue answers for itself, and may be later than the channel."""
         raw.add_callback(self._answered, _REPLIES, one_shot=False)
         raw.add_on_close_callback(self._on_close)
 
     def ask(self, method: Any) -> asyncio.Future[Any]:
-        """Send a request; the future has the broker's answer. Many may be under way: a channel answers in their order."""
+        """Send a request; the future has the broker's answer. Many may be under way: those of one kind are answered in order."""
         future = asyncio.get_running_loop().create_future()
         if self.closed is not None:
-            future.set_exception(self.closed)
+            _fail(future, self.closed)
             return future
-        self._waiting.append(future)
+        self._waiting[f"{method.NAME}Ok"].append(future)
         self.raw._send_method(method)  # noqa: SLF001 - pika's own calls wait for each other; ours may go in a row
         return future
 
@@ -105,37 +100,11 @@ class Channel:
         method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
         self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `ask`; without three checks for each message
 
-    async def consume(
-        self,
-        queue: str,
-        callback: Callable[..., None],
-        arguments: dict[str, Any] | None = None,
-        *,
-        exclusive: bool = False,
-    ) -> str:
-        """Start a consumer; its tag. Raises what closed the channel when the queue is missing."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.closed is not None:
-            raise self.closed
-
-        def started(_: object) -> None:
-            if not future.done():
-                future.set_result(None)
-
-        def failed(reason: BaseException) -> None:
-            if not future.done():
-                future.set_exception(reason)
-
-        self.on_closed.append(failed)
-        try:
-            tag: str = self.raw.basic_consume(
-                queue, callback, exclusive=exclusive, arguments=arguments, callback=started
-            )
-            await future
-        finally:
-            if failed in self.on_closed:
-                self.on_closed.remove(failed)
-        return tag
+    def consume(self, queue: str, callback: Callable[..., None]) -> tuple[str, asyncio.Future[Any]]:
+        """Start a consumer: its tag, and the broker's answer, before which it must not be cancelled."""
+        tag = f"mq.{next(_serials)}"
+        self.raw._consumers[tag] = callback  # noqa: SLF001 - what pika's own call does, which cannot go in a row
+        return tag, self.ask(spec.Basic.Consume(queue=queue, consumer_tag=tag))
 
     def cancel(self, tag: str) -> asyncio.Future[Any]:
         """End a consumer; what was on its way to it still comes before the answer, where pika's own call would refuse it."""
@@ -152,27 +121,29 @@ class Channel:
         """Close and wait for the broker's answer, at most a moment; what is unsettled goes back to its queues."""
         if self.closed is not None:
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.on_closed.append(lambda _: None if future.done() else future.set_result(None))
-        if self.raw.is_open:
-            self.raw.close()
-        await asyncio.wait([future], timeout=_CLOSE)
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_closed.append(lambda _: end(closed))
+        self.abandon()
+        await asyncio.wait([closed], timeout=_CLOSE)
 
     def abandon(self) -> None:
-        """Close without waiting for the answer, also while it opens."""
+        """Close without waiting for the answer, also while it opens.
+
+        The close ends all consumers. pika would cancel them first, which they must not be before the broker has said that they have
+        begun: its channel crashes then, and takes the connection with it (seen on 4.0).
+        """
         if not (self.raw.is_closed or self.raw.is_closing):
+            self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - what it takes for cancelled already
             self.raw.close()
 
     def _answered(self, frame: Any) -> None:
-        if self._waiting and not (future := self._waiting.popleft()).done():
-            future.set_result(frame.method)
+        if waiting := self._waiting[frame.method.NAME]:
+            end(waiting.popleft(), frame.method)
 
     def _on_close(self, _: PikaChannel, reason: BaseException) -> None:
         self.closed = reason
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(reason)
-                future.exception()  # an abandoned request is no news
+        for future in [future for waiting in self._waiting.values() for future in waiting]:
+            _fail(future, reason)
         self._waiting.clear()
         for tell in tuple(self.on_closed):
             tell(reason)
@@ -191,7 +162,6 @@ class Link:
         self._connection: _Connection | None = None
         self._closing = False
         self._gone: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -199,21 +169,12 @@ class Link:
         connection = self._connection
         return dict(connection.server_properties or {}) if connection is not None else {}
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be used."""
-        return self._connection is not None and self._connection.is_open and not self._closing
-
     async def open(self, hosts: Sequence[ConnectionParameters]) -> None:
         """Connect to the first host that lets us in; raises what the last one said."""
-        for number, host in enumerate(hosts):
-            try:
-                await self._open(host)
-            except Exception:
-                if number + 1 == len(hosts):
-                    raise
-            else:
-                return
+        for host in hosts[:-1]:
+            with suppress(Exception):
+                return await self._open(host)
+        return await self._open(hosts[-1])
 
     async def _open(self, host: ConnectionParameters) -> None:
         loop = asyncio.get_running_loop()
@@ -221,13 +182,12 @@ class Link:
         self._gone = loop.create_future()
 
         def failed(_: object, error: BaseException | str) -> None:
-            if not opened.done():
-                reason = error if isinstance(error, BaseException) else StreamLostError(error)
-                opened.set_exception(cause_of(reason, host.virtual_host))
+            reason = error if isinstance(error, BaseException) else StreamLostError(error)
+            _fail(opened, cause_of(reason, host.virtual_host))
 
         connection = _Connection(
             host,
-            on_open_callback=lambda _: None if opened.done() else opened.set_result(None),
+            on_open_callback=lambda _: end(opened),
             on_open_error_callback=failed,
             on_close_callback=self._on_close,
             custom_ioloop=loop,
@@ -246,12 +206,12 @@ class Link:
     async def channel(self) -> Channel:
         """Open a channel. Raises `ConnectionLost` when the connection is closed."""
         connection = self._connection
-        if connection is None or not self.is_open:
+        if connection is None or not connection.is_open:
             raise ConnectionLost("the connection to RabbitMQ is closed; open it first")
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        raw = connection.channel(on_open_callback=lambda _: None if opened.done() else opened.set_result(None))
+        raw = connection.channel(on_open_callback=lambda _: end(opened))
         channel = Channel(raw)
-        channel.on_closed.append(lambda reason: None if opened.done() else opened.set_exception(reason))
+        channel.on_closed.append(lambda reason: _fail(opened, reason))
         try:
             async with asyncio.timeout(_ANSWER):
                 await opened
@@ -263,8 +223,6 @@ class Link:
     async def close(self) -> None:
         """End it in good order, or by force when the broker does not answer: it blocks, or it is gone. Never raises."""
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
         connection, self._connection = self._connection, None
         if connection is None or self._gone is None or connection.is_closed:
             return
@@ -288,14 +246,11 @@ class Link:
             )
             connection._terminate_stream(error)  # noqa: SLF001 - as in `close`
             return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_TICK, self._watch, received, silent)
+        asyncio.get_running_loop().call_later(_TICK, self._watch, received, silent)
 
     def _on_close(self, _: object, reason: BaseException) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._gone is not None and not self._gone.done():
-            self._gone.set_result(None)
+        if self._gone is not None:
+            end(self._gone)
         if not self._closing and not isinstance(reason, ConnectionClosedByClient):
             self._lost(reason if isinstance(reason, Exception) else StreamLostError(f"{reason!r}"))
 
@@ -304,3 +259,25 @@ class Link:
 
     def _on_unblocked(self, _: object, __: object) -> None:
         self.blocked = None
+
+
+async def written() -> None:
+    """Return when what was told before has been given to the system, unless that takes nothing now.
+
+    A turn of the loop joins the frames, the next one asks for the socket, the third one writes.
+    """
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def end(future: asyncio.Future[Any], answer: object = None) -> None:
+    """Answer whoever waits; he may have given it up, or been answered."""
+    if not future.done():
+        future.set_result(answer)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """As `end`, with an error, which is no news when nobody asks for it."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()

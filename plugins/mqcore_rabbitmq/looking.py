@@ -7,7 +7,7 @@ declared approximate for it, and what waits in the delay ladder is not seen at a
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
@@ -16,9 +16,9 @@ from pika import BasicProperties, spec
 from mqcore_rabbitmq.errors import RESOURCE_LOCKED, closed_by
 from mqcore_rabbitmq.link import Channel, Link
 from mqcore_rabbitmq.window import Held
-from mqcore_rabbitmq.wire import HOP, LINEAGE, level_of
+from mqcore_rabbitmq.wire import HOP, LINEAGE
 
-__all__ = ["Pages", "Reading", "alone"]
+__all__ = ["Pages", "Reading", "alone", "reading"]
 
 _PATIENCE, _AGAIN = 10.0, 0.02
 """Seconds to wait for others who look into the same queue, and between two tries."""
@@ -36,13 +36,12 @@ async def alone(link: Link, queue: str) -> AsyncIterator[None]:
     take turns. Raises `TimeoutError`.
     """
     lock = f"mq.look.{queue}"
-    async with AsyncExitStack() as stack:
-        async with asyncio.timeout(_PATIENCE):
-            await stack.enter_async_context(link.turns.setdefault(queue, asyncio.Lock()))
+    async with asyncio.timeout(_PATIENCE) as patience, link.turns.setdefault(queue, asyncio.Lock()):
+        channel = await _locked(link, lock)
+        while channel is None:
+            await asyncio.sleep(_AGAIN)
             channel = await _locked(link, lock)
-            while channel is None:
-                await asyncio.sleep(_AGAIN)
-                channel = await _locked(link, lock)
+        patience.reschedule(None)
         try:
             yield
         finally:
@@ -66,18 +65,32 @@ async def _locked(link: Link, lock: str) -> Channel | None:
     return channel
 
 
+@asynccontextmanager
+async def reading(link: Link, queue: str) -> AsyncIterator["Reading"]:
+    """Be alone with a queue and look into it; all that was taken out goes back in the end, but what is to be kept."""
+    async with alone(link, queue):
+        channel = await link.channel()
+        look = Reading(channel)
+        try:
+            yield look
+            if not look.kept:
+                await channel.give_all_back()
+        except BaseException:
+            look.kept = False
+            raise
+        finally:
+            if not look.kept:
+                await channel.close()
+
+
 class Reading:
-    """The head of a queue, held on a channel until it is closed."""
+    """The head of a queue, held on a channel. `kept`: some of it stays held after the look."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.found: dict[str, Held] = {}
+        self.kept = False
         self._seen: Counter[str] = Counter()
-
-    @classmethod
-    async def open(cls, link: Link) -> "Reading":
-        """Open a channel to read on."""
-        return cls(await link.channel())
 
     async def read(self, queue: str, count: int) -> None:
         """Hold the first `count` messages of a queue of the broker that nobody else has."""
@@ -86,13 +99,12 @@ class Reading:
         arrived = asyncio.Event()
 
         def on_message(_: object, method: Any, properties: BasicProperties, body: bytes) -> None:
-            held = Held(method.delivery_tag, queue, properties, body, level=level_of(properties))
-            held.redelivered = method.redelivered
-            came.append(held)
+            came.append(Held(queue, method, properties, body))
             arrived.set()
 
         await self.channel.ask(spec.Basic.Qos(prefetch_count=count))
-        tag = await self.channel.consume(queue, on_message)
+        tag, started = self.channel.consume(queue, on_message)
+        await started
         while len(came) < count:
             arrived.clear()
             try:
@@ -105,12 +117,13 @@ class Reading:
             self.found[self._name(held)] = held
 
     async def keep(self, names: Iterable[str]) -> list[Held]:
-        """Give back all but these."""
+        """Give back all but these, now; they are held until they are settled."""
         kept = {name: self.found[name] for name in dict.fromkeys(names) if name in self.found}
         for name, held in self.found.items():
             if name not in kept:
                 self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
         await self.channel.ask(spec.Basic.Qos(prefetch_count=0))
+        self.kept = bool(kept)
         return list(kept.values())
 
     def _name(self, held: Held) -> str:

@@ -4,125 +4,103 @@
 
 The picture is read when it is needed and no sooner: for a queue that this instance has not declared, for a list of all, for
 bindings. To read is to take all messages out and to give them back, to their places, with nobody else at it. A queue beside it,
-`mq.registry.changes`, holds one empty message for each write, so that one question (how many?) tells whether there is news. Both
-are classic durable queues: a stream keeps what is read, but one that was killed in its first seconds stayed without a leader.
+`mq.registry.changes`, holds one empty message for each write, so that one question (how many?) tells whether there is news. When
+there are ten thousand, a reader adds one to `mq.registry.emptied` and then takes them away: the two numbers together are never seen
+again. All three are classic durable queues: a stream keeps what is read, but one that was killed in its first seconds stayed
+without a leader.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Binding, ErrorKind, Failed, Stored
-from mqcore_rabbitmq.confirms import Confirms, Sending
-from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
+from mqcore.spi import STORED, Binding, TopologyMismatch
+from mqcore_rabbitmq.admin import Admin
+from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by
 from mqcore_rabbitmq.layout import Layout
-from mqcore_rabbitmq.link import Channel, Link
-from mqcore_rabbitmq.looking import Reading, alone
+from mqcore_rabbitmq.link import Channel
+from mqcore_rabbitmq.looking import alone, reading
+from mqcore_rabbitmq.outbox import RECORDS, Outbox
 
 __all__ = ["Picture", "Registry", "record_of"]
 
-REGISTER, CHANGES = "mq.registry", "mq.registry.changes"
-_MANY = 100
-"""Messages in the registry from which on a reader puts one in their place, with what still counts."""
+REGISTER, CHANGES, EMPTIED = "mq.registry", "mq.registry.changes", "mq.registry.emptied"
+_MANY, _TOO_MANY = 100, 10_000
+"""Messages in the registry from which on a reader puts one in their place, and changes from which on he begins to count anew."""
 _WRITE, _TRIES = 2.0, 3
+_NEVER = (0, -1)
+
+
+class _Counts(NamedTuple):
+    """How many records there are, and their version: how often the changes were emptied, and how many there are since."""
+
+    records: int
+    version: tuple[int, int]
 
 
 @dataclass
 class Picture:
-    """Queues and bindings as the records tell them, after so many `changes`."""
+    """Queues and bindings as the records tell them, and after which changes."""
 
     queues: dict[str, Layout] = field(default_factory=dict)
-    routers: dict[str, dict[Binding, None]] = field(default_factory=dict)
-    changes: int = -1
+    bound: dict[Binding, None] = field(default_factory=dict)
+    version: tuple[int, int] = _NEVER
 
-    def fold_all(self, records: object) -> None:
-        """Add what one write holds."""
+    def fold(self, records: object) -> None:
+        """Add what one write holds; what cannot be read says nothing."""
         for record in records if isinstance(records, list) else ():
-            if isinstance(record, dict):
-                self.fold(record)
+            with suppress(AttributeError, KeyError, TypeError, ValueError):
+                self._fold_one(**record)
 
-    def fold(self, record: dict[str, Any]) -> None:
-        """Add one record; what cannot be read says nothing."""
-        with suppress(KeyError, TypeError, ValueError):
-            if "q" in record:
-                layout = Layout.read(record)
-                self.queues[layout.name] = layout
-            elif "gone" in record:
-                self.forget(str(record["gone"]))
-            elif "bind" in record:
-                binding = _binding(record["bind"])
-                self.routers.setdefault(binding.router, {})[binding] = None
-            elif "unbind" in record:
-                self.unbind(_binding(record["unbind"]))
-
-    def forget(self, queue: str) -> None:
-        """Take a queue out, with the bindings that lead to it."""
-        self.queues.pop(queue, None)
-        for known in list(self.routers.values()):
-            for binding in [it for it in known if it.queue == queue]:
-                self.unbind(binding)
-
-    def unbind(self, binding: Binding) -> None:
-        """Take one binding out."""
-        known = self.routers.get(binding.router, {})
-        known.pop(binding, None)
-        if not known:
-            self.routers.pop(binding.router, None)
+    def _fold_one(self, *, gone: str = "", bind: Any = None, unbind: Any = None, **queue: Any) -> None:
+        if gone:
+            self.queues.pop(gone, None)
+            self.bound = {binding: None for binding in self.bound if binding.queue != gone}
+        elif bind:
+            self.bound[_binding(bind)] = None
+        elif unbind:
+            self.bound.pop(_binding(unbind), None)
+        else:
+            layout = Layout.read(queue)
+            self.queues[layout.name] = layout
 
     def records(self) -> list[dict[str, Any]]:
         """Return what tells all of it."""
-        bindings = [{"bind": record_of(binding)} for binding in self.bindings(None)]
-        return [*(layout.record() for layout in self.queues.values()), *bindings]
+        queues = [layout.record() for layout in self.queues.values()]
+        return [*queues, *({"bind": record_of(binding)} for binding in self.bound)]
 
     def bindings(self, router: str | None) -> list[Binding]:
         """Return the bindings of one router, or all."""
-        if router is not None:
-            return list(self.routers.get(router, ()))
-        return [binding for known in self.routers.values() for binding in known]
+        return [binding for binding in self.bound if router in (None, binding.router)]
 
 
 class Registry:
     """One instance's way to the records."""
 
-    def __init__(self, link: Link, writer: Callable[[], Any], blocked: Callable[[], bool]) -> None:
-        """`writer` gives the confirm channel to write with, unless that is `blocked`."""
-        self._link = link
-        self._writer = writer
-        self._blocked = blocked
-        self._lock = asyncio.Lock()
-        self._there: bool | None = None
-        self._picture = Picture()
-        self._channel: Channel | None = None
-        self._unwritten: list[dict[str, Any]] = []
-
-    @property
-    def picture(self) -> Picture:
+    def __init__(self, admin: Admin, outbox: Outbox) -> None:
+        self.picture = Picture()
         """What is known without asking."""
-        return self._picture
+        self._admin = admin
+        self._outbox = outbox
+        self._lock = asyncio.Lock()
+        self._denied = False
+        self._unwritten: list[dict[str, Any]] = []
 
     async def refresh(self) -> Picture:
         """Bring the picture up to date with every write that had ended before this call."""
         async with self._lock:
-            try:
-                await self._look()
-            except ChannelClosedByBroker as error:
-                if not closed_by(error, NOT_FOUND):
-                    raise
-                self._there = None  # somebody has deleted it since we declared it
-                await self._look()
-        return self._picture
-
-    async def _look(self) -> None:
-        if await self._exists():
             await self._append([])
-            if await self._count(CHANGES) != self._picture.changes:
+            counts = await self._counts()
+            if counts is not None and counts.version != self.picture.version:
                 await self._read()
+        return self.picture
 
     async def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write records and wait until they are stored.
@@ -133,93 +111,88 @@ class Registry:
         if not records:
             return
         async with self._lock:
-            if await self._exists():
+            if not self._denied:
                 await self._append(records)
-            for record in records:
-                self._picture.fold(record)
+            self.picture.fold(records)
 
     async def _append(self, records: Sequence[dict[str, Any]]) -> None:
         """Write these, after all that could not be written before; what fails now is kept, whatever it fails of."""
         self._unwritten += records
-        if not self._unwritten or self._blocked():
+        if not self._unwritten or self._outbox.blocked:
             return
-        async with alone(self._link, REGISTER):
-            written = await self._write(REGISTER, _body(self._unwritten)) and await self._write(CHANGES, b"")
+        async with alone(self._admin.link, REGISTER):
+            written = await self._write(REGISTER, self._unwritten) and await self._write(CHANGES)
         if written:
             self._unwritten.clear()
-            self._picture.changes += 1  # if others wrote too, the count will differ, and all is read
+            emptied, changes = self.picture.version
+            self.picture.version = emptied, changes + 1  # if others wrote too, the count will differ, and all is read
 
-    async def _write(self, queue: str, body: bytes) -> bool:
+    async def _write(self, queue: str, records: Sequence[dict[str, Any]] = ()) -> bool:
         """Write and wait for the confirm; False when the broker takes nothing now."""
-        if self._blocked():
-            return False
-        confirms: Confirms = await self._writer()
-        (outcome,) = await confirms.publish([Sending("", queue, BasicProperties(delivery_mode=2), body, queue)], _WRITE)
-        if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND:
-            self._there = None  # declared anew with the next look
-        return isinstance(outcome, Stored)
+        body = json.dumps(records, separators=(",", ":")).encode() if records else b""
+        sending = Sending("", queue, BasicProperties(delivery_mode=2), body, queue)
+        return await self._outbox.send(RECORDS, [sending], _WRITE) == [STORED]
 
-    async def _exists(self) -> bool:
-        """Declare both queues once; False where this user may not."""
-        if self._there is None:
-            arguments = {"x-queue-type": "classic"}
-            try:
-                channel = await self._ask()
-                both = [
-                    spec.Queue.Declare(queue=name, durable=True, arguments=arguments) for name in (REGISTER, CHANGES)
-                ]
-                await asyncio.gather(*map(channel.ask, both))
-            except ChannelClosedByBroker:
-                self._there = False
-            else:
-                self._there = True
-        return self._there
+    async def _counts(self) -> _Counts | None:
+        """Declare the three queues and count what is in them; None where this user may not.
 
-    async def _ask(self) -> Channel:
-        if self._channel is None or self._channel.closed is not None:
-            self._channel = await self._link.channel()
-        return self._channel
-
-    async def _count(self, queue: str) -> int:
-        channel = await self._ask()
-        answer = await channel.ask(spec.Queue.Declare(queue=queue, passive=True))
-        return int(answer.message_count)
+        In this order: who empties the changes says so before, so that no count is ever seen twice with different records.
+        """
+        if self._denied:
+            return None
+        arguments = {"x-queue-type": "classic"}
+        names = REGISTER, CHANGES, EMPTIED
+        try:
+            answers = await self._admin.run(
+                *(spec.Queue.Declare(queue=name, durable=True, arguments=arguments) for name in names)
+            )
+        except ChannelClosedByBroker as error:
+            self._denied = closed_by(error, ACCESS_REFUSED)
+            if self._denied:
+                return None
+            if closed_by(error, PRECONDITION_FAILED, RESOURCE_LOCKED):
+                raise TopologyMismatch(
+                    f"{REGISTER!r} and what begins with it keep what mqcore knows of its queues on RabbitMQ, and one of "
+                    f"them is not as mqcore makes it: {error.reply_text}. Delete that queue, and declare yours again"
+                ) from error
+            raise
+        records, changes, emptied = (int(answer.message_count) for answer in answers)
+        return _Counts(records, (emptied, changes))
 
     async def _read(self) -> None:
         """Read all; what could not be written yet counts as well. What was not all is read again with the next look."""
-        async with alone(self._link, REGISTER):
-            for _ in range(_TRIES):
-                changes = await self._count(CHANGES)
-                picture, whole = await self._read_once()
-                if whole:
-                    picture.changes = changes
-                    break
-        picture.fold_all(self._unwritten)
-        self._picture = picture
+        for _ in range(_TRIES):
+            picture = await self._read_once()
+            if picture.version != _NEVER:
+                break
+        picture.fold(self._unwritten)
+        self.picture = picture
 
-    async def _read_once(self) -> tuple[Picture, bool]:
-        """Read, and leave it shorter where it has grown long; and whether that was all, for a busy broker may pause."""
-        picture, ready = Picture(), await self._count(REGISTER)
-        reading = await Reading.open(self._link)
-        try:
-            if ready:
-                await reading.read(REGISTER, ready)
-            held = list(reading.found.values())
-            whole = len(held) == ready
+    async def _read_once(self) -> Picture:
+        """Read, and leave it shorter where it has grown long; without a version if that was not all: a busy broker may pause."""
+        async with reading(self._admin.link, REGISTER) as look:
+            counts, picture = await self._counts() or _Counts(0, _NEVER), Picture()
+            if counts.records:
+                await look.read(REGISTER, counts.records)
+            held = list(look.found.values())
             for one in held:
                 with suppress(ValueError):
-                    picture.fold_all(json.loads(one.body))
-            if whole and len(held) > _MANY and await self._write(REGISTER, _body(picture.records())):
-                reading.channel.tell(spec.Basic.Ack(delivery_tag=held[-1].tag, multiple=True))
-                reading.found.clear()
-            await reading.keep([])
-        finally:
-            await reading.channel.close()
-        return picture, whole
+                    picture.fold(json.loads(one.body))
+            if len(held) == counts.records:
+                picture.version = counts.version
+                if len(held) > _MANY:
+                    await self._shorten(picture, look.channel, held[-1].tag)
+        return picture
 
-
-def _body(records: Sequence[dict[str, Any]]) -> bytes:
-    return json.dumps(records, separators=(",", ":")).encode()
+    async def _shorten(self, picture: Picture, channel: Channel, last: int) -> None:
+        """Put one message with what still counts in the place of all, and none in that of too many changes."""
+        if not await self._write(REGISTER, picture.records()):
+            return
+        channel.tell(spec.Basic.Ack(delivery_tag=last, multiple=True))
+        emptied, changes = picture.version
+        if changes > _TOO_MANY and await self._write(EMPTIED):
+            await self._admin.run(spec.Queue.Purge(queue=CHANGES))
+            picture.version = emptied + 1, 0
 
 
 def record_of(binding: Binding) -> list[Any]:

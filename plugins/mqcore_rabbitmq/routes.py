@@ -7,9 +7,9 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Binding, TopologyMismatch
-from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by
+from mqcore_rabbitmq.admin import Admin
+from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by, missing
 from mqcore_rabbitmq.registry import Picture, Registry, record_of
-from mqcore_rabbitmq.topology import Admin, missing
 from mqcore_rabbitmq.wire import escaped
 
 __all__ = ["Routes"]
@@ -24,39 +24,26 @@ class Routes:
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
-        if not bindings:
-            return
         picture = await self._registry.refresh()
         _check_kinds(picture, bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             await self._declare(router, kind, used=bool(picture.bindings(router)))
         try:
-            async with self._admin.channel() as channel:
-                for binding in bindings:
-                    channel.tell(_native(binding))
-                await channel.ask(spec.Basic.Qos(prefetch_count=0))
+            await self._admin.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
         except ChannelClosedByBroker as error:
             if closed_by(error, NOT_FOUND):
                 names = [binding.queue for binding in bindings if f"'{binding.queue}'" in str(error)]
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
-        known = set(picture.bindings(None))
-        await self._registry.append([{"bind": record_of(it)} for it in dict.fromkeys(bindings) if it not in known])
+        fresh = [binding for binding in dict.fromkeys(bindings) if binding not in picture.bound]
+        await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove those that are there."""
-        known = set((await self._registry.refresh()).bindings(None))
+        known = (await self._registry.refresh()).bound
         there = [binding for binding in bindings if binding in known]
-        async with self._admin.channel() as channel:
-            for binding in there:
-                method = spec.Queue.Unbind(
-                    queue=binding.queue,
-                    exchange=binding.router,
-                    routing_key=binding.pattern,
-                    arguments=_arguments(binding),
-                )
-                await channel.ask(method)
-        await self._registry.append([{"unbind": record_of(it)} for it in there])
+        await self._admin.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
+        await self._registry.append([{"unbind": record_of(binding)} for binding in there])
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
         """Return the bindings of one router, or all."""
@@ -64,28 +51,22 @@ class Routes:
 
     async def _declare(self, router: str, kind: str, *, used: bool) -> None:
         """Declare the exchange; one of another kind that nothing is bound to any more is made anew."""
-        method = spec.Exchange.Declare(exchange=router, type=kind, durable=True)
+        declare = spec.Exchange.Declare(exchange=router, type=kind, durable=True)
         try:
-            async with self._admin.channel() as channel:
-                await channel.ask(method)
+            await self._admin.run(declare)
         except ChannelClosedByBroker as error:
             if not closed_by(error, PRECONDITION_FAILED):
                 raise
             if used:
                 raise TopologyMismatch(f"router {router!r} is no {kind!r} exchange on RabbitMQ: {error}") from error
-            await self._make_anew(router, method, error)
-
-    async def _make_anew(self, router: str, method: Any, found: ChannelClosedByBroker) -> None:
-        try:
-            async with self._admin.channel() as channel:
-                await channel.ask(spec.Exchange.Delete(exchange=router, if_unused=True))
-                await channel.ask(method)
-        except ChannelClosedByBroker as error:
-            raise TopologyMismatch(f"router {router!r} exists on RabbitMQ with other settings: {found}") from error
+            try:
+                await self._admin.run(spec.Exchange.Delete(exchange=router, if_unused=True), declare)
+            except ChannelClosedByBroker:
+                raise TopologyMismatch(f"router {router!r} exists on RabbitMQ with other settings: {error}") from error
 
 
 def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
-    kinds = {name: next(iter(known)).kind for name, known in picture.routers.items() if known}
+    kinds = {binding.router: binding.kind for binding in picture.bound}
     for binding in bindings:
         kind = kinds.setdefault(binding.router, binding.kind)
         if kind != binding.kind:
@@ -95,17 +76,10 @@ def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
             )
 
 
-def _native(binding: Binding) -> Any:
-    return spec.Queue.Bind(
-        queue=binding.queue,
-        exchange=binding.router,
-        routing_key=binding.pattern,
-        nowait=True,
-        arguments=_arguments(binding),
-    )
-
-
-def _arguments(binding: Binding) -> dict[str, Any]:
-    if binding.kind != "headers":
-        return {}
-    return {"x-match": binding.match, **{escaped(name): value for name, value in binding.headers}}
+def _native(binding: Binding) -> dict[str, Any]:
+    """Return what names a binding to the broker."""
+    found: dict[str, Any] = {"queue": binding.queue, "exchange": binding.router, "routing_key": binding.pattern}
+    if binding.kind == "headers":
+        headers = {escaped(name): value for name, value in binding.headers}
+        found["arguments"] = {"x-match": binding.match, **headers}
+    return found

@@ -8,132 +8,150 @@ of it then would leave two copies: until the source is gone nobody in this proce
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from pika import BasicProperties
 
-from mqcore.spi import DONE, STALE, Ack, Message, Move, Outcome, Release, Settled, Settlement, Stored
+from mqcore.spi import DONE, STALE, Ack, Clock, Failed, Move, Outcome, Release, Settled, Settlement, Stored
 from mqcore_rabbitmq.confirms import Sending
-from mqcore_rabbitmq.window import Held, Window
-from mqcore_rabbitmq.wire import HOP, LINEAGE, message_of, released
+from mqcore_rabbitmq.errors import classify
+from mqcore_rabbitmq.link import written
+from mqcore_rabbitmq.sender import Sender
+from mqcore_rabbitmq.topology import Topology
+from mqcore_rabbitmq.window import Held, Window, read_receipt
+from mqcore_rabbitmq.wire import HOP, LINEAGE, released
 
-if TYPE_CHECKING:
-    from mqcore_rabbitmq.backend import RabbitBackend
-
-__all__ = ["Passing", "Settling"]
+__all__ = ["Settler"]
 
 _Name = tuple[str, object, object]
 
 
-class Passing:
-    """Successors that are under way, by id, hop and lineage, and who waits to take them in."""
+class _Leaving:
+    """A source whose successor is being stored, or the copy of it that a release stores; `name` is the successor's."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[_Name, list[Callable[[], None]]] = {}
+    def __init__(self, item: Move | Release, window: Window, held: Held) -> None:
+        self.item, self.window, self.held = item, window, held
+        self.name: _Name | None = None
+        self.result: Settled = STALE
+        held.busy = True
+        if isinstance(item, Move):
+            message = item.to.message
+            self.name = message.id, str(message.hop), message.lineage or None
 
-    def begin(self, message: Message) -> _Name:
-        """Hold up this copy until `end`."""
-        name = (message.id, str(message.hop), message.lineage or None)
-        self._waiting.setdefault(name, [])
-        return name
+    def let_go(self) -> None:
+        """Its successor is stored."""
+        if self.held.busy and self.window.holds(self.held):
+            self.window.ack(self.held)
+            self.result = DONE
+        self.held.busy = False
+
+    def answer(self, outcome: Outcome) -> None:
+        """What came of storing it; `let_go` may have been called before."""
+        if not self.held.busy:
+            return
+        if isinstance(outcome, Stored) or not self.window.holds(self.held):
+            self.let_go()
+        elif isinstance(self.item, Release):
+            self.window.give_back(self.held)  # as doubtful as after a crash, and not lost
+            self.result = DONE
+        else:
+            self.result = outcome
+
+
+class Settler:
+    """Settles what one generation of the connection has handed out, whichever subscription it was."""
+
+    def __init__(self, sender: Sender, topology: Topology, clock: Clock) -> None:
+        self.generation = os.urandom(4)
+        self.windows: dict[int, Window] = {}
+        """By their channel."""
+        self._sender = sender
+        self._topology = topology
+        self._clock = clock
+        self._on_their_way: dict[_Name, list[Callable[[], None]]] = {}
+        """Successors, by id, hop and lineage, and who waits to take them in."""
+
+    async def settle(self, batch: Sequence[Settlement], timeout: float) -> list[Settled]:
+        """Settle; an answer for each, in order."""
+        results: list[Settled] = [STALE] * len(batch)
+        leaving: dict[int, _Leaving] = {}
+        for at, item in enumerate(batch):
+            found = self._find(item.receipt)
+            if found is None:
+                continue
+            if isinstance(item, Ack):
+                found[0].ack(found[1])
+                results[at] = DONE
+            else:
+                leaving[at] = _Leaving(item, *found)
+        if leaving:
+            try:
+                await self._store(list(leaving.values()), timeout)
+            finally:
+                for it in leaving.values():
+                    it.held.busy = False
+                    self._arrived(it.name)
+            for at, it in leaving.items():
+                results[at] = it.result
+        return results
+
+    def _find(self, receipt: bytes) -> tuple[Window, Held] | None:
+        """Return what a receipt stands for, None when it is not ours any more."""
+        serial, tag = read_receipt(receipt, self.generation)
+        window = self.windows.get(serial)
+        held = window.held.get(tag) if window is not None and window.alive else None
+        return (window, held) if window is not None and held is not None and held.out and not held.busy else None
+
+    async def _store(self, leaving: Sequence[_Leaving], timeout: float) -> None:
+        """Store successors and given-back copies, and let go of the source of each at once."""
+        until = monotonic() + timeout
+        for it in leaving:
+            if it.name is not None:
+                self._on_their_way.setdefault(it.name, [])
+        with suppress(Exception):  # a channel that is lost, or a broker that does not answer: what follows tells
+            async with asyncio.timeout(timeout / 2):
+                releasing = {it.window for it in leaving if isinstance(it.item, Release)}
+                await asyncio.gather(*(window.pause() for window in releasing))
+        now = self._clock.now()
+        items = [it.item.to if isinstance(it.item, Move) else self._copy(it.held) for it in leaving]
+
+        def stored(at: int) -> None:
+            """Who dies now leaves no duplicate of it."""
+            leaving[at].let_go()
+            self._arrived(leaving[at].name)
+
+        try:
+            outcomes = await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
+            outcomes = [Failed(classify(error), f"{error}", error)] * len(items)
+        for it, outcome in zip(leaving, outcomes, strict=True):
+            it.answer(outcome)
+        for window in {it.window for it in leaving}:
+            window.flush()
+        await written()  # who dies after our answer leaves no source behind
+
+    def _copy(self, held: Held) -> Sending:
+        """Return the marked copy that a release stores, where it cannot be refused."""
+        layout = self._topology.layout(held.queue)
+        queue = held.queue if layout is None or layout.due is None else layout.due
+        given = released(held.properties, held.expires, doubtful=held.doubtful)
+        return Sending("", queue, given, held.body, queue)
 
     def holds_up(self, properties: BasicProperties, take_in: Callable[[], None]) -> bool:
-        """Whether a delivery has to wait; `take_in` is called when it has not to any more."""
-        if not self._waiting:
+        """Whether a delivery is a successor whose source is still there; `take_in` is called when it is gone, or stays for good."""
+        if not self._on_their_way:
             return False
         headers = properties.headers or {}
-        waiting = self._waiting.get((properties.message_id or "", headers.get(HOP), headers.get(LINEAGE)))
+        waiting = self._on_their_way.get((properties.message_id or "", headers.get(HOP), headers.get(LINEAGE)))
         if waiting is None:
             return False
         waiting.append(take_in)
         return True
 
-    def end(self, name: _Name) -> None:
-        """Its source is gone, or stays for good."""
-        for take_in in self._waiting.pop(name, ()):
-            take_in()
-
-
-class Settling:
-    """One call of `settle`: acks at once, then all that must be stored first as one publish."""
-
-    def __init__(self, backend: "RabbitBackend", batch: Sequence[Settlement]) -> None:
-        self._backend = backend
-        self._batch = batch
-        self._results: list[Settled] = [STALE] * len(batch)
-        self._later: list[tuple[int, Window, Held]] = []
-        self._names: dict[int, _Name] = {}
-
-    async def run(self, timeout: float) -> list[Settled]:
-        """Settle; an answer for each, in order."""
-        for index, item in enumerate(self._batch):
-            found = self._backend.held_by(item.receipt)
-            if found is None:
-                continue
-            window, held = found
-            if isinstance(item, Ack):
-                window.ack(held)
-                self._results[index] = DONE
-            else:
-                held.busy = True
-                self._later.append((index, window, held))
-        if self._later:
-            try:
-                await self._store(timeout)
-            finally:
-                for index, _, held in self._later:
-                    held.busy = False
-                    self._passed(index)
-        return self._results
-
-    async def _store(self, timeout: float) -> None:
-        """Store successors and given-back copies, then let go of the sources whose were stored (G3)."""
-        until = monotonic() + timeout
-        with suppress(Exception):  # a channel that is lost, or a broker that does not answer: what follows tells
-            async with asyncio.timeout(timeout / 2):
-                releasing = {window for at, window, _ in self._later if isinstance(self._batch[at], Release)}
-                await self._backend.pause(releasing)
-        timeout = until - monotonic()
-        moves = [(at, item.to) for at, _, _ in self._later if isinstance(item := self._batch[at], Move)]
-        gifts = [(at, self._copy(held)) for at, _, held in self._later if isinstance(self._batch[at], Release)]
-        self._names = {at: self._backend.passing.begin(out.message) for at, out in moves}
-        places = [at for at, _ in (*moves, *gifts)]
-        held_at = {at: (window, held) for at, window, held in self._later}
-
-        def each(at: int, outcome: Outcome) -> None:
-            """Let go of a source as soon as its successor is stored: who dies now leaves no duplicate of it."""
-            if isinstance(outcome, Stored):
-                self._let_go(places[at], *held_at[places[at]])
-
-        outcomes = await self._backend.store([out for _, out in moves], [copy for _, copy in gifts], timeout, each)
-        for index, outcome in zip(places, outcomes, strict=True):
-            window, held = held_at[index]
-            if not held.busy:
-                continue
-            if isinstance(outcome, Stored) or not window.alive or held.tag not in window.held:
-                self._let_go(index, window, held)
-            elif isinstance(self._batch[index], Release):
-                window.give_back(held)  # as doubtful as after a crash, and not lost
-                self._results[index] = DONE
-            else:
-                self._results[index] = outcome
-
-    def _let_go(self, index: int, window: Window, held: Held) -> None:
-        if held.busy and window.alive and held.tag in window.held:
-            window.ack(held)
-            self._results[index] = DONE
-        held.busy = False
-        self._passed(index)
-
-    def _passed(self, index: int) -> None:
-        if (name := self._names.pop(index, None)) is not None:
-            self._backend.passing.end(name)
-
-    def _copy(self, held: Held) -> Sending:
-        """Return the marked copy that a release stores."""
-        message = message_of(held.properties, held.body, held.expires)
-        queue = self._backend.refuge(held.queue)
-        return Sending("", queue, released(held.properties, message, held.expires), held.body, queue)
+    def _arrived(self, name: _Name | None) -> None:
+        if name is not None:
+            for take_in in self._on_their_way.pop(name, ()):
+                take_in()

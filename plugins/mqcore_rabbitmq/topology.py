@@ -1,118 +1,137 @@
-"""Declaring: many queues in one round trip, and what the broker has against it as a typed error.
+"""What one open instance knows of queues and routers, and how it makes sure of it.
 
-Requests go in a row with `nowait`, and one that is answered ends them; when it is not, the broker has closed the channel, and its
-words tell which queue it was and why.
+    layout(queue) ─► a temporary one of our own │ what the registry says │ None: mqcore did not declare it
+
+What is known may be out of date, for others delete and declare too. That shows when a message finds no queue: what was thought of
+it is then in doubt, and asked again before the next one.
 """
 
-import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Iterable, Sequence
+from math import inf
+from time import monotonic
 
 from pika import spec
-from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import QueueNotFound, TopologyMismatch
-from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by
-from mqcore_rabbitmq.ladder import declare_exit, exit_to
-from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.link import Channel, Link
+from mqcore.spi import ConfigurationError
+from mqcore_rabbitmq.admin import Admin
+from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.delayed import Delayed
+from mqcore_rabbitmq.ladder import exit_to, rungs
+from mqcore_rabbitmq.layout import Layout, compare
+from mqcore_rabbitmq.plan import EXIT, LADDER
+from mqcore_rabbitmq.registry import Registry
 
-__all__ = ["Admin", "missing"]
+__all__ = ["Topology"]
 
-_QUEUE = re.compile(r"queue '([^']*)'")
-_KNOWN = {"x-max-length": "max_length", "x-message-ttl": "retention", "x-queue-type": "durability"}
+_FORGET = 2.0
+"""Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again."""
 
 
-class Admin:
-    """Requests about queues and exchanges, on a channel of their own that a refusal may close."""
+class Topology:
+    """Queues and routers as one open instance sees them."""
 
-    def __init__(self, link: Link, server: Server) -> None:
-        self.link = link
-        self.server = server
-        self._idle: list[Channel] = []
+    def __init__(self, admin: Admin, registry: Registry) -> None:
+        self.admin = admin
+        self.registry = registry
+        self.delayed = Delayed()
+        self._own: dict[str, Layout] = {}
+        self._there: set[tuple[str, str]] = set()
+        """Ladders, ways from their foot and exchanges that we have made sure of."""
+        self._look_at: dict[str, float] = {}
+        """When to ask again: at once for those in doubt, later for those that nobody knew just now."""
+        self._fresh = False
+        self._lock = asyncio.Lock()
 
-    @asynccontextmanager
-    async def channel(self) -> AsyncIterator[Channel]:
-        """Lend a channel; one that came through it unharmed is lent again."""
-        while self._idle and self._idle[-1].closed is not None:
-            self._idle.pop()
-        channel = self._idle.pop() if self._idle else await self.link.channel()
+    def layout(self, queue: str) -> Layout | None:
+        """Return what a queue is made of, as far as it is known; None for one that mqcore did not declare."""
+        return self._own.get(queue) or self.registry.picture.queues.get(queue)
+
+    def ttl(self, queue: str) -> float | None:
+        """Return the ttl of a queue as far as it is known."""
+        layout = self.layout(queue)
+        return layout.spec.ttl if layout is not None else None
+
+    # Finding out
+
+    def knows(self, queues: Iterable[str]) -> bool:
+        """Whether nothing has to be asked before something is sent to these."""
+        return self._fresh and not self._unknown(queues)
+
+    async def look_up(self, *queues: str) -> None:
+        """Ask for what is not known of these."""
+        if not self.knows(queues):
+            await self.refresh(self._unknown(queues))
+
+    def _unknown(self, queues: Iterable[str]) -> list[str]:
+        now, known = monotonic(), self._look_at
+        return [it for it in queues if known.get(it, 0.0 if self.layout(it) is None else inf) <= now]
+
+    async def refresh(self, queues: Sequence[str] = ()) -> None:
+        """Read what others have declared, and take note of those that are unknown all the same."""
+        began = monotonic()
+        await self.registry.refresh()
+        self._fresh = True
+        self._look_at = {name: at for name, at in self._look_at.items() if at > began}
+        self._look_at |= {queue: began + _FORGET for queue in queues if self.layout(queue) is None}
+
+    async def make_sure(self, kind: str, name: str) -> bool:
+        """Whether a ladder, a way from its foot or an exchange is there; the first two are made where they can be."""
+        if (kind, name) in self._there:
+            return True
+        if kind == LADDER:
+            async with self._lock:
+                if (kind, name) not in self._there:
+                    await self.admin.run(*rungs(name))
+        elif not await self.admin.has(
+            exit_to(name) if kind == EXIT else spec.Exchange.Declare(exchange=name, passive=True)
+        ):
+            return False
+        self._there.add((kind, name))
+        return True
+
+    def doubt(self, sending: Sending) -> None:
+        """Take nothing for granted of where this was sent: it found no queue."""
+        self._look_at[sending.queue] = monotonic()
+        layout = self.layout(sending.queue)
+        self._there.difference_update(sending.needs, _exits(layout.queues if layout else [sending.queue]))
+
+    # Declaring
+
+    async def declare(self, layouts: Sequence[Layout]) -> None:
+        """Make sure of queues, and write them down for others. Raises `TopologyMismatch`."""
+        own = {layout.name: layout for layout in layouts if layout.spec.role == "temporary"}
+        lasting = [layout for layout in layouts if layout.name not in own]
+        if lasting:
+            await self.refresh()
+            lasting = [await self._reconciled(layout) for layout in lasting]
+        await self.admin.declare([*lasting, *own.values()])
+        self._own |= own
+        known = self.registry.picture.queues
+        await self.registry.append([layout.record() for layout in lasting if known.get(layout.name) != layout])
+
+    async def _reconciled(self, want: Layout) -> Layout:
+        """Compare with what others have declared; one that is as it should be, or better, is taken as it is."""
+        have = self.registry.picture.queues.get(want.name)
+        if have is None or have == want:
+            return want
         try:
-            yield channel
-        except BaseException:
-            channel.abandon()
-            raise
-        if channel.closed is None:
-            self._idle.append(channel)
+            compare(have, want)
+        except ConfigurationError:
+            if await self.admin.counts([have.name]):
+                raise
+            return want  # somebody deleted it without mqcore: what the registry says is out of date
+        return have
 
-    async def declare(self, layouts: Iterable[Layout]) -> None:
-        """Make sure of queues and of the way by which delayed messages reach them. Raises `TopologyMismatch`."""
-        try:
-            async with self.channel() as channel:
-                declare_exit(channel)
-                for layout in layouts:
-                    for queue in layout.queues:
-                        arguments = layout.arguments(queue, self.server)
-                        channel.tell(spec.Queue.Declare(queue=queue, durable=True, nowait=True, arguments=arguments))
-                        channel.tell(exit_to(queue))
-                await channel.ask(spec.Basic.Qos(prefetch_count=0))
-        except ChannelClosedByBroker as error:
-            if error.reply_code == PRECONDITION_FAILED:
-                raise _mismatch(error) from error
-            raise
-
-    async def temporary(self, layout: Layout, link: Link) -> None:
-        """Declare a queue that goes with the connection `link`."""
-        channel = await link.channel()
-        try:
-            arguments = layout.arguments(layout.name, self.server)
-            channel.tell(
-                spec.Queue.Declare(
-                    queue=layout.name, exclusive=True, auto_delete=False, nowait=True, arguments=arguments
-                )
-            )
-            channel.tell(exit_to(layout.name))
-            await channel.ask(spec.Basic.Qos(prefetch_count=0))
-        finally:
-            await channel.close()
-
-    async def counts(self, queues: Sequence[str]) -> list[spec.Queue.DeclareOk | None]:
-        """Ask how many ready messages and consumers each has; None for one that is missing or another connection's own."""
-        found: list[spec.Queue.DeclareOk | None] = []
-        while len(found) < len(queues):
-            async with self.channel() as channel:
-                asked = [channel.ask(spec.Queue.Declare(queue=queue, passive=True)) for queue in queues[len(found) :]]
-                for future in asked:
-                    try:
-                        found.append(await future)
-                    except ChannelClosedByBroker as error:
-                        if not (closed_by(error, NOT_FOUND) or closed_by(error, RESOURCE_LOCKED)):
-                            raise
-                        found.append(None)
-                        break
-                for future in asked:
-                    if future.done() and not future.cancelled():
-                        future.exception()
-        return found
-
-    async def run(self, requests: Callable[[Channel], None]) -> None:
-        """Send requests that have no answers of their own, and wait until the broker has done them."""
-        async with self.channel() as channel:
-            requests(channel)
-            await channel.ask(spec.Basic.Qos(prefetch_count=0))
+    async def forget(self, queues: Sequence[str]) -> None:
+        """Take queues out that were deleted, for others too."""
+        self._there.difference_update(_exits(queues))
+        for queue in queues:
+            self._own.pop(queue, None)
+            self.delayed.clear(queue)
+        known = self.registry.picture.queues
+        await self.registry.append([{"gone": queue} for queue in queues if queue in known])
 
 
-def missing(queue: str) -> QueueNotFound:
-    """Return the error for a queue that is not there."""
-    return QueueNotFound(f"RabbitMQ has no queue {queue!r}: declare it first")
-
-
-def _mismatch(error: ChannelClosedByBroker) -> TopologyMismatch:
-    text = str(error.reply_text)
-    found = _QUEUE.search(text)
-    queue = found[1] if found else "?"
-    setting = next((f" ({ours})" for theirs, ours in _KNOWN.items() if theirs in text), "")
-    return TopologyMismatch(
-        f"queue {queue!r} exists on RabbitMQ with other settings{setting} than it was declared with: {text}. "
-        "Use the same settings everywhere, or delete the queue first"
-    )
+def _exits(queues: Iterable[str]) -> set[tuple[str, str]]:
+    return {(EXIT, queue) for queue in queues}

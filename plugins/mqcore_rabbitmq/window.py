@@ -7,11 +7,15 @@ together, the others one by one, so that a slow first handler holds back one cre
 import asyncio
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from pika import BasicProperties, spec
 
+from mqcore.spi import Delivery, Message
 from mqcore_rabbitmq.link import Channel
+from mqcore_rabbitmq.wire import level_of, message_of, released_as
 
 __all__ = ["Held", "Window", "read_receipt"]
 
@@ -23,20 +27,30 @@ class Held:
 
     __slots__ = ("body", "busy", "doubtful", "expires", "level", "out", "properties", "queue", "redelivered", "tag")
 
-    def __init__(self, tag: int, queue: str, properties: BasicProperties, body: bytes, *, level: int) -> None:
-        self.tag, self.queue, self.properties, self.body, self.level = tag, queue, properties, body, level
+    def __init__(self, queue: str, method: Any, properties: BasicProperties, body: bytes) -> None:
+        self.queue, self.tag, self.properties, self.body = queue, method.delivery_tag, properties, body
+        self.level = level_of(properties)
+        given_back, self.doubtful = released_as(properties)
+        self.redelivered: bool = method.redelivered or given_back
         self.expires: float | None = None
-        self.redelivered = self.doubtful = self.out = self.busy = False
+        self.out = self.busy = False
+
+    def message(self, ttl: float | None, now: float) -> Message:
+        """Return what was delivered from a queue with this ttl; when it expires is kept from now on."""
+        message = message_of(self.properties, self.body, ttl, now)
+        self.expires = message.expires_at
+        return message
 
 
 class Window:
-    """The open deliveries of one channel."""
+    """The open deliveries of one channel. `on_room` is called when one was settled, `pause` before one is released."""
 
     def __init__(self, channel: Channel, generation: bytes, prefetch: int = 0) -> None:
         self.channel = channel
         self.held: dict[int, Held] = {}
         self.out = 0
         self.on_room: Callable[[], None] = lambda: None
+        self.pause: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
         self._generation = generation
         self._settled: list[int] = []
         self._prefetch = prefetch
@@ -50,14 +64,26 @@ class Window:
         """Whether what is in here is still ours."""
         return self.channel.closed is None
 
+    def holds(self, held: Held) -> bool:
+        """Whether a delivery is still ours."""
+        return self.alive and held.tag in self.held
+
     def add(self, held: Held) -> None:
         """Take note of a delivery. Must be called in the order of the tags: the first that is held is the lowest."""
         self.held[held.tag] = held
         self._by_queue[held.queue] += 1
         self.full.pop(held.queue, None)
 
+    def hand_out(self, held: Held, ttl: float | None, now: float) -> Delivery:
+        """Return a delivery as core gets it."""
+        message = held.message(ttl, now)
+        left = None if message.expires_at is None else message.expires_at - now
+        return Delivery(message, self.receipt(held), left, held.redelivered, held.doubtful)
+
     def receipt(self, held: Held) -> bytes:
-        """Return what a late use can be told by: generation, channel and tag."""
+        """Hand one out, and return what a late use can be told by: generation, channel and tag."""
+        held.out = True
+        self.out += 1
         return _RECEIPT.pack(self._generation, self.channel.serial, held.tag)
 
     def ack(self, held: Held) -> None:
@@ -103,9 +129,9 @@ class Window:
             self.on_room()
 
 
-def read_receipt(receipt: bytes, generation: bytes) -> tuple[int, int] | None:
-    """Return channel and tag of a receipt of this generation, None for any other."""
-    if len(receipt) != _RECEIPT.size:
-        return None
-    theirs, serial, tag = _RECEIPT.unpack(receipt)
-    return (serial, tag) if theirs == generation else None
+def read_receipt(receipt: bytes, generation: bytes) -> tuple[int, int]:
+    """Return channel and tag of a receipt of this generation, zeros for any other."""
+    if len(receipt) != _RECEIPT.size or not receipt.startswith(generation):
+        return 0, 0
+    _, serial, tag = _RECEIPT.unpack(receipt)
+    return serial, tag

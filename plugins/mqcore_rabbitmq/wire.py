@@ -8,6 +8,8 @@ headers are headers. Ours begin with `mq-`. What begins with `x-` belongs to bro
 """
 
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
@@ -18,20 +20,20 @@ from pika import BasicProperties
 from mqcore.spi import Message, new_id, pack, unpack
 
 __all__ = [
-    "DELAYED",
-    "RELEASED",
-    "ageless",
+    "HOP",
+    "LINEAGE",
     "escaped",
-    "expires_of",
     "level_of",
     "message_of",
     "properties",
     "released",
+    "released_as",
 ]
 
-PRIORITY, EXPIRES, RELEASED, DELAYED, AGELESS = "mq-priority", "mq-expires", "mq-released", "mq-delayed", "mq-ageless"
+PRIORITY, EXPIRES, RELEASED, AGELESS = "mq-priority", "mq-expires", "mq-released", "mq-ageless"
 HOP, LINEAGE = "mq-hop", "mq-lineage"
 """What `pack` writes and the driver reads: with the id they name one stored copy."""
+_DOUBTFUL = "doubtful"
 _OURS, _BROKERS, _ESCAPED, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
 """Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped."""
@@ -45,27 +47,17 @@ def escaped(name: str) -> str:
 
 
 def properties(
-    message: Message,
-    expires: float | None,
-    *,
-    native: bool = True,
-    delayed: float | None = None,
-    ageless: bool = False,
+    message: Message, expires: float | None, *, native: bool = True, ageless: bool = False
 ) -> BasicProperties:
     """Return a message's properties.
 
-    `native`: with AMQP's own priority. `delayed`: when it was sent on its way, if it waits first. `ageless`: the ttl of its queue
-    was not known, and counts when it is received.
+    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts when it is received.
     """
-    headers: dict[str, Any] = {}
-    for name, value in message.headers.items():
-        headers[escaped(name)] = value
+    headers = {escaped(name): value for name, value in message.headers.items()}
     headers |= pack(message)
     headers[PRIORITY] = str(message.priority)
     if expires is not None:
         headers[EXPIRES] = repr(expires)
-    if delayed is not None:
-        headers[DELAYED] = repr(delayed)
     if ageless:
         headers[AGELESS] = "1"
     return BasicProperties(  # delivery_mode 2: persistent
@@ -80,27 +72,27 @@ def properties(
     )
 
 
-def released(received: BasicProperties, message: Message, expires: float | None) -> BasicProperties:
-    """Return the properties of a message that is given back: those it came with, and the mark that nothing has started."""
-    headers = {name: value for name, value in (received.headers or {}).items() if not name.startswith(_BROKERS)}
-    for name in _SELECT:
-        headers.pop(name, None)
-    headers[RELEASED] = "1"
+def released(received: BasicProperties, expires: float | None, *, doubtful: bool) -> BasicProperties:
+    """Return the properties of a message that is given back as it came, with a mark that says whether it came doubtful."""
+    headers = {
+        name: value
+        for name, value in (received.headers or {}).items()
+        if not name.startswith(_BROKERS) and name not in _SELECT
+    }
+    headers[RELEASED] = _DOUBTFUL if doubtful else "1"
     if expires is not None:
         headers[EXPIRES] = repr(expires)
-    return BasicProperties(
-        content_type=received.content_type,
-        content_encoding=received.content_encoding,
-        headers=headers,
-        delivery_mode=2,
-        priority=message.priority,
-        correlation_id=received.correlation_id,
-        reply_to=received.reply_to,
-        message_id=message.id,
-        timestamp=received.timestamp,
-        type=received.type,
-        app_id=received.app_id,
-    )
+    again = copy(received)
+    again.headers, again.delivery_mode, again.priority = headers, 2, level_of(received)
+    again.message_id = received.message_id or new_id()
+    again.expiration = again.user_id = again.cluster_id = None  # what a broker would act upon
+    return again
+
+
+def released_as(received: BasicProperties) -> tuple[bool, bool]:
+    """Whether the message was released, and whether it was doubtful then."""
+    mark = (received.headers or {}).get(RELEASED)
+    return mark is not None, mark == _DOUBTFUL
 
 
 def level_of(received: BasicProperties) -> int:
@@ -111,26 +103,24 @@ def level_of(received: BasicProperties) -> int:
     return _DEFAULT if received.priority is None else min(int(received.priority), _HIGHEST)
 
 
-def expires_of(received: BasicProperties) -> float | None:
-    """Return when the message expires by the wall clock, None when it does not say."""
-    text = (received.headers or {}).get(EXPIRES)
+def _expires(headers: Mapping[str, Any]) -> float | None:
+    text = headers.get(EXPIRES)
     try:
         return float(text) if isinstance(text, str) else None
     except ValueError:
         return None
 
 
-def ageless(received: BasicProperties) -> bool:
-    """Whether the ttl of its queue has still to be applied: its publisher did not know it, or knows nothing of mqcore."""
-    headers = received.headers or {}
-    return AGELESS in headers or _ATTEMPT not in headers
+def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: float) -> Message:
+    """Return the message that was received; one from a plain client is a first attempt with a new id if it has none.
 
-
-def message_of(received: BasicProperties, body: bytes, expires: float | None) -> Message:
-    """Return the message that was received; one from a plain client is a first attempt with a new id if it has none."""
+    `ttl` is that of its queue: it counts here if it did not at publish, for its publisher did not know it, or knows nothing of
+    mqcore (G6).
+    """
+    given = received.headers or {}
     headers: dict[str, str] = {}
     flat: dict[str, str] = {}
-    for name, value in (received.headers or {}).items():
+    for name, value in given.items():
         if name.startswith(_ESCAPED):
             headers[name.removeprefix(_ESCAPED)] = _text(value)
         elif name.startswith(_OURS):
@@ -144,11 +134,15 @@ def message_of(received: BasicProperties, body: bytes, expires: float | None) ->
         content_type=received.content_type or None,
         headers=MappingProxyType(headers) if headers else _NO_HEADERS,
         priority=level_of(received),
-        expires_at=expires,
+        expires_at=_expires(given),
         correlation_id=received.correlation_id or None,
         reply_to=received.reply_to or None,
     )
-    return unpack(message, flat) if flat else message
+    message = unpack(message, flat) if flat else message
+    if ttl is None or message.hop or not (AGELESS in given or _ATTEMPT not in given):
+        return message
+    end = (now if message.published_at is None else message.published_at) + ttl
+    return replace(message, expires_at=end if message.expires_at is None else min(end, message.expires_at))
 
 
 def _text(value: object) -> str:

@@ -163,13 +163,12 @@ async def test_across_slots_the_successor_is_stored_before_its_source_goes() -> 
 # Scripts
 
 
-def test_every_script_file_is_loaded_and_says_its_flags() -> None:
+def test_every_script_file_is_loaded_and_its_flags_come_first() -> None:
     folder = Path(mqcore_redis.__file__).parent / "lua"
     assert {path.stem for path in folder.glob("*.lua")} == {*NAMES, "common"}
     for name in NAMES:
         found = script(name)
-        assert found.text.startswith(b"#!lua")
-        assert found.text.count(b"#!lua") == 1
+        assert found.text.count(b"#!lua") == found.text.startswith(b"#!lua")
         assert len(found.digest) == 40
 
 
@@ -178,6 +177,16 @@ def test_what_lets_go_works_on_a_full_server(name: str) -> None:
     assert script(name).text.startswith(b"#!lua flags=allow-oom\n")
 
 
-@pytest.mark.parametrize("name", ["publish", "declare", "bind"])
-def test_what_fills_a_server_is_refused_on_a_full_one(name: str) -> None:
-    assert script(name).text.startswith(b"#!lua\n")
+def test_what_fills_a_server_is_refused_on_a_full_one() -> None:
+    assert script("publish").text.startswith(b"#!lua\n")
+
+
+@pytest.mark.parametrize("name", ["declare", "bind"])
+def test_of_what_is_declared_only_what_is_new_is_refused_on_a_full_server(name: str) -> None:
+    """A script with flags is refused as a whole, one without them at the first command that takes memory."""
+    assert not script(name).text.startswith(b"#!")
+
+
+def test_scripts_and_driver_agree_on_how_much_a_call_carries() -> None:
+    common = (Path(mqcore_redis.__file__).parent / "lua" / "common.lua").read_text(encoding="utf-8")
+    assert f"\nlocal BYTES = {BYTES} " in common

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pika import spec
+from pika.exceptions import StreamLostError
 from support.waiting import eventually
 
 from mqcore.spi import (
+    DONE,
     STORED,
     Ack,
     Binding,
@@ -19,15 +21,18 @@ from mqcore.spi import (
     ErrorKind,
     Failed,
     Message,
+    Move,
     Outgoing,
     QueueSpec,
     Release,
     Route,
+    TopologyMismatch,
     new_id,
 )
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions, registry
+from mqcore_rabbitmq.ladder import ladder_for
 from mqcore_rabbitmq.looking import Reading
-from mqcore_rabbitmq.sender import QUEUES
+from mqcore_rabbitmq.outbox import QUEUES, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -93,7 +98,7 @@ async def test_a_queue_that_was_deleted_without_us_is_declared_anew(make: Make, 
     name = f"t.{new_id()[:8]}"
     one, two = await make(), await make()
     await one.declare([QueueSpec(name=name, ttl=5.0)])
-    async with two._open.admin.channel() as channel:
+    async with two._open.topology.admin.channel() as channel:
         channel.raw.queue_delete(name)
         await channel.give_all_back()
     (outcome,) = await one.publish([out(name, "a")], timeout=5)
@@ -113,7 +118,7 @@ async def test_a_long_registry_is_made_shorter_and_says_the_same(make: Make, mon
     for _ in range(2):  # the first look leaves it shorter
         other = await make()
         assert {counts.name for counts in await other.count()} & set(names) == set(names[1:])
-    async with one._open.admin.channel() as channel:
+    async with one._open.topology.admin.channel() as channel:
         answer = await channel.ask(spec.Queue.Declare(queue="mq.registry", passive=True))
     assert answer.message_count <= 10
     for name in names[1:]:
@@ -144,7 +149,7 @@ async def test_the_registry_of_a_broker_that_is_killed_at_once_is_whole(
 async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=f"{name}.before")])
-    async with one._open.admin.channel() as channel:
+    async with one._open.topology.admin.channel() as channel:
         for queue in ("mq.registry", "mq.registry.changes"):
             await channel.ask(spec.Queue.Delete(queue=queue))
     await one.declare([QueueSpec(name=name)])
@@ -177,7 +182,7 @@ async def test_what_could_not_be_written_down_is_written_before_what_comes_later
     await one.delete(f"{name}.other")
     other = await make()
     await other.count()
-    assert name not in other._open.sender.registry.picture.queues
+    assert name not in other._open.topology.registry.picture.queues
 
 
 async def test_a_registry_of_which_not_all_came_is_read_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,9 +255,9 @@ async def test_a_ladder_that_was_deleted_is_declared_again(make: Make) -> None:
     soon = [Outgoing(name, Message(id=key, body=b""), 0.1) for key in "abc"]
     assert await one.publish(soon[:1], timeout=10) == [STORED]
     await came(one, name, 1)
-    prefix = one._open.sender._ladder.prefix(5)
-    async with one._open.admin.channel() as channel:
-        await channel.ask(spec.Queue.Delete(queue=f"{prefix}.01"))
+    ladder = ladder_for(one._open.server, 5)
+    async with one._open.topology.admin.channel() as channel:
+        await channel.ask(spec.Queue.Delete(queue=f"{ladder}.01"))
     (lost,) = await one.publish(soon[1:2], timeout=10)
     assert isinstance(lost, Failed)
     assert await one.publish(soon[2:], timeout=10) == [STORED]
@@ -266,11 +271,11 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
 ) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
-    sender = one._open.sender
-    confirms = sender.confirms
+    outbox, known = one._open.outbox, one._open.topology.registry
+    confirms = outbox.confirms
     lost = ConnectionLost("the channel is closed")
 
-    async def no_ladder(kind: str = QUEUES) -> Confirms:
+    async def no_ladder(kind: str) -> Confirms:
         if kind != QUEUES:
             raise lost
         return await confirms(kind)
@@ -279,9 +284,9 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
         raise lost
 
     if trouble == "channel":
-        monkeypatch.setattr(sender, "confirms", no_ladder)
+        monkeypatch.setattr(outbox, "confirms", no_ladder)
     else:
-        monkeypatch.setattr(sender.registry, "refresh", no_answer)
+        monkeypatch.setattr(known, "refresh", no_answer)
     to = name if trouble == "channel" else Route("a.router", "key")
     first, second = await one.publish([out(name, "a"), Outgoing(to, Message(id="b", body=b""), 0.1)], timeout=10)
     assert first == STORED
@@ -383,3 +388,99 @@ async def test_a_silent_broker_is_noticed_while_nobody_asks_it_anything(
     finally:
         await asyncio.to_thread(server.resume)
     assert len(lost) == 1
+
+
+async def test_a_suspect_that_is_released_comes_back_a_suspect(make: Make) -> None:
+    """Whose holder died is doubtful, and still so after a release by who did not start it either (G4)."""
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+    await one.publish([out(name, "a")], timeout=5)
+    dying = await make()
+    consumer = await dying.subscribe(name, prefetch=1, lease=30)
+    (first,) = await consumer.receive(1, 5.0)
+    assert (first.redelivered, first.doubtful) == (False, False)
+    await dying.close()
+    for _ in range(2):
+        consumer = await one.subscribe(name, prefetch=1, lease=30)
+        (again,) = await consumer.receive(1, 5.0)
+        assert (again.redelivered, again.doubtful) == (True, True)
+        await consumer.settle([Release(again.receipt)], timeout=5)
+        await consumer.close()
+    await one.delete(name)
+
+
+async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_is_done_without(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    monkeypatch.setattr(registry, "CHANGES", name)
+    admin = one._open.topology.admin
+    await admin.run(spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "stream"}))
+    with pytest.raises(TopologyMismatch, match=rf"'mq\.registry' .* '{name}' .*Delete that queue"):
+        await one.declare([QueueSpec(name=f"{name}.q")])
+    monkeypatch.setattr(registry, "CHANGES", f"amq.{name}")  # names that begin so are refused to everybody
+    await one.declare([QueueSpec(name=f"{name}.q")])
+    assert await one.publish([out(f"{name}.q", "a")], timeout=5) == [STORED]
+    await admin.run(*(spec.Queue.Delete(queue=queue) for queue in (name, f"{name}.q")))
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+async def test_a_connection_that_breaks_while_it_is_opened_is_told_by_the_exception_alone(
+    rabbitmq_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_well: bool,  # noqa: FBT001 - a variant
+) -> None:
+    lost, backend = list[Exception](), RabbitBackend(rabbitmq_url, RabbitOptions())
+
+    async def cut(outbox: Outbox) -> str | None:
+        outbox._link._connection._terminate_stream(StreamLostError("cut"))  # type: ignore[union-attr]  # it is open
+        await asyncio.wait([outbox._link._gone])  # type: ignore[list-item]  # as above
+        if not ends_well:
+            raise StreamLostError("nobody there")
+        return None
+
+    monkeypatch.setattr(Outbox, "alarm", cut)
+    with pytest.raises(StreamLostError):
+        await backend.open(lost.append)
+    assert lost == []
+    await backend.close()
+
+
+async def test_who_shortens_the_registry_takes_the_changes_away_and_nobody_misses_news(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_MANY", 3)
+    monkeypatch.setattr(registry, "_TOO_MANY", 3)
+    one, other, names = await make(), await make(), [f"t.{new_id()[:8]}" for _ in range(12)]
+    seen = set[tuple[int, int]]()
+    for turn, name in enumerate(names):
+        await one.declare([QueueSpec(name=name)])
+        assert {counts.name for counts in await other.count()} >= set(names[: turn + 1])
+        version = other._open.topology.registry.picture.version
+        assert version not in seen
+        seen.add(version)
+    counts = await one._open.topology.admin.counts([registry.CHANGES])
+    assert counts[registry.CHANGES].message_count <= 5
+    for name in names:
+        await one.delete(name)
+
+
+async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_breaks_at_once(make: Make) -> None:
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name), QueueSpec(name=f"{name}.to")])
+    for turn in range(5):
+        await one.publish([out(name, f"{turn}")], timeout=5)
+        dying = await make()
+        consumer = await dying.subscribe(name, prefetch=1, lease=30)
+        (held,) = await consumer.receive(1, 5.0)
+        move = Move(held.receipt, Outgoing(f"{name}.to", held.message.moved(name)))
+        assert await consumer.settle([move], timeout=5) == [DONE]
+        connection = dying._open.consuming._connection
+        assert connection is not None
+        connection._unsent.clear()  # whoever dies writes nothing more
+        connection._terminate_stream(StreamLostError("cut"))
+    assert sorted(await came(one, f"{name}.to", 5)) == ["0", "1", "2", "3", "4"]
+    consumer = await one.subscribe(name, prefetch=1, lease=30)
+    assert await consumer.receive(1, 0.5) == []
+    await one.delete(name)
+    await one.delete(f"{name}.to")

@@ -1,0 +1,46 @@
+"""Where a message goes on this broker. Pure.
+
+    Outgoing ─ plan ─► Sending: to a queue │ into the ladder, towards a queue at its foot │ to a router's exchange
+
+What the plan takes for granted stands in `Sending.needs`.
+"""
+
+from mqcore.spi import Outgoing, Route
+from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.ladder import LONGEST, ladder_for, way
+from mqcore_rabbitmq.layout import Layout, Server
+from mqcore_rabbitmq.wire import properties
+
+__all__ = ["EXIT", "LADDER", "ROUTER", "plan"]
+
+LADDER, EXIT, ROUTER = "ladder", "exit", "router"
+"""What may be needed first: a ladder, a way from its foot to a queue, an exchange."""
+
+
+def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool) -> Sending:
+    """Plan one message for a queue of this layout (None: mqcore did not declare it) or for a router.
+
+    `moved`: it is a successor, which neither a bound nor the queue's ttl concerns. Raises `ValueError` for what cannot be sent.
+    """
+    message = out.message
+    expires = message.expires_at if out.ttl is None else now + out.ttl
+    if isinstance(out.to, Route):
+        router, given = out.to.router, properties(message, expires, ageless=True)
+        return Sending(router, out.to.key, given, message.body, router, "route", ((ROUTER, router),))
+    if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
+        expires = now + layout.spec.ttl if expires is None else min(expires, now + layout.spec.ttl)
+    native, ageless = layout is None or not layout.quorum, layout is None
+    given = properties(message, expires, native=native, ageless=ageless)
+    if out.delay > 0:
+        if out.delay > LONGEST:
+            raise ValueError(f"a delay of {out.delay:g} s is above the longest, {LONGEST:g} s")
+        ladder = ladder_for(server, message.priority if native else None)
+        foot = out.to if layout is None else layout.target(message.priority, refusable=False)
+        exchange, key = way(ladder, out.delay, foot)
+        needs = (LADDER, ladder), (EXIT, foot)
+        return Sending(exchange, key, given, message.body, out.to, needs=needs, due=now + out.delay)
+    if layout is None:
+        return Sending("", out.to, given, message.body, out.to)
+    target = layout.target(message.priority, refusable=not moved)
+    bounded = layout.spec.max_length is not None and target != layout.due
+    return Sending("", target, given, message.body, out.to, "full" if bounded else "")
