@@ -4,9 +4,10 @@
       └─ Channel ── requests in a row, each with a future, all of them ended when the channel closes
 
 Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals, its `close` never ends while the broker blocks
-publishers, and an RPC's callback never comes when the channel closes first. Each has its answer here. Private parts of pika are
-used (`_adapter_emit_data`, `_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why its
-next minor release is excluded.
+publishers, an RPC's callback never comes when the channel closes first, and neither does that of a connect which is reset the very
+moment it is made. Each has its answer here. Private parts of pika are used (`_AsyncioIOServicesAdapter`, `_adapter_emit_data`,
+`_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why its next minor release is
+excluded.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from contextlib import suppress
 from typing import Any
 
 from pika import BasicProperties, ConnectionParameters, spec
-from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
+from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.channel import Channel as PikaChannel
 from pika.exceptions import ConnectionClosedByClient, StreamLostError
 
@@ -38,6 +40,26 @@ _REPLIES = [
     if method.NAME.endswith("Ok") and not method.NAME.startswith(("Connection.", "Channel."))
 ]
 """All answers but those that pika itself waits for."""
+
+
+class _Services(_AsyncioIOServicesAdapter):
+    """pika's way to asyncio. A socket that is not connected any more is an answer here, where pika raises it into the loop."""
+
+    def create_streaming_connection(
+        self, protocol_factory: Any, sock: Any, on_done: Callable[..., None], *tls: Any, **more: Any
+    ) -> AbstractIOReference:
+        try:
+            return super().create_streaming_connection(protocol_factory, sock, on_done, *tls, **more)
+        except ValueError as error:
+            reset = ConnectionResetError("the connection was reset while it was made")
+            reset.__cause__ = error
+            self.get_native_ioloop().call_soon(on_done, reset)
+            return _Done()
+
+
+class _Done(AbstractIOReference):
+    def cancel(self) -> bool:
+        return False
 
 
 class _Connection(AsyncioConnection):
@@ -190,7 +212,7 @@ class Link:
             on_open_callback=lambda _: end(opened),
             on_open_error_callback=failed,
             on_close_callback=self._on_close,
-            custom_ioloop=loop,
+            custom_ioloop=_Services(loop),
         )
         try:
             await opened
