@@ -52,6 +52,7 @@ class Reason(Enum):
     UNDECODABLE = "undecodable"
     INVALID = "invalid"
     OVERFLOW = "overflow"
+    UNROUTABLE = "unroutable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

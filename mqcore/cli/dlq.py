@@ -12,6 +12,7 @@ from mqcore.cli.options import command
 from mqcore.cli.output import ago, amount, data_of_body, escaped, iso, print_facts, print_json, print_table, shown_body
 from mqcore.deadletters import DeadLetter, DeadLetterFilter, Redriven
 from mqcore.errors import ConfigurationError, UnsupportedFeature
+from mqcore.message import Reason
 
 __all__ = ["app", "list_letters", "purge", "redrive", "show"]
 
@@ -31,7 +32,7 @@ class Which:
     id: Annotated[list[str] | None, typer.Option(metavar="ID", help="A message's id; may be repeated.")] = None
     reason: Annotated[
         str | None,
-        typer.Option(help="rejected, retries_exhausted, expired, crashed, timeout, undecodable, invalid, overflow."),
+        typer.Option(help=", ".join(reason.value for reason in Reason)),
     ] = None
     error: Annotated[str | None, typer.Option(metavar="TEXT", help="Text in the error.")] = None
     died_in: Annotated[

@@ -33,7 +33,10 @@ def capabilities_of(server: Server, options: RabbitOptions, alarm: str | None = 
         ),
         Capability.PRIORITY: Support(
             (Level.EMULATED if quorum else Level.NATIVE) if exact else Level.APPROXIMATE,
-            {"levels": LEVELS if exact else options.bands},
+            {
+                "levels": LEVELS if exact else options.bands,
+                **({"fetched": "up to prefetch of each level"} if quorum else {}),
+            },
         ),
         Capability.EXPIRY: Support(Level.EMULATED, {"sweep": False}),
         Capability.LEASE: Support(

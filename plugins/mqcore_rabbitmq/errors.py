@@ -79,7 +79,9 @@ def cause_of(error: BaseException, vhost: str) -> Exception:
     if isinstance(innermost, ssl.SSLError):
         return CannotConnect(f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost)
     if isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
-        said = "the connection ended before a word of AMQP came: a broker that is starting, or a port for something else"
+        said = (
+            "the connection ended before a word of AMQP came: a broker that is starting, or a port for something else"
+        )
         return CannotConnect(said, ErrorKind.TRANSIENT, innermost)
     if isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
         return CannotConnect("the broker refused the login: check user name and password", ErrorKind.DENIED, innermost)

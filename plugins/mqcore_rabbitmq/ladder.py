@@ -5,18 +5,20 @@
 Level i holds every message exactly 2^i units of 62.5 ms, so that each is first in, first out in time and a short delay is never
 behind a long one. The routing key says the way: a word for each level, 1 to wait and 0 to pass, then the destination. Levels are
 quorum queues with at-least-once dead-lettering: on classic ones a killed broker lost 6 % to 73 % of what had been confirmed. What
-finds no destination at its end goes to `mq.lost` by an alternate exchange, for without one it would hold up everybody.
+finds no destination at its end, or no next level because somebody has deleted that, goes to `mq.lost` by an alternate exchange, for
+without one it would hold up everybody.
 
 Quorum queues of 4.0 to 4.2 know two levels of priority and let the higher pass inside a level, which would make the lower late:
 what needs AMQP's own priority at a classic exit takes one ladder for each class that the server tells apart.
 """
 
+from hashlib import blake2b
 from math import ceil
 from typing import Any
 
 from pika import spec
 
-from mqcore_rabbitmq.layout import LEVELS, Server
+from mqcore_rabbitmq.layout import LEVELS, LOST, NO_LIMIT, Server
 
 __all__ = ["GRANULARITY", "LONGEST", "exit_to", "foot", "ladder_for", "rounded", "rungs", "way"]
 
@@ -24,7 +26,7 @@ UNIT = 0.0625
 COUNT = 27
 LONGEST = 97 * 86_400.0
 GRANULARITY = 0.25
-LOST, OUT = "mq.lost", "mq.delay.out"
+OUT = "mq.delay.out"
 _LOST_EXCHANGE = "mq.lost.in"
 _MINUTE = 60.0
 _FINE, _COARSE = 9, 8
@@ -32,7 +34,8 @@ _FINE, _COARSE = 9, 8
 _FOUR, _STRICT = (4, 0), (4, 3)
 _HALF = 5
 """The lowest priority that quorum queues of 4.0 to 4.2 call high."""
-_LONGEST_KEY = 255
+_LONGEST_NAME = 255 - 2 * COUNT
+"""Bytes that a routing key has for the destination, after a word for each level."""
 
 
 def rounded(delay: float) -> int:
@@ -44,14 +47,15 @@ def rounded(delay: float) -> int:
 
 
 def way(ladder: str, delay: float, destination: str) -> tuple[str, str]:
-    """Return the exchange at which a message enters, and its key. Raises `ValueError` for a name that the key cannot carry."""
+    """Return the exchange at which a message enters, and its key."""
     units = rounded(delay)
-    key = f"{'.'.join(format(units, f'0{COUNT}b'))}.{destination}"
-    if len(key.encode()) > _LONGEST_KEY:
-        raise ValueError(
-            f"the name {destination!r} is too long to be delayed to: {len(key.encode())} bytes of {_LONGEST_KEY}"
-        )
-    return _name(ladder, units.bit_length() - 1), key
+    return _name(ladder, units.bit_length() - 1), f"{'.'.join(format(units, f'0{COUNT}b'))}.{_called(destination)}"
+
+
+def _called(queue: str) -> str:
+    """Return what a queue is called in keys: its name, or a digest of one that they cannot carry."""
+    name = queue.encode()
+    return queue if len(name) <= _LONGEST_NAME else f"~{blake2b(name, digest_size=16).hexdigest()}"
 
 
 def ladder_for(server: Server, level: int | None) -> str:
@@ -74,7 +78,7 @@ def rungs(ladder: str) -> list[Any]:
         spec.Exchange.Declare(exchange=_LOST_EXCHANGE, type="fanout", durable=True),
         _quorum(LOST),
         spec.Queue.Bind(queue=LOST, exchange=_LOST_EXCHANGE),
-        *(spec.Exchange.Declare(exchange=_name(ladder, level), type="topic", durable=True) for level in range(COUNT)),
+        *(_topic(_name(ladder, level)) for level in range(COUNT)),
         *(request for level in range(COUNT) for request in _rung(ladder, level)),
         _quorum(f"{ladder}.end", {"x-max-length": 1}),
     ]
@@ -100,17 +104,22 @@ def _rung(ladder: str, level: int) -> list[Any]:
 
 def foot() -> spec.Exchange.Declare:
     """Return the exchange at the foot of all ladders."""
+    return _topic(OUT)
+
+
+def _topic(name: str) -> spec.Exchange.Declare:
     arguments = {"alternate-exchange": _LOST_EXCHANGE}
-    return spec.Exchange.Declare(exchange=OUT, type="topic", durable=True, arguments=arguments)
+    return spec.Exchange.Declare(exchange=name, type="topic", durable=True, arguments=arguments)
 
 
 def exit_to(queue: str) -> spec.Queue.Bind:
     """Return the binding by which a queue gets what falls due for it; it passes over all bits one by one, so that no other fits."""
-    return spec.Queue.Bind(queue=queue, exchange=OUT, routing_key="*." * COUNT + queue)
+    return spec.Queue.Bind(queue=queue, exchange=OUT, routing_key="*." * COUNT + _called(queue))
 
 
 def _quorum(name: str, arguments: dict[str, Any] | None = None) -> spec.Queue.Declare:
-    return spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "quorum", **(arguments or {})})
+    given = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, **(arguments or {})}
+    return spec.Queue.Declare(queue=name, durable=True, arguments=given)
 
 
 def _name(ladder: str, level: int) -> str:

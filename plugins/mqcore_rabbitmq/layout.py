@@ -14,9 +14,11 @@ from typing import Any
 
 from mqcore.spi import Durability, QueueSpec, TopologyMismatch
 
-__all__ = ["CONSUMER_TIMEOUT", "LEVELS", "Layout", "Server", "compare"]
+__all__ = ["CONSUMER_TIMEOUT", "LEVELS", "LOST", "NO_LIMIT", "PARKED", "Layout", "Server", "compare"]
 
 LEVELS = 11
+LOST = "mq.lost"
+"""The queue of what fell due after its own had gone; listed while it holds something."""
 NO_LIMIT = 2_000_000_000
 """Deliveries after which a quorum queue takes a message away: never. Without a limit it puts what is given back at its end."""
 _DEFAULT = 5
@@ -113,6 +115,7 @@ class Layout:
         return cls(QueueSpec(**fields), bool(record.get("quorum")), int(record.get("bands", 1)))
 
 
+PARKED = Layout(QueueSpec(name=LOST, role="dead_letter"), quorum=True)
 _RECORD = {
     "q": "name",
     "role": "role",

@@ -9,6 +9,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Delivery, Entry, QueueCounts
 from mqcore_rabbitmq.errors import PRECONDITION_FAILED, closed_by
+from mqcore_rabbitmq.layout import LOST
 from mqcore_rabbitmq.looking import Pages, Reading, reading
 from mqcore_rabbitmq.settling import Settler
 from mqcore_rabbitmq.topology import Topology
@@ -42,6 +43,8 @@ class Manager:
             await self._topology.refresh()
             layouts = self._topology.registry.picture.queues.values()
             names = [layout.name for layout in layouts if layout.spec.role not in _HIDDEN]
+            if any(it.message_count for it in (await self._admin.counts([LOST])).values()):
+                names.append(LOST)
         families = {name: await self._family(name) for name in names}
         answers = await self._admin.counts(queue for family in families.values() for queue in family)
         delayed = self._topology.delayed

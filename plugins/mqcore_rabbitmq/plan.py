@@ -30,7 +30,8 @@ def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, mo
     if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
         expires = now + layout.spec.ttl if expires is None else min(expires, now + layout.spec.ttl)
     native, ageless = layout is None or not layout.quorum, layout is None
-    given = properties(message, expires, native=native, ageless=ageless)
+    to = out.to if out.delay > 0 else None
+    given = properties(message, expires, native=native, ageless=ageless, to=to)
     if out.delay > 0:
         if out.delay > LONGEST:
             raise ValueError(f"a delay of {out.delay:g} s is above the longest, {LONGEST:g} s")

@@ -1,6 +1,6 @@
 """What one open instance knows of queues and routers, and how it makes sure of it.
 
-    layout(queue) ─► a temporary one of our own │ what the registry says │ None: mqcore did not declare it
+    layout(queue) ─► a temporary one of our own, or `mq.lost` │ what the registry says │ None: mqcore did not declare it
 
 What is known may be out of date, for others delete and declare too. That shows when a message finds no queue: what was thought of
 it is then in doubt, and asked again before the next one.
@@ -18,7 +18,7 @@ from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.ladder import exit_to, rungs
-from mqcore_rabbitmq.layout import Layout, compare
+from mqcore_rabbitmq.layout import LOST, PARKED, Layout, compare
 from mqcore_rabbitmq.plan import EXIT, LADDER
 from mqcore_rabbitmq.registry import Registry
 
@@ -35,7 +35,8 @@ class Topology:
         self.admin = admin
         self.registry = registry
         self.delayed = Delayed()
-        self._own: dict[str, Layout] = {}
+        self._own: dict[str, Layout] = {LOST: PARKED}
+        """Those that no registry knows: temporary ones of our own, and the one of what was lost."""
         self._there: set[tuple[str, str]] = set()
         """Ladders, ways from their foot and exchanges that we have made sure of."""
         self._look_at: dict[str, float] = {}

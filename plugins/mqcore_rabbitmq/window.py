@@ -14,8 +14,9 @@ from typing import Any
 from pika import BasicProperties, spec
 
 from mqcore.spi import Delivery, Message
+from mqcore_rabbitmq.layout import LOST
 from mqcore_rabbitmq.link import Channel
-from mqcore_rabbitmq.wire import level_of, message_of, released_as
+from mqcore_rabbitmq.wire import level_of, message_of, parked, released_as
 
 __all__ = ["Held", "Window", "read_receipt"]
 
@@ -38,6 +39,8 @@ class Held:
     def message(self, ttl: float | None, now: float) -> Message:
         """Return what was delivered from a queue with this ttl; when it expires is kept from now on."""
         message = message_of(self.properties, self.body, ttl, now)
+        if self.queue == LOST:
+            message = parked(self.properties, message)
         self.expires = message.expires_at
         return message
 

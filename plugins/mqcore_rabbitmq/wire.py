@@ -17,7 +17,7 @@ from typing import Any
 
 from pika import BasicProperties
 
-from mqcore.spi import Message, new_id, pack, unpack
+from mqcore.spi import Death, Message, Reason, new_id, pack, unpack
 
 __all__ = [
     "HOP",
@@ -25,12 +25,15 @@ __all__ = [
     "escaped",
     "level_of",
     "message_of",
+    "parked",
     "properties",
     "released",
     "released_as",
 ]
 
 PRIORITY, EXPIRES, RELEASED, AGELESS = "mq-priority", "mq-expires", "mq-released", "mq-ageless"
+TO = "mq-to"
+"""Of a delayed message: the queue that it is for, should that be gone when it falls due."""
 HOP, LINEAGE = "mq-hop", "mq-lineage"
 """What `pack` writes and the driver reads: with the id they name one stored copy."""
 _DOUBTFUL = "doubtful"
@@ -47,11 +50,12 @@ def escaped(name: str) -> str:
 
 
 def properties(
-    message: Message, expires: float | None, *, native: bool = True, ageless: bool = False
+    message: Message, expires: float | None, *, native: bool = True, ageless: bool = False, to: str | None = None
 ) -> BasicProperties:
     """Return a message's properties.
 
-    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts when it is received.
+    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts when it is received. `to`: it is
+    delayed, for this queue.
     """
     headers = {escaped(name): value for name, value in message.headers.items()}
     headers |= pack(message)
@@ -60,6 +64,8 @@ def properties(
         headers[EXPIRES] = repr(expires)
     if ageless:
         headers[AGELESS] = "1"
+    if to is not None:
+        headers[TO] = to
     return BasicProperties(  # delivery_mode 2: persistent
         content_type=message.content_type,
         headers=headers,
@@ -93,6 +99,20 @@ def released_as(received: BasicProperties) -> tuple[bool, bool]:
     """Whether the message was released, and whether it was doubtful then."""
     mark = (received.headers or {}).get(RELEASED)
     return mark is not None, mark == _DOUBTFUL
+
+
+def parked(received: BasicProperties, message: Message) -> Message:
+    """Return what fell due after its queue had gone, as the dead letter that it is (G1, G11)."""
+    queue, since = str((received.headers or {}).get(TO, "?")), message.published_at or 0.0
+    death = Death(
+        reason=Reason.UNROUTABLE,
+        queue=queue,
+        attempts=message.attempt - 1,
+        first_at=since,
+        last_at=since,
+        error=f"queue {queue!r} was gone when the message fell due",
+    )
+    return replace(message, death=death, expires_at=None)
 
 
 def level_of(received: BasicProperties) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqcore_rabbitmq.ladder import COUNT, LONGEST, UNIT, ladder_for, rounded, rungs, way
+from mqcore_rabbitmq.ladder import COUNT, LONGEST, UNIT, exit_to, ladder_for, rounded, rungs, way
 from mqcore_rabbitmq.layout import Server
 
 
@@ -35,10 +35,12 @@ def test_the_longest_delay_fits_the_ladder() -> None:
     assert rounded(LONGEST) < 2**COUNT
 
 
-def test_a_name_that_the_key_cannot_carry_is_told() -> None:
-    with pytest.raises(ValueError, match="too long to be delayed to"):
-        way("mq.delay", 1.0, "q" * 202)
-    assert way("mq.delay", 1.0, "q" * 201)
+@pytest.mark.parametrize("length", [1, 201, 202, 206])
+def test_the_key_says_what_the_exit_is_bound_to_however_long_the_name(length: int) -> None:
+    for name in ("q" * length, "ü" * (length // 2)):
+        key = way("mq.delay", 1.0, name)[1]
+        assert len(key.encode()) <= 255
+        assert key.split(".", COUNT)[COUNT] == exit_to(name).routing_key.split(".", COUNT)[COUNT]
 
 
 @pytest.mark.parametrize(
