@@ -163,13 +163,20 @@ class Lane:
 
     async def _receive(self, subscription: Subscription) -> None:
         room = self.prefetch - len(self.held)
-        if room <= 0:
+        if room <= 0 and not self._listens_while_full():
             await self._wait_for_room()
         elif self._clock.monotonic() - self._swept >= _SWEEP_EVERY:
             await self._sweep()
         else:
             patience = await self.permit()
-            self._take_in(await subscription.receive(room, patience))
+            got = await subscription.receive(max(room, 1), patience)
+            self._take_in(got)
+            if room <= 0 and not got:
+                await self._wait_for_room()
+
+    def _listens_while_full(self) -> bool:
+        """Where the connection is the lease its end must be heard at once; what is too much the driver itself keeps back (G12)."""
+        return self.permit is _always and not self._connection.capabilities.has(Capability.LEASE)
 
     async def _wait_for_room(self) -> None:
         """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""

@@ -17,7 +17,9 @@ from support.faulty import (
     lost_answer,
     plugin_for,
     raised,
+    raised_after,
     slow,
+    undisturbed,
 )
 from support.waiting import eventually
 
@@ -254,6 +256,21 @@ async def test_without_leases_a_thread_is_told_that_the_connection_was_lost(
         go.set()
         await eventually(lambda: seen)
     assert seen[0]
+
+
+async def test_without_leases_a_full_consumer_hears_at_once_that_its_subscription_was_ended(
+    leaseless: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any
+) -> None:
+    await leaseless.publish_many(jobs, ["a", "b"])
+    closed = ValueError("the broker closed the channel: a message was held for too long")
+    faults.next(
+        "receive", undisturbed(), undisturbed(), raised_after(1.0, closed)
+    )  # the queue, its quarantine, the queue
+    async with serve(jobs, held, on=leaseless, concurrency=1, prefetch=2):
+        await clock.settle()
+        assert (held.began, held.cancelled) == (["a"], [])
+        await clock.advance(1.0)
+        assert (held.began, held.cancelled) == (["a"], ["a"])  # and what was only buffered is not begun
 
 
 @pytest.mark.parametrize("how", ["before", "after"])

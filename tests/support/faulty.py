@@ -83,6 +83,16 @@ def raised(error: Exception) -> Fault:
     return fault
 
 
+def raised_after(seconds: float, error: Exception) -> Fault:
+    """Nothing is done, and after a while of the clock that is said."""
+
+    async def fault(backend: FaultyBackend, _do: Do, _batch: Sequence[Any]) -> Any:
+        await backend.clock.sleep(seconds)
+        raise error
+
+    return fault
+
+
 def lost() -> Fault:
     """The connection breaks before anything was done."""
 
@@ -153,6 +163,15 @@ def late_answer(seconds: float) -> Fault:
         answer = await do(batch)
         await backend.clock.sleep(seconds)
         return answer
+
+    return fault
+
+
+def undisturbed() -> Fault:
+    """It is done, and what is planned next meets a later call."""
+
+    async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
+        return await do(batch)
 
     return fault
 
