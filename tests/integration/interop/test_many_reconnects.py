@@ -1,0 +1,52 @@
+"""A connection that breaks again and again leaves nothing behind in the process (G14)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.waiting import eventually
+
+from mqcore import App, PublishUnknown, Queue, Settings, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from support.doors import Door
+
+pytestmark = pytest.mark.timeout(120)
+CUTS, FIRST = 60, 10
+
+
+async def test_what_a_process_holds_does_not_grow_with_its_reconnects(
+    broker_url: str, door: Callable[[str], Awaitable[Door]], name: str
+) -> None:
+    way = await door(broker_url)
+    queue, app = Queue(name, int), App("tireless")
+    handled: set[int] = set()
+
+    @app.consumer(queue)
+    async def handle(number: int) -> None:
+        handled.add(number)
+
+    def held() -> tuple[int, int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(asyncio.all_tasks())
+
+    async with app.connect(way.url(), settings=Settings()) as broker, Worker(app, broker):
+        first = held()
+        for number in range(CUTS):
+            await way.cut()
+            with suppress(PublishUnknown):  # it may have been under way; then it was stored, or the next one is
+                await broker.publish(queue, number, timeout=20)
+            await broker.publish(queue, number, timeout=20)
+            await eventually(lambda number=number: number in handled, 20)
+            if number == FIRST:  # by then all that is made once has been made
+                first = held()
+        await eventually(lambda: all(now <= then + 2 for now, then in zip(held(), first, strict=True)), 10)
+    assert handled == set(range(CUTS))
