@@ -323,7 +323,7 @@ class Lane:
             self._keeper.limit(held.delivery.receipt, until)
 
     async def stop_receiving(self) -> None:
-        """Take in nothing more. A claim under way is not lost: the driver gives it back on `close`."""
+        """Take in nothing more. A claim under way is not lost: the driver gives it back, by `close` at the latest."""
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)

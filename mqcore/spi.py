@@ -257,8 +257,8 @@ class Subscription(ABC):
 
         Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
         `expires_in <= 0`: core dead-letters them (G6). Raises after a loss. When it is cancelled, a claim already under way must
-        not be lost: its messages come with the next call, or go back on `close`. The headers of what is handed out must be
-        read-only, as `unpack` makes them.
+        not be lost: its messages come with the next call, or go back unmarked, by `close` at the latest. The headers of what is
+        handed out must be read-only, as `unpack` makes them.
         """
 
     @abstractmethod

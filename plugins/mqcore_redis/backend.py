@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel
 from redis.exceptions import NoPermissionError, ResponseError
@@ -26,7 +25,7 @@ from mqcore.spi import (
     QueueSpec,
     Subscription,
 )
-from mqcore_redis.batches import BYTES, MESSAGES, Batches
+from mqcore_redis.batches import MESSAGES, Batches
 from mqcore_redis.bindings import Bindings
 from mqcore_redis.classify import kind_of
 from mqcore_redis.consumers import Consumers
@@ -125,9 +124,7 @@ class RedisBackend(Backend):
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         """Extend claims, whichever instance made them."""
-        session = self._now.session
-        left = await session.ask("renew", queue, round(lease * 1e6), *receipts) if receipts else []
-        return [rest > 0 for rest in left]
+        return [rest > 0 for rest in await self._now.batches.renew(queue, receipts, lease)]
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones, in one write; a missing one is left out."""
@@ -146,7 +143,7 @@ class RedisBackend(Backend):
             if start is None:
                 return page  # a key that nobody here has written is behind everything
             size = min(limit - len(page), MESSAGES)
-            now, rows = await self._now.session.ask("browse", queue, size, BYTES, *start.groups(), token())
+            now, rows = await self._now.session.ask("browse", queue, size, *start.groups(), token())
             if not rows:
                 return page
             page += entries(now, rows)
@@ -155,22 +152,32 @@ class RedisBackend(Backend):
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
         """Lease chosen entries. Raises `QueueNotFound`."""
-        return await self._lease("take", queue, lease, list(dict.fromkeys(key.rpartition("/")[2] for key in keys)))
+        names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+        found: list[Delivery] = []
+        while names:
+            args = (round(lease * 1e6), token(), *names[:MESSAGES])
+            now, rows, seen = await self._now.session.ask("take", queue, *args)
+            found += deliveries(now, rows)
+            names = names[seen:]
+        return found
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
         """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
-        return await self._lease("sweep", queue, lease, [min(limit, MESSAGES)])
-
-    async def _lease(self, script: str, queue: str, lease: float, what: Sequence[Any]) -> list[Delivery]:
         found: list[Delivery] = []
-        for start in range(0, len(what), MESSAGES):
-            part = what[start : start + MESSAGES]
-            found += deliveries(*await self._now.session.ask(script, queue, round(lease * 1e6), token(), *part))
+        start = 0
+        while start >= 0 and len(found) < limit:
+            args = (round(lease * 1e6), token(), min(limit - len(found), MESSAGES), start)
+            now, rows, start = await self._now.session.ask("sweep", queue, *args)
+            found += deliveries(now, rows)
         return found
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready or delayed. Raises `QueueNotFound`."""
-        return int(await self._now.session.ask("purge", queue, also=f"{queue}.again"))
+        gone, left = 0, 1
+        while left:
+            part, left = await self._now.session.ask("purge", queue, also=f"{queue}.again")
+            gone += part
+        return gone
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""

@@ -26,7 +26,7 @@ from mqcore.spi import (
 from mqcore_redis.classify import certain
 from mqcore_redis.link import Answer
 from mqcore_redis.records import encode, name_of, wanted
-from mqcore_redis.session import Call, Session
+from mqcore_redis.session import Call, Session, told
 
 __all__ = ["BYTES", "MESSAGES", "Batches"]
 
@@ -104,10 +104,18 @@ class Batches:
                 settled[item] = self._ending(queue, batch[item], answer, index)
         return [settled[item] for item in range(len(batch))]
 
-    def abandoning(self, queue: str, unseen: Iterable[bytes], lost: Iterable[bytes]) -> Call:
-        """Return a call that gives claims back: those that nobody saw, and those whose owner goes without a word."""
+    async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> list[int]:
+        """Return how many microseconds are left of each claim, extended to `lease` seconds unless that is 0. Raises errors."""
+        parts = [receipts[start : start + MESSAGES] for start in range(0, len(receipts), MESSAGES)]
+        keys, until = self._keys.of(queue), round(lease * 1e6)
+        answers = await self._session.gather([Call("renew", keys, (until, *part)) for part in parts])
+        return [rest for answer in answers for rest in told(answer)]
+
+    def abandoning(self, queue: str, unseen: Iterable[bytes], lost: Iterable[bytes]) -> list[Call]:
+        """Return calls that give claims back: those that nobody saw, and those whose owner goes without a word."""
         words = [word for how, receipts in (("U", unseen), ("L", lost)) for it in receipts for word in (how, it)]
-        return self._ends(queue, {}, words)
+        size = 2 * MESSAGES
+        return [self._ends(queue, {}, words[start : start + size]) for start in range(0, len(words), size)]
 
     def _settling(self, queue: str, batch: Sequence[Settlement], part: _Part) -> Call:
         targets: dict[str, int] = {}

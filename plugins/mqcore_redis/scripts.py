@@ -1,4 +1,4 @@
-"""The scripts, as the server gets them: the flags of the file's first line, what is common to all, then the file.
+"""The scripts, as the server gets them: the first line, which may have flags, what is common to all, then the rest.
 
 A script's name is the digest of its text, so two versions of this library never meet in one script.
 """

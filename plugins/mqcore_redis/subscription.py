@@ -1,17 +1,17 @@
 """One consumer of one queue: it claims, sleeps until there may be something, and claims again.
 
-A claim runs in a task of its own, and who waits for it may be cancelled: what it brings comes with the next `receive`, or
-goes back on `close`. Time is not waited for at the server: the answer to a claim says when a delay or a lease ends next, and
-our own timer is precise. Once a second an idle consumer looks in any case, all of a session at the same moment, so that
-their claims leave in one write.
+A claim runs in a task of its own, and who waits for it may be cancelled: what it brings is for the next `receive`, if that
+has begun by then, and goes back at once if not: who drains asks no more, and closes much later. Time is not waited for at the
+server: the answer to a claim says when a delay or a lease ends next, and our own timer is precise. Once a second an idle
+consumer looks in any case, all of a session at the same moment, so that their claims leave in one write.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 
 from mqcore.spi import ConnectionLost, Delivery, Done, Settled, Settlement, Stale, Subscription
-from mqcore_redis.batches import BYTES, MESSAGES, Batches
+from mqcore_redis.batches import MESSAGES, Batches
 from mqcore_redis.rows import deliveries, token
 from mqcore_redis.session import Call, Session, told
 from mqcore_redis.waker import Waker
@@ -46,6 +46,8 @@ class RedisSubscription(Subscription):
         self._awake = asyncio.Event()
         self._next = 0.0
         self._looked = 0.0
+        self._wanted = False
+        """Whether a `receive` is there for what a claim brings: not after it was cancelled."""
         self._open = True
 
     async def start(self) -> None:
@@ -56,9 +58,13 @@ class RedisSubscription(Subscription):
         """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
         if not self._open:
             raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
+        self._wanted = True
         try:
             return await self._receive(limit, self._loop.time() + timeout)
         except asyncio.CancelledError:  # we may have been woken, or mind the next delay: let another look instead
+            self._wanted = False
+            if self._arrived and self._open:
+                self._start(self._give_back())
             self._waker.pass_on(self.queue)
             raise
 
@@ -104,10 +110,8 @@ class RedisSubscription(Subscription):
             async with asyncio.timeout(_LAST_CALLS):
                 if self._claiming is not None:
                     await asyncio.wait([self._claiming])
-                unseen = [delivery.receipt for delivery in self._arrived]
-                self._arrived = []
-                left = list(self._held.keys() - set(unseen)) if lost else []
-                back = [self._batches.abandoning(self.queue, unseen, left)] if unseen or left else []
+                unseen = self._unseen()
+                back = self._batches.abandoning(self.queue, unseen, list(self._held) if lost else [])
                 await self._session.gather([*back, self._call(0, alive=0)])
 
     def wake(self) -> None:
@@ -125,7 +129,7 @@ class RedisSubscription(Subscription):
         now = self._loop.time()
         over = [receipt for receipt, ends in self._held.items() if ends <= now]
         if over and self._prefetch - len(self._held) < limit:
-            left = await self._session.ask("renew", self.queue, 0, *over)
+            left = await self._batches.renew(self.queue, over, 0)
             for receipt, rest in zip(over, left, strict=True):
                 if rest:
                     self._held[receipt] = now + rest / 1e6
@@ -134,14 +138,19 @@ class RedisSubscription(Subscription):
         return min(limit, self._prefetch - len(self._held), MESSAGES)
 
     async def _claim(self, room: int) -> None:
-        if self._claiming is None or self._claiming.done():  # what an older one brought has been handed out
-            self._claiming = asyncio.create_task(self._fetch(room))
-            self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
         try:
-            await asyncio.shield(self._claiming)
+            if self._claiming is not None and not self._claiming.done():  # of a receive that was cancelled
+                await asyncio.shield(self._claiming)
+            if not self._arrived:
+                await asyncio.shield(self._start(self._fetch(room)))
         except Exception:
             self._leave()  # core takes a new subscription: this one is no consumer any more
             raise
+
+    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        self._claiming = asyncio.create_task(work)
+        self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
+        return self._claiming
 
     def _leave(self) -> None:
         self.closed(self)
@@ -158,9 +167,21 @@ class RedisSubscription(Subscription):
         arrived = deliveries(now, rows)
         self._arrived += arrived
         self._held |= dict.fromkeys((delivery.receipt for delivery in arrived), before + self._lease)
+        if self._arrived and not self._wanted and self._open:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        await self._session.gather(self._batches.abandoning(self.queue, self._unseen(), ()))
+
+    def _unseen(self) -> list[bytes]:
+        """Return what has arrived and will not be handed out; it is ours no more."""
+        unseen, self._arrived = [delivery.receipt for delivery in self._arrived], []
+        for receipt in unseen:
+            self._held.pop(receipt, None)
+        return unseen
 
     def _call(self, room: int, alive: int = ALIVE) -> Call:
-        args = (self._born, room, BYTES, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
+        args = (self._born, room, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
         return Call("claim", self._session.keys.of(self.queue), args)
 
     def _hand_out(self, limit: int) -> list[Delivery]:

@@ -12,7 +12,10 @@ _LISTED = {"work", "dead_letter"}
 
 
 async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
-    """Create what is missing, all or none of those that share a slot. Raises `TopologyMismatch`, `ConfigurationError`."""
+    """Create what is missing, all or none of those that share a slot. Raises `TopologyMismatch`, `ConfigurationError`.
+
+    What is there already writes nothing, so a full server refuses only what is new.
+    """
     keys = session.keys
     groups: dict[str, list[QueueSpec]] = {}
     for spec in specs:
@@ -24,8 +27,10 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
             )
         groups.setdefault(keys.group(spec.name), []).append(spec)
     listed = [spec.name for spec in specs if spec.role in _LISTED]
-    if listed:  # first: a listed queue that is missing is left out, a queue that is not listed would be hidden
-        await session.command("SADD", keys.queues, *listed)
+    known = await session.command("SMISMEMBER", keys.queues, *listed) if listed else []
+    new = [name for name, there in zip(listed, known, strict=True) if not there]
+    if new:  # first: a listed queue that is missing is left out, a queue that is not listed would be hidden
+        await session.command("SADD", keys.queues, *new)
     for group in groups.values():
         settings = [keys.one(spec.name, "q") for spec in group]
         clash = await session.run("declare", settings, *(value for spec in group for value in _fields(spec)))

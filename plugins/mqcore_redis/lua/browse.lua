@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Shows a page in the order of delivery, then the delayed by due time. ARGV: limit, bytes, and where the last page ended:
+-- Shows a page in the order of delivery, then the delayed by due time. ARGV: limit, and where the last page ended:
 -- kind (r or d), score, entry; a token for what is taken in. Answer: -1 when the queue is missing, else now and rows of
 -- kind, score, entry, record, expiry.
 local queue = open(1)
@@ -7,9 +7,9 @@ if not queue then
   return -1
 end
 tick(queue)
-local rows, count, size, kind, score, after = {}, 0, 0, ARGV[3], ARGV[4], ARGV[5]
-local limit, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
-take_in(queue, limit, ARGV[6])
+local rows, count, size, kind, score, after = {}, 0, 0, ARGV[2], ARGV[3], ARGV[4]
+local limit = tonumber(ARGV[1])
+take_in(queue, limit, ARGV[5])
 local function show(line)
   local from = 0
   while count < limit do
@@ -23,7 +23,7 @@ local function show(line)
       if count < limit and (at ~= score or entry > after) then
         local record = call('HGET', queue.m, entry)
         size = size + #(record or '')
-        if size > bytes and count > 0 then
+        if size > BYTES and count > 0 then
           return false
         end
         for _, value in ipairs({ line, at, entry, record or '', call('ZSCORE', queue.x, entry) or '' }) do

@@ -1,20 +1,20 @@
 #!lua flags=allow-oom
--- Leases up to `limit` ready messages, the highest priority first, no more than fit into `bytes` (but one).
--- ARGV: born (or nothing), limit, bytes, lease, token, consumer, how long that is believed to live (0: it has gone).
+-- Leases up to `limit` ready messages, the highest priority first, no more than fit into BYTES (but one).
+-- ARGV: born (or nothing), limit, lease, token, consumer, how long that is believed to live (0: it has gone).
 -- Answer: -1 when the queue is missing or another of the same name; else born, now, microseconds until time changes
 -- something (-1: never), rows.
 local queue = open(1)
 if not queue or (ARGV[1] ~= '' and ARGV[1] ~= queue.born) then
   return -1
 end
-local limit, bytes, token = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
+local limit, token, consumer, alive = tonumber(ARGV[2]), ARGV[4], ARGV[5], tonumber(ARGV[6])
 tick(queue)
 local told = false
-if ARGV[7] == '0' then
-  call('ZREM', queue.c, ARGV[6])
-elseif tonumber(call('ZSCORE', queue.c, ARGV[6]) or 0) < now + 2 / 3 * tonumber(ARGV[7]) then -- an idle look writes nothing
+if alive == 0 then
+  call('ZREM', queue.c, consumer)
+elseif tonumber(call('ZSCORE', queue.c, consumer) or 0) < now + 2 / 3 * alive then -- an idle look writes nothing
   call('ZREMRANGEBYSCORE', queue.c, '-inf', now)
-  call('ZADD', queue.c, now + tonumber(ARGV[7]), ARGV[6])
+  call('ZADD', queue.c, now + alive, consumer)
   told = true
 end
 take_in(queue, limit, token)
@@ -24,7 +24,7 @@ if limit > 0 then
   local found = call('ZRANGE', queue.r, 0, limit - 1, 'WITHSCORES')
   for index = 1, #found, 2 do
     size = size + call('HSTRLEN', queue.m, found[index])
-    if size > bytes and #entries > 0 then
+    if size > BYTES and #entries > 0 then
       break
     end
     entries[#entries + 1] = found[index]
@@ -32,7 +32,7 @@ if limit > 0 then
   end
   each('ZREM', queue.r, entries)
 end
-local rows = hand_out(queue, entries, places, tonumber(ARGV[4]), token)
+local rows = hand_out(queue, entries, places, tonumber(ARGV[3]), token)
 
 local soonest = -1
 for _, kind in ipairs({ 'd', 'l' }) do
@@ -41,7 +41,7 @@ for _, kind in ipairs({ 'd', 'l' }) do
     soonest = math.max(tonumber(first[2]) - now, 0)
   end
 end
-if #rows > 0 or ARGV[7] == '0' then -- who goes may have been the one that was woken
+if #rows > 0 or alive == 0 then -- who goes may have been the one that was woken
   if something_to_do(queue) then
     wake(queue)
   else

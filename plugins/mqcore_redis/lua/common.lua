@@ -14,6 +14,7 @@ local LEVEL = 800000000000000 -- above any place until the year 2118; 11 levels 
 local EPOCH, RATE = 1577836800000000, 0.256 -- places count from 2020, 256 in a millisecond
 local SOON = 1500000 -- an idle consumer looks by itself once a second; what falls due before that must wake it
 local STEP = 1000 -- how much time may do in one call
+local BYTES = 1048576 -- how much of records a call may read or write, or one record that is larger: as `batches.py` has it
 local IDLE = 3600 -- seconds that a temporary queue stays without a consumer
 local NAMES = { 'q', 'r', 'm', 'd', 'l', 'x', 'a', 'w', 'in', 'c', 'i0', 'i1' }
 
@@ -123,13 +124,27 @@ local function forget(queue, entries)
   each('ZREM', queue.x, entries)
 end
 
--- Lets old dead letters go: places tell when they were stored.
+-- As many of these entries, from the first, as it takes to come above `bytes`; and how many bytes they are.
+local function up_to(queue, entries, bytes)
+  local found, size = {}, 0
+  for index, entry in ipairs(entries) do
+    if size > bytes then
+      break
+    end
+    found[index], size = entry, size + call('HSTRLEN', queue.m, entry)
+  end
+  return found, size
+end
+
+-- Lets old dead letters go: places tell when they were stored. It is more at a time than any call stores.
 local function retain(queue)
-  local oldest = place_at(now - queue.retention)
+  local oldest, count, bytes = place_at(now - queue.retention), STEP, 8 * BYTES
   for level = 0, 10 do
-    local old = call('ZRANGEBYSCORE', queue.r, level * LEVEL, level * LEVEL + oldest, 'LIMIT', 0, STEP)
-    each('ZREM', queue.r, old)
-    forget(queue, old)
+    local old = count > 0 and call('ZRANGEBYSCORE', queue.r, level * LEVEL, level * LEVEL + oldest, 'LIMIT', 0, count) or {}
+    local gone, size = up_to(queue, old, bytes)
+    each('ZREM', queue.r, gone)
+    forget(queue, gone)
+    count, bytes = count - #gone, bytes - size
   end
 end
 
@@ -244,10 +259,16 @@ local function flush(queue)
   keep(queue, 2)
 end
 
--- What plain clients have pushed comes in as first attempts, up to `limit` of them; a token makes their ids.
+-- What plain clients have pushed comes in as first attempts, up to `limit` of them; a token makes their ids. It is read a
+-- second time to be handed out, so half of what a call may carry is enough.
 local function take_in(queue, limit, token)
-  local bodies = limit > 0 and call('LPOP', queue['in'], limit) or {}
-  for index, body in ipairs(bodies) do
+  local size = 0
+  for index = 1, limit do
+    local body = size < BYTES / 2 and call('LPOP', queue['in'])
+    if not body then
+      break
+    end
+    size = size + #body
     put(queue, { priority = 5, delay = 0 }, format('{"id":"%s-%d"}\n', token, index) .. body)
   end
   flush(queue)
@@ -274,17 +295,24 @@ local function hand_out(queue, entries, places, lease, token)
   return rows
 end
 
--- Takes an entry out of where it stands; its place for the lease, nil when it is leased or gone.
-local function pick(queue, entry)
-  local score = call('ZSCORE', queue.r, entry)
-  if score then
-    call('ZREM', queue.r, entry)
-    return format('%.0f', tonumber(score) - level_of(entry) * LEVEL)
+-- Takes entries out of where they stand, up to `limit` of them and BYTES; what is leased or gone is passed over.
+-- Returns them, their places for the lease, and how many of `wanted` have been looked at.
+local function pick(queue, wanted, limit)
+  local entries, places, size, seen = {}, {}, 0, 0
+  for _, entry in ipairs(wanted) do
+    local ready = call('ZSCORE', queue.r, entry)
+    local score = ready or call('ZSCORE', queue.d, entry)
+    if score then
+      size = size + call('HSTRLEN', queue.m, entry)
+      if #entries >= limit or (size > BYTES and #entries > 0) then
+        break
+      end
+      call('ZREM', ready and queue.r or queue.d, entry)
+      entries[#entries + 1] = entry
+      places[#entries] = ready and format('%.0f', tonumber(score) - level_of(entry) * LEVEL)
+        or format('d%.0f', tonumber(score))
+    end
+    seen = seen + 1
   end
-  score = call('ZSCORE', queue.d, entry)
-  if score then
-    call('ZREM', queue.d, entry)
-    return format('d%.0f', tonumber(score))
-  end
-  return nil
+  return entries, places, seen
 end

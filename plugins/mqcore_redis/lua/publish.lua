@@ -41,12 +41,14 @@ for index = 4, #ARGV, 3 do
 end
 flush(queue)
 
--- Makes room: the oldest of the lowest priority goes to the dead-letter queue, its record untouched behind a note of why.
-local function evict(count)
+-- Makes room: the oldest of the lowest priority go to the dead-letter queue, their records untouched behind a note of why.
+-- Returns how many, and how many bytes.
+local function evict(count, bytes)
   local lowest = call('ZREVRANGE', queue.r, 0, 0)
   local floor_of = level_of(lowest[1]) * LEVEL
-  local entries = call('ZRANGEBYSCORE', queue.r, floor_of, floor_of + LEVEL - 1, 'LIMIT', 0, math.min(count, STEP))
-  local records = ask('HMGET', queue.m, entries)
+  local oldest = call('ZRANGEBYSCORE', queue.r, floor_of, floor_of + LEVEL - 1, 'LIMIT', 0, count)
+  local entries, size = up_to(queue, oldest, bytes)
+  local records = letters and ask('HMGET', queue.m, entries)
   each('ZREM', queue.r, entries)
   forget(queue, entries)
   if letters then
@@ -59,13 +61,15 @@ local function evict(count)
   else
     call('HINCRBY', queue.q, 'dropped', #entries)
   end
-  return #entries
+  return #entries, size
 end
 
 if bounded and overflows then
-  local over = call('ZCARD', queue.r) - queue.max_length
-  while over > 0 do
-    over = over - evict(over)
+  -- Twice the messages and more bytes than a call adds: what was moved in beyond the bound goes by and by.
+  local over, bytes = math.min(call('ZCARD', queue.r) - queue.max_length, STEP), BYTES
+  while over > 0 and bytes >= 0 do
+    local count, size = evict(over, bytes)
+    over, bytes = over - count, bytes - size
   end
   if letters then
     flush(letters)

@@ -1,32 +1,25 @@
 #!lua flags=allow-oom
--- Removes all that is not leased of a queue and its quarantine. Answer: -1 when it is missing, else how many went.
+-- Removes what is not leased of a queue and its quarantine: all at once where nothing is leased, else a part.
+-- Answer: -1 when it is missing, else how many went, and how many are left.
 local queue, members = family()
 if not queue then
   return -1
 end
-local gone = 0
+local gone, left = 0, 0
 for _, member in ipairs(members) do
   tick(member)
-  gone = gone + call('ZCARD', member.r) + call('ZCARD', member.d) + call('LLEN', member['in'])
-  local entries, m, a, x = {}, {}, {}, {} -- of what is leased, all that is kept beside r and d
-  for index, receipt in ipairs(call('ZRANGE', member.l, 0, -1)) do
-    entries[index] = receipt:match('|([^|]+)$')
-  end
-  local records, marks = ask('HMGET', member.m, entries), ask('HMGET', member.a, entries)
-  for index, expires in ipairs(ask('ZMSCORE', member.x, entries)) do
-    if records[index] then
-      m[#m + 1], m[#m + 2] = entries[index], records[index]
-    end
-    if marks[index] then
-      a[#a + 1], a[#a + 2] = entries[index], marks[index]
-    end
-    if expires then
-      x[#x + 1], x[#x + 2] = expires, entries[index]
+  gone = gone + call('LLEN', member['in'])
+  call('UNLINK', member['in'])
+  if call('ZCARD', member.l) == 0 then
+    gone = gone + call('ZCARD', member.r) + call('ZCARD', member.d)
+    call('UNLINK', member.r, member.d, member.m, member.a, member.x)
+  else
+    for _, kind in ipairs({ 'r', 'd' }) do
+      local entries = up_to(member, call('ZRANGE', member[kind], 0, STEP - 1), 8 * BYTES)
+      each('ZREM', member[kind], entries)
+      forget(member, entries)
+      gone, left = gone + #entries, left + call('ZCARD', member[kind])
     end
   end
-  call('UNLINK', member.r, member.d, member['in'], member.m, member.a, member.x)
-  each('HSET', member.m, m)
-  each('HSET', member.a, a)
-  each('ZADD', member.x, x)
 end
-return gone
+return { gone, left }

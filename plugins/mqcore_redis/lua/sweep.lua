@@ -1,23 +1,13 @@
 #!lua flags=allow-oom
--- Leases expired messages wherever they stand, the earliest first. ARGV: lease, token, limit.
--- Answer: -1 when the queue is missing, else now and rows.
+-- Leases expired messages wherever they stand, the earliest first. ARGV: lease, token, limit, how many to pass over.
+-- Answer: -1 when the queue is missing, else now, rows, and how many to pass over when it goes on: -1 when all have been seen.
 local queue = open(1)
 if not queue then
   return -1
 end
 tick(queue)
-local entries, places, limit, from = {}, {}, tonumber(ARGV[3]), 0
-while #entries < limit do
-  local expired = call('ZRANGEBYSCORE', queue.x, '-inf', now, 'LIMIT', from, limit)
-  if #expired == 0 then
-    break
-  end
-  from = from + #expired
-  for _, entry in ipairs(expired) do
-    local place = #entries < limit and pick(queue, entry) -- what is leased is its owner's to bury
-    if place then
-      entries[#entries + 1], places[#places + 1] = entry, place
-    end
-  end
-end
-return { format('%.0f', now), hand_out(queue, entries, places, tonumber(ARGV[1]), ARGV[2]) }
+local from, limit = tonumber(ARGV[4]), tonumber(ARGV[3])
+local expired = call('ZRANGEBYSCORE', queue.x, '-inf', now, 'LIMIT', from, STEP)
+local entries, places, seen = pick(queue, expired, limit) -- what is leased is its owner's to bury
+local rows = hand_out(queue, entries, places, tonumber(ARGV[1]), ARGV[2])
+return { format('%.0f', now), rows, seen < STEP and seen == #expired and -1 or from + seen }

@@ -49,6 +49,29 @@ async def test_after_a_cancelled_receive_the_next_ones_ask_the_server_again(redi
         assert got == [["a"], ["b"], ["c"]]
 
 
+async def test_what_a_cancelled_receive_claimed_is_for_others_at_once(redis_url: str) -> None:
+    """A worker that drains asks no more, and closes when its grace is over: nothing may wait for that."""
+    async with opened(redis_url) as backend, opened(redis_url) as elsewhere:
+        queue = await a_queue(backend)
+        other = await elsewhere.subscribe(queue, prefetch=10, lease=30)
+        for turn in range(12):
+            drains = await backend.subscribe(queue, prefetch=10, lease=30)
+            await backend.publish([outgoing(queue, f"{turn}-{letter}") for letter in "ab"], timeout=5)
+            receiving = asyncio.create_task(drains.receive(2, 60))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            receiving.cancel()
+            (got,) = await asyncio.gather(receiving, return_exceptions=True)
+            if isinstance(got, list):
+                assert await drains.settle([Ack(it.receipt) for it in got], timeout=5) == [DONE] * 2
+            else:
+                found = [*await other.receive(1, 10), *await other.receive(1, 10)]
+                marks = [(it.message.id, it.redelivered, it.doubtful) for it in found]
+                assert marks == [(f"{turn}-a", False, False), (f"{turn}-b", False, False)]
+                assert await other.settle([Ack(it.receipt) for it in found], timeout=5) == [DONE] * 2
+            await drains.close()
+
+
 async def test_what_nobody_saw_goes_back_as_doubtful_as_it_was(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         queue = await a_queue(backend)

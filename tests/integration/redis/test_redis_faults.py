@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 import redis as plain_redis
 from redis.exceptions import NoPermissionError, ReadOnlyError
+from support.waiting import eventually
 
+from mqcore import App, Broker, Queue, Worker
 from mqcore.spi import (
     DONE,
     STORED,
     Ack,
+    Binding,
     Capability,
     ConnectionLost,
     Durability,
@@ -22,8 +25,11 @@ from mqcore.spi import (
     Level,
     Move,
     Outgoing,
+    QueueSpec,
     Release,
+    TopologyMismatch,
     Unknown,
+    new_id,
 )
 from mqcore_redis import RedisBackend, RedisOptions
 
@@ -73,6 +79,60 @@ async def test_on_a_full_server_everything_works_but_publishing(private: Callabl
         assert sorted(it.message.id for it in await consumer.receive(4, 2)) == ["b", "c"]
         (count,) = await backend.count([f"{queue}.dlq"])
         assert count.ready == 1
+
+
+async def test_on_a_full_server_only_what_is_new_cannot_be_declared(private: Callable[..., Private]) -> None:
+    """What is there already writes nothing: every start of a worker declares, and every reconnect."""
+    server, new = private(*ALWAYS), f"t.{new_id()[:12]}"
+    async with opened(server.url) as backend:
+        queue = await a_queue(backend)
+        there = [QueueSpec(name=queue, dead_letter=f"{queue}.dlq"), QueueSpec(name=f"{queue}.dlq", role="dead_letter")]
+        arrow = Binding(router="r", kind="direct", queue=queue, pattern="a")
+        await backend.bind([arrow])
+        with server.client() as client:
+            client.config_set("maxmemory", "1mb")
+            before = client.info("persistence")["aof_current_size"]
+            await backend.declare(there)
+            await backend.bind([arrow])
+            assert client.info("persistence")["aof_current_size"] == before
+        for declaring in (
+            backend.declare([*there, QueueSpec(name=new)]),
+            backend.declare([QueueSpec(name=new, role="temporary")]),
+            backend.bind([Binding(router="r", kind="direct", queue=queue, pattern="b")]),
+        ):
+            with pytest.raises(plain_redis.RedisError) as caught:
+                await declaring
+            assert backend.classify(caught.value) is ErrorKind.FULL
+        with pytest.raises(TopologyMismatch):
+            await backend.declare([QueueSpec(name=queue, ttl=5.0)])
+        assert list(await backend.count([new])) == []
+        assert list(await backend.bindings()) == [arrow]
+
+
+async def test_a_full_server_is_drained_by_a_fresh_worker_and_by_one_that_was_cut_off(
+    private: Callable[..., Private],
+) -> None:
+    server, queue, app = private(*ALWAYS), Queue(f"t.{new_id()[:12]}", str), App("full")
+    done: set[str] = set()
+    cut = asyncio.Event()
+
+    @app.consumer(queue, concurrency=1)
+    async def handle(word: str) -> None:
+        done.add(word)
+        if len(done) == 20 and not cut.is_set():
+            cut.set()
+            with server.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+
+    words = [f"{number:03} {'x' * 500}" for number in range(200)]
+    async with Broker.connect(server.url) as broker:
+        await broker.publish_many(queue, words)
+    with server.client() as client:
+        client.config_set("maxmemory", "1mb")
+    async with Broker.connect(server.url) as broker, Worker(app, broker):
+        await eventually(lambda: len(done) == len(words), within=20)
+        assert cut.is_set()
+        assert broker.health().connected
 
 
 async def test_a_demoted_master_is_told_as_a_lost_connection(private: Callable[..., Private]) -> None:
