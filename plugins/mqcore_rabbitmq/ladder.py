@@ -1,12 +1,12 @@
 """Delays inside the broker: a binary ladder of queues, without any plugin.
 
-    publish(delay) ─► mq.delay.05 ─ waits 2 s ─► mq.delay.04 ─(bit 0: straight on)─► … ─► mq.delay.out ─► the queue
+    publish(delay) ─► mq.delay.in ─► .05 ─ waits 2 s ─► .04 ─(bit 0: straight on)─► … ─► mq.delay.out ─► the queue
 
 Level i holds every message exactly 2^i units of 62.5 ms, so that each is first in, first out in time and a short delay is never
 behind a long one. The routing key says the way: a word for each level, 1 to wait and 0 to pass, then the destination. Levels are
 quorum queues with at-least-once dead-lettering: on classic ones a killed broker lost 6 % to 73 % of what had been confirmed. What
 finds no destination at its end, or no next level because somebody has deleted that, goes to `mq.lost` by an alternate exchange, for
-without one it would hold up everybody.
+without one it would hold up everybody. The entrance has none: who finds no first level hears of it, and declares the ladder anew.
 
 Quorum queues of 4.0 to 4.2 know two levels of priority and let the higher pass inside a level, which would make the lower late:
 what needs AMQP's own priority at a classic exit takes one ladder for each class that the server tells apart.
@@ -20,7 +20,7 @@ from pika import spec
 
 from mqcore_rabbitmq.layout import LEVELS, LOST, NO_LIMIT, Server
 
-__all__ = ["GRANULARITY", "LONGEST", "exit_to", "foot", "ladder_for", "rounded", "rungs", "way"]
+__all__ = ["GRANULARITY", "LONGEST", "entrance", "exit_to", "foot", "ladder_for", "rounded", "rungs", "way"]
 
 UNIT = 0.0625
 COUNT = 27
@@ -46,10 +46,14 @@ def rounded(delay: float) -> int:
     return min(-(-units >> drop) << drop, longest)
 
 
-def way(ladder: str, delay: float, destination: str) -> tuple[str, str]:
-    """Return the exchange at which a message enters, and its key."""
-    units = rounded(delay)
-    return _name(ladder, units.bit_length() - 1), f"{'.'.join(format(units, f'0{COUNT}b'))}.{_called(destination)}"
+def entrance(ladder: str) -> str:
+    """Return the exchange by which messages enter a ladder, each at the level of its highest bit."""
+    return f"{ladder}.in"
+
+
+def way(delay: float, destination: str) -> str:
+    """Return the key of a message: the bits of its delay, the highest first, and where it goes then."""
+    return f"{'.'.join(format(rounded(delay), f'0{COUNT}b'))}.{_called(destination)}"
 
 
 def _called(queue: str) -> str:
@@ -78,6 +82,7 @@ def rungs(ladder: str) -> list[Any]:
         spec.Exchange.Declare(exchange=_LOST_EXCHANGE, type="fanout", durable=True),
         _quorum(LOST),
         spec.Queue.Bind(queue=LOST, exchange=_LOST_EXCHANGE),
+        spec.Exchange.Declare(exchange=entrance(ladder), type="topic", durable=True),
         *(_topic(_name(ladder, level)) for level in range(COUNT)),
         *(request for level in range(COUNT) for request in _rung(ladder, level)),
         _quorum(f"{ladder}.end", {"x-max-length": 1}),
@@ -85,7 +90,7 @@ def rungs(ladder: str) -> list[Any]:
 
 
 def _rung(ladder: str, level: int) -> list[Any]:
-    """Return what makes one level: its queue, and the ways into it and past it."""
+    """Return what makes one level: its queue, and the ways into it, from above and from outside, and past it."""
     here = _name(ladder, level)
     below = _name(ladder, level - 1) if level else OUT
     arguments = {
@@ -94,9 +99,11 @@ def _rung(ladder: str, level: int) -> list[Any]:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    bits = "*." * (COUNT - 1 - level)
+    above = COUNT - 1 - level
+    bits = "*." * above
     return [
         _quorum(here, arguments),
+        spec.Queue.Bind(queue=here, exchange=entrance(ladder), routing_key=f"{'0.' * above}1.#"),
         spec.Queue.Bind(queue=here, exchange=here, routing_key=f"{bits}1.#"),
         spec.Exchange.Bind(destination=below, source=here, routing_key=f"{bits}0.#"),
     ]

@@ -7,7 +7,7 @@ What the plan takes for granted stands in `Sending.needs`.
 
 from mqcore.spi import Outgoing, Route
 from mqcore_rabbitmq.confirms import Sending
-from mqcore_rabbitmq.ladder import LONGEST, ladder_for, way
+from mqcore_rabbitmq.ladder import LONGEST, entrance, ladder_for, way
 from mqcore_rabbitmq.layout import Layout, Server
 from mqcore_rabbitmq.wire import properties
 
@@ -37,9 +37,8 @@ def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, mo
             raise ValueError(f"a delay of {out.delay:g} s is above the longest, {LONGEST:g} s")
         ladder = ladder_for(server, message.priority if native else None)
         foot = out.to if layout is None else layout.target(message.priority, refusable=False)
-        exchange, key = way(ladder, out.delay, foot)
-        needs = (LADDER, ladder), (EXIT, foot)
-        return Sending(exchange, key, given, message.body, out.to, needs=needs, due=now + out.delay)
+        key, needs = way(out.delay, foot), ((LADDER, ladder), (EXIT, foot))
+        return Sending(entrance(ladder), key, given, message.body, out.to, needs=needs, due=now + out.delay)
     if layout is None:
         return Sending("", out.to, given, message.body, out.to)
     target = layout.target(message.priority, refusable=not moved)
