@@ -7,7 +7,7 @@ it is killed, and RabbitMQ so that what a kill leaves behind in its delays is tr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
 
@@ -69,15 +69,8 @@ REDIS = Product(
     ask_redis,
     command=("redis-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
 )
-VALKEY = Product(
-    "Valkey",
-    "valkey",
-    "redis",
-    6379,
-    "/0",
-    "valkey-server",
-    ask_redis,
-    command=("valkey-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
+VALKEY = replace(
+    REDIS, name="Valkey", slug="valkey", program="valkey-server", command=("valkey-server", *REDIS.command[1:])
 )
 RABBITMQ = Product(
     "RabbitMQ",
