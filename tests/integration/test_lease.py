@@ -226,7 +226,7 @@ async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) ->
     async def handler(job: str) -> None:
         starts.append(job)
         blocked.set()
-        time.sleep(0.45)  # noqa: ASYNC251 - blocking the loop is what is tested
+        time.sleep(1.8)  # noqa: ASYNC251 - blocking the loop is what is tested
 
     url = memory_url()
     async with Broker.connect(url, settings=Settings()) as one:
@@ -245,7 +245,7 @@ async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) ->
 
             asyncio.run(consume())
 
-        async with serve(jobs, handler, on=one, lease=0.15):
+        async with serve(jobs, handler, on=one, lease=0.6):
             thread = threading.Thread(target=rival)
             thread.start()
             await eventually(lambda: starts)

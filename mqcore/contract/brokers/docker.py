@@ -6,6 +6,7 @@ Docker engine is on another machine. Where testcontainers' reaper runs (Ryuk), i
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +21,8 @@ __all__ = ["DockerServer"]
 
 _HERE = ("localhost", "127.0.0.1")
 _TRIES = 3
+_AGAIN = 0.2
+"""Seconds after which a pause is tried again: an engine on a busy machine may fail to freeze a container, and thaws it then."""
 _NO_REAPER = ". This is the image of the reaper; TESTCONTAINERS_RYUK_DISABLED=true does without it"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - the engine is on another machine, which only its network reaches
 
@@ -83,7 +86,15 @@ class DockerServer(Server):
         self._wrapped.wait(timeout=30)
 
     def _pause(self) -> None:
-        self._wrapped.pause()
+        for left in reversed(range(_TRIES)):
+            try:
+                self._wrapped.pause()
+            except Exception as error:
+                if not left or "freeze" not in str(error):
+                    raise
+                time.sleep(_AGAIN)
+            else:
+                return
 
     def _resume(self) -> None:
         self._wrapped.unpause()
