@@ -120,6 +120,8 @@ class Lane:
         self._subscription: Subscription | None = None
         self._room = asyncio.Event()
         self._pending: list[tuple[Held, Decision]] = []
+        self._carried: set[Held] = set()
+        """What was being settled when a connection was lost that was the lease: the next subscription does not count it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump: asyncio.Task[None] | None = None
         self._swept = self._clock.monotonic()
@@ -176,7 +178,7 @@ class Lane:
 
     def _listens_while_full(self) -> bool:
         """Where the connection is the lease its end must be heard at once; what is too much the driver itself keeps back (G12)."""
-        return self.permit is _always and not self._connection.capabilities.has(Capability.LEASE)
+        return self.permit is _always and not self._carried and not self._connection.capabilities.has(Capability.LEASE)
 
     async def _wait_for_room(self) -> None:
         """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
@@ -217,7 +219,9 @@ class Lane:
         for held in list(self.held.values()):
             if held.inside:
                 held.lose()
-            elif not held.settling:
+            elif held.settling:
+                self._carried.add(held)
+            else:
                 self.end(held)
 
     async def _mend(self, error: Exception, generation: int) -> bool:
@@ -257,6 +261,13 @@ class Lane:
         self.spawn(self._settle(batch))
 
     async def _settle(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+        try:
+            await self._settle_all(batch)
+        finally:
+            for held, _ in batch:  # if it ended by force, a renewal is heard again
+                held.settling = False
+
+    async def _settle_all(self, batch: Sequence[tuple[Held, Decision]]) -> None:
         wait = _FIRST_WAIT
         while batch:
             results = await self._try_to_settle(batch)
@@ -309,6 +320,7 @@ class Lane:
         if held.gone:
             return
         held.gone = True
+        self._carried.discard(held)
         receipt = held.delivery.receipt
         self.held.pop(receipt, None)
         if self._keeper is not None:
@@ -335,6 +347,7 @@ class Lane:
         await asyncio.sleep(0)  # settlements of this loop turn become a task first
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT)
+        unanswered = [held for held in self.held.values() if held.settling]
         for task in self._tasks:
             task.cancel()
         subscription, self._subscription = self._subscription, None
@@ -347,6 +360,8 @@ class Lane:
                     if left:
                         await subscription.settle(left, timeout=_CLOSE_WAIT)
                     await subscription.close()
+        for held in unanswered:
+            held.lease_lost = held.lease_lost or not held.gone  # who waits for the answer must not take it for done
         for held in list(self.held.values()):
             self.end(held)
 

@@ -1,11 +1,12 @@
 """G3: a settlement that fails leaves its message ours, and is tried again."""
 
+import asyncio
 from typing import Any
 
 import pytest
-from support.faulty import Broken, Faults, dropped_answer, failed, first_failed, lost_answer, raised
+from support.faulty import Broken, Faults, dropped_answer, failed, first_failed, hung, lost_answer, raised
 
-from mqcore import Broker, Queue, RetryPolicy
+from mqcore import Broker, LeaseLost, Queue, RetryPolicy
 from mqcore.spi import ErrorKind
 from mqcore.testing import VirtualClock
 
@@ -81,3 +82,38 @@ async def test_a_settlement_that_cannot_be_sent_slows_consuming_down(
         faults.next("settle", *[failed()] * 200)
         await clock.advance(5)
         assert len(log.seen) == 3, "what is not settled counts against prefetch"
+
+
+async def test_an_ack_that_nobody_has_answered_at_the_close_is_not_taken_for_done(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    await faulty.publish(jobs, "a")
+    consumer = faulty.consume(jobs)
+    delivery = await consumer.get(timeout=1)
+    assert delivery is not None
+    faults.next("settle", *[hung()] * 3)
+    acking = asyncio.create_task(delivery.ack())
+    await clock.settle()
+    await consumer.close()
+    with pytest.raises(LeaseLost):
+        await acking
+
+
+async def test_a_settlement_that_a_driver_ends_by_force_leaves_its_message_to_the_lease(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    """A driver's future that was cancelled ends whoever awaits it; then the claim is lost as any other."""
+    await faulty.publish(jobs, "a")
+    async with faulty.consume(jobs, lease=3) as consumer:
+        delivery = await consumer.get(timeout=1)
+        assert delivery is not None
+        faults.next("settle", raised(asyncio.CancelledError()))
+        acking = asyncio.create_task(delivery.ack())
+        await clock.advance(1)
+        assert not acking.done()
+        found = faulty._connection.backend._store._queues["jobs"]  # type: ignore[attr-defined]  # it is a memory backend
+        for copy in list(found.leases.values()):
+            found.release(copy, doubtful=True)
+        await clock.advance(3)
+        with pytest.raises(LeaseLost):
+            await acking
