@@ -239,7 +239,7 @@ class Lane:
         """The queue was deleted under us: declare it again, as our code says that it should exist."""
         try:
             await self._redeclare()
-        except ConnectionLost:
+        except (ConnectionLost, QueueNotFound):  # the second: it is still being deleted
             return True
         except MqcoreError as error:
             self._fail(error)
@@ -350,6 +350,8 @@ class Lane:
         unanswered = [held for held in self.held.values() if held.settling]
         for task in self._tasks:
             task.cancel()
+        if self._tasks:  # or what they were settling could not be released
+            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT)
         subscription, self._subscription = self._subscription, None
         left = [Release(receipt) for receipt in self.held]
         if subscription is not None:

@@ -164,8 +164,12 @@ class RabbitBackend(Backend):
         now = self._open
         await now.topology.refresh([queue])  # others may have declared it anew, with other bands
         channel = await now.consuming.channel()
-        subscription = RabbitSubscription(queue, prefetch, channel, now.topology, now.settler, self._clock)
-        await subscription.start()
+        try:
+            subscription = RabbitSubscription(queue, prefetch, channel, now.topology, now.settler, self._clock)
+            await subscription.start()
+        except BaseException:
+            channel.abandon()
+            raise
         now.subscriptions.add(subscription)
         subscription.on_end = partial(now.subscriptions.discard, subscription)
         return subscription

@@ -22,8 +22,7 @@ __all__ = ["Pages", "Reading", "alone", "reading"]
 
 _PATIENCE, _AGAIN = 10.0, 0.02
 """Seconds to wait for others who look into the same queue, and between two tries."""
-_MOST = 50_000
-"""Messages that one look takes out at most."""
+_LARGEST_PREFETCH = 65_535
 _SILENCE = 0.3
 """Seconds after which what has not come is not there: somebody else has it."""
 
@@ -68,19 +67,18 @@ async def _locked(link: Link, lock: str) -> Channel | None:
 @asynccontextmanager
 async def reading(link: Link, queue: str) -> AsyncIterator["Reading"]:
     """Be alone with a queue and look into it; all that was taken out goes back in the end, but what is to be kept."""
-    async with alone(link, queue):
-        channel = await link.channel()
-        look = Reading(channel)
-        try:
+    look: Reading | None = None
+    try:
+        async with alone(link, queue):
+            look = Reading(await link.channel())
             yield look
             if not look.kept:
-                await channel.give_all_back()
-        except BaseException:
-            look.kept = False
-            raise
-        finally:
-            if not look.kept:
-                await channel.close()
+                await look.channel.give_all_back()
+                await look.channel.close()
+    except BaseException:  # also of whoever is cancelled on the way out: nobody would know what is kept
+        if look is not None:
+            look.channel.abandon()
+        raise
 
 
 class Reading:
@@ -94,7 +92,6 @@ class Reading:
 
     async def read(self, queue: str, count: int) -> None:
         """Hold the first `count` messages of a queue of the broker that nobody else has."""
-        count = min(count, _MOST)
         came: list[Held] = []
         arrived = asyncio.Event()
 
@@ -102,7 +99,8 @@ class Reading:
             came.append(Held(queue, method, properties, body))
             arrived.set()
 
-        await self.channel.ask(spec.Basic.Qos(prefetch_count=count))
+        prefetch = count if count <= _LARGEST_PREFETCH else 0
+        await self.channel.ask(spec.Basic.Qos(prefetch_count=prefetch))
         tag, started = self.channel.consume(queue, on_message)
         await started
         while len(came) < count:

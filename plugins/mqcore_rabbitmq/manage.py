@@ -19,6 +19,8 @@ __all__ = ["Manager"]
 
 _LOOKS, _BETWEEN = 4, 0.05
 """How often, and after how many seconds, consumers are counted again."""
+_MOST = 50_000
+"""Messages of a queue that one look takes out at most."""
 _A_MOMENT = 0.1
 """Seconds after which the last acknowledgements of a channel are written."""
 _HIDDEN = {"quarantine", "temporary"}
@@ -121,6 +123,9 @@ class Manager:
         layout = self._topology.layout(queue)
         classic = layout is None or not layout.quorum
         if_empty, if_unused = if_empty and classic, if_unused and classic
+        sure = not (if_empty or if_unused)
+        if sure:  # first: a consumer elsewhere declares it anew as soon as it is gone, and that must stand
+            await self._topology.forget([*family, f"{queue}.again"])
         try:
             await self._admin.run(
                 *(spec.Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_unused) for name in family)
@@ -129,7 +134,8 @@ class Manager:
             if closed_by(error, PRECONDITION_FAILED):
                 return False
             raise
-        await self._topology.forget([*family, f"{queue}.again"])
+        if not sure:
+            await self._topology.forget([*family, f"{queue}.again"])
         return True
 
     async def _settled_counts(self, queue: str, family: Sequence[str]) -> list[spec.Queue.DeclareOk]:
@@ -170,4 +176,4 @@ class Manager:
             if count is not None and not whole:
                 wanted = min(wanted, count - len(look.found))
             if wanted > 0:
-                await look.read(name, wanted)
+                await look.read(name, min(wanted, _MOST))

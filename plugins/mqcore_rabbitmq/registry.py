@@ -92,13 +92,15 @@ class Registry:
         self._lock = asyncio.Lock()
         self._denied = False
         self._unwritten: list[dict[str, Any]] = []
+        self._writes = 0
+        """Ours since we read last: after many we read it, and so make it shorter."""
 
     async def refresh(self) -> Picture:
         """Bring the picture up to date with every write that had ended before this call."""
         async with self._lock:
             await self._append([])
             counts = await self._counts()
-            if counts is not None and counts.version != self.picture.version:
+            if counts is not None and (counts.version != self.picture.version or self._writes > _MANY):
                 await self._read()
         return self.picture
 
@@ -126,6 +128,7 @@ class Registry:
             self._unwritten.clear()
             emptied, changes = self.picture.version
             self.picture.version = emptied, changes + 1  # if others wrote too, the count will differ, and all is read
+            self._writes += 1
 
     async def _write(self, queue: str, records: Sequence[dict[str, Any]] = ()) -> bool:
         """Write and wait for the confirm; False when the broker takes nothing now."""
@@ -166,7 +169,7 @@ class Registry:
             if picture.version != _NEVER:
                 break
         picture.fold(self._unwritten)
-        self.picture = picture
+        self.picture, self._writes = picture, 0
 
     async def _read_once(self) -> Picture:
         """Read, and leave it shorter where it has grown long; without a version if that was not all: a busy broker may pause."""

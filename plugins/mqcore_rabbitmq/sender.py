@@ -65,15 +65,15 @@ class Sender:
         for places, found in await _all(parts):
             for at, outcome in zip(places, found, strict=True):
                 outcomes[at] = outcome
-                self._learn(plans[at], outcome)
+                self._learn(plans[at], outcome, now)
         return outcomes
 
-    def _learn(self, sent: object, outcome: Outcome) -> None:
+    def _learn(self, sent: object, outcome: Outcome, now: float) -> None:
         if isinstance(sent, Sending):
             if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND:
                 self._topology.doubt(sent)
             elif sent.due is not None and isinstance(outcome, Stored):
-                self._topology.delayed.add(sent.queue, sent.due)
+                self._topology.delayed.add(sent.queue, sent.due, now)
 
     async def _plans(
         self, batch: Sequence[Outgoing | Sending], until: float, now: float, *, moved: bool
@@ -106,8 +106,15 @@ class Sender:
             return Failed(ErrorKind.PERMANENT, str(error))
 
     async def _with_needs(self, sending: Sending) -> Sending | Failed:
+        """Make sure of what it needs; what goes wrong with that is the fault of this one alone."""
         for kind, name in sending.needs:
-            if not await self._topology.make_sure(kind, name):
+            try:
+                there = await self._topology.make_sure(kind, name)
+            except TimeoutError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as in `_answered`
+                return _not_sent(error)
+            if not there:
                 what = "router" if kind == ROUTER else "queue"
                 return Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no {what} {sending.queue!r}: declare it first")
         return sending

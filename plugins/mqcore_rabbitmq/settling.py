@@ -145,7 +145,10 @@ class Settler:
         if not self._on_their_way:
             return False
         headers = properties.headers or {}
-        waiting = self._on_their_way.get((properties.message_id or "", headers.get(HOP), headers.get(LINEAGE)))
+        hop, lineage = headers.get(HOP), headers.get(LINEAGE)
+        if not isinstance(hop, str) or not isinstance(lineage, (str, type(None))):
+            return False  # a plain client's, and of any type
+        waiting = self._on_their_way.get((properties.message_id or "", hop, lineage))
         if waiting is None:
             return False
         waiting.append(take_in)

@@ -186,10 +186,10 @@ class RabbitSubscription(Subscription):
             await self._settler.settle([Release(self._window.receipt(held)) for held in unseen], _LAST_WORD)
 
     def end(self) -> None:
-        """End a waiting receive, and write what was settled."""
+        """End a waiting receive, and write what was settled; what is being settled comes back with the rest."""
         self._closed = True
         self.on_end()
-        self._window.flush()
+        self._window.drop_all()
         self._buffer.clear()
         self._rouse()
 
@@ -198,11 +198,17 @@ class RabbitSubscription(Subscription):
         self._fail(missing(self.queue))
 
     def _fail(self, error: Exception) -> None:
-        """Take note that there is nothing to consume any more; nothing that is held is ours."""
+        """Take note that there is nothing to consume any more; nothing that is held is ours.
+
+        Our channel ends with it: others of our queues may still be there, and would send to nobody.
+        """
         if self._error is None:
             self._error = error
         self._buffer.clear()
         self._window.drop_all()
+        self._settler.windows.pop(self._channel.serial, None)
+        self.on_end()
+        self._channel.abandon()
         self._rouse()
 
     def _rouse(self) -> None:

@@ -20,7 +20,7 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
-LARGER_PLUGINS = {"mqcore_memory": 900, "mqcore_redis": 1400, "mqcore_rabbitmq": 2200}
+LARGER_PLUGINS = {"mqcore_memory": 900, "mqcore_redis": 1400, "mqcore_rabbitmq": 2250}
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
 
 EXCEPTIONS = {

@@ -1,0 +1,184 @@
+"""Where two things happen at once: a queue that goes while it is consumed, a close beside a settlement, a cancelled request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from pika import BasicProperties, spec
+from support.waiting import eventually
+
+from mqcore import App, Broker, MqcoreError, Queue, Settings, Worker
+from mqcore.message import new_id
+from mqcore.spi import STALE, STORED, Message, Move, Outgoing, QueueSpec
+from mqcore_rabbitmq import RabbitBackend, RabbitOptions
+from mqcore_rabbitmq.delayed import Delayed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.timeout(90)
+TYPES = pytest.mark.parametrize("query", ["", "?durability=machine"], ids=["classic", "quorum"])
+
+
+@pytest.fixture
+async def backend(rabbitmq_url: str) -> AsyncIterator[RabbitBackend]:
+    backend = RabbitBackend(rabbitmq_url, RabbitOptions())
+    await backend.open(lambda _: None)
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"t.{new_id()[:12]}"
+
+
+def out(queue: str, name: str) -> Outgoing:
+    return Outgoing(queue, Message(id=name, body=b"x"))
+
+
+class Consumer:
+    """A worker of another process, as far as its connection goes."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue, self.app, self.seen = Queue(queue, int), App("consumer"), set[int]()
+        self.app.consumer(self.queue)(self.handle)
+
+    async def handle(self, number: int) -> None:
+        self.seen.add(number)
+
+    async def sees_all(self, broker: Broker, numbers: range) -> None:
+        """Publish these with all priorities, each until it is stored, and wait for them."""
+        for number in numbers:
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        await broker.publish(self.queue, number, priority=number % 11)
+                    except MqcoreError:
+                        await asyncio.sleep(0.05)
+                    else:
+                        break
+        await eventually(lambda: self.seen >= set(numbers), 30)
+
+
+@TYPES
+async def test_a_queue_that_is_deleted_under_a_consumer_is_his_again(rabbitmq_url: str, name: str, query: str) -> None:
+    url, consumer = f"{rabbitmq_url}{query}", Consumer(name)
+    async with consumer.app.connect(url, settings=Settings()) as his, Worker(consumer.app, his):
+        async with Broker.connect(url, settings=Settings()) as operator:
+            await consumer.sees_all(operator, range(11))
+            await operator.delete(name)
+            await eventually(lambda: operator_sees(operator, name), 20)
+            await consumer.sees_all(operator, range(11, 33))
+        async with Broker.connect(url, settings=Settings()) as other:  # and it is known to whoever comes next
+            assert name in {counts.name for counts in await other.counts()}
+            await consumer.sees_all(other, range(33, 44))
+        await his.delete(name)
+
+
+async def operator_sees(broker: Broker, name: str) -> bool:
+    return name in {counts.name for counts in await broker.counts()}
+
+
+async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(rabbitmq_url: str, name: str) -> None:
+    """An operator deletes the one queue whose name he knows; the other ten are still there, and so were our consumers of them."""
+    url, consumer = f"{rabbitmq_url}?durability=machine", Consumer(name)
+    async with consumer.app.connect(url, settings=Settings()) as broker, Worker(consumer.app, broker):
+        await consumer.sees_all(broker, range(11))
+        plain = RabbitBackend(rabbitmq_url, RabbitOptions())
+        await plain.open(lambda _: None)
+        await plain._open.topology.admin.run(spec.Queue.Delete(queue=name))
+        await plain.close()
+        await consumer.sees_all(broker, range(11, 44))
+    async with Broker.connect(url, settings=Settings()) as operator:
+        assert await operator.delete(name, if_unused=True)
+
+
+async def test_headers_of_any_type_break_nothing_while_a_message_moves(backend: RabbitBackend, name: str) -> None:
+    """A Move under way looks at what comes meanwhile, and that may be a plain client's."""
+    await backend.declare([QueueSpec(name=name)])
+    consumer = await backend.subscribe(name, prefetch=30, lease=30)
+    assert await backend.publish([out(name, "a")], timeout=5) == [STORED]
+    (a,) = await consumer.receive(10, 5)
+    strange = BasicProperties(message_id="a", headers={"mq-hop": ["1"], "mq-lineage": {"x": 1}})
+    moving = asyncio.create_task(consumer.settle([Move(a.receipt, out(f"{name}.none", "a"))], timeout=5))
+    async with backend._open.topology.admin.channel() as channel:
+        while not moving.done():
+            channel.publish("", name, strange, b"x")
+            await asyncio.sleep(0)
+    await moving
+    assert await consumer.receive(30, 5)  # and the connection has outlived it
+    await consumer.close()
+    await backend.delete(name)
+
+
+async def test_a_close_beside_a_move_tells_no_untruth(backend: RabbitBackend, name: str) -> None:
+    await backend.declare([QueueSpec(name=name), QueueSpec(name=f"{name}.to")])
+    for turn in range(12):
+        assert await backend.publish([out(name, f"m{turn}")], timeout=5) == [STORED]
+        consumer = await backend.subscribe(name, prefetch=5, lease=30)
+        (delivery,) = await consumer.receive(5, 5)
+        move = Move(delivery.receipt, Outgoing(f"{name}.to", delivery.message.moved(name)))
+        settling = asyncio.create_task(consumer.settle([move], timeout=5))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        await consumer.close()
+        (settled,) = await settling
+        source = 1 if settled == STALE else 0
+
+        async def as_told(source: int = source) -> bool:
+            (counts,) = await backend.count([name])
+            return counts.ready == source
+
+        await eventually(as_told, 5)
+        await backend.purge(name)
+    for queue in (name, f"{name}.to"):
+        await backend.delete(queue)
+
+
+async def test_a_cancelled_take_keeps_nothing(backend: RabbitBackend, name: str) -> None:
+    await backend.declare([QueueSpec(name=name)])
+    await backend.publish([out(name, word) for word in "abc"], timeout=5)
+    (first, *_) = await backend.browse(name, 10)
+    for turn in range(40):
+        taking = asyncio.create_task(backend.take(name, [first.key], 30))
+        for _ in range(turn * 2):
+            await asyncio.sleep(0.0002)
+        taking.cancel()
+        (taken,) = await asyncio.gather(taking, return_exceptions=True)
+        if isinstance(taken, list) and taken:
+            break
+
+        async def all_there() -> bool:
+            (counts,) = await backend.count([name])
+            return counts.ready == 3
+
+        await eventually(all_there, 5)
+    await backend.delete(name)
+
+
+async def test_a_cancelled_subscribe_leaves_no_channel(backend: RabbitBackend, name: str) -> None:
+    await backend.declare([QueueSpec(name=name)])
+    channels = backend._open.consuming._connection._channels  # type: ignore[union-attr]  # it is open; pika has no other count
+    await (await backend.subscribe(name, prefetch=1, lease=30)).close()
+    before = len(channels)
+    for turn in range(30):
+        subscribing = asyncio.create_task(backend.subscribe(name, prefetch=1, lease=30))
+        for _ in range(turn):
+            await asyncio.sleep(0.0001)
+        subscribing.cancel()
+        (made,) = await asyncio.gather(subscribing, return_exceptions=True)
+        if not isinstance(made, BaseException):
+            await made.close()
+    await eventually(lambda: len(channels) <= before, 5)
+    await backend.delete(name)
+
+
+def test_what_is_due_is_forgotten_without_anybody_asking() -> None:
+    delayed = Delayed()
+    for second in range(100_000):
+        delayed.add("jobs", second + 5.0, float(second))
+    assert sum(map(len, delayed._due.values())) < 3_000
+    assert delayed.count("jobs", 99_999.0) == 5
