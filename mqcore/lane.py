@@ -239,7 +239,7 @@ class Lane:
         """The queue was deleted under us: declare it again, as our code says that it should exist."""
         try:
             await self._redeclare()
-        except (ConnectionLost, QueueNotFound):  # the second: it is still being deleted
+        except ConnectionLost:
             return True
         except MqcoreError as error:
             self._fail(error)

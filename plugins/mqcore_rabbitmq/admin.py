@@ -24,6 +24,7 @@ from mqcore_rabbitmq.link import Channel, Link
 __all__ = ["Admin"]
 
 _QUEUE = re.compile(r"queue '([^']*)'")
+_TRIES = 10
 _KNOWN = {"x-max-length": "max_length", "x-message-ttl": "retention", "x-queue-type": "durability"}
 
 
@@ -67,7 +68,8 @@ class Admin:
     async def declare(self, layouts: Iterable[Layout]) -> None:
         """Make sure of queues and of the way by which delayed messages reach them. Raises `TopologyMismatch`.
 
-        A temporary one goes with this connection.
+        A temporary one goes with this connection. Where somebody is still deleting what was declared a moment ago, its way is
+        not found: then all is declared again.
         """
         requests: list[Any] = [foot()]
         for layout in layouts:
@@ -76,12 +78,16 @@ class Admin:
                 arguments = layout.arguments(queue, self.server)
                 requests.append(spec.Queue.Declare(queue=queue, durable=not own, exclusive=own, arguments=arguments))
                 requests.append(exit_to(queue))
-        try:
-            await self.run(*requests)
-        except ChannelClosedByBroker as error:
-            if closed_by(error, PRECONDITION_FAILED):
-                raise _mismatch(error) from error
-            raise
+        for left in reversed(range(_TRIES)):
+            try:
+                await self.run(*requests)
+            except ChannelClosedByBroker as error:
+                if closed_by(error, PRECONDITION_FAILED):
+                    raise _mismatch(error) from error
+                if not left or not closed_by(error, NOT_FOUND):
+                    raise
+            else:
+                return
 
     async def counts(self, queues: Iterable[str]) -> dict[str, spec.Queue.DeclareOk]:
         """Ask how many ready messages and consumers each has; without those that are missing or another connection's own."""

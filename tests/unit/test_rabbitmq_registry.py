@@ -43,9 +43,9 @@ def test_one_write_may_hold_many_records_and_nonsense_between_them() -> None:
 def test_what_is_delayed_is_counted_until_it_is_due() -> None:
     delayed = Delayed()
     for due in (1.0, 2.0, 2.01, 30.0):
-        delayed.add("q", due)
+        delayed.add("q", due, 0.0)
     assert [delayed.count("q", now) for now in (0.0, 1.5, 2.5, 31.0)] == [4, 3, 1, 0]
-    delayed.add("q", 50.0)
+    delayed.add("q", 50.0, 31.0)
     delayed.clear("q")
     assert delayed.count("q", 0.0) == 0
 
