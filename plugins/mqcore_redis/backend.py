@@ -181,11 +181,13 @@ class RedisBackend(Backend):
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
-        now = self._now
+        now, names = self._now, self._now.session.keys.queues
+        listed = await now.session.command("SREM", names, queue)  # first: who is woken by its end may make it anew
         if not await now.session.ask("delete", queue, int(if_empty), int(if_unused), also=f"{queue}.again"):
+            if listed:
+                await now.session.run("relist", [names], queue)
             return False
         now.temporary.discard(queue)
-        await now.session.command("SREM", now.session.keys.queues, queue)
         await now.bindings.forget(queue)
         return True
 

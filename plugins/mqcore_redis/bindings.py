@@ -3,7 +3,6 @@
 They are asked for at each routed publish. What is answered comes from memory, after one look at the version.
 """
 
-import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -38,9 +37,8 @@ class Bindings:
     async def remove(self, bindings: Iterable[Binding]) -> None:
         """Remove those that are there."""
         texts = [_text(binding) for binding in bindings]
-        if texts:  # both at once: a connection that broke in between would leave the others with what they remember
-            command = self._session.command
-            await asyncio.gather(command("ZREM", self._key, *texts), command("INCR", self._version_key))
+        if texts:
+            await self._session.run("unbind", (self._key, self._version_key), *texts)
 
     async def of(self, router: str | None = None) -> list[Binding]:
         """Return those of one router, or all."""

@@ -10,9 +10,10 @@ from weakref import WeakValueDictionary
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer
 from mqcore_redis.dial import plain_settings
 from mqcore_redis.link import Answer
@@ -25,6 +26,7 @@ _ANSWER = 8.0
 _AT_ONCE, _MANY = 32, 100_000
 """Scripts under way at a time, each on a connection of its own; connections that there may be: each slot with idle consumers
 blocks one."""
+_CLOSED = "the connection to the Redis cluster was closed"
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
@@ -49,7 +51,7 @@ class ClusterLink:
             **plain_settings(),
         )
         self._broken = broken
-        self._closed = False
+        self._error: Exception | None = None
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[Answer]] = set()
@@ -63,22 +65,26 @@ class ClusterLink:
             raise
 
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
-        """Run commands whose name may have several words; for each the answers of all masters, or one error."""
-        return [await self._on_masters(command) for command in commands]
-
-    async def _on_masters(self, command: tuple[Any, ...]) -> list[Answer]:
-        try:
-            answers = await self._client.execute_command(*command, target_nodes=RedisCluster.PRIMARIES)
-        except ResponseError as error:
-            return [error]
-        return list(answers.values()) if isinstance(answers, dict) else [answers]
+        """Run commands whose name may have several words; for each the answers of all masters, errors among them."""
+        masters = self._client.get_primaries()
+        return [await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands]
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
-        """Send a command; the future never raises, an error is its result."""
+        """Send a command; the future never raises, an error is its result: also where `close` cancels what is under way."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._error is not None:
+            future.set_result(self._error)
+            return future
+
+        def tell(task: asyncio.Task[Answer]) -> None:
+            self._tasks.discard(task)
+            if not future.done():
+                future.set_result(ConnectionLost(_CLOSED) if task.cancelled() else task.result())
+
         task = asyncio.create_task(self._call(command))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        task.add_done_callback(tell)
+        return future
 
     async def _call(self, command: tuple[Any, ...]) -> Answer:
         try:
@@ -87,16 +93,23 @@ class ClusterLink:
             key = str(command[3])
             async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
                 return await self._client.execute_command(*command)
-        except (RedisError, RedisClusterException, OSError) as error:
-            if isinstance(error, _BROKEN) and not is_answer(error) and not self._closed:
-                self._closed = True
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer: somebody waits for one
+            if isinstance(error, _BROKEN) and not is_answer(error) and self._error is None:
+                self._error = error
                 self._broken(error)
             return error
 
     async def close(self) -> None:
         """Let go at once; whoever still waits for an answer is told."""
-        self._closed = True
+        self._error = ConnectionLost(_CLOSED)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
+
+
+async def _ask(master: ClusterNode, command: tuple[Any, ...]) -> Answer:
+    try:
+        return await master.execute_command(*command)
+    except ResponseError as error:
+        return error

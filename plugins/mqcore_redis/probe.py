@@ -32,7 +32,7 @@ async def probe(session: Session) -> Capabilities:
     """
     place, cluster = session.place, session.place.kind == "cluster"
     infos, configs = await session.main.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
-    nodes = [(_info(info), _config(config)) for info, config in zip(infos, configs, strict=False)]
+    nodes = [(_info(info), _config(config)) for info, config in zip(infos, configs, strict=True)]
     if any(info.get("role") == "slave" for info, _ in nodes):
         raise ReadOnlyError(f"the Redis at {place.shown} is a replica: connect to its master", status_code="READONLY")
     if not cluster and any(info.get("cluster_enabled") == "1" for info, _ in nodes):

@@ -73,7 +73,7 @@ class RedisSubscription(Subscription):
             self._session.check()
             self._awake.clear()
             room = await self._room(limit)
-            if room > 0 and not self._arrived:
+            if self._open and room > 0 and not self._arrived:
                 await self._claim(room)
             if not self._open:
                 break  # what the last claim brought is given back by who closes
@@ -141,7 +141,7 @@ class RedisSubscription(Subscription):
         try:
             if self._claiming is not None and not self._claiming.done():  # of a receive that was cancelled
                 await asyncio.shield(self._claiming)
-            if not self._arrived:
+            if self._open and not self._arrived:
                 await asyncio.shield(self._start(self._fetch(room)))
         except Exception:
             self._leave()  # core takes a new subscription: this one is no consumer any more

@@ -27,16 +27,22 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
             )
         groups.setdefault(keys.group(spec.name), []).append(spec)
     listed = [spec.name for spec in specs if spec.role in _LISTED]
-    known = await session.command("SMISMEMBER", keys.queues, *listed) if listed else []
-    new = [name for name, there in zip(listed, known, strict=True) if not there]
-    if new:  # first: a listed queue that is missing is left out, a queue that is not listed would be hidden
-        await session.command("SADD", keys.queues, *new)
+    await _list(session, listed)  # first: a listed queue that is missing is left out, one that is not listed is hidden
     for group in groups.values():
         settings = [keys.one(spec.name, "q") for spec in group]
         clash = await session.run("declare", settings, *(value for spec in group for value in _fields(spec)))
         if clash:
             number, field, found = clash
             raise _mismatch(group[number - 1], field.decode(), found.decode())
+    await _list(session, listed)  # who deleted one of them meanwhile has taken its name out before
+
+
+async def _list(session: Session, names: Sequence[str]) -> None:
+    """Make sure that queues are in the list of queues."""
+    if names:
+        known = await session.command("SMISMEMBER", session.keys.queues, *names)
+        if new := [name for name, there in zip(names, known, strict=True) if not there]:
+            await session.command("SADD", session.keys.queues, *new)
 
 
 def _fields(spec: QueueSpec) -> list[Any]:

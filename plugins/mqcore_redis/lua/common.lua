@@ -46,9 +46,16 @@ local function level_of(entry)
   return tonumber(entry:sub(1, 2))
 end
 
+-- Nothing is noted any more of what `flush` is to store.
+local function clear(queue)
+  queue.records, queue.places, queue.delays, queue.expiries, queue.names = {}, {}, {}, {}, {}
+  queue.stored, queue.wake = 0, false
+  return queue
+end
+
 -- The queue whose twelve keys are the `position`th of KEYS; nil when it was never declared.
 local function open(position)
-  local queue = { records = {}, places = {}, delays = {}, expiries = {}, names = {}, stored = 0 }
+  local queue = clear({})
   for index, name in ipairs(NAMES) do
     queue[name] = KEYS[(position - 1) * #NAMES + index]
   end
@@ -257,6 +264,7 @@ local function flush(queue)
     wake(queue)
   end
   keep(queue, 2)
+  clear(queue)
 end
 
 -- What plain clients have pushed comes in as first attempts, up to `limit` of them; a token makes their ids. It is read a

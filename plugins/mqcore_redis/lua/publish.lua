@@ -39,6 +39,7 @@ for index = 4, #ARGV, 3 do
   end
   outcomes[#outcomes + 1] = outcome
 end
+local stored = queue.stored
 flush(queue)
 
 -- Makes room: the oldest of the lowest priority go to the dead-letter queue, their records untouched behind a note of why.
@@ -58,6 +59,7 @@ local function evict(count, bytes)
         put(letters, { priority = 10 - level_of(entry), delay = 0, moved = true }, note .. records[index])
       end
     end
+    flush(letters)
   else
     call('HINCRBY', queue.q, 'dropped', #entries)
   end
@@ -65,14 +67,16 @@ local function evict(count, bytes)
 end
 
 if bounded and overflows then
-  -- Twice the messages and more bytes than a call adds: what was moved in beyond the bound goes by and by.
+  -- As many messages as this call has added, however large, in parts of BYTES: so the bound is not passed by publishing. And
+  -- more, up to STEP and BYTES, that were moved in beyond the bound: those go by and by.
   local over, bytes = math.min(call('ZCARD', queue.r) - queue.max_length, STEP), BYTES
-  while over > 0 and bytes >= 0 do
-    local count, size = evict(over, bytes)
-    over, bytes = over - count, bytes - size
+  while over > 0 and (bytes >= 0 or stored > 0) do
+    local more = bytes >= 0
+    local count, size = evict(more and over or math.min(over, stored), more and bytes or BYTES)
+    over, bytes, stored = over - count, bytes - size, stored - count
   end
-  if letters then
-    flush(letters)
+  if letters and letters.retention then
+    retain(letters)
   end
 end
 return outcomes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis as plain_redis
@@ -16,6 +16,8 @@ from .conftest import a_queue, opened, outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mqcore_redis.subscription import RedisSubscription
 
     from .conftest import Private
 
@@ -233,3 +235,90 @@ async def test_a_delay_that_falls_due_under_a_count_leaves_nothing_for_ever(priv
         assert count.ready == 1
         with server.client() as client:
             assert [key for key in client.scan_iter() if client.ttl(key) < 0] == []
+
+
+async def test_a_queue_that_is_made_anew_while_it_is_deleted_is_counted(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its consumers learn of the end at once, and declare again before the one who deleted it has gone on."""
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, session = await a_queue(backend), backend._now.session
+        ask = session.ask
+
+        async def overtaken(name: str, *args: Any, **more: Any) -> Any:
+            answer = await ask(name, *args, **more)
+            await other.declare([QueueSpec(name=queue)])
+            return answer
+
+        monkeypatch.setattr(session, "ask", overtaken)
+        assert await backend.delete(queue)
+        assert queue in {count.name for count in await other.count()}
+
+
+async def test_a_queue_that_is_deleted_while_it_is_declared_is_counted(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, session = await a_queue(backend), backend._now.session
+        run = session.run
+
+        async def overtaken(name: str, *args: Any) -> Any:
+            assert await other.delete(queue)
+            return await run(name, *args)
+
+        monkeypatch.setattr(session, "run", overtaken)
+        await backend.declare([QueueSpec(name=queue)])
+        assert queue in {count.name for count in await other.count()}
+
+
+async def test_nothing_is_claimed_after_a_close_that_came_while_the_server_was_asked(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full consumer asks whether its ended leases were renewed elsewhere; meanwhile it is closed."""
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, asked = await a_queue(backend), asyncio.Event()
+        consumer = await backend.subscribe(queue, prefetch=1, lease=0.2)
+        await backend.publish([outgoing(queue)], timeout=5)
+        assert len(await consumer.receive(1, 2)) == 1
+        batches = backend._now.batches
+        renew = batches.renew
+
+        async def told(*args: Any) -> Any:
+            asked.set()
+            return await renew(*args)
+
+        monkeypatch.setattr(batches, "renew", told)
+        waiting = asyncio.create_task(consumer.receive(1, 10))
+        await asyncio.wait_for(asked.wait(), 5)
+        await consumer.close()
+        assert list(await waiting) == []
+        (count,) = await other.count([queue])
+        assert (count.ready, count.leased) == (1, 0)
+
+
+async def test_nothing_is_claimed_after_a_close_that_came_while_an_older_claim_was_under_way(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(redis_url) as backend, opened(redis_url) as other:
+        queue, begun, answered = await a_queue(backend), asyncio.Event(), asyncio.Event()
+        consumer = cast("RedisSubscription", await backend.subscribe(queue, prefetch=1, lease=30))
+        fetch = consumer._fetch
+
+        async def slow(_: int) -> None:
+            monkeypatch.setattr(consumer, "_fetch", fetch)
+            begun.set()
+            await answered.wait()
+
+        monkeypatch.setattr(consumer, "_fetch", slow)
+        cancelled = asyncio.create_task(consumer.receive(1, 10))
+        await asyncio.wait_for(begun.wait(), 5)
+        cancelled.cancel()
+        waiting = asyncio.create_task(consumer.receive(1, 10))
+        await asyncio.wait([cancelled])
+        closing = asyncio.create_task(consumer.close())
+        await other.publish([outgoing(queue)], timeout=5)
+        answered.set()
+        await closing
+        assert list(await waiting) == []
+        (count,) = await other.count([queue])
+        assert (count.ready, count.leased) == (1, 0)

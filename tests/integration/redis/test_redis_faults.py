@@ -109,6 +109,26 @@ async def test_on_a_full_server_only_what_is_new_cannot_be_declared(private: Cal
         assert list(await backend.bindings()) == [arrow]
 
 
+async def test_on_a_full_server_bindings_and_queues_can_be_removed(private: Callable[..., Private]) -> None:
+    """And everybody learns of it: the bindings and their version change in one step."""
+    server = private(*ALWAYS)
+    async with opened(server.url) as backend, opened(server.url) as other:
+        one, two = await a_queue(backend), await a_queue(backend)
+        arrows = [Binding(router="r", kind="direct", queue=queue, pattern="a") for queue in (one, two)]
+        await backend.bind(arrows)
+        await backend.publish([outgoing(two)], timeout=5)
+        assert len(await other.bindings("r")) == 2
+        with server.client() as client:
+            client.config_set("maxmemory", "1mb")
+        await backend.unbind(arrows[:1])
+        assert list(await other.bindings("r")) == arrows[1:]
+        assert not await backend.delete(two, if_empty=True)
+        assert two in {count.name for count in await other.count()}
+        assert await backend.delete(two)
+        assert list(await other.bindings("r")) == []
+        assert two not in {count.name for count in await other.count()}
+
+
 async def test_a_full_server_is_drained_by_a_fresh_worker_and_by_one_that_was_cut_off(
     private: Callable[..., Private],
 ) -> None:

@@ -130,20 +130,54 @@ async def test_what_was_moved_in_beyond_the_bound_goes_by_and_by(redis_url: str)
         assert [entry.message.id for entry in await backend.browse(letters, 2)] == ["0000", "0001"]
 
 
-async def test_what_is_large_goes_to_the_dead_letters_in_parts_and_more_of_it_than_comes(redis_url: str) -> None:
+async def test_large_ones_beyond_the_bound_go_to_the_dead_letters_in_parts(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         queue, letters = await a_bounded_queue(backend, 10)
-        names = await large_ones(backend, queue, 10)
-        small = [outgoing(queue, f"small-{number}") for number in range(10)]
-        assert await backend.publish(small, timeout=5) == [STORED] * 10
-        (count,) = await backend.count([queue])
-        assert count.ready > 10
-        for turn in range(9):
-            assert await backend.publish([outgoing(queue, f"more-{turn}")], timeout=5) == [STORED]
-        (count,) = await backend.count([queue])
-        assert count.ready == 10
+        names = [f"{number:03}" for number in range(20)]
+        redriven = [Outgoing(queue, Message(id=name, body=LARGE, hop=1)) for name in names]
+        assert await backend.publish(redriven, timeout=20) == [STORED] * 20
+        ready = []
+        for turn in range(20):
+            assert await backend.publish([outgoing(queue, f"new-{turn}")], timeout=5) == [STORED]
+            (count,) = await backend.count([queue])
+            ready.append(count.ready)
+        assert ready[:3] == [19, 18, 17]
+        assert ready[-1] == 10
         evicted = [entry.message.id for entry in await backend.browse(letters, 100)]
-        assert evicted == [*names, *(out.message.id for out in small[:9])]
+        assert evicted == [*names, *(f"new-{turn}" for turn in range(10))]
+
+
+@pytest.mark.parametrize("letters", ["kept", "dropped"])
+async def test_small_ones_that_drive_out_large_ones_do_not_pass_the_bound(redis_url: str, letters: str) -> None:
+    """A call that brought a few bytes takes out as many messages as it brought, in parts of 1 MiB."""
+    async with opened(redis_url) as backend:
+        queue = f"t.{new_id()[:12]}"
+        dead = f"{queue}.dlq" if letters == "kept" else None
+        await backend.declare([QueueSpec(name=queue, max_length=20, overflow="dead_letter", dead_letter=dead)])
+        await backend.declare([QueueSpec(name=f"{queue}.dlq", role="dead_letter")])
+        large = [Outgoing(queue, Message(id=f"{number:03}", body=LARGE, priority=number % 3)) for number in range(20)]
+        assert await backend.publish(large, timeout=20) == [STORED] * 20
+        for size in (1, 19, 300):
+            assert await backend.publish([outgoing(queue) for _ in range(size)], timeout=10) == [STORED] * size
+            (count,) = await backend.count([queue])
+            assert count.ready == 20
+        (count,) = await backend.count([f"{queue}.dlq"])
+        assert count.ready == (320 if dead else 0)
+        if dead:
+            gone = [entry.message for entry in await backend.browse(dead, 400)]
+            assert [it.priority for it in gone if it.body == LARGE] == [2] * 6 + [1] * 7 + [0] * 7
+
+
+async def test_letters_of_an_overflow_are_kept_for_their_time_and_no_longer(redis_url: str) -> None:
+    """Nobody looks at them: who stores the next ones lets the old ones go."""
+    async with opened(redis_url) as backend, opened(redis_url) as looks:
+        queue = f"t.{new_id()[:12]}"
+        spec = QueueSpec(name=queue, max_length=1, overflow="dead_letter", dead_letter=f"{queue}.dlq")
+        await backend.declare([spec, QueueSpec(name=f"{queue}.dlq", role="dead_letter", retention=0.5)])
+        assert await backend.publish([outgoing(queue) for _ in range(101)], timeout=5) == [STORED] * 101
+        await asyncio.sleep(0.6)
+        assert await backend.publish([outgoing(queue, "last")], timeout=5) == [STORED]
+        assert await looks._now.session.command("HLEN", f"mq:{{{queue}}}.dlq:m") == 1
 
 
 async def test_a_purge_beside_what_is_leased_goes_in_parts_and_leaves_that(private: Callable[..., Private]) -> None:

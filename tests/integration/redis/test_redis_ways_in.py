@@ -16,13 +16,13 @@ from support.waiting import eventually
 
 from mqcore import Broker, ConfigurationError, Queue
 from mqcore.contract.brokers.server import free_port
-from mqcore.spi import DONE, STORED, Ack, Capability, ErrorKind, Move, Outgoing
+from mqcore.spi import DONE, STORED, Ack, Capability, Durability, ErrorKind, Move, Outgoing
 from mqcore_redis import RedisBackend, RedisOptions
 
 from .conftest import Private, a_queue, opened, outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -253,13 +253,13 @@ async def test_a_master_that_sentinel_does_not_know(private: Callable[..., Priva
 # Cluster
 
 
-@pytest.fixture
-def cluster(private: Callable[..., Private]) -> Iterator[list[Private]]:
-    """Three masters that share the slots."""
-    buses = [free_port() for _ in range(3)]
+@pytest.fixture(params=[3])
+def cluster(private: Callable[..., Private], request: pytest.FixtureRequest) -> list[Private]:
+    """Three masters that share the slots, or as many as a test asks for."""
+    buses = [free_port() for _ in range(request.param)]
     nodes = [private("--cluster-enabled", "yes", "--appendonly", "yes", "--cluster-port", str(bus)) for bus in buses]
     clients = [node.client() for node in nodes]
-    bounds = [0, 5461, 10922, 16384]
+    bounds = [16384 * number // len(nodes) for number in range(len(nodes) + 1)]
     for client, first, after in zip(clients, bounds[:-1], bounds[1:], strict=True):
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
     for node, bus in zip(nodes[1:], buses[1:], strict=True):
@@ -333,3 +333,30 @@ async def test_with_a_tag_all_queues_share_a_slot(cluster: list[Private]) -> Non
         assert await backend.publish([outgoing(source), outgoing(target), outgoing(target)], timeout=5) == [STORED] * 3
         (count,) = await backend.count([f"{target}.dlq"])
         assert count.ready == 1
+
+
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+async def test_a_cluster_may_have_one_master(cluster: list[Private]) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster[0].port}"
+    await serves(url)
+    async with opened(url) as backend:
+        told = await backend.open(lambda _: None)
+    assert told.server.startswith("Redis ")
+    assert told.durability is Durability.PROCESS
+
+
+async def test_a_cluster_that_shows_half_of_itself_is_judged_by_its_weakest_node(cluster: list[Private]) -> None:
+    """CONFIG is denied everywhere; INFO of each node tells whether it keeps anything."""
+    clients = [node.client() for node in cluster]
+    for client in clients:
+        rights = "~mq:* +@read +@write +@scripting +@connection +time +info +cluster|slots"
+        client.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rights.split())
+    url = f"redis+cluster://app:secret@127.0.0.1:{cluster[0].port}"
+    found = []
+    for client in clients:
+        client.config_set("appendonly", "no")
+        async with opened(url) as backend:
+            found.append((await backend.open(lambda _: None)).durability)
+        client.config_set("appendonly", "yes")
+        client.close()
+    assert found == [Durability.MEMORY] * 3

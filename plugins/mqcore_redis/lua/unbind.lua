@@ -1,0 +1,4 @@
+#!lua flags=allow-oom
+-- Removes bindings, and tells all who remember them, in one step. KEYS: as `bind`. ARGV: bindings as JSON.
+each('ZREM', KEYS[1], ARGV)
+return call('INCR', KEYS[2])
