@@ -256,9 +256,10 @@ class Subscription(ABC):
         A receipt is at most 64 bytes.
 
         Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
-        `expires_in <= 0`: core dead-letters them (G6). Raises after a loss. When it is cancelled, a claim already under way must
-        not be lost: its messages come with the next call, or go back unmarked, by `close` at the latest. The headers of what is
-        handed out must be read-only, as `unpack` makes them.
+        `expires_in <= 0`: core dead-letters them (G6). While `prefetch` of them are unsettled it waits until one is settled (G12).
+        Raises after a loss, also then. When it is cancelled, a claim already under way must not be lost: its messages come with
+        the next call, or go back unmarked, by `close` at the latest. The headers of what is handed out must be read-only, as
+        `unpack` makes them.
         """
 
     @abstractmethod

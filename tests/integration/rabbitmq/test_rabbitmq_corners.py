@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 from pika import BasicProperties, spec
@@ -15,19 +14,8 @@ from mqcore.spi import STALE, STORED, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 from mqcore_rabbitmq.delayed import Delayed
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 pytestmark = pytest.mark.timeout(90)
 TYPES = pytest.mark.parametrize("query", ["", "?durability=machine"], ids=["classic", "quorum"])
-
-
-@pytest.fixture
-async def backend(rabbitmq_url: str) -> AsyncIterator[RabbitBackend]:
-    backend = RabbitBackend(rabbitmq_url, RabbitOptions())
-    await backend.open(lambda _: None)
-    yield backend
-    await backend.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 from pika import spec
@@ -14,22 +13,11 @@ from mqcore.message import new_id
 from mqcore.spi import STORED, Message, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 pytestmark = pytest.mark.timeout(90)
 LOST = "mq.lost"
 LOOKS = 25
 """More than the 20 deliveries after which a quorum queue of 4.0 throws a message away."""
 ON_THEIR_WAY = 100
-
-
-@pytest.fixture
-async def backend(rabbitmq_url: str) -> AsyncIterator[RabbitBackend]:
-    backend = RabbitBackend(rabbitmq_url, RabbitOptions())
-    await backend.open(lambda _: None)
-    yield backend
-    await backend.close()
 
 
 async def remove(backend: RabbitBackend, queue: str) -> None:
