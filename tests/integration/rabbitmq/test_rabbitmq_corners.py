@@ -10,7 +10,7 @@ from support.waiting import eventually
 
 from mqcore import App, Broker, MqcoreError, Queue, Settings, Worker
 from mqcore.message import new_id
-from mqcore.spi import STALE, STORED, Message, Move, Outgoing, QueueSpec
+from mqcore.spi import STALE, STORED, Binding, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 from mqcore_rabbitmq.delayed import Delayed
 
@@ -161,6 +161,20 @@ async def test_a_cancelled_subscribe_leaves_no_channel(backend: RabbitBackend, n
         if not isinstance(made, BaseException):
             await made.close()
     await eventually(lambda: len(channels) <= before, 5)
+    await backend.delete(name)
+
+
+async def test_an_instance_that_is_alone_does_not_make_the_registry_long(backend: RabbitBackend, name: str) -> None:
+    await backend.declare([QueueSpec(name=name)])
+    binding = Binding(router=f"{name}.events", kind="topic", queue=name, pattern="a.*")
+    longest = 0
+    for _ in range(120):
+        await backend.bind([binding])
+        await backend.unbind([binding])
+        counts = await backend._open.topology.admin.counts(["mq.registry"])
+        longest = max(longest, counts["mq.registry"].message_count)
+    assert longest < 220  # of 240 writes, and what other tests have left
+    assert await backend.bindings(binding.router) == []
     await backend.delete(name)
 
 
