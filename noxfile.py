@@ -59,7 +59,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, or those that are named: `-s tests -- tests/unit -k retry`.
 
     All of them take a broker of each kind, where one can be had, and run those on brokers side by side; options for every pytest
-    are written in one word, `-s tests -- --brokers=local --contract-reports=reports`.
+    are written in one word, `-s tests -- --mqcore-brokers=local --mqcore-contract-reports=reports`.
     """
     install(session, "tests")
     if all(argument.startswith("--") for argument in session.posargs):

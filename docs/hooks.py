@@ -53,7 +53,7 @@ _README = "<!-- README.md -->"
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
-"""Reports in JSON, `rabbitmq-4.json` and the like, as `pytest --contract-reports` and `mqcore contract run --report` write them."""
+"""JSON reports such as `rabbitmq-4.json`, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -5,7 +5,7 @@
 Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server to itself: it may kill it. A
 contract's cases, its model and the tests in which brokers are killed are runs of their own. Each writes a log, of which the summary
 is shown when it passes and the whole when it fails. The last line adds all of them up, in pytest's own form. Each
-contract run leaves its report in `.nox/logs/reports`, or where `--contract-reports=DIR` says. How many run at once,
+contract run leaves its report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many run at once,
 `MQCORE_TESTS_AT_ONCE` says.
 """
 
@@ -118,9 +118,10 @@ def main(options: Sequence[str]) -> int:
     """Run everything; 0 when all has passed."""
     began = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
-    plain = [option for option in options if not option.startswith("--contract-reports")]  # reports are of servers
+    # reports are of servers
+    plain = [option for option in options if not option.startswith("--mqcore-contract-reports")]
     if plain == options:
-        options = [*options, f"--contract-reports={LOGS / 'reports'}"]
+        options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
     runs = [run("without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):

@@ -28,6 +28,8 @@ __all__ = ["Contract"]
 
 pytest_plugins = ["mqcore.contract.brokers.fixtures"]
 _KEY = pytest.StashKey["Contracts"]()
+_RENAMED = ("--broker", "--brokers", "--broker-url", "--contract-report", "--contract-reports")
+"""What our options were called before all of them began with `--mqcore-`."""
 
 
 class Contract:
@@ -118,15 +120,30 @@ class Contracts:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--contract-report`, `--contract-reports` and the ini option `contract_waivers`."""
+    """Add the options for reports, `--mqcore-contract-report(s)`, and the ini option `contract_waivers`."""
     group = parser.getgroup("mqcore")
-    group.addoption("--contract-report", metavar="PATH", help="write the contract's report: .json or .md")
+    group.addoption("--mqcore-contract-report", metavar="PATH", help="write the contract's report: .json or .md")
     group.addoption(
-        "--contract-reports", metavar="DIR", help="write the JSON report of each test module into this folder"
+        "--mqcore-contract-reports",
+        metavar="DIR",
+        help="write the JSON report of each test module into this folder",
     )
     parser.addini(
         "contract_waivers", "cases that are known to fail, one `case: reason` a line", type="linelist", default=[]
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
+    """Answer an option's old name with its new one, unless another plugin has an option of that name.
+
+    The old names are not registered, so they are free for other plugins. Runs last, when conftest files have added theirs.
+    """
+    _, unknown = parser.parse_known_and_unknown_args(args)
+    for name in (argument.partition("=")[0] for argument in unknown):
+        if name in _RENAMED:
+            new = f"--mqcore-{name.removeprefix('--')}"
+            raise pytest.UsageError(f"{name} is not an option of pytest or its plugins. mqcore's is {new}.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -206,12 +223,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
         for waiver in run.waivers:
             terminalreporter.write_line(f"waived: {waiver.case}: {waiver.reason}")
-        if given := config.getoption("--contract-report"):
+        if given := config.getoption("--mqcore-contract-report"):
             path = Path(given)
             if len(reports) > 1:
                 path = path.with_stem(f"{path.stem}-{report.capabilities.backend}")
             path.write_text(report.markdown() if path.suffix == ".md" else report.json(), encoding="utf-8")
-        folder = config.getoption("--contract-reports")
+        folder = config.getoption("--mqcore-contract-reports")
         if folder and not run.smoke:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{run.name}.json").write_text(report.json(), encoding="utf-8")

@@ -59,7 +59,7 @@ def test_a_broker_that_is_not_there_is_a_skip_with_a_count_and_a_reason(
         def test_two(redis_url): ...
         def test_three(): ...
         """,
-        "--brokers=url",
+        "--mqcore-brokers=url",
     )
     found.assert_outcomes(passed=1, skipped=2)
     found.stdout.fnmatch_lines(
@@ -76,9 +76,12 @@ def test_under_ci_it_is_an_error(project: Callable[..., pytest.RunResult]) -> No
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--broker-url=redis"], "*the broker URL 'redis' is not usable*"),
-        (["--broker-url=kafka://h"], "*which broker is at a kafka:// URL cannot be told*"),
-        (["--broker-url=redis://:hunter2@h:99999"], "*the broker URL 'redis://:[*][*][*]@h:99999' is not usable*"),
+        (["--mqcore-broker-url=redis"], "*the broker URL 'redis' is not usable*"),
+        (["--mqcore-broker-url=kafka://h"], "*which broker is at a kafka:// URL cannot be told*"),
+        (
+            ["--mqcore-broker-url=redis://:hunter2@h:99999"],
+            "*the broker URL 'redis://:[*][*][*]@h:99999' is not usable*",
+        ),
     ],
 )
 def test_an_option_that_means_nothing_ends_the_run(
@@ -97,7 +100,7 @@ def test_a_variable_that_means_nothing_ends_the_run(project: Callable[..., pytes
 
 
 def test_who_asks_for_no_broker_hears_nothing_of_them(project: Callable[..., pytest.RunResult]) -> None:
-    found = project("def test_one(): ...", "--brokers=url")
+    found = project("def test_one(): ...", "--mqcore-brokers=url")
     found.assert_outcomes(passed=1)
     assert "mqcore brokers" not in found.stdout.str()
 
@@ -114,7 +117,7 @@ def test_each_test_finds_the_broker_without_the_queues_of_another(
         def test_two({name}_url): asyncio.run(shop.one({name}_url))
         def test_three(broker_url): asyncio.run(shop.one(broker_url))
         """
-    found = project(tests, f"--broker={name}", MQCORE_BROKER_URL=server.url)
+    found = project(tests, f"--mqcore-broker={name}", MQCORE_BROKER_URL=server.url)
     found.assert_outcomes(passed=3)
     said = re.search(rf"^{name}: (.*), url, up in", found.stdout.str(), re.MULTILINE)
     assert said is not None
@@ -131,7 +134,7 @@ def test_a_broker_is_started_for_the_run_and_gone_after_a_failure(
             print("at", redis_url)
             raise ValueError("as tests do")
         """,
-        "--brokers=local",
+        "--mqcore-brokers=local",
     )
     found.assert_outcomes(failed=1)
     found.stdout.fnmatch_lines(["redis: Redis *, local, up in *"])

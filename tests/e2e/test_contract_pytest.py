@@ -41,7 +41,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Calla
 def test_a_smoke_run_is_less_from_the_start_and_no_proof(
     project: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
-    found = project("--contract-reports=reports", test_some=SMOKE.format(smoke=True))
+    found = project("--mqcore-contract-reports=reports", test_some=SMOKE.format(smoke=True))
     assert found.ret == 0  # under CI too: nothing was left out of what was asked for
     found.stdout.fnmatch_lines(["*mqcore contract: smoke passed*", f"memory, *: * of {CORE} cases"])
     assert not (pytester.path / "reports").exists()
@@ -57,8 +57,27 @@ def test_each_module_has_a_report_of_its_own(
     project: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     whole = SMOKE.format(smoke=False)
-    found = project("--contract-reports=reports", "-k", "core", test_one_4=whole, test_other=whole)
+    found = project("--mqcore-contract-reports=reports", "-k", "core", test_one_4=whole, test_other=whole)
     assert found.ret == pytest.ExitCode.TESTS_FAILED
     assert sorted(path.name for path in (pytester.path / "reports").iterdir()) == ["one_4.json", "other.json"]
     report = json.loads((pytester.path / "reports" / "other.json").read_text())
     assert (report["backend"], report["verdict"]) == ("memory", "partial")
+
+
+@pytest.mark.parametrize("old", ["--brokers=local", "--broker=redis", "--contract-report"])
+def test_an_old_option_name_is_answered_with_the_new_one(project: Callable[..., pytest.RunResult], old: str) -> None:
+    found = project(old, test_some="def test_one(): ...")
+    assert found.ret == pytest.ExitCode.USAGE_ERROR
+    name = old.partition("=")[0]
+    found.stderr.fnmatch_lines([f"ERROR: {name} is not *. mqcore's is --mqcore-{name[2:]}."])
+
+
+def test_another_project_may_use_an_option_name_that_mqcore_once_had(
+    project: Callable[..., pytest.RunResult],
+) -> None:
+    found = project(
+        "--broker=mine",
+        conftest="def pytest_addoption(parser): parser.addoption('--broker')",
+        test_some="def test_one(pytestconfig): assert pytestconfig.getoption('--broker') == 'mine'",
+    )
+    found.assert_outcomes(passed=1)

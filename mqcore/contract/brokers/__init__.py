@@ -4,8 +4,9 @@
 
 is all that an application's test needs; the fixtures are in `mqcore.contract.brokers.fixtures`. What happens then: the fixture asks
 `Brokers` for a server by name (`redis`, `rabbitmq-4`, …); it looks the name up in the catalogue, tries the providers that
-`--brokers` allows, and returns a `Server` that accepts connections at its `url`. When the run ends it is stopped, whatever the
-tests did to it. `ServerHarness` gives the contract kit the same server, so that its cases of crashes and of silence can be shown.
+`--mqcore-brokers` allows, and returns a `Server` that accepts connections at its `url`. When the run ends it is stopped, whatever
+the tests did to it. `ServerHarness` gives the contract kit the same server, so that its cases of crashes and of silence can be
+shown.
 """
 
 from mqcore.contract.brokers.brokers import Brokers

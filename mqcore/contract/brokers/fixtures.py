@@ -1,7 +1,7 @@
 """The pytest fixtures: a real broker for any test, in one line.
 
     def test_orders(redis_url: str) -> None: ...           # or rabbitmq_url, valkey_url
-    def test_shop(broker_url: str) -> None: ...            # once on each broker that `--broker NAME` names
+    def test_shop(broker_url: str) -> None: ...            # once on each broker that `--mqcore-broker NAME` names
 
 A server is started when the first test asks for it, serves the whole run, and is stopped at its end. Each test finds it as the last
 one did: queues that a test has made are deleted after it. Where a broker cannot be had the test is skipped, with the reason and a
@@ -49,14 +49,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that say where brokers come from."""
     group = parser.getgroup("mqcore")
     group.addoption(
-        "--brokers",
+        "--mqcore-brokers",
         choices=_PROVIDERS,
         default=None,
-        help="where real brokers come from: docker, local (installed servers), url (see --broker-url), or auto, the first that "
-        "works (default; environment: MQCORE_BROKERS)",
+        help="where real brokers come from: docker, local (installed servers), url "
+        "(see --mqcore-broker-url), or auto, the first that works (default; environment: MQCORE_BROKERS)",
     )
     group.addoption(
-        "--broker-url",
+        "--mqcore-broker-url",
         action="append",
         default=[],
         metavar="[NAME=]URL",
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "(environment: MQCORE_BROKER_URL, with blanks between)",
     )
     group.addoption(
-        "--broker",
+        "--mqcore-broker",
         action="append",
         default=[],
         metavar="NAME",
@@ -80,22 +80,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each broker that `broker_url` shall be."""
     if "broker_url" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--broker") or ["redis", "rabbitmq"]
+        names = metafunc.config.getoption("--mqcore-broker") or ["redis", "rabbitmq"]
         metafunc.parametrize("broker_url", names, indirect=True)
 
 
 @pytest.fixture(scope="session")
 def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
-    """The servers of this run, as `--brokers` says; all are stopped at its end."""
+    """The servers of this run, as `--mqcore-brokers` says; all are stopped at its end."""
     from mqcore.contract.brokers.brokers import Brokers  # noqa: PLC0415 - it is loaded in every pytest run: it stays small
 
     option = request.config.getoption
-    provider: Any = option("--brokers") or os.environ.get("MQCORE_BROKERS") or "auto"
-    urls = option("--broker-url") or os.environ.get("MQCORE_BROKER_URL", "").split()
+    provider: Any = option("--mqcore-brokers") or os.environ.get("MQCORE_BROKERS") or "auto"
+    urls = option("--mqcore-broker-url") or os.environ.get("MQCORE_BROKER_URL", "").split()
     try:
         found = Brokers(provider, urls)
     except (LookupError, ConfigurationError) as error:
-        pytest.exit(f"--brokers, --broker-url: {error}", pytest.ExitCode.USAGE_ERROR)
+        pytest.exit(f"--mqcore-brokers, --mqcore-broker-url: {error}", pytest.ExitCode.USAGE_ERROR)
     request.config.stash[_USE].brokers = found
     with found, _asked_to_end():
         yield found
@@ -155,7 +155,7 @@ def rabbitmq_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
 
 @pytest.fixture
 def broker_url(request: pytest.FixtureRequest, broker_server: Callable[[str], Server]) -> Iterator[str]:
-    """The URL of each broker that `--broker` names, one after the other."""
+    """The URL of each broker that `--mqcore-broker` names, one after the other."""
     yield from _swept(broker_server(request.param))
 
 

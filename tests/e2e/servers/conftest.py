@@ -1,4 +1,7 @@
-"""The servers of these tests: each product and queue type once, each version where a test asks for it, or those of `--broker`."""
+"""The servers of these tests: each product and queue type once, each version where a test asks for it.
+
+`--mqcore-broker` names others.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ EVERY_SERVER = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "where" in metafunc.fixturenames:
         names = EVERY_SERVER if metafunc.definition.get_closest_marker("every_server") else EACH_PRODUCT
-        metafunc.parametrize("where", metafunc.config.getoption("--broker") or names)
+        metafunc.parametrize("where", metafunc.config.getoption("--mqcore-broker") or names)
 
 
 @pytest.fixture
