@@ -100,6 +100,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def campaign(session: nox.Session) -> None:
+    """Restart workers under load while answers are late: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`."""
+    install(session, "tests")
+    session.run("python", "tests/campaigns/rolling_restarts.py", *(session.posargs or ["redis", "rabbitmq"]))
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/, where a warning is an error, and run every code block of it and of the README."""
     install(session, "docs")
