@@ -80,6 +80,8 @@ class Kit:
         self.measured: dict[str, float] = {}
         """What a case measures, by name: it goes into the report."""
         self.lost: list[Exception] = []
+        self.awaited: list[asyncio.Future[Any]] = []
+        """The calls that the case waits for now, or waited for when it was ended."""
         self.made: Backend | None = None
         """The first instance, once it has been asked for."""
         self._opened: list[Backend] = []
@@ -149,11 +151,13 @@ class Kit:
         """
         limit = self.harness.patience if seconds is None else seconds
         task = asyncio.ensure_future(work)
+        self.awaited.append(task)
         try:
             await self._await(task, limit)
         except BaseException:
             self._tasks.append(task)  # what spins on is cancelled before anything is closed
             raise
+        self.awaited.remove(task)
         if not task.done():
             called, look = name_of(task), stands_at(task, self.made)
             task.cancel()

@@ -6,6 +6,7 @@ its author can change is the innermost line of the backend's own package, and th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -13,13 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
     from types import FrameType
 
     from mqcore.spi import Backend
 
-__all__ = ["Heard", "first", "name_of", "raised_at", "stands_at", "told_as"]
+__all__ = ["Heard", "first", "name_of", "raised_at", "raised_in", "stands_at", "told_as"]
 
 _NOT_OURS = {"mqcore", "abc", "builtins", "typing"}
 _LINES = 2
@@ -27,8 +27,12 @@ _LONGEST = 240
 
 
 def first(error: BaseException) -> BaseException:
-    """Return what an error began with: core's errors have the driver's as their cause."""
-    while error.__cause__ is not None and error.__cause__.__traceback__ is not None:
+    """Return what an error began with: core's errors have the driver's as their cause.
+
+    The cause of a `TimeoutError` is often the cancellation by which `asyncio.timeout` ends a call.
+    That is not an error of its own.
+    """
+    while isinstance(error.__cause__, Exception) and error.__cause__.__traceback__ is not None:
         error = error.__cause__
     return error
 
@@ -41,13 +45,28 @@ def told_as(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace(f"{type(began).__name__}: {began}", "…")
 
 
-def raised_at(error: BaseException, backend: Backend | None) -> str:
-    """Return the line to look at first for an exception."""
-    found, trace = [], error.__traceback__
+def raised_at(error: BaseException, backend: Backend | None, *, own: bool = False) -> str:
+    """Return the line to look at first for an exception: where it was raised, or the await that took too long.
+
+    With `own`, nothing when that is no line of the backend's.
+    """
+    found: list[tuple[FrameType, int]] = []
+    for raised in (error, error.__cause__):
+        if raised is error or isinstance(raised, asyncio.CancelledError):
+            trace = raised.__traceback__
+            while isinstance(trace, TracebackType):
+                found.append((trace.tb_frame, trace.tb_lineno))
+                trace = trace.tb_next
+    return _innermost(found, backend, own=own)
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an exception; nothing when it was not raised."""
+    trace, module = error.__traceback__, ""
     while isinstance(trace, TracebackType):
-        found.append((trace.tb_frame, trace.tb_lineno))
+        module = trace.tb_frame.f_globals.get("__name__", "")
         trace = trace.tb_next
-    return _innermost(found, backend)
+    return module
 
 
 def stands_at(task: asyncio.Future[Any], backend: Backend | None) -> str:

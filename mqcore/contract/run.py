@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mqcore.contract.case import Case, all_cases
 from mqcore.contract.kit import ContractError, Kit, NotShown
-from mqcore.contract.place import Heard, first, raised_at, stands_at, told_as
+from mqcore.contract.place import Heard, first, raised_at, raised_in, stands_at, told_as
 from mqcore.errors import UnsupportedFeature
 from mqcore.testing import VirtualClock
 from mqcore.url import mask_text
@@ -76,18 +76,22 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
 async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
     virtual = isinstance(kit.clock, VirtualClock)
     limit = _VIRTUAL_LIMIT if virtual else _CASE_LIMIT
+    limited = asyncio.timeout(limit)
+
     try:
-        async with asyncio.timeout(limit):
+        async with limited:
             return await _steps(case, kit)
     except NotShown as reason:
         return "not shown", str(reason)
     except ContractError as error:
         return "failed", str(error)
-    except TimeoutError:
-        look = ": ".join(filter(None, (_standing(kit), _SPINS if virtual else "")))
-        return "failed", str(ContractError("an end", f"it hangs for {limit:g} s", look))
     except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
-        return "failed", _unexpected(error, kit)
+        # A TimeoutError may be the driver's own, raised long before the case's limit.
+        if not (isinstance(error, TimeoutError) and limited.expired()):
+            return "failed", _unexpected(error, kit)
+
+        look = ": ".join(filter(None, (_standing(kit, error), _SPINS if virtual else "")))
+        return "failed", str(ContractError("an end", f"it hangs for {limit:g} s", look))
     finally:
         await kit.close()
 
@@ -96,17 +100,28 @@ def _unexpected(error: Exception, kit: Kit) -> str:
     """Tell what an exception began with, the line of the backend to look at, and as what an application would see it."""
     began, outer = first(error), told_as(error)
     look = raised_at(began, kit.made)
-    if isinstance(kit.clock, VirtualClock) and isinstance(began, RuntimeError):  # the clock's: somebody spins
-        look = _standing(kit) or look
+    if isinstance(began, RuntimeError) and raised_in(began) == VirtualClock.__module__:
+        # The clock says that somebody spins, and cannot say who.
+        look = _standing(kit, began) or look
     if isinstance(began, UnsupportedFeature):
         look = "Backend.open: the Capabilities that it returns"
     text = str(ContractError("no exception", f"{type(began).__name__}: {began}", look))
     return f"{text}\n  told as: {outer}" if outer else text
 
 
-def _standing(kit: Kit) -> str:
-    """Return the lines of the backend at which the case's tasks stand."""
-    return ", ".join(sorted({at for task in asyncio.all_tasks() if (at := stands_at(task, kit.made))}))
+def _standing(kit: Kit, error: BaseException) -> str:
+    """Return the lines of the backend at which the calls stand that the case awaits.
+
+    Tasks that a driver keeps in the background are idle most of the time, and say nothing about a
+    call that hangs. They are named only when the case awaits no call of the backend.
+    """
+    if places := _places(kit.awaited, kit):
+        return places
+    return raised_at(error, kit.made, own=True) or _places(asyncio.all_tasks(), kit)
+
+
+def _places(tasks: Iterable[asyncio.Future[Any]], kit: Kit) -> str:
+    return ", ".join(sorted({at for task in tasks if (at := stands_at(task, kit.made))}))
 
 
 async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:

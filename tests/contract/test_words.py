@@ -15,7 +15,7 @@ from mqcore.contract.table import capability_table, limits_in_words
 from mqcore.errors import QueueNotFound
 from mqcore.queue import Queue
 from mqcore.router import Router
-from mqcore.spi import Backend, Capabilities, ErrorKind, Outcome, Outgoing, Subscription, SupportsBind
+from mqcore.spi import Backend, Capabilities, ErrorKind, Outcome, Outgoing, QueueSpec, Subscription, SupportsBind
 from mqcore_memory.backend import MemoryBackend
 from mqcore_memory.options import MemoryOptions
 
@@ -57,6 +57,39 @@ class Spinning(MemoryBackend):
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
         while True:
             await self._options.clock.sleep(0)
+
+
+class Impatient(MemoryBackend):
+    """Gives up by itself, while a task of its own waits in the background for work."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        self.idle = asyncio.create_task(self.wait_for_work())
+        return await super().open(lost)
+
+    async def wait_for_work(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        self.idle.cancel()
+        await super().close()
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        raise TimeoutError("no answer from the server to PUB")
+
+    async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
+        async with asyncio.timeout(0.01):
+            return await self.answer()
+
+    async def answer(self) -> Subscription:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        if queues[0].name == "never":
+            await asyncio.get_running_loop().create_future()
+        if queues[0].name == "runtime":
+            raise RuntimeError("a pool is closed")
+        await super().declare(queues)
 
 
 def said(
@@ -118,6 +151,57 @@ def test_an_exception_in_cores_words_is_looked_for_where_it_was_raised_first() -
         )
 
     assert f"look at: Backend.publish, {line_of(Forgetful.publish, 'raise self.error')}" in said(steps, Mistaken)
+
+
+def test_a_timeout_of_the_driver_is_reported_as_it_is() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.put(await kit.queue(), "a")
+
+    text = said(steps, Impatient)
+    assert "came: TimeoutError: no answer from the server to PUB" in text
+    assert "it hangs" not in text
+    place = line_of(Impatient.publish, 'raise TimeoutError("no answer from the server to PUB")')
+    assert text.partition("look at: ")[2] == place
+
+
+def test_a_timeout_of_the_driver_names_the_await_that_took_too_long() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.subscribe(await kit.queue())
+
+    text = said(steps, Impatient)
+    assert "came: TimeoutError: " in text
+    place = line_of(Impatient.answer, "await asyncio.get_running_loop().create_future()")
+    assert text.partition("look at: ")[2] == place
+
+
+def test_a_case_that_hangs_names_the_call_that_it_awaits_and_no_idle_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.within(kit.backend.declare([QueueSpec(name="never")]), float("inf"))
+
+    monkeypatch.setattr(running, "_VIRTUAL_LIMIT", 0.2)
+    text = said(steps, Impatient)
+    assert "it hangs for 0.2 s" in text
+    assert line_of(Impatient.declare, "await asyncio.get_running_loop().create_future()") in text
+    assert "wait_for_work" not in text
+
+
+def test_a_case_that_hangs_in_a_call_of_its_own_names_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.backend.declare([QueueSpec(name="never")])
+
+    monkeypatch.setattr(running, "_VIRTUAL_LIMIT", 0.2)
+    text = said(steps, Impatient)
+    assert line_of(Impatient.declare, "await asyncio.get_running_loop().create_future()") in text
+    assert "wait_for_work" not in text
+
+
+def test_a_runtime_error_of_the_driver_is_looked_for_where_it_was_raised() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.backend.declare([QueueSpec(name="runtime")])
+
+    text = said(steps, Impatient)
+    assert "came: RuntimeError: a pool is closed" in text
+    assert text.partition("look at: ")[2] == line_of(Impatient.declare, 'raise RuntimeError("a pool is closed")')
 
 
 def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
