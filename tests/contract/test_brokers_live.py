@@ -142,7 +142,7 @@ def test_a_local_server_leaves_no_process_and_no_file() -> None:
                 raise
             pytest.skip(str(error))
         assert isinstance(server, LocalServer)
-        folder, pids = server._folder, [process.pid for process in server._processes]
+        folder, pids = server._processes.folder, [process.pid for process in server._processes.running]
         assert folder is not None
         assert folder.is_dir()
     assert not folder.exists()

@@ -6,14 +6,16 @@ import importlib
 import json
 import sys
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.commands import CANARY
 
 from mqcore.cli import new_backend
 from mqcore.contract import UrlHarness, all_cases, run_case
+from mqcore.contract.brokers import ProcessServer, ServerHarness
 from mqcore.plugins import Plugins
 from mqcore.spi import STORED, Backend, Capabilities, Capability, Durability, Level, Support, hookimpl
 from mqcore.testing import memory_url
@@ -214,6 +216,28 @@ def test_a_new_package_is_whole(acme: Plugins) -> None:
         if path.is_file() and path.suffix != ".pyc":
             assert not any(f"@{word}@" in path.read_text() for word in ("name", "package", "Class", "version"))
     assert acme.backend_for("acme-mq").__name__ == "AcmeMqBackend"
+
+
+def test_its_own_server_works_once_the_lines_are_uncommented(acme: Plugins) -> None:
+    text = Path("here/mqcore-acme-mq/tests/test_contract.py").read_text()
+    plain, mark, commented = text.partition("# A server that these tests start themselves.")
+    assert mark
+    lines = commented.partition("#\n")[2].splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+    code = "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
+    code = code.replace('@pytest.fixture(scope="module")\n', "")
+    own = '"acme-mq-server", "--listen", "127.0.0.1:{port}", "--data", "{folder}"'
+    assert own in code
+    words = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", "{folder}"]
+    code = code.replace(own, ", ".join(map(repr, words)))
+
+    names: dict[str, Any] = {}
+    exec(compile(f"{plain}\n{code}", "test_contract.py", "exec"), names)  # noqa: S102 - what the author would run
+    with ExitStack() as started:
+        harness = names["harness"](lambda *given, **more: started.enter_context(ProcessServer(*given, **more)))
+        assert type(harness) is ServerHarness
+        assert harness.url == f"acme-mq://127.0.0.1:{harness.server.port}"
+        assert all(harness.has(hook) for hook in ("restart", "cut", "kill"))
 
 
 def test_every_method_of_the_seam_stands_in_it_and_says_must(acme: Plugins) -> None:

@@ -16,8 +16,8 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mqcore.contract.brokers.brokers import Brokers, Provider
+    from mqcore.contract.brokers.process_server import ProcessServer
     from mqcore.contract.brokers.server import Server
 
-__all__ = ["broker_server", "broker_url", "brokers", "rabbitmq_url", "redis_url", "valkey_url"]
+__all__ = ["broker_server", "broker_url", "brokers", "process_server", "rabbitmq_url", "redis_url", "valkey_url"]
 
 _PROVIDERS = ("auto", "docker", "local", "url")
 _USE = pytest.StashKey["Use"]()
@@ -128,11 +129,36 @@ def broker_server(brokers: Brokers, request: pytest.FixtureRequest) -> Callable[
         except LookupError as error:
             pytest.fail(str(error), pytrace=False)
         except BrokerUnavailable as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+            _not_there(error)
 
     return server
+
+
+@pytest.fixture(scope="session")
+def process_server() -> Iterator[Callable[..., ProcessServer]]:
+    """A function that takes what `ProcessServer` takes, starts one, and closes it when the run ends.
+
+    Where the command is not installed or the server does not start, the test is skipped; under `CI=true` it fails.
+    """
+    from mqcore.contract.brokers.process_server import ProcessServer  # noqa: PLC0415 - as above
+    from mqcore.contract.brokers.server import BrokerUnavailable  # noqa: PLC0415 - as above
+
+    with ExitStack() as started, _asked_to_end():
+
+        def start(*arguments: Any, **options: Any) -> ProcessServer:
+            try:
+                return started.enter_context(ProcessServer(*arguments, **options))
+            except BrokerUnavailable as error:
+                _not_there(error)
+
+        yield start
+
+
+def _not_there(error: Exception) -> NoReturn:
+    """Skip the test for want of a broker; under CI a missing broker is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(error), pytrace=False)
+    pytest.skip(str(error))
 
 
 @pytest.fixture

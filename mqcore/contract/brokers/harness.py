@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.contract.brokers.server import Server
+    from mqcore.plugins import Plugins
     from mqcore.spi import Backend
 
 __all__ = ["ServerHarness"]
@@ -33,9 +34,10 @@ class ServerHarness(UrlHarness):
     """Longer than the kit's: several servers run side by side."""
     at_once = 2
 
-    def __init__(self, server: Server, options: str = "") -> None:
-        """Take a server that runs."""
-        super().__init__(f"{server.url}{'&' if '?' in server.url else '?'}{options}" if options else server.url)
+    def __init__(self, server: Server, options: str = "", *, plugins: Plugins | None = None) -> None:
+        """Take a server that runs. `plugins` are those that may serve its URL, by default all that are installed."""
+        url = f"{server.url}{'&' if '?' in server.url else '?'}{options}" if options else server.url
+        super().__init__(url, plugins=plugins)
         self.server = server
         self._address = f"{server.host}:{server.port}"
         parts = urlsplit(self.url)
@@ -55,7 +57,7 @@ class ServerHarness(UrlHarness):
         """Hook 1: return an instance with a wire of its own."""
         if not self._wired:
             return super().make_backend()
-        wire = Wire(self.server.host, self.server.port)
+        wire = Wire(*self.server.address)
         url = self.url.replace(self._address, f"127.0.0.1:{wire.port}", 1)
         backend = open_backend(url, self._settings, self._plugins, self.clock)
         self._wires[backend] = wire

@@ -62,6 +62,11 @@ class Server(ABC):
         return f"<{self.title} as {self.name}, {self.provider}>"
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port at which the server itself listens."""
+        return self.host, self.port
+
+    @property
     def title(self) -> str:
         """Product and version, for people."""
         return f"{self.product.name} {self.version}".rstrip()
@@ -90,7 +95,7 @@ class Server(ABC):
         deadline = time.monotonic() + _ENDS_WITHIN
         while time.monotonic() < deadline:
             try:
-                socket.create_connection((self.host, self.port), timeout=_QUESTION).close()
+                socket.create_connection(self.address, timeout=_QUESTION).close()
             except OSError:
                 return
             time.sleep(_BETWEEN)
@@ -113,7 +118,7 @@ class Server(ABC):
             self._paused = True
             for _ in range(_QUESTIONS):
                 try:
-                    self.product.ask(self.host, self.port, _SILENT)
+                    self.product.ask(*self.address, _SILENT)
                 except OSError:
                     return
 
@@ -177,7 +182,7 @@ class Server(ABC):
             if ended := self._ended():
                 raise BrokerUnavailable(f"{self.name} ({self.provider}) {ended} after {after}\n{self.log()}")
             try:
-                identity = self.product.ask(self.host, self.port, _QUESTION)
+                identity = self.product.ask(*self.address, _QUESTION)
             except OSError as error:
                 why = error
                 time.sleep(_BETWEEN)

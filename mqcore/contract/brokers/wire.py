@@ -1,4 +1,4 @@
-"""A wire between one instance of a backend and its server, which can be cut: that is how an instance dies, as the server sees it.
+"""A wire between a client and its server, which can be cut: that is how an instance dies, as the server sees it.
 
 Closing an instance is a conversation; a process that is killed says nothing. So each instance connects to a port of its own here,
 what it sends goes on to the server unchanged, and `kill` resets both ends at once. All wires run in one thread with a loop of its
@@ -27,14 +27,21 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Wire:
-    """A port on 127.0.0.1 that leads to a server. Raises `OSError` when there is no port to be had."""
+    """A port on 127.0.0.1 that leads to a server. Raises `OSError` when there is no port to be had.
 
-    def __init__(self, host: str, port: int) -> None:
-        """Listen."""
+    While the server does not accept connections, one to the wire is accepted and then reset.
+    """
+
+    def __init__(self, host: str, port: int, *, at: int = 0) -> None:
+        """Listen at port `at`, or at any free one."""
         self._goal = (host, port)
         self._ends: set[_End] = set()
         self._server: asyncio.Server
-        self.port = _run(self._listen()).result()
+        self.port = _run(self._listen(at)).result()
+
+    def cut(self) -> None:
+        """Reset all connections of both sides; new ones are accepted."""
+        _run(self._cut()).result()
 
     def kill(self) -> None:
         """Reset all connections of both sides, and take no more."""
@@ -44,9 +51,9 @@ class Wire:
         """As `kill`, without waiting for it."""
         _run(self._kill())
 
-    async def _listen(self) -> int:
+    async def _listen(self, at: int) -> int:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _End(self._ends, self._goal), _HERE, 0)
+        self._server = await loop.create_server(lambda: _End(self._ends, self._goal), _HERE, at)
         return cast("int", self._server.sockets[0].getsockname()[1])
 
     async def _kill(self) -> None:
@@ -54,6 +61,9 @@ class Wire:
             asyncio.get_running_loop().remove_reader(listening.fileno())
         await asyncio.sleep(0)  # what was accepted in this turn joins the server, which has to be open for that
         self._server.close()
+        await self._cut()
+
+    async def _cut(self) -> None:
         for end in list(self._ends):
             end.reset()
 

@@ -1,0 +1,156 @@
+"""The processes of one server on this machine, with a temporary folder for their data and their output.
+
+Each process leads a group of its own, so that a signal reaches what it has started. A guard, which is one more small process, waits
+for the end of this one: a test run that is killed with signal 9 leaves neither a server nor a folder behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from mqcore.contract.brokers import guard
+from mqcore.contract.brokers.server import BrokerUnavailable
+
+__all__ = ["Command", "Processes", "program"]
+
+_ENDS_WITHIN = 10.0
+_BETWEEN = 0.005
+_MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/sbin", "/usr/local/opt/rabbitmq/sbin")
+"""Where servers stand that an ordinary user's PATH may not have."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to start: its words, and what it needs in its environment beside ours."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Processes:
+    """What one server consists of while it runs. May be killed and started again; `stop` removes everything."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self.folder: Path | None = None
+        self.commands: list[Command] = []
+        self.running: list[subprocess.Popen[bytes]] = []
+        self._output: IO[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def make_folder(self, prefix: str) -> Path:
+        """Make the folder and start its guard; return the folder."""
+        self.folder = Path(tempfile.mkdtemp(prefix=prefix))
+        self._output = (self.folder / "output.log").open("ab")
+        self._guard = subprocess.Popen(  # noqa: S603 - our own script, by its full path
+            [sys.executable, "-I", "-S", guard.__file__, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self.folder
+
+    def start(self) -> None:
+        """Start the commands, in their order."""
+        for command in self.commands:
+            process = subprocess.Popen(  # noqa: S603 - the servers of the catalogue, or a command that a test has named
+                command.words,
+                env={**os.environ, **command.environment},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self.running.append(process)
+            self._tell_guard([started.pid for started in self.running])
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> bool:
+        """Signal the processes and wait, the last started first; False when one still runs after 10 s."""
+        self.send(number)
+        if number is signal.SIGKILL:
+            self._tell_guard([])  # before they are waited for: afterwards their ids may be another's
+
+        for process in reversed(self.running):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_WITHIN)
+        self.running = [process for process in self.running if process.returncode is None]
+        return not self.running
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every process and what it has started. One that was waited for is left alone."""
+        for process in reversed(self.running):
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+    def pause(self) -> None:
+        """Stop the processes where they are, and return when they have stopped; SIGCONT lets them go on."""
+        self.send(signal.SIGSTOP)
+
+        deadline = time.monotonic() + _ENDS_WITHIN
+        for process in self.running:
+            while not _has_stopped(process) and time.monotonic() < deadline:
+                time.sleep(_BETWEEN)
+
+    def ended(self) -> str:
+        """Say how a process has ended; an empty text while all run."""
+        codes = [process.poll() for process in self.running]
+        return next((f"ended with {code}" for code in codes if code is not None), "")
+
+    def log(self, lines: int) -> str:
+        """Return the last lines of their output."""
+        if self.folder is None:
+            return ""
+        text = (self.folder / "output.log").read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """Kill what runs, and remove the folder with its data. May be called again."""
+        self.end()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+        if self._guard is not None:
+            self._guard.communicate()  # the end of its input: it removes the folder and ends
+            self._guard = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+    def _tell_guard(self, groups: Sequence[int]) -> None:
+        if self._guard is None or self._guard.stdin is None:
+            return
+        with suppress(OSError):  # somebody has killed the guard; the processes are ended by `stop` all the same
+            self._guard.stdin.write(" ".join(map(str, groups)).encode() + b"\n")
+            self._guard.stdin.flush()
+
+
+def _has_stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it stands still, or has ended; asked without taking its exit status from whoever waits for that."""
+    if process.returncode is not None:
+        return True
+    options = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG
+    return os.waitid(os.P_PID, process.pid, options) is not None
+
+
+def program(name: str) -> str:
+    """Return the path of an installed program; raises `BrokerUnavailable`."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise BrokerUnavailable(f"{name} is not installed")
+    return found
