@@ -26,7 +26,7 @@ from mqcore.message import Limits
 from mqcore.middleware import Logging, Middleware
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.plugins import Plugins, default_plugins
-from mqcore.policy import RetryPolicy, Rules
+from mqcore.policy import AfterCrash, RetryPolicy, Rules, check_after_crash
 from mqcore.producer import Producer, Publisher
 from mqcore.queue import OURS, Queue
 from mqcore.requests import Replies, Requests
@@ -238,27 +238,49 @@ class Broker:
 
     @overload
     def consume(
-        self, queue: Queue[T], *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: Queue[T],
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[T]: ...
     @overload
     def consume(
-        self, queue: str, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: str,
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[bytes]: ...
     def consume(
-        self, queue: Any, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: Any,
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[Any]:
         """Return a consumer for `async with` and `async for`: the pull API.
 
         A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on unsettled messages (G12);
-        `retry` is the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5).
+        `retry` is the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5). `after_crash` says what
+        it means for a message that its consumer died: `"isolate"` or `"count"` (G4).
         """
         wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
         check_count("prefetch", prefetch, f"consuming {wanted!r}")
         check_seconds("lease", lease, f"consuming {wanted!r}")
+        check_after_crash(after_crash, f"consuming {wanted!r}")
         gate = Gate()
 
         async def make_intake() -> Intake:
-            intake = await self.intake(wanted, retry, prefetch=prefetch, lease=lease, gate=gate, eager=False)
+            intake = await self.intake(
+                wanted, retry, prefetch=prefetch, lease=lease, gate=gate, eager=False, after_crash=after_crash
+            )
             await intake.start()
             return intake
 
@@ -275,11 +297,12 @@ class Broker:
         lease: float,
         gate: Gate,
         eager: bool = True,
+        after_crash: AfterCrash = "isolate",
     ) -> Intake:
         """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
         self.codecs.named(queue.payload.codec)  # one that is not allowed is told now, not at the first message
         declared = await self._topology.ensure(queue)
-        rules = await self._topology.rules(declared, retry)
+        rules = await self._topology.rules(declared, retry, after_crash)
         return self._make_intake(rules, prefetch, lease, gate, eager=eager, queue=declared)
 
     def _make_intake(

@@ -44,14 +44,20 @@ class Delivery:
     """A message handed to one consumer, to be settled by its `receipt`.
 
     `expires_in` is in seconds by the broker's clock at the claim, at most 0 when the message has expired, None when it never
-    does. `redelivered`: it was handed out before. `doubtful`: and nobody knows whether a handler had started (G4).
+    does. `redelivered`: it was handed out before.
+
+    `takeovers` is the number of times that this stored copy was taken over: a consumer held it, and died or lost the claim
+    without settling it (G4). A release is no takeover. `counted` says whether the broker's own record adds the next takeover
+    to the number. It is False where the broker has only a flag, "delivered before": core then stores a successor that carries
+    the number (`Message.takeovers`) before it runs the message.
     """
 
     message: Message
     receipt: bytes
     expires_in: float | None = None
     redelivered: bool = False
-    doubtful: bool = False
+    takeovers: int = 0
+    counted: bool = True
 
     @property
     def attempt(self) -> int:
@@ -68,7 +74,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back as it was: not an attempt, to its old place where the backend can (G9), and as doubtful as before (G4).
+    """Give it back as it was: not an attempt, to its old place where the backend can (G9), with the same `takeovers` (G4).
 
     It comes again `redelivered`. Whoever releases knows of his own claim alone that nothing has started in it.
     """

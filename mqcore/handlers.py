@@ -11,7 +11,7 @@ from mqcore.clock import seconds
 from mqcore.consumer import Received
 from mqcore.errors import ConfigurationError
 from mqcore.options import check_count, check_options, check_seconds
-from mqcore.policy import RetryPolicy
+from mqcore.policy import AfterCrash, RetryPolicy, check_after_crash
 from mqcore.queue import DLQ, Queue
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class _AnyHandler(TypedDict, total=False):
     prefetch: int
     timeout: float | timedelta | None
     lease: float
+    after_crash: AfterCrash
     name: str
 
 
@@ -41,7 +42,9 @@ class ConsumerOptions(_AnyHandler, total=False):
     `retry`: the policy, in place of the queue's own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
     may be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `process`:
     run a blocking handler in a killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
-    `lease`: seconds that a claim holds without renewal, 30 (G5). `name`: for logs and metrics, the function's own by default.
+    `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a message alone from the second
+    time on that its consumer died, `"count"` takes each such death for a failed attempt and never isolates (G4). `name`:
+    for logs and metrics, the function's own by default.
     """
 
     process: bool
@@ -78,6 +81,7 @@ class HandlerSpec:
     batch: int = 0
     linger: float = 0.2
     lease: float = _LEASE
+    after_crash: AfterCrash = "isolate"
     ack_first: bool = False
     name: str = ""
     retry: RetryPolicy | None = field(default=None)
@@ -123,6 +127,7 @@ class HandlerSpec:
             batch=batch,
             linger=seconds(options.get("linger", _LINGER)),
             lease=seconds(options.get("lease", _LEASE)),
+            after_crash=check_after_crash(options.get("after_crash", "isolate"), where),
             ack_first=options.get("ack_first", False),
             name=name,
             retry=options.get("retry"),

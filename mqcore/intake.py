@@ -4,7 +4,7 @@
 
 An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps leases alive, holds never more
 than `prefetch` unsettled messages of the queue and one suspect, and sorts out what no handler should see: expired messages are
-dead-lettered, doubtful ones moved to the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand
+dead-lettered, suspected ones moved to the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand
 on it, so both mean the same.
 """
 
@@ -19,7 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from mqcore.lane import RECEIVE_TIMEOUT, Held, Lane
-from mqcore.policy import Decision, Happened, Outcome, Rules, decide
+from mqcore.policy import Decision, Happened, Outcome, Rules, admit, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,11 +34,13 @@ _EVENTS = {
     "done": "message.done",
     "released": "message.released",
     "retried": "message.retried",
+    "taken_over": "message.taken_over",
     "quarantined": "message.quarantined",
     "dead": "message.dead",
     "dropped": "message.dropped",
 }
-_EXPIRED, _DOUBTFUL, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.DOUBTFUL), Outcome(Happened.INTERRUPTED)
+_EXPIRED, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.INTERRUPTED)
+_TAKEN_OVER = Outcome(Happened.TAKEN_OVER)
 _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
 """Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has."""
 
@@ -162,14 +164,22 @@ class Intake:
         rules = held.rules
         if held.expired(self.clock.monotonic()):
             self._settle_unseen(held, _EXPIRED)
-        elif held.delivery.doubtful and rules.quarantine is not None:
-            self._settle_unseen(held, _DOUBTFUL)
-        elif rules.source == rules.quarantine:
-            held.delivery = replace(held.delivery, redelivered=True)  # the Move here began a new copy, which forgot it
+            return
+
+        admitted = admit(held.delivery, rules)
+        if admitted is None:
+            self._settle_unseen(held, _TAKEN_OVER)
+            return
+
+        held.delivery = admitted
+        if rules.source == rules.quarantine:
             self._accept_suspect(held)
-        else:
-            heapq.heappush(self._buffer, (-held.delivery.message.priority, next(self._order), held))
-            self._wake.set()
+            return
+
+        if admitted.takeovers:  # in place; what had to be moved for it was told of then
+            self.events.emit("message.taken_over", self.rules.queue, admitted.message.id, admitted.attempt)
+        heapq.heappush(self._buffer, (-admitted.message.priority, next(self._order), held))
+        self._wake.set()
 
     def _accept_suspect(self, held: Held) -> None:
         """Keep a suspect only when it can run at once; one that waited here while its process died would be counted (G4).

@@ -81,7 +81,8 @@ class Message:
     `hop` counts Moves and `lineage` says out of which queues they went: with the id they name one stored copy (G1).
     `published_at` is the publisher's wall clock, None on foreign messages. `expires_at` is in the broker's own time: opaque, set
     by the driver from a ttl and only ever copied (G6).
-    `failed_at` is the first failure, `redriven` how often the message came back from a dead-letter queue.
+    `failed_at` is the first failure, `redriven` how often the message came back from a dead-letter queue. `takeovers` is how
+    often the copies before this one were taken over, where the broker itself cannot count that (`Delivery.counted`, G4).
     """
 
     id: str
@@ -98,6 +99,7 @@ class Message:
     reply_to: str | None = None
     failed_at: float | None = None
     redriven: int = 0
+    takeovers: int = 0
     death: Death | None = None
 
     @property
@@ -218,7 +220,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
 
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}")
-_NUMBERS = ("attempt", "hop", "redriven")
+_NUMBERS = ("attempt", "hop", "redriven", "takeovers")
 _TIMES = ("published_at", "failed_at")
 _DEATH = ("queue", "error_type", "error", "traceback")
 

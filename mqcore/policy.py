@@ -7,7 +7,7 @@ send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attem
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 __all__ = [
+    "AfterCrash",
     "Backoff",
     "Decision",
     "Failure",
@@ -27,6 +28,8 @@ __all__ = [
     "Outcome",
     "RetryPolicy",
     "Rules",
+    "admit",
+    "check_after_crash",
     "decide",
     "exponential",
     "fixed",
@@ -34,6 +37,8 @@ __all__ = [
 ]
 
 _TEXT, _TRACE = 2_000, 4_000
+_SUSPECTED = 2
+"""Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
 _END_WAIT = 1.0
 """Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin."""
 _FAR = 10.0 * 365 * 86_400
@@ -166,7 +171,7 @@ class Happened(Enum):
 
     SUCCEEDED = "succeeded"
     INTERRUPTED = "interrupted"
-    DOUBTFUL = "doubtful"
+    TAKEN_OVER = "taken_over"
     RETRY = "retry"
     FAILED = "failed"
     TIMED_OUT = "timed_out"
@@ -200,14 +205,27 @@ class Outcome:
     delay: float | None = None
 
 
+AfterCrash = Literal["isolate", "count"]
+"""What the takeover of a message means for it, when the process that held it has died (G4)."""
+
+
+def check_after_crash(value: object, where: str) -> AfterCrash:
+    """Return the option as it was given, or raise `ConfigurationError` for what it cannot be."""
+    if value == "isolate" or value == "count":  # noqa: PLR1714 - so that the type is known after it
+        return value
+    msg = f"{where}: after_crash={value!r:.60} is unknown; it is 'isolate' or 'count'"
+    raise ConfigurationError(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What `decide` must know of the queue that a delivery came from.
 
     `queue` is the base queue, `source` the one received from: the same, or its quarantine. `dead_letter` is None when the queue
-    has none, `quarantine` is None when doubtful messages run like any other (dead-letter and temporary queues). A dead-letter
+    has none, `quarantine` is None when suspected messages run like any other (dead-letter and temporary queues). A dead-letter
     queue names itself as its `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is the
-    backend's.
+    backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its second one on, `count` takes each
+    for a failed attempt (G4).
     """
 
     queue: str
@@ -216,6 +234,7 @@ class Rules:
     dead_letter: str | None = None
     quarantine: str | None = None
     max_delay: float = _FAR
+    after_crash: AfterCrash = "isolate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +242,7 @@ class Decision:
     """The settlement to send, and what it means, for events, logs and the reply to a request."""
 
     settlement: Settlement
-    verdict: Literal["done", "released", "retried", "quarantined", "dead", "dropped"]
+    verdict: Literal["done", "released", "retried", "taken_over", "quarantined", "dead", "dropped"]
     reason: Reason | None = None
     delay: float = 0.0
 
@@ -231,6 +250,40 @@ class Decision:
     def final(self) -> bool:
         """Whether no handler will see this message again unless somebody redrives it."""
         return self.verdict in {"done", "dead", "dropped"}
+
+
+def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
+    """Return the delivery as its handler may see it, or None when its takeovers must be settled first, by `decide` (G4). Pure.
+
+    A first takeover raises no suspicion: the message runs at once among the others, as soon as the takeover is on record.
+    """
+    message, taken = delivery.message, _takeovers(delivery)
+    if rules.source == rules.quarantine:
+        # the Move that brought it here began a new copy, which is marked as new
+        return None if delivery.takeovers else replace(delivery, redelivered=True)
+
+    if not taken:
+        return delivery
+
+    if rules.after_crash == "count":
+        if not _is_recorded(delivery) or message.attempt + taken > rules.retry.max_attempts:
+            return None
+        message = replace(message, attempt=message.attempt + taken, takeovers=0)
+
+    elif rules.quarantine is not None and (not _is_recorded(delivery) or taken >= _SUSPECTED):
+        return None
+
+    return replace(delivery, message=message, redelivered=True)
+
+
+def _takeovers(delivery: Delivery) -> int:
+    """How often the message was taken over since it was published, retried or redriven."""
+    return delivery.message.takeovers + delivery.takeovers
+
+
+def _is_recorded(delivery: Delivery) -> bool:
+    """Whether the next consumer will know of the takeovers so far, should this one die too."""
+    return delivery.counted or not delivery.takeovers
 
 
 def decide(
@@ -246,8 +299,8 @@ def decide(
         return Decision(Ack(delivery.receipt), "done")
     if happened is Happened.INTERRUPTED:
         return _give_back(delivery, rules)
-    if happened is Happened.DOUBTFUL:
-        return _quarantine(delivery, rules, now)
+    if happened is Happened.TAKEN_OVER:
+        return _taken_over(delivery, rules, now)
     if (reason := _AT_ONCE.get(happened)) is not None:
         started = happened is Happened.REJECTED
         return _bury(delivery, rules, reason, outcome.failure, now, started=started)
@@ -261,17 +314,33 @@ def _give_back(delivery: Delivery, rules: Rules) -> Decision:
     return Decision(Release(delivery.receipt), "released")
 
 
-def _quarantine(delivery: Delivery, rules: Rules, now: float) -> Decision:
-    """Move a doubtful message to where it runs alone, uncounted; only one that dies there, alone, has an attempt more (G4)."""
-    if rules.quarantine is None:
-        return Decision(Release(delivery.receipt), "released")
-    message = delivery.message
-    if rules.source != rules.quarantine:
+def _taken_over(delivery: Delivery, rules: Rules, now: float) -> Decision:
+    """Settle what a dead consumer held and `admit` has refused: record the takeover, count it, or isolate the message (G4)."""
+    taken = _takeovers(delivery)
+    if rules.source == rules.quarantine:
+        return _died_alone(delivery, rules, now)
+
+    if rules.after_crash == "count":
+        started = delivery.message.attempt + taken - 1
+        if started >= rules.retry.max_attempts:
+            counted = replace(delivery, message=replace(delivery.message, attempt=started))
+            return _bury(counted, rules, Reason.CRASHED, _CRASHED, now)
+
+    elif rules.quarantine is not None and taken >= _SUSPECTED:
         return Decision(_move(delivery, rules, rules.quarantine), "quarantined")
+
+    return Decision(_move(delivery, rules, rules.source, takeovers=taken), "taken_over")
+
+
+_CRASHED = Failure((), "the process that handled it died, or lost the message")
+
+
+def _died_alone(delivery: Delivery, rules: Rules, now: float) -> Decision:
+    """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4)."""
+    message = delivery.message
     if message.attempt >= rules.retry.max_attempts:
-        failure = Failure((), "the process that handled it alone died, or lost the message")
-        return _bury(delivery, rules, Reason.CRASHED, failure, now)
-    again = _move(delivery, rules, rules.quarantine, attempt=message.attempt + 1, failed_at=message.failed_at or now)
+        return _bury(delivery, rules, Reason.CRASHED, _CRASHED, now)
+    again = _move(delivery, rules, rules.source, attempt=message.attempt + 1, failed_at=message.failed_at or now)
     return Decision(again, "quarantined")
 
 
@@ -329,5 +398,7 @@ def _bury(
     return Decision(move, "dead", reason, wait)
 
 
-def _move(delivery: Delivery, rules: Rules, to: str, delay: float = 0.0, **changes: Any) -> Move:
+def _move(delivery: Delivery, rules: Rules, to: str, delay: float = 0.0, takeovers: int = 0, **changes: Any) -> Move:
+    """Move to another queue or to the end of this one; the successor's takeovers are counted from 0 again."""
+    changes["takeovers"] = takeovers
     return Move(delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay))

@@ -117,7 +117,7 @@ class Queue(Generic[T]):
 
     @property
     def quarantine(self) -> str | None:
-        """Where its doubtful messages run alone (G4); a dead-letter queue has none."""
+        """Where its suspected messages run alone (G4); a dead-letter queue has none."""
         return None if self.dead_letter == self.name else self.name + AGAIN
 
     def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:

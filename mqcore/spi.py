@@ -210,7 +210,7 @@ class Backend(ABC):
     async def close(self) -> None:
         """Let go of everything. Must end within 2 s, in any state, called twice too; must never raise.
 
-        What a Subscription still holds comes back to its queue, as after a crash (doubtful): at once, or where the process might
+        What a Subscription still holds comes back to its queue as taken over, as after a crash: at once, or where the process might
         as well have died, when its lease ends. Any other call on a closed instance must raise, saying in its text that it is
         closed, classified TRANSIENT.
         """
@@ -267,13 +267,14 @@ class Subscription(ABC):
         """Settle a batch; an outcome for each item, in its order. Must return by `timeout` seconds.
 
         A Move must not let go of its source before its successor is stored; if that fails, the answer is the publish's `Failed`
-        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A Release must leave *doubtful*
-        as it was, and sets *redelivered* (G4). A receipt that is not ours any more is `Stale` and must change nothing (G5).
+        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A Release must leave
+        `takeovers` as they were, and sets `redelivered` (G4). A receipt that is not ours any more is `Stale` and must change
+        nothing (G5).
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Stop. Must end a waiting `receive` with `[]`. Core has settled what it held; what is left comes back doubtful."""
+        """Stop. Must end a waiting `receive` with `[]`. Core has settled what it held; what is left comes back as taken over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

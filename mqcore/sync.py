@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mqcore.deadletters import DeadLetter, DeadLetterFilter, Redriven
     from mqcore.deadletters import DeadLetters as AsyncDeadLetters
     from mqcore.errors import MqcoreError
-    from mqcore.policy import RetryPolicy
+    from mqcore.policy import AfterCrash, RetryPolicy
     from mqcore.producer import Producer as AsyncProducer
     from mqcore.producer import PublishOptions, Receipt, Target
     from mqcore.queue import Queue
@@ -127,17 +127,36 @@ class Broker:
 
     @overload
     def consume(
-        self, queue: Queue[T], *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: Queue[T],
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[T]: ...
     @overload
     def consume(
-        self, queue: str, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: str,
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[bytes]: ...
     def consume(
-        self, queue: Any, *, prefetch: int = 10, retry: RetryPolicy | None = None, lease: float = _LEASE
+        self,
+        queue: Any,
+        *,
+        prefetch: int = 10,
+        retry: RetryPolicy | None = None,
+        lease: float = _LEASE,
+        after_crash: AfterCrash = "isolate",
     ) -> Consumer[Any]:
         """As `mqcore.Broker.consume`: a consumer for `with` and `for`."""
-        return Consumer(self._loop, self._broker.consume(queue, prefetch=prefetch, retry=retry, lease=lease))
+        consumer = self._broker.consume(queue, prefetch=prefetch, retry=retry, lease=lease, after_crash=after_crash)
+        return Consumer(self._loop, consumer)
 
     def declare(self, *things: Queue[Any] | Router[Any]) -> None:
         """As `mqcore.Broker.declare`."""

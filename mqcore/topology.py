@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.capabilities import Capability, Level
 from mqcore.errors import QueueNotFound, TopologyMismatch, UnsupportedFeature
-from mqcore.policy import RetryPolicy, Rules
+from mqcore.policy import AfterCrash, RetryPolicy, Rules
 from mqcore.queue import AGAIN, DLQ, Queue
 from mqcore.routing import Binding
 from mqcore.spi import QueueCounts, QueueSpec, SupportsCount
@@ -167,7 +167,7 @@ class Topology:
             return queue + DLQ  # the queue itself may have been deleted; what died in it is still there
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
-    async def rules(self, queue: Queue[Any], retry: RetryPolicy | None) -> Rules:
+    async def rules(self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate") -> Rules:
         """Return what `decide` must know of a queue. A dead-letter queue, adopted under any name, is its own (G11)."""
         policy = self.retry(queue, retry)
         if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
@@ -185,5 +185,6 @@ class Topology:
             retry=policy,
             dead_letter=dead_letter,
             quarantine=quarantine,
+            after_crash=after_crash,
             **({"max_delay": float(delay)} if delay is not None else {}),
         )

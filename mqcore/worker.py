@@ -150,7 +150,12 @@ class Worker:
             spec = spec.with_concurrency(concurrency)
         self._check_hold(spec)
         intake = await self.broker.intake(
-            spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease, gate=self.broker.gate
+            spec.queue,
+            spec.retry,
+            prefetch=spec.prefetch,
+            lease=spec.lease,
+            gate=self.broker.gate,
+            after_crash=spec.after_crash,
         )
         return Runner(
             spec,

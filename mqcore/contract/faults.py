@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mqcore.contract.kit import ContractError
 from mqcore.errors import ConnectionLost
-from mqcore.spi import Subscription
+from mqcore.spi import Release, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -21,11 +21,23 @@ if TYPE_CHECKING:
     from mqcore.spi import Backend, Capabilities, Delivery, Settled, Settlement, SupportsRenew
     from mqcore.worker import Worker
 
-__all__ = ["Fleet", "Renewals", "Victim"]
+__all__ = ["Fleet", "Renewals", "Victim", "taken_over"]
 
 T = TypeVar("T")
 _A_MOMENT = 0.02
 """Seconds that an innocent takes: long enough to be under way when a killer strikes."""
+
+
+async def taken_over(kit: Kit, queue: str, times: int, lease: float = 1.0) -> None:
+    """Let consumers die with the queue's one message, so many of them, and put each death on record by a release after it."""
+    for _ in range(times):
+        victim = await kit.open()
+        await kit.take(await kit.subscribe(queue, lease=lease, backend=victim), 1)
+        await kit.kill(victim)
+        consumer = await kit.subscribe(queue)
+        (delivery,) = await kit.take(consumer, 1)
+        await kit.settle(consumer, Release(delivery.receipt))
+        await kit.within(consumer.close())
 
 
 class Renewals:

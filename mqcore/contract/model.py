@@ -82,7 +82,11 @@ class Copy:
     expires: Span | None = None
     loose: bool = False
     redelivered: bool | None = False
-    doubtful: bool | None = False
+    takeovers: int | None = 0
+    """None: the copy may have been sent to its consumer and back, with or without a mark."""
+    recorded: int = 0
+    """The takeovers that a release has put on record, where the broker itself has only a flag."""
+    counted: bool = True
     lease: Lease | None = None
 
 
@@ -149,7 +153,8 @@ class Model:
         lease.state, copy.lease = "gone", None
         self._forget(copy)
         if how == "release":
-            copy.redelivered, copy.doubtful = True, copy.doubtful if live else None
+            copy.redelivered, copy.takeovers = True, copy.takeovers if live else None
+            copy.recorded = copy.takeovers or 0
             copy.since, copy.loose = at.later(0, self.rules.slack), copy.loose or not self.rules.release_in_place
             self._suspect_the_next(copy, at)
         else:
@@ -166,13 +171,13 @@ class Model:
             self._lose(lease.copy, at)
 
     def crashed(self, queue: str, at: Span) -> None:
-        """End the queue's only consumer: what it held comes back doubtful; what it had only buffered may bear the same marks."""
+        """End the queue's only consumer: what it held comes back as taken over; what it had only buffered may be marked so, too."""
         for copy in self.of(queue):
             if copy.lease is not None:
                 self._lose(copy, at)
                 copy.since = at.later(0, _TAKEOVER + (self.rules.lease if self.rules.lease < inf else 0.0))
             elif copy.since.lo - _EARLY <= at.hi:
-                copy.redelivered, copy.doubtful = copy.redelivered or None, copy.doubtful or None
+                copy.redelivered, copy.takeovers = copy.redelivered or None, None
                 copy.since = Span(copy.since.lo, max(copy.since.hi, at.hi + self.rules.slack))
                 copy.loose = copy.loose or not self.rules.release_in_place
 
@@ -222,7 +227,7 @@ class Model:
         lost = copy.lease is not None
         for name, came, wanted in (
             ("redelivered", delivery.redelivered, True if lost else copy.redelivered),
-            ("doubtful", delivery.doubtful, True if lost else copy.doubtful),
+            ("takeovers", delivery.takeovers, _one_more(copy) if lost else copy.takeovers),
             ("that it expires", delivery.expires_in is not None, copy.expires is not None),
         ):
             _same(came, came if wanted is None else wanted, f"{message.id}: {name}")
@@ -236,7 +241,7 @@ class Model:
     def _claim(self, copy: Copy, delivery: Delivery, at: Span) -> Lease:
         if copy.lease is not None:
             self._lose(copy, at)
-        copy.redelivered, copy.doubtful = delivery.redelivered, delivery.doubtful
+        copy.redelivered, copy.takeovers, copy.counted = delivery.redelivered, delivery.takeovers, delivery.counted
         self._forget(copy)
         copy.lease = Lease(copy, self._ends(at))
         return copy.lease
@@ -248,7 +253,7 @@ class Model:
         """Who releases by storing a copy stops consuming for it; what is on its way just then may be sent back with its marks."""
         for copy in () if self.rules.release_in_place else self.of(released.queue):
             if copy is not released and copy.lease is None and copy.since.lo - _EARLY <= at.hi:
-                copy.redelivered, copy.doubtful = copy.redelivered or None, copy.doubtful or None
+                copy.redelivered, copy.takeovers = copy.redelivered or None, None
 
     def _forget(self, copy: Copy) -> None:
         for lease in self._lost.pop(copy.number, []):
@@ -258,8 +263,15 @@ class Model:
         if copy.lease is not None:
             copy.lease.state = "lost"
             self._lost.setdefault(copy.number, []).append(copy.lease)
-        copy.lease, copy.redelivered, copy.doubtful = None, True, True
+        copy.lease, copy.redelivered, copy.takeovers = None, True, _one_more(copy)
         copy.since, copy.loose = at.later(0, _TAKEOVER), copy.loose or not self.rules.release_in_place
+
+
+def _one_more(copy: Copy) -> int | None:
+    """Return the takeovers of a copy whose holder is lost: one more, or where the broker has only a flag, one at least."""
+    if not copy.counted:
+        return copy.recorded + 1
+    return None if copy.takeovers is None else copy.takeovers + 1
 
 
 def _look(message: Message) -> tuple[object, ...]:

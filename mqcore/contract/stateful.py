@@ -216,7 +216,7 @@ async def _trace(rig: Rig, choose: random.Random, steps: int) -> tuple[list[list
                 await rig.kit.advance(max(rig.model.quiet_at() - rig.kit.now, 0.0) + 0.01)
             name = choose.choice(QUEUES)
             got = await rig.receive(name, 100)
-            ids = [(it.message.id, it.attempt, it.redelivered, it.doubtful) for it in got]
+            ids = [(it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
             seen.append([(name, *one) for one in ids])
             if crash:
                 await rig.crash(name)

@@ -210,7 +210,7 @@ class MemorySubscription(Subscription):
         return self._store.settle(self._queue, batch, self._clock.monotonic())
 
     async def close(self) -> None:
-        """End a waiting `receive`; what is still held comes back to its old place, doubtful."""
+        """End a waiting `receive`; what is still held comes back to its old place as taken over."""
         if self._open:
             self._open = False
             self.closed(self)

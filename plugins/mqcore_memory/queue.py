@@ -2,7 +2,7 @@
 
     put ──► delayed ──due──► ready ──claim──► leased ──remove──► gone
                                ▲                │
-                               └──── release ───┘   (also when the lease ends, then doubtful)
+                               └──── release ───┘   (also when the lease ends: a takeover)
 
 A message keeps its *place* in its level of priority while it is leased, and comes back to it. What is delayed gets its
 place when it falls due. Before anything else is asked of a queue it must be told the time, with `tick(now)`.
@@ -37,7 +37,7 @@ class Copy:
     place: int = 0
     due: float = 0.0
     redelivered: bool = False
-    doubtful: bool = False
+    takeovers: int = 0
     receipt: bytes = b""
     until: float = 0.0
     holder: Holder | None = None
@@ -74,7 +74,7 @@ class MemoryQueue:
         """Let time do its work: leases end, delays fall due in their order, old dead letters and old names go."""
         now += TICK
         while (receipt := self._ends.pop(now)) is not None:
-            self.release(self.leases[receipt], doubtful=True)
+            self.release(self.leases[receipt], lost=True)
         while (number := self._delays.pop(now)) is not None:
             copy = self.copies[number]
             self.delayed -= 1
@@ -167,11 +167,11 @@ class MemoryQueue:
 
     # Claims
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
-        """End a claim: the message goes back to its old place, or to the rest of its delay; an older doubt stays (G4)."""
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        """End a claim: the message goes back to its old place, or to the rest of its delay. One that is lost is counted (G4)."""
         self._let_go(copy)
         copy.redelivered = True
-        copy.doubtful = copy.doubtful or doubtful
+        copy.takeovers += lost
         if copy.place:
             self._stand(copy)
         else:
@@ -196,7 +196,7 @@ class MemoryQueue:
     def abandon(self, holder: Holder) -> None:
         """Take back all that a holder has, as after a crash."""
         for copy in [copy for copy in self.leases.values() if copy.holder is holder]:
-            self.release(copy, doubtful=True)
+            self.release(copy, lost=True)
 
     # The small steps
 
@@ -227,7 +227,7 @@ class MemoryQueue:
         left = None if copy.message.expires_at is None else copy.message.expires_at - now
         if left is not None and left <= TICK:
             left = min(left, 0.0)
-        return Delivery(copy.message, receipt, left, copy.redelivered, copy.doubtful)
+        return Delivery(copy.message, receipt, left, copy.redelivered, copy.takeovers)
 
     def _let_go(self, copy: Copy) -> None:
         del self.leases[copy.receipt]

@@ -171,7 +171,7 @@ class MemoryStore:
             self._queue(name, now).consumers.add(holder)
 
     def unsubscribe(self, name: str, holder: Holder, now: float) -> None:
-        """End a subscription; what it holds comes back, doubtful."""
+        """End a subscription; what it holds comes back as taken over."""
         with self._lock:
             queue = self._queues.get(name)
             if queue is not None and holder in queue.consumers:
@@ -190,7 +190,7 @@ class MemoryStore:
                 queue.nudge()
 
     def leave(self, owner: Holder, now: float) -> None:
-        """Forget an owner: its temporary queues go, what it took and swept comes back, doubtful."""
+        """Forget an owner: its temporary queues go, what it took and swept comes back as taken over."""
         with self._lock:
             for queue in list(self._queues.values()):
                 if queue.owner is owner:
@@ -276,7 +276,7 @@ class MemoryStore:
         if entry is None:
             return STALE
         if isinstance(item, Release):
-            source.release(entry, doubtful=False)
+            source.release(entry, lost=False)
             return DONE
         if isinstance(item, Move) and (failed := self._store_successor(entry, item.to, now, touched)):
             return failed

@@ -1,6 +1,6 @@
 """Looking into a queue over AMQP, which has no way to look: messages are consumed on a channel of its own and given back.
 
-They keep their places, but the broker marks them as delivered before, so that a consumer takes them for doubtful: BROWSE is
+They keep their places, but the broker marks them as delivered before, so that a consumer takes them for taken over: BROWSE is
 declared approximate for it, and what waits in the delay ladder is not seen at all.
 """
 

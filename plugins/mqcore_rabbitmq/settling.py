@@ -55,7 +55,7 @@ class _Leaving:
         if isinstance(outcome, Stored) or not self.window.holds(self.held):
             self.let_go()
         elif isinstance(self.item, Release):
-            self.window.give_back(self.held)  # as doubtful as after a crash, and not lost
+            self.window.give_back(self.held)  # as taken over, as after a crash, and not lost
             self.result = DONE
         else:
             self.result = outcome
@@ -137,7 +137,7 @@ class Settler:
         """Return the marked copy that a release stores, where it cannot be refused."""
         layout = self._topology.layout(held.queue)
         queue = held.queue if layout is None or layout.due is None else layout.due
-        given = released(held.properties, held.expires, doubtful=held.doubtful)
+        given = released(held.properties, held.expires, held.takeovers)
         return Sending("", queue, given, held.body, queue)
 
     def holds_up(self, properties: BasicProperties, take_in: Callable[[], None]) -> bool:

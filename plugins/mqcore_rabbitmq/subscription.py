@@ -3,7 +3,7 @@
     basic.deliver ─► buffer (highest priority first) ─ receive ─► Delivery ─ settle ─► ack │ successor stored, then ack
 
 One channel, and on it a consumer for each queue of the broker that makes the queue of ours. A delivery that the broker marks as
-redelivered is doubtful. A release stores a copy with a mark of ours and lets go of the original, for AMQP's own way to give back
+redelivered was taken over. A release stores a copy with a mark of ours and lets go of the original, for AMQP's own way to give back
 cannot be told from a crash.
 """
 
@@ -35,7 +35,7 @@ _LAST_WORD = 1.0
 class RabbitSubscription(Subscription):
     """Consumes one queue of ours; `prefetch` is the most that is handed out and unsettled.
 
-    A quarantine is read carefully, for what comes back doubtful there counts as a crash: nothing is taken from the broker but while
+    A quarantine is read carefully, for what comes back there counts as a crash: nothing is taken from the broker but while
     somebody waits in `receive`, and what is left over is given back as released.
     """
 
@@ -84,7 +84,7 @@ class RabbitSubscription(Subscription):
         """Take nothing more for now: before a release, or its copy comes straight back into our own buffer.
 
         Whoever releases and asks for more is served again; one who drains has nothing in the buffer that nobody started, which the
-        broker would give to the next consumer as doubtful.
+        broker would give to the next consumer as taken over.
         """
         if self._wake is None and self._channel.closed is None:
             await self._stop()
@@ -102,7 +102,6 @@ class RabbitSubscription(Subscription):
     def _receiver(self, queue: str) -> Callable[..., None]:
         def on_message(_: object, method: Any, properties: BasicProperties, body: bytes) -> None:
             held = Held(queue, method, properties, body)
-            held.doubtful |= method.redelivered
             self._window.add(held)
             if not self._settler.holds_up(properties, lambda: self._take_in(held)):
                 self._take_in(held)

@@ -26,13 +26,14 @@ _RECEIPT = struct.Struct(">4sIQ")
 class Held:
     """One delivery. `out`: it has been handed out; `busy`: a settlement of it is under way."""
 
-    __slots__ = ("body", "busy", "doubtful", "expires", "level", "out", "properties", "queue", "redelivered", "tag")
+    __slots__ = ("body", "busy", "expires", "level", "out", "properties", "queue", "redelivered", "tag", "takeovers")
 
     def __init__(self, queue: str, method: Any, properties: BasicProperties, body: bytes) -> None:
         self.queue, self.tag, self.properties, self.body = queue, method.delivery_tag, properties, body
         self.level = level_of(properties)
-        given_back, self.doubtful = released_as(properties)
+        given_back, before = released_as(properties)
         self.redelivered: bool = method.redelivered or given_back
+        self.takeovers: int = before + bool(method.redelivered)  # AMQP has a flag, and says once what happened twice
         self.expires: float | None = None
         self.out = self.busy = False
 
@@ -81,7 +82,7 @@ class Window:
         """Return a delivery as core gets it."""
         message = held.message(ttl, now)
         left = None if message.expires_at is None else message.expires_at - now
-        return Delivery(message, self.receipt(held), left, held.redelivered, held.doubtful)
+        return Delivery(message, self.receipt(held), left, held.redelivered, held.takeovers, counted=False)
 
     def receipt(self, held: Held) -> bytes:
         """Hand one out, and return what a late use can be told by: generation, channel and tag."""

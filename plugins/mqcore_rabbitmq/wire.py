@@ -36,11 +36,11 @@ TO = "mq-to"
 """Of a delayed message: the queue that it is for, should that be gone when it falls due."""
 HOP, LINEAGE = "mq-hop", "mq-lineage"
 """What `pack` writes and the driver reads: with the id they name one stored copy."""
-_DOUBTFUL = "doubtful"
+_RELEASED, _TAKEN = "1", "takeovers="
 _OURS, _BROKERS, _ESCAPED, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
 """Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped."""
-_DEFAULT, _HIGHEST = 5, 10
+_DEFAULT, _HIGHEST, _LONG = 5, 10, 10
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -78,14 +78,14 @@ def properties(
     )
 
 
-def released(received: BasicProperties, expires: float | None, *, doubtful: bool) -> BasicProperties:
-    """Return the properties of a message that is given back as it came, with a mark that says whether it came doubtful."""
+def released(received: BasicProperties, expires: float | None, takeovers: int) -> BasicProperties:
+    """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over."""
     headers = {
         name: value
         for name, value in (received.headers or {}).items()
         if not name.startswith(_BROKERS) and name not in _SELECT
     }
-    headers[RELEASED] = _DOUBTFUL if doubtful else "1"
+    headers[RELEASED] = f"{_TAKEN}{takeovers}" if takeovers else _RELEASED
     if expires is not None:
         headers[EXPIRES] = repr(expires)
     again = copy(received)
@@ -95,10 +95,11 @@ def released(received: BasicProperties, expires: float | None, *, doubtful: bool
     return again
 
 
-def released_as(received: BasicProperties) -> tuple[bool, bool]:
-    """Whether the message was released, and whether it was doubtful then."""
+def released_as(received: BasicProperties) -> tuple[bool, int]:
+    """Whether the message was released, and how often it had been taken over then."""
     mark = (received.headers or {}).get(RELEASED)
-    return mark is not None, mark == _DOUBTFUL
+    number = mark.removeprefix(_TAKEN) if isinstance(mark, str) and mark.startswith(_TAKEN) else ""
+    return mark is not None, int(number) if number.isascii() and number.isdigit() and len(number) < _LONG else 0
 
 
 def parked(received: BasicProperties, message: Message) -> Message:

@@ -15,12 +15,12 @@ def token() -> str:
 
 
 def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
-    """Read rows of receipt, record, expiry and mark: 1 it was released, 2 its owner was lost."""
+    """Read rows of receipt, record, expiry and takeovers, which are empty for what was never handed out."""
     at, words, found = int(now), iter(rows), []
-    for receipt, record, expires, mark in zip(words, words, words, words, strict=True):
+    for receipt, record, expires, taken in zip(words, words, words, words, strict=True):
         left = (int(expires) - at) / 1e6 if expires else None
         message = decode(record, expires)
-        found.append(Delivery(message, receipt, left, redelivered=mark != b"", doubtful=mark == b"2"))
+        found.append(Delivery(message, receipt, left, redelivered=taken != b"", takeovers=int(taken or 0)))
     return found
 
 

@@ -96,7 +96,7 @@ class RedisSubscription(Subscription):
         return settled
 
     async def close(self) -> None:
-        """End a waiting `receive`; what it has not got goes back as it was, what is still held goes back doubtful."""
+        """End a waiting `receive`; what it has not got goes back as it was, what is still held goes back as taken over."""
         await self.end(lost=True)
 
     async def end(self, *, lost: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis.errors import FlakyStrategyDefinition
-from mutants.broken_delivery import AReleaseTakesADoubtAway, LosesOnRelease, NeverSaysRedelivered
+from mutants.broken_delivery import AReleaseTakesTakeoversAway, LosesOnRelease, NeverSaysRedelivered
 from mutants.broken_moves import MoveKeepsItsSource
 from mutants.broken_order import LastInFirstOut
 from mutants.broken_time import TakeoverLoses
@@ -24,7 +24,7 @@ FEW = 50
         TakeoverLoses,
         MoveKeepsItsSource,
         NeverSaysRedelivered,
-        AReleaseTakesADoubtAway,
+        AReleaseTakesTakeoversAway,
     ],
 )
 def test_the_model_catches_a_broken_backend(broken: type) -> None:

@@ -130,15 +130,16 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Worker], Awaitable[None
 
 
 @pytest.fixture
-def doubt(broker: Broker) -> Callable[[Queue[Any], int], Awaitable[None]]:
-    """Let a consumer die with the next messages of a queue handed out."""
+def suspect(broker: Broker) -> Callable[[Queue[Any], int], Awaitable[None]]:
+    """Let two consumers die with the next messages of a queue handed out, one after the other."""
 
-    async def doubt(queue: Queue[Any], count: int) -> None:
-        subscription = await broker._connection.backend.subscribe(queue.name, prefetch=count, lease=30)
-        assert len(await subscription.receive(count, 0)) == count
-        await subscription.close()
+    async def suspect(queue: Queue[Any], count: int) -> None:
+        for _ in range(2):
+            subscription = await broker._connection.backend.subscribe(queue.name, prefetch=count, lease=30)
+            assert len(await subscription.receive(count, 0)) == count
+            await subscription.close()
 
-    return doubt
+    return suspect
 
 
 @pytest.fixture

@@ -60,10 +60,10 @@ async def test_a_later_attempt_does_not_sit_among_first_ones(broker: Broker, clo
     assert batches.seen == [[-1, 2], [3, 4], [-1], [2]]
 
 
-async def test_suspects_come_alone(broker: Broker, clock: VirtualClock, serve: Any, doubt: Any) -> None:
+async def test_suspects_come_alone(broker: Broker, clock: VirtualClock, serve: Any, suspect: Any) -> None:
     batches = Batches()
     await broker.publish_many(numbers, [1, 2, 3])
-    await doubt(numbers, 2)
+    await suspect(numbers, 2)
     async with serve(numbers, batches, batch=8, linger=1):
         await clock.advance(10)
     assert sorted(batches.seen) == [[1], [2], [3]]

@@ -24,7 +24,7 @@ async def steal(broker: Broker, clock: VirtualClock, queue: str = "jobs") -> Non
     store = broker._connection.backend._store  # type: ignore[attr-defined]  # it is the memory backend
     found = store._queues[queue]
     for copy in list(found.leases.values()):
-        found.release(copy, doubtful=True)
+        found.release(copy, lost=True)
     found.nudge()
 
 
@@ -153,7 +153,7 @@ async def test_a_late_settlement_is_refused(broker: Broker, other: Broker, clock
         with pytest.raises(LeaseLost, match="jobs"):
             await held.ack()
         assert held.lease_lost
-        assert (taken.message.id, taken.doubtful) == (held.id, True)
+        assert (taken.message.id, taken.takeovers) == (held.id, 1)
         assert await rival.settle([Ack(taken.receipt)], timeout=1) == [DONE], "the late ack took it from its new owner"
     assert broker.events.counts["settle.stale"] == 1
 

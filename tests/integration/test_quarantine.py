@@ -13,7 +13,7 @@ from mqcore.testing import VirtualClock
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]
 Client = Callable[[], Awaitable[Broker]]
-Doubt = Callable[[Queue[Any], int], Awaitable[None]]
+Suspect = Callable[[Queue[Any], int], Awaitable[None]]
 Killed = Callable[[Worker], Awaitable[None]]
 jobs = Queue("jobs", str)
 POLICY = RetryPolicy(3, fixed(1))
@@ -77,8 +77,8 @@ async def test_a_subscription_dropped_with_50_messages_and_a_killer_among_them(
     deaths = await fleet.run(jobs, 20, retry=POLICY, concurrency=10, prefetch=prefetch)
     (letter,) = await dead(jobs)
     assert (letter.body, letter.reason, letter.attempts) == (b"killer", "crashed", 3)
-    assert fleet.starts["killer"] == deaths == POLICY.max_attempts + 1
-    assert not any(fleet.beside[1:]), "after the first time it ran alone"
+    assert fleet.starts["killer"] == deaths == POLICY.max_attempts + 2
+    assert not any(fleet.beside[2:]), "after the second time it ran alone"
     assert set(fleet.done) == set(names) - {"killer"}
     counts = (await broker.counts(jobs))[0]
     assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
@@ -89,7 +89,7 @@ async def test_two_killers_among_others(broker: Broker, fleet: Fleet, dead: Dead
     await broker.publish_many(jobs, names)
     await fleet.run(jobs, 20, retry=POLICY, concurrency=30)
     assert {letter.body for letter in await dead(jobs)} == {b"killer-1", b"killer-2"}
-    assert max(fleet.starts["killer-1"], fleet.starts["killer-2"]) <= POLICY.max_attempts + 1
+    assert max(fleet.starts["killer-1"], fleet.starts["killer-2"]) <= POLICY.max_attempts + 2
     assert len(fleet.done) == 20
 
 
@@ -98,14 +98,14 @@ async def test_a_redriven_killer_gets_no_more_than_another_round(broker: Broker,
     await fleet.run(jobs, 5, retry=POLICY)
     await broker.dead_letters(jobs).redrive()
     await fleet.run(jobs, 5, retry=POLICY)
-    assert fleet.starts["killer"] == 2 * (POLICY.max_attempts + 1)
+    assert fleet.starts["killer"] == 2 * (POLICY.max_attempts + 2)
     assert [letter.reason for letter in await dead(jobs)] == ["crashed"]
 
 
-async def test_a_doubtful_message_is_not_counted_and_keeps_all(broker: Broker, doubt: Doubt) -> None:
+async def test_a_suspect_is_not_counted_and_keeps_all(broker: Broker, suspect: Suspect) -> None:
     await broker.publish(jobs, "x", id="me", priority=9, headers={"k": "v"})
-    for _ in range(3):  # three deaths of consumers that had not started it among others
-        await doubt(jobs, 1)
+    for _ in range(2):  # four deaths of consumers that had not started it among others
+        await suspect(jobs, 1)
     async with broker.consume(jobs) as deliveries:
         delivery = await anext(deliveries)
         assert (delivery.id, delivery.attempt, delivery.priority) == ("me", 1, 9)
@@ -115,7 +115,7 @@ async def test_a_doubtful_message_is_not_counted_and_keeps_all(broker: Broker, d
 
 
 async def test_a_suspect_waits_for_others_and_keeps_newcomers_out(
-    broker: Broker, clock: VirtualClock, doubt: Doubt
+    broker: Broker, clock: VirtualClock, suspect: Suspect
 ) -> None:
     """Across all queues of one worker."""
     other = Queue("other", str)
@@ -134,7 +134,7 @@ async def test_a_suspect_waits_for_others_and_keeps_newcomers_out(
     app.consumer(jobs)(handler)
     app.consumer(other)(handler)
     await broker.publish(jobs, "suspect")
-    await doubt(jobs, 1)
+    await suspect(jobs, 1)
     await broker.publish_many(other, ["long-1", "long-2"])
     async with Worker(app, broker):
         await clock.advance(0)
@@ -156,7 +156,7 @@ async def test_a_suspect_waits_for_others_and_keeps_newcomers_out(
 
 
 async def test_a_waiting_suspect_keeps_newcomers_of_all_queues_out(
-    broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any
 ) -> None:
     log: list[str] = []
     go = asyncio.Event()
@@ -180,14 +180,16 @@ async def test_a_waiting_suspect_keeps_newcomers_of_all_queues_out(
         assert log == ["long", "suspect", "newcomer"]
 
 
-async def test_suspects_and_others_take_turns(broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any) -> None:
+async def test_suspects_and_others_take_turns(
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any
+) -> None:
     log: list[str] = []
 
     async def handler(job: str) -> None:
         log.append(job)
 
     await broker.publish_many(jobs, [f"s{n}" for n in range(10)])
-    await doubt(jobs, 10)
+    await suspect(jobs, 10)
     async with broker.consume(jobs) as deliveries:  # sorts the ten into the quarantine
         await clock.settle()
         await (await anext(deliveries)).release()
@@ -201,7 +203,7 @@ async def test_suspects_and_others_take_turns(broker: Broker, clock: VirtualCloc
 
 
 async def test_a_release_inside_the_quarantine_is_no_crash(
-    broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any, dead: Dead
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead
 ) -> None:
     attempts: list[int] = []
 
@@ -210,7 +212,7 @@ async def test_a_release_inside_the_quarantine_is_no_crash(
         await asyncio.Event().wait()
 
     await broker.publish(jobs, "x")
-    await doubt(jobs, 1)
+    await suspect(jobs, 1)
     for _ in range(6):  # six deployments while it runs alone
         async with serve(jobs, handler, retry=POLICY, run={"grace": 0}):
             await clock.settle()
@@ -220,7 +222,7 @@ async def test_a_release_inside_the_quarantine_is_no_crash(
 
 
 async def test_a_failure_inside_the_quarantine_is_an_ordinary_one(
-    broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any, dead: Dead
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead
 ) -> None:
     attempts: list[int] = []
 
@@ -229,7 +231,7 @@ async def test_a_failure_inside_the_quarantine_is_an_ordinary_one(
         raise Retry(delay=5)
 
     await broker.publish(jobs, "x")
-    await doubt(jobs, 1)
+    await suspect(jobs, 1)
     async with serve(jobs, handler, retry=POLICY):
         await clock.settle()
         assert (await broker.counts("jobs"))[0].delayed == 1  # back in the main queue
@@ -239,7 +241,7 @@ async def test_a_failure_inside_the_quarantine_is_an_ordinary_one(
 
 
 async def test_what_expires_in_the_quarantine_never_starts(
-    broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any, dead: Dead
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead
 ) -> None:
     log: list[str] = []
     go = asyncio.Event()
@@ -263,7 +265,7 @@ async def test_what_expires_in_the_quarantine_never_starts(
 
 
 async def test_a_batch_consumer_gets_suspects_alone(
-    broker: Broker, clock: VirtualClock, doubt: Doubt, serve: Any
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any
 ) -> None:
     batches: list[list[str]] = []
 
@@ -271,7 +273,7 @@ async def test_a_batch_consumer_gets_suspects_alone(
         batches.append([item.value for item in items])
 
     await broker.publish_many(jobs, ["s1", "s2", "s3"])
-    await doubt(jobs, 3)
+    await suspect(jobs, 3)
     await broker.publish_many(jobs, ["a", "b", "c"])
     async with serve(jobs, handler, batch=10, linger=0):
         await clock.advance(1)
@@ -279,9 +281,9 @@ async def test_a_batch_consumer_gets_suspects_alone(
     assert all(len(batch) == 1 for batch in batches if batch[0].startswith("s"))
 
 
-async def test_the_pull_api_hands_out_a_suspect_alone(broker: Broker, clock: VirtualClock, doubt: Doubt) -> None:
+async def test_the_pull_api_hands_out_a_suspect_alone(broker: Broker, clock: VirtualClock, suspect: Suspect) -> None:
     await broker.publish_many(jobs, ["s1", "s2"])
-    await doubt(jobs, 2)
+    await suspect(jobs, 2)
     await broker.publish_many(jobs, ["a", "b"])
     seen: list[str] = []
     async with broker.consume(jobs, prefetch=10) as deliveries:
@@ -312,13 +314,13 @@ async def test_a_pull_that_holds_one_still_gets_the_next(broker: Broker, clock: 
         assert [one.value for one in held] == ["a", "b"]
 
 
-async def test_dead_letters_and_temporary_queues_know_no_doubt(
-    broker: Broker, clock: VirtualClock, doubt: Doubt
+async def test_dead_letters_and_temporary_queues_know_no_suspicion(
+    broker: Broker, clock: VirtualClock, suspect: Suspect
 ) -> None:
     await broker.declare(jobs)
     graves = Queue("jobs.dlq", str, declare=False)
     await broker.publish("jobs.dlq", "x")
-    await doubt(graves, 1)
+    await suspect(graves, 1)
     async with broker.consume(graves) as deliveries:
         delivery = await anext(deliveries)
         assert (delivery.value, delivery.attempt) == ("x", 1)
@@ -334,10 +336,10 @@ async def test_the_quarantine_is_hidden_counted_and_purged(broker: Broker, clock
 
 
 async def test_what_has_expired_does_not_take_the_turn_before_a_suspect(
-    broker: Broker, clock: VirtualClock, doubt: Doubt
+    broker: Broker, clock: VirtualClock, suspect: Suspect
 ) -> None:
     await broker.publish_many(jobs, ["s1", "s2"])
-    await doubt(jobs, 2)
+    await suspect(jobs, 2)
     async with broker.consume(jobs) as deliveries:
         first = await anext(deliveries)
         await broker.publish(jobs, "brief", ttl=1)

@@ -18,6 +18,7 @@ from mqcore.spi import (
     Delivery,
     ErrorKind,
     Failed,
+    Message,
     Outcome,
     Outgoing,
     Settled,
@@ -123,11 +124,11 @@ class NeverSaysRedelivered(MemoryQueue):
     "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits",
     "lease.what_a_dead_consumer_held_goes_to_another_in_time",
 )
-class NeverDoubtful(MemoryQueue):
+class NeverTakenOver(MemoryQueue):
     """What a dead consumer held comes back as if it had been released."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
-        super().release(copy, doubtful=False)
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=False)
 
 
 @mutant("G12", "bounds.prefetch_is_an_exact_ceiling", "delivery.prefetch_is_an_exact_ceiling")
@@ -247,9 +248,9 @@ class SharesWithTheConsumer(MemoryQueue):
 class LosesOnRelease(MemoryQueue):
     """What is released is gone."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
-        if doubtful:
-            super().release(copy, doubtful=doubtful)
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        if lost:
+            super().release(copy, lost=lost)
         else:
             self.remove(copy)
 
@@ -258,36 +259,61 @@ class LosesOnRelease(MemoryQueue):
 class CountsReleases(MemoryQueue):
     """A release is an attempt, as with a broker's own counter."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
+    def release(self, copy: Copy, *, lost: bool) -> None:
         copy.message = replace(copy.message, attempt=copy.message.attempt + 1)
-        super().release(copy, doubtful=doubtful)
+        super().release(copy, lost=lost)
 
 
 @mutant("G4", "delivery.a_released_message_comes_again_as_it_was")
-class DoubtfulOnRelease(MemoryQueue):
+class ReleaseIsATakeover(MemoryQueue):
     """A release looks like a crash."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
-        super().release(copy, doubtful=True)
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=True)
 
 
-@mutant("G4", "delivery.a_release_leaves_a_doubt_as_it_was[doubtful]")
-class AReleaseTakesADoubtAway(MemoryQueue):
+@mutant("G4", "delivery.a_release_leaves_takeovers_as_they_were[taken-over]")
+class AReleaseTakesTakeoversAway(MemoryQueue):
     """Who releases is believed to know that no other has started it either."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
-        super().release(copy, doubtful=doubtful)
-        copy.doubtful = doubtful
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=lost)
+        copy.takeovers = int(lost)
+
+
+@mutant("G4", "takeover.every_takeover_is_counted")
+class CountsOneTakeover(MemoryQueue):
+    """A flag is taken for a count: what killed three consumers looks like what killed one, and is never isolated."""
+
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=lost)
+        copy.takeovers = min(copy.takeovers, 1)
+
+
+@mutant("G4", "takeover.a_takeover_after_a_release_is_one_more")
+class AReleaseForgetsOne(MemoryQueue):
+    """What is released after a takeover counts from there on by a flag."""
+
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=lost and not copy.redelivered)
+
+
+@mutant("G4", "takeover.a_move_begins_a_copy_that_nobody_has_taken_over")
+class ForgetsEarlierTakeovers(MemoryQueue):
+    """`Message.takeovers` is not stored."""
+
+    def put(self, message: Message, now: float, delay: float = 0.0) -> None:
+        super().put(replace(message, takeovers=0), now, delay)
 
 
 @mutant("G9", "delivery.released_messages_return_to_their_old_places")
 class ReleasesToTheEnd(MemoryQueue):
     """A released message stands behind all others, although ORDER says `release_in_place`."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
+    def release(self, copy: Copy, *, lost: bool) -> None:
         if copy.place:
             copy.place = next(self._numbers)
-        super().release(copy, doubtful=doubtful)
+        super().release(copy, lost=lost)
 
 
 @mutant("G5", "delivery.a_second_settlement_is_stale_and_changes_nothing")

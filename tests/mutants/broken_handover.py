@@ -36,10 +36,10 @@ class Fetching(MemorySubscription):
 
     async def close(self) -> None:
         unseen = self.unseen()
-        marks = [(copy, copy.redelivered, copy.doubtful) for copy in unseen]
+        marks = [(copy, copy.redelivered, copy.takeovers) for copy in unseen]
         await super().close()
-        for copy, redelivered, doubtful in marks:
-            copy.redelivered, copy.doubtful = redelivered, doubtful
+        for copy, redelivered, takeovers in marks:
+            copy.redelivered, copy.takeovers = redelivered, takeovers
 
     def unseen(self) -> list[Copy]:
         """Return what has arrived and was never handed out."""
@@ -48,7 +48,7 @@ class Fetching(MemorySubscription):
 
 
 @mutant("G4", "handover.what_nobody_has_seen_goes_back_as_it_was")
-class DoubtsWhatNobodySaw(Fetching):
+class CountsWhatNobodySaw(Fetching):
     """What was fetched and not handed out comes back as if its handler might have started."""
 
     def unseen(self) -> list[Copy]:
@@ -57,11 +57,11 @@ class DoubtsWhatNobodySaw(Fetching):
 
 @mutant("G4", "handover.what_nobody_has_seen_goes_back_as_it_was")
 class TrustsWhatNobodySaw(Fetching):
-    """What was fetched and not handed out comes back as new, the doubtful too."""
+    """What was fetched and not handed out comes back as new, what was taken over too."""
 
     async def close(self) -> None:
         for copy in self.unseen():
-            copy.redelivered = copy.doubtful = False
+            copy.redelivered, copy.takeovers = False, 0
         await super().close()
 
 
@@ -149,9 +149,9 @@ class AReleaseWakesNobody(MemoryStore):
 class AReleaseBeginsTheDelayAnew(MemoryQueue):
     """What is released into its delay waits for all of it again."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
+    def release(self, copy: Copy, *, lost: bool) -> None:
         copy.due += copy.due - copy.stored if copy.due else 0.0
-        super().release(copy, doubtful=doubtful)
+        super().release(copy, lost=lost)
 
 
 # Silence

@@ -47,7 +47,7 @@ class AFailedMoveReleases(MemoryStore):
     def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
         settled = super()._settle(source, item, now, touched)
         if isinstance(settled, Failed):
-            source.release(source.leases[item.receipt], doubtful=False)
+            source.release(source.leases[item.receipt], lost=False)
         return settled
 
 

@@ -115,4 +115,4 @@ class PriorityLostByTakeover(_OnLevels):
     """What a dead consumer held comes back as the highest."""
 
     def level(self, copy: Copy) -> int:
-        return 10 if copy.doubtful else copy.message.priority
+        return 10 if copy.takeovers else copy.message.priority

@@ -44,7 +44,7 @@ class SweepsOnlyTheHead(MemoryQueue):
         swept = super().sweep(holder, limit, until, now)
         for delivery in swept:
             if (copy := self.leases[delivery.receipt]).place != head:
-                self.release(copy, doubtful=False)
+                self.release(copy, lost=False)
         return [delivery for delivery in swept if delivery.receipt in self.leases]
 
 
@@ -67,11 +67,11 @@ class ReleaseWindsTheClockBack(MemoryQueue):
         self.__dict__["now"] = now
         super().tick(now)
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
+    def release(self, copy: Copy, *, lost: bool) -> None:
         if copy.message.expires_at is not None:
             expires_at = self.__dict__["now"] + copy.message.expires_at - copy.stored
             copy.message = replace(copy.message, expires_at=expires_at)
-        super().release(copy, doubtful=doubtful)
+        super().release(copy, lost=lost)
 
 
 @mutant("G6", "ttl.a_move_copies_the_expiry_and_the_target_adds_none")
@@ -307,12 +307,12 @@ class TakeoverLoses(MemoryQueue):
 
 
 @mutant("G4", "lease.a_lease_that_is_not_renewed_ends")
-class TakeoverWithoutDoubt(MemoryQueue):
-    """What comes back when its lease ends is not marked as doubtful."""
+class TakeoverWithoutACount(MemoryQueue):
+    """What comes back when its lease ends is not counted as taken over."""
 
     def tick(self, now: float) -> None:
         while (receipt := self._ends.pop(now + TICK)) is not None:
-            self.release(self.leases[receipt], doubtful=False)
+            self.release(self.leases[receipt], lost=False)
         super().tick(now)
 
 
@@ -333,8 +333,8 @@ class SettlesForAStaleOwner(MemoryQueue):
 class HeldForEverByADeadOwner(MemoryQueue):
     """The room of what came back by itself is not given back to the consumer."""
 
-    def release(self, copy: Copy, *, doubtful: bool) -> None:
+    def release(self, copy: Copy, *, lost: bool) -> None:
         holder: Any = copy.holder
-        super().release(copy, doubtful=doubtful)
-        if doubtful and holder is not None:
+        super().release(copy, lost=lost)
+        if lost and holder is not None:
             holder.held += 1

@@ -35,7 +35,7 @@ def released(rules: Rules) -> Model:
 
 
 def delivery(number: int, *, marked: bool = False) -> Delivery:
-    return Delivery(Message(id=f"m{number}", body=b""), b"receipt", None, marked, marked)
+    return Delivery(Message(id=f"m{number}", body=b""), b"receipt", None, marked, int(marked))
 
 
 def test_a_broker_that_releases_by_a_copy_may_mark_what_was_on_its_way() -> None:
@@ -48,19 +48,19 @@ def test_a_broker_that_releases_in_place_marks_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("rules", [IN_PLACE, BY_A_COPY])
-@pytest.mark.parametrize("doubtful", [True, False])
-def test_a_release_leaves_a_doubt_as_it_was(rules: Rules, *, doubtful: bool) -> None:
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_release_leaves_takeovers_as_they_were(rules: Rules, *, taken: bool) -> None:
     def again() -> Model:
         model = Model(rules)
         model.put(Outgoing("jobs", Message(id="m0", body=b"")), Span(0, 0))
         (lease,) = model.received("jobs", [delivery(0)], 1, Span(0, 0))
-        if doubtful:
+        if taken:
             model.crashed("jobs", Span(0, 0))
             (lease,) = model.received("jobs", [delivery(0, marked=True)], 1, Span(1, 1))
         model.settled(lease, "release", True, Span(1, 1))  # noqa: FBT003 - the outcome, as it came
         return model
 
-    right = replace(delivery(0), redelivered=True, doubtful=doubtful)
+    right = replace(delivery(0), redelivered=True, takeovers=int(taken))
     again().received("jobs", [right], 1, Span(2, 2))
-    with pytest.raises(ContractError, match=f"m0: doubtful: {doubtful}"):
-        again().received("jobs", [replace(right, doubtful=not doubtful)], 1, Span(2, 2))
+    with pytest.raises(ContractError, match=f"m0: takeovers: {int(taken)}"):
+        again().received("jobs", [replace(right, takeovers=int(not taken))], 1, Span(2, 2))

@@ -52,7 +52,7 @@ class Copy:
     due: float = 0.0
     lease: tuple[int, float] | None = None  # whose, and until when
     redelivered: bool = False
-    doubtful: bool = False
+    takeovers: int = 0
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -74,7 +74,7 @@ class Model:
         mine = [copy for copy in self.copies if copy.queue == queue]
         for copy in mine:
             if copy.lease is not None and copy.lease[1] <= self.now:
-                copy.lease, copy.redelivered, copy.doubtful = None, True, True
+                copy.lease, copy.redelivered, copy.takeovers = None, True, copy.takeovers + 1
         waiting = [copy for copy in mine if copy.lease is None and copy.place is None and copy.due <= self.now]
         for copy in sorted(waiting, key=lambda copy: (copy.due, copy.number)):
             copy.place = self.next()
@@ -129,7 +129,7 @@ class Model:
     def settle(self, copy: Copy, how: Settlement) -> Settled:
         self.tick(copy.queue)
         if isinstance(how, Release):
-            copy.lease, copy.redelivered = None, True  # and as doubtful as it was
+            copy.lease, copy.redelivered = None, True  # and with the takeovers that it had
             return DONE
         if isinstance(how, Move):
             if how.to.to not in SPECS:
@@ -169,7 +169,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         now = self.model.now
         assert [it.message for it in got] == [copy.message for copy in expected]
         for delivery, copy in zip(got, expected, strict=True):
-            assert (delivery.redelivered, delivery.doubtful) == (copy.redelivered, copy.doubtful)
+            assert (delivery.redelivered, delivery.takeovers) == (copy.redelivered, copy.takeovers)
             expires = copy.message.expires_at
             assert delivery.expires_in == (None if expires is None else expires - now)
             copy.lease = (who, now + lease)
@@ -260,7 +260,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.store.unsubscribe(queue, self.holders[queue, who], self.model.now)
         for copy in self.model.copies:
             if copy.queue == queue and copy.lease is not None and copy.lease[0] == who:
-                copy.lease, copy.redelivered, copy.doubtful = None, True, True
+                copy.lease, copy.redelivered, copy.takeovers = None, True, copy.takeovers + 1
         self.holders[queue, who] = self.subscribe(queue, who)
 
     @rule(by=st.sampled_from([0.5, 1.0, 3.0, 8.0]))

@@ -273,7 +273,7 @@ def test_what_an_owner_took_comes_back_when_it_leaves(bench: Bench) -> None:
     (delivery,) = bench.store.take("q", [entry.key, entry.key, "no/such/key", "9/0.0/0.0/99"], 60.0, owner, bench.now)
     assert (owner.held, bench.claim()) == (1, [])
     bench.store.leave(owner, bench.now)
-    assert [(it.message.id, it.doubtful) for it in bench.claim()] == [("a", True)]
+    assert [(it.message.id, it.takeovers) for it in bench.claim()] == [("a", 1)]
     assert owner.held == 0
     assert bench.store.settle("q", [Ack(delivery.receipt)], bench.now) == [STALE]
 
@@ -416,7 +416,7 @@ def test_the_one_who_minds_the_time_comes_back_when_a_lease_ends(bench: Bench) -
     assert bench.claim(idle, wait=True) == []
     assert idle.until == 130.0
     bench.now = 130.0
-    assert [(it.message.id, it.doubtful) for it in bench.claim(idle, wait=True)] == [("a", True)]
+    assert [(it.message.id, it.takeovers) for it in bench.claim(idle, wait=True)] == [("a", 1)]
 
 
 @pytest.mark.parametrize("how", ["delete", "leave"])

@@ -12,6 +12,7 @@ from mqcore.delivery import Ack, Delivery, Move, Release
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
 from mqcore.policy import (
+    AfterCrash,
     Backoff,
     Decision,
     Failure,
@@ -19,6 +20,8 @@ from mqcore.policy import (
     Outcome,
     RetryPolicy,
     Rules,
+    admit,
+    check_after_crash,
     decide,
     exponential,
     fixed,
@@ -39,7 +42,7 @@ BOOM = Failure.of(ValueError("boom"))
 AT_ONCE = {Happened.UNDECODABLE, Happened.INVALID, Happened.EXPIRED, Happened.REJECTED}
 
 
-def delivery(attempt: int = 1, **changes: object) -> Delivery:
+def delivery(attempt: int = 1, taken: int = 0, *, counted: bool = True, **changes: object) -> Delivery:
     message = Message(
         id="m1",
         body=b"body",
@@ -54,12 +57,14 @@ def delivery(attempt: int = 1, **changes: object) -> Delivery:
         reply_to="r1",
         redriven=2,
     )
-    return Delivery(replace(message, **changes), b"receipt", expires_in=60.0)  # type: ignore[arg-type]  # a test's choice
+    message = replace(message, **changes)  # type: ignore[arg-type]  # a test's choice
+    return Delivery(message, b"receipt", expires_in=60.0, redelivered=taken > 0, takeovers=taken, counted=counted)
 
 
 def judged(happened: Happened, rules: Rules, attempt: int = 1, **changes: object) -> Decision:
-    failure = None if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.DOUBTFUL} else BOOM
-    return decide(Outcome(happened, failure), delivery(attempt, **changes), rules, now=NOW, expires_in=60.0)
+    failure = None if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.TAKEN_OVER} else BOOM
+    taken = 2 if happened is Happened.TAKEN_OVER else 0
+    return decide(Outcome(happened, failure), delivery(attempt, taken, **changes), rules, now=NOW, expires_in=60.0)
 
 
 def moved(decision: Decision) -> tuple[str, Message, float]:
@@ -79,13 +84,13 @@ def expected(happened: Happened, rules: Rules, attempt: int) -> tuple[str, str |
         return "done", None, 0
     if happened is Happened.INTERRUPTED:
         return ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
-    if happened is Happened.DOUBTFUL and rules.quarantine is None:
-        return "released", None, 0
-    if happened is Happened.DOUBTFUL and rules.source == "q":
+    if happened is Happened.TAKEN_OVER and rules.quarantine is None:
+        return "taken_over", rules.queue, attempt
+    if happened is Happened.TAKEN_OVER and rules.source == "q":
         return "quarantined", "q.again", attempt
     if happened in AT_ONCE or at_end:
         return buried
-    if happened is Happened.DOUBTFUL:
+    if happened is Happened.TAKEN_OVER:
         return "quarantined", "q.again", attempt + 1
     return "retried", rules.queue, attempt + 1
 
@@ -155,7 +160,7 @@ def test_the_first_failure_of_a_message_starts_its_record() -> None:
 
 
 def test_what_dies_alone_is_recorded_as_crashed() -> None:
-    decision = judged(Happened.DOUBTFUL, ALONE, 3)
+    decision = judged(Happened.TAKEN_OVER, ALONE, 3)
     to, message, _ = moved(decision)
     assert (to, decision.reason) == ("q.dlq", Reason.CRASHED)
     assert message.death is not None
@@ -163,18 +168,75 @@ def test_what_dies_alone_is_recorded_as_crashed() -> None:
     assert message.death.error
 
 
-def test_a_killer_is_started_at_most_max_attempts_plus_one_times_and_an_innocent_is_never_counted() -> None:
-    rules, message, starts = WORK, delivery().message, 0
+@pytest.mark.parametrize("counted", [True, False], ids=["the broker counts", "the broker has a flag"])
+@pytest.mark.parametrize(("after_crash", "starts"), [("isolate", 5), ("count", 3)])
+def test_a_killer_is_started_so_often_and_no_more(after_crash: AfterCrash, starts: int, *, counted: bool) -> None:
+    """Three attempts: five starts when it is isolated from the second takeover on, three when each is counted (G4)."""
+    rules, message, taken, started, alone = replace(WORK, after_crash=after_crash), delivery().message, 0, 0, 0
     while True:
-        starts += 1  # its process dies each time that it runs
-        decision = decide(Outcome(Happened.DOUBTFUL), Delivery(message, b"receipt"), rules, now=NOW, expires_in=None)
+        here = Delivery(message, b"receipt", redelivered=taken > 0, takeovers=taken, counted=counted)
+        if (seen := admit(here, rules)) is not None:
+            assert seen.redelivered == (started > 0)
+            assert seen.attempt == (started + 1 if after_crash == "count" else max(1, started - 1))
+            started += 1
+            alone += rules.source == "q.again"
+            taken = taken + 1 if counted else 1  # its process dies each time that it runs
+            continue
+        decision = decide(Outcome(Happened.TAKEN_OVER), here, rules, now=NOW, expires_in=None)
         to, message, _ = moved(decision)
+        taken = 0
         if to == "q.dlq":
             break
-        rules = ALONE
-    assert starts == WORK.retry.max_attempts + 1
-    _, innocent, _ = moved(judged(Happened.DOUBTFUL, WORK))
+        rules = replace(rules, source=to)
+    assert (started, alone) == (starts, 3 if after_crash == "isolate" else 0)
+    assert decision.reason is Reason.CRASHED
+    assert message.death is not None
+    assert message.death.attempts == 3
+
+
+def test_a_first_takeover_raises_no_suspicion_and_costs_no_attempt() -> None:
+    seen = admit(delivery(2, taken=1), WORK)
+    assert seen is not None
+    assert (seen.attempt, seen.redelivered) == (2, True)
+
+
+def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_before_the_message_runs() -> None:
+    lost = delivery(2, taken=1, counted=False)
+    assert admit(lost, WORK) is None
+    decision = decide(Outcome(Happened.TAKEN_OVER), lost, WORK, now=NOW, expires_in=None)
+    to, message, delay = moved(decision)
+    assert (decision.verdict, to, message.takeovers, message.attempt, delay) == ("taken_over", "q", 1, 2, 0)
+    again = Delivery(message, b"receipt", counted=False)
+    seen = admit(again, WORK)
+    assert seen is not None, "it is on record: now it runs among the others"
+    assert seen.redelivered
+    assert admit(replace(again, redelivered=True, takeovers=1), WORK) is None, "and this was the second"
+
+
+@pytest.mark.parametrize("happened", [Happened.RETRY, Happened.REJECTED, Happened.TAKEN_OVER], ids=lambda it: it.value)
+def test_a_retry_a_dead_letter_and_a_suspect_begin_with_no_takeover(happened: Happened) -> None:
+    assert moved(judged(happened, WORK, takeovers=1))[1].takeovers == 0
+
+
+def test_an_innocent_is_isolated_without_a_count() -> None:
+    _, innocent, _ = moved(judged(Happened.TAKEN_OVER, WORK))
     assert innocent.attempt == 1
+
+
+@pytest.mark.parametrize("rules", [DLQ, TEMPORARY], ids=["dlq", "temporary"])
+def test_where_there_is_no_quarantine_what_was_taken_over_runs_like_any_other(rules: Rules) -> None:
+    for taken in (1, 5):
+        seen = admit(delivery(taken=taken, counted=False), rules)
+        assert seen is not None
+        assert seen.attempt == 1
+
+
+def test_after_crash_is_one_of_two_words() -> None:
+    assert check_after_crash("count", "handler f") == "count"
+    with pytest.raises(
+        ConfigurationError, match="handler f: after_crash='never' is unknown; it is 'isolate' or 'count'"
+    ):
+        check_after_crash("never", "handler f")
 
 
 def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_while_with_their_first_record() -> None:

@@ -66,7 +66,7 @@ def test_a_plain_message_is_a_first_attempt_with_an_id_of_its_own() -> None:
 def test_what_brokers_added_is_not_seen_and_not_sent_again() -> None:
     there = BasicProperties(headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7})
     assert message_of(there, b"", None, 0.0).headers == {"mine": "1", "number": "7"}
-    assert released(there, None, doubtful=False).headers == {"mine": "1", "number": 7, "mq-released": "1"}
+    assert released(there, None, 0).headers == {"mine": "1", "number": 7, "mq-released": "1"}
 
 
 def test_what_is_given_back_stays_what_it_was() -> None:
@@ -78,7 +78,7 @@ def test_what_is_given_back_stays_what_it_was() -> None:
         user_id="bob",
         headers={"h": "v"},
     )
-    again = released(there, 12.5, doubtful=False)
+    again = released(there, 12.5, 0)
     first = message_of(there, b"x", None, 0.0)
     assert message_of(again, b"x", None, 0.0) == replace(first, id=again.message_id, expires_at=12.5)
     assert (again.app_id, again.expiration, again.user_id) == ("plain client", None, None)
@@ -110,10 +110,10 @@ def test_the_ttl_of_the_queue_counts_here_if_it_did_not_at_publish() -> None:
     assert message_of(properties(replace(fresh, hop=1), None, ageless=True), b"", 5.0, 200.0).expires_at is None
 
 
-def test_a_mark_tells_what_was_doubtful_when_it_was_released() -> None:
+def test_a_mark_tells_how_often_a_message_was_taken_over_when_it_was_released() -> None:
     there = properties(WHOLE, None)
     assert released_as(there) == (False, False)
-    for doubtful in (False, True):
-        again = released(there, None, doubtful=doubtful)
-        assert released_as(again) == (True, doubtful)
+    for takeovers in (0, 1, 12):
+        again = released(there, None, takeovers)
+        assert released_as(again) == (True, takeovers)
         assert message_of(again, WHOLE.body, None, 0.0) == replace(WHOLE, expires_at=None)

@@ -32,7 +32,7 @@ async def a_confirmed_message_is_there_to_be_received(kit: Kit) -> None:
     await kit.put(queue, "a")
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     kit.same((delivery.message.id, delivery.attempt), ("a", 1), "the message at its first attempt", "Backend.publish")
-    kit.same((delivery.redelivered, delivery.doubtful), (False, False), "no marks", "Subscription.receive")
+    kit.same((delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive")
 
 
 @case("G1", ids="C05 C30")
@@ -351,7 +351,7 @@ async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
         (got,) = await asyncio.gather(waiting, return_exceptions=True)
         deliveries = [] if isinstance(got, BaseException) else list(got)
         deliveries = deliveries or await kit.take(consumer, 1)
-        marks = [(it.message.id, it.redelivered, it.doubtful) for it in deliveries]
+        marks = [(it.message.id, it.redelivered, it.takeovers) for it in deliveries]
         kit.same(
             marks,
             [(f"{turn}", False, False)],

@@ -93,7 +93,7 @@ async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
         f"{kit.now - stored - delay:.4f} s",
         _OWN,
     )
-    marks = (delivery.message.body, delivery.attempt, delivery.redelivered, delivery.doubtful)
+    marks = (delivery.message.body, delivery.attempt, delivery.redelivered, delivery.takeovers)
     kit.same(marks, (b"a", 1, False, False), "a first delivery, body unharmed", "Subscription.receive")
 
 

@@ -242,7 +242,7 @@ async def a_second_settlement_is_stale_and_changes_nothing(kit: Kit) -> None:
 
 @case("G4", "G13", ids="C42 C44")
 async def a_released_message_comes_again_as_it_was(kit: Kit) -> None:
-    """A release is no attempt and raises no doubt: the same message, `redelivered`, with a receipt of its own."""
+    """A release is no attempt and no takeover: the same message, `redelivered`, with a receipt of its own."""
     queue = await kit.queue()
     await kit.publish(Outgoing(queue, kit.message("a", body=b"\x00\xff", headers={"h": "v"})))
     consumer = await kit.subscribe(queue)
@@ -250,8 +250,8 @@ async def a_released_message_comes_again_as_it_was(kit: Kit) -> None:
     kit.same(await kit.settle(consumer, Release(first.receipt)), [DONE], "released", "Subscription.settle: Release")
     (second,) = await kit.take(consumer, 1)
     kit.same(second.message, first.message, "the same message", "Subscription.settle: Release")
-    marks = (second.attempt, second.redelivered, second.doubtful)
-    kit.same(marks, (1, True, False), "attempt, redelivered, doubtful", "Subscription.settle: Release")
+    marks = (second.attempt, second.redelivered, second.takeovers)
+    kit.same(marks, (1, True, 0), "attempt, redelivered, takeovers", "Subscription.settle: Release")
     kit.true(second.receipt != first.receipt, "a receipt for each claim", second.receipt, "Subscription.receive")
 
 
@@ -263,7 +263,7 @@ async def a_message_survives_any_number_of_releases(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     for turn in range(50):
         (delivery,) = await kit.take(consumer, 1)
-        kit.same((delivery.attempt, delivery.doubtful), (1, False), f"no mark after {turn} releases", "settle: Release")
+        kit.same((delivery.attempt, delivery.takeovers), (1, 0), f"no mark after {turn} releases", "settle: Release")
         await kit.settle(consumer, Release(delivery.receipt))
     await kit.ack(consumer, await kit.take(consumer, 1))
     kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: Ack")
@@ -293,7 +293,7 @@ async def a_failed_attempt_is_counted(kit: Kit) -> None:
 
 @case("G4", "G5", ids="C45")
 async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> None:
-    """Closed without settling: it comes to another who waits, doubtful, in its old place; the old receipts are stale."""
+    """Closed without settling: it comes to another who waits, as taken over, in its old place; the old receipts are stale."""
     queue = await kit.queue()
     await kit.put(queue, *"abc")
     lease = 2.0
@@ -308,8 +308,8 @@ async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> No
     kit.same(sorted(kit.ids(got)), list("abc"), "all three", look)
     if kit.limit(Capability.ORDER, "release_in_place"):
         kit.same(kit.ids(got), list("abc"), "in their old places", look)
-    marks = [(it.redelivered, it.doubtful, it.attempt) for it in got]
-    kit.same(marks, [(True, True, 1)] * 3, "redelivered, doubtful, attempts (which core counts)", look)
+    marks = [(it.redelivered, it.takeovers, it.attempt) for it in got]
+    kit.same(marks, [(True, 1, 1)] * 3, "redelivered, takeovers, attempts (which core counts)", look)
     late = await kit.settle(consumer, *[Ack(it.receipt) for it in held])
     kit.same(late, [STALE] * 3, "late acks refused", "Subscription.settle: fencing")
     await kit.ack(other, got)
@@ -336,23 +336,23 @@ async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
         await kit.ack(works, got)
 
 
-@case("G4", "G13", ids="C45", each={"doubtful": True, "not-doubtful": False})
-async def a_release_leaves_a_doubt_as_it_was(kit: Kit, doubtful: bool) -> None:  # noqa: FBT001 - a variant
-    """Who releases knows of his own claim only: what was doubtful stays it, what was not does not become it."""
+@case("G4", "G13", ids="C45", each={"taken-over": True, "not-taken-over": False})
+async def a_release_leaves_takeovers_as_they_were(kit: Kit, taken: bool) -> None:  # noqa: FBT001 - a variant
+    """Who releases knows of his own claim only: a release adds no takeover and takes none away."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     dies = await kit.subscribe(queue, lease=2.0)
     (held,) = await kit.take(dies, 1)
-    await kit.settle(dies, *[Release(held.receipt)][doubtful:])
+    await kit.settle(dies, *[Release(held.receipt)][taken:])
     await kit.within(dies.close())
     marks = []
     for _ in range(3):  # each time by another: the mark is the message's, and not what a consumer remembers
         consumer = await kit.subscribe(queue)
         (delivery,) = await kit.take(consumer, 1)
-        marks.append((delivery.redelivered, delivery.doubtful))
+        marks.append((delivery.redelivered, delivery.takeovers))
         await kit.settle(consumer, Release(delivery.receipt))
         await kit.within(consumer.close())
-    kit.same(marks, [(True, doubtful)] * 3, "redelivered, doubtful", "Subscription.settle: Release")
+    kit.same(marks, [(True, int(taken))] * 3, "redelivered, takeovers", "Subscription.settle: Release")
 
 
 # Drain
@@ -360,7 +360,7 @@ async def a_release_leaves_a_doubt_as_it_was(kit: Kit, doubtful: bool) -> None: 
 
 @case("G13", "G4", ids="C42 C50")
 async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
-    """Grace over: what runs and what waits behind it goes back, no attempt counted, no doubt, by grace + 1 s."""
+    """Grace over: what runs and what waits behind it goes back, no attempt and no takeover counted, by grace + 1 s."""
     broker, queue, began = await kit.broker(), Queue(kit.name(), str), asyncio.Event()
 
     async def handler(_: str) -> None:
@@ -374,9 +374,9 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
     await kit.within(worker.drain(0.3))
     kit.true(kit.now - start <= 0.3 + 1.0, "an end by grace + 1 s", f"{kit.now - start:.3f} s", "Subscription.settle")
     got = await kit.take(await kit.subscribe(queue.name), 3)
-    marks = sorted((it.message.body, it.attempt, it.doubtful) for it in got)
-    wanted = [(name.encode(), 1, False) for name in "abc"]
-    kit.same(marks, wanted, "body, attempt, doubtful", "Subscription.settle: Release")
+    marks = sorted((it.message.body, it.attempt, it.takeovers) for it in got)
+    wanted = [(name.encode(), 1, 0) for name in "abc"]
+    kit.same(marks, wanted, "body, attempt, takeovers", "Subscription.settle: Release")
 
 
 @case("G13", "G2", ids="C50")

@@ -121,7 +121,7 @@ async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     look = "where the driver reads a message; mqcore.spi.unpack"
     kit.same((delivery.attempt, delivery.message.priority), (1, 5), "attempt and priority", look)
-    kit.same((delivery.redelivered, delivery.doubtful), (False, False), "no marks", "Subscription.receive")
+    kit.same((delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive")
     for field in ("content_type", "published_at", "correlation_id", "reply_to", "expires_at", "failed_at", "death"):
         kit.same(getattr(delivery.message, field), None, f"Message.{field}", look)
     kit.same(delivery.expires_in, None, "Delivery.expires_in", "Subscription.receive")

@@ -34,10 +34,10 @@ _Waits = tuple["Subscription", "asyncio.Task[list[Delivery]]"]
 
 @case("G2", "G4", ids="C07 L03")
 async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
-    """A receive is cancelled at whatever step, then its consumer is closed: the new comes unmarked, the doubtful in doubt."""
+    """A receive is cancelled at whatever step, then its consumer is closed: what is new and what was taken over."""
     queue = await kit.queue()
     for turn in range(12):
-        await kit.put(queue, f"doubtful-{turn}")
+        await kit.put(queue, f"taken-{turn}")
         dies = await kit.subscribe(queue, lease=2.0)
         await kit.take(dies, 1)
         await kit.within(dies.close())
@@ -50,11 +50,13 @@ async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
         rest = await kit.take(consumer, 2 - len(got))
         await kit.ack(consumer, rest)
         await kit.within(consumer.close())
-        marks = {it.message.id: (it.redelivered, it.doubtful) for it in got + rest}
+        marks = {it.message.id: (it.redelivered, it.takeovers) for it in got + rest}
         if not kit.capabilities.has(Capability.LEASE):  # then the broker itself marks all that it had sent
-            marks = {name: (False, False) if name.startswith("new") else mark for name, mark in marks.items()}
-        wanted = {f"doubtful-{turn}": (True, True), f"new-{turn}": (False, False)}
-        kit.same(marks, wanted, f"turn {turn}: redelivered and doubtful as before", f"{_CANCELLED}, Subscription.close")
+            marks = {name: (False, 0) if name.startswith("new") else mark for name, mark in marks.items()}
+        wanted = {f"taken-{turn}": (True, 1), f"new-{turn}": (False, 0)}
+        kit.same(
+            marks, wanted, f"turn {turn}: redelivered and takeovers as before", f"{_CANCELLED}, Subscription.close"
+        )
 
 
 @case("G2", ids="C07")
@@ -74,8 +76,8 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
                 kit.true(not got or not claims, f"one of {names} with each call", "nothing from one", _CANCELLED)
                 await kit.advance(0.01)
             got += page
-        marks = [(it.message.id, it.redelivered, it.doubtful) for it in got]
-        kit.same(marks, [(name, False, False) for name in names], f"turn {turn}: each, in order", _CANCELLED)
+        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        kit.same(marks, [(name, False, 0) for name in names], f"turn {turn}: each, in order", _CANCELLED)
         kit.same(kit.ids(await kit.receive(consumer, wait=0.0)), [], f"turn {turn}: none twice", _CANCELLED)
         await kit.ack(consumer, got)
     await kit.within(consumer.close())
@@ -199,8 +201,8 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
         got = await kit.within(waiting)
         kit.true(kit.now - began >= delay - _EARLY, "nothing early", f"after {kit.now - began:.3f} s", look)
         late.append(max(kit.now - stored - delay, 0.0))
-        marks = [(it.message.id, it.redelivered, it.doubtful) for it in got]
-        kit.same(marks, [(f"{turn}", True, False)], f"turn {turn}: id, redelivered, doubtful", look)
+        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        kit.same(marks, [(f"{turn}", True, 0)], f"turn {turn}: id, redelivered, takeovers", look)
         await kit.ack(idle, got)
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
     _all_prompt(kit, late, limit, "the message after the rest of its delay,", look)

@@ -40,7 +40,7 @@ async def _empty(kit: Kit, queue: str, look: str) -> None:
 
 @case("G5", ids="C45 L02", needs=_LEASES)
 async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
-    """Not before the lease is over and within 1 s after, another consumer that waits gets the message, doubtful."""
+    """Not before the lease is over and within 1 s after, another consumer that waits gets the message, as taken over."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     owner, other = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue, lease=LEASE)
@@ -50,12 +50,12 @@ async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
     kit.true(at - before >= LEASE - EARLY, f"{LEASE:g} s for its owner alone", f"taken after {at - before:.3f} s", look)
     kit.true(at - after <= LEASE + LATE, f"taken over within {LEASE + LATE:g} s", f"after {at - after:.3f} s", look)
     kit.measured["takeover after a lease of 1 s"] = at - after
-    _is_doubtful(kit, delivery, "a")
+    _is_taken_over(kit, delivery, "a")
 
 
 @case("G4", "G5", ids="C45 C73", each={"killed": True, "closed": False})
 async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bool) -> None:  # noqa: FBT001 - a variant
-    """Within 1 s of the connection's end, on lease-keeping backends within lease + 1 s, doubtful and not counted."""
+    """Within 1 s of the connection's end, on lease-keeping backends within lease + 1 s, taken over once and no attempt more."""
     victim, queue = await kit.open(), await kit.queue()
     await kit.put(queue, "a")
     await kit.take(await kit.subscribe(queue, lease=LEASE, backend=victim), 1)
@@ -67,13 +67,13 @@ async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bo
     took = kit.now - began
     kit.true(got and took <= limit, f"it within {limit:g} s", f"{kit.ids(got)} after {took:.3f} s", "Backend.close")
     kit.measured[f"takeover after a {'kill' if killed else 'close'}"] = took
-    _is_doubtful(kit, got[0], "a")
+    _is_taken_over(kit, got[0], "a")
 
 
-def _is_doubtful(kit: Kit, delivery: Delivery, name: str) -> None:
+def _is_taken_over(kit: Kit, delivery: Delivery, name: str) -> None:
     look = "Subscription.receive: the marks of what a dead owner held"
     kit.same((delivery.message.id, delivery.attempt), (name, 1), "the message, whose attempts only core counts", look)
-    kit.same((delivery.redelivered, delivery.doubtful), (True, True), "redelivered and doubtful", look)
+    kit.same((delivery.redelivered, delivery.takeovers), (True, 1), "redelivered, and taken over once", look)
 
 
 @case("G5", "G3", ids="L02 C41", needs=_LEASES, each={"ack": "ack", "release": "release", "move": "move"})
@@ -189,7 +189,7 @@ async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
     owner = await kit.subscribe(queue, prefetch=1, lease=LEASE)
     (old,) = await kit.take(owner, 1)
     (new,) = await kit.take(owner, 1)
-    _is_doubtful(kit, new, "a")
+    _is_taken_over(kit, new, "a")
     kit.true(new.receipt != old.receipt, "a receipt of its own for each claim", old.receipt, "Delivery.receipt")
     came = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
     kit.same(came, [STALE, DONE], "only the new receipt good", "Subscription.settle: fencing")
@@ -257,7 +257,7 @@ async def an_instance_that_is_opened_again_owns_nothing_of_before(kit: Kit) -> N
     await kit.within(backend.open(kit.lost.append))
     consumer = await kit.subscribe(queue, backend=backend)
     (new,) = await kit.take(consumer, 1)
-    _is_doubtful(kit, new, "a")
+    _is_taken_over(kit, new, "a")
     kit.same(await kit.settle(consumer, Ack(old.receipt)), [STALE], "the old receipt", "Backend.open: generations")
     kit.same(await kit.settle(consumer, Ack(new.receipt)), [DONE], "the new receipt", "Backend.open: generations")
 
@@ -331,7 +331,7 @@ async def a_handler_longer_than_its_lease_runs_once(kit: Kit) -> None:
 
 @case("G13", "G4", ids="L04 R09")
 async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> None:
-    """A drain gives its handlers time, and others what had not begun: now, not when the grace is over, and without a doubt."""
+    """A drain gives its handlers time, and others what had not begun: now, not when the grace is over, and not as taken over."""
     jobs, broker, began, go = Queue(kit.name(), str), await kit.broker(), asyncio.Event(), asyncio.Event()
 
     async def handler(_: str) -> None:
@@ -346,8 +346,8 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
     kit.true(
         not draining.done(), "the drain still waiting for its handler", "it has ended", "Subscription.settle: Release"
     )
-    marks = {(it.attempt, it.doubtful) for it in got}
-    kit.same(marks, {(1, False)}, "attempt and doubt of the four", "Subscription.settle: Release")
+    marks = {(it.attempt, it.takeovers) for it in got}
+    kit.same(marks, {(1, 0)}, "attempt and takeovers of the four", "Subscription.settle: Release")
     go.set()
     await kit.within(draining)
 

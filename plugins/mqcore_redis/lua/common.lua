@@ -2,7 +2,7 @@
 --
 --   put --> d (delayed) --due--> r (ready) --claim--> l (leased) --settle--> gone
 --                                   ^                    |
---                                   +------ release -----+   (also when the lease ends, then doubtful)
+--                                   +------ release -----+   (also when the lease ends: a takeover)
 --
 -- A message is one *entry*: two digits of level (10 - priority), fifteen of its number. Numbers follow the server's clock,
 -- so they grow over all queues. The score in r is level and *place*; the place is the number, or of a delayed one what the
@@ -102,8 +102,9 @@ local function keep(queue, from)
   end
 end
 
--- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R they were released, and
--- are as doubtful as before; L their owner is lost, so they are doubtful; U nobody saw them, so nothing is marked.
+-- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R they were released; L their
+-- owner is lost, which is one takeover more; U nobody saw them, so nothing is noted. `a` has the takeovers of each entry that
+-- was handed out before.
 local function give_back(queue, receipts, how)
   local places, delays = {}, {}
   for _, receipt in ipairs(receipts) do
@@ -114,9 +115,9 @@ local function give_back(queue, receipts, how)
       places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
     end
     if how == 'R' then
-      call('HSETNX', queue.a, entry, '1')
+      call('HSETNX', queue.a, entry, '0')
     elseif how == 'L' then
-      call('HSET', queue.a, entry, '2')
+      call('HINCRBY', queue.a, entry, 1)
     end
   end
   each('ZREM', queue.l, receipts)
@@ -282,7 +283,8 @@ local function take_in(queue, limit, token)
   flush(queue)
 end
 
--- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt, record, expiry, mark.
+-- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt, record, expiry, takeovers
+-- (nothing: it was never handed out).
 local function hand_out(queue, entries, places, lease, token)
   local rows, leases = {}, {}
   if #entries == 0 then

@@ -362,7 +362,7 @@ async def test_a_full_queue_takes_back_what_is_released(make: Make) -> None:
     seen = {}
     for _ in range(2):
         (delivery,) = await consumer.receive(1, 5.0)
-        seen[delivery.message.id] = (delivery.redelivered, delivery.doubtful)
+        seen[delivery.message.id] = (delivery.redelivered, delivery.takeovers)
         await consumer.settle([Ack(delivery.receipt)], timeout=5)
     assert seen == {"b": (False, False), "a": (True, False)}
     await one.delete(name)
@@ -391,19 +391,19 @@ async def test_a_silent_broker_is_noticed_while_nobody_asks_it_anything(
 
 
 async def test_a_suspect_that_is_released_comes_back_a_suspect(make: Make) -> None:
-    """Whose holder died is doubtful, and still so after a release by who did not start it either (G4)."""
+    """Whose holder died was taken over, and still so after a release by who did not start it either (G4)."""
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     await one.publish([out(name, "a")], timeout=5)
     dying = await make()
     consumer = await dying.subscribe(name, prefetch=1, lease=30)
     (first,) = await consumer.receive(1, 5.0)
-    assert (first.redelivered, first.doubtful) == (False, False)
+    assert (first.redelivered, first.takeovers) == (False, 0)
     await dying.close()
     for _ in range(2):
         consumer = await one.subscribe(name, prefetch=1, lease=30)
         (again,) = await consumer.receive(1, 5.0)
-        assert (again.redelivered, again.doubtful) == (True, True)
+        assert (again.redelivered, again.takeovers) == (True, 1)
         await consumer.settle([Release(again.receipt)], timeout=5)
         await consumer.close()
     await one.delete(name)

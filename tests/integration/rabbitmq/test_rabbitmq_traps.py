@@ -159,7 +159,7 @@ async def test_who_holds_a_message_for_too_long_is_told_and_consumes_again(serve
     while len(got) < 2:
         got += await again.receive(2, 5)
     assert sorted(it.message.id for it in got) == ["a", "b"]
-    assert all(it.doubtful for it in got)
+    assert all(it.takeovers for it in got)
     assert await again.settle([Ack(it.receipt) for it in got], timeout=5) == [DONE] * 2
     assert lost == []  # one channel, not the connection
     await backend.delete(name)

@@ -68,13 +68,13 @@ async def test_what_a_cancelled_receive_claimed_is_for_others_at_once(redis_url:
                 assert await drains.settle([Ack(it.receipt) for it in got], timeout=5) == [DONE] * 2
             else:
                 found = [*await other.receive(1, 10), *await other.receive(1, 10)]
-                marks = [(it.message.id, it.redelivered, it.doubtful) for it in found]
+                marks = [(it.message.id, it.redelivered, it.takeovers) for it in found]
                 assert marks == [(f"{turn}-a", False, False), (f"{turn}-b", False, False)]
                 assert await other.settle([Ack(it.receipt) for it in found], timeout=5) == [DONE] * 2
             await drains.close()
 
 
-async def test_what_nobody_saw_goes_back_as_doubtful_as_it_was(redis_url: str) -> None:
+async def test_what_nobody_saw_goes_back_with_the_takeovers_that_it_had(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         queue = await a_queue(backend)
         await backend.publish([outgoing(queue, name) for name in "ab"], timeout=5)
@@ -89,7 +89,7 @@ async def test_what_nobody_saw_goes_back_as_doubtful_as_it_was(redis_url: str) -
         await unseeing.close()
         consumer = await backend.subscribe(queue, prefetch=10, lease=30)
         got = await consumer.receive(2, 2)
-        assert [(it.message.id, it.doubtful, it.redelivered) for it in got] == [("a", True, True), ("b", False, False)]
+        assert [(it.message.id, it.takeovers, it.redelivered) for it in got] == [("a", 1, True), ("b", 0, False)]
 
 
 async def test_a_release_gives_a_suspect_back_as_a_suspect(redis_url: str) -> None:
@@ -104,7 +104,7 @@ async def test_a_release_gives_a_suspect_back_as_a_suspect(redis_url: str) -> No
         marks = []
         for _ in range(3):
             got = await consumer.receive(2, 2)
-            marks.append([(it.message.id, it.redelivered, it.doubtful) for it in got])
+            marks.append([(it.message.id, it.redelivered, it.takeovers) for it in got])
             assert await consumer.settle([Release(it.receipt) for it in got], timeout=5) == [DONE] * 2
         later = [("a", True, True), ("b", True, False)]
         assert marks == [[("a", True, True), ("b", False, False)], later, later]

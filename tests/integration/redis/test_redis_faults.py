@@ -355,7 +355,7 @@ async def test_what_cancelled_claims_bring_is_lost_to_nobody(redis_url: str) -> 
         rest = await other.subscribe(queue, prefetch=1000, lease=30)
         left = await rest.receive(1000, 2)
         assert sorted(seen + [it.message.id for it in left]) == names
-        assert not any(it.doubtful for it in left)
+        assert not any(it.takeovers for it in left)
 
 
 async def test_a_router_and_levels_are_what_the_docs_say(redis_url: str) -> None:

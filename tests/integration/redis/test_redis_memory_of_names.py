@@ -94,5 +94,5 @@ async def test_a_claim_under_way_at_a_close_goes_back_as_it_was(redis_url: str) 
         consumer = await backend.subscribe(queue, prefetch=100, lease=60)
         got = await consumer.receive(100, 2)
         assert [it.message.id for it in got] == names
-        assert [it.message.id for it in got if it.doubtful] == sorted(set(handed))
+        assert [it.message.id for it in got if it.takeovers] == sorted(set(handed))
         assert await consumer.settle([Ack(it.receipt) for it in got], timeout=5) == [DONE] * 40

@@ -43,7 +43,7 @@ async def test_what_a_plain_client_pushes_comes_as_a_first_attempt(redis_url: st
         for delivery in got[1:3]:
             message = delivery.message
             assert (message.attempt, message.priority, message.content_type, message.published_at) == (1, 5, None, None)
-            assert (delivery.redelivered, delivery.doubtful) == (False, False)
+            assert (delivery.redelivered, delivery.takeovers) == (False, False)
             assert delivery.expires_in is not None
             assert 50 < delivery.expires_in <= 60
         assert len({it.message.id for it in got}) == 4

@@ -189,7 +189,7 @@ class DirectorySubscription(spi.Subscription):
             return failed
         try:
             if isinstance(item, spi.Release):
-                self._folder.give_back(path.name, "r")
+                self._folder.give_back(path.name, lost=False)
             else:
                 path.unlink()
         except FileNotFoundError:
@@ -201,7 +201,7 @@ class DirectorySubscription(spi.Subscription):
         self._backend.subscriptions.discard(self)
         for receipt in self._held:
             with suppress(OSError):
-                self._folder.give_back(receipt.decode(), "d")
+                self._folder.give_back(receipt.decode(), lost=True)
         with suppress(OSError):
             Path(self._user.name).unlink()  # noqa: ASYNC240 - a local file, as all of them
         self._user.close()

@@ -1,8 +1,8 @@
 """One queue as a folder: `queue.json`, `ready/`, `leased/` and `users/`. Plain files, no asyncio; every caller tells the time.
 
 A message's file is called LEVEL.DUE.NUMBER.RANDOM.MARK: sorted by name, files stand in the order of delivery. LEVEL is 10 minus
-the priority, DUE in nanoseconds, MARK `n` for new, `r` for released, `d` for doubtful. In `leased/` a token follows, new with each
-claim: that name is the receipt.
+the priority, DUE in nanoseconds, MARK `n` for new, or how often it was taken over, `0` when it was only released, at most `9`. In
+`leased/` a token follows, new with each claim: that name is the receipt.
 """
 
 import base64
@@ -20,7 +20,7 @@ from typing import IO
 
 from mqcore.spi import Delivery, Message, Outgoing, QueueSpec, new_id, pack, unpack
 
-_RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[nrd]\.[0-9a-f]{16}")
+_RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[n0-9]\.[0-9a-f]{16}")
 _OWN = ("id", "content_type", "priority", "expires_at", "correlation_id", "reply_to")
 _EARLY = 1_000
 """Nanoseconds: what is due within a microsecond is due, for a timer may fire one rounding error before it."""
@@ -86,7 +86,7 @@ class Folder:
         for path in self.leased.iterdir():
             with suppress(FileNotFoundError):  # settled, or given back by another
                 if path.stat().st_mtime_ns <= limit:
-                    self.give_back(path.name, "d")
+                    self.give_back(path.name, lost=True)
         due = {path.name: int(path.name[3:19], 16) for path in self.ready.iterdir()}
         for name in [name for name in due if retention is not None and due[name] <= limit - int(retention * 1e9)]:
             (self.ready / name).unlink(missing_ok=True)
@@ -104,8 +104,7 @@ class Folder:
             return None
         message = _message(text, name)
         left = None if message.expires_at is None else message.expires_at - now
-        marks = {"redelivered": name[-1] != "n", "doubtful": name[-1] == "d"}
-        return Delivery(message, receipt.encode(), left, **marks)
+        return Delivery(message, receipt.encode(), left, redelivered=name[-1] != "n", takeovers=_takeovers(name[-1]))
 
     def held(self, receipt: bytes, now: float) -> Path | None:
         """Return the file of a claim that still holds."""
@@ -115,10 +114,14 @@ class Folder:
                 return self.leased / name
         return None
 
-    def give_back(self, receipt: str, mark: str) -> None:
-        """End a claim: the file goes back to its place, an older doubt with it. One can do that; others get `FileNotFoundError`."""
-        mark = "d" if receipt[46] == "d" else mark
+    def give_back(self, receipt: str, *, lost: bool) -> None:
+        """End a claim: the file goes back to its place, counted when it is lost. Raises `FileNotFoundError` if it has ended."""
+        mark = min(_takeovers(receipt[46]) + lost, 9)
         (self.leased / receipt).rename(self.ready / f"{receipt[:46]}{mark}")
+
+
+def _takeovers(mark: str) -> int:
+    return 0 if mark == "n" else int(mark)
 
 
 def _message(text: str, name: str) -> Message:
