@@ -101,7 +101,11 @@ class Health:
 
 
 class Broker:
-    """A broker, connected. Used from one event loop; made by `Broker.connect` or `App.connect`."""
+    """A broker, connected; made by `Broker.connect` or `App.connect`.
+
+    It belongs to the event loop that opens it. From another loop every call raises `ConfigurationError` at once, on every backend;
+    `health` and `capabilities` may be read from anywhere. `mqcore.sync.Broker` serves any thread.
+    """
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         """Read the settings and find the plugin; no I/O yet. Raises `ConfigurationError` and `BackendNotFound`."""
@@ -177,6 +181,7 @@ class Broker:
 
     async def close(self) -> None:
         """Release what consumers hold, and disconnect. Idempotent and bounded."""
+        self.check_loop("closing the broker")
         for consumer in self._consumers:
             await consumer.close()
         await self._requests.close()
@@ -185,6 +190,10 @@ class Broker:
         if self._keeper is not None:
             await self._keeper.close()
         await self._connection.close()
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the one that opened this broker."""
+        self._connection.check_loop(doing)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -198,6 +207,7 @@ class Broker:
 
     def unwrap(self, kind: type[R]) -> R:
         """Return the driver's own object of this type, for what mqcore has no word for; `ConfigurationError` when it has none."""
+        self.check_loop("unwrapping the driver")
         return self._connection.unwrap(kind)
 
     async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
@@ -272,6 +282,7 @@ class Broker:
         it means for a message that its consumer died: `"isolate"` or `"count"` (G4).
         """
         wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
+        self.check_loop(f"consuming {wanted!r}")
         check_count("prefetch", prefetch, f"consuming {wanted!r}")
         check_seconds("lease", lease, f"consuming {wanted!r}")
         check_after_crash(after_crash, f"consuming {wanted!r}")
@@ -300,6 +311,7 @@ class Broker:
         after_crash: AfterCrash = "isolate",
     ) -> Intake:
         """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
+        self.check_loop(f"consuming {queue!r}")
         self.codecs.named(queue.payload.codec)  # one that is not allowed is told now, not at the first message
         declared = await self._topology.ensure(queue)
         rules = await self._topology.rules(declared, retry, after_crash)
@@ -340,6 +352,7 @@ class Broker:
 
     async def declare(self, *things: Queue[Any] | Router[Any]) -> None:
         """Declare queues (with their dead-letter queues and quarantines) and routers. Raises `TopologyMismatch`."""
+        self.check_loop("declaring")
         for thing in things:
             if not isinstance(thing, (Queue, Router)):
                 msg = f"declare takes Queue(...) and Router(...), not {thing!r:.60}"

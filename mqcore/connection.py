@@ -111,6 +111,7 @@ class Connection:
         self._specs: dict[str, QueueSpec] = {}
         self._bindings: dict[Binding, None] = {}
         self._lost_early: Exception | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.on_lost: set[Callable[[], None]] = set()
         """Called, on the loop, when the connection breaks."""
 
@@ -131,6 +132,8 @@ class Connection:
         if self._closed:
             msg = "this broker is closed; connect a new one"
             raise ConnectionLost(msg)
+        self.check_loop("opening the broker")
+        self._loop = asyncio.get_running_loop()
         try:
             await self._open()
         except Exception as error:
@@ -140,6 +143,27 @@ class Connection:
         self.events.emit(
             "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
         )
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the one that opened this connection.
+
+        A driver's sockets and futures belong to one loop. Used from a second loop they stall, or a message is stored and its
+        confirmation is lost (G1). A closed connection may be asked from anywhere: it only says that it is closed.
+        """
+        if self._loop is None or self._closed:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # no loop runs in this thread, so nothing can be awaited in it
+
+        if running is not self._loop:
+            msg = (
+                f"{doing}: this broker was opened in another event loop, and only that loop can use it. Await the call there: "
+                "from another thread with asyncio.run_coroutine_threadsafe(call, loop). Or connect a Broker in each event "
+                "loop, or use mqcore.sync.Broker, which serves any thread"
+            )
+            raise ConfigurationError(msg)
 
     async def _open(self) -> None:
         self.generation += 1
@@ -157,6 +181,7 @@ class Connection:
 
     async def close(self) -> None:
         """End for good: waiting publishes are answered, nothing is left running. Idempotent; at most 1 s and the driver's 2 s."""
+        self.check_loop("closing the broker")
         if self._closed:
             return
         self._closed = True
@@ -208,6 +233,7 @@ class Connection:
         """
         if self._capabilities is None and not self._closed:
             raise ConnectionLost(_NOT_OPEN)
+        self.check_loop("publishing")
         loop = asyncio.get_running_loop()
         call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
         self._waiting.append(call)
@@ -285,6 +311,7 @@ class Connection:
 
     async def ready(self, doing: str, patience: float | None = None) -> int:
         """Wait until connected, at most `patience` seconds, and return the generation; `ConnectionLost` when that is not to be."""
+        self.check_loop(doing)
         if not self._connected.is_set():
             _ = self.capabilities  # raises when it was never opened
             try:

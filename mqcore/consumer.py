@@ -70,6 +70,7 @@ class Received(Facts, Generic[T]):
 
     def finish(self, outcome: Outcome) -> None:
         """Settle without waiting for the broker's answer; a second time does nothing."""
+        self.held.check_loop()
         if not self.finished:
             self.finished = True
             self._settles.finish(self.held, outcome)
@@ -155,10 +156,13 @@ class Consumer(Generic[T]):
             raise ConnectionLost(msg)
         if self._intake is None:
             self._intake = await self._make_intake()
+        self._intake.check_loop()
         return self._intake
 
     async def close(self) -> None:
         """Stop, and release what was handed out and never settled: it goes to the next consumer, not counted (G4)."""
+        if self._intake is not None:
+            self._intake.check_loop()
         self.closed = True
         if self._intake is None:
             return

@@ -134,6 +134,10 @@ class Intake:
         """Whether every lane has a live subscription: what `connected` alone does not tell (G14)."""
         return not self._stopped and all(lane.subscribed for lane in self._lanes)
 
+    def check_loop(self) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the broker's."""
+        self._connection.check_loop(f"consuming queue {self.rules.queue!r}")
+
     @property
     def stopped(self) -> bool:
         """Whether it takes in nothing more."""

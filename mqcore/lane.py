@@ -87,6 +87,10 @@ class Held:
         if self.on_lost is not None:
             self.on_lost()
 
+    def check_loop(self) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the broker's."""
+        self.lane.check_loop(f"settling message {self.delivery.message.id} of queue {self.rules.queue!r}")
+
     async def wait_settled(self) -> None:
         """Return when the broker has answered the settlement."""
         if not self.gone:
@@ -132,6 +136,10 @@ class Lane:
     def subscribed(self) -> bool:
         """Whether messages can come in now."""
         return self._subscription is not None and self._connection.connected
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the broker's."""
+        self._connection.check_loop(doing)
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """Run something in the background that `close` waits for."""

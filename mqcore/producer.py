@@ -130,6 +130,7 @@ class Publisher:
     ) -> Receipt:
         """Publish one payload whose message `change` completes, for instance with where a reply shall go."""
         _check(to, options)
+        self._connection.check_loop(f"publishing to {_name(to)!r}")
         message = self._message(to, payload, options)
         until = self._deadline(to, options)
         queue = await self._declared(to, until, message.id)
@@ -143,6 +144,7 @@ class Publisher:
             msg = "publish_many takes no id: every message needs its own"
             raise ValidationError(msg)
         _check(to, options)
+        self._connection.check_loop(f"publishing to {_name(to)!r}")
         messages = [self._message(to, payload, options) for payload in payloads]
         until = self._deadline(to, options)
         try:
@@ -216,7 +218,7 @@ class Publisher:
 
     def _message(self, to: Queue[Any] | Router[Any] | str, payload: object, options: PublishOptions) -> Message:
         """Encode and check; raises `ValidationError` and `MessageTooLarge`."""
-        name = to if isinstance(to, str) else to.name
+        name = _name(to)
         try:
             body, content_type = (
                 encode_any(payload, self._codecs) if isinstance(to, str) else to.payload.encode(payload, self._codecs)
@@ -250,9 +252,7 @@ class Publisher:
             self._connection.capabilities.require(Capability.PRIORITY, f"priority={message.priority}")
         if not isinstance(to, Router):
             if "key" in options:
-                msg = (
-                    f"key={options['key']!r} is for routers, and {to if isinstance(to, str) else to.name!r} is a queue"
-                )
+                msg = f"key={options['key']!r} is for routers, and {_name(to)!r} is a queue"
                 raise ValidationError(msg)
             return [Outgoing(to if isinstance(to, str) else to.name, message, delay, ttl)]
         try:
@@ -278,7 +278,7 @@ class Publisher:
 
     def _times(self, to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> tuple[float | None, float]:
         """Return ttl and delay in seconds, checked (G6, G7)."""
-        name = to if isinstance(to, str) else to.name
+        name = _name(to)
         given = options.get("ttl")
         ttl = None if given is None else duration("ttl", given, name)
         delay = duration("delay", options.get("delay", 0.0), name)
@@ -338,7 +338,11 @@ def _check(to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> None:
     if not isinstance(to, (str, Queue, Router)):
         raise ConfigurationError(f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}")
     if options:
-        check_options(options, PublishOptions, f"publishing to {to if isinstance(to, str) else to.name!r}")
+        check_options(options, PublishOptions, f"publishing to {_name(to)!r}")
+
+
+def _name(to: Queue[Any] | Router[Any] | str) -> str:
+    return to if isinstance(to, str) else to.name
 
 
 def _say(outcome: Outcome) -> str:

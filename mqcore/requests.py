@@ -62,6 +62,7 @@ class Requests:
     async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
         """Publish and wait for the handler's return value; see `Broker.request`."""
         name = to if isinstance(to, str) else to.name
+        self._connection.check_loop(f"requesting of {name!r}")
         limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
         if "ttl" in options:
             raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")

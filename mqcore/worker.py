@@ -122,6 +122,7 @@ class Worker:
 
         Raises what prevents it, and nothing is left running then; `ConfigurationError` when it was started before.
         """
+        self.broker.check_loop(f"starting a worker of app {self.app.name!r}")
         if self._started:
             msg = f"this worker of app {self.app.name!r} was started before; a worker runs once, make a new one"
             raise ConfigurationError(msg)
