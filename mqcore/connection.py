@@ -276,8 +276,8 @@ class Connection:
                 outcomes = await self.backend.publish(batch, timeout=max(deadline - self.clock.monotonic(), 0.0))
             except asyncio.CancelledError:
                 outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
-            except Exception as error:  # noqa: BLE001 - a driver raises only when nothing was sent
-                outcomes = self._not_sent(error, generation, calls, len(batch))
+            except Exception as error:  # noqa: BLE001 - what a driver raised is classified
+                outcomes = self._raised(error, generation, calls, len(batch))
             at = 0
             for call in calls:
                 share = outcomes[at : at + len(call.batch)]
@@ -299,9 +299,14 @@ class Connection:
             outcome = Failed(ErrorKind.PERMANENT, "this broker is closed")
             call.future.set_result([outcome] * len(call.batch))
 
-    def _not_sent(self, error: Exception, generation: int, calls: list[_Call], size: int) -> list[Outcome]:
-        """Nothing was sent: a lost connection is worth waiting for the next one, anything else is the answer."""
+    def _raised(self, error: Exception, generation: int, calls: list[_Call], size: int) -> list[Outcome]:
+        """Return what an exception of `Backend.publish` means; nothing to say where the batch is worth sending again."""
         kind = self.backend.classify(error)
+        if kind is ErrorKind.PERMANENT and not isinstance(error, MqcoreError):
+            # Nobody knows this exception: it may be a fault of the driver after it had written the batch (G1).
+            return [Unknown(f"the driver failed: {told(error)}", error)] * size
+
+        # A driver raises what it knows only when nothing was sent.
         if kind is not ErrorKind.TRANSIENT:
             return [Failed(kind, told(error), error)] * size
         for call in calls:

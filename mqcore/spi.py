@@ -228,9 +228,12 @@ class Backend(ABC):
         """Store a batch; an outcome for each item, in its order (G1).
 
         `Stored` only when the broker has confirmed it at the durability in force. Must return by `timeout` seconds, with `Unknown`
-        for what has no answer by then. May raise only when nothing was sent. A queue that does not exist is `Failed(NOT_FOUND)`
-        with its name in the text, for that item alone; so is a `Route` `Failed(PERMANENT)` where ROUTING is not native. Order
-        inside one batch and queue must be kept. Must copy what it keeps.
+        for what has no answer by then. May raise only when nothing was sent: once a byte may have been written, what goes
+        wrong is an `Unknown`, never an exception and never a `Failed`. Core takes an exception that `classify` does not know
+        (PERMANENT, and none of core's own errors) for `Unknown` as well.
+
+        A queue that does not exist is `Failed(NOT_FOUND)` with its name in the text, for that item alone; so is a `Route`
+        `Failed(PERMANENT)` where ROUTING is not native. Order inside one batch and queue must be kept. Must copy what it keeps.
         """
 
     @abstractmethod

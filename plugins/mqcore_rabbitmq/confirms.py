@@ -7,6 +7,7 @@ slot that fits, and the ack decides.
 """
 
 import asyncio
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,6 +21,9 @@ from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
 from mqcore_rabbitmq.link import Channel, end
 
 __all__ = ["Confirms", "Sending"]
+
+_UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
+"""What pika raises for a message that it cannot encode."""
 
 
 @dataclass(slots=True)
@@ -96,9 +100,12 @@ class Confirms:
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
-            except (AMQPError, ValueError) as error:  # nothing of it was written, so the broker does not count it
+            except _UNFIT as error:  # pika encodes all of a message before it writes, so the broker does not count it
                 text = f"RabbitMQ cannot carry this message for {item.queue!r}: {type(error).__name__}"
                 call.end(index, Failed(ErrorKind.PERMANENT, text, error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, some of the batch may have been written (G1)
+                self._give_up(call, index, error)
+                break
             else:
                 self._slots[self._next] = call, index
                 self._next += 1
@@ -106,9 +113,22 @@ class Confirms:
             timer = self._loop.call_later(timeout, end, call.done)
             try:
                 await call.done
+            except Exception as error:  # noqa: BLE001 - the batch was written: no fault of ours makes it *failed* (G1)
+                return [
+                    outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error) for outcome in call.outcomes
+                ]
             finally:
                 timer.cancel()
         return [outcome or Unknown("not answered in time by RabbitMQ; it may be stored") for outcome in call.outcomes]
+
+    def _give_up(self, call: _Call, index: int, error: Exception) -> None:
+        """End the batch as unknown, and close the channel.
+
+        Nobody knows whether the broker counts this message, so a later confirm could be taken for another's.
+        """
+        for left in range(index, len(call.batch)):
+            call.end(left, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
+        self.channel.abandon()
 
     def _confirmed(self, frame: Any) -> None:
         method = frame.method

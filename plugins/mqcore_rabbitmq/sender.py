@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
 
-from mqcore.spi import STORED, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown
+from mqcore.spi import STORED, ConfigurationError, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.errors import classify
 from mqcore_rabbitmq.outbox import EXCHANGES, QUEUES, Outbox
@@ -153,7 +153,9 @@ async def _all(parts: Sequence[_Part]) -> list[_Answers]:
 async def _answered(places: list[int], part: Awaitable[list[Outcome]]) -> _Answers:
     try:
         return places, await part
-    except Exception as error:  # noqa: BLE001 - whatever it was, nothing of this part was sent
+    except Exception as error:  # noqa: BLE001 - what is known was raised before this part was sent
+        if classify(error) is ErrorKind.PERMANENT and not isinstance(error, ConfigurationError):
+            return places, [Unknown(f"publishing failed: {error!r}", error)] * len(places)
         return places, [_not_sent(error)] * len(places)
 
 

@@ -15,9 +15,8 @@ from time import monotonic
 
 from pika import BasicProperties
 
-from mqcore.spi import DONE, STALE, Ack, Clock, Failed, Move, Outcome, Release, Settled, Settlement, Stored
+from mqcore.spi import DONE, STALE, Ack, Clock, Move, Outcome, Release, Settled, Settlement, Stored, Unknown
 from mqcore_rabbitmq.confirms import Sending
-from mqcore_rabbitmq.errors import classify
 from mqcore_rabbitmq.link import written
 from mqcore_rabbitmq.sender import Sender
 from mqcore_rabbitmq.topology import Topology
@@ -126,7 +125,7 @@ class Settler:
         try:
             outcomes = await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
-            outcomes = [Failed(classify(error), f"{error}", error)] * len(items)
+            outcomes = [Unknown(f"storing the successor failed: {error!r}", error)] * len(items)
         for it, outcome in zip(leaving, outcomes, strict=True):
             it.answer(outcome)
         for window in {it.window for it in leaving}:

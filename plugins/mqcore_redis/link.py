@@ -53,7 +53,12 @@ class Link:
         if self._error is not None:
             future.set_result(self._error)
             return future
-        self._unsent.append(hiredis.pack_command(command))
+        try:
+            packed = hiredis.pack_command(command)
+        except Exception as error:  # noqa: BLE001 - the answer of this command alone: others of its batch are on their way (G1)
+            future.set_result(error)
+            return future
+        self._unsent.append(packed)
         self._waiting.append(future)
         self._wanted.set()
         return future

@@ -1,12 +1,13 @@
 """G1: a publish has three endings, and G17: what is published is a copy."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from support.faulty import (
     Broken,
     Faults,
+    WrongPassword,
     dropped_answer,
     failed,
     hung,
@@ -164,7 +165,7 @@ async def test_a_full_queue_refuses(broker: Broker) -> None:
 
 
 async def test_the_driver_fails_for_certain(faulty: Broker, faults: Faults) -> None:
-    cause = ValueError("the driver's own")
+    cause = WrongPassword("the driver's own, which it knows")
     faults.next("publish", raised(cause))
     with pytest.raises(PublishFailed) as caught:
         await faulty.publish(numbers, 1)
@@ -389,3 +390,24 @@ async def test_payloads_are_copied(broker: Broker) -> None:
         first.value[0]["a"] = 3
         await first.release()
         assert (await anext(deliveries)).value == [{"a": 1}]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("attached to a different loop"), ValueError("a driver's bug")])
+async def test_an_error_that_the_driver_does_not_know_leaves_the_ending_open(
+    faulty: Broker, faults: Faults, error: Exception
+) -> None:
+    """It was stored before the driver failed: to call that failed would be a lie (G1)."""
+
+    async def stored_and_raised(_backend: object, do: Callable[..., Awaitable[object]], batch: object) -> object:
+        await do(batch)
+        raise error
+
+    faults.next("publish", stored_and_raised, stored_and_raised)
+
+    with pytest.raises(PublishUnknown) as caught:
+        await faulty.publish(numbers, 1, id="a")
+    assert caught.value.__cause__ is error
+    assert await ready(faulty) == 1
+
+    assert [type(ending) for ending in await faulty.publish_many(numbers, [2, 3])] == [PublishUnknown] * 2
+    assert (await faulty.publish(numbers, 1, id="a")).duplicate, "so it can be published again (G1)"

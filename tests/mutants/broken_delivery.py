@@ -58,6 +58,27 @@ class FailsTheWholeBatch(MemoryStore):
         return super().publish(batch, now, wall) if failed is None else [failed] * len(batch)
 
 
+@mutant("G1", "core.a_publish_that_ends_in_an_error_has_stored_nothing")
+class RaisesAfterItHasStored(MemoryBackend):
+    """A close under a publish is told by an exception, and the message is stored."""
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        outcomes = await super().publish(batch, timeout=timeout)
+        await asyncio.sleep(0)  # the confirmation is on its way
+        _ = self._store  # raises when this instance was closed meanwhile
+        return outcomes
+
+
+@mutant("G1", "core.a_publish_that_ends_in_an_error_has_stored_nothing")
+class RefusesAfterItHasStored(MemoryBackend):
+    """As above, by an outcome."""
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        outcomes = await super().publish(batch, timeout=timeout)
+        await asyncio.sleep(0)
+        return outcomes if self._open is not None else [Failed(ErrorKind.TRANSIENT, "closed")] * len(batch)
+
+
 @mutant("G9", "core.a_receive_gives_up_to_its_limit_at_once")
 class TurnsABatchAround(MemoryStore):
     """The messages of one batch are stored the last first."""

@@ -214,3 +214,26 @@ async def test_what_cannot_be_written_takes_no_number() -> None:
     assert isinstance(second, Failed)
     assert second.kind is ErrorKind.PERMANENT
     assert isinstance((await after)[0], Unknown)
+
+
+async def test_a_fault_while_writing_leaves_the_batch_unknown_and_closes_the_channel() -> None:
+    """Nobody knows what of it is on its way (G1), nor which number the broker gives to the next message."""
+    channel = FakeChannel()
+    written, abandoned = channel.publish, asyncio.Event()
+
+    def publish(exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+        written(exchange, key, properties, body)
+        if properties.message_id == "b":
+            raise RuntimeError("the event loop is closed")
+
+    channel.publish = publish  # type: ignore[method-assign]  # it writes, and fails then
+    channel.abandon = abandoned.set  # type: ignore[attr-defined]  # what the real channel has
+    confirms = Confirms(channel)  # type: ignore[arg-type]  # a channel that only writes down
+    call = asyncio.ensure_future(confirms.publish([sending("a"), sending("b"), sending("c")], 5))
+    await asyncio.sleep(0)
+    channel.says(spec.Basic.Ack, 1)
+    outcomes = await call
+
+    assert [type(outcome) for outcome in outcomes] == [type(STORED), Unknown, Unknown]
+    assert abandoned.is_set()
+    assert channel.sent == ["/q", "/q"], "what comes after it is not written"

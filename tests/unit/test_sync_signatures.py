@@ -14,6 +14,7 @@ import mqcore.sync
 TWINS = {name: (getattr(mqcore, name), getattr(mqcore.sync, name)) for name in mqcore.sync.__all__}
 DUNDERS = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__"}
 CORES_OWN = {
+    ("Broker", "check_loop"): "a blocking broker serves every thread; what workers ask before they start",
     ("Broker", "intake"): "what workers are built on; a worker is asyncio",
     ("Received", "finish"): "how core settles a batch; it does not wait for the broker's answer",
 }

@@ -85,6 +85,27 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
     kit.same(twice, [], "nothing stored twice", "Backend.publish: cancellation")
 
 
+@case("G1", ids="C04 C07")
+async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
+    """The instance is closed while it publishes: what was refused, by an outcome or by raising, is not there, nor comes later."""
+    queue, refused, confirmed = await kit.queue(), list[str](), list[str]()
+    for turn in range(40):
+        name, backend = f"{turn}", await kit.open()
+        publishing = asyncio.create_task(backend.publish([Outgoing(queue, kit.message(name))], timeout=5.0))
+        await _turns(turn % 20)
+        await kit.within(backend.close(), _CLOSE)
+        (ending,) = await kit.within(asyncio.gather(publishing, return_exceptions=True))
+        outcome = ending if isinstance(ending, BaseException) else ending[0]
+        if isinstance(outcome, (Exception, Failed)):
+            refused.append(name)
+        elif outcome == STORED:
+            confirmed.append(name)
+    found = await kit.contents(queue)
+    look = "Backend.publish: what it raises or refuses after something was written"
+    kit.same([name for name in refused if name in found], [], "nothing stored of what was refused", look)
+    kit.same([name for name in confirmed if name not in found], [], "all of what was confirmed", "Backend.publish")
+
+
 @case("G1", ids="B03", needs=(Capability.DEDUP,))
 async def a_message_published_again_is_one_copy(kit: Kit) -> None:
     """The same id again is `duplicate` and stores nothing, before the ack and after; it counts for each queue by itself."""

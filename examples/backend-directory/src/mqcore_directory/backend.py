@@ -118,7 +118,7 @@ class DirectoryBackend(spi.Backend):
         folder = self.folder(out.to)
         try:
             folder.put(out, self.clock.now())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it lets others of the batch be
             return spi.Failed(self.classify(error), f"queue {out.to!r}: {error}", error)
         return None
 
