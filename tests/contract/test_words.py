@@ -140,7 +140,7 @@ def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
     for text in texts:
         assert "came: NotImplementedError: write Forgetful.publish next" in text
         assert f"look at: {line_of(Forgetful.publish, 'raise self.error')}" in text
-    assert "told as: PublishFailed: message" in texts[2]
+    assert "told as: PublishUnknown: message" in texts[2]
     assert "is not stored: …" in texts[2]
 
 
