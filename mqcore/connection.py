@@ -12,10 +12,10 @@ with a capped, jittered backoff, declares what was declared, and wakes who waits
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from mqcore.backoff import RetryWait
 from mqcore.errors import (
     BrokerError,
     ConfigurationError,
@@ -108,6 +108,7 @@ class Connection:
         self._waiting: list[_Call] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._reconnecting: asyncio.Task[None] | None = None
+        self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, clock)
         self._specs: dict[str, QueueSpec] = {}
         self._bindings: dict[Binding, None] = {}
         self._lost_early: Exception | None = None
@@ -177,6 +178,7 @@ class Connection:
         if self._lost_early is not None:
             raise self._lost_early
         self.error = None
+        self._wait.working()
         self._connected.set()
 
     async def close(self) -> None:
@@ -210,16 +212,16 @@ class Connection:
         self._reconnecting = asyncio.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        began, wait = self.clock.monotonic(), _FIRST_WAIT
+        began, wait = self.clock.monotonic(), self._wait.next()
         while True:
-            await self.clock.sleep(random.uniform(0, wait))
+            await self.clock.sleep(wait)
             await self.backend.close()
             try:
                 await self._open()
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: it is told, and tried again
                 self.error = error
                 denied = self.backend.classify(error) is ErrorKind.DENIED
-                wait = _DENIED_WAIT if denied else min(wait * 2, _LAST_WAIT)
+                wait = self._wait.next(at_least=_DENIED_WAIT if denied else 0.0)
                 self.events.emit("connection.retry", error=told(error), wait=wait)
             else:
                 self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)

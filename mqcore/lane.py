@@ -12,6 +12,7 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mqcore.backoff import RetryWait
 from mqcore.capabilities import Capability
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.spi import Delivery, Done, ErrorKind, Failed, Release, Settled, Stale, Subscription, SupportsSweep, Unknown
@@ -123,6 +124,7 @@ class Lane:
         self._accept, self._fail = accept, fail
         self._subscription: Subscription | None = None
         self._room = asyncio.Event()
+        self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
         self._pending: list[tuple[Held, Decision]] = []
         self._carried: set[Held] = set()
         """What was being settled when a connection was lost that was the lease: the next subscription does not count it."""
@@ -154,22 +156,20 @@ class Lane:
         self._pump = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        wait = _FIRST_WAIT
         while asyncio.current_task() is self._pump:
             generation = self._connection.generation
             try:
                 if self._subscription is None:
                     self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
                     generation = self._connection.generation
-                wait = _FIRST_WAIT
+                self._wait.working()
                 while self._subscription is not None:
                     await self._receive(self._subscription)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
                 self._subscription = None
                 if not await self._mend(error, generation):
                     return
-                await self._clock.sleep(random.uniform(0, wait))
-                wait = min(wait * 2, _LAST_WAIT)
+                await self._clock.sleep(self._wait.next())
 
     async def _receive(self, subscription: Subscription) -> None:
         room = self.prefetch - len(self.held)

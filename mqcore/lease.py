@@ -97,18 +97,22 @@ class LeaseKeeper:
                 _log.warning("renewing leases failed: %s: %s", type(error).__name__, error)
 
     def _run_thread(self) -> None:
+        failures = 0
         with asyncio.Runner() as runner:
             while not self._stopped:
                 backend = self._make_backend()
                 try:
                     runner.run(backend.open(lambda error: _log.debug("the lease connection broke: %s", error)))
                     while not self._stopped:
-                        self._wait(self._every)
+                        if not failures:  # after a failure the claims are overdue already
+                            self._wait(self._every)
                         runner.run(self._renew(backend))
+                        failures = 0
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
                     if not self._stopped:
                         _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
-                        self._wait(self._every / 10)
+                        self._wait(min(self._every / 10 * 2 ** min(failures, 10), self._every))
+                        failures += 1
                 finally:
                     runner.run(backend.close())
 

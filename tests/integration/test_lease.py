@@ -12,8 +12,9 @@ from support.waiting import eventually
 
 from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, SystemClock, Worker
 from mqcore.lease import LeaseKeeper
-from mqcore.spi import DONE, STALE, Ack
+from mqcore.spi import DONE, STALE, Ack, Capabilities
 from mqcore.testing import VirtualClock, memory_url
+from mqcore_memory import MemoryBackend, MemoryOptions
 
 Client = Callable[[], Awaitable[Broker]]
 jobs = Queue("jobs", str)
@@ -328,3 +329,25 @@ async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(caplog: p
     await asyncio.to_thread(thread.join, 10)
     assert not thread.is_alive()
     assert caplog.records == []
+
+
+def test_renewal_does_not_hammer_a_server_that_cannot_be_reached() -> None:
+    """In real time, as above. The lease is short, so the waits are."""
+    opened: list[float] = []
+
+    class Away(MemoryBackend):
+        async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+            opened.append(time.monotonic())
+            raise ConnectionError("nobody is there")
+
+    def make() -> Away:
+        return Away(memory_url(), MemoryOptions())
+
+    async def hold() -> None:
+        keeper = LeaseKeeper(make, make(), SystemClock())
+        keeper.hold(b"receipt", "jobs", 0.3, lambda: None)
+        await asyncio.sleep(1.0)
+        await keeper.close()
+
+    asyncio.run(hold())
+    assert 4 <= len(opened) < 30

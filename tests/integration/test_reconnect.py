@@ -29,6 +29,7 @@ from mqcore import (
     BrokerError,
     ConnectionLost,
     LeaseLost,
+    PublishFailed,
     Queue,
     QueueNotFound,
     RetryPolicy,
@@ -459,3 +460,60 @@ async def test_one_lane_that_meets_the_loss_tells_the_others(
         assert faulty.health().ok
         for queue in (jobs, other):
             assert (await faulty.counts(queue))[0].leased == 0
+
+
+async def test_a_server_that_accepts_and_then_fails_every_publish_is_not_hammered(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    """A full disk is like that. Each reconnect succeeds, and says nothing of whether the next request will."""
+    await faulty.declare(jobs)
+    faults.next("publish", *[raised(Broken("disk full"))] * 5000)
+    publishing = asyncio.create_task(faulty.publish(jobs, "a", timeout=13))
+    await clock.advance(14)
+    with pytest.raises(PublishFailed):
+        await publishing
+
+    assert 10 < faulty.events.counts["connection.restored"] < 60
+
+
+async def test_nor_one_that_fails_every_subscription(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
+) -> None:
+    async with serve(jobs, log, on=faulty):
+        faults.next("subscribe", *[raised(Broken("disk full"))] * 5000)
+        faults.lose()
+        await clock.advance(13)
+        assert 10 < faults.calls["open"] < 80
+
+        faults.forget("subscribe")
+        await clock.advance(2)
+        await faulty.publish(jobs, "a")
+        await clock.settle()
+        assert log.seen == ["a"], "and it resumes within 2 s (G14)"
+
+
+@pytest.mark.parametrize("error", [Broken("disk full"), ValueError("a driver's bug")])
+async def test_nor_one_that_fails_every_receive(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, error: Exception
+) -> None:
+    async with serve(jobs, log, on=faulty):
+        faults.next("receive", *[raised(error)] * 5000)
+        faults.lose()
+        await clock.advance(13)
+        assert 10 < faults.calls["subscribe"] < 120, "two subscriptions: of the queue and of its quarantine"
+
+
+async def test_after_a_time_of_real_use_the_waits_begin_anew(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    await faulty.declare(jobs)
+    faults.next("publish", *[raised(Broken("disk full"))] * 5000)
+    publishing = asyncio.create_task(faulty.publish(jobs, "a", timeout=13))
+    await clock.advance(14)
+    assert isinstance((await asyncio.gather(publishing, return_exceptions=True))[0], PublishFailed)
+
+    faults.forget("publish")
+    await clock.advance(10)
+    faults.lose()
+    await clock.advance(0.06)
+    assert faulty.health().connected

@@ -64,6 +64,10 @@ class Faults:
     def next(self, point: str, *faults: Fault) -> None:
         self._plans[point].extend(faults)
 
+    def forget(self, point: str) -> None:
+        """Plan nothing any more."""
+        self._plans[point].clear()
+
     def take(self, point: str) -> Fault | None:
         self.calls[point] += 1
         return self._plans[point].popleft() if self._plans[point] else None
