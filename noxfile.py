@@ -117,13 +117,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks in benchmarks/, or those that are named."""
-    install(session, "bench")
-    scripts = session.posargs or sorted(str(path) for path in Path("benchmarks").glob("*.py"))
-    if not scripts:
-        session.error("there is no benchmark in benchmarks/")
-    for script in scripts:
-        session.run("python", script)
+    """Measure mqcore beside its peers and the raw clients: `-s bench -- [--only redis] [--page docs/benchmarks.md]`."""
+    install(session, "tests", "bench")
+    session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
 @nox.session
