@@ -22,6 +22,7 @@ from pydantic import ValidationError as Invalid
 from pydantic_core import PydanticSerializationError
 
 from mqcore.errors import ConfigurationError, DecodeError, ValidationError
+from mqcore.roundtrip import difference, is_exact
 
 __all__ = ["BytesCodec", "Codec", "Codecs", "JsonCodec", "Payload", "TextCodec", "encode_any"]
 
@@ -64,7 +65,7 @@ class JsonCodec:
     content_types: tuple[str, ...] = ("application/json",)
 
     def encode(self, value: object, adapter: TypeAdapter[Any]) -> bytes:
-        """Write JSON, and read it back once, which finds a model that was made invalid after its construction."""
+        """Write JSON; raises `ValidationError` for NaN, Infinity and whatever JSON cannot carry."""
         try:
             body = adapter.serializer.to_json(value, by_alias=True, round_trip=True, warnings="error")
         except PydanticSerializationError as error:
@@ -72,10 +73,6 @@ class JsonCodec:
         # pydantic writes NaN as null, and as the key "None", unless the type's own configuration says otherwise
         if (b"null" in body or b"None" in body or _may_overflow(body)) and not _finite(value):
             raise ValidationError(_NOT_FINITE)
-        try:
-            adapter.validator.validate_json(body)
-        except Invalid as error:
-            raise ValidationError(f"what it is written as cannot be read back: {_problems(error)}") from None
         return body
 
     def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
@@ -259,7 +256,9 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) -> tuple[bytes, str]:
     try:
         adapter.validator.validate_python(value, strict=True)
-        return codec.encode(value, adapter), codec.content_types[0]
+        body = codec.encode(value, adapter)
+        _check_read_back(value, body, adapter, codec)
+        return body, codec.content_types[0]
     except Invalid as error:
         raise ValidationError(f"the value is no {name}: {_problems(error)}") from None
     except ValidationError as error:
@@ -268,6 +267,23 @@ def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) ->
         raise
     except Exception as error:  # as in `decode`
         raise ValidationError(f"the value is no {name}: its check raised {type(error).__name__}") from error
+
+
+def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> None:
+    """Raise `ValidationError` unless the body is read as the value that was given (G17)."""
+    try:
+        read = codec.decode(body, adapter)
+    except Invalid as error:
+        raise ValidationError(f"what it is written as cannot be read back: {_problems(error)}") from None
+    except DecodeError as error:
+        raise ValidationError(f"what it is written as cannot be read back: {error}") from None
+
+    if type(codec) is JsonCodec and is_exact(adapter):
+        return
+
+    if (found := difference(value, read, adapter)) is not None:
+        place = f"{_plain(found.place, 100)}: " if found.place else ""
+        raise ValidationError(f"{place}{_plain(found.reason, 300)}")
 
 
 def _adapter(type_: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
