@@ -373,6 +373,10 @@ class Connection:
         await self.call("binding queues to routers", lambda: backend.bind(bindings))
         self._bindings.update(dict.fromkeys(bindings))
 
+    def bindings_of(self, router: str) -> list[Binding]:
+        """Return the bindings of a router that were added here and not removed since."""
+        return [binding for binding in self._bindings if binding.router == router]
+
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings for good. Raises `UnsupportedFeature`."""
         backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # as in bind

@@ -39,6 +39,7 @@ from mqcore.message import (
     new_id,
 )
 from mqcore.options import check_options
+from mqcore.outbound import Outbound
 from mqcore.queue import Queue
 from mqcore.router import Router
 from mqcore.routing import check_key, route
@@ -149,15 +150,10 @@ class Publisher:
         until = self._deadline(to, options)
         try:
             queue = await self._declared(to, until)
-            plans = [await self._plan(queue, message, options, until) for message in messages]
+            attempts = [Outbound(message, await self._plan(queue, message, options, until)) for message in messages]
         except PublishFailed as error:
             return [type(error)(str(error), id=message.id) for message in messages]
-        batch = [outgoing for plan in plans if isinstance(plan, list) for outgoing in plan]
-        outcomes = iter(await self._connection.publish(batch, self._left(until)) if batch else [])
-        return [
-            plan if isinstance(plan, MqcoreError) else self._ending(message, plan, [next(outcomes) for _ in plan])
-            for message, plan in zip(messages, plans, strict=True)
-        ]
+        return await self._endings(queue, attempts, options, until)
 
     async def send(
         self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, timeout: float
@@ -168,13 +164,56 @@ class Publisher:
     async def _send(
         self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, until: float
     ) -> Receipt:
-        plan = await self._plan(to, message, options, until)
-        if isinstance(plan, MqcoreError):
-            raise plan
-        ending = self._ending(message, plan, await self._connection.publish(plan, self._left(until)))
+        attempt = Outbound(message, await self._plan(to, message, options, until))
+        (ending,) = await self._endings(to, [attempt], options, until)
         if isinstance(ending, MqcoreError):
             raise ending
         return ending
+
+    async def _endings(
+        self, to: Queue[Any] | Router[Any] | str, attempts: Sequence[Outbound], options: PublishOptions, until: float
+    ) -> list[Receipt | MqcoreError]:
+        """Send messages to one target, and say how each ended.
+
+        What another process has deleted is declared again, and what found it gone is sent once more: it is certainly not stored.
+        """
+        await self._send_all(attempts, until)
+        hint = ""
+
+        queues = self._gone_queues(attempts)
+        router = to if isinstance(to, Router) and self._gone_router(to, attempts, options) else None
+        if queues or router is not None:
+            try:
+                work = partial(self._topology.declare_again, queues, router)
+                await self._before_sending(_name(to), attempts[0].message.id, until, work)
+                for attempt in attempts:
+                    if attempt.unroutable:
+                        attempt.plan = await self._plan(to, attempt.message, options, until)
+            except MqcoreError as error:
+                hint = f"; it was deleted, and it could not be declared again: {error}"
+            else:
+                await self._send_all(attempts, until)
+
+        return [self._ending(to, attempt, hint) for attempt in attempts]
+
+    async def _send_all(self, attempts: Sequence[Outbound], until: float) -> None:
+        """Send in one batch what has no outcome yet, or found its queue or router missing."""
+        left = [(attempt, out) for attempt in attempts for out in attempt.left()]
+        if left:
+            outcomes = await self._connection.publish([out for _, out in left], self._left(until))
+            for (attempt, out), outcome in zip(left, outcomes, strict=True):
+                attempt.outcomes[out.to] = outcome
+
+    def _gone_queues(self, attempts: Sequence[Outbound]) -> list[str]:
+        """Return the queues that were missing although this process has declared them."""
+        missing = dict.fromkeys(to for attempt in attempts for to in attempt.missing() if isinstance(to, str))
+        return [name for name in missing if self._topology.declares(name)]
+
+    def _gone_router(self, router: Router[Any], attempts: Sequence[Outbound], options: PublishOptions) -> bool:
+        """Whether nothing took a message that a binding of this process should have taken."""
+        key = options.get("key", "")
+        unrouted = [it for it in attempts if it.unroutable or any(isinstance(to, Route) for to in it.missing())]
+        return any(self._topology.routes(router, key, attempt.message.headers) for attempt in unrouted)
 
     def check_size(self, message: Message, name: str) -> None:
         """Raise `MessageTooLarge` for what exceeds this broker's limits (G12)."""
@@ -272,7 +311,6 @@ class Publisher:
                 ", ".join(sorted({repr(binding.pattern or dict(binding.headers)) for binding in bindings})) or "nothing"
             )
             text = f"message {message.id}: no binding of router {to.name!r} takes key {key!r}; bound is: {bound}"
-            self._events.emit("publish.failed", to.name, message.id, error=text)
             return Unroutable(text, id=message.id)
         return [Outgoing(queue, message, delay, ttl) for queue in queues]
 
@@ -302,8 +340,13 @@ class Publisher:
             raise ValidationError(msg)
         return ttl, delay
 
-    def _ending(self, message: Message, plan: Sequence[Outgoing], outcomes: Sequence[Outcome]) -> Receipt | MqcoreError:
+    def _ending(self, to: Queue[Any] | Router[Any] | str, attempt: Outbound, hint: str) -> Receipt | MqcoreError:
         """Say how a publish ended: stored in all its queues, in none for certain, or unknown."""
+        message, plan, outcomes = attempt.message, attempt.plan, list(attempt.outcomes.values())
+        if isinstance(plan, Unroutable):
+            self._events.emit("publish.failed", _name(to), message.id, error=f"{plan}{hint}")
+            return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
+
         names = tuple(out.to if isinstance(out.to, str) else out.to.router for out in plan)
         stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
         if len(stored) == len(outcomes):
@@ -312,7 +355,7 @@ class Publisher:
             return Receipt(message.id, names, duplicate)
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         if len(failed) == len(outcomes):
-            return self._failure(message, plan[0], failed[0])
+            return self._failure(to, message, failed[0], hint)
         said = {name: _say(outcome) for name, outcome in zip(names, outcomes, strict=True)}
         text = ", ".join(f"{name!r}: {word}" for name, word in said.items())
         self._events.emit("publish.unknown", names[0], message.id, error=text)
@@ -321,15 +364,18 @@ class Publisher:
         error.__cause__ = next((outcome.cause for outcome in outcomes if not isinstance(outcome, Stored)), None)
         return error
 
-    def _failure(self, message: Message, outgoing: Outgoing, failed: Failed) -> PublishFailed:
-        routed = isinstance(outgoing.to, Route)
-        name = outgoing.to.router if isinstance(outgoing.to, Route) else outgoing.to
-        cls = Unroutable if routed and failed.kind is ErrorKind.NOT_FOUND else _KINDS.get(failed.kind, PublishFailed)
-        hint = failed.text
-        if cls is QueueNotFound:
-            hint = "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once"
-        self._events.emit("publish.failed", name, message.id, error=hint)
-        error = cls(f"message {message.id} for {name!r} is not stored: {hint}", id=message.id)
+    def _failure(
+        self, to: Queue[Any] | Router[Any] | str, message: Message, failed: Failed, hint: str
+    ) -> PublishFailed:
+        name, missing = _name(to), failed.kind is ErrorKind.NOT_FOUND
+        cls = Unroutable if missing and isinstance(to, Router) else _KINDS.get(failed.kind, PublishFailed)
+        text = failed.text
+        if cls is QueueNotFound and isinstance(to, Queue) and not to.declare:
+            text = "the queue does not exist, and declare=False says not to make it: it is for its maker to declare"
+        elif cls is QueueNotFound and not hint:
+            text = "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once"
+        self._events.emit("publish.failed", name, message.id, error=f"{text}{hint}")
+        error = cls(f"message {message.id} for {name!r} is not stored: {text}{hint}", id=message.id)
         error.__cause__ = failed.cause
         return error
 

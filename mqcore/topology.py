@@ -16,7 +16,7 @@ from mqcore.routing import Binding
 from mqcore.spi import QueueCounts, QueueSpec, SupportsCount
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mqcore.capabilities import Durability
     from mqcore.connection import Connection
@@ -133,6 +133,30 @@ class Topology:
             await self._connection.declare(queue.specs(self._durability))
         else:
             await self._check_there(queue.name)
+
+    def declares(self, name: str) -> bool:
+        """Whether this process has declared the queue, and is to declare it again when it is gone."""
+        return name in self._queues and self._queues[name][1].declare
+
+    def routes(self, router: Router[Any], key: str, headers: Mapping[str, str]) -> bool:
+        """Whether a binding that this process has made takes such a message."""
+        return any(binding.takes(key, headers) for binding in self._connection.bindings_of(router.name))
+
+    async def declare_again(self, queues: Sequence[str], router: Router[Any] | None) -> None:
+        """Declare queues, and a router with the queues bound to it, that another process has deleted.
+
+        Raises as `ensure` does, for what other settings they have by now.
+        """
+        bindings = self._connection.bindings_of(router.name) if router is not None else []
+        names = dict.fromkeys([*queues, *(binding.queue for binding in bindings)])
+        specs = {spec.name: spec for name in names if self.declares(name) for spec in self._specs(name)}
+        if specs:
+            await self._connection.declare(list(specs.values()))
+        if bindings:
+            await self._connection.bind(bindings)
+
+    def _specs(self, name: str) -> list[QueueSpec]:
+        return self._queues[name][1].specs(self._durability)
 
     def forget(self, name: str) -> None:
         """The queue was deleted on purpose: declare it no more by itself."""

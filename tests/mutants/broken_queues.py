@@ -276,6 +276,16 @@ class DeletesWhatIsNotEmpty(MemoryStore):
         return super().delete(name, now)
 
 
+@mutant("G1", "browse.who_only_publishes_goes_on")
+class RemembersWhatItDeclared(MemoryBackend):
+    """What an instance has declared once it never declares again, though another has deleted it."""
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        known: set[str] = self.__dict__.setdefault("known", set())
+        await super().declare([spec for spec in queues if spec.name not in known])
+        known.update(spec.name for spec in queues)
+
+
 @mutant("G11", "dead-letter.retention_lets_dead_letters_go")
 class RetentionIgnored(MemoryQueue):
     """A dead letter stays for ever, whatever its queue's retention."""

@@ -344,6 +344,20 @@ async def the_consumers_of_a_deleted_queue_learn_it(kit: Kit) -> None:
     await _not_found(kit, comes_later.receive(1, 0.5), "Subscription.receive")
 
 
+@case("G1", "G14", protocols=(SupportsDelete,))
+async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Kit) -> None:
+    """What an instance knows of a queue may be out of date: declared again it is there again, however often it was deleted."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    other, look = await kit.open(), "Backend.declare: of what this instance has declared before"
+    for turn in range(3):
+        await kit.within(broker.publish(queue, b"before"))
+        await kit.within(cast("SupportsDelete", other).delete(queue.name))
+        endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
+        came = [type(ending).__name__ for ending in endings]
+        kit.same(came, ["Receipt", "Receipt"], f"turn {turn}: both stored in the queue that was declared again", look)
+        kit.same(sum((await kit.contents(queue.name)).values()), 2, "both messages", look)
+
+
 @case("G1", protocols=(SupportsDelete,))
 async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
     """Nothing of the old one shows through: no message, no lease, no remembered id."""
