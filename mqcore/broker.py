@@ -9,6 +9,7 @@ them is a module of its own; this one holds no policy.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
@@ -20,7 +21,8 @@ from mqcore.deadletters import DeadLetters
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
 from mqcore.gate import Gate
-from mqcore.intake import Intake
+from mqcore.grace import DISCONNECTED, Grace
+from mqcore.intake import CLOSE_GRACE, Intake
 from mqcore.lease import LeaseKeeper
 from mqcore.message import Limits
 from mqcore.middleware import Logging, Middleware
@@ -139,6 +141,8 @@ class Broker:
         )
         self.replies = Replies(self._connection, self.publisher, self.codecs)
         self._requests = Requests(self._connection, self.publisher, self.codecs, self._reply_intake)
+        self.leaving: Grace | None = None
+        """The grace of a worker that a signal has ended: a `close` that follows ends in time for it."""
         self._keeper: LeaseKeeper | None = None
         self._consumers: list[Consumer[Any]] = []
         self._intakes: list[Intake] = []
@@ -180,16 +184,23 @@ class Broker:
             raise
 
     async def close(self) -> None:
-        """Release what consumers hold, and disconnect. Idempotent and bounded."""
+        """Release what consumers hold, and disconnect. Idempotent and bounded.
+
+        Answers to settlements under way are waited for, at most 5 s. After a signal has ended a
+        worker, all of it ends within the worker's grace and 1 s (G13).
+        """
         self.check_loop("closing the broker")
-        for consumer in self._consumers:
-            await consumer.close()
-        await self._requests.close()
+        leaving = None if self.leaving is None or self.leaving.is_past else self.leaving
+        grace = leaving or Grace(self._clock, CLOSE_GRACE)
         for intake in self._intakes:
-            await intake.close()
+            intake.grace = grace
+
+        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
+        await self._requests.close(leaving)
+        await asyncio.gather(*(intake.close() for intake in self._intakes))
         if self._keeper is not None:
             await self._keeper.close()
-        await self._connection.close()
+        await self._connection.close(None if leaving is None else leaving.left(DISCONNECTED))
 
     def check_loop(self, doing: str) -> None:
         """Raise `ConfigurationError` when called from another event loop than the one that opened this broker."""

@@ -58,6 +58,8 @@ _PATIENCE = 10.0
 """Seconds that a request other than a publish waits for a lost connection to come back."""
 _LAST_ANSWER = 1.0
 """Seconds that `close` leaves the broker to answer what has been sent."""
+_CUT = 0.05
+"""Seconds that a driver's cancelled `close` may take to cut its connections."""
 
 
 def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
@@ -181,8 +183,11 @@ class Connection:
         self._wait.working()
         self._connected.set()
 
-    async def close(self) -> None:
-        """End for good: waiting publishes are answered, nothing is left running. Idempotent; at most 1 s and the driver's 2 s."""
+    async def close(self, limit: float | None = None) -> None:
+        """End for good: waiting publishes are answered, nothing is left running. Idempotent.
+
+        It takes at most 1 s and the driver's 2 s, or `limit` seconds where a process has to end (G13).
+        """
         self.check_loop("closing the broker")
         if self._closed:
             return
@@ -191,11 +196,23 @@ class Connection:
         if self._reconnecting is not None:
             self._reconnecting.cancel()
             await asyncio.gather(self._reconnecting, return_exceptions=True)
+        until = None if limit is None else asyncio.get_running_loop().time() + limit
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER)
+            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER if limit is None else limit / 2)
         for task in self._tasks:
             task.cancel()
-        await self.backend.close()
+        await self._close_backend(until)
+
+    async def _close_backend(self, until: float | None) -> None:
+        """Close the driver; one that is still at it at `until` (of the loop's time) is cancelled."""
+        if until is None:
+            await self.backend.close()
+            return
+        closing = asyncio.ensure_future(self.backend.close())
+        await asyncio.wait([closing], timeout=max(until - asyncio.get_running_loop().time(), 0.0))
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing], timeout=_CUT)
 
     def report(self, error: Exception, generation: int) -> None:
         """Take note that the connection of this generation is broken, and begin to reconnect. Later reports of it are no news."""

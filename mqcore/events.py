@@ -34,6 +34,7 @@ EVENTS = {
     "message.quarantined": "came back from a dead consumer again; will run alone",
     "settle.stale": "the settlement came too late: the message belongs to another consumer; fields: verdict",
     "settle.failed": "the settlement failed and is tried again, the message stays ours; fields: verdict, error",
+    "settle.unanswered": "the broker never answered the settlement; the message may come again; fields: error",
     "lease.lost": "the claim was lost while the message was held",
     "consumer.started": "consuming; fields: prefetch",
     "consumer.interrupted": "consuming stopped by itself; fields: error",

@@ -18,6 +18,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from mqcore.grace import Grace
 from mqcore.lane import RECEIVE_TIMEOUT, Held, Lane
 from mqcore.policy import Decision, Happened, Outcome, Rules, admit, decide
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mqcore.gate import Gate
     from mqcore.lease import LeaseKeeper
 
-__all__ = ["Intake"]
+__all__ = ["CLOSE_GRACE", "Intake"]
 
 _EVENTS = {
     "done": "message.done",
@@ -41,6 +42,8 @@ _EVENTS = {
 }
 _EXPIRED, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.INTERRUPTED)
 _TAKEN_OVER = Outcome(Happened.TAKEN_OVER)
+CLOSE_GRACE = 5.0
+"""Seconds that a close waits for answers to settlements, where no drain says how long."""
 _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
 """Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has."""
 
@@ -106,6 +109,8 @@ class Intake:
         self._stopped = False
         self._closed = False
         self.failure: Exception | None = None
+        self.grace: Grace | None = None
+        """How long `close` may take, where more than this intake ends with it."""
         self.on_dead: Callable[[Held, Decision], Awaitable[None]] | None = None
         """Told of a message that ends without ever reaching a handler here, before it is settled."""
 
@@ -377,8 +382,7 @@ class Intake:
         if self._stopped:
             return
         self._stopped = True
-        for lane in self._lanes:
-            await lane.stop_receiving()
+        await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
         waiting = [held for _, _, held in self._buffer]
         if self._suspect is not None:
             waiting.append(self._suspect)
@@ -392,12 +396,16 @@ class Intake:
                 self._send(held, self.decide(held, _INTERRUPTED))
         self._wake.set()
 
-    async def close(self) -> None:
-        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe. Bounded, idempotent."""
+    async def close(self, grace: Grace | None = None) -> None:
+        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe.
+
+        Idempotent. Bounded by `grace`, which is 5 s when none is given.
+        """
         await self.stop()
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        until = grace or self.grace or Grace(self.clock, CLOSE_GRACE)
+        await asyncio.gather(*(lane.close(until) for lane in self._lanes))
         self._gate.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)

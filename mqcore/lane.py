@@ -15,15 +15,31 @@ from typing import TYPE_CHECKING
 from mqcore.backoff import RetryWait
 from mqcore.capabilities import Capability
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
-from mqcore.spi import Delivery, Done, ErrorKind, Failed, Release, Settled, Stale, Subscription, SupportsSweep, Unknown
+from mqcore.grace import ANSWERED, UNSUBSCRIBED
+from mqcore.policy import Decision
+from mqcore.proofs import Proofs
+from mqcore.spi import (
+    Delivery,
+    Done,
+    ErrorKind,
+    Failed,
+    Release,
+    Settled,
+    Stale,
+    Subscription,
+    SupportsPause,
+    SupportsSweep,
+    Unknown,
+)
 from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from mqcore.connection import Connection
+    from mqcore.grace import Grace
     from mqcore.lease import LeaseKeeper
-    from mqcore.policy import Decision, Rules
+    from mqcore.policy import Rules
 
 __all__ = ["RECEIVE_TIMEOUT", "Held", "Lane"]
 
@@ -31,7 +47,9 @@ RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
-_CLOSE_WAIT = 0.25
+_UNANSWERED = "the broker has not answered before the end; the message comes again, perhaps although it was settled"
+_PUMP_ENDS = 0.1
+"""Seconds that a cancelled receive may take to end."""
 _FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
 
 
@@ -48,6 +66,7 @@ class Held:
         "lease_lost",
         "on_lost",
         "settled",
+        "settled_by",
         "settling",
     )
 
@@ -62,6 +81,8 @@ class Held:
         self.lease_lost = False
         self.on_lost: Callable[[], None] | None = None
         self.settled: asyncio.Future[None] | None = None
+        self.settled_by: Subscription | None = None
+        """Where the settlement was done, once it was."""
 
     @property
     def rules(self) -> Rules:
@@ -129,7 +150,9 @@ class Lane:
         self._carried: set[Held] = set()
         """What was being settled when a connection was lost that was the lease: the next subscription does not count it."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._proofs = Proofs(connection.events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
+        self._stopped = False
         self._swept = self._clock.monotonic()
         self.permit: Callable[[], Awaitable[float]] = _always
         """Awaited before each receive; returns for how many seconds it may wait."""
@@ -143,11 +166,12 @@ class Lane:
         """Raise `ConfigurationError` when called from another event loop than the broker's."""
         self._connection.check_loop(doing)
 
-    def spawn(self, work: Coroutine[object, object, None]) -> None:
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run something in the background that `close` waits for."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def start(self) -> None:
         """Subscribe for the first time, and raise what prevents it."""
@@ -163,6 +187,8 @@ class Lane:
                     self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
                     generation = self._connection.generation
                 self._wait.working()
+                if self._stopped:
+                    return  # what is held can be settled again, and nothing more is taken in
                 while self._subscription is not None:
                     await self._receive(self._subscription)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
@@ -201,7 +227,11 @@ class Lane:
         self._swept = self._clock.monotonic()
         backend = self._connection.backend
         if isinstance(backend, SupportsSweep):
-            self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
+            sweeping = self.spawn(self._take_in_expired(backend))
+            await asyncio.shield(sweeping)  # who is cancelled must not forget what the sweep has claimed
+
+    async def _take_in_expired(self, backend: SupportsSweep) -> None:
+        self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
 
     def _take_in(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.monotonic()
@@ -218,6 +248,14 @@ class Lane:
         self._forget_lost()
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()  # a receive of the old connection may never return
+            if self._stopped:
+                self._mend_stopped()
+            else:
+                self._pump = asyncio.create_task(self._run())
+
+    def _mend_stopped(self) -> None:
+        """Subscribe again when the connection is back, where something is held that has to be settled."""
+        if self._subscription is None and self.held:
             self._pump = asyncio.create_task(self._run())
 
     def _forget_lost(self) -> None:
@@ -255,8 +293,12 @@ class Lane:
         return True
 
     def settle(self, held: Held, decision: Decision) -> None:
-        """Send this settlement together with all others of the same loop turn."""
-        if held.gone:
+        """Send this settlement together with all others of the same loop turn.
+
+        One that comes while another of the same message is under way comes too late: a thread that
+        ends when its message is being released already.
+        """
+        if held.gone or held.settling:
             self._events.emit("settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict)
             return
         held.settling = True
@@ -278,10 +320,12 @@ class Lane:
     async def _settle_all(self, batch: Sequence[tuple[Held, Decision]]) -> None:
         wait = _FIRST_WAIT
         while batch:
-            results = await self._try_to_settle(batch)
+            subscription = self._subscription
+            results = await self._try_to_settle(batch, subscription)
             again, missing = [], False
             for (held, decision), result in zip(batch, results, strict=True):
                 if isinstance(result, Done):
+                    held.settled_by = subscription
                     self.end(held)
                 elif isinstance(result, Stale):
                     held.lease_lost = True
@@ -307,15 +351,20 @@ class Lane:
                 await self._clock.sleep(random.uniform(0, wait))
                 wait = min(wait * 2, _LAST_WAIT)
 
-    async def _try_to_settle(self, batch: Sequence[tuple[Held, Decision]]) -> Sequence[Settled]:
+    async def _try_to_settle(
+        self, batch: Sequence[tuple[Held, Decision]], subscription: Subscription | None
+    ) -> Sequence[Settled]:
         """One call on the subscription of now: receipts tell by themselves whether they are still good there."""
-        subscription = self._subscription
         if subscription is None:
             return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
         try:
             return await subscription.settle([decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
             return [Unknown(told(error), error)] * len(batch)
+
+    async def proven(self, held: Held) -> bool:
+        """Whether the broker has taken the acknowledgement of this message, so that it cannot come again (G2)."""
+        return await self._proofs.of(held.settled_by, held.delivery.message)
 
     def lose(self, held: Held) -> None:
         """The claim of this message ended without us."""
@@ -343,38 +392,72 @@ class Lane:
             self._keeper.limit(held.delivery.receipt, until)
 
     async def stop_receiving(self) -> None:
-        """Take in nothing more. A claim under way is not lost: the driver gives it back, by `close` at the latest."""
+        """Take in nothing more, and let the broker send nothing more (G13).
+
+        What the driver has received and not handed out goes back. What is held here can still be
+        settled, also after the connection was lost and restored.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
         if self._pump is not None:
             self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+            await asyncio.wait([self._pump], timeout=_PUMP_ENDS)
+            self._mend_stopped()
+        if isinstance(self._subscription, SupportsPause):
+            self.spawn(self._pause(self._subscription))
 
-    async def close(self) -> None:
-        """Wait a little for settlements under way, then try a plain release of what is left, then unsubscribe."""
-        self._connection.on_lost.discard(self._cut_off)
+    async def _pause(self, subscription: SupportsPause) -> None:
+        """Stop at the broker. When that fails, the connection is lost, or `close` is what ends it."""
+        with suppress(Exception):
+            await subscription.pause()
+
+    async def close(self, grace: Grace) -> None:
+        """Release what nobody settles, wait for the answers to all settlements, then unsubscribe.
+
+        A settlement under way is never given up for a release of the same message: it may have been
+        done, and its source would then be stored twice. What has no answer at the end of the grace
+        keeps its source as it is. The broker gives it back when the subscription ends, so at most
+        one duplicate is left of it (G3).
+        """
         await self.stop_receiving()
-        await asyncio.sleep(0)  # settlements of this loop turn become a task first
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT)
-        unanswered = [held for held in self.held.values() if held.settling]
+        for held in list(self.held.values()):
+            if not held.settling:
+                self.settle(held, Decision(Release(held.delivery.receipt), "released"))
+        await self._wait_for_answers(grace)
+
+        self._connection.on_lost.discard(self._cut_off)
+        if self._pump is not None:
+            self._pump.cancel()
+        unanswered = list(self.held.values())
         for task in self._tasks:
             task.cancel()
-        if self._tasks:  # or what they were settling could not be released
-            await asyncio.wait(self._tasks, timeout=_CLOSE_WAIT)
-        subscription, self._subscription = self._subscription, None
-        left = [Release(receipt) for receipt in self.held]
-        if subscription is not None:
-            with suppress(Exception):  # the connection may be gone; then the broker takes everything back by itself
-                async with asyncio.timeout(
-                    2 * _CLOSE_WAIT
-                ):  # a driver that hangs must not hold up the end of the process
-                    if left:
-                        await subscription.settle(left, timeout=_CLOSE_WAIT)
-                    await subscription.close()
         for held in unanswered:
-            held.lease_lost = held.lease_lost or not held.gone  # who waits for the answer must not take it for done
-        for held in list(self.held.values()):
+            held.lease_lost = True  # who waits for the answer must not take it for done
+            self._events.emit("settle.unanswered", self.rules.queue, held.delivery.message.id, error=_UNANSWERED)
+
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            closing = asyncio.ensure_future(_closed(subscription))
+            await asyncio.wait([closing], timeout=grace.left(UNSUBSCRIBED))
+            closing.cancel()  # the connection ends next, and the broker takes back what it had sent
+        for held in unanswered:
             self.end(held)
+
+    async def _wait_for_answers(self, grace: Grace) -> None:
+        """Wait until nothing is being settled, or until the grace and its tail are over."""
+        await asyncio.sleep(0)  # settlements of this loop turn become a task first
+        while self._tasks:
+            if not await grace.wait_for_answers(tuple(self._tasks), ANSWERED):
+                return
+            await asyncio.sleep(0)  # a task that has ended may have settled something
 
 
 async def _always() -> float:
     return RECEIVE_TIMEOUT
+
+
+async def _closed(subscription: Subscription) -> None:
+    """Close it. The connection may be gone; then the broker has taken back everything by itself."""
+    with suppress(Exception):
+        await subscription.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mqcore.capabilities import Capability
 from mqcore.codec import Codecs, Payload, encode_any
 from mqcore.errors import ConnectionLost, MqcoreError, RemoteError, RequestTimeout, ValidationError
+from mqcore.grace import Grace
 from mqcore.message import Message, new_id
 from mqcore.policy import Happened, Outcome
 from mqcore.producer import duration
@@ -111,10 +112,13 @@ class Requests:
                 waiting.set_result(message)
             intake.finish(held, _DONE)
 
-    async def close(self) -> None:
-        """Stop listening; requests still waiting end with `ConnectionLost`."""
+    async def close(self, grace: Grace | None = None) -> None:
+        """Stop listening; requests still waiting end with `ConnectionLost`.
+
+        Nothing is waited for unless a grace is given: the reply queue goes with its owner.
+        """
         if self._intake is not None:
-            await self._intake.close()
+            await self._intake.close(grace or Grace(self._connection.clock, 0))
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
         for waiting in self._waiting.values():

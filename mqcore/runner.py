@@ -17,6 +17,7 @@ from mqcore.consumer import Received, decoded
 from mqcore.context import Context
 from mqcore.errors import HandlerTimeout, Reject, Retry
 from mqcore.executors import Encoded, Ended, executor_for
+from mqcore.grace import CLEANED_UP
 from mqcore.middleware import Middleware, Timeout
 from mqcore.policy import Failure, Happened, Outcome
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mqcore.codec import Codecs
+    from mqcore.grace import Grace
     from mqcore.handlers import HandlerSpec
     from mqcore.intake import Intake
     from mqcore.lane import Held
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-_LAST_WORD = 0.25
-"""Seconds that a cancelled handler has for its clean-up, after the grace."""
 _SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
 
 
@@ -68,7 +68,7 @@ class Runner:
         self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
-        self._hurried = False
+        self._grace_is_over = False
         self._call = self._chain(middleware)
         intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
 
@@ -127,12 +127,33 @@ class Runner:
         if self.spec.ack_first:
             self.intake.finish(held, _SUCCEEDED)
             await held.wait_settled()
-            if held.lease_lost:
+            if held.lease_lost or not await held.lane.proven(held):
+                return  # it may come again, and at most once means that no handler has begun it (G2)
+            if not self._may_start_acknowledged(held):
                 return
         began = self._clock.monotonic()
         outcome, result = await self._outcome(held)
         if not self.spec.ack_first:
             await self._conclude(held, outcome, result, self._clock.monotonic() - began)
+
+    def _may_start_acknowledged(self, held: Held) -> bool:
+        """Look again after the wait for the answer: nothing starts past its expiry or past the grace (G6, G13).
+
+        The message is acknowledged, so one that may not start is gone.
+        """
+        if held.expired(self._clock.monotonic()):
+            reason, error = "expired", "it expired while it was acknowledged, before its handler was started"
+        elif self._grace_is_over:
+            reason, error = (
+                "",
+                "the grace of the worker ended while it was acknowledged, before its handler was started",
+            )
+        else:
+            return True
+        message = held.delivery.message
+        queue = self.spec.queue.name
+        self._events.emit("message.dropped", queue, message.id, message.attempt, reason=reason, error=error)
+        return False
 
     async def _conclude(self, held: Held, outcome: Outcome, result: object, took: float) -> None:
         """Reply when this was the last word, then settle: the reply is a successor too (G3)."""
@@ -226,28 +247,23 @@ class Runner:
                 item.finished = True
                 await self._conclude(item.held, outcome, None, took)
 
-    def hurry(self) -> None:
-        """End the grace of a drain now."""
-        self._hurried = True
-        self._freed.set()
+    async def drain(self, grace: Grace) -> int:
+        """Let running handlers end within the grace, then release what is unfinished; how many those were (G13).
 
-    async def drain(self, grace: float) -> int:
-        """Let running handlers end within `grace` seconds, then release what is unfinished; how many those were (G13)."""
+        What remains of the grace is for the broker's answers to their settlements.
+        """
         await self.intake.stop()
         self._freed.set()
-        try:
-            async with self._clock.timeout(grace):
-                while self._running and not self._hurried:
-                    self._freed.clear()
-                    await self._freed.wait()
-        except TimeoutError:
-            pass
+        await grace.wait(tuple(self._running), 0.0)
+
+        self._grace_is_over = True
         left = list(self._running)
         for task in self._cancellable & set(left):
             self._interrupt(task)
         if left:
-            await asyncio.wait(left, timeout=_LAST_WORD)
-        await self.intake.close()
+            await grace.wait(left, CLEANED_UP)
+
+        await self.intake.close(grace)
         await self._executor.close()
         return len(left)
 

@@ -71,6 +71,8 @@ __all__ = [
     "SupportsBrowse",
     "SupportsCount",
     "SupportsDelete",
+    "SupportsPause",
+    "SupportsProof",
     "SupportsPurge",
     "SupportsRenew",
     "SupportsSweep",
@@ -112,7 +114,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The settlement took effect (where a broker does not answer acknowledgements: it was written, in order)."""
+    """The settlement took effect (where a broker does not answer acknowledgements: it was written, in order: `SupportsProof`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ class Backend(ABC):
     async def close(self) -> None:
         """Let go of everything. Must end within 2 s, in any state, called twice too; must never raise.
 
+        Core cancels it sooner where a process has to end: then it must cut its connections at once.
+
         What a Subscription still holds comes back to its queue as taken over, as after a crash: at once, or where the process might
         as well have died, when its lease ends. Any other call on a closed instance must raise, saying in its text that it is
         closed, classified TRANSIENT.
@@ -277,7 +281,45 @@ class Subscription(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Stop. Must end a waiting `receive` with `[]`. Core has settled what it held; what is left comes back as taken over."""
+        """Stop. Must end a waiting `receive` with `[]`.
+
+        Core has settled what it held. What is left has no answer, or nobody has settled it: it comes
+        back as taken over. A settlement may be under way. Its message must not be lost, and where
+        ATOMIC_MOVE is declared it must not be stored twice (G3).
+        """
+
+
+@runtime_checkable
+class SupportsProof(Protocol):
+    """A Subscription whose broker does not answer acknowledgements: there `Done` means "written".
+
+    Where a Subscription has it not, `Done` must mean that the settlement took effect.
+    """
+
+    async def prove(self, *, timeout: float) -> bool:
+        """Say whether the broker has taken what was answered `Done` before this call.
+
+        False when that is not known by `timeout` seconds, or when the connection was lost: then a
+        message may come again. Core asks it once for all acknowledgements of the same moment, and
+        starts no handler with `ack_first` before it has the answer (G2).
+        """
+
+
+@runtime_checkable
+class SupportsPause(Protocol):
+    """A Subscription to which the broker sends messages before they are asked for.
+
+    Needed wherever a message can reach the driver while no `receive` waits. Who drains holds claims
+    for as long as its handlers run, and must not keep messages from other consumers meanwhile (G13).
+    """
+
+    async def pause(self) -> None:
+        """Stop at the broker, for good: it sends nothing more to this Subscription.
+
+        Called once, when core's `receive` has ended; no other follows. What has come and was not
+        handed out goes back at once with the same `takeovers`, as by a Release. What was handed out
+        stays leased: `settle` works as before, until `close`. Core cancels a call that takes too long.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.capabilities import Capability
 from mqcore.errors import ConfigurationError
+from mqcore.grace import Grace
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
 from mqcore.supervisor import resident_memory
@@ -84,6 +85,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._stop = asyncio.Event()
+        self._draining: Grace | None = None
+        self._signaled = False
         self._failure: BaseException | None = None
         self._stack = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
@@ -192,8 +195,10 @@ class Worker:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        wait = self._grace if grace is None else grace
-        await asyncio.gather(*(runner.drain(wait) for runner in self._runners))
+        if self._draining is None or grace is not None:
+            self._draining = Grace(self.broker.clock, self._grace if grace is None else grace)
+        until = self._draining
+        await asyncio.gather(*(runner.drain(until) for runner in self._runners))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -203,6 +208,11 @@ class Worker:
         """Let `run` drain and return."""
         self._stop.set()
 
+    def _hurry(self) -> None:
+        """End the grace of a drain now."""
+        if self._draining is not None:
+            self._draining.hurry()
+
     async def run(self) -> None:
         """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
 
@@ -211,9 +221,9 @@ class Worker:
         loop = asyncio.get_running_loop()
 
         def on_signal() -> None:
+            self._signaled = True
             if self._stop.is_set():
-                for runner in self._runners:
-                    runner.hurry()
+                self._hurry()
             self._stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -225,6 +235,8 @@ class Worker:
             await self.start()
             await self._stop.wait()
             await self.drain()
+            if self._signaled:
+                self.broker.leaving = self._draining
         except asyncio.CancelledError:
             await self.drain(0)  # whoever cancels us does not wait, and nothing may be left running
             raise

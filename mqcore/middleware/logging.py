@@ -25,6 +25,7 @@ _LEVELS = {
     "message.quarantined": logging.WARNING,
     "settle.stale": logging.WARNING,
     "settle.failed": logging.WARNING,
+    "settle.unanswered": logging.WARNING,
     "lease.lost": logging.WARNING,
     "consumer.started": logging.INFO,
     "consumer.interrupted": logging.WARNING,

@@ -250,10 +250,12 @@ class Link:
             return
         if not connection.is_closing:
             connection.close()
-        await asyncio.wait([self._gone], timeout=_CLOSE)
-        if not self._gone.done():
-            connection._terminate_stream(StreamLostError("closed by force"))  # noqa: SLF001 - abort alone calls nobody back
+        try:
             await asyncio.wait([self._gone], timeout=_CLOSE)
+        finally:  # also when we are cancelled: a process has to end
+            if not self._gone.done():
+                connection._terminate_stream(StreamLostError("closed by force"))  # noqa: SLF001 - abort alone calls nobody back
+        await asyncio.wait([self._gone], timeout=_CLOSE)
 
     def _watch(self, seen: int, silent: int) -> None:
         """Count the seconds without a byte. A loop that was blocked itself counts one, however long it took."""

@@ -30,6 +30,8 @@ _A_WHILE = 0.25
 """Seconds in which a band has sent what it has, once there is room."""
 _LAST_WORD = 1.0
 """Seconds that a close may take to give back what nobody has seen."""
+_RELEASED = 10.0
+"""Seconds within which a copy of it is stored, or is given up."""
 
 
 class RabbitSubscription(Subscription):
@@ -52,8 +54,11 @@ class RabbitSubscription(Subscription):
         self._channel = channel
         self._window = Window(channel, settler.generation, prefetch)
         self._tags: list[str] = []
+        self._ending: list[asyncio.Future[Any]] = []
         self._starting: asyncio.Task[None] | None = None
         self._buffer: list[tuple[int, int, Held]] = []
+        self._releasing: asyncio.Task[None] | None = None
+        self._paused = False
         self._closed = False
         self._error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -93,11 +98,15 @@ class RabbitSubscription(Subscription):
         """Consume no more; what was on its way is here after it."""
         if self._starting is not None:
             await asyncio.shield(self._starting)
-        await asyncio.gather(*self._cancel())
+        if ending := self._cancel():
+            await asyncio.wait(ending)
 
     def _cancel(self) -> list[asyncio.Future[Any]]:
+        """End the consumers; the answers to it, of those too that are being ended already."""
         tags, self._tags = self._tags, []
-        return [self._channel.cancel(tag) for tag in tags]
+        under_way = [answer for answer in self._ending if not answer.done()]
+        self._ending = [*under_way, *(self._channel.cancel(tag) for tag in tags)]
+        return self._ending
 
     def _receiver(self, queue: str) -> Callable[..., None]:
         def on_message(_: object, method: Any, properties: BasicProperties, body: bytes) -> None:
@@ -112,13 +121,15 @@ class RabbitSubscription(Subscription):
         if held.tag in self._window.held:
             heappush(self._buffer, (-held.level, held.tag, held))
             self._made_room()
+            if self._paused:
+                self._release_unseen()
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Hand out what is there, or wait for it. Raises after a loss, and `QueueNotFound` once the queue was deleted."""
         self._check()
         await asyncio.sleep(0)  # a consumer that always finds something must not keep the loop for itself
         await self._come(self._loop.time() + timeout)
-        if self._closed:
+        if self._closed or self._paused:
             return []
         self._check()
         if self._careful:
@@ -127,7 +138,7 @@ class RabbitSubscription(Subscription):
 
     async def _come(self, deadline: float) -> None:
         """Return when there is something to hand out, when there will be nothing any more, and at the deadline."""
-        while self._error is None and not self._closed:
+        while self._error is None and not (self._closed or self._paused):
             now = self._loop.time()
             if self._buffer and self._room():
                 higher = self._kept_back()
@@ -161,28 +172,60 @@ class RabbitSubscription(Subscription):
         """Acknowledge at once; store successors and given-back copies in one batch, then let go of their sources."""
         return await self._settler.settle(batch, timeout)
 
+    async def prove(self, *, timeout: float) -> bool:
+        """Ask something on the same channel: the broker answers that after it has read the acknowledgements."""
+        self._window.flush()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))  # as `start` has set it
+        except Exception:  # noqa: BLE001 - lost, closed or silent: nothing is proven
+            return False
+        return True
+
+    async def pause(self) -> None:
+        """Consume no more, and release what came and was not asked for: the broker would mark it as it marks a crash."""
+        self._paused = True
+        self._rouse()
+        await self._stop()  # not before the broker has said that they have begun; what was on its way is here after it
+        self._release_unseen()
+        while self._releasing is not None:
+            await asyncio.shield(self._releasing)
+
     async def close(self) -> None:
         """Stop; what is still held comes back to its queue."""
         if self._closed:
             return
-        if self._careful:
+        try:
             with suppress(Exception):
-                await self._give_back_unseen()
-        self.end()
-        self._settler.windows.pop(self._channel.serial, None)
+                async with asyncio.timeout(_LAST_WORD):
+                    await self.pause()
+        finally:  # also when we are cancelled
+            self.end()
+            self._settler.windows.pop(self._channel.serial, None)
         with suppress(Exception):
             async with asyncio.timeout(_LAST_WORD):
-                await self._stop()
                 await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
         await self._channel.close()
 
-    async def _give_back_unseen(self) -> None:
-        """Release what came and was not asked for."""
-        async with asyncio.timeout(_LAST_WORD):
-            await self._stop()
-        unseen, self._buffer = [held for _, _, held in self._buffer], []
-        if unseen:
-            await self._settler.settle([Release(self._window.receipt(held)) for held in unseen], _LAST_WORD)
+    def _release_unseen(self) -> None:
+        """Begin to give back what is in the buffer, unless that is under way."""
+        if self._buffer and self._releasing is None and not self._closed:
+            self._releasing = self._loop.create_task(self._release_buffer())
+
+    async def _release_buffer(self) -> None:
+        """Release what is in the buffer, and what comes into it meanwhile.
+
+        What has no answer is left to the close, which gives it back as after a crash.
+        """
+        try:
+            while self._buffer and not self._closed:
+                unseen, self._buffer = self._buffer, []
+                now, ttl = self._clock.now(), self._topology.ttl(self.queue)
+                deliveries = [self._window.hand_out(held, ttl, now) for _, _, held in unseen]
+                with suppress(Exception):
+                    await self._settler.settle([Release(it.receipt) for it in deliveries], _RELEASED)
+        finally:
+            self._releasing = None
 
     def end(self) -> None:
         """End a waiting receive, and write what was settled; what is being settled comes back with the rest."""

@@ -125,7 +125,7 @@ async def kill(worker: Worker) -> None:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Worker], Awaitable[None]]:
-    monkeypatch.setattr("mqcore.lane._CLOSE_WAIT", 0.001)  # real seconds, and nobody answers here
+    monkeypatch.setattr("mqcore.lane.ANSWERED", 0.001)  # real seconds, and nobody answers here
     return kill
 
 

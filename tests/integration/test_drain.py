@@ -153,8 +153,7 @@ async def test_a_second_call_ends_the_grace(broker: Broker, clock: VirtualClock,
         draining = asyncio.create_task(worker.drain(3600))
         await clock.advance(1)
         assert not draining.done()
-        for runner in worker._runners:
-            runner.hurry()
+        worker._hurry()
         await draining
     assert held.cancelled == ["a"]
     assert await left(broker) == (1, 0, 0)
@@ -228,9 +227,8 @@ async def test_a_lifespan_surrounds_the_work(broker: Broker, clock: VirtualClock
 
 
 async def test_a_driver_that_hangs_does_not_hold_up_the_end(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any, monkeypatch: pytest.MonkeyPatch
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any
 ) -> None:
-    monkeypatch.setattr("mqcore.lane._CLOSE_WAIT", 0.05)
     await faulty.publish(jobs, "a")
     began = time.monotonic()
     async with serve(jobs, held, on=faulty, run={"grace": 0}):

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mqcore.spi import (
     STALE,
+    Ack,
     Backend,
     Capabilities,
     Capability,
     Delivery,
     ErrorKind,
     Failed,
+    Move,
     Outcome,
     Outgoing,
     QueueSpec,
@@ -167,6 +169,17 @@ def late_answer(seconds: float) -> Fault:
         answer = await do(batch)
         await backend.clock.sleep(seconds)
         return answer
+
+    return fault
+
+
+def stored_first(seconds: float) -> Fault:
+    """A Move takes two steps: its successor is stored at once, and the source is let go when that is confirmed, after a while."""
+
+    async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
+        await MemoryBackend.publish(backend, [item.to for item in batch if isinstance(item, Move)], timeout=1)
+        await backend.clock.sleep(seconds)
+        return await do([Ack(item.receipt) if isinstance(item, Move) else item for item in batch])
 
     return fault
 

@@ -13,13 +13,18 @@ ten round trips does not decide how long a campaign takes."""
 
 
 class SlowWire:
-    """Listens on `port`; what the server at `host`:`port` answers arrives 0 to `late` seconds later."""
+    """Listens on `port`; what the server at `host`:`port` answers arrives `least` to `late` seconds later."""
 
     def __init__(self, host: str, port: int, late: float, seed: int) -> None:
         self._goal = (host, port)
         self._random = random.Random(seed)
+        self.least = 0.0
         self.late = late
+        """Seconds that each answer is late at least, and at most; both may change at any time."""
+        self.deaf = False
+        """Whether what clients send is thrown away, though they are told nothing of it."""
         self.port = 0
+        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -32,6 +37,17 @@ class SlowWire:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the sockets are closed a turn later
+
+    def reset(self) -> None:
+        """Break every connection, and hear again; new ones may be made."""
+        self.deaf = False
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
 
     async def _accept(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
         try:
@@ -40,6 +56,7 @@ class SlowWire:
             answer.transport.abort()
             return
 
+        self._writers |= {answer, ask}
         for work in (self._pass_on(client, ask), self._pass_on_late(server, answer)):
             task = asyncio.create_task(work)
             self._tasks.add(task)
@@ -48,7 +65,8 @@ class SlowWire:
     async def _pass_on(self, source: asyncio.StreamReader, goal: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
-                goal.write(data)
+                if not self.deaf:
+                    goal.write(data)
         goal.close()
 
     async def _pass_on_late(self, source: asyncio.StreamReader, goal: asyncio.StreamWriter) -> None:
@@ -71,7 +89,7 @@ class SlowWire:
             with suppress(OSError):
                 while data := await source.read(65536):
                     settled = loop.time() - began > SETTLES_IN
-                    late = self._random.uniform(0, self.late) if settled else 0.0
+                    late = self._random.uniform(self.least, self.late) if settled else 0.0
                     waiting.put_nowait((loop.time() + late, data))
             waiting.put_nowait((loop.time(), b""))
             with suppress(OSError):
