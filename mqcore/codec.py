@@ -198,6 +198,8 @@ class Payload(Generic[T]):
     def __init__(self, type_: type[T] | TypeAdapter[T], codec: str | None = None) -> None:
         """Take a type, or a `TypeAdapter` for what is no class (a union); `ConfigurationError` when it is unusable."""
         self.name = type_.__name__ if isinstance(type_, type) else str(type_).removeprefix("TypeAdapter")
+        self.kind: object = None if isinstance(type_, TypeAdapter) else type_
+        """The type as it was given; None for a `TypeAdapter`."""
         self.adapter = _adapter(type_)
         by_schema = {"bytes": "bytes", "str": "text"}
         self.codec = codec or by_schema.get(self.adapter.core_schema["type"], "json")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqcore.clock import seconds
-from mqcore.consumer import Received
 from mqcore.errors import ConfigurationError
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.policy import AfterCrash, RetryPolicy, check_after_crash
 from mqcore.queue import DLQ, Queue
+from mqcore.signatures import Signature, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
 
-_PAYLOAD_AND_CONTEXT = 2
 _TIMEOUT, _CONCURRENCY, _LEASE, _LINGER = 300.0, 10, 30.0, 0.2
 
 
@@ -105,22 +104,23 @@ class HandlerSpec:
     @classmethod
     def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions) -> HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
-        name = options.get("name", getattr(call, "__qualname__", repr(call)))
+        name = options.get("name", name_of(call))
         where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
         check_options(options, HandlerOptions, where)
         _check_numbers(options, where)
         batch = options.get("batch", 0)
-        parameters = _parameters(call, where)
+        signature = Signature.of(call, where, batched=bool(batch), process=bool(options.get("process")))
         if isinstance(queue, str):
-            queue = _queue_for(queue, call, parameters[0], batched=bool(batch), where=where)
+            queue = _queue_for(queue, signature, where)
+        signature.check_payload(queue.payload.kind, where)
         concurrency = options.get("concurrency", _CONCURRENCY)
         timeout = options.get("timeout", _TIMEOUT)
         spec = cls(
             queue=queue,
             call=call,
             options=options,
-            mode=_mode(call, options, where),
-            takes_context=len(parameters) == _PAYLOAD_AND_CONTEXT,
+            mode="process" if options.get("process") else "async" if signature.is_async else "thread",
+            takes_context=signature.takes_context,
             concurrency=concurrency,
             prefetch=max(options.get("prefetch", 2 * concurrency), batch),
             timeout=None if timeout is None else seconds(timeout),
@@ -175,47 +175,12 @@ def _importable(call: Callable[..., Any]) -> bool:
     return inspect.isfunction(call) and "<" not in call.__qualname__
 
 
-def _mode(call: Callable[..., Any], options: HandlerOptions, where: str) -> Literal["async", "thread", "process"]:
-    ways = (call, getattr(call, "__call__", None))  # noqa: B004 - the method itself is inspected
-    is_async = any(map(inspect.iscoroutinefunction, ways))
-    if any(map(inspect.isgeneratorfunction, ways)) or any(map(inspect.isasyncgenfunction, ways)):
-        msg = f"{where}: a generator is no handler; return when the message is handled"
-        raise ConfigurationError(msg)
-    if options.get("process"):
-        return "process"
-    return "async" if is_async else "thread"
-
-
-def _parameters(call: Callable[..., Any], where: str) -> list[inspect.Parameter]:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        signature = inspect.signature(call)
-    except (TypeError, ValueError) as error:
-        msg = f"{where}: {call!r:.100} is no handler: {error}"
-        raise ConfigurationError(msg) from error
-    all_of_them = list(signature.parameters.values())
-    wanted = [
-        parameter for parameter in all_of_them if parameter.kind in positional and parameter.default is parameter.empty
-    ]
-    needs_more = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in all_of_them)
-    if needs_more or not 1 <= len(wanted) <= _PAYLOAD_AND_CONTEXT:
-        msg = f"{where}: a handler takes the payload, or the payload and a context; this one takes {signature}"
-        raise ConfigurationError(msg)
-    return wanted
-
-
-def _queue_for(
-    name: str, call: Callable[..., Any], first: inspect.Parameter, *, batched: bool, where: str
-) -> Queue[Any]:
+def _queue_for(name: str, signature: Signature, where: str) -> Queue[Any]:
     """A bare name takes its payload type from the handler's annotation; an existing dead-letter queue is adopted."""
-    try:
-        hints = get_type_hints(call if inspect.isroutine(call) else type(call).__call__)
-    except NameError as error:
-        msg = f"{where}: the annotation of {first.name!r} cannot be read ({error}); pass a Queue(...) with its type instead"
-        raise ConfigurationError(msg) from error
-    payload = hints.get(first.name, bytes)
-    if batched:
-        items = get_args(payload)
-        payload = items[0] if get_origin(payload) is list and items else bytes
-        payload = get_args(payload)[0] if get_origin(payload) is Received else payload
+    if signature.unreadable:
+        raise ConfigurationError(
+            f"{where}: the annotation of {signature.first!r} cannot be read ({signature.unreadable}). "
+            "Pass a Queue(...) with its type instead"
+        )
+    payload = bytes if signature.payload is None else signature.payload
     return Queue(name, payload, declare=not name.endswith(DLQ))

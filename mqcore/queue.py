@@ -126,7 +126,7 @@ class Queue(Generic[T]):
             return self
         merged: QueueOptions = {**self.options, **options}
         queue: Queue[T] = Queue(self.name, self.payload.adapter, **merged)
-        queue.payload.name = self.payload.name
+        queue.payload.name, queue.payload.kind = self.payload.name, self.payload.kind
         return queue
 
     def specs(self, durability: Durability | None = None) -> list[QueueSpec]:
