@@ -128,7 +128,11 @@ class Consumer(Generic[T]):
         """Wait for the next message."""
         intake = await self._open()
         while (held := await intake.next()) is not None:
-            value = decoded(self._queue, held, self._codecs)
+            try:
+                value = decoded(self._queue, held, self._codecs)
+            except Exception as error:
+                intake.fail(held, error)
+                raise
             if isinstance(value, Outcome):
                 intake.finish(held, value)
                 continue

@@ -50,6 +50,9 @@ class Delivery:
     without settling it (G4). A release is no takeover. `counted` says whether the broker's own record adds the next takeover
     to the number. It is False where the broker has only a flag, "delivered before": core then stores a successor that carries
     the number (`Message.takeovers`) before it runs the message.
+
+    `unreadable` names what the driver cannot read of the message, empty when it could read all of it. Core dead-letters such a
+    message as `undecodable` (G11).
     """
 
     message: Message
@@ -58,6 +61,7 @@ class Delivery:
     redelivered: bool = False
     takeovers: int = 0
     counted: bool = True
+    unreadable: str = ""
 
     @property
     def attempt(self) -> int:

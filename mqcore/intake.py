@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from mqcore.grace import Grace
 from mqcore.lane import RECEIVE_TIMEOUT, Held, Lane
-from mqcore.policy import Decision, Happened, Outcome, Rules, admit, decide
+from mqcore.policy import Decision, Failure, Happened, Outcome, Rules, admit, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.connection import Connection
+    from mqcore.delivery import Delivery
     from mqcore.gate import Gate
     from mqcore.lease import LeaseKeeper
 
@@ -169,10 +170,21 @@ class Intake:
         self._wake.set()
 
     def _accept(self, held: Held) -> None:
-        """Sort a message that has just come in. Runs for each message: keep it short."""
+        """Sort a message that has just come in. An error of ours is the end of this message and of no other."""
+        try:
+            self._sort(held)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
+            self.fail(held, error)
+
+    def _sort(self, held: Held) -> None:
+        """Say what becomes of a message that has just come in. Runs for each message: keep it short."""
         rules = held.rules
         if held.expired(self.clock.monotonic()):
             self._settle_unseen(held, _EXPIRED)
+            return
+
+        if held.delivery.unreadable:  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
+            self._settle_unseen(held, _unreadable(held.delivery))
             return
 
         admitted = admit(held.delivery, rules)
@@ -230,14 +242,17 @@ class Intake:
     def _settle_unseen(self, held: Held, outcome: Outcome) -> None:
         decision = self.decide(held, outcome)
         if decision.final and self.on_dead is not None and held.delivery.message.reply_to is not None:
-            held.lane.spawn(self._tell_then_settle(held, decision))
+            held.lane.spawn(self._tell_then_settle(held, decision, outcome))
         else:
-            self._send(held, decision)
+            self._send(held, decision, outcome)
 
-    async def _tell_then_settle(self, held: Held, decision: Decision) -> None:
-        if self.on_dead is not None:
-            await self.on_dead(held, decision)
-        self._send(held, decision)
+    async def _tell_then_settle(self, held: Held, decision: Decision, outcome: Outcome) -> None:
+        try:
+            if self.on_dead is not None:
+                await self.on_dead(held, decision)
+        except Exception as error:  # noqa: BLE001 - a reply that cannot be sent must not keep the message
+            _report(held, error)
+        self._send(held, decision, outcome)
 
     async def next(self) -> Held | None:
         """Wait for the next message that may start now; None when the intake has been stopped. Raises what ended consuming."""
@@ -351,6 +366,23 @@ class Intake:
         self._send(held, decision, outcome, seconds)
         return decision
 
+    def fail(self, held: Held, error: BaseException) -> None:
+        """Dead-letter a message that an error of mqcore, or of a driver or middleware, kept from being settled.
+
+        The reason is `rejected`, and the record has the error. A backend without leases would never give
+        the message to anybody again, and one of the `prefetch` places would be lost for good.
+        """
+        _report(held, error)
+        self.leave(held)
+        if held.gone or held.settling:
+            return
+
+        try:
+            self.finish(held, Outcome(Happened.REJECTED, Failure.of(error)))
+        except Exception as again:  # noqa: BLE001 - not even that: where there is a lease, its end settles it
+            _report(held, again)
+            held.lane.end(held)
+
     def leave(self, held: Held) -> None:
         """Let the next one through the gate; called by itself when the message is finished."""
         if held.inside:
@@ -409,3 +441,18 @@ class Intake:
         await asyncio.gather(*(lane.close(until) for lane in self._lanes))
         self._gate.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)
+
+
+def _unreadable(delivery: Delivery) -> Outcome:
+    return Outcome(Happened.UNDECODABLE, Failure((), delivery.unreadable))
+
+
+def _report(held: Held, error: BaseException) -> None:
+    """Show an error of ours where the event loop shows errors that nobody handles: by default, in the log of asyncio."""
+    message = held.delivery.message
+    asyncio.get_running_loop().call_exception_handler(
+        {
+            "message": f"mqcore raised an error while it handled message {message.id} of queue {held.rules.queue!r}",
+            "exception": error,
+        }
+    )

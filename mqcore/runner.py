@@ -120,8 +120,7 @@ class Runner:
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             for held in batch:
-                held.lane.end(held)  # no longer renewed: it comes back when its lease is over
-            raise error  # a fault of ours, not of the handler: the event loop's exception handler must show it
+                self.intake.fail(held, error)
 
     async def _handle(self, held: Held) -> None:
         if self.spec.ack_first:
@@ -224,18 +223,31 @@ class Runner:
         if held.delivery.message.reply_to is None:
             self.intake.finish(held, outcome)
         else:
-            held.lane.spawn(self._conclude(held, outcome, None, 0.0))
+            held.lane.spawn(self._concluded(held, outcome))
+
+    async def _concluded(self, held: Held, outcome: Outcome, took: float = 0.0) -> None:
+        """Conclude one item of a batch. An error of ours is the end of this message and of no other."""
+        try:
+            await self._conclude(held, outcome, None, took)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
+            self.intake.fail(held, error)
 
     async def _handle_batch(self, batch: Sequence[Held]) -> None:
         """Run the handler with a list; what it has not settled itself shares the outcome."""
         began = self._clock.monotonic()
         items: list[Received[Any]] = []
+
         for held in batch:
-            value = decoded(self.spec.queue, held, self._codecs)
+            try:
+                value = decoded(self.spec.queue, held, self._codecs)
+            except Exception as error:  # noqa: BLE001 - as in `_concluded`
+                self.intake.fail(held, error)
+                continue
             if isinstance(value, Outcome):
-                await self._conclude(held, value, None, 0.0)
+                await self._concluded(held, value)
             else:
                 items.append(Received(self.spec.queue.name, held, value, self, self._state))
+
         if not items:
             return
         ctx = Context(self.spec.queue.name, items[0].held.delivery, self._publisher, self._state)
@@ -245,7 +257,7 @@ class Runner:
         for item in items:
             if not item.finished:
                 item.finished = True
-                await self._conclude(item.held, outcome, None, took)
+                await self._concluded(item.held, outcome, took)
 
     async def drain(self, grace: Grace) -> int:
         """Let running handlers end within the grace, then release what is unfinished; how many those were (G13).

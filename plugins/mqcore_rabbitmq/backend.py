@@ -49,7 +49,8 @@ class _Open:
 
     def __init__(self, publishing: Link, consuming: Link, options: RabbitOptions) -> None:
         said = publishing.properties
-        self.server = Server(str(said.get("product", "?")), str(said.get("version", "0")))
+        product, version = str(said.get("product", "?")), str(said.get("version", "0"))
+        self.server = Server(product, version, publishing.user, publishing.room)
         self.publishing, self.consuming = publishing, consuming
         self.outbox = Outbox(publishing)
         admin = Admin(consuming, self.server)  # a connection that has published is not read at all while an alarm is on

@@ -30,10 +30,12 @@ CONSUMER_TIMEOUT = 12 * 3_600
 
 @dataclass(frozen=True)
 class Server:
-    """What the live server is: product and version."""
+    """What the live server is, and what it lets us do: `room` is the bytes that the properties of one message may have."""
 
     product: str
     version: str
+    user: str = ""
+    room: int = 131_052
 
     @cached_property
     def number(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from pika.exceptions import ConnectionClosedByClient, StreamLostError
 
 from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
+from mqcore_rabbitmq.frames import read_frame
 
 __all__ = ["Channel", "Link", "end", "written"]
 
@@ -33,6 +34,8 @@ _CLOSE = 0.8
 """Seconds that an orderly close may take before the connection is cut."""
 _ANSWER = 10.0
 """Seconds within which a request has its answer, or the connection is given up."""
+_LARGEST_FRAME, _AROUND = 131_072, 20
+"""Bytes of a frame where the broker sets no limit, and of what is around the properties in it."""
 _serials = itertools.count(1)
 _REPLIES = [
     method
@@ -63,15 +66,20 @@ class _Done(AbstractIOReference):
 
 
 class _Connection(AsyncioConnection):
-    """pika's connection with the frames of one loop turn written together."""
+    """pika's connection with the frames of one loop turn written together, and no message that can break it."""
 
     bytes_received: int
+    _frame_buffer: bytes
     _terminate_stream: Callable[[Exception], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         super().__init__(*args, **kwargs)
+
+    def _read_frame(self) -> tuple[int, Any]:
+        """Read with our decoder: what pika's own raises for one message would close the connection."""
+        return read_frame(self._frame_buffer)
 
     def _adapter_emit_data(self, data: bytes) -> None:
         self._unsent.append(data)
@@ -182,6 +190,7 @@ class Link:
         self._silence = silence
         self._lost = lost
         self._connection: _Connection | None = None
+        self._parameters: ConnectionParameters | None = None
         self._closing = False
         self._gone: asyncio.Future[None] | None = None
 
@@ -190,6 +199,18 @@ class Link:
         """What the server says of itself."""
         connection = self._connection
         return dict(connection.server_properties or {}) if connection is not None else {}
+
+    @property
+    def user(self) -> str:
+        """The user that the broker knows us as."""
+        return str(getattr(self._parameters.credentials, "username", "")) if self._parameters is not None else ""
+
+    @property
+    def room(self) -> int:
+        """The bytes that the properties of one message may have: they cannot be spread over frames."""
+        connection = self._connection
+        frame: int = connection.params.frame_max if connection is not None else 0
+        return (frame or _LARGEST_FRAME) - _AROUND
 
     async def open(self, hosts: Sequence[ConnectionParameters]) -> None:
         """Connect to the first host that lets us in; raises what the last one said."""
@@ -220,7 +241,7 @@ class Link:
             if opened.cancelled() and not connection.is_closed:
                 connection.close()
             raise
-        self._connection = connection
+        self._connection, self._parameters = connection, host
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._watch(connection.bytes_received, 0)

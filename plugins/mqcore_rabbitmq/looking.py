@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
-from pika import BasicProperties, spec
+from pika import spec
 
 from mqcore_rabbitmq.errors import RESOURCE_LOCKED, closed_by
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import Channel, Link
 from mqcore_rabbitmq.window import Held
-from mqcore_rabbitmq.wire import HOP, LINEAGE
+from mqcore_rabbitmq.wire import HOP, LINEAGE, id_of
 
 __all__ = ["Pages", "Reading", "alone", "reading"]
 
@@ -95,7 +96,7 @@ class Reading:
         came: list[Held] = []
         arrived = asyncio.Event()
 
-        def on_message(_: object, method: Any, properties: BasicProperties, body: bytes) -> None:
+        def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
             came.append(Held(queue, method, properties, body))
             arrived.set()
 
@@ -127,7 +128,7 @@ class Reading:
     def _name(self, held: Held) -> str:
         """Name a message for the next page: its own id and hop, or what it is made of, and which of equal ones it is."""
         headers = held.properties.headers or {}
-        name = held.properties.message_id or "~" + blake2b(held.body, digest_size=8).hexdigest()
+        name = id_of(held.properties) or "~" + blake2b(held.body, digest_size=8).hexdigest()
         name = f"{name}/{headers.get(HOP, '')!s}/{headers.get(LINEAGE, '')!s}"
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}/{self._seen[name]}"

@@ -5,16 +5,30 @@
 What the plan takes for granted stands in `Sending.needs`.
 """
 
+from dataclasses import dataclass
+
 from mqcore.spi import Outgoing, Route
 from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.ladder import LONGEST, entrance, ladder_for, way
 from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.wire import properties
+from mqcore_rabbitmq.wire import fit, inherit, properties
 
-__all__ = ["EXIT", "LADDER", "ROUTER", "plan"]
+__all__ = ["EXIT", "LADDER", "ROUTER", "Successor", "plan"]
 
 LADDER, EXIT, ROUTER = "ladder", "exit", "router"
 """What may be needed first: a ladder, a way from its foot to a queue, an exchange."""
+
+
+_MUCH = 16_384
+"""Characters of headers from which on they are measured: fewer fit in the smallest frame that is usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Successor(Outgoing):
+    """What a Move stores in place of a message that was received with these properties."""
+
+    received: Properties | None = None
 
 
 def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool) -> Sending:
@@ -26,12 +40,18 @@ def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, mo
     expires = message.expires_at if out.ttl is None else now + out.ttl
     if isinstance(out.to, Route):
         router, given = out.to.router, properties(message, expires, ageless=True)
+        _check_size(out, given, server)
         return Sending(router, out.to.key, given, message.body, router, "route", ((ROUTER, router),))
     if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
         expires = now + layout.spec.ttl if expires is None else min(expires, now + layout.spec.ttl)
     native, ageless = layout is None or not layout.quorum, layout is None
     to = out.to if out.delay > 0 else None
     given = properties(message, expires, native=native, ageless=ageless, to=to)
+    if isinstance(out, Successor) and out.received is not None:
+        inherit(given, out.received, server.user)
+        fit(given, server.room)
+    else:
+        _check_size(out, given, server)
     if out.delay > 0:
         if out.delay > LONGEST:
             raise ValueError(f"a delay of {out.delay:g} s is above the longest, {LONGEST:g} s")
@@ -44,3 +64,16 @@ def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, mo
     target = layout.target(message.priority, refusable=not moved)
     bounded = layout.spec.max_length is not None and target != layout.due
     return Sending("", target, given, message.body, out.to, "full" if bounded else "")
+
+
+def _check_size(out: Outgoing, given: Properties, server: Server) -> None:
+    """Raise `ValueError` for headers that the connection would not survive."""
+    if sum(map(len, out.message.headers.values())) < _MUCH:
+        return
+
+    size = sum(map(len, given.encode()))
+    if size > server.room:
+        raise ValueError(
+            f"the properties of message {out.message.id} have {size:,} bytes, and RabbitMQ takes {server.room:,}: "
+            "send shorter headers"
+        )

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from pika import BasicProperties
-
-from mqcore.spi import DONE, STALE, Ack, Clock, Move, Outcome, Release, Settled, Settlement, Stored, Unknown
+from mqcore.spi import DONE, STALE, Ack, Clock, Move, Outcome, Outgoing, Release, Settled, Settlement, Stored, Unknown
 from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import written
+from mqcore_rabbitmq.plan import Successor
 from mqcore_rabbitmq.sender import Sender
 from mqcore_rabbitmq.topology import Topology
 from mqcore_rabbitmq.window import Held, Window, read_receipt
-from mqcore_rabbitmq.wire import HOP, LINEAGE, released
+from mqcore_rabbitmq.wire import HOP, LINEAGE, fit, id_of, released
 
 __all__ = ["Settler"]
 
@@ -115,7 +115,7 @@ class Settler:
                 releasing = {it.window for it in leaving if isinstance(it.item, Release)}
                 await asyncio.gather(*(window.pause() for window in releasing))
         now = self._clock.now()
-        items = [it.item.to if isinstance(it.item, Move) else self._copy(it.held) for it in leaving]
+        items = [self._successor(it.item, it.held) for it in leaving]
 
         def stored(at: int) -> None:
             """Who dies now leaves no duplicate of it."""
@@ -132,14 +132,19 @@ class Settler:
             window.flush()
         await written()  # who dies after our answer leaves no source behind
 
-    def _copy(self, held: Held) -> Sending:
-        """Return the marked copy that a release stores, where it cannot be refused."""
+    def _successor(self, item: Move | Release, held: Held) -> Outgoing | Sending:
+        """Return what a Move stores, or the marked copy that a release stores where it cannot be refused."""
+        if isinstance(item, Move):
+            to = item.to
+            return Successor(to.to, to.message, to.delay, to.ttl, held.properties)
+
         layout = self._topology.layout(held.queue)
         queue = held.queue if layout is None or layout.due is None else layout.due
         given = released(held.properties, held.expires, held.takeovers)
+        fit(given, self._topology.admin.server.room)
         return Sending("", queue, given, held.body, queue)
 
-    def holds_up(self, properties: BasicProperties, take_in: Callable[[], None]) -> bool:
+    def holds_up(self, properties: Properties, take_in: Callable[[], None]) -> bool:
         """Whether a delivery is a successor whose source is still there; `take_in` is called when it is gone, or stays for good."""
         if not self._on_their_way:
             return False
@@ -147,7 +152,7 @@ class Settler:
         hop, lineage = headers.get(HOP), headers.get(LINEAGE)
         if not isinstance(hop, str) or not isinstance(lineage, (str, type(None))):
             return False  # a plain client's, and of any type
-        waiting = self._on_their_way.get((properties.message_id or "", hop, lineage))
+        waiting = self._on_their_way.get((id_of(properties), hop, lineage))
         if waiting is None:
             return False
         waiting.append(take_in)

@@ -13,10 +13,11 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
-from pika import BasicProperties, spec
+from pika import spec
 
 from mqcore.spi import Clock, ConnectionLost, Delivery, Release, Settled, Settlement, Subscription
 from mqcore_rabbitmq.errors import NOT_FOUND, closed_by, missing
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import Channel
 from mqcore_rabbitmq.settling import Settler
 from mqcore_rabbitmq.topology import Topology
@@ -109,7 +110,7 @@ class RabbitSubscription(Subscription):
         return self._ending
 
     def _receiver(self, queue: str) -> Callable[..., None]:
-        def on_message(_: object, method: Any, properties: BasicProperties, body: bytes) -> None:
+        def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
             held = Held(queue, method, properties, body)
             self._window.add(held)
             if not self._settler.holds_up(properties, lambda: self._take_in(held)):

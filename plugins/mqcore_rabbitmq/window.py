@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from pika import BasicProperties, spec
+from pika import spec
 
 from mqcore.spi import Delivery, Message
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import LOST
 from mqcore_rabbitmq.link import Channel
 from mqcore_rabbitmq.wire import level_of, message_of, parked, released_as
@@ -28,7 +29,7 @@ class Held:
 
     __slots__ = ("body", "busy", "expires", "level", "out", "properties", "queue", "redelivered", "tag", "takeovers")
 
-    def __init__(self, queue: str, method: Any, properties: BasicProperties, body: bytes) -> None:
+    def __init__(self, queue: str, method: Any, properties: Properties, body: bytes) -> None:
         self.queue, self.tag, self.properties, self.body = queue, method.delivery_tag, properties, body
         self.level = level_of(properties)
         given_back, before = released_as(properties)
@@ -82,7 +83,15 @@ class Window:
         """Return a delivery as core gets it."""
         message = held.message(ttl, now)
         left = None if message.expires_at is None else message.expires_at - now
-        return Delivery(message, self.receipt(held), left, held.redelivered, held.takeovers, counted=False)
+        return Delivery(
+            message,
+            self.receipt(held),
+            left,
+            held.redelivered,
+            held.takeovers,
+            counted=False,
+            unreadable=held.properties.unreadable,
+        )
 
     def receipt(self, held: Held) -> bytes:
         """Hand one out, and return what a late use can be told by: generation, channel and tag."""

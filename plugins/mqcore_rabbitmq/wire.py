@@ -5,6 +5,9 @@
 Any client can read it: `message_id`, `content_type`, `correlation_id`, `reply_to` and `priority` are the native ones, the user's
 headers are headers. Ours begin with `mq-`. What begins with `x-` belongs to brokers and is never copied: a copy that kept its
 `x-death` is confirmed and then silently dropped by 3.10, which takes it for a loop.
+
+A plain client's message keeps what `Message` has no field for: `properties` of its successor takes
+`type`, `app_id`, `timestamp` and the headers that are not text over from the properties received.
 """
 
 from collections.abc import Mapping
@@ -18,11 +21,15 @@ from typing import Any
 from pika import BasicProperties
 
 from mqcore.spi import Death, Message, Reason, new_id, pack, unpack
+from mqcore_rabbitmq.frames import Field, Properties
 
 __all__ = [
     "HOP",
     "LINEAGE",
     "escaped",
+    "fit",
+    "id_of",
+    "inherit",
     "level_of",
     "message_of",
     "parked",
@@ -42,6 +49,13 @@ _SELECT = ("CC", "BCC")
 """Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped."""
 _DEFAULT, _HIGHEST, _LONG = 5, 10, 10
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_USER = "mq-user-id"
+"""The `user_id` of the first publisher: RabbitMQ refuses a native one that is not the connection's own user."""
+_KEPT = ("type", "app_id", "cluster_id", "timestamp")
+"""Native properties that `Message` has no field for."""
+_KEPT_RAW = ("content_type", "correlation_id", "reply_to", "message_id")
+"""Native properties that a copy keeps as they are when they are not UTF-8."""
+_TRACEBACK = "mq-death-traceback"
 
 
 def escaped(name: str) -> str:
@@ -51,7 +65,7 @@ def escaped(name: str) -> str:
 
 def properties(
     message: Message, expires: float | None, *, native: bool = True, ageless: bool = False, to: str | None = None
-) -> BasicProperties:
+) -> Properties:
     """Return a message's properties.
 
     `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts when it is received. `to`: it is
@@ -66,7 +80,7 @@ def properties(
         headers[AGELESS] = "1"
     if to is not None:
         headers[TO] = to
-    return BasicProperties(  # delivery_mode 2: persistent
+    return Properties(  # delivery_mode 2: persistent
         content_type=message.content_type,
         headers=headers,
         delivery_mode=2,
@@ -78,20 +92,88 @@ def properties(
     )
 
 
-def released(received: BasicProperties, expires: float | None, takeovers: int) -> BasicProperties:
+def inherit(successor: Properties, received: Properties, user: str) -> None:
+    """Let a successor keep the native properties and the typed headers of the message that it replaces.
+
+    `user` is the connection's. The expiration is not kept: the broker would act upon it (G6).
+    """
+    for name in _KEPT:
+        if getattr(successor, name) is None:
+            setattr(successor, name, getattr(received, name))
+
+    for name in _KEPT_RAW:
+        if isinstance(raw := getattr(received, name), bytes):
+            setattr(successor, name, raw)
+
+    headers: dict[Any, Any] = {**(successor.headers or {}), **_others(received)}
+
+    first_user = received.user_id or (received.headers or {}).get(_USER)
+    if received.user_id == user:
+        successor.user_id = received.user_id
+    elif isinstance(first_user, str):
+        headers[_USER] = first_user
+    successor.headers = headers
+
+
+def _others(received: Properties) -> dict[str | bytes, Field]:
+    """Return the headers that are not text and that a copy keeps."""
+    kept: dict[str | bytes, Field] = {}
+
+    for raw, field in received.others.items():
+        try:
+            name: str | bytes = raw.decode()
+        except UnicodeDecodeError:
+            name = raw
+        if not raw.startswith((b"x-", b"mq-")) and name not in _SELECT:
+            kept[name] = field
+
+    return kept
+
+
+def fit(given: Properties, room: int) -> None:
+    """Shorten the headers of a message until its properties fit in `room` bytes, a frame of the connection.
+
+    RabbitMQ closes the connection for a larger frame, and would do so again with each try. Only a plain
+    client has headers of that size. The traceback of a dead letter goes first, then the longest headers
+    that are not ours.
+    """
+    size = sum(map(len, given.encode()))
+    headers: dict[str | bytes, Any] = given.headers or {}  # type: ignore[assignment]  # as `_write_table` takes them
+    by_size = sorted(headers, key=lambda name: -_size(headers[name]))
+
+    for name in sorted(by_size, key=lambda name: name != _TRACEBACK):
+        if size <= room:
+            return
+        if name == _TRACEBACK or not _is_ours(name):
+            size -= _size(headers.pop(name))
+
+
+def _size(value: str | bytes) -> int:
+    return len(value.encode()) if isinstance(value, str) else len(value)
+
+
+def _is_ours(name: str | bytes) -> bool:
+    return isinstance(name, str) and name.startswith(_OURS) and not name.startswith(_ESCAPED)
+
+
+def released(received: Properties, expires: float | None, takeovers: int) -> Properties:
     """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over."""
-    headers = {
-        name: value
+    headers: dict[Any, Any] = {
+        escaped(name): _text(value)
         for name, value in (received.headers or {}).items()
-        if not name.startswith(_BROKERS) and name not in _SELECT
+        if (isinstance(value, str) or name in _SELECT) and not name.startswith(_BROKERS)
     }
+    headers |= _others(received)
     headers[RELEASED] = f"{_TAKEN}{takeovers}" if takeovers else _RELEASED
     if expires is not None:
         headers[EXPIRES] = repr(expires)
+    if received.user_id is not None:
+        headers.setdefault(_USER, received.user_id)
+
     again = copy(received)
     again.headers, again.delivery_mode, again.priority = headers, 2, level_of(received)
     again.message_id = received.message_id or new_id()
-    again.expiration = again.user_id = again.cluster_id = None  # what a broker would act upon
+    again.expiration = again.user_id = None  # what a broker would act upon
     return again
 
 
@@ -135,6 +217,9 @@ def _expires(headers: Mapping[str, Any]) -> float | None:
 def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: float) -> Message:
     """Return the message that was received; one from a plain client is a first attempt with a new id if it has none.
 
+    Never raises, whatever the properties hold. A property that is not UTF-8 is left out, but for the id
+    and the content type, which are shown escaped.
+
     `ttl` is that of its queue: it counts here if it did not at publish, for its publisher did not know it, or knows nothing of
     mqcore (G6).
     """
@@ -150,20 +235,33 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
         elif not name.startswith(_BROKERS) and isinstance(value, (str, bytes, bool, int, float, Decimal, datetime)):
             headers[name] = _text(value)
     message = Message(
-        id=received.message_id or new_id(),
+        id=id_of(received) or new_id(),
         body=body,
-        content_type=received.content_type or None,
+        content_type=_shown(received.content_type) or None,
         headers=MappingProxyType(headers) if headers else _NO_HEADERS,
         priority=level_of(received),
         expires_at=_expires(given),
-        correlation_id=received.correlation_id or None,
-        reply_to=received.reply_to or None,
+        correlation_id=_utf8(received.correlation_id),
+        reply_to=_utf8(received.reply_to),
     )
     message = unpack(message, flat) if flat else message
     if ttl is None or message.hop or not (AGELESS in given or _ATTEMPT not in given):
         return message
     end = (now if message.published_at is None else message.published_at) + ttl
     return replace(message, expires_at=end if message.expires_at is None else min(end, message.expires_at))
+
+
+def id_of(received: BasicProperties) -> str:
+    """Return the message id, escaped where it is not UTF-8; empty when there is none."""
+    return _shown(received.message_id)
+
+
+def _utf8(value: str | bytes | None) -> str | None:
+    return value or None if isinstance(value, str) else None
+
+
+def _shown(value: str | bytes | None) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value or ""
 
 
 def _text(value: object) -> str:

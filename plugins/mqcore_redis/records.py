@@ -17,7 +17,7 @@ from typing import Any
 
 from mqcore.spi import Death, Message, Outgoing, Reason, pack, unpack
 
-__all__ = ["decode", "encode", "name_of", "wanted"]
+__all__ = ["decode", "encode", "name_of", "read", "wanted"]
 
 _PLAIN = ("content_type", "correlation_id", "reply_to")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -37,14 +37,35 @@ def encode(message: Message) -> bytes:
 
 
 def decode(record: bytes, expires: bytes) -> Message:
-    """Return the message of a record; `expires` is in the server's microseconds, empty for never.
+    """Return the message of a record; `expires` is in the server's microseconds, empty for never. Never raises."""
+    return read(record, expires)[0]
 
-    A record that somebody's hand has spoiled is a message whose body is all of it: core finds it undecodable, and tells.
+
+def read(record: bytes, expires: bytes) -> tuple[Message, str]:
+    """Return the message of a record, and what is wrong with the record, empty when nothing is. Never raises.
+
+    A record that is not as `encode` writes it is a message whose body is all of it. Core dead-letters it.
     """
     try:
-        return _read(record, expires)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record)
+        message = _read(record, expires)
+        _check(message)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = f"the record in Redis is malformed: {type(error).__name__}"
+        return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record), what
+
+    return message, ""
+
+
+def _check(message: Message) -> None:
+    """Raise `TypeError` for a field of another type than `Message` says: JSON may hold anything."""
+    death = message.death
+    texts = [message.id, *message.headers.values()]
+    texts += [text for name in _PLAIN if (text := getattr(message, name)) is not None]
+    if death is not None:
+        texts += (death.queue, death.error_type, death.error, death.traceback)
+
+    if type(message.priority) is not int or not all(isinstance(text, str) for text in texts):
+        raise TypeError
 
 
 def _read(record: bytes, expires: bytes) -> Message:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 from mqcore.spi import Delivery, Entry
-from mqcore_redis.records import decode
+from mqcore_redis.records import decode, read
 
 __all__ = ["deliveries", "entries", "token"]
 
@@ -19,8 +19,11 @@ def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
     at, words, found = int(now), iter(rows), []
     for receipt, record, expires, taken in zip(words, words, words, words, strict=True):
         left = (int(expires) - at) / 1e6 if expires else None
-        message = decode(record, expires)
-        found.append(Delivery(message, receipt, left, redelivered=taken != b"", takeovers=int(taken or 0)))
+        message, unreadable = read(record, expires)
+        takeovers = int(taken or 0)
+        found.append(
+            Delivery(message, receipt, left, redelivered=taken != b"", takeovers=takeovers, unreadable=unreadable)
+        )
     return found
 
 

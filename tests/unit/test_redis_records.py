@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mqcore.message import Death, Message, Reason
 from mqcore.spi import Outgoing
-from mqcore_redis.records import decode, encode, name_of, wanted
+from mqcore_redis.records import decode, encode, name_of, read, wanted
 
 IDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=12)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -47,6 +47,37 @@ MESSAGES = st.builds(
 @given(MESSAGES)
 def test_what_goes_in_comes_out(message: Message) -> None:
     assert decode(encode(message), b"") == message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda it: st.lists(it) | st.dictionaries(TEXTS, it),
+)
+FIELDS = [
+    *("id", "content_type", "correlation_id", "reply_to", "priority", "headers", "mq-attempt", "mq-hop", "mq-lineage"),
+    *(
+        "mq-published_at",
+        "mq-death-reason",
+        "mq-death-queue",
+        "mq-death-error",
+        "mq-death-attempts",
+        "mq-death-last_at",
+    ),
+]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON | st.sampled_from(["a", "1", "rejected", {"h": 1}])))
+def test_a_record_of_any_json_is_a_message_of_the_right_types(fields: dict[str, object]) -> None:
+    """A plain client may push anything: what is not as it should be is named, and raises nowhere later."""
+    message, unreadable = read(json.dumps(fields).encode() + b"\nbody", b"")
+    assert unreadable or message.body == b"body"
+    assert decode(encode(message), b"") == message
+
+
+def test_a_record_nested_without_end_is_unreadable() -> None:
+    message, unreadable = read(b'{"id": "a", "headers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", b"")
+    assert unreadable.startswith("the record in Redis is malformed")
+    assert message.body.startswith(b'{"id"')
 
 
 @given(st.integers(0, 2**52))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mqcore.spi import new_id
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 
 if TYPE_CHECKING:
@@ -18,3 +19,8 @@ async def backend(rabbitmq_url: str) -> AsyncIterator[RabbitBackend]:
     await backend.open(lambda _: None)
     yield backend
     await backend.close()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"t.{new_id()[:12]}"

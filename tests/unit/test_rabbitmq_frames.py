@@ -1,0 +1,198 @@
+"""Content header frames: whatever a broker forwards is read, and nothing raises."""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pika import BasicProperties, frame
+from pika.exceptions import AMQPError
+
+from mqcore_rabbitmq.frames import Field, Properties, read_frame
+from mqcore_rabbitmq.wire import fit, inherit, level_of, message_of, properties, released, released_as
+
+TYPES = "tbBsUuIilLfdDTSxAFV"
+SHORT = ("content_type", "correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "cluster_id")
+
+
+def long_string(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+def short_string(content: bytes) -> bytes:
+    return bytes((len(content),)) + content
+
+
+def entry(name: bytes, kind: str, value: bytes) -> bytes:
+    return short_string(name) + kind.encode() + value
+
+
+def of(table: bytes) -> Properties:
+    """Read properties that consist of one table of headers."""
+    return Properties.read(struct.pack(">H", BasicProperties.FLAG_HEADERS) + long_string(table))
+
+
+def whole(found: Properties) -> bytes:
+    return b"".join(found.encode())
+
+
+def use(found: Properties) -> None:
+    """All that is done with the properties of a message that comes in and leaves by a Move or a release."""
+    level_of(found)
+    released_as(found)
+    message = message_of(found, b"", 5.0, 100.0)
+    successor = properties(message.moved("q"), message.expires_at)
+    inherit(successor, found, "guest")
+    for copy in (successor, released(found, None, 1)):
+        fit(copy, 131_052)
+        written = whole(copy)
+        assert len(written) <= 131_052
+        assert message_of(Properties.read(written), b"", None, 100.0).headers == message.headers
+
+
+SHORT_BYTES = st.binary(max_size=60) | st.sampled_from(
+    [b"", b"\xff\xfe", "Grüße".encode(), b"x-death", b"CC", b"mq-hop"]
+)
+VALUES = st.one_of(
+    *(
+        st.binary(min_size=size, max_size=size).map(lambda raw, kind=kind: kind.encode() + raw)  # type: ignore[misc]  # a default
+        for kind, size in zip("tbBsUuIilLfdDTV", (1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0), strict=True)
+    ),
+    st.tuples(st.sampled_from("SxAF"), st.binary(max_size=40)).map(lambda it: it[0].encode() + long_string(it[1])),
+    st.binary(min_size=1, max_size=12),
+)
+TABLES = st.lists(st.tuples(SHORT_BYTES, VALUES), max_size=6).map(
+    lambda entries: b"".join(short_string(name) + value for name, value in entries)
+)
+
+
+@given(st.binary(max_size=200))
+@example(b"")
+@example(b"\xff\xff" * 3)
+def test_any_bytes_are_read_as_properties(encoded: bytes) -> None:
+    found = Properties.read(encoded)
+    if not found.unreadable:
+        use(found)
+    message_of(found, b"", None, 0.0)
+
+
+@given(TABLES)
+@example(entry(b"h", "t", b"\x00") + entry(b"h", "T", b"\xff" * 8))
+@example(entry(b"h", "T", b"\xff" * 8) + entry(b"h", "S", b"\x00\x00\x00\x01v"))
+@example(entry(b"h", "S", b"\x00\x00\x00\x01v") + entry(b"h", "V", b""))
+@example(entry(b"h", "S", b"\x00\x00\x00\x01v") + entry(b"h", "S", b"\x00\x00\x00\x01\xff"))
+def test_any_table_is_read(table: bytes) -> None:
+    use(of(table))
+
+
+@given(st.integers(0, 2**16 - 1).map(lambda flags: flags & ~1), st.data())
+def test_any_properties_come_back_as_they_were(flags: int, draw: st.DataObject) -> None:
+    """What is read is written again byte for byte, whether it is UTF-8 or not."""
+    flags &= sum(getattr(BasicProperties, f"FLAG_{name.upper()}") for name in SHORT)
+    present = [name for name in SHORT if flags & getattr(BasicProperties, f"FLAG_{name.upper()}")]
+    pieces = [struct.pack(">H", flags), *(short_string(draw.draw(SHORT_BYTES)) for _ in present)]
+    found = Properties.read(b"".join(pieces))
+    assert whole(found) == b"".join(pieces)
+    use(found)
+
+
+@given(st.binary(max_size=64))
+def test_any_frame_of_a_message_is_read_whole_or_not_yet(encoded: bytes) -> None:
+    payload = struct.pack(">HHQ", 60, 0, 5) + encoded
+    sent = struct.pack(">BHL", 2, 7, len(payload)) + payload + b"\xce"
+    length, found = read_frame(sent + b"more")
+    assert (length, found.channel_number, found.body_size) == (len(sent), 7, 5)
+    for cut in range(len(sent)):
+        assert read_frame(sent[:cut]) == (0, None)
+
+
+@given(
+    st.builds(
+        BasicProperties,
+        content_type=st.none() | st.text(max_size=20),
+        headers=st.none()
+        | st.dictionaries(
+            st.text(max_size=10),
+            st.text(max_size=20)
+            | st.booleans()
+            | st.integers(-(2**63), 2**63 - 1)
+            | st.binary(max_size=9)
+            | st.integers(0, 253_402_300_799).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+            max_size=5,
+        ),
+        priority=st.none() | st.integers(0, 255),
+        message_id=st.none() | st.text(max_size=20),
+        timestamp=st.none() | st.integers(0, 2**64 - 1),
+        app_id=st.none() | st.text(max_size=20),
+    )
+)
+def test_what_pika_can_read_is_read_as_pika_reads_it(sent: BasicProperties) -> None:
+    marshaled = frame.Header(3, 9, sent).marshal()
+    length, theirs = frame.decode_frame(marshaled)
+    ours_length, ours = read_frame(marshaled)
+    assert ours_length == length
+    for name in ("content_type", "headers", "priority", "message_id", "timestamp", "app_id", "correlation_id"):
+        assert getattr(ours.properties, name) == getattr(theirs.properties, name)
+    assert ours.properties.unreadable == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        ("T", struct.pack(">Q", 1_764_460_800_000)),  # milliseconds where AMQP has seconds
+        ("T", b"\xff" * 8),
+        ("d", struct.pack(">d", float("inf"))),
+        ("f", struct.pack(">f", float("nan"))),
+        ("D", b"\xff\x7f\xff\xff\xff"),
+        ("A", long_string(b"\x00" * 10)),
+        ("F", long_string(b"\xff\xff\xff")),
+    ],
+)
+def test_a_header_that_pika_cannot_read_disturbs_no_other(kind: str, raw: bytes) -> None:
+    table = (
+        entry(b"before", "S", long_string(b"1")) + entry(b"bad", kind, raw) + entry(b"after", "S", long_string(b"2"))
+    )
+    found = of(table)
+    assert found.unreadable == ""
+    assert found.headers is not None
+    assert (found.headers["before"], found.headers["after"]) == ("1", "2")
+    assert found.others == {b"bad": Field(kind.encode() + raw)}
+
+
+def test_tables_nested_without_end_are_skipped() -> None:
+    """Erlang reads them, and so the broker forwards them; a decoder that calls itself does not."""
+    nested = b""
+    for _ in range(15_000):
+        nested = b"A" + long_string(nested)
+    with pytest.raises((AMQPError, RecursionError)):
+        BasicProperties().decode(
+            struct.pack(">H", BasicProperties.FLAG_HEADERS) + long_string(short_string(b"deep") + nested)
+        )
+    found = of(short_string(b"deep") + nested + entry(b"h", "S", long_string(b"v")))
+    assert (found.unreadable, found.headers) == ("", {"h": "v"})
+
+
+def test_numbers_keep_their_value() -> None:
+    """pika makes integers of floats."""
+    table = entry(b"d", "d", struct.pack(">d", 1.5)) + entry(b"D", "D", b"\x02\x00\x00\x00\x7b")
+    assert of(table).headers == {"d": 1.5, "D": Decimal("1.23")}
+    assert dict(message_of(of(table), b"", None, 0.0).headers) == {"d": "1.5", "D": "1.23"}
+
+
+@pytest.mark.parametrize("name", ["content_type", "content_encoding", "correlation_id", "reply_to", "message_id"])
+def test_a_property_that_is_not_utf8_is_named(name: str) -> None:
+    found = Properties.read(
+        struct.pack(">H", getattr(BasicProperties, f"FLAG_{name.upper()}")) + short_string(b"a\xff")
+    )
+    assert found.unreadable == f"the AMQP property {name} is not UTF-8"
+    message = message_of(found, b"", None, 0.0)
+    assert all(isinstance(value, (str, type(None))) for value in (message.id, message.content_type, message.reply_to))
+
+
+@pytest.mark.parametrize("table", [b"\x05ab", b"\x01aS\x00\x00\x00\x09x", b"\x01aZ", b"\x01a", b"\x01aT\x00"])
+def test_a_table_that_ends_too_soon_is_named(table: bytes) -> None:
+    assert of(table).unreadable.startswith("the AMQP properties are malformed: ")
