@@ -117,6 +117,12 @@ class Broker:
         self._plugins = options.get("plugins") or default_plugins()
         self._url = url if url is not None else settings.url.reveal()
         self._own_backend = options.get("make_backend")
+        if url is not None and self._own_backend is not None:
+            msg = (
+                "connecting to the broker: a URL says nothing beside make_backend=, which makes the backend. "
+                "Leave one of them out"
+            )
+            raise ConfigurationError(msg)
         self._settings = settings
         wanted = options.get("durability", settings.durability)
         self._durability = None if wanted is None else Durability.parse(wanted)

@@ -151,6 +151,10 @@ class HandlerSpec:
                 f"retry={self.retry!r:.60} is no RetryPolicy; give RetryPolicy(max_attempts=…)",
             ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
+            (
+                "linger" in self.options and not self.batch,
+                "linger= is for batch handlers; give batch= too, or leave it out",
+            ),
         ]
         for wrong, why in checks:
             if wrong:

@@ -326,7 +326,8 @@ class SupportsPause(Protocol):
 class QueueCounts:
     """How many messages a queue holds; a quarantine's count in its base queue's `ready` and `leased`.
 
-    `published` and `settled` only grow (None where the broker does not count), so that two looks give a rate.
+    `published` and `settled` only grow (None where the broker does not count), so that two looks give a rate. `spec` is what the
+    queue was declared with, but for its durability; None where mqcore did not declare it, or the driver cannot tell.
     """
 
     name: str
@@ -337,6 +338,7 @@ class QueueCounts:
     published: int | None = None
     settled: int | None = None
     dead_letter: str | None = None
+    spec: QueueSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

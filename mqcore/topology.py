@@ -6,10 +6,12 @@ declared once costs a dictionary look-up from then on, and comes back after ever
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mqcore.adopted import check_adopted, given
 from mqcore.capabilities import Capability, Level
-from mqcore.errors import QueueNotFound, TopologyMismatch, UnsupportedFeature
+from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, UnsupportedFeature
 from mqcore.policy import AfterCrash, RetryPolicy, Rules
 from mqcore.queue import AGAIN, DLQ, Queue
 from mqcore.routing import Binding
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Topology"]
 
 T = TypeVar("T")
+_log = logging.getLogger("mqcore")
 
 
 class Topology:
@@ -38,6 +41,7 @@ class Topology:
         self._durability = durability
         self._queues: dict[str, tuple[Queue[Any], Queue[Any]]] = {}
         self._routers: dict[Router[Any], int] = {}
+        self._warned: set[str] = set()
 
     def configured(self, queue: Queue[T]) -> Queue[T]:
         """Return the queue with the settings that configuration gives it: configuration wins."""
@@ -69,12 +73,12 @@ class Topology:
             return known[1]
         configured = self.configured(queue)
         self._check(configured)
-        if known is not None and known[1].specs() == configured.specs() and known[1].declare == configured.declare:
+        if known is not None and _same(known[1], configured):
             return configured
         if configured.declare:
             await self._connection.declare(configured.specs(self._durability))
         else:
-            await self._check_there(queue.name)
+            await self._adopt(configured)
         self._queues[queue.name] = (queue, configured)
         return configured
 
@@ -103,6 +107,8 @@ class Topology:
     def _check(self, queue: Queue[Any]) -> None:
         """Refuse what the backend could not keep, before anything is declared (G16)."""
         capabilities, name = self._connection.capabilities, queue.name
+        if queue.declare:
+            _check_used(queue)
         if queue.ttl is not None:
             capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
         if queue.max_length is None:
@@ -164,6 +170,26 @@ class Topology:
         self._connection.forget([name, name + AGAIN])
         self._routers.clear()
 
+    async def _adopt(self, queue: Queue[Any]) -> None:
+        """Check that a queue is there, with the settings that its options say."""
+        await self._check_there(queue.name)
+        counts = await self.counts(queue.name)
+        have = counts.spec if counts is not None else None
+
+        own = have.dead_letter if have is not None else None
+        letters = queue.dead_letter if given(queue, "dead_letter") else own
+        found = await self.counts(letters) if letters is not None else None
+        check_adopted(queue, have, found.spec if found is not None else None)
+
+        can_count = isinstance(self._connection.backend, SupportsCount)
+        if given(queue, "dead_letter") and letters is not None and found is None and can_count:
+            msg = (
+                f"dead-letter queue {letters!r} of the adopted queue {queue.name!r} does not "
+                "exist on the broker, and declare=False "
+                "says not to make it. Declare it where it is made, or name one that exists"
+            )
+            raise QueueNotFound(msg)
+
     async def _check_there(self, name: str) -> None:
         if await self.counts(name) is None and isinstance(self._connection.backend, SupportsCount):
             msg = f"queue {name!r} does not exist on the broker, and declare=False says not to make it"
@@ -180,7 +206,10 @@ class Topology:
     async def dead_letter_name(self, queue: Queue[Any] | str) -> str | None:
         """Return the name of a queue's dead-letter queue, asking the broker where only a name is known."""
         if isinstance(queue, Queue):
-            return self.configured(queue).dead_letter
+            configured = self.configured(queue)
+            if configured.declare or given(configured, "dead_letter"):
+                return configured.dead_letter
+            queue = queue.name
         if queue.endswith(DLQ):
             return queue
         counts = await self.counts(queue)
@@ -191,6 +220,17 @@ class Topology:
             return queue + DLQ  # the queue itself may have been deleted; what died in it is still there
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
+    def _warn_of_drops(self, name: str, dead_letter: str | None) -> None:
+        """Say once that an adopted queue has no dead-letter queue: nobody here has chosen that."""
+        if dead_letter is None and name not in self._warned:
+            self._warned.add(name)
+            _log.warning(
+                "queue %r is adopted and has no dead-letter queue: a message that is rejected, "
+                "expires or fails for good is dropped "
+                "(G2). Name one that exists: Queue(%r, declare=False, dead_letter=...), or say dead_letter=None",
+                *(name, name),
+            )
+
     async def rules(self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate") -> Rules:
         """Return what `decide` must know of a queue. A dead-letter queue, adopted under any name, is its own (G11)."""
         policy = self.retry(queue, retry)
@@ -200,7 +240,9 @@ class Topology:
         delay = delays.limits.get("max") if delays.level is not Level.NONE else 0.0
         dead_letter, quarantine = queue.dead_letter, queue.quarantine
         if not queue.declare and (counts := await self.counts(queue.name)) is not None:
-            dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
+            if not given(queue, "dead_letter"):
+                dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
+                self._warn_of_drops(queue.name, dead_letter)
             if counts.role == "dead_letter" or (quarantine and await self.counts(quarantine) is None):
                 quarantine = None  # a queue that a plain client has made has none
         return Rules(
@@ -212,3 +254,24 @@ class Topology:
             after_crash=after_crash,
             **({"max_delay": float(delay)} if delay is not None else {}),
         )
+
+
+def _same(one: Queue[Any], other: Queue[Any]) -> bool:
+    """Whether nothing is left to declare, or to check, for one of them after the other."""
+    if one.declare and other.declare:
+        return one.specs() == other.specs()
+    return one.declare == other.declare and one.options == other.options
+
+
+def _check_used(queue: Queue[Any]) -> None:
+    """Refuse an option that would do nothing without another one."""
+    if queue.overflow == "dead_letter" and queue.max_length is None:
+        msg = f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set max_length, or leave overflow out"
+        raise ConfigurationError(msg)
+    if queue.retention is not None and queue.dead_letter is None:
+        msg = (
+            f"queue {queue.name!r}: retention={queue.retention:g} is for its dead-letter queue, "
+            "and dead_letter=None says that there "
+            "is none. Leave one of them out"
+        )
+        raise ConfigurationError(msg)

@@ -344,6 +344,7 @@ class MemoryStore:
             published=queue.published,
             settled=queue.settled,
             dead_letter=queue.spec.dead_letter,
+            spec=replace(queue.spec, durability=None),
         )
 
     def _remove(self, queue: MemoryQueue) -> None:

@@ -66,6 +66,7 @@ class Manager:
                     leased=leased,
                     delayed=delayed.count(name, now) + delayed.count(f"{name}.again", now),
                     dead_letter=layout.spec.dead_letter if layout else None,
+                    spec=layout.spec if layout else None,
                 )
             )
         return found

@@ -33,7 +33,7 @@ from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
 from mqcore_redis.rows import deliveries, entries, token
 from mqcore_redis.session import Call, Session, told
-from mqcore_redis.topology import declare
+from mqcore_redis.topology import counted, declare
 
 __all__ = ["RedisBackend"]
 
@@ -133,7 +133,7 @@ class RedisBackend(Backend):
             queues = sorted(name.decode() for name in await session.command("SMEMBERS", keys.queues))
         calls = [Call("count", keys.of(name) + keys.of(f"{name}.again"), ()) for name in queues]
         answers = zip(queues, await session.gather(calls), strict=True)
-        return [QueueCounts(name=name, **json.loads(answer)) for name, answer in answers if told(answer) != -1]
+        return [counted(name, json.loads(answer)) for name, answer in answers if told(answer) != -1]
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
         """Show a page of what is ready, then of what is delayed. Raises `QueueNotFound`."""

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mqcore.spi import ConfigurationError, QueueSpec, TopologyMismatch
+from mqcore.spi import ConfigurationError, QueueCounts, QueueSpec, TopologyMismatch
 from mqcore_redis.session import Session
 
-__all__ = ["declare"]
+__all__ = ["counted", "declare"]
 
 _LISTED = {"work", "dead_letter"}
 
@@ -50,6 +50,14 @@ def _fields(spec: QueueSpec) -> list[Any]:
     ttl, retention = (None if value is None else round(value * 1e6) for value in (spec.ttl, spec.retention))
     values = (spec.name, spec.role, ttl, spec.max_length, spec.overflow, spec.dead_letter, retention)
     return ["" if value is None else value for value in values]
+
+
+def counted(name: str, found: dict[str, Any]) -> QueueCounts:
+    """Read what the script has counted, with the settings of the queue."""
+    settings = {field: found.pop(field) for field in ("ttl", "retention", "max_length", "overflow") if field in found}
+    settings |= {field: settings[field] / 1e6 for field in ("ttl", "retention") if field in settings}
+    spec = QueueSpec(name=name, role=found["role"], dead_letter=found.get("dead_letter"), **settings)
+    return QueueCounts(name=name, **found, spec=spec)
 
 
 def _seconds(text: str) -> float:

@@ -199,6 +199,15 @@ class CountsDelayedAsReady(MemoryStore):
         return replace(counts, ready=counts.ready + counts.delayed)
 
 
+@mutant("G16", "browse.counts_tell_what_a_queue_was_declared_with")
+class CountsTellNoSettings(MemoryStore):
+    """What a queue was declared with is told without its settings."""
+
+    def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
+        bare = QueueSpec(name=queue.spec.name, role=queue.spec.role, dead_letter=queue.spec.dead_letter)
+        return replace(super()._count(queue, now), spec=bare)
+
+
 @mutant("G11", "browse.a_quarantine_counts_in_its_queue_and_is_not_listed")
 class CountsWithoutTheQuarantine(MemoryStore):
     """What is in a queue's quarantine is not counted."""

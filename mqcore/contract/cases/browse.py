@@ -91,6 +91,26 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
 
 
 @case("G16", protocols=(SupportsCount,))
+async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
+    """To another instance, too; or `spec` is None: who adopts a queue holds its options against it (`declare=False`)."""
+    has = kit.capabilities.has
+    modes = str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject,dead_letter").split(",")
+    settings: dict[str, Any] = {"ttl": 500.0} if has(Capability.EXPIRY) else {}
+    settings |= {"max_length": 7, "overflow": modes[-1]} if has(Capability.MAX_LENGTH) else {}
+    queue, letters = kit.name(), f"{kit.name()}.letters"
+    specs = [
+        QueueSpec(name=queue, dead_letter=letters, **settings),
+        QueueSpec(name=f"{queue}.again", role="quarantine", dead_letter=letters),
+        QueueSpec(name=letters, role="dead_letter", retention=9000.0),
+    ]
+    await kit.within(kit.backend.declare(specs))
+    other = cast("SupportsCount", await kit.open())
+    for counts, spec in zip(await kit.within(other.count([queue, letters])), (specs[0], specs[2]), strict=True):
+        kit.true(counts.spec in (None, spec), f"{spec}, or None", counts.spec, _COUNT)
+    await _delete(kit, letters)
+
+
+@case("G16", protocols=(SupportsCount,))
 async def the_totals_only_grow(kit: Kit) -> None:
     """Where a broker counts what was published and settled, two looks give a rate; where not, both are None."""
     queue, seen = await kit.queue(), list[Any]()

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Counts a queue together with its quarantine. Answer: -1 when it is missing, else JSON: the fields of `QueueCounts`.
+-- Counts a queue together with its quarantine. Answer: -1 when it is missing, else JSON: the fields of `QueueCounts`, and
+-- those of its `QueueSpec`, times in microseconds.
 local queue, members = family()
 if not queue then
   return -1
@@ -21,4 +22,8 @@ return cjson.encode({
   settled = tonumber(totals[2] or 0),
   role = queue.role,
   dead_letter = queue.dead_letter ~= '' and queue.dead_letter or nil,
+  ttl = queue.ttl,
+  max_length = queue.max_length,
+  overflow = queue.overflow,
+  retention = queue.retention,
 })
