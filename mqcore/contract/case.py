@@ -5,7 +5,8 @@
         '''First deliveries come in publish order, inside a batch and from batch to batch.'''
 
 The module's name is the profile, the docstring's first line is what the report says, `needs` are capabilities without which the
-case means nothing (that they are refused then is another case), `hooks` what the harness must be able to do.
+case means nothing (that they are refused then is another case), `hooks` what the harness must be able to do. A case that is
+`alone` measures the whole process or the whole server: no other case may run at the same time.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ class Case:
     needs: tuple[Capability, ...] = ()
     protocols: tuple[type, ...] = ()
     hooks: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether no other case may run at the same time: it restarts or silences the broker, or measures all that there is."""
+        return self.alone or bool(self.hooks)
 
 
 def case(
@@ -50,6 +57,7 @@ def case(
     needs: Sequence[Capability] = (),
     protocols: Sequence[type] = (),
     hooks: Sequence[str] = (),
+    alone: bool = False,
     each: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
     """Register a function as a case.
@@ -71,6 +79,7 @@ def case(
             needs=tuple(needs),
             protocols=tuple(protocols),
             hooks=tuple(hooks),
+            alone=alone,
         )
         if each is None:
             _found.append(plain)

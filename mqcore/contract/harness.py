@@ -1,4 +1,4 @@
-"""What the kit must know of a backend: seven small hooks, of which one is needed.
+"""What the kit must know of a backend: ten small hooks, of which one is needed.
 
     class AcmeHarness(Harness):
         def make_backend(self) -> Backend:
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
@@ -20,11 +21,16 @@ from mqcore.settings import Settings, open_backend
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.spi import Backend
 
 __all__ = ["Harness", "MemoryHarness", "UrlHarness"]
+
+
+_NOBODY = 1
+"""The port of the TCP port service multiplexer, which no machine runs."""
 
 
 class Harness:
@@ -72,6 +78,24 @@ class Harness:
         """Hook 7: name the server for the report; by default what the backend's capabilities say."""
         return ""
 
+    def make_unreachable(self) -> Backend:
+        """Hook 8: return a new instance for an address at which nobody listens, such as a closed port."""
+        raise NotImplementedError
+
+    def mute(self, backend: Backend) -> AbstractAsyncContextManager[None]:
+        """Hook 9: return a context manager inside of which the broker's answers to an instance are held back.
+
+        What the instance sends arrives. When the context ends, the answers that were held back arrive too.
+        """
+        raise NotImplementedError
+
+    async def stored(self, body: bytes) -> Mapping[str, int]:
+        """Hook 10: count the messages with this body in the broker's storage, by place: key, queue, table or file.
+
+        Empty places are included. Where the storage cannot be searched for a body, all messages are counted.
+        """
+        raise NotImplementedError
+
     def broker(self) -> Broker | None:
         """Return a Broker on the same server, not yet open; None when the backend cannot be had by a URL."""
         return None
@@ -95,6 +119,21 @@ class UrlHarness(Harness):
     def make_backend(self) -> Backend:
         """Return an instance by the plugin that serves the URL's scheme."""
         return open_backend(self.url, self._settings, self._plugins, self.clock)
+
+    def make_unreachable(self) -> Backend:
+        """Return an instance whose URL names the first host's port 1, where nobody listens."""
+        parts = urlsplit(self.url)
+        user, at, address = parts.netloc.rpartition("@")
+        host = urlsplit(f"//{address.partition(',')[0]}").hostname or ""
+        nobody = f"[{host}]:{_NOBODY}" if ":" in host else f"{host}:{_NOBODY}"
+        url = parts._replace(netloc=f"{user}{at}{nobody}").geturl()
+        return open_backend(url, self._settings, self._plugins, self.clock)
+
+    def has(self, hook: str) -> bool:
+        """Whether a hook was given. What is in this process, and what has no host, has no closed port."""
+        if hook == "make_unreachable" and type(self).make_unreachable is UrlHarness.make_unreachable:
+            return bool(urlsplit(self.url).hostname) and not self.make_backend().local
+        return super().has(hook)
 
 
 class MemoryHarness(UrlHarness):

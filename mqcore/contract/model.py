@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mqcore.delivery import Delivery, Outgoing
     from mqcore.message import Message
 
-__all__ = ["Copy", "Lease", "Model", "Rules", "Span"]
+__all__ = ["Copy", "Lease", "Model", "Rules", "Span", "named"]
 
 _EARLY = 0.005
 """Seconds that every backend may be early by (G7)."""
@@ -127,18 +127,16 @@ class Model:
         """Hold what came against what had to come, and note who has it now."""
         ready = [copy for copy in self.of(queue) if self._must(copy, at)]
         came = [self._came(queue, delivery, at) for delivery in got]
-        twice = [copy.message.id for copy, count in Counter(came).items() if count > 1]
-        _true(not twice, "each copy once", f"{twice} twice", f"{_RECEIVE}: claims")
+        twice = [named(copy) for copy, count in Counter(came).items() if count > 1]
+        _true(not twice, "each copy once", f"{', '.join(twice)} twice", f"{_RECEIVE}: claims")
         if len(got) < limit:
-            late = [copy.message.id for copy in ready if copy not in came]
-            _true(not late, f"all that is ready in {queue}", f"{late} did not come", _RECEIVE)
+            late = [named(copy) for copy in ready if copy not in came]
+            _true(not late, f"all that is ready in {queue}", f"{', '.join(late)} did not come", _RECEIVE)
         for index, copy in enumerate(came):
             passed = [it for it in ready if it not in came[:index] and self._before(it, copy, at)]
             if passed:
-                one = passed[0]
-                wanted = f"{one.message.id} (priority {one.message.priority}) first"
-                came_first = f"{copy.message.id} (priority {copy.message.priority}) came before it in {queue}"
-                raise ContractError(wanted, came_first, f"{_RECEIVE}: order")
+                came_first = f"{named(copy)} came before it in {queue}"
+                raise ContractError(f"{named(passed[0])} first", came_first, f"{_RECEIVE}: order")
         return [self._claim(copy, delivery, at) for copy, delivery in zip(came, got, strict=True)]
 
     def settled(self, lease: Lease, how: str, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome, as it came
@@ -221,20 +219,21 @@ class Model:
         message = delivery.message
         copy = next((it for it in self.of(queue) if it.message.copy_name == message.copy_name), None)
         if copy is None:
-            raise ContractError(f"what is in {queue}", f"{message.copy_name}, which is not", f"{_RECEIVE}: settlements")
-        _true(self._may(copy, at), "nothing early, and nothing that is held", message.copy_name, f"{_RECEIVE}: claims")
-        _same(_look(message), _look(copy.message), f"{message.id} as it was stored")
+            stray = f"{message.copy_name} (priority {message.priority}), which is not"
+            raise ContractError(f"what is in {queue}", stray, f"{_RECEIVE}: settlements")
+        _true(self._may(copy, at), "nothing early, and nothing that is held", named(copy), f"{_RECEIVE}: claims")
+        _same(_look(message), _look(copy.message), f"{named(copy)} as it was stored")
         lost = copy.lease is not None
         for name, came, wanted in (
             ("redelivered", delivery.redelivered, True if lost else copy.redelivered),
             ("takeovers", delivery.takeovers, _one_more(copy) if lost else copy.takeovers),
             ("that it expires", delivery.expires_in is not None, copy.expires is not None),
         ):
-            _same(came, came if wanted is None else wanted, f"{message.id}: {name}")
+            _same(came, came if wanted is None else wanted, f"{named(copy)}: {name}")
         if copy.expires is not None and delivery.expires_in is not None:
             early, late = copy.expires.later(-self.rules.slack - _EARLY, self.rules.slack + _EARLY)
             fits = (delivery.expires_in <= 0 or late > at.lo) and (delivery.expires_in > 0 or early <= at.hi)
-            wanted_in = f"{message.id}: expires_in of about {copy.expires.lo - at.hi:g}"
+            wanted_in = f"{named(copy)}: expires_in of about {copy.expires.lo - at.hi:g}"
             _true(fits, wanted_in, delivery.expires_in, f"{_RECEIVE}: expires_in")
         return copy
 
@@ -272,6 +271,11 @@ def _one_more(copy: Copy) -> int | None:
     if not copy.counted:
         return copy.recorded + 1
     return None if copy.takeovers is None else copy.takeovers + 1
+
+
+def named(copy: Copy) -> str:
+    """Return how a message is called in a failure: its id with its priority."""
+    return f"{copy.message.id} (priority {copy.message.priority})"
 
 
 def _look(message: Message) -> tuple[object, ...]:

@@ -53,15 +53,15 @@ class Contract:
     def run(self, case: Case, harness: Harness, items: Iterable[pytest.Item]) -> Result:
         """Run a case; where the harness allows several at once, all those of `items` begin with the first one asked for.
 
-        A case that restarts or silences the broker is alone with it.
+        A case that restarts or silences the broker, or measures all that there is, is alone with it.
         """
         from mqcore.contract.run import run_case  # noqa: PLC0415 - as below
 
-        if harness.at_once > 1 and not case.hooks:
+        if harness.at_once > 1 and not case.exclusive:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(harness.at_once, "contract")
                 for one in map(_case_of, items):
-                    if not one.hooks:
+                    if not one.exclusive:
                         self._running[one.name] = self._pool.submit(run_case, one, harness, self.waiver(one))
             if (running := self._running.pop(case.name, None)) is not None:
                 return running.result()
@@ -120,13 +120,18 @@ class Contracts:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options for reports, `--mqcore-contract-report(s)`, and the ini option `contract_waivers`."""
+    """Add the options for reports and for the steps of `test_model`, and the ini option `contract_waivers`."""
     group = parser.getgroup("mqcore")
     group.addoption("--mqcore-contract-report", metavar="PATH", help="write the contract's report: .json or .md")
     group.addoption(
         "--mqcore-contract-reports",
         metavar="DIR",
         help="write the JSON report of each test module into this folder",
+    )
+    group.addoption(
+        "--mqcore-steps",
+        metavar="STEPS",
+        help="let test_model do these steps and nothing else; a trace that fails prints them",
     )
     parser.addini(
         "contract_waivers", "cases that are known to fail, one `case: reason` a line", type="linelist", default=[]
@@ -188,13 +193,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put cases that restart or silence the broker before the others of their module, which may run several at once."""
+    """Put cases that are alone with the broker before the others of their module, which may run several at once."""
     places: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         if isinstance(item, pytest.Function) and "contract_case" in item.fixturenames:
             places.setdefault(item.module.__name__, []).append(place)
     for own in places.values():
-        found = sorted((items[place] for place in own), key=lambda item: not _case_of(item).hooks)
+        found = sorted((items[place] for place in own), key=lambda item: not _case_of(item).exclusive)
         for place, item in zip(own, found, strict=True):
             items[place] = item
 

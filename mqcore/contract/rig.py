@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.contract.kit import ContractError, Kit
-from mqcore.contract.model import Lease, Model, Rules, Span
+from mqcore.contract.model import Lease, Model, Rules, Span, named
 from mqcore.message import Death, Reason
 from mqcore.spi import (
     STORED,
@@ -92,8 +92,10 @@ class Rig:
 
     # Steps
 
-    async def publish(self, name: str, count: int, priority: int, delay: float = 0.0, ttl: float | None = None) -> None:
-        """Publish a batch of new messages; what the backend cannot do is left out."""
+    async def publish(
+        self, name: str, count: int, priority: int, delay: float = 0.0, ttl: float | None = None
+    ) -> list[Outgoing]:
+        """Publish a batch of new messages, and return it; what the backend cannot do is left out."""
         kit, has = self.kit, self.kit.capabilities.has
         delay = delay * self.unit if has(Capability.DELAY) else 0.0
         ttl = ttl * self.unit + delay if ttl is not None and has(Capability.EXPIRY) else None
@@ -107,19 +109,21 @@ class Rig:
         for out in batch:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
+        return batch
 
-    async def publish_again(self, name: str, out: Outgoing) -> None:
+    async def publish_again(self, name: str, out: Outgoing) -> str:
         """Publish a known message: with DEDUP no second copy is stored, whatever became of the first; in another queue one is."""
         kit, window = self.kit, float(self.kit.limit(Capability.DEDUP, "window") or 0.0)
         known = (name, out.message.id) in self.stored
         if known and kit.now - self.opened_at >= window / 2:
-            return
+            return f"{out.message.id} is not repeated: it may be outside of the window"
         out = replace(out, to=self.names[name])
         outcomes, at = await self.timed(kit.publish(out))
         kit.same(outcomes, [Stored(duplicate=known)], "stored once in each queue", "Backend.publish: DEDUP")
         if not known:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
+        return f"{out.message.id} (priority {out.message.priority}) {'duplicate' if known else 'stored'}"
 
     async def receive(self, name: str, limit: int) -> list[Delivery]:
         """Receive until `limit` have come or nothing comes."""
@@ -135,7 +139,7 @@ class Rig:
         self.given += [(delivery, lease, self.consumers[name]) for delivery, lease in zip(got, leases, strict=True)]
         return got
 
-    async def settle(self, name: str, *batch: tuple[Given, str], to: str = "dead", delay: float = 0.0) -> None:
+    async def settle(self, name: str, *batch: tuple[Given, str], to: str = "dead", delay: float = 0.0) -> str:
         """Settle in one batch what was received once from one queue; it may be settled already, or lost."""
         atomic = self.kit.capabilities.has(Capability.ATOMIC_MOVE)
         items: list[tuple[Given, str, Settlement]] = []
@@ -146,7 +150,7 @@ class Rig:
             settlement = self.move(delivery, self.names[name], to, delay) if how == "move" else settlement
             items.append(((delivery, lease, consumer), how, settlement))
         if not items:
-            return
+            return "nothing to settle"
         settling = self.kit.settle(items[0][0][2], *[settlement for _, _, settlement in items])
         outcomes, at = await self.timed(settling)
         self.kit.same(len(outcomes), len(items), "an outcome for each", "Subscription.settle")
@@ -157,6 +161,8 @@ class Rig:
             if isinstance(settlement, Move) and isinstance(outcome, Done):
                 for_ever = settlement.to.message.expires_at is None
                 self.model.put(settlement.to, at, None if for_ever else expires)
+        endings = zip(items, outcomes, strict=True)
+        return ", ".join(f"{how} {it[0].message.id} {type(outcome).__name__}" for (it, how, _), outcome in endings)
 
     def move(self, delivery: Delivery, source: str, to: str, delay: float) -> Move:
         """Make a retry, which keeps its expiry and waits no longer than that, or a dead letter, which never expires."""
@@ -169,7 +175,7 @@ class Rig:
         message = old.moved(source, attempt=1, expires_at=None, death=death)
         return Move(delivery.receipt, Outgoing(self.names["dead"], message))
 
-    async def renew(self, given: Given) -> None:
+    async def renew(self, given: Given) -> str:
         """Renew a claim."""
         delivery, lease, _ = given
         backend: Backend = self.kit.backend
@@ -177,6 +183,8 @@ class Rig:
             renewing = backend.renew(lease.copy.queue, [delivery.receipt], self.lease)
             (renewed,), at = await self.timed(self.kit.within(renewing))
             self.model.renewed(lease, renewed, at)
+            return f"{delivery.message.id} {'renewed' if renewed else 'lost'}"
+        return "not renewed: there is no LEASE"
 
     async def crash(self, name: str) -> None:
         """End a consumer that has settled nothing of what it holds, and start another."""
@@ -184,11 +192,11 @@ class Rig:
         self.model.crashed(self.names[name], at)
         await self.subscribe(name)
 
-    async def count(self, name: str) -> None:
+    async def count(self, name: str) -> str:
         """Hold the counts against the model: of each state where time is exact, else of all, which may take a moment."""
         backend: Backend = self.kit.backend
         if not isinstance(backend, SupportsCount):
-            return
+            return "not counted"
         deadline = self.kit.now + self.kit.harness.patience
         while True:
             ((counts,), at) = await self.timed(self.kit.within(backend.count([self.names[name]])))
@@ -196,7 +204,7 @@ class Rig:
             if self.virtual and wanted is not None:
                 self.kit.same(came, wanted, f"ready, leased and delayed in {name}", "count")
             if sum(came) == len(self.model.of(self.names[name])):
-                return
+                return "ready, leased, delayed: {}, {}, {}".format(*came)
             self.kit.true(self.kit.now < deadline, f"{len(self.model.of(self.names[name]))} in {name}", came, "count")
             await self.kit.advance(0.1)
 
@@ -215,7 +223,7 @@ class Rig:
                     await self.kit.advance(quiet + 0.01 if self.virtual else min(quiet + 0.01, 0.2))
                 else:
                     break
-            left = [copy.message.id for copy in self.model.of(self.names[name])]
-            self.kit.true(not left, f"all that was in {name}", f"{left} never came", "Subscription.receive")
+            left = [named(copy) for copy in self.model.of(self.names[name])]
+            self.kit.true(not left, f"all that was in {name}", f"{', '.join(left)} never came", "Subscription.receive")
         if self.kit.lost:
             raise ContractError("an unbroken connection", repr(self.kit.lost[0]), "Backend.open: when `lost` is called")

@@ -1,8 +1,9 @@
 """Random steps on any backend, held against the model: what no author of cases thought of.
 
 `check_model` lets Hypothesis choose the steps; `compare_with_memory` runs one trace here and on `memory://`, the reference, and
-compares what their users saw. Where the clock is virtual no real time passes, and there are many long examples; on a server there
-are few and short ones (`MQCORE_CONTRACT_EXAMPLES` says how many).
+compares what their users saw. A trace that fails is told step by step, with a line that does it again (`replay`). Where the clock
+is virtual no real time passes, and there are many long examples; on a server there are few and short ones
+(`MQCORE_CONTRACT_EXAMPLES` says how many).
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from mqcore.contract.harness import Harness, MemoryHarness
 from mqcore.contract.kit import ContractError
-from mqcore.contract.rig import QUEUES, WORK, Given, Rig
+from mqcore.contract.rig import QUEUES, WORK, Rig
+from mqcore.contract.steps import Player, Step, StepsError, read_steps
 from mqcore.testing import VirtualClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-__all__ = ["ContractMachine", "check_model", "compare_with_memory"]
+__all__ = ["ContractMachine", "StepsError", "check_model", "compare_with_memory", "replay"]
 
 _HOWS = st.sampled_from(["ack", "release", "move", "move"])
+_TEST = "-k test_model"
 
 _TRIES = 3
 """A real server may give the same messages in other portions the second time, which is its right; Hypothesis then gives up."""
@@ -39,12 +42,14 @@ class ContractMachine(RuleBasedStateMachine):
     """The steps, as Hypothesis chooses them. One event loop for each example."""
 
     make_harness: ClassVar[Callable[[], Harness]]
+    test: ClassVar[str] = _TEST
 
     def __init__(self) -> None:
         """Open."""
         super().__init__()
         self.runner = asyncio.Runner()
         self.rig = Rig(type(self).make_harness())
+        self.player = Player(self.rig)
         self.failed = False
         try:
             self.run(self.rig.open())
@@ -53,9 +58,13 @@ class ContractMachine(RuleBasedStateMachine):
             raise
 
     def run(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do one step."""
+        """Do one step; when it fails, its error tells all steps."""
         try:
             self.runner.run(work)
+        except Exception as error:
+            self.failed = True
+            error.add_note(self.player.told(self.test))
+            raise
         except BaseException:
             self.failed = True
             raise
@@ -69,26 +78,23 @@ class ContractMachine(RuleBasedStateMachine):
     )
     def publish(self, name: str, count: int, priority: int, delay: float, ttl: float | None) -> None:
         """Publish new messages."""
-        self.run(self.rig.publish(name, count, priority, delay, ttl))
+        self.run(self.player.do("publish", name, count, priority, delay, ttl))
 
     @precondition(lambda self: self.rig.stored)
     @rule(name=st.sampled_from(WORK), pick=st.integers(0, 9))
     def publish_again(self, name: str, pick: int) -> None:
         """Publish one of the last again, to the same queue or to another."""
-        stored = list(self.rig.stored.values())
-        self.run(self.rig.publish_again(name, stored[-1 - pick % len(stored)]))
+        self.run(self.player.do("again", name, pick))
 
     @rule(name=st.sampled_from(QUEUES), limit=st.integers(1, 5))
     def receive(self, name: str, limit: int) -> None:
         """Receive some."""
-        self.run(self.rig.receive(name, limit))
+        self.run(self.player.do("receive", name, limit))
 
     @rule(name=st.sampled_from(QUEUES), hows=st.lists(_HOWS, min_size=1, max_size=4), to=st.sampled_from(QUEUES))
     def work(self, name: str, hows: list[str], to: str) -> None:
         """Receive some, and settle them at once in one batch, in the opposite order."""
-        self.run(self.rig.receive(name, len(hows)))
-        held = [given for given in self.rig.given if given[1].state == "live" and given[2] is self.rig.consumers[name]]
-        self.run(self.rig.settle(name, *zip(reversed(held), hows, strict=False), to=to))
+        self.run(self.player.do("work", name, "+".join(hows), to))
 
     @precondition(lambda self: self.rig.given)
     @rule(
@@ -100,52 +106,49 @@ class ContractMachine(RuleBasedStateMachine):
     )
     def settle(self, pick: int, count: int, how: str, to: str, delay: float) -> None:
         """Settle some of the last that one consumer was given, perhaps for the second time."""
-        given = self.rig.given[-1 - pick % len(self.rig.given)]
-        same = [it for it in self.rig.given if it[2] is given[2] and it is not given]
-        name = next(name for name, real in self.rig.names.items() if real == given[1].copy.queue)
-        self.run(self.rig.settle(name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay))
+        self.run(self.player.do("settle", pick, count, how, to, delay))
 
     @precondition(lambda self: self.rig.given and self.rig.model.rules.lease < float("inf"))
     @rule(pick=st.integers(0, 9))
     def renew(self, pick: int) -> None:
         """Renew one of the last that came."""
-        self.run(self.rig.renew(self.rig.given[-1 - pick % len(self.rig.given)]))
+        self.run(self.player.do("renew", pick))
 
     @rule(name=st.sampled_from(QUEUES))
     def crash(self, name: str) -> None:
         """End a consumer."""
-        self.run(self.rig.crash(name))
+        self.run(self.player.do("crash", name))
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 2.8, 8.0]))
     def wait(self, seconds: float) -> None:
         """Let delays, ttls and leases end."""
-        self.run(self.rig.kit.advance(seconds * self.rig.unit))
+        self.run(self.player.do("wait", seconds))
 
     @rule(name=st.sampled_from(QUEUES))
     def count(self, name: str) -> None:
         """Look at the counts."""
-        self.run(self.rig.count(name))
+        self.run(self.player.do("count", name))
 
     def teardown(self) -> None:
         """Empty the queues, unless a step has failed already, and close."""
         try:
             if not self.failed:
-                self.run(self.rig.end())
+                self.run(self.player.do("end"))
         finally:
             with suppress(Exception):
                 self.runner.run(self.rig.kit.close())
             self.runner.close()
 
 
-def check_model(make_harness: Callable[[], Harness], *, examples: int | None = None) -> None:
-    """Run random examples, each with a harness from `make_harness`; raises with a trace that fails.
+def check_model(make_harness: Callable[[], Harness], *, examples: int | None = None, test: str = _TEST) -> None:
+    """Run random examples, each with a harness from `make_harness`; raises what failed, with the trace as a note.
 
     Where time is virtual, shorter traces are then looked for: to fail again with fewer steps takes seconds, while Hypothesis would
-    shrink a long trace for minutes.
+    shrink a long trace for minutes. `test` is what pytest calls the test, for the line that does the trace again.
     """
     virtual = isinstance(make_harness().clock, VirtualClock)
     count = examples or int(os.environ.get("MQCORE_CONTRACT_EXAMPLES") or (500 if virtual else 20))
-    machine = type("ContractMachine", (ContractMachine,), {"make_harness": staticmethod(make_harness)})
+    machine = type("ContractMachine", (ContractMachine,), {"make_harness": staticmethod(make_harness), "test": test})
     try:
         _run(machine, count, 50 if virtual else 20)
     except Exception:
@@ -163,6 +166,7 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate,),
+        verbosity=Verbosity.quiet,  # the trace is told by us, with times and answers
     )
     for trial in range(_TRIES):
         try:
@@ -174,61 +178,79 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
             return
 
 
+def replay(harness: Harness, text: str, *, test: str = _TEST) -> None:
+    """Do the steps of a trace again, as they were printed when it failed.
+
+    What each `take` brought is then compared with memory's, as `compare_with_memory` does it. Raises `StepsError` for text
+    that is not made of steps.
+    """
+    steps = read_steps(text)
+    _compare(harness, steps if steps[-1:] == [_END] else [*steps, _END], "memory gave", test)
+
+
 # The same trace here and there
 
 
-def compare_with_memory(harness: Harness, *, seed: int = 3, steps: int | None = None) -> None:
+def compare_with_memory(harness: Harness, *, seed: int = 3, steps: int | None = None, test: str = _TEST) -> None:
     """Run one trace on this backend and on memory; fail unless their users saw the same.
 
     Each step takes all that is ready, and time passes in strides beyond every tolerance, so that nothing hangs on who was quicker.
     What each stride brought is compared as a multiset for each queue; where both have the same order, in its order.
     """
-    steps = steps or (40 if isinstance(harness.clock, VirtualClock) else 12)
-    here, kept = _history(harness, seed, steps)
-    reference, _ = _history(MemoryHarness(), seed, steps)
-    for step, (came, wanted) in enumerate(zip(here, reference, strict=True)):
+    rounds = steps or (40 if isinstance(harness.clock, VirtualClock) else 12)
+    _compare(harness, [*_chosen(random.Random(seed), rounds), _END], f"memory gave in the trace of seed {seed}", test)
+
+
+_END = Step("end", ())
+
+
+def _compare(harness: Harness, steps: Sequence[Step], what: str, test: str) -> None:
+    here, kept = _played(harness, steps, test)
+    if not here.seen:
+        return
+    reference, _ = _played(MemoryHarness(), steps, test)
+
+    for number, (came, wanted) in enumerate(zip(here.seen, reference.seen, strict=True), 1):
         if came != wanted and (kept or Counter(came) != Counter(wanted)):
-            raise ContractError(
-                f"what memory gave in step {step} of seed {seed}: {wanted}", came, "Subscription.receive"
-            )
+            error = ContractError(f"what {what}, at take {number}: {wanted}", came, "Subscription.receive")
+            error.add_note(here.told(test))
+            raise error
 
 
-Seen = tuple[str, str, int, bool, bool]
+def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player, bool]:
+    """Do steps on one broker; also say whether what it gives has an order that can be compared."""
+    rig = Rig(harness)
+    player = Player(rig)
+
+    async def play() -> None:
+        try:
+            await rig.open()
+            for step in steps:
+                await player.do(step.word, *step.arguments)
+        except Exception as error:
+            error.add_note(player.told(test))
+            raise
+        finally:
+            await rig.kit.close()
+
+    asyncio.run(play())
+    rules = rig.model.rules
+    return player, rules.ordered and rules.by_priority and rules.release_in_place and rules.delay_to_the_end
 
 
-def _history(harness: Harness, seed: int, steps: int) -> tuple[list[list[Seen]], bool]:
-    with asyncio.Runner() as runner:
-        return runner.run(_trace(Rig(harness), random.Random(seed), steps))
+def _chosen(choose: random.Random, rounds: int) -> Iterator[Step]:
+    """Choose the steps of a trace that brings the same on every broker."""
+    for _ in range(rounds):
+        delay = choose.choice([0.0, 0.0, 1.0])
+        arguments = (choose.choice(WORK), choose.randint(1, 3), choose.choice([0, 10]), delay, None)
+        yield Step("publish", arguments)
+        if delay:
+            yield Step("quiet", ())
 
-
-async def _trace(rig: Rig, choose: random.Random, steps: int) -> tuple[list[list[Seen]], bool]:
-    seen: list[list[Seen]] = []
-    try:
-        await rig.open()
-        rules = rig.model.rules
-        kept = rules.ordered and rules.by_priority and rules.release_in_place and rules.delay_to_the_end
-        for _ in range(steps):
-            name, count, level = choose.choice(WORK), choose.randint(1, 3), choose.choice([0, 10])
-            crash, delay = choose.random() < 0.15, choose.choice([0.0, 0.0, 1.0])  # noqa: PLR2004 - one in seven
-            hows = [choose.choice(["ack", "release", "move"]) for _ in range(100)]
-            await rig.publish(name, count, level, delay)
-            if delay:
-                await rig.kit.advance(max(rig.model.quiet_at() - rig.kit.now, 0.0) + 0.01)
-            name = choose.choice(QUEUES)
-            got = await rig.receive(name, 100)
-            ids = [(it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
-            seen.append([(name, *one) for one in ids])
-            if crash:
-                await rig.crash(name)
-                await rig.kit.advance(max(rig.model.quiet_at() - rig.kit.now, 0.0) + 0.01)
-            if not crash:
-                await rig.settle(name, *zip(sorted(rig.given, key=_id), hows, strict=False), to=choose.choice(QUEUES))
-            rig.given.clear()
-        await rig.end()
-    finally:
-        await rig.kit.close()
-    return seen, kept
-
-
-def _id(given: Given) -> tuple[str, int, str]:
-    return given[0].message.copy_name
+        name = choose.choice(QUEUES)
+        yield Step("take", (name,))
+        if choose.random() < 0.15:  # noqa: PLR2004 - one in seven
+            yield Step("crash", (name,))
+            yield Step("quiet", ())
+        hows = "+".join(choose.choice(["ack", "release", "move"]) for _ in range(7))
+        yield Step("rest", (name, hows, choose.choice(QUEUES)))

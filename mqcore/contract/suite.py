@@ -32,9 +32,23 @@ def _beside(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
     return isinstance(item, pytest.Function) and item.module is request.module and "contract_case" in item.fixturenames
 
 
-def test_model(harness: Harness) -> None:
-    """Hold random steps against the model, and one trace against memory; how many, `MQCORE_CONTRACT_EXAMPLES` says."""
-    from mqcore.contract.stateful import check_model, compare_with_memory  # noqa: PLC0415 - Hypothesis takes a while to import
+def test_model(harness: Harness, request: pytest.FixtureRequest) -> None:
+    """Hold random steps against the model, and one trace against memory; how many, `MQCORE_CONTRACT_EXAMPLES` says.
 
-    compare_with_memory(harness)
-    check_model(lambda: harness)
+    With `--mqcore-steps`, do the steps of a trace that has failed, and nothing else.
+    """
+    from mqcore.contract import stateful  # noqa: PLC0415 - Hypothesis takes a while to import
+    from mqcore.contract.kit import ContractError  # noqa: PLC0415 - this module is loaded in every run of an author's tests
+
+    test, steps = f"'{request.node.nodeid}'", request.config.getoption("--mqcore-steps")
+    try:
+        if steps is not None:
+            stateful.replay(harness, steps, test=test)
+        else:
+            stateful.compare_with_memory(harness, test=test)
+            stateful.check_model(lambda: harness, test=test)
+    except stateful.StepsError as error:
+        pytest.fail(f"--mqcore-steps: {error}", pytrace=False)
+    except ContractError as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        pytest.fail(f"{error}\n{notes}", pytrace=False)

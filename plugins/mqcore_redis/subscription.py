@@ -2,8 +2,8 @@
 
 A claim runs in a task of its own, and who waits for it may be cancelled: what it brings is for the next `receive`, if that
 has begun by then, and goes back at once if not: who drains asks no more, and closes much later. Time is not waited for at the
-server: the answer to a claim says when a delay or a lease ends next, and our own timer is precise. Once a second an idle
-consumer looks in any case, all of a session at the same moment, so that their claims leave in one write.
+server: the answer to a claim says when a delay or a lease ends next, and our own timer is precise. Once a second an idle or a
+full consumer looks in any case, all of a session at the same moment, so that their claims leave in one write.
 """
 
 import asyncio
@@ -73,8 +73,8 @@ class RedisSubscription(Subscription):
             self._session.check()
             self._awake.clear()
             room = await self._room(limit)
-            if self._open and room > 0 and not self._arrived:
-                await self._claim(room)
+            if self._open and not self._arrived and (room > 0 or self._is_look_due()):
+                await self._claim(max(room, 0))
             if not self._open:
                 break  # what the last claim brought is given back by who closes
             if got := self._hand_out(limit):
@@ -191,10 +191,13 @@ class RedisSubscription(Subscription):
         return [delivery for delivery in got if self._held.get(delivery.receipt, now) > now]
 
     def _look_again(self, now: float, room: int) -> float:
-        if room <= 0:
-            return min(self._held.values())
         phase = self._waker.phase
-        return min(self._next, (now + phase) // POLL * POLL + POLL - phase)
+        soonest = self._next if room > 0 else min(self._held.values())
+        return min(soonest, (now + phase) // POLL * POLL + POLL - phase)
+
+    def _is_look_due(self) -> bool:
+        """Whether a full consumer asks for nothing, to hear that its queue was deleted by another process."""
+        return self._loop.time() - self._looked >= POLL
 
     async def _sleep(self, delay: float, *, full: bool) -> None:
         if not full:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 
 import pytest
@@ -81,3 +82,43 @@ def test_another_project_may_use_an_option_name_that_mqcore_once_had(
         test_some="def test_one(pytestconfig): assert pytestconfig.getoption('--broker') == 'mine'",
     )
     found.assert_outcomes(passed=1)
+
+
+BROKEN = """
+import pytest
+from mqcore.contract import MemoryHarness
+from mqcore.contract.suite import test_model
+from mqcore_memory.backend import MemoryBackend
+from mqcore_memory.options import MemoryOptions
+
+class Upside(MemoryBackend):
+    async def publish(self, batch, *, timeout):
+        return list(reversed(await super().publish(list(reversed(batch)), timeout=timeout)))
+
+class Harness(MemoryHarness):
+    def make_backend(self):
+        return Upside(self.url, MemoryOptions(clock=self.clock))
+
+@pytest.fixture
+def harness():
+    return Harness()
+"""
+
+
+def test_the_line_that_a_failed_model_prints_replays_it(
+    project: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    found = project(test_upside=BROKEN)
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(
+        ["*came: m* (priority *) came before it in *", "steps:", "*publish *(priority *) stored*"]
+    )
+
+    line = next(line for line in found.outlines if line.startswith("replay: pytest "))
+    words = shlex.split(line.removeprefix("replay: pytest "))
+    again = pytester.runpytest_subprocess("-q", *words)
+    again.assert_outcomes(failed=1)
+    assert line in again.outlines
+
+    wrong = pytester.runpytest_subprocess("-q", "-k", "test_model", "--mqcore-steps", "jump jobs")
+    wrong.stdout.fnmatch_lines(["*'jump jobs' is not a step; the steps are: publish, *"])

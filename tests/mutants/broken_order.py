@@ -11,8 +11,10 @@ from mutants.mutant import changed, mutant
 
 from mqcore.spi import Delivery, Failed, Message, Outgoing
 from mqcore_memory.backend import MemorySubscription
+from mqcore_memory.heap import Heap
 from mqcore_memory.queue import Copy, MemoryQueue
 from mqcore_memory.store import MemoryStore, Touched
+from mqcore_memory.waiting import Holder
 
 
 class _OnLevels(MemoryQueue):
@@ -49,6 +51,27 @@ class TwoLevels(_OnLevels):
 
     def level(self, copy: Copy) -> int:
         return int(copy.message.priority >= 5)
+
+
+@mutant("G8", "priority.what_was_confirmed_first_does_not_go_first")
+class LearnsOfALevelLate(MemoryQueue):
+    """Which levels have messages is asked only after the next claim, as by a consumer with a subscription for each level."""
+
+    news: int | None = None
+
+    def put(self, message: Message, now: float, delay: float = 0.0) -> None:
+        super().put(message, now, delay)
+        self.news = message.priority if delay == 0 else None
+
+    def claim(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
+        news, self.news = self.news, None
+        rest = [number for number in range(11) if number != news and self._levels[number]._items]
+        if news is None or not rest:
+            return super().claim(holder, limit, now)
+        late, self._levels[news] = self._levels[news], Heap(self._stands)
+        claimed = super().claim(holder, limit, now)
+        self._levels[news] = late
+        return claimed
 
 
 @mutant("G8", "priority.priority_survives_a_crash_and_a_move")

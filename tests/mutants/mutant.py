@@ -13,20 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mutants.silence import BreakableSubscription, Net, NetBackend
 
 from mqcore.contract import MemoryHarness, all_cases, run_case
+from mqcore.spi import ConnectionLost
 from mqcore_memory.backend import MemoryBackend, MemorySubscription
 from mqcore_memory.options import MemoryOptions
-from mqcore_memory.queue import MemoryQueue
+from mqcore_memory.queue import Copy, MemoryQueue
 from mqcore_memory.registry import _Shared, _stores
 from mqcore_memory.store import MemoryStore
 from mqcore_memory.waiting import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.contract import Case, Result
@@ -92,6 +93,7 @@ class MutantHarness(MemoryHarness):
         store = (broken if issubclass(broken, MemoryStore) else _Store)(self.url.removeprefix("memory://"))
         if isinstance(store, _Store):
             store.queue = broken if issubclass(broken, MemoryQueue) else MemoryQueue
+        self._store = store
         _stores[store.name] = _Shared(store, self.clock)
 
     def make_backend(self) -> Backend:
@@ -103,10 +105,39 @@ class MutantHarness(MemoryHarness):
     def cut(self) -> AbstractAsyncContextManager[None]:
         return self._net.cut(self.clock)
 
+    def mute(self, backend: Backend) -> AbstractAsyncContextManager[None]:
+        return self._net.mute(cast("NetBackend", backend))
+
+    def make_unreachable(self) -> Backend:
+        backend = cast("NetBackend", self.make_backend())
+        backend.net = Net()
+        backend.net.refuses = True
+        return backend
+
+    async def restart(self) -> None:
+        """All connections are lost, and what is in the store stays, but for what a mutant of the queue forgets."""
+        for backend in list(self._net.connected):
+            await backend.fail(ConnectionLost("the server was killed"))
+        for queue in self._store._queues.values():
+            getattr(queue, "restarted", lambda: None)()
+
+    async def stored(self, body: bytes) -> Mapping[str, int]:
+        """Look into every queue that the store has anywhere."""
+        shelves = [value for value in vars(self._store).values() if isinstance(value, dict)]
+        queues = {name: it for shelf in shelves for name, it in shelf.items() if isinstance(it, MemoryQueue)}
+        return {name: sum(copy.message.body == body for copy in _copies(queue)) for name, queue in queues.items()}
+
     def has(self, hook: str) -> bool:
-        """Only what goes through the network, and learns of its loss, can be cut."""
+        """Only what goes through the network, and learns of its loss, can be cut, muted and restarted."""
         breaks = issubclass(self._backend, NetBackend) and issubclass(self._subscription, BreakableSubscription)
-        return super().has(hook) and (hook != "cut" or breaks)
+        return super().has(hook) and (hook not in {"cut", "mute", "restart", "make_unreachable"} or breaks)
+
+
+def _copies(queue: MemoryQueue) -> list[Copy]:
+    """Return all copies that a queue has in whatever list or dict."""
+    shelves = [list(value.values()) if isinstance(value, dict) else value for value in vars(queue).values()]
+    found = [it for shelf in shelves if isinstance(shelf, list) for it in shelf if isinstance(it, Copy)]
+    return list({id(copy): copy for copy in found}.values())
 
 
 class _Store(MemoryStore):

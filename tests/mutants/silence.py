@@ -1,22 +1,24 @@
 """A network for the memory backend, so that it can fall silent: only then is there a loss that a mutant can overlook.
 
 cut ──► publish: unknown at its deadline, open: an error after 5 s ──10 s──► subscriptions fail, then `lost` is called
+muted ──► settle: done by the store, unknown at its deadline          refuses ──► open: an error at once
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from mqcore.spi import Capabilities, Clock, ConnectionLost, Outcome, Unknown
+from mqcore.spi import Capabilities, Capability, Clock, ConnectionLost, Durability, Level, Outcome, Support, Unknown
 from mqcore_memory.backend import MemoryBackend, MemorySubscription
 from mqcore_memory.waiting import Holder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from mqcore.spi import Delivery, Outgoing, Subscription
+    from mqcore.spi import Delivery, Outgoing, Settled, Settlement, Subscription
 
 __all__ = ["BreakableSubscription", "Net", "NetBackend"]
 
@@ -29,7 +31,9 @@ class Net:
 
     def __init__(self) -> None:
         self.silent = False
+        self.refuses = False
         self.connected: set[NetBackend] = set()
+        self.muted: set[NetBackend] = set()
 
     @asynccontextmanager
     async def cut(self, clock: Clock) -> AsyncIterator[None]:
@@ -47,11 +51,21 @@ class Net:
             self.silent = False
             noticing.cancel()
 
+    @asynccontextmanager
+    async def mute(self, backend: NetBackend) -> AsyncIterator[None]:
+        """Let through what an instance sends, and no answer."""
+        self.muted.add(backend)
+        try:
+            yield
+        finally:
+            self.muted.discard(backend)
+
 
 class BreakableSubscription(MemorySubscription):
     """A Subscription that raises after a loss."""
 
     error: Exception | None = None
+    backend: NetBackend
 
     async def fail(self, error: Exception) -> None:
         """Hear of the loss."""
@@ -64,14 +78,35 @@ class BreakableSubscription(MemorySubscription):
             raise self.error
         return got
 
+    async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        settled = await super().settle(batch, timeout=timeout)
+        if not self.muted:
+            return settled
+        await self._clock.sleep(timeout)
+        return [Unknown("no answer")] * len(batch)
+
+    @property
+    def muted(self) -> bool:
+        """Whether no answer comes now."""
+        return self.backend in self.backend.net.muted
+
 
 class NetBackend(MemoryBackend):
-    """The memory backend behind a network, with any kind of Subscription."""
+    """The memory backend behind a network, with any kind of Subscription. Its server can be killed, and has a disk."""
 
     net: Net
     subscription: type[MemorySubscription]
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        told = self._capabilities
+        supports = {**told.supports, Capability.DURABLE: Support(Level.NATIVE)}
+        self.deleted: set[str] = set()
+        self._capabilities = replace(told, durability=Durability.PROCESS, supports=supports)
+
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        if self.net.refuses:
+            raise ConnectionLost("the connection is refused")
         if self.net.silent:
             await self._clock.sleep(_CONNECT)
             raise ConnectionLost(f"nobody has answered within {_CONNECT:g} s")
@@ -93,7 +128,13 @@ class NetBackend(MemoryBackend):
         subscription = self.subscription(self._store, queue, Holder(prefetch, lease), self._options)
         self._subscriptions.add(subscription)
         subscription.closed = self._subscriptions.discard
+        if isinstance(subscription, BreakableSubscription):
+            subscription.backend = self
         return subscription
+
+    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+        self.deleted.add(queue)
+        return await super().delete(queue, if_empty=if_empty, if_unused=if_unused)
 
     async def fail(self, error: Exception) -> None:
         """Be told by the network that nobody is there any more."""

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
+from mqcore.contract.brokers.storage import count_in_rabbitmq, count_in_redis
+
+if TYPE_CHECKING:
+    from mqcore.contract.brokers.server import Server
 
 __all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "find"]
 
@@ -26,7 +31,11 @@ RABBITMQ_SETTINGS = (
 
 @dataclass(frozen=True)
 class Product:
-    """What the versions of one product have in common. `command` and `environment` are those of its container."""
+    """What the versions of one product have in common.
+
+    `ask` says who answers at a host and port, `stored` what a server's storage holds (hook 10 of the kit's `Harness`). `command`
+    and `environment` are those of its container.
+    """
 
     name: str
     slug: str
@@ -35,6 +44,7 @@ class Product:
     path: str
     program: str
     ask: Callable[[str, int, float], Identity]
+    stored: Callable[[Server, bytes], Mapping[str, int]]
     user: str = ""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +77,7 @@ REDIS = Product(
     "/0",
     "redis-server",
     ask_redis,
+    count_in_redis,
     command=("redis-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
 )
 VALKEY = replace(
@@ -80,6 +91,7 @@ RABBITMQ = Product(
     "/",
     "rabbitmq-server",
     ask_rabbitmq,
+    count_in_rabbitmq,
     user="guest:guest@",
     environment={
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": RABBITMQ_SETTINGS,

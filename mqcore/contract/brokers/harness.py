@@ -17,7 +17,7 @@ from mqcore.contract.harness import UrlHarness
 from mqcore.settings import open_backend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.contract.brokers.server import Server
@@ -79,9 +79,27 @@ class ServerHarness(UrlHarness):
         """Hook 4: silence the server."""
         return self._silence()
 
+    def mute(self, backend: Backend) -> AbstractAsyncContextManager[None]:
+        """Hook 9: hold back at the instance's wire what the server sends."""
+        return self._held_back(self._wires[backend])
+
+    async def stored(self, body: bytes) -> Mapping[str, int]:
+        """Hook 10: search the server's storage, without its driver."""
+        return await asyncio.to_thread(self.server.product.stored, self.server, body)
+
     def has(self, hook: str) -> bool:
-        """Whether the hook is there: a server that was given by its URL is neither killed nor silenced."""
-        return super().has(hook) and (self.server.controllable or hook not in {"restart", "cut"})
+        """Whether the hook is there: a server that was given by its URL is neither killed, silenced nor searched."""
+        if hook == "mute" and not self._wired:
+            return False
+        return super().has(hook) and (self.server.controllable or hook not in {"restart", "cut", "stored"})
+
+    @asynccontextmanager
+    async def _held_back(self, wire: Wire) -> AsyncIterator[None]:
+        await asyncio.to_thread(wire.mute)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(wire.unmute)
 
     @asynccontextmanager
     async def _silence(self) -> AsyncIterator[None]:

@@ -47,6 +47,14 @@ class Wire:
         """Reset all connections of both sides, and take no more."""
         _run(self._kill()).result()
 
+    def mute(self) -> None:
+        """Hold back what the server sends. What the instance sends goes on to the server."""
+        _run(self._mute(held=True)).result()
+
+    def unmute(self) -> None:
+        """Pass on what was held back, and what comes from now on."""
+        _run(self._mute(held=False)).result()
+
     def close(self) -> None:
         """As `kill`, without waiting for it."""
         _run(self._kill())
@@ -55,6 +63,10 @@ class Wire:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _End(self._ends, self._goal), _HERE, at)
         return cast("int", self._server.sockets[0].getsockname()[1])
+
+    async def _mute(self, *, held: bool) -> None:
+        for end in list(self._ends):
+            end.hold(held=held)
 
     async def _kill(self) -> None:
         for listening in self._server.sockets:
@@ -97,6 +109,11 @@ class _End(asyncio.Protocol):
                 self._other.reset()
             else:
                 self._transport.resume_reading()
+
+    def hold(self, *, held: bool) -> None:
+        """Stop to read, or read again, at the end that is at the server."""
+        if self._goal is None and not self._transport.is_closing():
+            (self._transport.pause_reading if held else self._transport.resume_reading)()
 
     def data_received(self, data: bytes) -> None:
         if self._other is not None:

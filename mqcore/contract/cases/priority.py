@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mqcore.contract.case import case
@@ -14,6 +16,8 @@ from mqcore.queue import Queue
 from mqcore.spi import DONE, Capability, Level, Outgoing, Release, SupportsBrowse, SupportsTake
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mqcore.contract.kit import Kit
 
 _NEEDS = (Capability.PRIORITY,)
@@ -84,6 +88,51 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
         await kit.ack(consumer, got)
     lows = [name for name in came[1:] if name == "low"]  # a prefetched one may be the first
     kit.same(lows, [], "no low message while there are high ones", _ORDER)
+
+
+@case("G8", ids="P01 P03", needs=_NEEDS, alone=True)
+async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
+    """A low one is confirmed, then a high one: another instance gets the high one first, 30 times on a busy machine."""
+    queue, other, turns = await kit.queue(), await kit.open(), 30
+    standing = await kit.subscribe(queue, backend=other, prefetch=1) if kit.capabilities.has(Capability.LEASE) else None
+
+    with _busy():
+        for turn in range(turns):
+            low, high = f"low-{turn}", f"high-{turn}"
+            await kit.put(queue, low, priority=0)
+            await kit.put(queue, high, priority=10)
+            # A broker that sends by itself has sent the low one to a consumer that was there.
+            old = standing is not None and turn % 2
+            consumer = standing if old and standing else await kit.subscribe(queue, backend=other, prefetch=1)
+            came = []
+            for _ in range(2):
+                got = await kit.take(consumer, 1)
+                came += kit.ids(got)
+                await kit.ack(consumer, got)
+            who = "a consumer that was there" if old else "a new consumer"
+            kit.same(came, [high, low], f"turn {turn}, for {who}", _ORDER)
+            if consumer is not standing:
+                await kit.within(consumer.close())
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """Keep the processor busy meanwhile, so that what usually comes first comes later now and then."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            sum(range(10_000))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 @case("G8", ids="P04", needs=_NEEDS)

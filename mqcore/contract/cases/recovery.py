@@ -1,13 +1,30 @@
-"""Profile *recovery*: a broker that goes and comes back, and one that falls silent. Only a harness that may do that can show it."""
+"""Profile *recovery*: a broker that goes and comes back, one that falls silent, and a queue that another process deletes.
+
+Only a harness that can restart, cut or mute the broker can show most of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
+from mqcore.contract.kit import NotShown
 from mqcore.queue import Queue
-from mqcore.spi import ErrorKind
+from mqcore.spi import (
+    STALE,
+    STORED,
+    Ack,
+    Capability,
+    ErrorKind,
+    Failed,
+    Outgoing,
+    QueueSpec,
+    Stored,
+    SupportsDelete,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -81,3 +98,98 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
         kit.kind(cast("Exception", came), ErrorKind.TRANSIENT, look)
         await kit.within(backend.close(), _RESUMES + _SLACK)
     kit.lost.clear()  # it was we who cut it
+
+
+@case("G1", "G14", ids="B03", needs=(Capability.DEDUP, Capability.DURABLE), hooks=("restart",))
+async def a_name_is_known_after_a_restart(kit: Kit) -> None:
+    """A publisher that repeats an unknown when the server is back stores one copy, also of what was acked before."""
+    if kit.limit(Capability.DEDUP, "restart") is False:
+        raise NotShown("DEDUP states restart=False: its window ends with the server")
+    queue, look = await kit.queue(), "Backend.publish: DEDUP, or state its limit restart=False"
+    await kit.put(queue, "acked", "ready")
+    consumer = await kit.subscribe(queue, prefetch=1)
+    await kit.ack(consumer, await kit.take(consumer, 1))
+    await kit.within(consumer.close())
+
+    await kit.kill(kit.backend)
+    await kit.harness.restart()
+    backend = await kit.open()
+    again = [Outgoing(queue, kit.message(name)) for name in ("acked", "ready")]
+    outcomes = await kit.publish(*again, backend=backend)
+    kit.same(outcomes, [Stored(duplicate=True)] * 2, "duplicates after the restart", look)
+
+    consumer = await kit.subscribe(queue, backend=backend)
+    kit.same(kit.ids(await kit.take(consumer, 1)), ["ready"], "the one that was not acked", look)
+    kit.same(kit.ids(await kit.receive(consumer)), [], "no second copy of either", look)
+
+
+@case("G3", "G1", ids="C43", hooks=("mute",))
+async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
+    """The successor arrives and its answer does not: the Move is not Done, and its source is let go of with it or not at all."""
+    queue, look = await kit.queue(), "Subscription.settle: Move, when the successor's answer does not come"
+    target = f"{queue}.dlq"
+    await kit.put(queue, "a")
+    mover = await kit.open()
+    consumer = await kit.subscribe(queue, lease=2.0, backend=mover)
+    (held,) = await kit.take(consumer, 1)
+
+    async with kit.harness.mute(mover):
+        settling = consumer.settle([kit.successor(held, target)], timeout=1.0)
+        (outcome,) = await kit.within(settling, 3.0)
+        kit.true(isinstance(outcome, Unknown | Failed), "Unknown, or Failed", outcome, look)
+        await kit.kill(mover)  # so that the answer never comes
+
+    one_step = kit.capabilities.has(Capability.ATOMIC_MOVE)
+    if one_step and (moved := await kit.contents(target)):
+        kit.same(moved, Counter("a"), "the successor, once", look)
+        kit.same(await kit.contents(queue), Counter(), "the source gone with it", look)
+        return
+    (again,) = await kit.take(await kit.subscribe(queue), 1)
+    kit.same(again.message.id, "a", "the source, for another consumer", look)
+    moved = await kit.contents(target)
+    kit.true(moved.total() <= (not one_step), "no successor beside it, or without ATOMIC_MOVE one", moved, look)
+
+
+@case("G14", "G5", ids="C06", protocols=(SupportsDelete,))
+async def consumers_learn_that_another_process_deleted_their_queue(kit: Kit) -> None:
+    """One that waits and one that is full raise NOT_FOUND, settlements are stale, and the instance works on with a new queue."""
+    queue, look = await kit.queue(), "Subscription.receive: the queue is deleted by another instance"
+    await kit.put(queue, "held")
+    full, waits = await kit.subscribe(queue, prefetch=1), await kit.subscribe(queue)
+    (held,) = await kit.take(full, 1)
+    waiting = [await kit.start(consumer.receive(1, 600.0)) for consumer in (full, waits)]
+    await kit.within(cast("SupportsDelete", await kit.open()).delete(queue))
+
+    for task in waiting:
+        error = await kit.raises(Exception, task, "an error of receive, NOT_FOUND", look)
+        kit.kind(error, ErrorKind.NOT_FOUND, look)
+    kit.same(await kit.settle(full, Ack(held.receipt)), [STALE], "a late settlement", "Subscription.settle")
+    for consumer in (full, waits):
+        await kit.within(consumer.close(), _RESUMES)
+
+    await kit.within(kit.backend.declare([QueueSpec(name=queue)]))
+    consumer = await kit.subscribe(queue)
+    await kit.put(queue, "new")
+    kit.same(kit.ids(await kit.take(consumer, 1)), ["new"], "a message of the new queue", look)
+
+
+@case("G14", ids="C06", protocols=(SupportsDelete,))
+async def a_worker_goes_on_when_another_process_deleted_its_queue(kit: Kit) -> None:
+    """The queue is declared and consumed again with nobody's help, and the connection of the worker is not lost for it."""
+    queue, came = Queue(kit.name(), str), asyncio.Queue[str]()
+
+    async def handle(word: str) -> None:
+        came.put_nowait(word)
+
+    broker = await kit.broker()
+    await kit.worker(broker, queue, handle)
+    await kit.within(broker.publish(queue, "before"))
+    kit.same(await kit.within(came.get()), "before", "the message handled", "Subscription.receive")
+
+    other = await kit.open()
+    await kit.within(cast("SupportsDelete", other).delete(queue.name))
+    message, deadline = kit.message("after", body=b'"after"', content_type="application/json"), kit.now + 15.0
+    while (await kit.publish(Outgoing(queue.name, message), backend=other)) != [STORED]:
+        kit.true(kit.now < deadline, "the queue declared again within 15 s", "it is missing", "Subscription.receive")
+        await kit.advance(0.1)
+    kit.same(await kit.within(came.get()), "after", "the message handled", "Subscription.receive")

@@ -1,0 +1,200 @@
+"""Profile *leftovers*: what is over is gone, in this process and in the broker, and an address where nobody is ends soon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from mqcore.contract.case import case
+from mqcore.contract.traces import Traces
+from mqcore.errors import MqcoreError
+from mqcore.message import new_id
+from mqcore.spi import (
+    DONE,
+    STORED,
+    Ack,
+    Capability,
+    ErrorKind,
+    Outgoing,
+    QueueSpec,
+    Release,
+    Settlement,
+    SupportsBrowse,
+    SupportsCount,
+    SupportsDelete,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mqcore.contract.kit import Kit
+    from mqcore.spi import Backend
+
+_REFUSED, _CLOSE, _LONG = 5.0, 2.0, 600.0
+"""Seconds: until a connection that is refused is an error, that a close may take, and that a receive may wait."""
+_CLOSES = "Backend.close: let go of everything"
+_OPENS = "Backend.open: leave nothing open when it fails"
+_KEPT = "Subscription.settle: remove every trace of the message"
+_STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
+"""Turns of the event loop after which an `open` is cancelled."""
+
+
+# In this process
+
+
+@case("G14", ids="C01", hooks=("make_unreachable",))
+async def an_address_where_nobody_listens_is_an_error_soon(kit: Kit) -> None:
+    """`open` raises within 5 s, and leaves no socket, thread or task; so does a Broker's connect, in mqcore's words."""
+    unreachable = kit.harness.make_unreachable()
+    await kit.within(kit.backend.close(), _CLOSE)
+    before = Traces()
+
+    for _ in range(2):
+        opening = kit.within(unreachable.open(kit.lost.append), _REFUSED)
+        error = await kit.raises(Exception, opening, "an error of open at a closed port", "Backend.open")
+        kit.kind(error, ErrorKind.TRANSIENT)
+        await before.gone("after an open that failed", _OPENS)
+
+    await kit.within(unreachable.close(), _CLOSE)
+    connecting = kit.within(kit.broker(make_backend=kit.harness.make_unreachable), _REFUSED)
+    await kit.raises(MqcoreError, connecting, "an error of mqcore's", "Backend.open")
+    await before.gone("after a connect that failed", _OPENS)
+
+
+@case("G14", ids="C03", alone=True)
+async def nothing_of_an_instance_is_left_after_its_close(kit: Kit) -> None:
+    """No socket, thread or task: one consumer waits, another holds messages, and a publish has just ended. Three times."""
+    queue, backend = await kit.queue(), kit.harness.make_backend()
+    await kit.within(kit.backend.close(), _CLOSE)
+    before = Traces()
+
+    for turn in range(3):
+        await kit.within(backend.open(kit.lost.append))
+        batch = [Outgoing(queue, kit.message(f"{turn}-{number}")) for number in range(3)]
+        kit.same(await kit.publish(*batch, backend=backend), [STORED] * 3, "stored", "Backend.publish")
+
+        holds = await kit.subscribe(queue, prefetch=2, lease=2.0, backend=backend)
+        first, _ = await kit.take(holds, 2)
+        await kit.ack(holds, [first])
+        waits = await kit.subscribe(queue, prefetch=100, lease=2.0, backend=backend)
+        await kit.drain(waits)
+        waiting = await kit.start(waits.receive(1, _LONG))
+
+        await kit.within(backend.close(), _CLOSE)
+        await kit.within(asyncio.gather(waiting, return_exceptions=True), 1.0)
+        await before.gone("after close", _CLOSES)
+
+
+@case("G14", ids="C01 C07", alone=True)
+async def nothing_is_left_of_an_open_that_was_cancelled(kit: Kit) -> None:
+    """Cancelled at any step, then closed: no socket, thread or task; and the instance can be opened after that."""
+    backend = kit.harness.make_backend()
+    await kit.within(kit.backend.close(), _CLOSE)
+    before = Traces()
+
+    for steps in _STEPS:
+        opening = asyncio.create_task(backend.open(kit.lost.append))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await kit.within(opening)
+        await kit.within(backend.close(), _CLOSE)
+        await before.gone(f"after an open that was cancelled at step {steps}", _CLOSES)
+
+    await kit.open(backend)
+    queue = kit.name()
+    kit.same(await _works(kit, backend, queue), [STORED], "stored by the instance, once it is open", "Backend.open")
+
+
+async def _works(kit: Kit, backend: Backend, queue: str) -> list[object]:
+    """Declare a queue and publish a message by this instance."""
+    await kit.within(backend.declare([QueueSpec(name=queue)]))
+    return list(await kit.publish(Outgoing(queue, kit.message()), backend=backend))
+
+
+# In the broker
+
+
+@case("G2", "G3", ids="C40", alone=True)
+async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
+    """Acked, moved, released and acked, delayed: gone from the counts, from browse, and from the storage where it can be seen."""
+    queue, body = await kit.queue(), f"body-{new_id()}".encode()
+    before = await _stored(kit, body)
+    consumer = await kit.subscribe(queue)
+    batch = [Outgoing(queue, kit.message(f"{number}", body=body)) for number in range(30)]
+    if kit.capabilities.has(Capability.DELAY):
+        batch += [Outgoing(queue, kit.message(f"later-{number}", body=body), 0.2) for number in range(3)]
+    kit.same(await kit.publish(*batch), [STORED] * len(batch), "stored", "Backend.publish")
+    await _sees_them(kit, before, body, len(batch))
+
+    held = await kit.take(consumer, len(batch))
+    released = held[:10]
+    settlements: list[Settlement] = [Release(it.receipt) for it in released]
+    settlements += [kit.successor(it, f"{queue}.dlq") for it in held[10:20]]
+    settlements += [Ack(it.receipt) for it in held[20:]]
+    kit.same(await kit.settle(consumer, *settlements), [DONE] * len(held), "settled", "Subscription.settle")
+    await kit.ack(consumer, await kit.take(consumer, len(released)))
+    await kit.within(consumer.close())
+    kit.same((await kit.contents(f"{queue}.dlq")).total(), 10, "moved and acked there", "Subscription.settle: Move")
+
+    for name in (queue, f"{queue}.dlq", f"{queue}.again"):
+        await _is_empty(kit, name)
+    await _no_more_than(kit, before, body)
+    await _leaves_no_place(kit, queue, body)
+
+
+async def _stored(kit: Kit, body: bytes) -> Mapping[str, int]:
+    """Look into the broker's storage, where the harness can."""
+    return await kit.within(kit.harness.stored(body), 60.0) if kit.harness.has("stored") else {}
+
+
+async def _sees_them(kit: Kit, before: Mapping[str, int], body: bytes, count: int) -> None:
+    """Fail unless the harness sees in the storage what is there, at the latest after a moment: else it would see no trace later."""
+    deadline = kit.now + kit.harness.patience
+
+    while kit.harness.has("stored"):
+        seen = (Counter(await _stored(kit, body)) - Counter(before)).total()
+        if seen >= count:
+            return
+        kit.true(kit.now < deadline, f"{count} messages seen in the broker's storage", seen, "Harness.stored")
+        await kit.advance(0.2)
+
+
+async def _is_empty(kit: Kit, queue: str) -> None:
+    """Fail unless counts and browse show nothing in the queue, at the latest after a moment."""
+    deadline = kit.now + kit.harness.patience
+
+    if isinstance(kit.backend, SupportsCount):
+        while True:
+            found = [(it.ready, it.leased, it.delayed) for it in await kit.within(kit.backend.count([queue]))]
+            if found in ([], [(0, 0, 0)]):
+                break
+            kit.true(kit.now < deadline, f"0 ready, leased and delayed in {queue}", found, _KEPT)
+            await kit.advance(0.1)
+
+    if isinstance(kit.backend, SupportsBrowse):
+        entries = await kit.within(cast("SupportsBrowse", kit.backend).browse(queue, 100))
+        kit.same([it.message.id for it in entries], [], f"what browse shows in {queue}", _KEPT)
+
+
+async def _no_more_than(kit: Kit, before: Mapping[str, int], body: bytes) -> None:
+    """Fail unless each place of the broker's storage holds no more than it did, at the latest after a moment."""
+    deadline = kit.now + kit.harness.patience
+
+    while more := Counter(await _stored(kit, body)) - Counter(before):
+        kit.true(kit.now < deadline, "no settled message in the broker's storage", dict(more), _KEPT)
+        await kit.advance(0.2)
+
+
+async def _leaves_no_place(kit: Kit, queue: str, body: bytes) -> None:
+    """Delete the queue and its dead letters, and fail if the storage still has a place that is called by them."""
+    if not isinstance(kit.backend, SupportsDelete):
+        return
+    for name in (queue, f"{queue}.dlq"):
+        await kit.within(kit.backend.delete(name))
+
+    places = [place for place in await _stored(kit, body) if queue in place]
+    kit.same(places, [], "places of a deleted queue in the broker's storage", "delete: remove all that is the queue's")

@@ -1,0 +1,207 @@
+"""The steps of a random trace: how they are written, done, told with their answers, and read again.
+
+    publish jobs 2 9 0.5 -; receive jobs 3; settle 0 1 move other 1.0; crash jobs; wait 2.8
+
+A trace that has failed is printed in this form, so that one line replays it: `pytest --mqcore-steps '…'`. Each word is a step of
+`Player`, and its arguments are those of the method.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
+
+from mqcore.contract.rig import QUEUES, Given, Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mqcore.spi import Delivery
+
+__all__ = ["Player", "Seen", "Step", "StepsError", "read_steps"]
+
+Argument = str | int | float | None
+Seen = tuple[str, str, int, bool, bool]
+"""Queue, id, attempt, redelivered, and whether it was taken over: what a user of a queue sees of a delivery."""
+_ALL = 100
+
+
+class StepsError(ValueError):
+    """Text that is not made of steps; it names the part that is none."""
+
+
+class Step(NamedTuple):
+    """One step: its word and its arguments."""
+
+    word: str
+    arguments: tuple[Argument, ...]
+
+    def __str__(self) -> str:
+        return " ".join([self.word, *("-" if it is None else str(it) for it in self.arguments)])
+
+
+def _seconds(text: str) -> float | None:
+    return None if text == "-" else float(text)
+
+
+def _queue(text: str) -> str:
+    if text not in QUEUES:
+        raise ValueError(text)
+    return text
+
+
+_WORDS: dict[str, tuple[Callable[[str], Argument], ...]] = {
+    "publish": (_queue, int, int, float, _seconds),
+    "again": (_queue, int),
+    "receive": (_queue, int),
+    "work": (_queue, str, _queue),
+    "settle": (int, int, str, _queue, float),
+    "renew": (int,),
+    "crash": (_queue,),
+    "wait": (float,),
+    "count": (_queue,),
+    "quiet": (),
+    "take": (_queue,),
+    "rest": (_queue, str, _queue),
+    "end": (),
+}
+"""The words, and how the arguments of each are read."""
+
+
+def read_steps(text: str) -> list[Step]:
+    """Read steps as they are printed. Raises `StepsError`."""
+    steps = []
+
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        word, *rest = part.split()
+        readers = _WORDS.get(word)
+        if readers is None or len(readers) != len(rest):
+            raise StepsError(f"{part!r} is not a step; the steps are: {', '.join(_WORDS)}")
+        try:
+            arguments = tuple(reader(it) for reader, it in zip(readers, rest, strict=True))
+        except ValueError:
+            raise StepsError(f"{part!r}: an argument is not valid; see mqcore.contract.steps.Player") from None
+        steps.append(Step(word, arguments))
+    return steps
+
+
+class Player:
+    """Does steps one after the other, each held against the model, and notes when that was and what was answered."""
+
+    def __init__(self, rig: Rig) -> None:
+        """Start with none done."""
+        self.rig = rig
+        self.steps: list[Step] = []
+        self.seen: list[list[Seen]] = []
+        """What each `take` brought."""
+        self._lines: list[str] = []
+
+    async def do(self, word: str, *arguments: Argument) -> None:
+        """Do one step."""
+        step, began = Step(word, arguments), self.rig.kit.now - self.rig.opened_at
+        self.steps.append(step)
+
+        answer = "<- here it fails"
+        try:
+            answer = await getattr(self, f"_{word}")(*arguments)
+        finally:
+            ended = self.rig.kit.now - self.rig.opened_at
+            self._lines.append(f"{began:8.3f} to {ended:8.3f} s  {step!s:<30} {answer}".rstrip())
+
+    def told(self, test: str) -> str:
+        """Return the steps with their times and answers, and the line that does them again; `test` is what pytest calls it."""
+        text = "; ".join(str(step) for step in self.steps)
+        return "\n".join(["steps:", *self._lines, "", f"replay: pytest {test} --mqcore-steps '{text}'"])
+
+    # The steps
+
+    async def _publish(self, name: str, count: int, priority: int, delay: float, ttl: float | None) -> str:
+        """Publish `count` new messages in one batch."""
+        batch = await self.rig.publish(name, count, priority, delay, ttl)
+        return ", ".join(f"{out.message.id} (priority {out.message.priority}) stored" for out in batch)
+
+    async def _again(self, name: str, pick: int) -> str:
+        """Publish one of the last again, counted from the last, to the same queue or to another."""
+        stored = list(self.rig.stored.values())
+        return await self.rig.publish_again(name, stored[-1 - pick % len(stored)]) if stored else "nothing to repeat"
+
+    async def _receive(self, name: str, limit: int) -> str:
+        """Receive up to `limit`."""
+        return _described(await self.rig.receive(name, limit))
+
+    async def _work(self, name: str, hows: str, to: str) -> str:
+        """Receive some, and settle them at once in one batch, in the opposite order; `hows` is such as `ack+move`."""
+        rig, ways = self.rig, hows.split("+")
+        got = await rig.receive(name, len(ways))
+        held = [given for given in rig.given if given[1].state == "live" and given[2] is rig.consumers[name]]
+        settled = await rig.settle(name, *zip(reversed(held), ways, strict=False), to=to)
+        return f"{_described(got)}; {settled}"
+
+    async def _settle(self, pick: int, count: int, how: str, to: str, delay: float) -> str:
+        """Settle some of the last that one consumer was given, perhaps for the second time."""
+        rig = self.rig
+        if not rig.given:
+            return "nothing to settle"
+        given = rig.given[-1 - pick % len(rig.given)]
+        same = [it for it in rig.given if it[2] is given[2] and it is not given]
+        name = next(name for name, real in rig.names.items() if real == given[1].copy.queue)
+        return await rig.settle(name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay)
+
+    async def _renew(self, pick: int) -> str:
+        """Renew one of the last that came."""
+        given = self.rig.given
+        return await self.rig.renew(given[-1 - pick % len(given)]) if given else "nothing to renew"
+
+    async def _crash(self, name: str) -> str:
+        """End the queue's consumer, which has settled nothing of what it holds, and start another."""
+        await self.rig.crash(name)
+        return "another consumer"
+
+    async def _wait(self, seconds: float) -> str:
+        """Let delays, ttls and leases end."""
+        await self.rig.kit.advance(seconds * self.rig.unit)
+        return ""
+
+    async def _count(self, name: str) -> str:
+        """Look at the counts."""
+        return await self.rig.count(name)
+
+    async def _end(self) -> str:
+        """Take away all consumers and empty the queues."""
+        await self.rig.end()
+        return "all came"
+
+    # The steps of a trace that is done on two brokers, each of which leaves nothing to chance
+
+    async def _quiet(self) -> str:
+        """Wait until everything is ready that is not held for ever."""
+        await self.rig.kit.advance(max(self.rig.model.quiet_at() - self.rig.kit.now, 0.0) + 0.01)
+        return ""
+
+    async def _take(self, name: str) -> str:
+        """Receive all that is there."""
+        got = await self.rig.receive(name, _ALL)
+        self.seen.append([(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got])
+        return _described(got)
+
+    async def _rest(self, name: str, hows: str, to: str) -> str:
+        """Settle all that was received, in the order of the ids; `hows` begins again when it is used up."""
+        held, self.rig.given = sorted(self.rig.given, key=_id), []
+        held = [given for given in held if given[2] is self.rig.consumers[name]]
+        return await self.rig.settle(name, *zip(held, cycle(hows.split("+"))), to=to)
+
+
+def _described(deliveries: Sequence[Delivery]) -> str:
+    told = []
+
+    for it in deliveries:
+        marks = [f"priority {it.message.priority}", f"attempt {it.attempt}"]
+        marks += ["redelivered"] * it.redelivered
+        marks += [f"takeovers {it.takeovers}"] * bool(it.takeovers)
+        marks += [] if it.expires_in is None else [f"expires in {it.expires_in:g} s"]
+        told.append(f"{it.message.id} ({', '.join(marks)})")
+    return ", ".join(told) or "nothing"
+
+
+def _id(given: Given) -> tuple[str, int, str]:
+    return given[0].message.copy_name
