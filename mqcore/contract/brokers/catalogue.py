@@ -33,8 +33,8 @@ RABBITMQ_SETTINGS = (
 class Product:
     """What the versions of one product have in common.
 
-    `ask` says who answers at a host and port, `stored` what a server's storage holds (hook 10 of the kit's `Harness`). `command`
-    and `environment` are those of its container.
+    `ask` says who answers at a host and port. `stored` says what a server's storage holds, where that can be found out without
+    its driver: it is hook 10 of the kit's `Harness`. `command` and `environment` are those of its container.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Product:
     path: str
     program: str
     ask: Callable[[str, int, float], Identity]
-    stored: Callable[[Server, bytes], Mapping[str, int]]
     user: str = ""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    stored: Callable[[Server, bytes], Mapping[str, int]] | None = None
 
     def url(self, host: str, port: int) -> str:
         """Return the URL of a server that was started here, with the account that it has from the start."""
@@ -77,7 +77,7 @@ REDIS = Product(
     "/0",
     "redis-server",
     ask_redis,
-    count_in_redis,
+    stored=count_in_redis,
     command=("redis-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
 )
 VALKEY = replace(
@@ -91,7 +91,7 @@ RABBITMQ = Product(
     "/",
     "rabbitmq-server",
     ask_rabbitmq,
-    count_in_rabbitmq,
+    stored=count_in_rabbitmq,
     user="guest:guest@",
     environment={
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": RABBITMQ_SETTINGS,

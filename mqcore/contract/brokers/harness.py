@@ -85,11 +85,12 @@ class ServerHarness(UrlHarness):
 
     async def stored(self, body: bytes) -> Mapping[str, int]:
         """Hook 10: search the server's storage, without its driver."""
-        return await asyncio.to_thread(self.server.product.stored, self.server, body)
+        search = self.server.product.stored
+        return await asyncio.to_thread(search, self.server, body) if search is not None else {}
 
     def has(self, hook: str) -> bool:
         """Whether the hook is there: a server that was given by its URL is neither killed, silenced nor searched."""
-        if hook == "mute" and not self._wired:
+        if (hook == "mute" and not self._wired) or (hook == "stored" and self.server.product.stored is None):
             return False
         return super().has(hook) and (self.server.controllable or hook not in {"restart", "cut", "stored"})
 
