@@ -29,8 +29,12 @@ class Route:
 class Outgoing:
     """A message to be stored.
 
-    `to` is a queue's name or a `Route`. `delay` is in seconds from now, 0 for at once (G7). `ttl` is in seconds from now; where it
-    is None the message's own `expires_at` holds, which only a Move carries (G6).
+    `to` is a queue's name or a `Route`. `delay` is in seconds from now, 0 for at once (G7). `ttl` is in seconds from now, not from
+    the end of the delay; where it is None the message's own `expires_at` holds, which only a Move carries (G6). In a Move too, a
+    `ttl` goes before `expires_at`. A Move without either never expires, and its target's `QueueSpec.ttl` adds nothing.
+
+    A message whose ttl ends inside its delay never comes alive. It is handed out as expired: at its expiry, to a consumer that
+    waits, where the limit `sweep` of EXPIRY is True; else when it falls due at the latest. It is counted until it is settled.
     """
 
     to: str | Route
@@ -88,7 +92,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Store the successor, then let go of the source; when the first fails the source stays leased (G3)."""
+    """Store the successor, then let go of the source; when the first fails the source stays leased (G3).
+
+    The successor is a message of its own: not `redelivered`, no `takeovers`, at the end of its level. It is never a duplicate of
+    what was published before under the same name. Only a successor that was stored for this very source, by a Move that ended
+    unknown, is not stored a second time where DEDUP is declared.
+    """
 
     receipt: bytes
     to: Outgoing

@@ -154,10 +154,16 @@ class QueueSpec:
     `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own, each as a spec of the same batch; the
     quarantine of `jobs` is called `jobs.again`. A `temporary` one has neither and goes with its owner (the instance that declared
     it) or, when that dies, after being idle for as long as the driver thinks fit. `ttl` (seconds) bounds the life of messages
-    *published* to it (hop 0), the shorter of the two wins; a Move brings its own expiry. `max_length` counts ready messages, bounds
-    publishes that are not delayed, and never Moves; `overflow` says what happens then: the publish fails with FULL, or the oldest
-    of the lowest priority is dead-lettered, reason `overflow`.
-    `retention` (seconds) is how long a dead-letter queue keeps a message. `durability` is what the application asked for.
+    *published* to it (hop 0), the shorter of the two wins; a Move brings its own expiry. `retention` (seconds) is how long a
+    dead-letter queue keeps a message. `durability` is what the application asked for.
+
+    `max_length` counts ready messages: none that is leased or delayed. It bounds publishes (hop 0) that are not delayed. A Move, a
+    release and a message that falls due may exceed it, push nobody out, and close the queue for publishes. With
+    `overflow="reject"` a publish to a full queue is `Failed(FULL)` with the queue's name in the text. With
+    `overflow="dead_letter"` it is `Stored`, and the oldest message of the lowest priority goes, which may be the new one. That one
+    is stored in the `dead_letter` queue, even if this is full, as `message.moved(queue, attempt=1, expires_at=None,
+    failed_at=None, death=Death(reason=Reason.OVERFLOW, queue=queue, attempts=message.attempt - 1, …))`. Without a dead-letter queue
+    it is dropped.
     """
 
     name: str
@@ -237,7 +243,15 @@ class Backend(ABC):
         (PERMANENT, and none of core's own errors) for `Unknown` as well.
 
         A queue that does not exist is `Failed(NOT_FOUND)` with its name in the text, for that item alone; so is a `Route`
-        `Failed(PERMANENT)` where ROUTING is not native. Order inside one batch and queue must be kept. Must copy what it keeps.
+        `Failed(PERMANENT)` where ROUTING is not native, and a delay above the limit `max` of DELAY. Order inside one batch and
+        queue must be kept. Must copy what it keeps. An empty batch is answered `[]`. May be cancelled at any moment: a message
+        is then stored once or not at all, and the instance goes on.
+
+        With DEDUP a known name is `Stored(duplicate=True)`, also when the queue is full: a duplicate wins over FULL. It stores
+        and counts nothing. A name that was refused is not known. Names belong to a queue, and go with it.
+
+        A payload of 1 MiB is stored together with 64 headers, or with 16 KiB of headers: where the broker bounds a whole message,
+        its bound leaves room for both and for what `pack` adds.
         """
 
     @abstractmethod
@@ -264,9 +278,12 @@ class Subscription(ABC):
 
         Highest priority first, inside a level first in first out (G8). Expired messages must be handed out too, with
         `expires_in <= 0`: core dead-letters them (G6). While `prefetch` of them are unsettled it waits until one is settled (G12).
-        Raises after a loss, also then. When it is cancelled, a claim already under way must not be lost: its messages come with
-        the next call, or go back unmarked, by `close` at the latest. The headers of what is handed out must be read-only, as
-        `unpack` makes them.
+        Raises after a loss, also then; raises NOT_FOUND when the queue was deleted, and says "closed" after `close`.
+
+        When it is cancelled, or its time ends, while a claim is under way, that claim must not be lost: its messages come with
+        the next call, or go back unmarked, by `close` at the latest. They keep the marks with which they came. A wake-up that
+        found nobody goes to the next consumer who waits. With `timeout` 0, a backend that claims asks once, and hands out what
+        is there. The headers of what is handed out must be read-only, as `unpack` makes them.
         """
 
     @abstractmethod
@@ -274,9 +291,13 @@ class Subscription(ABC):
         """Settle a batch; an outcome for each item, in its order. Must return by `timeout` seconds.
 
         A Move must not let go of its source before its successor is stored; if that fails, the answer is the publish's `Failed`
-        or `Unknown` and the source stays leased (G3). A Move is never refused for `max_length`. A Release must leave
-        `takeovers` as they were, and sets `redelivered` (G4). A receipt that is not ours any more is `Stale` and must change
-        nothing (G5).
+        or `Unknown` and the source stays leased (G3). So it does when the successor's answer does not come: `Unknown`, and no
+        ack. A Move is never refused for `max_length`. A Release must leave `takeovers` as they were, and sets `redelivered` (G4).
+        A receipt that is not ours any more, or never was, is `Stale` and must change nothing (G5); with ATOMIC_MOVE a stale Move
+        stores nothing.
+
+        `settle([])` is `[]`. One bad item does not spoil the others. A batch is settled in its order: of two items with one
+        receipt the first counts, and the second is `Stale`.
         """
 
     @abstractmethod
@@ -356,7 +377,10 @@ class SupportsRenew(Protocol):
     """LEASE: claims that end by themselves."""
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
-        """Extend claims to `lease` seconds from now; False for one that is lost. Any open instance may renew for another."""
+        """Extend claims to `lease` seconds from now; False for one that is lost. Any open instance may renew for another.
+
+        What was settled, and a queue that is missing, is False too: a renewal brings nothing back.
+        """
 
 
 @runtime_checkable
@@ -383,7 +407,11 @@ class SupportsTake(Protocol):
     """Leasing chosen messages, for a redrive of one or of some."""
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
-        """Lease those of the named entries that are ready or delayed; settled through any Subscription of the queue."""
+        """Lease those of the named entries that are ready or delayed; settled through any Subscription of the queue.
+
+        What is gone or held is left out. A delayed entry that is released goes back to the rest of its delay. Raises, as
+        NOT_FOUND, when the queue is missing; so do `browse` and `purge`.
+        """
 
 
 @runtime_checkable
@@ -404,8 +432,12 @@ class SupportsDelete(Protocol):
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove the queue, its quarantine `<queue>.again` and the bindings to it; its consumers' `receive` raises NOT_FOUND.
 
-        True when it went; False when it holds messages (`if_empty`) or has consumers that the broker knows of (`if_unused`).
-        Raises, as NOT_FOUND, when it is missing.
+        True when it went; False when it holds messages, leased and quarantined ones too (`if_empty`), or has consumers that the
+        broker knows of (`if_unused`). Raises, as NOT_FOUND, when it is missing.
+
+        A `receive` that waits hears of it within seconds, though another instance deletes the queue and though its prefetch is
+        out; later settlements are `Stale`. The connection is not lost for it. Its dead-letter queue stays. A queue that is
+        declared again under the name is empty: no message, no claim and no known name of the old one shows through.
         """
 
 

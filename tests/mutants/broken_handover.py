@@ -73,6 +73,19 @@ class HandsOutOnlyToWhoWaits(Fetching):
         return await (super() if timeout else super(Fetching, self)).receive(limit, timeout)
 
 
+@mutant("G2", "handover.what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive")
+class LosesWhatComesTooLate(MemorySubscription):
+    """The answer to a claim takes 2 ms; what comes when the time of a receive is over is handed out to nobody."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        deadline = self._clock.monotonic() + timeout
+        claimed = await super().receive(limit, timeout)
+        if claimed and timeout > 0:
+            await self._clock.sleep(0.002)
+            return claimed if self._clock.monotonic() <= deadline else []
+        return claimed
+
+
 @mutant("G2", "handover.what_a_cancelled_receive_claimed_comes_with_the_next_ones")
 class HandsOutAndGivesBack(Fetching):
     """What a cancelled `receive` has fetched is given back to the queue, and handed out by the next one as well."""

@@ -84,6 +84,27 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
     kit.same(await kit.contents(queue), Counter(), "nothing left", _CANCELLED)
 
 
+@case("G2", ids="C07")
+async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit: Kit) -> None:
+    """A receive ends in time although a claim is under way: what that brings comes with the next ones, unmarked, and once."""
+    queue, look = await kit.queue(), "Subscription.receive: its time ends while a claim is under way"
+    consumer = await kit.subscribe(queue)
+
+    for turn in range(40):
+        publishing = asyncio.create_task(kit.put(queue, f"{turn}"))
+        deadline = kit.now + kit.harness.patience
+        got: list[Delivery] = []
+        while not got and kit.now < deadline:
+            got = await kit.receive(consumer, 1, wait=0.001 * (1 + turn % 5))
+        await kit.within(publishing)
+        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        kit.same(marks, [(f"{turn}", False, 0)], f"turn {turn}: the message", look)
+        await kit.ack(consumer, got)
+
+    await kit.within(consumer.close())
+    kit.same(await kit.contents(queue), Counter(), "nothing left", look)
+
+
 async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Delivery]:
     """Begin to receive, and cancel that after so many steps of the loop; what it has brought, if it was quicker."""
     receiving = asyncio.ensure_future(consumer.receive(limit, _LONG))
