@@ -18,7 +18,7 @@ def leaves_marks(kit: Kit) -> bool:
 
 
 def shows_delayed(kit: Kit) -> bool:
-    """Whether delayed messages are seen, and so can be taken and purged; only an approximate BROWSE may say no."""
-    if not leaves_marks(kit):
-        return kit.capabilities.has(Capability.DELAY)
-    return kit.capabilities.has(Capability.DELAY) and kit.limit(Capability.BROWSE, "shows_delayed") is not False
+    """Whether delayed messages are seen, and so can be taken and purged: not without BROWSE, and an approximate one may say no."""
+    if not (kit.capabilities.has(Capability.DELAY) and kit.capabilities.has(Capability.BROWSE)):
+        return False
+    return not leaves_marks(kit) or kit.limit(Capability.BROWSE, "shows_delayed") is not False

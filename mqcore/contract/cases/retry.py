@@ -261,7 +261,8 @@ async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[fl
 async def jitter_spreads_what_failed_together(kit: Kit) -> None:
     """With full jitter each wait lies between nothing and the policy's figure, and they differ."""
     jobs, broker, began, waits, over = Queue(kit.name(), str), await kit.broker(), {}, list[float](), asyncio.Event()
-    count = 20
+    count, granularity = 20, float(kit.limit(Capability.DELAY, "granularity") or 1.0)
+    figure = max(1.0, 4 * granularity)  # a spread that a backend's rounding does not hide
 
     async def handler(_: str, ctx: Context) -> None:
         if ctx.attempt == 1:
@@ -272,10 +273,10 @@ async def jitter_spreads_what_failed_together(kit: Kit) -> None:
             over.set()
 
     await kit.within(broker.publish_many(jobs, ["x"] * count))
-    await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(1.0, jitter=True)))
+    await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(figure, jitter=True)))
     await kit.within(over.wait(), what="every message handled again")
-    late = float(kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
-    kit.true(max(waits) <= 1.0 + late, f"no wait above 1 s and {late:g} s", max(waits), "a Move's delay")
+    late = granularity + SLACK
+    kit.true(max(waits) <= figure + late, f"no wait above {figure:g} s and {late:g} s", max(waits), "a Move's delay")
     kit.true(max(waits) - min(waits) > late / 10, "waits that differ", (min(waits), max(waits)), "a Move's delay")
 
 
@@ -286,7 +287,10 @@ async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
     death = (await _dead(kit, await _failing(kit, handler, RetryPolicy(50, fixed(0.3), max_age=1.0)))).death
     kit.same(death and death.reason, Reason.RETRIES_EXHAUSTED, "dead for its age", "Message.published_at")
     lasted = handler.times[-1] - handler.times[0]
-    kit.true(lasted <= 1.0, "no attempt after 1 s", f"one after {lasted:.2f} s", "Message.published_at kept by a Move")
+    # The age is judged when the retry is decided on; its wait may end late by as much as the backend declares (G7).
+    limit = 1.0 + float(kit.limit(Capability.DELAY, "granularity") or 0.0)
+    told = f"one after {lasted:.2f} s"
+    kit.true(lasted <= limit, f"no attempt after {limit:g} s", told, "Message.published_at kept by a Move")
 
 
 _CLASSES: dict[str, tuple[RetryPolicy, tuple[Exception, ...]]] = {

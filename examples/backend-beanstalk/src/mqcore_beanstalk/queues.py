@@ -1,0 +1,165 @@
+"""Which queues exist: a list that beanstalkd does not keep.
+
+A tube of beanstalkd appears when somebody names it and goes when it is empty, so it cannot say that a queue was declared, or how.
+Each declared queue therefore has a *marker*: one job in a tube of its own, `mq;NAME`, whose body is the queue's settings. It is
+delayed for as long as a delay can be, so nobody can reserve it. `;` cannot be in a queue's name, so the tubes never meet.
+
+The server decides between two who declare at the same time: the marker with the shorter delay left, which is the earlier one, is
+the queue's. A temporary queue's marker is delayed for a minute, and its owner puts a new one in time; when the owner dies the
+marker falls due, and the queue exists no longer.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+
+from mqcore.spi import QueueSpec, TopologyMismatch
+from mqcore_beanstalk import claims
+from mqcore_beanstalk.protocol import Connection, expect, put, reserve, table
+
+__all__ = [
+    "abandoned",
+    "compare",
+    "create",
+    "drain",
+    "is_empty",
+    "is_used",
+    "refresh",
+    "remove",
+    "specs",
+    "tube",
+    "watch",
+]
+
+_FOR_EVER = 2**32 - 1
+"""Seconds; the longest delay of beanstalkd, 136 years."""
+_TEMPORARY = 60
+_PAGE = 100
+_KICK = b"kick 1000000\r\n"
+_BUSY = ("current-jobs-ready", "current-jobs-reserved", "current-jobs-delayed", "current-jobs-buried")
+_MARKERS = "mq;"
+
+Marker = tuple[int, QueueSpec]
+Connect = Callable[[], Awaitable[Connection]]
+
+
+def tube(queue: str) -> bytes:
+    """Return the tube of a queue: its name, so that other clients find it. A name must not begin with a hyphen there."""
+    return (f"/{queue}" if queue.startswith("-") else queue).encode()
+
+
+async def specs(connection: Connection, names: Iterable[str]) -> dict[str, QueueSpec | None]:
+    """Return the settings of queues; None for one that does not exist. Asked each time: another process may delete it."""
+    return {name: marker and marker[1] for name, marker in (await _markers(connection, names)).items()}
+
+
+async def create(connection: Connection, spec: QueueSpec) -> None:
+    """Create a queue unless it exists. Raises `TopologyMismatch`."""
+    have = (await _markers(connection, [spec.name]))[spec.name]
+    if have is None:
+        own = await _put_marker(connection, spec)
+        have = (await _markers(connection, [spec.name]))[spec.name]
+        if have is not None and have[0] != own:  # another process was earlier
+            await connection.ask(claims.delete(own))
+    if have is not None:
+        compare(spec, have[1])
+
+
+def compare(spec: QueueSpec, have: QueueSpec) -> None:
+    """Raise `TopologyMismatch` when a queue exists with other settings, naming the first that differs."""
+    wanted = replace(spec, durability=None)
+    for setting, value in asdict(have).items():
+        if value != getattr(wanted, setting):
+            text = f"exists with {setting}={value!r}, and was declared with {setting}={getattr(wanted, setting)!r}"
+            raise TopologyMismatch(f"queue {spec.name!r} {text}; delete it, or change the declaration")
+
+
+async def refresh(connection: Connection, spec: QueueSpec) -> None:
+    """Let a temporary queue live on: the new marker is there before the old one goes, so that the queue never seems gone."""
+    have = (await _markers(connection, [spec.name]))[spec.name]
+    await _put_marker(connection, spec)
+    if have is not None:
+        await connection.ask(claims.delete(have[0]))
+
+
+async def remove(connect: Connect, queue: str) -> None:
+    """Remove the queue's markers, so that it exists no longer, and then whatever is in it."""
+    for name in (_marker_tube(queue), tube(queue)):
+        await drain(await connect(), name, delayed=True)
+
+
+async def drain(own: Connection, name: bytes, *, delayed: bool) -> int:
+    """Delete the jobs of a tube that are ready, and `delayed` ones too; return how many. Closes the connection."""
+    count = 0
+    try:
+        await watch(own, name)
+        await own.ask(b"use %b\r\n" % name)
+        while True:
+            if delayed:
+                await own.ask(
+                    _KICK, _KICK
+                )  # the first makes buried jobs ready if there are any, the second delayed ones
+            got = [reply.number for reply in await own.ask(*[reserve(0)] * _PAGE) if reply.word == "RESERVED"]
+            if not got:
+                return count
+            await own.ask(*map(claims.delete, got))
+            count += len(got)
+    finally:
+        own.close()
+
+
+async def watch(connection: Connection, name: bytes) -> None:
+    """Let the connection's `reserve` take jobs of this tube, and of no other."""
+    commands = [b"watch %b\r\n" % name]
+    if name != b"default":
+        commands.append(b"ignore default\r\n")
+    for reply in await connection.ask(*commands):
+        expect(reply, "WATCHING")
+
+
+async def is_empty(connection: Connection, queues: Sequence[str]) -> bool:
+    """Whether the tubes hold nothing."""
+    found = [table(reply) for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))]
+    return not any(int(stats.get(name, 0)) for stats in found for name in _BUSY)
+
+
+async def is_used(connection: Connection, queues: Sequence[str]) -> bool:
+    """Whether somebody watches one of the tubes."""
+    found = [table(reply) for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))]
+    return any(int(stats.get("current-watching", 0)) for stats in found)
+
+
+async def abandoned(connection: Connection) -> list[str]:
+    """Return the temporary queues whose owner has died: their markers have fallen due."""
+    (listed,) = await connection.ask(b"list-tubes\r\n")
+    names = [line.removeprefix("- ") for line in listed.data.decode().splitlines()]
+    queues = [name.removeprefix(_MARKERS) for name in names if name.startswith(_MARKERS)]
+    counts = await connection.ask(*(b"stats-tube %b\r\n" % _marker_tube(name) for name in queues))
+    return [
+        name
+        for name, stats in zip(queues, map(table, counts), strict=True)
+        if int(stats.get("current-jobs-ready", 0)) and not int(stats.get("current-jobs-delayed", 0))
+    ]
+
+
+async def _markers(connection: Connection, names: Iterable[str]) -> dict[str, Marker | None]:
+    """Return the marker of each queue: the delayed job of its tube that has the shortest time left."""
+    found = dict[str, Marker | None]()
+    unique = list(dict.fromkeys(names))
+    commands = [word for name in unique for word in (b"use %b\r\n" % _marker_tube(name), b"peek-delayed\r\n")]
+    replies = await connection.ask(*commands)
+    for name, reply in zip(unique, replies[1::2], strict=True):
+        expect(reply, "FOUND", "NOT_FOUND")
+        found[name] = (reply.number, QueueSpec(**json.loads(reply.data))) if reply.word == "FOUND" else None
+    return found
+
+
+async def _put_marker(connection: Connection, spec: QueueSpec) -> int:
+    body = json.dumps(asdict(spec) | {"durability": None}).encode()
+    delay = _TEMPORARY if spec.role == "temporary" else _FOR_EVER
+    commands = b"use %b\r\n" % _marker_tube(spec.name), put(0, delay, claims.TTR, body)
+    return expect((await connection.ask(*commands))[1], "INSERTED").number
+
+
+def _marker_tube(queue: str) -> bytes:
+    return f"{_MARKERS}{queue}".encode()
