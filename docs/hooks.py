@@ -35,6 +35,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "examples/segmentation/README.md": "examples/segmentation.md",
     "examples/backend-directory/README.md": "examples/backend-directory.md",
+    "examples/backend-beanstalk/README.md": "examples/backend-beanstalk.md",
 }
 """Pages that stand elsewhere in the repository, and where they are on the site."""
 PACKAGES = (

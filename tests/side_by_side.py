@@ -30,6 +30,7 @@ ON_SERVERS = (
     "tests/integration/interop",
     "tests/integration/rabbitmq",
     "tests/integration/redis",
+    "tests/contract/test_beanstalk.py",
     "tests/contract/test_brokers_live.py",
     "tests/e2e/test_broker_fixtures.py",
     "tests/e2e/test_lab.py",

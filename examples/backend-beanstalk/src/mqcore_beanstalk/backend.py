@@ -1,4 +1,4 @@
-"""The seam of mqcore over beanstalkd: opening, declaring, publishing, and what an operator may do."""
+"""The seam of mqcore over beanstalkd: open, declare, publish, settle, purge and delete."""
 
 import asyncio
 import math
@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from mqcore import spi
 from mqcore.spi import Capability, ErrorKind, Level, Support
-from mqcore_beanstalk import claims, queues
-from mqcore_beanstalk.jobs import Claim, Mark, encode, new_number, number
+from mqcore_beanstalk import claims, queues, settling
+from mqcore_beanstalk.jobs import encode, new_number
 from mqcore_beanstalk.options import BeanstalkOptions
 from mqcore_beanstalk.protocol import BeanstalkError, Connection, Reply, expect, put, table
 from mqcore_beanstalk.subscription import BeanstalkSubscription
@@ -21,7 +21,7 @@ __all__ = ["BeanstalkBackend"]
 _PORT = 11300
 _TEN_YEARS = 10.0 * 365 * 86_400
 _PING_EVERY, _REFRESH_EVERY = 3.0, 5
-"""Seconds between two questions to an idle server, and questions between two looks after temporary queues."""
+"""Seconds between two questions to the server; every fifth time temporary queues are refreshed."""
 _CLOSE = 1.5
 _KINDS = {
     "JOB_TOO_BIG": ErrorKind.TOO_LARGE,
@@ -35,7 +35,8 @@ _CLOSED = "this instance is closed; open it first"
 class BeanstalkBackend(spi.Backend):
     """One user of a server.
 
-    It has one connection for everything that is answered at once. Each subscription has another one, on which it waits.
+    It has one connection for everything that is answered at once. Each subscription has another
+    one, on which it waits.
     """
 
     scheme = "beanstalk"
@@ -45,7 +46,9 @@ class BeanstalkBackend(spi.Backend):
         super().__init__(url, options)
         parts = urlsplit(url)
         if not isinstance(options, BeanstalkOptions) or not parts.hostname or parts.path.strip("/"):
-            raise spi.ConfigurationError("the URL of a beanstalkd is beanstalk://HOST or beanstalk://HOST:PORT")
+            raise spi.ConfigurationError(
+                "the URL of a beanstalkd is beanstalk://HOST or beanstalk://HOST:PORT"
+            )
         self._host, self._port = parts.hostname, parts.port or _PORT
         self._timeout = options.connect_timeout
         self.clock = spi.SystemClock()
@@ -64,7 +67,9 @@ class BeanstalkBackend(spi.Backend):
         async with asyncio.timeout(self._timeout):
             self._main = main = await Connection.open(self._host, self._port, self.lose)
             try:
-                self._capabilities = _capabilities(table(expect((await main.ask(b"stats\r\n"))[0], "OK")))
+                self._capabilities = _capabilities(
+                    table(expect((await main.ask(b"stats\r\n"))[0], "OK"))
+                )
                 for queue in await queues.abandoned(main):
                     await queues.remove(self.connect, queue)
             except BaseException:
@@ -79,7 +84,9 @@ class BeanstalkBackend(spi.Backend):
             self._watching.cancel()
             self._watching = None
 
-        with suppress(Exception):  # a server that does not answer gets it all back when the leases end
+        with suppress(
+            Exception
+        ):  # a server that does not answer gets it all back when the leases end
             async with asyncio.timeout(_CLOSE):
                 await asyncio.gather(*(one.close() for one in list(self.subscriptions)))
                 for queue in self._temporary:
@@ -91,7 +98,10 @@ class BeanstalkBackend(spi.Backend):
             self._main = None
 
     def lose(self, error: Exception) -> None:
-        """One connection has ended: end the others, and tell core once. What was leased comes back when its lease ends."""
+        """One connection has ended: end the others, and tell core once.
+
+        What was leased comes back when its lease ends.
+        """
         if self._main is None:
             return
         main, self._main = self._main, None
@@ -103,7 +113,7 @@ class BeanstalkBackend(spi.Backend):
         self._lost(error)
 
     async def _watch(self, main: Connection) -> None:
-        """Ask an idle server every few seconds whether it is there (G14), and let temporary queues live on."""
+        """Ask the server every few seconds whether it is there (G14); refresh temporary queues."""
         turn = 0
         while True:
             await self.clock.sleep(_PING_EVERY)
@@ -115,7 +125,9 @@ class BeanstalkBackend(spi.Backend):
                         for spec in self._temporary.values():
                             await queues.refresh(main, spec)
             except TimeoutError:
-                self.lose(spi.ConnectionLost(f"beanstalkd has not answered for {self._timeout:g} s"))
+                self.lose(
+                    spi.ConnectionLost(f"beanstalkd has not answered for {self._timeout:g} s")
+                )
                 return
             except spi.ConnectionLost:
                 return  # whoever read its end has said so
@@ -132,7 +144,10 @@ class BeanstalkBackend(spi.Backend):
 
     @property
     def main(self) -> Connection:
-        """The connection for what is answered at once. Raises `ConnectionLost` when there is none."""
+        """The connection for what is answered at once.
+
+        Raises `ConnectionLost` when there is none.
+        """
         if self._main is None:
             raise spi.ConnectionLost(_CLOSED)
         return self._main
@@ -146,21 +161,27 @@ class BeanstalkBackend(spi.Backend):
                 self._capabilities.require_durability(spec.durability)
 
         have = await queues.specs(main, [spec.name for spec in queues_])
-        for spec in queues_:  # all of them before the first is made: a batch that is refused leaves nothing behind
+        for spec in (
+            queues_
+        ):  # all of them before the first is made: a batch that is refused leaves nothing behind
             if (found := have[spec.name]) is not None:
                 queues.compare(spec, found)
 
         for spec in queues_:
             if have[spec.name] is None:
                 await queues.create(main, spec)
-                if spec.role == "temporary":
-                    self._temporary[spec.name] = spec
+            if (
+                spec.role == "temporary"
+            ):  # one of before a reconnect, too: from now on this instance keeps it alive
+                self._temporary[spec.name] = spec
 
     async def require(self, queue: str) -> spi.QueueSpec:
         """Return the settings of a queue. Raises `QueueNotFound`."""
         spec = (await queues.specs(self.main, [queue]))[queue]
         if spec is None:
-            raise spi.QueueNotFound(f"queue {queue!r} does not exist at {self._host}:{self._port}; declare it")
+            raise spi.QueueNotFound(
+                f"queue {queue!r} does not exist at {self._host}:{self._port}; declare it"
+            )
         return spec
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
@@ -177,11 +198,18 @@ class BeanstalkBackend(spi.Backend):
     async def purge(self, queue: str) -> int:
         await self.require(queue)
         family = [queue, f"{queue}.again"]
-        return sum([await queues.drain(await self.connect(), queues.tube(name), delayed=False) for name in family])
+        return sum(
+            [
+                await queues.drain(await self.connect(), queues.tube(name), delayed=False)
+                for name in family
+            ]
+        )
 
     # Messages
 
-    async def publish(self, batch: Sequence[spi.Outgoing], *, timeout: float) -> Sequence[spi.Outcome]:
+    async def publish(
+        self, batch: Sequence[spi.Outgoing], *, timeout: float
+    ) -> Sequence[spi.Outcome]:
         main = self.main
         names = [out.to for out in batch if isinstance(out.to, str)]
         loop = asyncio.get_running_loop()
@@ -193,98 +221,72 @@ class BeanstalkBackend(spi.Backend):
             text = f"beanstalkd did not answer within {timeout:g} s; nothing was sent"
             return [spi.Failed(ErrorKind.TRANSIENT, text) for _ in batch]
 
-        outcomes = [self._refused(out, have) or self._put(main, out, have, now) for out in batch]
-        futures = [it for it in outcomes if isinstance(it, asyncio.Future)]
-        if futures:
-            await asyncio.wait(futures, timeout=deadline - loop.time())
-        return [_outcome(it) if isinstance(it, asyncio.Future) else it for it in outcomes]
+        refused, commands = list[spi.Failed | None](), list[bytes]()
+        for out in batch:
+            job = self._job(out, have, now)
+            refused.append(job if isinstance(job, spi.Failed) else None)
+            commands += [] if isinstance(job, spi.Failed) else job
 
-    def _refused(self, out: spi.Outgoing, have: Mapping[str, spi.QueueSpec | None]) -> spi.Failed | None:
+        # All in one write, for other tasks `use` other tubes on this connection. Every second
+        # answer is that of a `put`.
+        futures = main.send(*commands)[1::2]
+        if futures:
+            await asyncio.wait(futures, timeout=max(deadline - loop.time(), 0.0))
+        stored = iter(futures)
+        return [failed or _outcome(next(stored)) for failed in refused]
+
+    def _job(
+        self, out: spi.Outgoing, have: Mapping[str, spi.QueueSpec | None], now: float
+    ) -> spi.Failed | tuple[bytes, bytes]:
+        """Return the two commands that store a message, or why it cannot be stored."""
         if not isinstance(out.to, str):
-            return spi.Failed(ErrorKind.PERMANENT, f"router {out.to.router!r}: this backend has no routers")
-        if have[out.to] is None:
+            text = f"router {out.to.router!r}: this backend has no routers"
+            return spi.Failed(ErrorKind.PERMANENT, text)
+        spec = have[out.to]
+        if spec is None:
             return spi.Failed(ErrorKind.NOT_FOUND, f"queue {out.to!r} does not exist; declare it")
         if out.delay > _TEN_YEARS:
-            return spi.Failed(ErrorKind.PERMANENT, f"queue {out.to!r}: a delay of {out.delay:g} s is over ten years")
-        return None
+            text = f"queue {out.to!r}: a delay of {out.delay:g} s is over ten years"
+            return spi.Failed(ErrorKind.PERMANENT, text)
+        try:
+            body = encode(out, spec, now)
+        except (ValueError, TypeError) as error:
+            return spi.Failed(ErrorKind.PERMANENT, f"queue {out.to!r}: {error}", error)
 
-    def _put(
-        self, main: Connection, out: spi.Outgoing, have: Mapping[str, spi.QueueSpec | None], now: float
-    ) -> asyncio.Future[Reply]:
-        """Write one message. `use` goes with its `put` in one write: other tasks use other tubes on this connection."""
-        queue = str(out.to)
-        spec = have[queue] or spi.QueueSpec(name=queue)  # `_refused` has seen that it is there
         priority = new_number(out.message.priority, now, out.delay)
-        job = put(priority, math.ceil(out.delay), claims.TTR, encode(out, spec, now))
-        return main.send(b"use %b\r\n" % queues.tube(queue), job)[1]
+        job = put(priority, math.ceil(out.delay), claims.TTR, body)
+        return b"use %b\r\n" % queues.tube(out.to), job
 
     # Claims
 
-    async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:  # noqa: ARG002 - the job's id finds it
-        asked = [Claim.of(receipt) for receipt in receipts]
-        held = list(await claims.lock(self.main, [claim for claim in asked if claim is not None]))
-        renewed = dict(zip(held, await claims.lease(self.main, held, lease), strict=True))
-        return [claim is not None and renewed.get(claim, False) for claim in asked]
+    async def renew(
+        self,
+        queue: str,  # noqa: ARG002 - the job's id finds it
+        receipts: Sequence[bytes],
+        lease: float,
+    ) -> Sequence[bool]:
+        return await settling.renew(self.main, receipts, lease)
 
     async def settle(self, batch: Sequence[spi.Settlement], timeout: float) -> list[spi.Settled]:
         """Settle leases, whichever instance has claimed them.
 
-        Locked jobs must not be left so: when the time is over or the caller is cancelled, the work goes on to its end.
+        Jobs are locked meanwhile, and must not be left so: when the time is over or the caller is
+        cancelled, the work goes on to its end.
         """
-        self.main  # noqa: B018 - raises
-        settling = asyncio.create_task(self._settle(batch, timeout))
-        done, _ = await asyncio.wait([settling], timeout=timeout)
+
+        async def store(moves: Sequence[spi.Outgoing]) -> Sequence[spi.Outcome]:
+            try:
+                return await self.publish(moves, timeout=timeout)
+            except (spi.ConnectionLost, BeanstalkError) as error:  # raised before anything was sent
+                return [spi.Failed(self.classify(error), str(error), error) for _ in moves]
+
+        task = asyncio.create_task(settling.settle(self.main, batch, store))
+        # When nobody waits for it any more, nobody reads how it has ended.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        done, _ = await asyncio.wait([task], timeout=timeout)
         if done:
-            return settling.result()
-        settling.add_done_callback(lambda task: task.cancelled() or task.exception())
+            return task.result()
         return [spi.Unknown(f"beanstalkd did not answer within {timeout:g} s") for _ in batch]
-
-    async def _settle(self, batch: Sequence[spi.Settlement], timeout: float) -> list[spi.Settled]:
-        main = self.main
-        asked = [Claim.of(item.receipt) for item in batch]
-        locked = await claims.lock(main, [claim for claim in asked if claim is not None])
-
-        mine: list[tuple[int, spi.Settlement, Claim]] = []
-        for place, (item, claim) in enumerate(zip(batch, asked, strict=True)):
-            if claim is not None and claim in locked:
-                locked.discard(claim)  # a second settlement of the same claim is stale
-                mine.append((place, item, claim))
-
-        # G3: successors first. Whatever could not be stored keeps its source leased.
-        moves = [item.to for _, item, _ in mine if isinstance(item, spi.Move)]
-        stored = iter(await self._store(moves, timeout))
-        results: list[spi.Settled] = [spi.STALE] * len(batch)
-        commands: list[tuple[int, bytes]] = []
-        for place, item, claim in mine:
-            successor = next(stored) if isinstance(item, spi.Move) else spi.STORED
-            if not isinstance(successor, spi.Stored):
-                results[place] = successor
-                commands.append((place, claims.release(claim.job, claim.number, claims.TTR)))
-            elif isinstance(item, spi.Release):
-                mark = Mark.DOUBTFUL if claim.mark is Mark.DOUBTFUL else Mark.RELEASED
-                commands.append((place, claims.release(claim.job, number(claim.priority, mark))))
-            else:
-                commands.append((place, claims.delete(claim.job)))
-
-        replies = await main.ask(*(command for _, command in commands))
-        for (place, _), reply in zip(commands, replies, strict=True):
-            if results[place] is spi.STALE and reply.word in ("DELETED", "RELEASED"):
-                results[place] = spi.DONE
-        return results
-
-    async def _store(self, moves: Sequence[spi.Outgoing], timeout: float) -> Sequence[spi.Outcome]:
-        """Publish successors. An error becomes an outcome: their sources are locked, and must be given back."""
-        if not moves:
-            return []
-        try:
-            return await self.publish(moves, timeout=timeout)
-        except (spi.ConnectionLost, BeanstalkError) as error:
-            return [spi.Failed(self.classify(error), str(error), error) for _ in moves]
-
-    async def give_back(self, ended: Mapping[Claim, Mark]) -> None:
-        """Let leases end now, with these marks."""
-        locked = await claims.lock(self.main, ended)
-        await self.main.ask(*(claims.release(it.job, number(it.priority, ended[it])) for it in locked))
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> spi.Subscription:
         await self.require(queue)
@@ -298,14 +300,17 @@ class BeanstalkBackend(spi.Backend):
             return ErrorKind.NOT_FOUND
         if isinstance(error, BeanstalkError):
             return _KINDS.get(error.word, ErrorKind.PERMANENT)
-        return ErrorKind.TRANSIENT if isinstance(error, spi.ConnectionLost | OSError) else ErrorKind.PERMANENT
+        if isinstance(error, spi.ConnectionLost | OSError):
+            return ErrorKind.TRANSIENT
+        return ErrorKind.PERMANENT
 
 
 def _capabilities(stats: Mapping[str, str]) -> spi.Capabilities:
     """Say what this server can do.
 
-    With `-b` it writes each job to its log before it answers, which shows in the number of the log's file: a confirmed message
-    survives a kill of the process. How often it calls fsync (`-f`) it does not say, so no more is claimed than that.
+    With `-b` it writes each job to its log before it answers, which shows in the number of the
+    log's file: a confirmed message survives a kill of the process. How often it calls fsync (`-f`)
+    it does not say, so no more is claimed than that.
     """
     durable = stats["binlog-current-index"] != "0"
     limits: dict[str, str | float | bool] = {"max_job_bytes": float(stats["max-job-size"])}
@@ -314,7 +319,9 @@ def _capabilities(stats: Mapping[str, str]) -> spi.Capabilities:
         Capability.PRIORITY: Support(Level.NATIVE, {"levels": 11}),
         Capability.EXPIRY: Support(Level.EMULATED, {"sweep": False}),
         Capability.LEASE: Support(Level.EMULATED, {"seconds": "whole, rounded up"}),
-        Capability.ORDER: Support(Level.NATIVE, {"release_in_place": False, "after_delay": "front"}),
+        Capability.ORDER: Support(
+            Level.NATIVE, {"release_in_place": False, "after_delay": "front"}
+        ),
     }
     if durable:
         supports[Capability.DURABLE] = Support(Level.NATIVE, {"fsync": "cannot be asked", **limits})
@@ -327,12 +334,14 @@ def _outcome(future: asyncio.Future[Reply]) -> spi.Outcome:
     if not future.done():
         return spi.Unknown("sent, and beanstalkd did not answer in time")
     if (error := future.exception()) is not None:
-        return spi.Unknown(f"sent, and then {error}", error if isinstance(error, Exception) else None)
+        cause = error if isinstance(error, Exception) else None
+        return spi.Unknown(f"sent, and then {error}", cause)
     reply = future.result()
     if reply.word == "INSERTED":
         return spi.STORED
-    if (
-        reply.word == "BURIED"
-    ):  # out of memory in the middle: the job is there, and nobody gets it before an operator kicks it
+    if reply.word == "BURIED":
+        # Out of memory in the middle: the job is there, and waits for an operator to kick it.
         return spi.Unknown(f"beanstalkd has buried it as job {reply.number}, for want of memory")
-    return spi.Failed(_KINDS.get(reply.word, ErrorKind.PERMANENT), f"beanstalkd answered {reply.word}")
+    return spi.Failed(
+        _KINDS.get(reply.word, ErrorKind.PERMANENT), f"beanstalkd answered {reply.word}"
+    )

@@ -1,70 +1,66 @@
 """What a job holds: a message in its body, and the state of its claim in its priority number.
 
-Body: `mqcore/1`, a blank, one line of JSON, and the message's own body as it is. A job whose body does not begin so comes from
-another client; the whole of it is the message's body.
+Body: `mqcore/1`, a blank, one line of JSON, and the message's own body as it is. A job whose body
+does not begin so comes from another client; the whole of it is the message's body.
 
 Priority number, 32 bits, of which beanstalkd hands out the lowest first:
 
     LEVEL (4)   10 minus the priority of mqcore
-    MARK  (2)   what is known of earlier claims; jobs that come again go before new ones
-    TOKEN (26)  of a leased job names the claim; of a new one that was delayed, says when it was due
+    MARK  (4)   15 for a new job, else how often it was taken over (G4), 0 when it was only released
+    TOKEN (24)  of a leased job names the claim; of a new one that was delayed, says when it was due
 
-Jobs with equal numbers go in the order of their ids, which is the order of publishing.
+Jobs that come again go before new ones. Jobs with equal numbers go in the order of their ids, which
+is that of publishing.
 """
 
 import json
 import random
 import re
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Self
 
 from mqcore.spi import Message, Outgoing, QueueSpec, pack, unpack
 
-__all__ = ["Claim", "Mark", "decode", "encode", "mark_of", "new_number", "number"]
+__all__ = ["NEW", "Claim", "decode", "encode", "mark_of", "new_number"]
 
 _MAGIC = b"mqcore/1 "
 _OWN = ("id", "content_type", "priority", "correlation_id", "reply_to")
-_TOKEN_BITS, _MARK_BITS = 26, 2
+_TOKEN_BITS, _MARK_BITS = 24, 4
 _LAST = (1 << _TOKEN_BITS) - 1
-_TICKS = 10
-"""Steps a second of a due time in a token. It begins again after 77 days, and then a few jobs may go in another order."""
+NEW = 15
+"""The mark of a job that was never claimed."""
+_MOST = 14
+_TICKS = 4
+"""Steps a second of a due time in a token.
+
+It begins again after 48 days, and then a few jobs may go in another order.
+"""
 _TOKENS = random.SystemRandom()
-_RECEIPT = re.compile(rb"(\d{1,20})\.([0-9a-f]{1,7})\.([023])\.(\d{1,2})")
-
-
-class Mark(IntEnum):
-    """What is known of a job's earlier claims."""
-
-    DOUBTFUL = 0
-    """One ended without a settlement. It is what a lease that runs out leaves behind."""
-    RELEASED = 2
-    """Each of them was released."""
-    NEW = 3
-    """There was none."""
+_RECEIPT = re.compile(rb"(\d{1,20})\.([0-9a-f]{1,6})\.(\d|1[0-5])\.(\d|10)")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One lease of one job. `mark` is the job's mark before it: a release must restore a doubt (G4)."""
+    """One lease of one job.
+
+    `mark` is the job's mark before it: a release must leave the takeovers as they were.
+    """
 
     job: int
     token: int
-    mark: Mark
+    mark: int
     priority: int
 
     @classmethod
-    def new(cls, job: int, mark: Mark, priority: int) -> Self:
+    def new(cls, job: int, mark: int, priority: int) -> Self:
         """Return a claim with a token of its own."""
-        return cls(job, _TOKENS.randrange(1, 1 << _TOKEN_BITS), mark, priority)
+        return cls(job, _TOKENS.randrange(1, _LAST), mark, priority)
 
     @classmethod
     def of(cls, receipt: bytes) -> Self | None:
         """Read a receipt back; None for bytes that are not one."""
         found = _RECEIPT.fullmatch(receipt)
-        if found is None:
-            return None
-        return cls(int(found[1]), int(found[2], 16), Mark(int(found[3])), int(found[4]))
+        return found and cls(int(found[1]), int(found[2], 16), int(found[3]), int(found[4]))
 
     @property
     def receipt(self) -> bytes:
@@ -72,12 +68,35 @@ class Claim:
         return b"%d.%x.%d.%d" % (self.job, self.token, self.mark, self.priority)
 
     @property
-    def number(self) -> int:
-        """The job's priority number while it is leased. When nobody renews it, that number says doubtful."""
-        return number(self.priority, Mark.DOUBTFUL, self.token)
+    def takeovers(self) -> int:
+        """How often the job had been taken over when it was claimed."""
+        return 0 if self.mark == NEW else self.mark
+
+    @property
+    def leased(self) -> int:
+        """The job's priority number while it is leased.
+
+        When nobody renews the lease, the number says that it was taken over.
+        """
+        return self.lost | self.token
+
+    @property
+    def lost(self) -> int:
+        """The priority number of a job whose claim ended without a settlement."""
+        return number(self.priority, min(self.takeovers + 1, _MOST))
+
+    @property
+    def released(self) -> int:
+        """The priority number of a job that was released."""
+        return number(self.priority, self.takeovers)
+
+    @property
+    def unseen(self) -> int:
+        """The priority number of a job that was claimed, and that nobody has seen."""
+        return number(self.priority, self.mark, _LAST if self.mark == NEW else 0)
 
 
-def number(priority: int, mark: Mark, token: int = 0) -> int:
+def number(priority: int, mark: int, token: int = 0) -> int:
     """Return beanstalkd's priority number."""
     return ((10 - priority) << _MARK_BITS | mark) << _TOKEN_BITS | token
 
@@ -85,17 +104,17 @@ def number(priority: int, mark: Mark, token: int = 0) -> int:
 def new_number(priority: int, now: float, delay: float) -> int:
     """Return the priority number of a new job.
 
-    Delays end in the order of their due times (G7), and beanstalkd orders by priority number and id alone. So a delayed job has
-    its due time in the token. When it is due it goes to the front of its level.
+    Delays end in the order of their due times (G7), and beanstalkd orders by priority number and id
+    alone. So a delayed job has its due time in the token. When it is due it goes to the front of
+    its level.
     """
     due = int((now + delay) * _TICKS) % _LAST if delay else _LAST
-    return number(priority, Mark.NEW, due)
+    return number(priority, NEW, due)
 
 
-def mark_of(number: int) -> Mark:
-    """Return the mark in a priority number; doubtful for one that nobody here has written."""
-    mark = number >> _TOKEN_BITS & (1 << _MARK_BITS) - 1
-    return Mark(mark) if mark in tuple(Mark) else Mark.DOUBTFUL
+def mark_of(number: int) -> int:
+    """Return the mark in a priority number."""
+    return number >> _TOKEN_BITS & (1 << _MARK_BITS) - 1
 
 
 def encode(out: Outgoing, spec: QueueSpec, now: float) -> bytes:
@@ -115,7 +134,10 @@ def encode(out: Outgoing, spec: QueueSpec, now: float) -> bytes:
 
 
 def decode(job: int, body: bytes) -> tuple[Message, float | None]:
-    """Return the message of a job and when it was stored; of another client's job the body alone (G17)."""
+    """Return the message of a job and when it was stored.
+
+    Of another client's job the body alone (G17).
+    """
     head, _, rest = body.removeprefix(_MAGIC).partition(b"\n")
     try:
         if not body.startswith(_MAGIC):

@@ -1,7 +1,7 @@
-"""One connection to beanstalkd: commands go out in a pipeline, and answers come back in the same order.
+"""One connection to beanstalkd: commands go out in a pipeline, answers come back in order.
 
-The protocol is lines of ASCII, some of them followed by data. It is described in `doc/protocol.txt` of beanstalkd. Nothing here
-knows of mqcore's messages.
+The protocol is lines of ASCII, some of them followed by data. It is described in `doc/protocol.txt`
+of beanstalkd. Nothing here knows of mqcore's messages.
 """
 
 import asyncio
@@ -18,6 +18,9 @@ __all__ = ["BeanstalkError", "Connection", "Reply", "expect", "put", "reserve", 
 _WITH_DATA = {"OK", "RESERVED", "FOUND"}
 """Answers whose last word is the length of the data that follows."""
 
+_ENDS = (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError)
+"""How reading ends: the first two with the connection, the others if it is not beanstalkd."""
+
 
 class BeanstalkError(Exception):
     """The server answered, and the answer is an error: its word, such as DRAINING, is `word`."""
@@ -28,7 +31,7 @@ class BeanstalkError(Exception):
 
 
 class Reply(NamedTuple):
-    """One answer: `RESERVED 7 2` with two bytes of data has the word RESERVED, the number 7 and that data."""
+    """One answer: `RESERVED 7 2` has the word RESERVED, the number 7, and two bytes of data."""
 
     word: str
     number: int = 0
@@ -38,8 +41,9 @@ class Reply(NamedTuple):
 class Connection:
     """One connection. `lost` is called once when it ends without `close`.
 
-    Several tasks may use one connection at the same time: what one call of `send` is given stays together in the pipeline. A
-    `reserve` that waits holds up every command behind it, so whoever waits for jobs needs a connection of his own.
+    Several tasks may use one connection at the same time: what one call of `send` is given stays
+    together in the pipeline. A `reserve` that waits holds up every command behind it, so whoever
+    waits for jobs needs a connection of his own.
     """
 
     def __init__(
@@ -59,9 +63,10 @@ class Connection:
         return cls(*await asyncio.open_connection(host, port), lost)
 
     def send(self, *commands: bytes) -> list[asyncio.Future[Reply]]:
-        """Write commands, and return a future of each answer. Raises `ConnectionLost` when nothing could be sent.
+        """Write commands, and return a future of each answer.
 
-        It does not wait for the socket: what is outstanding is bounded by those who wait for the answers.
+        Raises `ConnectionLost` when nothing could be sent. It does not wait for the socket: what is
+        outstanding is bounded by those who wait for the answers.
         """
         if self._ended is not None:
             raise ConnectionLost(str(self._ended)) from self._ended
@@ -72,7 +77,10 @@ class Connection:
         return futures
 
     async def ask(self, *commands: bytes) -> list[Reply]:
-        """Write commands and wait for all answers. Raises `ConnectionLost` when the connection ends before."""
+        """Write commands and wait for all answers.
+
+        Raises `ConnectionLost` when the connection ends before.
+        """
         return list(await asyncio.gather(*self.send(*commands)))
 
     def close(self, why: str = "the connection is closed; open it again") -> None:
@@ -85,10 +93,14 @@ class Connection:
             while True:
                 reply = await self._reply()
                 future = self._waiting.popleft()
-                if not future.done():  # its caller may have been cancelled: the answer comes all the same
+                if (
+                    not future.done()
+                ):  # its caller may have been cancelled: the answer comes all the same
                     future.set_result(reply)
-        except (OSError, EOFError, ValueError, IndexError) as error:
-            ended = ConnectionLost(f"the connection to beanstalkd ended: {type(error).__name__}: {error}")
+        except _ENDS as error:
+            ended = ConnectionLost(
+                f"the connection to beanstalkd ended: {type(error).__name__}: {error}"
+            )
             if self._end(ended):
                 self._lost(ended)
 
@@ -102,7 +114,10 @@ class Connection:
         return Reply(word, int(rest[0]), data[:-2])
 
     def _end(self, error: Exception) -> bool:
-        """End it, unless that is done. An abort, not a close: unsent bytes must not reach a server that nobody listens to."""
+        """End it, unless that is done.
+
+        An abort, not a close: unsent bytes must not reach a server that nobody listens to.
+        """
         if self._ended is not None:
             return False
         self._ended = error
@@ -112,7 +127,7 @@ class Connection:
         for future in self._waiting:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever gave up waiting must not be blamed for not having looked
+                future.exception()  # its caller may be gone: no warning that nobody has read it
         self._waiting.clear()
         return True
 
@@ -123,7 +138,7 @@ def put(priority: int, delay: int, ttr: int, body: bytes) -> bytes:
 
 
 def reserve(wait: int) -> bytes:
-    """Return the command that reserves the next job of the watched tubes, or waits for one so many seconds."""
+    """Return the command that reserves the next job, waiting up to `wait` seconds for one."""
     return b"reserve-with-timeout %d\r\n" % wait
 
 
@@ -136,14 +151,20 @@ def expect(reply: Reply, *words: str) -> Reply:
 
 
 def table(reply: Reply) -> Mapping[str, str]:
-    """Return the statistics of an `OK` answer: lines of `name: value`. Empty for another answer, such as NOT_FOUND."""
+    """Return the statistics of an `OK` answer: lines of `name: value`.
+
+    Empty for another answer, such as NOT_FOUND.
+    """
     lines = reply.data.decode().splitlines() if reply.word == "OK" else []
     pairs = (line.partition(": ") for line in lines)
     return {name: value.strip('"') for name, colon, value in pairs if colon}
 
 
 def version(port: int, host: str = "127.0.0.1") -> str:
-    """Return the version of the server at this port, asked by a plain socket; raises `OSError` when none answers."""
+    """Return the version of the server at this port, asked by a plain socket.
+
+    Raises `OSError` when none answers.
+    """
     with socket.create_connection((host, port), timeout=2.0) as conversation:
         conversation.sendall(b"stats\r\n")
         lines = conversation.makefile("rb")

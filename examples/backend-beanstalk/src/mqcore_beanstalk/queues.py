@@ -1,19 +1,22 @@
 """Which queues exist: a list that beanstalkd does not keep.
 
-A tube of beanstalkd appears when somebody names it and goes when it is empty, so it cannot say that a queue was declared, or how.
-Each declared queue therefore has a *marker*: one job in a tube of its own, `mq;NAME`, whose body is the queue's settings. It is
-delayed for as long as a delay can be, so nobody can reserve it. `;` cannot be in a queue's name, so the tubes never meet.
+A tube of beanstalkd appears when somebody names it and goes when it is empty, so it cannot say that
+a queue was declared, or how. Each declared queue therefore has a *marker*: one job in a tube of its
+own, `mq;NAME`, whose body is the queue's settings. It is delayed for as long as a delay can be, so
+nobody can reserve it. `;` cannot be in a queue's name, so the tubes never meet.
 
-The server decides between two who declare at the same time: the marker with the shorter delay left, which is the earlier one, is
-the queue's. A temporary queue's marker is delayed for a minute, and its owner puts a new one in time; when the owner dies the
-marker falls due, and the queue exists no longer.
+The server decides between two who declare at the same time: the marker with the shorter delay left,
+which is the earlier one, is the queue's. A temporary queue's marker is delayed for a minute, and
+its owner puts a new one in time; when the owner dies the marker falls due, and the queue exists no
+longer.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
-from mqcore.spi import QueueSpec, TopologyMismatch
+from mqcore.spi import ConfigurationError, QueueSpec, TopologyMismatch
 from mqcore_beanstalk import claims
 from mqcore_beanstalk.protocol import Connection, expect, put, reserve, table
 
@@ -36,25 +39,46 @@ _FOR_EVER = 2**32 - 1
 _TEMPORARY = 60
 _PAGE = 100
 _KICK = b"kick 1000000\r\n"
-_BUSY = ("current-jobs-ready", "current-jobs-reserved", "current-jobs-delayed", "current-jobs-buried")
+_BUSY = (
+    "current-jobs-ready",
+    "current-jobs-reserved",
+    "current-jobs-delayed",
+    "current-jobs-buried",
+)
 _MARKERS = "mq;"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,150}")
 
 Marker = tuple[int, QueueSpec]
 Connect = Callable[[], Awaitable[Connection]]
 
 
 def tube(queue: str) -> bytes:
-    """Return the tube of a queue: its name, so that other clients find it. A name must not begin with a hyphen there."""
+    """Return the tube of a queue: its name, so that other clients find it.
+
+    A name must not begin with a hyphen there.
+    """
     return (f"/{queue}" if queue.startswith("-") else queue).encode()
 
 
 async def specs(connection: Connection, names: Iterable[str]) -> dict[str, QueueSpec | None]:
-    """Return the settings of queues; None for one that does not exist. Asked each time: another process may delete it."""
-    return {name: marker and marker[1] for name, marker in (await _markers(connection, names)).items()}
+    """Return the settings of queues.
+
+    None for one that does not exist. Asked each time: another process may delete it.
+    """
+    return {
+        name: marker and marker[1] for name, marker in (await _markers(connection, names)).items()
+    }
 
 
 async def create(connection: Connection, spec: QueueSpec) -> None:
-    """Create a queue unless it exists. Raises `TopologyMismatch`."""
+    """Create a queue unless it exists.
+
+    Raises `TopologyMismatch`, and `ConfigurationError` for a name that no tube can have.
+    """
+    if not _NAME.fullmatch(spec.name):
+        raise ConfigurationError(
+            f"queue {spec.name!r:.60} cannot be a tube: use letters, digits, and . _ -"
+        )
     have = (await _markers(connection, [spec.name]))[spec.name]
     if have is None:
         own = await _put_marker(connection, spec)
@@ -66,16 +90,19 @@ async def create(connection: Connection, spec: QueueSpec) -> None:
 
 
 def compare(spec: QueueSpec, have: QueueSpec) -> None:
-    """Raise `TopologyMismatch` when a queue exists with other settings, naming the first that differs."""
+    """Raise `TopologyMismatch` when a queue exists with other settings."""
     wanted = replace(spec, durability=None)
     for setting, value in asdict(have).items():
         if value != getattr(wanted, setting):
-            text = f"exists with {setting}={value!r}, and was declared with {setting}={getattr(wanted, setting)!r}"
-            raise TopologyMismatch(f"queue {spec.name!r} {text}; delete it, or change the declaration")
+            asked = getattr(wanted, setting)
+            text = f"exists with {setting}={value!r}, but the code declares {setting}={asked!r}"
+            raise TopologyMismatch(
+                f"queue {spec.name!r} {text}; delete it, or change the declaration"
+            )
 
 
 async def refresh(connection: Connection, spec: QueueSpec) -> None:
-    """Let a temporary queue live on: the new marker is there before the old one goes, so that the queue never seems gone."""
+    """Let a temporary queue live on. The new marker comes first: the queue must never seem gone."""
     have = (await _markers(connection, [spec.name]))[spec.name]
     await _put_marker(connection, spec)
     if have is not None:
@@ -89,7 +116,10 @@ async def remove(connect: Connect, queue: str) -> None:
 
 
 async def drain(own: Connection, name: bytes, *, delayed: bool) -> int:
-    """Delete the jobs of a tube that are ready, and `delayed` ones too; return how many. Closes the connection."""
+    """Delete the jobs of a tube that are ready, and `delayed` ones too.
+
+    Return how many. Closes the connection.
+    """
     count = 0
     try:
         await watch(own, name)
@@ -99,7 +129,11 @@ async def drain(own: Connection, name: bytes, *, delayed: bool) -> int:
                 await own.ask(
                     _KICK, _KICK
                 )  # the first makes buried jobs ready if there are any, the second delayed ones
-            got = [reply.number for reply in await own.ask(*[reserve(0)] * _PAGE) if reply.word == "RESERVED"]
+            got = [
+                reply.number
+                for reply in await own.ask(*[reserve(0)] * _PAGE)
+                if reply.word == "RESERVED"
+            ]
             if not got:
                 return count
             await own.ask(*map(claims.delete, got))
@@ -119,13 +153,19 @@ async def watch(connection: Connection, name: bytes) -> None:
 
 async def is_empty(connection: Connection, queues: Sequence[str]) -> bool:
     """Whether the tubes hold nothing."""
-    found = [table(reply) for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))]
+    found = [
+        table(reply)
+        for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))
+    ]
     return not any(int(stats.get(name, 0)) for stats in found for name in _BUSY)
 
 
 async def is_used(connection: Connection, queues: Sequence[str]) -> bool:
     """Whether somebody watches one of the tubes."""
-    found = [table(reply) for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))]
+    found = [
+        table(reply)
+        for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))
+    ]
     return any(int(stats.get("current-watching", 0)) for stats in found)
 
 
@@ -143,14 +183,22 @@ async def abandoned(connection: Connection) -> list[str]:
 
 
 async def _markers(connection: Connection, names: Iterable[str]) -> dict[str, Marker | None]:
-    """Return the marker of each queue: the delayed job of its tube that has the shortest time left."""
-    found = dict[str, Marker | None]()
-    unique = list(dict.fromkeys(names))
-    commands = [word for name in unique for word in (b"use %b\r\n" % _marker_tube(name), b"peek-delayed\r\n")]
+    """Return the marker of each queue: the delayed job that has the shortest time left."""
+    found: dict[str, Marker | None] = dict.fromkeys(names)
+    unique = [
+        name for name in found if _NAME.fullmatch(name)
+    ]  # another name cannot have been declared
+    commands = [
+        word
+        for name in unique
+        for word in (b"use %b\r\n" % _marker_tube(name), b"peek-delayed\r\n")
+    ]
     replies = await connection.ask(*commands)
     for name, reply in zip(unique, replies[1::2], strict=True):
         expect(reply, "FOUND", "NOT_FOUND")
-        found[name] = (reply.number, QueueSpec(**json.loads(reply.data))) if reply.word == "FOUND" else None
+        found[name] = (
+            (reply.number, QueueSpec(**json.loads(reply.data))) if reply.word == "FOUND" else None
+        )
     return found
 
 

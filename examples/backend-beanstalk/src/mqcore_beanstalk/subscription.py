@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mqcore import spi
-from mqcore_beanstalk import claims, queues
-from mqcore_beanstalk.jobs import Claim, Mark, decode
-from mqcore_beanstalk.protocol import Connection, Reply, reserve
+from mqcore_beanstalk import claims, queues, settling
+from mqcore_beanstalk.jobs import NEW, Claim, decode
+from mqcore_beanstalk.protocol import Connection, Reply, expect, reserve
 
 if TYPE_CHECKING:
     from mqcore_beanstalk.backend import BeanstalkBackend
 
 __all__ = ["BeanstalkSubscription"]
 
+_ANSWERS = ("RESERVED", "TIMED_OUT", "DEADLINE_SOON")
 _PAGE = 16
 _ROUND = 2
-"""Whole seconds that one `reserve` waits at most. After each the consumer looks whether its queue still exists."""
+"""Whole seconds that one `reserve` waits at most.
+
+After each the consumer looks whether its queue still exists.
+"""
 _SLACK = 0.05
 """Seconds by which the server's own answer that the time is over may come after ours."""
 _GIVE_BACK = 1.0
@@ -30,15 +34,21 @@ class _Leased:
 
     claim: Claim
     delivery: spi.Delivery
+    until: float
+    """When (monotonic) the lease ends at the earliest: counted from before the claim (G6)."""
 
 
 class BeanstalkSubscription(spi.Subscription):
-    """A reservation on its connection is never more than a lock, so that connection may be dropped at any time.
+    """One consumer of one queue.
 
-    That is how a `reserve` which waits is given up: the server gives back what it may have reserved, unmarked.
+    A reservation on its connection is never more than a lock, so the connection may be dropped at
+    any time. That is how a `reserve` that waits is given up: the server gives back what it may have
+    reserved, unmarked.
     """
 
-    def __init__(self, backend: "BeanstalkBackend", queue: str, prefetch: int, lease: float) -> None:
+    def __init__(
+        self, backend: "BeanstalkBackend", queue: str, prefetch: int, lease: float
+    ) -> None:
         self._backend, self._queue, self._prefetch, self._lease = backend, queue, prefetch, lease
         self._connection: Connection | None = None
         self._claiming: asyncio.Task[None] | None = None
@@ -77,12 +87,16 @@ class BeanstalkSubscription(spi.Subscription):
         deadline = loop.time() + timeout
 
         while True:
-            spec = await self._backend.require(self._queue)  # raises when the queue was deleted, or the connection lost
+            # Raises when the queue was deleted, or the connection is lost.
+            spec = await self._backend.require(self._queue)
             await self._forget_lost()
             room = min(limit, self._prefetch - len(self._held))
             left = max(deadline - loop.time(), 0.0)
             try:
-                got = await self._next(room, left, spec) if room > 0 else await self._wait_for_room(left)
+                if room > 0:
+                    got = await self._next(room, left, spec)
+                else:
+                    got = await self._wait_for_room(left)
             except spi.ConnectionLost:
                 if self._closed:
                     return []
@@ -91,7 +105,10 @@ class BeanstalkSubscription(spi.Subscription):
                 return got
 
     async def _next(self, room: int, left: float, spec: spi.QueueSpec) -> list[spi.Delivery]:
-        """Hand out what is leased; where there is nothing, lease what is ready, or wait for something."""
+        """Hand out what is leased.
+
+        Where there is nothing, lease what is ready, or wait for something.
+        """
         if self._claiming is None and not self._leased:
             connection = await self.connect()
             jobs = await self._reserve(connection, room, left)
@@ -105,16 +122,20 @@ class BeanstalkSubscription(spi.Subscription):
             if not claiming.cancelled():  # by `close`, which could wait no longer
                 claiming.result()
 
-        page, self._leased = self._leased[:room], self._leased[room:]
         now = asyncio.get_running_loop().time()
-        self._held.update({it.delivery.receipt: now + self._lease for it in page})
+        good = [it for it in self._leased if it.until > now]  # nobody may have come in time
+        page, self._leased = good[:room], good[room:]
+        self._held.update({it.claim.receipt: it.until for it in page})
         return [it.delivery for it in page]
 
     async def _reserve(self, connection: Connection, room: int, left: float) -> list[Reply]:
-        """Reserve up to `room` jobs; where none is ready, wait for one. Given up at any point, it has reserved nothing."""
+        """Reserve up to `room` jobs.
+
+        Where none is ready, wait for one. Given up at any point, it has reserved nothing.
+        """
         try:
             replies = await connection.ask(*[reserve(0)] * min(room, _PAGE))
-            got = [reply for reply in replies if reply.word == "RESERVED"]
+            got = [reply for reply in replies if expect(reply, *_ANSWERS).word == "RESERVED"]
             if got or left <= 0:
                 return got
 
@@ -122,7 +143,8 @@ class BeanstalkSubscription(spi.Subscription):
             (waiting,) = connection.send(reserve(wait))
             await asyncio.wait([waiting], timeout=min(left, wait) + _SLACK)
             if waiting.done():
-                return [reply for reply in (waiting.result(),) if reply.word == "RESERVED"]
+                reply = expect(waiting.result(), *_ANSWERS)
+                return [reply] if reply.word == "RESERVED" else []
         except BaseException:
             self._drop(connection)
             raise
@@ -132,22 +154,30 @@ class BeanstalkSubscription(spi.Subscription):
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise spi.ConnectionLost(f"the subscription of {self._queue!r} is closed; subscribe again")
+            raise spi.ConnectionLost(
+                f"the subscription of {self._queue!r} is closed; subscribe again"
+            )
 
     def _drop(self, connection: Connection) -> None:
         connection.close()
         if self._connection is connection:
             self._connection = None
 
-    async def _claim(self, connection: Connection, jobs: Sequence[Reply], spec: spi.QueueSpec) -> None:
+    async def _claim(
+        self, connection: Connection, jobs: Sequence[Reply], spec: spi.QueueSpec
+    ) -> None:
         """Turn reservations of this connection into leases."""
-        now = self._backend.clock.now()
+        now, until = self._backend.clock.now(), asyncio.get_running_loop().time() + self._lease
         marks = await claims.marks(connection, [job.number for job in jobs])
 
         wanted: list[_Leased] = []
         for job, mark in zip(jobs, marks, strict=True):
             message, stored_at = decode(job.number, job.data)
-            if spec.retention is not None and stored_at is not None and stored_at + spec.retention <= now:
+            if (
+                spec.retention is not None
+                and stored_at is not None
+                and stored_at + spec.retention <= now
+            ):
                 await connection.ask(claims.delete(job.number))
                 continue
             claim = Claim.new(job.number, mark, message.priority)
@@ -156,10 +186,10 @@ class BeanstalkSubscription(spi.Subscription):
                 message,
                 claim.receipt,
                 left,
-                redelivered=mark is not Mark.NEW,
-                doubtful=mark is Mark.DOUBTFUL,
+                redelivered=mark != NEW,
+                takeovers=claim.takeovers,
             )
-            wanted.append(_Leased(claim, delivery))
+            wanted.append(_Leased(claim, delivery, until))
 
         leased = await claims.lease(connection, [it.claim for it in wanted], self._lease)
         self._leased += [it for it, is_leased in zip(wanted, leased, strict=True) if is_leased]
@@ -167,7 +197,10 @@ class BeanstalkSubscription(spi.Subscription):
     # Bounds
 
     async def _forget_lost(self) -> None:
-        """Prefetch counts what is held, and a lost lease is not. Another instance may have renewed it: the server is asked."""
+        """Prefetch counts what is held, and a lost lease is not.
+
+        Another instance may have renewed it: the server is asked.
+        """
         now = asyncio.get_running_loop().time()
         over = [receipt for receipt, until in self._held.items() if until <= now]
         known = [claim for claim in map(Claim.of, over) if claim is not None]
@@ -193,7 +226,9 @@ class BeanstalkSubscription(spi.Subscription):
 
     # Settling
 
-    async def settle(self, batch: Sequence[spi.Settlement], *, timeout: float) -> Sequence[spi.Settled]:
+    async def settle(
+        self, batch: Sequence[spi.Settlement], *, timeout: float
+    ) -> Sequence[spi.Settled]:
         results = await self._backend.settle(batch, timeout)
         for item, result in zip(batch, results, strict=True):
             if isinstance(result, spi.Done | spi.Stale):
@@ -212,14 +247,15 @@ class BeanstalkSubscription(spi.Subscription):
             await asyncio.gather(claiming, return_exceptions=True)
         self.hang_up("the subscription is closed; subscribe again")
 
-        # What nobody has seen goes back as it was; what was handed out and not settled is doubtful (G4).
-        ended = {it.claim: it.claim.mark for it in self._leased}
-        ended |= {claim: Mark.DOUBTFUL for claim in map(Claim.of, self._held) if claim is not None}
+        # What nobody has seen goes back as it was. What was handed out and is not settled counts as
+        # taken over (G4).
+        ended = {it.claim: it.claim.unseen for it in self._leased}
+        ended |= {claim: claim.lost for claim in map(Claim.of, self._held) if claim is not None}
         self._leased.clear()
         self._held.clear()
         if ended:
             try:
                 async with asyncio.timeout(_GIVE_BACK):
-                    await self._backend.give_back(ended)
+                    await settling.give_back(self._backend.main, ended)
             except (OSError, spi.ConnectionLost):
                 return  # then they come back when their leases end
