@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -84,18 +83,20 @@ class BeanstalkBackend(spi.Backend):
             self._watching.cancel()
             self._watching = None
 
-        with suppress(
-            Exception
-        ):  # a server that does not answer gets it all back when the leases end
+        try:
             async with asyncio.timeout(_CLOSE):
                 await asyncio.gather(*(one.close() for one in list(self.subscriptions)))
                 for queue in self._temporary:
                     await queues.remove(self.connect, queue)
-        self._temporary.clear()
-
-        if self._main is not None:
-            self._main.close()
-            self._main = None
+        except (OSError, spi.ConnectionLost, BeanstalkError):
+            pass  # a server that does not answer gets it all back when the leases end
+        finally:  # core cancels a close that takes too long
+            self._temporary.clear()
+            if self._main is not None:
+                self._main.close()
+                self._main = None
+            for subscription in self.subscriptions:
+                subscription.hang_up(_CLOSED)
 
     def lose(self, error: Exception) -> None:
         """One connection has ended: end the others, and tell core once.

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -236,16 +236,20 @@ class BeanstalkSubscription(spi.Subscription):
                 self._changed.set()
         return results
 
+    # Ending
+
+    async def pause(self) -> None:
+        """Take no more. What is leased and was not handed out goes back as it was (G13)."""
+        await self._stop_claiming()
+        await self._end({it.claim: it.claim.unseen for it in self._leased})
+        self._leased.clear()
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._backend.subscriptions.discard(self)
-        if (claiming := self._claiming) is not None:
-            await asyncio.wait([claiming], timeout=_GIVE_BACK / 2)
-            claiming.cancel()
-            await asyncio.gather(claiming, return_exceptions=True)
-        self.hang_up("the subscription is closed; subscribe again")
+        await self._stop_claiming()
 
         # What nobody has seen goes back as it was. What was handed out and is not settled counts as
         # taken over (G4).
@@ -253,9 +257,20 @@ class BeanstalkSubscription(spi.Subscription):
         ended |= {claim: claim.lost for claim in map(Claim.of, self._held) if claim is not None}
         self._leased.clear()
         self._held.clear()
-        if ended:
-            try:
-                async with asyncio.timeout(_GIVE_BACK):
-                    await settling.give_back(self._backend.main, ended)
-            except (OSError, spi.ConnectionLost):
-                return  # then they come back when their leases end
+        await self._end(ended)
+
+    async def _stop_claiming(self) -> None:
+        if (claiming := self._claiming) is not None:
+            await asyncio.wait([claiming], timeout=_GIVE_BACK / 2)
+            claiming.cancel()
+            await asyncio.gather(claiming, return_exceptions=True)
+        self.hang_up("the subscription is closed; subscribe again")
+
+    async def _end(self, ended: Mapping[Claim, int]) -> None:
+        if not ended:
+            return
+        try:
+            async with asyncio.timeout(_GIVE_BACK):
+                await settling.give_back(self._backend.main, ended)
+        except (OSError, spi.ConnectionLost):
+            return  # then they come back when their leases end
