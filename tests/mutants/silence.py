@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BreakableSubscription", "Net", "NetBackend"]
 
+_ANSWERED = 0.05
+"""Seconds, at most, from the end of a mute until what it has held back is heard."""
 _CONNECT, _NOTICED = 5.0, 10.0
 """Seconds: until a connect is given up, and until an open connection is believed to be dead."""
 
@@ -79,11 +81,15 @@ class BreakableSubscription(MemorySubscription):
         return got
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
+        """In silence nothing arrives. What is muted is done at once, and answered when it is heard again."""
+        if self.backend.net.silent:
+            await self._clock.sleep(timeout)
+            return [Unknown("no answer")] * len(batch)
         settled = await super().settle(batch, timeout=timeout)
-        if not self.muted:
-            return settled
-        await self._clock.sleep(timeout)
-        return [Unknown("no answer")] * len(batch)
+        until = self._clock.monotonic() + timeout
+        while self.muted and self._clock.monotonic() < until:
+            await self._clock.sleep(min(_ANSWERED, until - self._clock.monotonic()))
+        return [Unknown("no answer in time")] * len(batch) if self.muted else settled
 
     @property
     def muted(self) -> bool:
