@@ -7,27 +7,38 @@ noticed by its `redriven` count and left where it is.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from mqcore.capabilities import Capability
 from mqcore.delivery import Ack, Move, Outgoing, Release
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
 from mqcore.queue import DLQ
-from mqcore.spi import Done, Entry, SupportsBrowse, SupportsPurge, SupportsTake
+from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableSequence, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from mqcore.connection import Connection
     from mqcore.delivery import Delivery, Settlement
     from mqcore.spi import Settled, Subscription
 
+    _Judge = Callable[["DeadLetter", Delivery], Settlement | str]
+    """Says how to settle a letter, or why it stays."""
+
 __all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetters", "Redriven"]
 
-_PAGE = 200
+_PAGE, _LARGE_PAGE = 200, 1_000
+"""Dead letters that are listed and leased at once; more where a lease does not end by itself."""
 _LEASE, _TIMEOUT = 30.0, 10.0
+_PATIENCE, _BETWEEN = 3.0, 0.05
+"""Seconds for which another's work on the same letters is waited for, and between two looks at it."""
+_LAST_WORD = 2.0
+"""Seconds that an interrupted redrive may take to release what it holds."""
 _MOST_REDRIVES = 5
 
 
@@ -104,7 +115,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Redriven:
-    """What a redrive did: the ids that went, and for each that stayed, why."""
+    """What a redrive did: the ids that went, and for each that stayed, why.
+
+    A letter that another redrive moved meanwhile is in neither.
+    """
 
     moved: tuple[str, ...]
     left: Mapping[str, str]
@@ -159,9 +173,7 @@ class DeadLetters:
         `force`: it would only come back (G11). Safe to run twice at once. Raises as `list` does.
         """
         queue = await self._find()
-        return await self._settle_all(
-            wanted, limit, lambda letter, delivery: _redrive(letter, delivery, queue, to, force=force)
-        )
+        return await self._settle_all(wanted, limit, partial(_redrive, queue=queue, to=to, force=force))
 
     async def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
         """Remove dead letters for good; how many. Without a filter all of them, at once. Raises as `list` does."""
@@ -184,62 +196,153 @@ class DeadLetters:
                 return
             after = page[-1].key
 
-    async def _settle_all(
-        self,
-        wanted: DeadLetterFilter,
-        limit: int | None,
-        settlement: Callable[[DeadLetter, Delivery], Settlement | str],
-    ) -> Redriven:
+    async def _settle_all(self, wanted: DeadLetterFilter, limit: int | None, judge: _Judge) -> Redriven:
         """Lease the chosen ones and settle them by the page. The list is made first: what comes back is not met again."""
         chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
         backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")  # type: ignore[type-abstract]  # as above
-        moved: list[str] = []
-        left: dict[str, str] = {}
         queue = await self._find()
         subscription = await self._connection.subscribe(queue, 1, _LEASE)
+        moving = _Moving(self._connection, backend, queue, subscription, chosen, judge)
         try:
-            for start in range(0, len(chosen), _PAGE):
-                letters = {letter.key: letter for letter in chosen[start : start + _PAGE]}
-                taken = await self._connection.call(
-                    f"taking from {queue!r}", partial(backend.take, queue, tuple(letters), _LEASE)
-                )
-                await self._settle_page(letters.values(), taken, subscription, settlement, moved, left)
+            await moving.run()
         finally:
+            await moving.release()
             await subscription.close()
-        return Redriven(tuple(moved), left)
+        return Redriven(tuple(moving.moved), moving.left)
 
-    async def _settle_page(
+
+class _Moving:
+    """Dead letters on their way out of one queue, and what became of each.
+
+    Others may be at the same work. What one of them holds is asked for again until it is gone or given back.
+    """
+
+    def __init__(
         self,
-        letters: Collection[DeadLetter],
-        taken: Sequence[Delivery],
+        connection: Connection,
+        backend: SupportsTake,
+        queue: str,
         subscription: Subscription,
-        settlement: Callable[[DeadLetter, Delivery], Settlement | str],
-        moved: MutableSequence[str],
-        left: dict[str, str],
+        chosen: Sequence[DeadLetter],
+        judge: _Judge,
     ) -> None:
-        by_copy = {letter.message.copy_name: letter for letter in letters}
+        """`judge` says for a letter and its delivery how to settle it, or why it stays."""
+        self.moved: list[str] = []
+        self.left: dict[str, str] = {}
+        self._connection, self._backend = connection, backend
+        self._queue, self._subscription, self._judge = queue, subscription, judge
+        self._waiting = {letter.key: letter for letter in chosen}
+        self._keys: dict[tuple[str, int, str], list[str]] = {}
+        for letter in chosen:
+            self._keys.setdefault(letter.message.copy_name, []).append(letter.key)
+        self._unsettled: dict[bytes, str] = {}
+        """Receipts of what we hold, and the ids."""
+        self._page = _PAGE if connection.capabilities.has(Capability.LEASE) else _LARGE_PAGE
+
+    async def run(self) -> None:
+        """Move all that can be moved. What another consumer holds for longer than a moment is left."""
+        until = asyncio.get_running_loop().time() + _PATIENCE
+
+        while self._waiting:
+            before = len(self._waiting)
+            for keys in _pages(list(self._waiting), self._page):
+                await self._settle(await self._take(keys))
+
+            if len(self._waiting) == before:
+                held = await self._held_by_others()
+                if not held:
+                    return  # another has moved or removed them: they are not here any more
+                if asyncio.get_running_loop().time() > until:
+                    break
+                await asyncio.sleep(_BETWEEN)  # another process is at work: no clock of ours says how long
+
+        for letter in self._waiting.values():
+            self.left[letter.id] = (
+                f"another consumer of {self._queue!r} holds it; if that has died, its claim ends within {_LEASE:g} s"
+            )
+
+    async def _take(self, keys: Sequence[str]) -> Sequence[Delivery]:
+        """Lease some. If we are cancelled meanwhile, what the backend has leased for us is released all the same."""
+        call = partial(self._backend.take, self._queue, tuple(keys), _LEASE)
+        taking = asyncio.ensure_future(self._connection.call(f"taking from {self._queue!r}", call))
+        try:
+            taken = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                async with asyncio.timeout(_LAST_WORD):
+                    self._note(await taking)
+            raise
+        self._note(taken)
+        return taken
+
+    def _note(self, taken: Sequence[Delivery]) -> None:
+        self._unsettled.update((delivery.receipt, delivery.message.id) for delivery in taken)
+
+    async def _settle(self, taken: Sequence[Delivery]) -> None:
+        """Settle what was taken as the judge says."""
         batch: list[Settlement] = []
-        for delivery in taken:
-            letter = by_copy[delivery.message.copy_name]
-            answer = settlement(letter, delivery)
+        letters = [self._letter(delivery) for delivery in taken]
+
+        for letter, delivery in zip(letters, taken, strict=True):
+            answer = self._judge(letter, delivery)
             if isinstance(answer, str):
-                left[letter.id] = answer
+                self.left[letter.id] = answer
                 answer = Release(delivery.receipt)
             batch.append(answer)
-        results = await self._connection.call(
-            "settling dead letters", lambda: subscription.settle(batch, timeout=_TIMEOUT)
-        )
+
         undone: list[Settlement] = []
-        for delivery, answer, result in zip(taken, batch, results, strict=True):
+        for letter, answer, result in zip(letters, batch, await self._send(batch), strict=True):
             if not isinstance(result, Done):
-                left[delivery.message.id] = _why(result)
-                undone.append(Release(delivery.receipt))
+                self.left[letter.id] = _why(result)
+                undone.append(Release(answer.receipt))
             elif not isinstance(answer, Release):
-                moved.append(delivery.message.id)
-        if undone:
-            await self._connection.call("releasing dead letters", lambda: subscription.settle(undone, timeout=_TIMEOUT))
-        taken_copies = {delivery.message.copy_name for delivery in taken}
-        left.update({letter.id: "somebody else has it" for copy, letter in by_copy.items() if copy not in taken_copies})
+                self.moved.append(letter.id)
+        await self._send(undone)
+
+    def _letter(self, delivery: Delivery) -> DeadLetter:
+        """Return the letter that was taken, which waits no longer.
+
+        A message without an id, published here by hand, may have another id at each delivery: then its
+        body tells which one it is.
+        """
+        message = delivery.message
+        keys = self._keys.get(message.copy_name)
+        if keys:
+            return self._waiting.pop(keys.pop(0))
+
+        key = next((key for key, letter in self._waiting.items() if letter.body == message.body), None)
+        return _letter(Entry("", message), self._queue) if key is None else self._waiting.pop(key)
+
+    async def _send(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
+        if not batch:
+            return []
+        send = partial(self._subscription.settle, batch, timeout=_TIMEOUT)
+        results = await self._connection.call("settling dead letters", send)
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, (Done, Stale)):
+                self._unsettled.pop(item.receipt, None)
+        return results
+
+    async def _held_by_others(self) -> bool:
+        """Whether somebody holds messages of this queue, as far as the backend can tell."""
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsCount):
+            return False
+        counts = await self._connection.call(f"counting {self._queue!r}", partial(backend.count, [self._queue]))
+        return any(found.leased for found in counts)
+
+    async def release(self) -> None:
+        """Release what is still ours, because we were interrupted: it must not be out of reach until the lease ends."""
+        if not self._unsettled:
+            return
+        batch = [Release(receipt) for receipt in self._unsettled]
+        with suppress(Exception):  # where the connection is gone the broker gives it back by itself
+            async with asyncio.timeout(_LAST_WORD):
+                await self._send(batch)
+
+
+def _pages(keys: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
 def _check(wanted: DeadLetterFilter) -> None:
@@ -266,7 +369,7 @@ def _letter(entry: Entry, queue: str) -> DeadLetter:
     return DeadLetter(message, death, entry.key)
 
 
-def _redrive(letter: DeadLetter, delivery: Delivery, queue: str, to: str | None, *, force: bool) -> Settlement | str:
+def _redrive(letter: DeadLetter, delivery: Delivery, *, queue: str, to: str | None, force: bool) -> Settlement | str:
     message = delivery.message
     if message.death is None and to is None:
         return "it did not die anywhere: say where to send it"

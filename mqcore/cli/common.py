@@ -8,7 +8,9 @@ import asyncio
 import importlib
 import logging
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +74,7 @@ class At:
                     raise ConfigurationError(LONELY)
                 return await work(broker)
 
-        with quiet():
+        with quiet(), _ended_by_sigterm():
             try:
                 return asyncio.run(connected())
             except TimeoutError as error:
@@ -93,6 +95,20 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(silent)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what it has leased is released, and not out of reach until the lease ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def confirm(question: str, *, yes: bool) -> None:

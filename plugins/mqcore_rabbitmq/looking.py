@@ -7,7 +7,7 @@ declared approximate for it, and what waits in the delay ladder is not seen at a
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -25,7 +25,11 @@ _PATIENCE, _AGAIN = 10.0, 0.02
 """Seconds to wait for others who look into the same queue, and between two tries."""
 _LARGEST_PREFETCH = 65_535
 _SILENCE = 0.3
-"""Seconds after which what has not come is not there: somebody else has it."""
+"""Seconds without a message after which the broker is asked how many are left."""
+_STUCK = 10.0
+"""Seconds without a message, although some are left, after which a look is given up."""
+_KEPT, _READERS = 30.0, 4
+"""Seconds for which the pages of a queue are remembered, and how many look at one queue side by side."""
 
 
 @asynccontextmanager
@@ -91,8 +95,12 @@ class Reading:
         self.kept = False
         self._seen: Counter[str] = Counter()
 
-    async def read(self, queue: str, count: int) -> None:
-        """Hold the first `count` messages of a queue of the broker that nobody else has."""
+    async def read(self, queue: str, count: int) -> bool:
+        """Hold the next `count` messages of a queue of the broker that nobody else has; False when there are no more.
+
+        Silence proves nothing: a busy broker pauses. The end is reached when the broker has no message
+        left that is ready. Raises `TimeoutError` when it has some and sends none.
+        """
         came: list[Held] = []
         arrived = asyncio.Event()
 
@@ -110,10 +118,41 @@ class Reading:
                 async with asyncio.timeout(_SILENCE):
                     await arrived.wait()
             except TimeoutError:
-                break
+                if not await self._has_more(queue, arrived):
+                    break
         await self.channel.cancel(tag)
         for held in came:
             self.found[self._name(held)] = held
+        return len(came) >= count
+
+    async def ready(self, queue: str) -> int:
+        """Return how many messages a queue of the broker has that nobody holds."""
+        answer = await self.channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+        return int(answer.message_count)
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether all of these were found; False when none is looked for."""
+        return bool(names) and all(name in self.found for name in names)
+
+    async def _has_more(self, queue: str, arrived: asyncio.Event) -> bool:
+        """Whether a queue has sent, or is going to send, anything more. Raises `TimeoutError` when it does not send what it has."""
+        deadline = asyncio.get_running_loop().time() + _STUCK
+
+        while True:
+            # The channel may answer the first question before it passes on what the queue had sent by
+            # then, and the second one after that: measured on 3.10 and 4.0, and so it is written there.
+            await self.ready(queue)
+            left = await self.ready(queue)
+            if arrived.is_set() or not left:
+                return arrived.is_set()
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(
+                    f"RabbitMQ has {left:,} messages ready in queue {queue!r} and sent none for "
+                    f"{_STUCK:g} s, so the queue was not read to its end: try again"
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SILENCE):
+                    await arrived.wait()
 
     async def keep(self, names: Iterable[str]) -> list[Held]:
         """Give back all but these, now; they are held until they are settled."""
@@ -135,16 +174,61 @@ class Reading:
 
 
 class Pages:
-    """What has been shown of each queue, so that a page follows the last one although its entries have gone meanwhile."""
+    """What was read of each queue, so that a page follows the last one, although its entries may have gone meanwhile.
+
+    The first page of a queue is read alone. The second one reads all that is there, and further pages
+    come out of that: a hundred pages cost two reads.
+    """
 
     def __init__(self) -> None:
-        self._shown: dict[str, list[str]] = {}
+        self._read: dict[str, list[_Pages]] = {}
 
-    def shown(self, queue: str, after: str | None) -> list[str]:
-        """Return the keys that were shown up to `after`, in order; none for a new look."""
-        known = self._shown.get(queue, [])
-        return known[: known.index(after) + 1] if after is not None and after in known else []
+    def begin(self, queue: str, page: Sequence[tuple[str, Held]]) -> None:
+        """Remember a first page, from which others may follow."""
+        self._remember(queue, _Pages(page, whole=False))
 
-    def add(self, queue: str, before: Sequence[str], page: Iterable[str]) -> None:
-        """Remember a page."""
-        self._shown[queue] = [*before, *page]
+    def shown(self, queue: str, after: str) -> list[str]:
+        """Return the keys that were shown up to `after`, in order; none when it was not shown lately."""
+        pages = self._with(queue, after)
+        return [] if pages is None else [key for key, _ in pages.entries[: pages.places[after] + 1]]
+
+    def page(self, queue: str, after: str, limit: int) -> list[tuple[str, Held]] | None:
+        """Return the page that follows `after`, or None when the queue has to be read."""
+        pages = self._with(queue, after)
+        if pages is None or not pages.whole:
+            return None
+
+        start = pages.places[after] + 1
+        found = pages.entries[start : start + limit]
+        if len(found) < limit:  # the last one: its bodies are not kept any longer
+            self._forget(queue, pages)
+        return found
+
+    def complete(self, queue: str, entries: Sequence[tuple[str, Held]]) -> None:
+        """Remember all entries of a queue, those of the first page first."""
+        self._remember(queue, _Pages(entries, whole=True))
+
+    def _with(self, queue: str, after: str) -> "_Pages | None":
+        return next((it for it in reversed(self._read.get(queue, ())) if after in it.places), None)
+
+    def _remember(self, queue: str, pages: "_Pages") -> None:
+        known = self._read.setdefault(queue, [])
+        known.append(pages)
+        del known[:-_READERS]
+        asyncio.get_running_loop().call_later(_KEPT, self._forget, queue, pages)
+
+    def _forget(self, queue: str, pages: "_Pages") -> None:
+        left = [it for it in self._read.get(queue, ()) if it is not pages]
+        if left:
+            self._read[queue] = left
+        else:
+            self._read.pop(queue, None)
+
+
+class _Pages:
+    """Entries in the order in which they are shown. `whole`: there are no others."""
+
+    def __init__(self, entries: Sequence[tuple[str, Held]], *, whole: bool) -> None:
+        self.entries = list(entries)
+        self.places = {key: place for place, (key, _) in enumerate(self.entries)}
+        self.whole = whole

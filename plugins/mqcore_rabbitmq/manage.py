@@ -19,6 +19,8 @@ __all__ = ["Manager"]
 
 _LOOKS, _BETWEEN = 4, 0.05
 """How often, and after how many seconds, consumers are counted again."""
+_CHUNK = 200
+"""Messages that are read at first where chosen ones are looked for; then twice as many, and so on."""
 _MOST = 50_000
 """Messages of a queue that one look takes out at most."""
 _A_MOMENT = 0.1
@@ -73,20 +75,41 @@ class Manager:
 
     async def browse(self, queue: str, limit: int, after: str | None, now: float) -> list[Entry]:
         """Show a page of what is ready. Raises `QueueNotFound`."""
+        if after is None:
+            page = (await self._look(queue, limit))[:limit]
+            self._pages.begin(queue, page)
+        else:
+            found = self._pages.page(queue, after, limit)
+            page = await self._second_page(queue, after, limit) if found is None else found
+
+        ttl = self._topology.ttl(queue)
+        return [Entry(key, held.message(ttl, now)) for key, held in page]
+
+    async def _second_page(self, queue: str, after: str, limit: int) -> list[tuple[str, Held]]:
+        """Read all of a queue, and return what comes after a page that was shown before."""
         shown = self._pages.shown(queue, after)
+        entries = await self._look(queue, None)
+
+        known = {key for key, _ in entries}
+        if not shown and after in known:  # it was shown long ago: then it has kept its place
+            shown = [key for key, _ in entries]
+            shown = shown[: shown.index(after) + 1]
+        before = set(shown)
+        rest = [(key, held) for key, held in entries if key not in before]
+
+        self._pages.complete(queue, rest)
+        return rest[:limit]
+
+    async def _look(self, queue: str, count: int | None) -> list[tuple[str, Held]]:
+        """Return the head of a queue, or all of it, in the order of delivery."""
         async with reading(self._admin.link, queue) as look:
-            await self._read(look, queue, len(shown) + limit)
-        ttl, before = self._topology.ttl(queue), set(shown)
-        fresh = [(key, held) for key, held in look.found.items() if key not in before]
-        fresh = sorted(fresh, key=lambda item: -item[1].level)[:limit]
-        entries = [Entry(key, held.message(ttl, now)) for key, held in fresh]
-        self._pages.add(queue, shown, [entry.key for entry in entries])
-        return entries
+            await self._read(look, queue, count)
+        return sorted(look.found.items(), key=lambda item: -item[1].level)
 
     async def take(self, queue: str, keys: Sequence[str], now: float) -> list[Delivery]:
         """Hold the named entries that are ready. Raises `QueueNotFound`."""
         async with reading(self._admin.link, queue) as look:
-            await self._read(look, queue, None)
+            await self._read(look, queue, None, until=keys)
             kept = await look.keep(keys)
         if not kept:
             return []
@@ -161,8 +184,10 @@ class Manager:
         windows = [window for window in self._settler.windows.values() if window.alive]
         return [held for window in windows for held in window.held.values() if held.queue in family]
 
-    async def _read(self, look: Reading, queue: str, count: int | None) -> None:
+    async def _read(self, look: Reading, queue: str, count: int | None, *, until: Sequence[str] = ()) -> None:
         """Hold the head of a queue, its highest band first; None: all of it. Raises `QueueNotFound`.
+
+        `until`: no more than is needed to find these, where that leaves the order as it was.
 
         A quorum queue gives out first what was given back to it, and puts that behind what was given back before: only who holds
         all of it leaves the order as it was.
@@ -171,10 +196,16 @@ class Manager:
         layout = self._topology.layout(queue)
         queues = (queue,) if layout is None else layout.descending
         ready = {name: it.message_count for name, it in (await self._admin.count(queue, queues)).items()}
-        whole = count is None or (layout is not None and layout.quorum)
+        whole = (count is None and not until) or (layout is not None and layout.quorum)
+        limit = _MOST if whole or count is None else count
+        chunk = limit if whole or not until else max(len(until), _CHUNK)
+
         for name in queues:
-            wanted = ready.get(name, 0)
-            if count is not None and not whole:
-                wanted = min(wanted, count - len(look.found))
-            if wanted > 0:
-                await look.read(name, min(wanted, _MOST))
+            left = ready.get(name, 0)
+            while left > 0 and len(look.found) < limit and not look.has(until):
+                wanted = min(left, chunk, limit - len(look.found))
+                if not await look.read(name, wanted):
+                    break
+                chunk *= 2
+                # The count was that of a moment ago: what came, or was given back, since then counts too.
+                left = await look.ready(name) if limit > wanted else 0

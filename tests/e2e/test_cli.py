@@ -490,3 +490,22 @@ def test_routes_prune_removes_what_neither_code_nor_configuration_has(run: Run, 
         ["shop", "raw"],
     ]
     assert run("routes", "prune", "shop:app", "--url", filled).out == "0 bindings removed\n"
+
+
+def test_sigterm_interrupts_a_command_which_lets_go_of_what_it_holds(
+    run: Run, filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[bool] = []
+
+    async def redrive(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(30)
+        finally:
+            released.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("mqcore.deadletters.DeadLetters.redrive", redrive)
+    assert run("dlq", "redrive", "orders", "--all", "--url", filled).code != 0
+    assert released == [True]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from support.faulty import Faults, FaultyBackend
 
 from mqcore import (
     Broker,
@@ -388,3 +389,57 @@ async def test_what_was_forged_into_a_record_changes_no_rule(broker: Broker) -> 
     letters = broker.dead_letters(words)
     assert [letter.queue for letter in await letters.list()] == ["nowhere"]
     assert "nowhere" in (await letters.redrive()).left["forged"]
+
+
+@pytest.mark.parametrize("point", ["take", "settle"])
+async def test_an_interrupted_redrive_releases_what_it_holds_at_once(
+    faulty: Broker, faults: Faults, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Its letters would be out of reach for a lease, and the next redrive would take them for somebody else's."""
+    await kill(faulty, words, *"abc")
+    began = asyncio.Event()
+    take = FaultyBackend.take
+
+    async def slow(self: FaultyBackend, *args: Any) -> Any:
+        taken = await take(self, *args)
+        began.set()
+        await asyncio.sleep(0.05)
+        return taken
+
+    async def never(*_: Any) -> Any:
+        began.set()
+        await asyncio.Event().wait()
+
+    if point == "take":
+        monkeypatch.setattr(FaultyBackend, "take", slow)
+    else:
+        faults.next("settle", never)
+    redrive = asyncio.create_task(faulty.dead_letters(words).redrive())
+    await began.wait()
+    redrive.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await redrive
+    (counts,) = await faulty.counts("words.dlq")
+    assert (counts.ready, counts.leased) == (3, 0)
+    done = await faulty.dead_letters(words).redrive()
+    assert (len(done.moved), dict(done.left)) == (3, {})
+
+
+async def test_a_letter_that_another_consumer_keeps_is_left_and_said_so(broker: Broker, other: Broker) -> None:
+    await kill(broker, words, "a", "b")
+    subscription = await other._connection.backend.subscribe("words.dlq", prefetch=1, lease=30)
+    dead_letters = broker.dead_letters(words)
+    chosen = [letter.id for letter in await dead_letters.list()]
+    redrive = dead_letters.redrive
+
+    plain = dead_letters.list
+
+    async def then_taken(*args: Any, **wanted: Any) -> Any:
+        letters = await plain(*args, **wanted)
+        assert len(await subscription.receive(1, 1)) == 1
+        return letters
+
+    dead_letters.list = then_taken  # type: ignore[method-assign]  # somebody else is quicker
+    done = await redrive()
+    assert done.moved == (chosen[1],)
+    assert "another consumer of 'words.dlq' holds it" in done.left[chosen[0]]

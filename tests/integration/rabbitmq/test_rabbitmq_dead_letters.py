@@ -1,0 +1,116 @@
+"""Thousands of dead letters on RabbitMQ, which has no way to look: complete, exact, and in two reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mqcore import Broker, Queue, Settings
+from mqcore.spi import STORED, Death, Message, Outgoing, Reason
+from mqcore_rabbitmq import looking
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.timeout(180)
+MANY = 2_000
+
+
+@pytest.fixture(params=[None, "machine"], ids=["classic", "quorum"])
+async def broker(request: pytest.FixtureRequest, rabbitmq_url: str) -> AsyncIterator[Broker]:
+    async with Broker.connect(rabbitmq_url, settings=Settings(), durability=request.param) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def other(request: pytest.FixtureRequest, rabbitmq_url: str, broker: Broker) -> AsyncIterator[Broker]:
+    """A second process, as far as the broker can tell."""
+    async with Broker.connect(rabbitmq_url, settings=Settings()) as other:
+        yield other
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages each look has taken out of a queue."""
+    counts: list[int] = []
+    plain = looking.Reading.read
+
+    async def counted(self: looking.Reading, queue: str, count: int) -> bool:
+        before = len(self.found)
+        more = await plain(self, queue, count)
+        counts.append(len(self.found) - before)
+        return more
+
+    monkeypatch.setattr(looking.Reading, "read", counted)
+    return counts
+
+
+async def filled(broker: Broker, name: str, count: int) -> list[str]:
+    """Put dead letters in the dead-letter queue of a queue."""
+    await broker.declare(Queue(name, bytes))
+    death = Death(reason=Reason.REJECTED, queue=name, attempts=1, first_at=1.7e9, last_at=1.7e9, error="no")
+    ids = [f"m{number}" for number in range(count)]
+    for start in range(0, count, 500):
+        letters = [Message(id=it, body=b"body", death=death) for it in ids[start : start + 500]]
+        batch = [Outgoing(f"{name}.dlq", letter) for letter in letters]
+        assert await broker._connection.backend.publish(batch, timeout=60) == [STORED] * len(batch)
+    return ids
+
+
+async def ready(broker: Broker, *queues: str) -> list[int]:
+    return [counts.ready for counts in await broker.counts(*queues)]
+
+
+async def test_a_list_reads_the_queue_twice_however_long_it_is(broker: Broker, name: str, read: list[int]) -> None:
+    ids = await filled(broker, name, MANY)
+    read.clear()
+    letters = await broker.dead_letters(name).list(limit=MANY + 1)
+    assert [letter.id for letter in letters] == ids
+    assert sum(read) <= 2 * MANY + 200
+    assert await ready(broker, f"{name}.dlq") == [MANY]
+
+
+async def test_silence_is_not_the_end(broker: Broker, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that pauses for longer than we listen is asked what is left, as often as it takes."""
+    ids = await filled(broker, name, MANY)
+    monkeypatch.setattr(looking, "_SILENCE", 0.0)
+    assert [letter.id for letter in await broker.dead_letters(name).list(limit=MANY + 1)] == ids
+    done = await broker.dead_letters(name).redrive(ids=[ids[0], ids[-1], ids[MANY // 2]])
+    assert (sorted(done.moved), dict(done.left)) == (sorted([ids[0], ids[-1], ids[MANY // 2]]), {})
+
+
+async def test_a_redrive_of_some_is_exact_beside_others_who_look(broker: Broker, other: Broker, name: str) -> None:
+    ids = await filled(broker, name, MANY)
+    some = [ids[0], ids[777], ids[-1]]
+    listed, done, seen = await asyncio.gather(
+        other.dead_letters(name).list(limit=MANY),
+        broker.dead_letters(name).redrive(ids=some),
+        other.dead_letters(name).list(limit=MANY),
+    )
+    assert (sorted(done.moved), dict(done.left)) == (sorted(some), {})
+    assert len({letter.id for letter in listed}) >= MANY - len(some)
+    assert len({letter.id for letter in seen}) >= MANY - len(some)
+    assert await ready(broker, name, f"{name}.dlq") == [len(some), MANY - len(some)]
+
+
+async def test_two_redrives_at_once_move_each_letter_once(broker: Broker, other: Broker, name: str) -> None:
+    ids = await filled(broker, name, MANY)
+    results = await asyncio.gather(broker.dead_letters(name).redrive(), other.dead_letters(name).redrive())
+    moved: list[Any] = [id for done in results for id in done.moved]
+    assert sorted(moved) == sorted(ids)
+    assert [dict(done.left) for done in results] == [{}, {}]
+    assert await ready(broker, name, f"{name}.dlq") == [MANY, 0]
+
+
+async def test_letters_without_an_id_are_redriven(broker: Broker, name: str) -> None:
+    """A plain client's get a new id at each delivery."""
+    await filled(broker, name, 0)
+    async with broker._connection.backend._open.topology.admin.channel() as channel:  # type: ignore[attr-defined]  # RabbitMQ's
+        for body in (b"a", b"b", b"b"):
+            channel.publish("", f"{name}.dlq", looking.Properties(), body)
+        await channel.ask(looking.spec.Queue.Declare(queue=f"{name}.dlq", passive=True))
+    done = await broker.dead_letters(name).redrive(to=name)
+    assert (len(done.moved), dict(done.left)) == (3, {})
+    assert sorted(entry.message.body for entry in await broker.peek(name)) == [b"a", b"b", b"b"]
