@@ -36,6 +36,7 @@ from mqcore.spi import (
     SupportsBind,
     Unknown,
 )
+from mqcore.survived import Survived
 from mqcore.url import mask_url, told
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Connection:
         self._bindings: dict[Binding, None] = {}
         self._lost_early: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.survived = Survived()
         self.on_lost: set[Callable[[], None]] = set()
         """Called, on the loop, when the connection breaks."""
 

@@ -47,13 +47,15 @@ class Outgoing:
 class Delivery:
     """A message handed to one consumer, to be settled by its `receipt`.
 
-    `expires_in` is in seconds by the broker's clock at the claim, at most 0 when the message has expired, None when it never
-    does. `redelivered`: it was handed out before.
+    `expires_in` is how many seconds the message has left when it is handed out, at most 0 when it has expired, None when it
+    never does. A driver whose broker says it in the answer to a claim must subtract the time since the claim was *sent*: an
+    answer may come late, and no handler starts after the expiry (G6). `redelivered`: it was handed out before.
 
     `takeovers` is the number of times that this stored copy was taken over: a consumer held it, and died or lost the claim
     without settling it (G4). A release is no takeover. `counted` says whether the broker's own record adds the next takeover
     to the number. It is False where the broker has only a flag, "delivered before": core then stores a successor that carries
-    the number (`Message.takeovers`) before it runs the message.
+    the number (`Message.takeovers`) before it runs the message. `started` says whether one of those who held it had noted that
+    its handler starts (`SupportsStart`).
 
     `unreadable` names what the driver cannot read of the message, empty when it could read all of it. Core dead-letters such a
     message as `undecodable` (G11).
@@ -65,6 +67,7 @@ class Delivery:
     redelivered: bool = False
     takeovers: int = 0
     counted: bool = True
+    started: bool = False
     unreadable: str = ""
 
     @property

@@ -211,11 +211,32 @@ class Intake:
         if self._turn.reserved or (self._callers and self._enter_alone()):
             self._turn.forget()
             held.inside = True
-            self._suspect = held
-            self._wake.set()
+            if held.rules.notes_starts:
+                held.lane.spawn(self._note_then_keep(held))
+            else:
+                self._keep_suspect(held)
         else:
             self._turn.want()
             self._settle_unseen(held, _INTERRUPTED)
+
+    async def _note_then_keep(self, held: Held) -> None:
+        """Only what had started counts when its process dies, so the start is on record before it happens (G4)."""
+        noted = await held.lane.note_start(held)
+        if not (noted or self._stopped):
+            await self.clock.sleep(_SUSPECT_TIMEOUT)  # a backend that refuses it must not be asked in a circle
+        if held.gone:
+            self.leave(held)
+        elif noted and not self._stopped:
+            self._keep_suspect(held)
+            if not self._callers:
+                self._nobody_waits()
+        else:
+            self._turn.want()
+            self._settle_unseen(held, _INTERRUPTED)
+
+    def _keep_suspect(self, held: Held) -> None:
+        self._suspect = held
+        self._wake.set()
 
     def _enter_alone(self) -> bool:
         """Take the gate alone, unless it is an ordinary message's turn. The pull API keeps nobody out meanwhile."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.backoff import RetryWait
@@ -28,6 +29,7 @@ from mqcore.spi import (
     Stale,
     Subscription,
     SupportsPause,
+    SupportsStart,
     SupportsSweep,
     Unknown,
 )
@@ -236,11 +238,17 @@ class Lane:
     def _take_in(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.monotonic()
         for delivery in deliveries:
-            held = Held(delivery, self, now)
+            held = Held(self._without_our_own(delivery, now), self, now)
             self.held[delivery.receipt] = held
             if self._keeper is not None:
                 self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
             self._accept(held)
+
+    def _without_our_own(self, delivery: Delivery, now: float) -> Delivery:
+        """Take away the takeover that was no death: our own connection was lost, and here we are (G4)."""
+        if delivery.takeovers and self._connection.survived.explains(self.rules.source, delivery.message, now):
+            return replace(delivery, takeovers=delivery.takeovers - 1)
+        return delivery
 
     def _cut_off(self) -> None:
         """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
@@ -262,7 +270,10 @@ class Lane:
         """Where the connection itself is the lease, all that we hold is others' now: what runs is told, the rest is not begun."""
         if self._connection.capabilities.has(Capability.LEASE):
             return
+        now = self._clock.monotonic()
         for held in list(self.held.values()):
+            message = held.delivery.message
+            self._connection.survived.add(self.rules.source, message, now, started=held.inside)
             if held.inside:
                 held.lose()
             elif held.settling:
@@ -385,6 +396,20 @@ class Lane:
         if held.settled is not None and not held.settled.done():
             held.settled.set_result(None)
         self._room.set()
+
+    async def note_start(self, held: Held) -> bool:
+        """Put on the broker's record that a handler starts; False when that failed. A backend without such notes needs none."""
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsStart):
+            return True
+        try:
+            (ours,) = await backend.note_start(self.rules.source, [held.delivery.receipt])
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises: what is not noted is not started
+            self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
+            return False
+        if not ours:
+            held.lose()
+        return True
 
     def limit(self, held: Held, until: float) -> None:
         """Renew this claim no longer than `until` (monotonic)."""

@@ -91,6 +91,10 @@ def exponential(base: float, *, cap: float = 60.0, factor: float = 2.0, jitter: 
     return Backoff(base, factor=factor, cap=cap, jitter=jitter)
 
 
+_ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
+"""How long a suspect waits after it was lost alone, where a lost connection cannot be told from a death."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and when a failed message is handled again (G10).
@@ -225,7 +229,7 @@ class Rules:
     has none, `quarantine` is None when suspected messages run like any other (dead-letter and temporary queues). A dead-letter
     queue names itself as its `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is the
     backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its second one on, `count` takes each
-    for a failed attempt (G4).
+    for a failed attempt (G4). `notes_starts`: the backend keeps a note of each suspect that is started (`SupportsStart`).
     """
 
     queue: str
@@ -235,6 +239,7 @@ class Rules:
     quarantine: str | None = None
     max_delay: float = _FAR
     after_crash: AfterCrash = "isolate"
+    notes_starts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +264,8 @@ def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
     """
     message, taken = delivery.message, _takeovers(delivery)
     if rules.source == rules.quarantine:
-        # the Move that brought it here began a new copy, which is marked as new
-        return None if delivery.takeovers else replace(delivery, redelivered=True)
+        # The Move that brought it here began a new copy, which is marked as new.
+        return None if _may_have_started(delivery, rules) else replace(delivery, redelivered=True)
 
     if not taken:
         return delivery
@@ -279,6 +284,11 @@ def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
 def _takeovers(delivery: Delivery) -> int:
     """How often the message was taken over since it was published, retried or redriven."""
     return delivery.message.takeovers + delivery.takeovers
+
+
+def _may_have_started(delivery: Delivery, rules: Rules) -> bool:
+    """Whether a handler was started with this copy, or nobody can say that it was not."""
+    return delivery.started if rules.notes_starts else delivery.takeovers > 0
 
 
 def _is_recorded(delivery: Delivery) -> bool:
@@ -300,7 +310,7 @@ def decide(
     if happened is Happened.INTERRUPTED:
         return _give_back(delivery, rules)
     if happened is Happened.TAKEN_OVER:
-        return _taken_over(delivery, rules, now)
+        return _taken_over(delivery, rules, now, expires_in)
     if (reason := _AT_ONCE.get(happened)) is not None:
         started = happened is Happened.REJECTED
         return _bury(delivery, rules, reason, outcome.failure, now, started=started)
@@ -314,11 +324,11 @@ def _give_back(delivery: Delivery, rules: Rules) -> Decision:
     return Decision(Release(delivery.receipt), "released")
 
 
-def _taken_over(delivery: Delivery, rules: Rules, now: float) -> Decision:
+def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
     """Settle what a dead consumer held and `admit` has refused: record the takeover, count it, or isolate the message (G4)."""
     taken = _takeovers(delivery)
     if rules.source == rules.quarantine:
-        return _died_alone(delivery, rules, now)
+        return _died_alone(delivery, rules, now, expires_in)
 
     if rules.after_crash == "count":
         started = delivery.message.attempt + taken - 1
@@ -335,13 +345,19 @@ def _taken_over(delivery: Delivery, rules: Rules, now: float) -> Decision:
 _CRASHED = Failure((), "the process that handled it died, or lost the message")
 
 
-def _died_alone(delivery: Delivery, rules: Rules, now: float) -> Decision:
-    """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4)."""
+def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
+    """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4).
+
+    Where a lost connection looks like a death, the next run waits: an outage of a minute must not use up all attempts.
+    """
     message = delivery.message
     if message.attempt >= rules.retry.max_attempts:
         return _bury(delivery, rules, Reason.CRASHED, _CRASHED, now)
-    again = _move(delivery, rules, rules.source, attempt=message.attempt + 1, failed_at=message.failed_at or now)
-    return Decision(again, "quarantined")
+    wait = 0.0 if delivery.counted else min(_ALONE_WAIT.wait(message.attempt), rules.max_delay)
+    wait = 0.0 if expires_in is not None and wait >= expires_in else wait
+    first = message.failed_at or now
+    again = _move(delivery, rules, rules.source, wait, attempt=message.attempt + 1, failed_at=first)
+    return Decision(again, "quarantined", delay=wait)
 
 
 def _again(

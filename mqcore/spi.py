@@ -75,6 +75,7 @@ __all__ = [
     "SupportsProof",
     "SupportsPurge",
     "SupportsRenew",
+    "SupportsStart",
     "SupportsSweep",
     "SupportsTake",
     "SystemClock",
@@ -380,6 +381,18 @@ class SupportsRenew(Protocol):
         """Extend claims to `lease` seconds from now; False for one that is lost. Any open instance may renew for another.
 
         What was settled, and a queue that is missing, is False too: a renewal brings nothing back.
+        """
+
+
+@runtime_checkable
+class SupportsStart(Protocol):
+    """Noting in the broker's own record that a handler starts, so that a claim which ends before that is no crash (G4)."""
+
+    async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
+        """Note that the handlers of these claims start now; False for one that is lost.
+
+        The note belongs to the claim. When its owner is lost, the next `Delivery` of the copy says `started`. A Release drops
+        it. Core asks for suspects alone, one at a time, before it runs them. Any open instance may note for another.
         """
 
 

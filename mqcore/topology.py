@@ -15,7 +15,7 @@ from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, U
 from mqcore.policy import AfterCrash, RetryPolicy, Rules
 from mqcore.queue import AGAIN, DLQ, Queue
 from mqcore.routing import Binding
-from mqcore.spi import QueueCounts, QueueSpec, SupportsCount
+from mqcore.spi import QueueCounts, QueueSpec, SupportsCount, SupportsStart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -252,6 +252,7 @@ class Topology:
             dead_letter=dead_letter,
             quarantine=quarantine,
             after_crash=after_crash,
+            notes_starts=isinstance(self._connection.backend, SupportsStart),
             **({"max_delay": float(delay)} if delay is not None else {}),
         )
 

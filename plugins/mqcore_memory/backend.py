@@ -129,6 +129,10 @@ class MemoryBackend(Backend):
         """Extend claims, whichever instance made them."""
         return self._store.renew(queue, receipts, lease, self._clock.monotonic())
 
+    async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
+        """Note that handlers start with these claims, whichever instance made them."""
+        return self._store.note_start(queue, receipts, self._clock.monotonic())
+
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones."""
         return self._store.count(queues, self._clock.monotonic())

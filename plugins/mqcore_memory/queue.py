@@ -28,7 +28,10 @@ _LEVELS = 11
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """One stored copy of a message. `place` is 0 until it has one in its level; `due` is 0 but for delayed ones."""
+    """One stored copy of a message. `place` is 0 until it has one in its level; `due` is 0 but for delayed ones.
+
+    `noted`: whoever holds it has noted that a handler starts. `started`: one who was lost with it had.
+    """
 
     number: int
     message: Message
@@ -38,6 +41,8 @@ class Copy:
     due: float = 0.0
     redelivered: bool = False
     takeovers: int = 0
+    noted: bool = False
+    started: bool = False
     receipt: bytes = b""
     until: float = 0.0
     holder: Holder | None = None
@@ -172,6 +177,7 @@ class MemoryQueue:
         self._let_go(copy)
         copy.redelivered = True
         copy.takeovers += lost
+        copy.started, copy.noted = copy.started or (lost and copy.noted), False
         if copy.place:
             self._stand(copy)
         else:
@@ -192,6 +198,13 @@ class MemoryQueue:
         copy.until = until
         self._ends.push(until, receipt)
         return True
+
+    def note_start(self, receipt: bytes) -> bool:
+        """Note that a handler starts with a claim; False when that has ended already."""
+        copy = self.leases.get(receipt)
+        if copy is not None:
+            copy.noted = True
+        return copy is not None
 
     def abandon(self, holder: Holder) -> None:
         """Take back all that a holder has, as after a crash."""
@@ -227,7 +240,7 @@ class MemoryQueue:
         left = None if copy.message.expires_at is None else copy.message.expires_at - now
         if left is not None and left <= TICK:
             left = min(left, 0.0)
-        return Delivery(copy.message, receipt, left, copy.redelivered, copy.takeovers)
+        return Delivery(copy.message, receipt, left, copy.redelivered, copy.takeovers, started=copy.started)
 
     def _let_go(self, copy: Copy) -> None:
         del self.leases[copy.receipt]

@@ -163,6 +163,12 @@ class MemoryStore:
             queue.nudge()
             return renewed
 
+    def note_start(self, name: str, receipts: Sequence[bytes], now: float) -> list[bool]:
+        """Note that handlers start with these claims; False for one that has ended."""
+        with self._lock:
+            queue = self._find(name, now)
+            return [queue is not None and queue.note_start(receipt) for receipt in receipts]
+
     # Consumers
 
     def subscribe(self, name: str, holder: Holder, now: float) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 
 from pydantic import BaseModel
 from redis.exceptions import NoPermissionError, ResponseError
@@ -31,7 +32,7 @@ from mqcore_redis.classify import kind_of
 from mqcore_redis.consumers import Consumers
 from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
-from mqcore_redis.rows import deliveries, entries, token
+from mqcore_redis.rows import aged, deliveries, entries, token
 from mqcore_redis.session import Call, Session, told
 from mqcore_redis.topology import counted, declare
 
@@ -126,6 +127,11 @@ class RedisBackend(Backend):
         """Extend claims, whichever instance made them."""
         return [rest > 0 for rest in await self._now.batches.renew(queue, receipts, lease)]
 
+    async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
+        """Note that handlers start with these claims, whichever instance made them."""
+        (answer,) = await self._now.session.gather([Call("start", self._now.session.keys.of(queue), receipts)])
+        return [noted == 1 for noted in told(answer)]
+
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones, in one write; a missing one is left out."""
         session, keys = self._now.session, self._now.session.keys
@@ -153,23 +159,25 @@ class RedisBackend(Backend):
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
         """Lease chosen entries. Raises `QueueNotFound`."""
         names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
-        found: list[Delivery] = []
+        found: list[tuple[float, Delivery]] = []
         while names:
             args = (round(lease * 1e6), token(), *names[:MESSAGES])
+            before = monotonic()
             now, rows, seen = await self._now.session.ask("take", queue, *args)
-            found += deliveries(now, rows)
+            found += [(before, delivery) for delivery in deliveries(now, rows)]
             names = names[seen:]
-        return found
+        return _handed_out(found)
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
         """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
-        found: list[Delivery] = []
+        found: list[tuple[float, Delivery]] = []
         start = 0
         while start >= 0 and len(found) < limit:
             args = (round(lease * 1e6), token(), min(limit - len(found), MESSAGES), start)
+            before = monotonic()
             now, rows, start = await self._now.session.ask("sweep", queue, *args)
-            found += deliveries(now, rows)
-        return found
+            found += [(before, delivery) for delivery in deliveries(now, rows)]
+        return _handed_out(found)
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready or delayed. Raises `QueueNotFound`."""
@@ -209,3 +217,9 @@ class RedisBackend(Backend):
             raise ConnectionLost(f"the connection to Redis at {self._place.shown} is closed; open it first")
         self._open.session.check()
         return self._open
+
+
+def _handed_out(found: Sequence[tuple[float, Delivery]]) -> list[Delivery]:
+    """Return what was claimed, each with the time at which its claim was sent, as it is now."""
+    now = monotonic()
+    return [aged(delivery, now - sent) for sent, delivery in found]

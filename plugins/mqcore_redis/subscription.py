@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from mqcore.spi import ConnectionLost, Delivery, Done, Settled, Settlement, Stale, Subscription
 from mqcore_redis.batches import MESSAGES, Batches
-from mqcore_redis.rows import deliveries, token
+from mqcore_redis.rows import aged, deliveries, token
 from mqcore_redis.session import Call, Session, told
 from mqcore_redis.waker import Waker
 
@@ -41,7 +41,8 @@ class RedisSubscription(Subscription):
         self._born = b""
         self._held: dict[bytes, float] = {}
         """What is out, until when by our clock: a renewal by another instance is not seen here."""
-        self._arrived: list[Delivery] = []
+        self._arrived: list[tuple[float, Delivery]] = []
+        """What nobody has been handed yet, and when its claim was sent."""
         self._claiming: asyncio.Task[None] | None = None
         self._awake = asyncio.Event()
         self._next = 0.0
@@ -165,7 +166,7 @@ class RedisSubscription(Subscription):
         self._looked = self._loop.time()
         self._next = self._looked + soonest / 1e6 if soonest >= 0 else float("inf")
         arrived = deliveries(now, rows)
-        self._arrived += arrived
+        self._arrived += [(before, delivery) for delivery in arrived]
         self._held |= dict.fromkeys((delivery.receipt for delivery in arrived), before + self._lease)
         if self._arrived and not self._wanted and self._open:
             await self._give_back()
@@ -175,7 +176,7 @@ class RedisSubscription(Subscription):
 
     def _unseen(self) -> list[bytes]:
         """Return what has arrived and will not be handed out; it is ours no more."""
-        unseen, self._arrived = [delivery.receipt for delivery in self._arrived], []
+        unseen, self._arrived = [delivery.receipt for _, delivery in self._arrived], []
         for receipt in unseen:
             self._held.pop(receipt, None)
         return unseen
@@ -188,7 +189,7 @@ class RedisSubscription(Subscription):
         """Give what has arrived, unless its lease ended while nobody asked for it."""
         now = self._loop.time()
         got, self._arrived = self._arrived[:limit], self._arrived[limit:]
-        return [delivery for delivery in got if self._held.get(delivery.receipt, now) > now]
+        return [aged(delivery, now - sent) for sent, delivery in got if self._held.get(delivery.receipt, now) > now]
 
     def _look_again(self, now: float, room: int) -> float:
         phase = self._waker.phase

@@ -354,6 +354,53 @@ async def test_what_has_expired_does_not_take_the_turn_before_a_suspect(
         assert {first.value, second.value} == {"s1", "s2"}
 
 
+async def test_a_suspect_whose_start_cannot_be_noted_does_not_start_and_is_not_counted(
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+    tries = 0
+    backend: Any = broker._connection.backend
+    real = backend.note_start
+
+    async def note_start(queue: str, receipts: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise ConnectionError("no answer")
+        assert not attempts, "noted before it starts"
+        return await real(queue, receipts)
+
+    monkeypatch.setattr(backend, "note_start", note_start)
+
+    async def handler(_: str, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+
+    await broker.publish(jobs, "x")
+    await suspect(jobs, 1)
+    async with serve(jobs, handler, retry=POLICY):
+        await clock.advance(60)
+    assert (attempts, tries) == ([1], 4)
+    assert await dead(jobs) == []
+
+
+async def test_who_dies_between_the_claim_of_a_suspect_and_its_start_is_not_counted(
+    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead
+) -> None:
+    attempts: list[int] = []
+
+    async def handler(_: str, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+
+    await broker.declare(jobs)
+    await broker.publish("jobs.again", "x")
+    for _ in range(POLICY.max_attempts):
+        await suspect(Queue("jobs.again", str, declare=False), 1)
+    async with serve(jobs, handler, retry=POLICY):
+        await clock.advance(1)
+    assert attempts == [1]
+    assert await dead(jobs) == []
+
+
 async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
     broker: Broker, client: Client, killed: Killed, clock: VirtualClock, dead: Dead
 ) -> None:

@@ -327,6 +327,33 @@ class ForgetsEarlierTakeovers(MemoryQueue):
         super().put(replace(message, takeovers=0), now, delay)
 
 
+@mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
+class NeverNotesAStart(MemoryQueue):
+    """A start that was noted is forgotten: a killer that dies alone is never counted."""
+
+    def note_start(self, receipt: bytes) -> bool:
+        return receipt in self.leases
+
+
+@mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
+class EveryTakeoverWasStarted(MemoryQueue):
+    """Who is lost is said to have started, whether it noted that or not."""
+
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        super().release(copy, lost=lost)
+        copy.started = copy.started or lost
+
+
+@mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
+class AReleaseKeepsTheNote(MemoryQueue):
+    """What one consumer noted and released counts when the next is lost."""
+
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        noted = copy.noted
+        super().release(copy, lost=lost)
+        copy.noted = noted
+
+
 @mutant("G9", "delivery.released_messages_return_to_their_old_places")
 class ReleasesToTheEnd(MemoryQueue):
     """A released message stands behind all others, although ORDER says `release_in_place`."""

@@ -218,6 +218,31 @@ def test_a_retry_a_dead_letter_and_a_suspect_begin_with_no_takeover(happened: Ha
     assert moved(judged(happened, WORK, takeovers=1))[1].takeovers == 0
 
 
+def test_only_what_had_started_counts_where_the_backend_notes_starts() -> None:
+    noting = replace(ALONE, notes_starts=True)
+    lost = delivery(taken=7)
+    assert admit(lost, ALONE) is None
+    assert admit(lost, noting) == replace(lost, redelivered=True)
+    assert admit(replace(lost, started=True), noting) is None
+
+
+@pytest.mark.parametrize(("attempt", "wait"), [(1, 15), (2, 30), (3, 60), (4, 60)])
+def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_death(attempt: int, wait: int) -> None:
+    rules = replace(ALONE, retry=RetryPolicy(9))
+
+    def settled(expires_in: float | None, *, counted: bool, max_delay: float = 1000.0) -> Decision:
+        lost = delivery(attempt, taken=1, counted=counted)
+        limited = replace(rules, max_delay=max_delay)
+        return decide(Outcome(Happened.TAKEN_OVER), lost, limited, now=NOW, expires_in=expires_in)
+
+    by_flag = settled(None, counted=False)
+    to, message, delay = moved(by_flag)
+    assert (to, message.attempt, delay, by_flag.delay) == ("q.again", attempt + 1, wait, wait)
+    assert moved(settled(None, counted=True))[2] == 0, "here the broker knows"
+    assert moved(settled(wait, counted=False))[2] == 0, "it would expire meanwhile"
+    assert moved(settled(None, counted=False, max_delay=0.0))[2] == 0, "the backend has no delays"
+
+
 def test_an_innocent_is_isolated_without_a_count() -> None:
     _, innocent, _ = moved(judged(Happened.TAKEN_OVER, WORK))
     assert innocent.attempt == 1

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.contract.faults import Fleet, taken_over
 from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
-from mqcore.spi import DONE, Move, Outgoing, Reason
+from mqcore.spi import DONE, Move, Outgoing, Reason, Release, SupportsStart
 
 if TYPE_CHECKING:
+    from mqcore.context import Context
     from mqcore.contract.kit import Kit
 
 LEASE = 1.0
@@ -65,7 +66,53 @@ async def a_move_begins_a_copy_that_nobody_has_taken_over(kit: Kit) -> None:
     kit.same(marks, (0, 1, 1), "takeovers of the copy, of those before it, attempt", "pack, unpack")
 
 
+@case("G4", ids="X07 R01", protocols=(SupportsStart,))
+async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) -> None:
+    """Who dies without a note has not started; a release drops the note, and a note of a lost claim is refused."""
+    queue, marks, look = await kit.queue(), list[tuple[int, bool]](), "SupportsStart.note_start"
+    await kit.put(queue, "a")
+    for end in ("unnoted", "released", "unnoted", "noted", "unnoted", "last"):
+        victim = await kit.open()
+        consumer = await kit.subscribe(queue, lease=LEASE, backend=victim)
+        (delivery,) = await kit.take(consumer, 1)
+        marks.append((delivery.takeovers, delivery.started))
+        if end in {"noted", "released"}:
+            noted = await kit.within(cast("SupportsStart", victim).note_start(queue, [delivery.receipt]))
+            kit.same(list(noted), [True], "noted", look)
+        if end == "released":
+            await kit.settle(consumer, Release(delivery.receipt))
+        elif end != "last":
+            await kit.kill(victim)
+    wanted = [(0, False), (1, False), (1, False), (2, False), (3, True), (4, True)]
+    kit.same(marks, wanted, "takeovers, started", look)
+    await kit.ack(consumer, [delivery])
+    late = await kit.within(cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt]))
+    kit.same(list(late), [False], "a note of what is settled", look)
+
+
 # Through Broker and Worker
+
+
+@case("G4", "G11", ids="X07 R01", protocols=(SupportsStart,))
+async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
+    """Four processes die between the claim from the quarantine and the handler's start: it runs as a first attempt."""
+    jobs, broker, attempts, ended = Queue(kit.name(), str), await kit.broker(), list[int](), asyncio.Event()
+
+    async def handler(_: str, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        ended.set()
+
+    await kit.within(broker.declare(jobs))
+    await kit.publish(Outgoing(f"{jobs.name}.again", kit.message("a", body=b'"x"')))
+    for _ in range(4):
+        victim = await kit.open()
+        await kit.take(await kit.subscribe(f"{jobs.name}.again", lease=LEASE, backend=victim), 1)
+        await kit.kill(victim)
+    worker = await kit.worker(broker, jobs, handler, retry=TWICE)
+    await kit.within(ended.wait(), what="the suspect handled")
+    await kit.within(worker.drain(0))
+    kit.same(attempts, [1], "the attempts", _COUNT)
+    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no dead letter", _COUNT)
 
 
 @case("G4", "G5", ids="X07 C73")
@@ -83,7 +130,7 @@ async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
 
     await kit.within(broker.publish(jobs, "held"))
     victim = await kit.open()
-    await kit.take(await kit.subscribe(jobs.name, lease=LEASE, backend=victim), 1)
+    await kit.take(await kit.subscribe(jobs.name, prefetch=1, lease=LEASE, backend=victim), 1)
     worker = await kit.worker(broker, jobs, handler, concurrency=2)
     await kit.within(broker.publish(jobs, "long"))
     await kit.within(running.wait(), what="the long handler begun")

@@ -102,9 +102,15 @@ local function keep(queue, from)
   end
 end
 
+-- What `a` has of an entry that was handed out before: its takeovers; then `+` when whoever holds it has noted that a handler
+-- starts, or `*` when one who was lost with it had.
+local function history(queue, entry)
+  local taken, started = (call('HGET', queue.a, entry) or '0'):match('^(%d+)(.?)$')
+  return tonumber(taken) or 0, started or ''
+end
+
 -- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R they were released; L their
--- owner is lost, which is one takeover more; U nobody saw them, so nothing is noted. `a` has the takeovers of each entry that
--- was handed out before.
+-- owner is lost, which is one takeover more; U nobody saw them, so nothing is noted.
 local function give_back(queue, receipts, how)
   local places, delays = {}, {}
   for _, receipt in ipairs(receipts) do
@@ -114,10 +120,11 @@ local function give_back(queue, receipts, how)
     else
       places[#places + 1], places[#places + 2] = level_of(entry) * LEVEL + tonumber(place), entry
     end
+    local taken, started = history(queue, entry)
     if how == 'R' then
-      call('HSETNX', queue.a, entry, '0')
+      call('HSET', queue.a, entry, taken .. (started == '*' and '*' or ''))
     elseif how == 'L' then
-      call('HINCRBY', queue.a, entry, 1)
+      call('HSET', queue.a, entry, (taken + 1) .. (started ~= '' and '*' or ''))
     end
   end
   each('ZREM', queue.l, receipts)

@@ -1,0 +1,61 @@
+"""A connection that is reset again and again is not taken for a process that dies: no innocent is dead-lettered for it (G4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
+
+import pytest
+from support.waiting import eventually
+
+from mqcore import App, Broker, Queue, RetryPolicy, Worker, fixed
+from mqcore.contract.brokers.wire import Wire
+from mqcore.message import new_id
+
+pytestmark = pytest.mark.timeout(120)
+RESETS, EVERY, HANDLER = 40, 0.25, 2.0
+"""No handler can end between two resets, and each message is lost more often than it has attempts."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_innocents_survive_a_connection_that_is_reset_again_and_again(rabbitmq_url: str, processes: int) -> None:
+    jobs = Queue(f"flap.{new_id()[:12]}", str, retry=RetryPolicy(3, fixed(0)))
+    done: Counter[str] = Counter()
+    app = App("flap")
+
+    @app.consumer(jobs, concurrency=2, prefetch=4)
+    async def slow(job: str) -> None:
+        await asyncio.sleep(HANDLER)
+        done[job] += 1
+
+    words = {f"job-{number}" for number in range(6)}
+    server = urlsplit(rabbitmq_url)
+    assert server.hostname is not None
+    assert server.port is not None
+    wires = [Wire(server.hostname, server.port) for _ in range(processes)]
+
+    async with AsyncExitStack() as stack:
+        direct = await stack.enter_async_context(Broker.connect(rabbitmq_url))
+        await direct.publish_many(jobs, sorted(words))
+        brokers = []
+        for wire in wires:
+            url = rabbitmq_url.replace(f"{server.hostname}:{server.port}", f"127.0.0.1:{wire.port}")
+            brokers.append(await stack.enter_async_context(Broker.connect(url)))
+            await stack.enter_async_context(Worker(app, brokers[-1], grace=0))
+
+        for _ in range(RESETS):
+            await asyncio.sleep(EVERY)
+            for wire in wires:
+                await asyncio.to_thread(wire.cut)
+        assert sum(broker.events.counts["connection.lost"] for broker in brokers) > 10, "it was reset while it was open"
+        await eventually(lambda: set(done) == words, 60)
+
+        assert await direct.dead_letters(jobs).list() == []
+        if processes == 1:
+            counts = brokers[0].events.counts
+            assert counts["message.quarantined"] == 0, "this process knows that it has not died"
+        await direct.delete(jobs)
+    for wire in wires:
+        wire.close()
