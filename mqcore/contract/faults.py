@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Fleet", "Renewals", "Victim", "taken_over"]
 
 T = TypeVar("T")
+_SUSPECT_WAITS = 15.0
+"""Seconds that a suspect waits after its first run alone, where a lost connection looks like a death."""
 _A_MOMENT = 0.02
 """Seconds that an innocent takes: long enough to be under way when a killer strikes."""
 
@@ -156,7 +158,7 @@ class Fleet:
         victim = Victim(self.kit)
         worker = await self.worker(victim)
         try:
-            await self.kit.within(self._crash.wait())
+            await self.kit.within(self._crash.wait(), self.kit.harness.patience + _SUSPECT_WAITS)
         except ContractError:
             came = f"started {self.starts['killer']} times, not again; done were {len(self.done)} others"
             raise ContractError("the killer handed out again after each death", came, "Backend.close") from None

@@ -37,12 +37,13 @@ def write(*words: object) -> None:
     lease=LEASE,
 )
 async def die_or_do(what: str, ctx: Context) -> None:
-    """`poison` kills the process, `sleep` outlives every test, all else takes some milliseconds."""
-    write("started", time.time(), what, ctx.attempt)
-    if what == "poison":
+    """`poison` kills the process, `sleep` outlives every test, `for-0.5-…` takes half a second, all else some milliseconds."""
+    write("started", time.time(), what, ctx.attempt, os.getpid())
+    if what.startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
-    await asyncio.sleep(3600 if what == "sleep" else 0.01)
-    write("done", time.time(), what, ctx.attempt)
+    takes = float(what.split("-")[1]) if what.startswith("for-") else 0.01
+    await asyncio.sleep(3600 if what == "sleep" else takes)
+    write("done", time.time(), what, ctx.attempt, os.getpid())
 
 
 class Workers:
@@ -82,6 +83,13 @@ class Workers:
         for process in self.running:
             process.wait(10)
         self.running.clear()
+
+    def kill_one(self, number: int) -> int:
+        """End one with `kill -9`; its process id."""
+        process = self.running.pop(number)
+        process.kill()
+        process.wait(10)
+        return process.pid
 
     def reap(self) -> int:
         """Forget those that died by themselves; how many."""
