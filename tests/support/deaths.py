@@ -55,7 +55,7 @@ class Workers:
         self._errors = folder / "stderr"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")},
-            "PYTHONPATH": str(SUPPORT),
+            "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
             "MQCORE_URL": url,
             "DEATHS_QUEUE": queue,
             "DEATHS_LOG": str(self.log),
