@@ -17,6 +17,7 @@ from mqcore.backoff import RetryWait
 from mqcore.capabilities import Capability
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.grace import ANSWERED, UNSUBSCRIBED
+from mqcore.held import Held
 from mqcore.policy import Decision
 from mqcore.proofs import Proofs
 from mqcore.spi import (
@@ -53,74 +54,6 @@ _UNANSWERED = "the broker has not answered before the end; the message comes aga
 _PUMP_ENDS = 0.1
 """Seconds that a cancelled receive may take to end."""
 _FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
-
-
-class Held:
-    """A delivery in our hands until it is settled."""
-
-    __slots__ = (
-        "alone",
-        "deadline",
-        "delivery",
-        "gone",
-        "inside",
-        "lane",
-        "lease_lost",
-        "on_lost",
-        "settled",
-        "settled_by",
-        "settling",
-    )
-
-    def __init__(self, delivery: Delivery, lane: Lane, now: float) -> None:
-        self.delivery = delivery
-        self.lane = lane
-        self.deadline = None if delivery.expires_in is None else now + delivery.expires_in
-        self.alone = False
-        self.inside = False
-        self.gone = False
-        self.settling = False
-        self.lease_lost = False
-        self.on_lost: Callable[[], None] | None = None
-        self.settled: asyncio.Future[None] | None = None
-        self.settled_by: Subscription | None = None
-        """Where the settlement was done, once it was."""
-
-    @property
-    def rules(self) -> Rules:
-        """The rules of the queue that it came from."""
-        return self.lane.rules
-
-    def expires_in(self, now: float) -> float | None:
-        """Seconds left to live at the local monotonic time `now`."""
-        return None if self.deadline is None else self.deadline - now
-
-    def expired(self, now: float) -> bool:
-        """Whether no handler may start it any more (G6)."""
-        return self.deadline is not None and now >= self.deadline
-
-    def lose(self) -> None:
-        """The claim went to somebody else: settling has no effect any more (G5).
-
-        A settlement under way ends the claim too, and a renewal may notice that first: then its own answer tells whose it was.
-        """
-        if self.settling:
-            return
-        self.lease_lost = True
-        self.lane.lose(self)
-        if self.on_lost is not None:
-            self.on_lost()
-
-    def check_loop(self) -> None:
-        """Raise `ConfigurationError` when called from another event loop than the broker's."""
-        self.lane.check_loop(f"settling message {self.delivery.message.id} of queue {self.rules.queue!r}")
-
-    async def wait_settled(self) -> None:
-        """Return when the broker has answered the settlement."""
-        if not self.gone:
-            if self.settled is None:
-                self.settled = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self.settled)
 
 
 class Lane:
