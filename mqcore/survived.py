@@ -39,10 +39,10 @@ class Survived:
         _, first = self._lost.pop(name, (now, None))
         self._lost[name] = now, now if started and first is None else first
 
-        for oldest, (last, _) in list(self._lost.items()):
-            if len(self._lost) <= _MOST and now - last <= _FORGOTTEN:
-                break
+        oldest = next(iter(self._lost))
+        while len(self._lost) > _MOST or now - self._lost[oldest][0] > _FORGOTTEN:
             del self._lost[oldest]
+            oldest = next(iter(self._lost))
 
     def explains(self, queue: str, message: Message, now: float) -> bool:
         """Whether one takeover of this copy was no death but our own lost connection."""
