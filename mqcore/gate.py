@@ -7,12 +7,13 @@ After a suspect one ordinary message has its turn, so that neither starves the o
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Turn"]
 
 
 class Gate:
@@ -74,3 +75,30 @@ class Gate:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+class Turn:
+    """Where we stand with the quarantine: whether something is known to be in it, and whether the gate is ours for it."""
+
+    def __init__(self) -> None:
+        """Nothing is known, so the quarantine may be asked."""
+        self.wanted = False
+        self.reserved = False
+        self.asked = False
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+
+    def want(self) -> None:
+        """A suspect was put back: ask for it when the gate is ours, and now and then whether it is still there."""
+        self.wanted, self.asked = True, False
+        self.allowed.clear()
+
+    def forget(self) -> None:
+        """It is in our hands, or gone: the quarantine may be asked for whatever comes next."""
+        self.wanted, self.reserved, self.asked = False, False, False
+        self.allowed.set()
+
+    def reserve(self) -> None:
+        """The gate is ours: ask now."""
+        self.wanted, self.reserved, self.asked = False, True, False
+        self.allowed.set()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from mqcore.gate import Turn
 from mqcore.grace import Grace
 from mqcore.lane import RECEIVE_TIMEOUT, Held, Lane
 from mqcore.policy import Decision, Failure, Happened, Outcome, Rules, admit, decide
@@ -47,33 +48,6 @@ CLOSE_GRACE = 5.0
 """Seconds that a close waits for answers to settlements, where no drain says how long."""
 _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
 """Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has."""
-
-
-class Turn:
-    """Where we stand with the quarantine: whether something is known to be in it, and whether the gate is ours for it."""
-
-    def __init__(self) -> None:
-        """Nothing is known, so the quarantine may be asked."""
-        self.wanted = False
-        self.reserved = False
-        self.asked = False
-        self.allowed = asyncio.Event()
-        self.allowed.set()
-
-    def want(self) -> None:
-        """A suspect was put back: ask for it when the gate is ours, and now and then whether it is still there."""
-        self.wanted, self.asked = True, False
-        self.allowed.clear()
-
-    def forget(self) -> None:
-        """It is in our hands, or gone: the quarantine may be asked for whatever comes next."""
-        self.wanted, self.reserved, self.asked = False, False, False
-        self.allowed.set()
-
-    def reserve(self) -> None:
-        """The gate is ours: ask now."""
-        self.wanted, self.reserved, self.asked = False, True, False
-        self.allowed.set()
 
 
 class Intake:
