@@ -4,7 +4,8 @@
             └─ Move, Release ─► stored, confirmed one by one ──► acknowledged, each as soon as its own successor is there
 
 Confirm and acknowledgement go by two connections, so a successor may be delivered before its source has been let go. Whoever died
-of it then would leave two copies: until the source is gone nobody in this process gets the successor.
+of it then would leave two copies. So nobody in this process gets the successor until the broker has answered that it has read the
+acknowledgement: what was only written is lost when the process dies with something unread.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from mqcore_rabbitmq.wire import HOP, LINEAGE, fit, id_of, released
 __all__ = ["Settler"]
 
 _Name = tuple[str, object, object]
+_PROOF = 5.0
+"""Seconds after which a successor is handed out although the broker has not answered."""
 
 
 class _Leaving:
@@ -72,6 +75,7 @@ class Settler:
         self._clock = clock
         self._on_their_way: dict[_Name, list[Callable[[], None]]] = {}
         """Successors, by id, hop and lineage, and who waits to take them in."""
+        self._letting_in: set[asyncio.Task[None]] = set()
 
     async def settle(self, batch: Sequence[Settlement], timeout: float) -> list[Settled]:
         """Settle; an answer for each, in order."""
@@ -92,10 +96,20 @@ class Settler:
             finally:
                 for it in leaving.values():
                     it.held.busy = False
-                    self._arrived(it.name)
+                letting_in = asyncio.create_task(self._let_in([it for it in leaving.values() if it.name is not None]))
+                self._letting_in.add(letting_in)
+                letting_in.add_done_callback(self._letting_in.discard)
             for at, it in leaving.items():
                 results[at] = it.result
         return results
+
+    async def _let_in(self, moved: Sequence[_Leaving]) -> None:
+        """Hand out successors once their sources are gone for certain: who dies of one leaves no other copy (G3)."""
+        with suppress(Exception):  # a channel that is lost takes its sources back, and what waits here with them
+            async with asyncio.timeout(_PROOF):
+                await asyncio.gather(*(window.prove() for window in {it.window for it in moved}))
+        for it in moved:
+            self._arrived(it.name)
 
     def _find(self, receipt: bytes) -> tuple[Window, Held] | None:
         """Return what a receipt stands for, None when it is not ours any more."""
@@ -118,9 +132,7 @@ class Settler:
         items = [self._successor(it.item, it.held) for it in leaving]
 
         def stored(at: int) -> None:
-            """Who dies now leaves no duplicate of it."""
             leaving[at].let_go()
-            self._arrived(leaving[at].name)
 
         try:
             outcomes = await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored)

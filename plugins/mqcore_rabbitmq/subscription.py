@@ -175,10 +175,9 @@ class RabbitSubscription(Subscription):
 
     async def prove(self, *, timeout: float) -> bool:
         """Ask something on the same channel: the broker answers that after it has read the acknowledgements."""
-        self._window.flush()
         try:
             async with asyncio.timeout(timeout):
-                await self._channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))  # as `start` has set it
+                await self._window.prove()
         except Exception:  # noqa: BLE001 - lost, closed or silent: nothing is proven
             return False
         return True

@@ -106,6 +106,11 @@ class Window:
         if len(self._settled) == 1:
             self._loop.call_soon(self.flush)
 
+    async def prove(self) -> None:
+        """Return when the broker has read all acknowledgements so far: it answers a channel's requests in their order."""
+        self.flush()
+        await self.channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))  # as it is already
+
     def give_back(self, held: Held) -> None:
         """Give a message back to its queue as it is; the broker will say that it was delivered before."""
         self._forget(held)

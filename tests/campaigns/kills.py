@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two kills")
     parser.add_argument("--rate", type=float, default=8.0, help="messages published a second")
     parser.add_argument("--longest", type=float, default=0.8, help="most seconds that a message takes")
-    parser.add_argument("--poisons", type=int, default=3, help="messages that kill their process")
+    parser.add_argument("--poisons", type=int, default=0, help="messages that kill their process")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--provider", default="auto")
     options = parser.parse_args()
