@@ -3,9 +3,10 @@
     python tests/campaigns/kills.py redis-7 valkey-8 rabbitmq-3 rabbitmq-4+quorum --kills 300
 
 Every second one of five worker processes gets SIGKILL and another one starts, while messages of 0.05 to
-0.8 seconds are published, and now and then one that kills its process itself. It prints one row a server,
-with the time from a kill until what had run in that process was started again, and ends with 1 when a
-row is not clean.
+0.8 seconds are published. With `--poisons` some of them kill their process themselves, until they are
+dead-lettered. It prints one row a server, with the time from a kill until what had run in that process was
+started again, and ends with 1 when a row is not clean. On a busy machine kills wait until three of the five
+are at work.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from mutants.mutant import changed, mutant
+from mutants.silence import BreakableSubscription
 
 from mqcore.spi import STORED, Delivery, Failed, Message, Outcome, Outgoing
 from mqcore_memory.backend import MemoryBackend, MemorySubscription
@@ -16,6 +17,17 @@ from mqcore_memory.store import MemoryStore, Touched
 from mqcore_memory.waiting import Holder
 
 # Expiry
+
+
+@mutant("G6", "ttl.a_late_answer_to_a_claim_makes_no_life_longer")
+class CountsALifeFromTheAnswer(BreakableSubscription):
+    """What a message has left is said as it was at the claim, however late the answer comes."""
+
+    async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        got = await super().receive(limit, timeout)
+        while self.muted:
+            await self._clock.sleep(0.01)
+        return got
 
 
 @mutant("G6", "ttl.an_expired_message_is_handed_out_as_expired")

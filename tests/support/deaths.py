@@ -91,6 +91,11 @@ class Workers:
         process.wait(10)
         return process.pid
 
+    def at_work(self) -> list[int]:
+        """Return the places of those that have started a message."""
+        pids = {int(line.rsplit(" ", 1)[1]) for line in self.log.read_text().splitlines()}
+        return [place for place, process in enumerate(self.running) if process.pid in pids]
+
     def reap(self) -> int:
         """Forget those that died by themselves; how many."""
         dead = [process for process in self.running if process.poll() is not None]

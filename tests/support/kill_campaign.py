@@ -137,10 +137,11 @@ async def campaign(url: str, load: Load, folder: Path) -> Ledger:
                 while len(ledger.kills) < load.kills:
                     await asyncio.sleep(load.every)
                     workers.reap()
-                    if workers.running:
-                        pid = workers.kill_one(draw.randrange(len(workers.running)))
-                        ledger.kills.append((time.time(), pid))
                     workers.start(WORKERS - len(workers.running))
+                    at_work = workers.at_work()
+                    if len(at_work) > WORKERS // 2:  # on a busy machine others take long to start
+                        pid = workers.kill_one(draw.choice(at_work))
+                        ledger.kills.append((time.time(), pid))
             finally:
                 stop.set()
                 await publishing

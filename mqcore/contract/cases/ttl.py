@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _NEEDS = (Capability.EXPIRY,)
 _BOTH = (Capability.EXPIRY, Capability.DELAY)
 _NEAR = 0.25
+_EARLY = 0.05
 _TOLD = "Delivery.expires_in"
 _SWEEP = "SupportsSweep.sweep"
 
@@ -398,3 +399,22 @@ async def a_redrive_clears_the_expiry(kit: Kit) -> None:
     kit.same(
         list((await _left(kit, queue.name)).values()), [None], "alive for ever after the redrive", "DeadLetters.redrive"
     )
+
+
+@case("G6", ids="T01", needs=_NEEDS, hooks=("mute",))
+async def a_late_answer_to_a_claim_makes_no_life_longer(kit: Kit) -> None:
+    """The answer to a claim arrives half a second late: what it hands out says how long it has left then, not at the claim."""
+    queue, backend, ttl = await kit.queue(), await kit.open(), 2.0
+    consumer = await kit.subscribe(queue, backend=backend)
+    await kit.put(queue, "a", ttl=ttl)
+    stored = kit.now
+
+    async with kit.harness.mute(backend):
+        waiting = await kit.start(consumer.receive(1, 600.0))
+        await kit.advance(0.5)
+
+    (delivery,) = await kit.within(waiting)
+    ends = kit.now - stored + (delivery.expires_in or 0.0)
+    by = ttl + _EARLY
+    kit.true(ends <= by, f"the end of its life by {by:g} s after it was stored", f"{ends:.3f} s", _TOLD)
+    await kit.ack(consumer, [delivery])
