@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,26 @@ __all__ = ["test_contract", "test_model"]
 SOURCE = Path(__file__).parents[2] / "examples" / "backend-directory" / "src"
 
 
+class DirectoryHarness(UrlHarness):
+    """Files have no server that could end, and can be searched."""
+
+    silence = 0.2
+
+    def __init__(self, folder: Path, plugins: Plugins) -> None:
+        super().__init__(f"dir://{folder}", plugins=plugins, clock=VirtualClock())
+        self.folder = folder
+
+    async def restart(self) -> None:
+        pass
+
+    async def stored(self, body: bytes) -> Mapping[str, int]:
+        """Count the files with this body; every folder is a place."""
+        text, found = base64.b64encode(body), Counter[str]()
+        for path in self.folder.rglob("*"):
+            found[str(path.parent if path.is_file() else path)] += path.is_file() and text in path.read_bytes()
+        return found
+
+
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
     monkeypatch.syspath_prepend(SOURCE)
@@ -24,6 +47,4 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
 
     plugins = Plugins()
     plugins.register(mqcore_directory)
-    found = UrlHarness(f"dir://{tmp_path}/spool", plugins=plugins, clock=VirtualClock())
-    found.silence = 0.2
-    return found
+    return DirectoryHarness(tmp_path / "spool", plugins)

@@ -111,3 +111,37 @@ def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
         coming.join()
     gc.collect()
     assert left == []
+
+
+def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(server: socket.socket, wire: Wire) -> None:
+    with connected(wire) as client:
+        client.sendall(b"ready")
+        there, _ = server.accept()
+        with there:
+            assert read(there, 5) == b"ready"
+
+            wire.mute()
+            client.sendall(b"hello")
+            assert read(there, 5) == b"hello"
+            there.sendall(b"world")
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+
+            wire.unmute()
+            client.settimeout(10)
+            assert read(client, 5) == b"world"
+
+
+def test_a_muted_wire_can_be_killed(server: socket.socket, wire: Wire) -> None:
+    with connected(wire) as client:
+        client.sendall(b"ready")
+        there, _ = server.accept()
+        with there:
+            assert read(there, 5) == b"ready"
+            wire.mute()
+            there.sendall(b"world")
+            wire.kill()
+            with pytest.raises(ConnectionError):
+                client.recv(1)
+            wire.unmute()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mqcore.contract import Case, Harness, Result
+from mqcore.contract import Case, Harness, MemoryHarness, Result, UrlHarness
 from mqcore.contract.pytest_plugin import Contract, pytest_configure
 
 
@@ -23,8 +23,8 @@ def made(*cases: Case) -> list[Any]:
     return [SimpleNamespace(callspec=SimpleNamespace(params={"contract_case": case})) for case in cases]
 
 
-def case(name: str, *hooks: str) -> Case:
-    return Case(name, "core", (), (), "", lambda _: None, hooks=hooks)  # type: ignore[arg-type,return-value]  # it never runs
+def case(name: str, *hooks: str, alone: bool = False) -> Case:
+    return Case(name, "core", (), (), "", lambda _: None, hooks=hooks, alone=alone)  # type: ignore[arg-type,return-value]  # it never runs
 
 
 @pytest.fixture
@@ -64,15 +64,15 @@ def test_a_case_that_kills_the_broker_is_alone_with_it(contract: Callable[..., C
     def work(one: Case) -> None:
         with lock:
             running.add(one.name)
-        if one.hooks:
+        if one.hooks or one.alone:
             beside.append(sorted(running))
         threading.Event().wait(0.01)
         with lock:
             running.discard(one.name)
 
-    cases = [case("x", "restart"), case("a"), case("b"), case("c"), case("y", "cut")]
-    assert results(contract(work), TwoAtOnce(), cases) == ["x", "a", "b", "c", "y"]
-    assert beside == [["x"], ["y"]]
+    cases = [case("x", "restart"), case("a"), case("b"), case("c"), case("y", "cut"), case("z", alone=True)]
+    assert results(contract(work), TwoAtOnce(), cases) == ["x", "a", "b", "c", "y", "z"]
+    assert beside == [["x"], ["y"], ["z"]]
 
 
 def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(contract: Callable[..., Contract]) -> None:
@@ -125,3 +125,26 @@ def test_a_waiver_of_no_case_is_an_error_that_tells_near_names(wrong: str, near:
     with pytest.raises(pytest.UsageError, match=re.escape(f"no case is named {wrong!r}")) as refused:
         configured("core.classify_takes_any_exception: right", f"{wrong}: why")
     assert near in str(refused.value)
+
+
+# An address where nobody listens
+
+
+@pytest.mark.parametrize(
+    ("url", "closed"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:1/0"),
+        ("redis://:secret@[::1]:6379/0?prefix=x", "redis://:secret@[::1]:1/0?prefix=x"),
+        ("amqp://guest:guest@localhost/", "amqp://guest:guest@localhost:1/"),
+        ("amqp://me@one:5672,two:5673/v", "amqp://me@one:1/v"),
+    ],
+)
+def test_a_closed_port_is_made_of_a_url(url: str, closed: str) -> None:
+    harness = UrlHarness(url)
+    assert harness.has("make_unreachable")
+    assert harness.make_unreachable().url == closed
+
+
+def test_what_is_in_this_process_has_no_closed_port() -> None:
+    assert not MemoryHarness().has("make_unreachable")
+    assert not Harness().has("make_unreachable")
