@@ -182,19 +182,19 @@ def _capabilities(url: str, harness: Harness) -> Capabilities:
     async def ask() -> Capabilities:
         backend = harness.make_backend()
         try:
-            async with asyncio.timeout(_OPENS_WITHIN):
+            async with limited:
                 return await backend.open(lambda _: None)
         finally:
             await backend.close()
 
-    shown = BrokerUrl(url)
+    shown, limited = BrokerUrl(url), asyncio.timeout(_OPENS_WITHIN)
     try:
         return asyncio.run(ask())
     except MqcoreError:
         raise
-    except TimeoutError as error:
-        raise BrokerError(f"no answer from {shown} within {_OPENS_WITHIN:g} s") from error
     except Exception as error:
+        if isinstance(error, TimeoutError) and limited.expired():  # else it is the driver's own
+            raise BrokerError(f"no answer from {shown} within {_OPENS_WITHIN:g} s") from error
         raise BrokerError(f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}") from error
 
 

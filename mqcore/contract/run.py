@@ -106,7 +106,8 @@ def _unexpected(error: Exception, kit: Kit) -> str:
     if isinstance(began, UnsupportedFeature):
         look = "Backend.open: the Capabilities that it returns"
     text = str(ContractError("no exception", f"{type(began).__name__}: {began}", look))
-    return f"{text}\n  told as: {outer}" if outer else text
+    text += f"\n  told as: {outer}" if outer else ""
+    return text + "".join(f"\n     lost: {lost!r}" for lost in kit.lost[:1])
 
 
 def _standing(kit: Kit, error: BaseException) -> str:

@@ -204,6 +204,30 @@ def test_a_runtime_error_of_the_driver_is_looked_for_where_it_was_raised() -> No
     assert text.partition("look at: ")[2] == line_of(Impatient.declare, 'raise RuntimeError("a pool is closed")')
 
 
+class Losing(MemoryBackend):
+    """Loses its connection when a queue is declared, and cannot publish from then on."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        self.lost = lost
+        return await super().open(lost)
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        await super().declare(queues)
+        self.lost(ConnectionResetError("the peer was restarted"))
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        raise ConnectionError("not connected")
+
+
+def test_what_was_lost_before_is_told_with_what_failed_then() -> None:
+    async def steps(kit: Kit) -> None:
+        await kit.put(await kit.queue(), "a")
+
+    text = said(steps, Losing)
+    assert "came: ConnectionError: not connected" in text
+    assert text.endswith("\n     lost: ConnectionResetError('the peer was restarted')")
+
+
 def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
     async def steps(kit: Kit) -> None:
         kit.kind(await kit.raises(TypeError, kit.put("nowhere", "a"), "TypeError"), ErrorKind.NOT_FOUND)

@@ -36,6 +36,8 @@ class Liar(MemoryBackend):
     local = True
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        if "slow" in self.url:
+            raise TimeoutError("no answer to HELLO")
         if "down" in self.url:
             raise RuntimeError(f"nobody listens at {self.url}")
         found = await super().open(lost)
@@ -167,6 +169,13 @@ def test_a_broker_that_does_not_open_is_one_line_and_not_one_a_case(refused: Ref
     text = refused("contract", "run", f"liar://user:{CANARY}@down/", code=1)
     assert "does not open: RuntimeError: nobody listens at liar://user:***@down/" in text
     assert "test_cli_contract.py, line" in text
+
+
+@pytest.mark.usefixtures("liar")
+def test_a_timeout_of_the_driver_is_not_taken_for_the_commands(refused: Refused) -> None:
+    text = refused("contract", "run", "liar://slow/", code=1)
+    assert "does not open: TimeoutError: no answer to HELLO" in text
+    assert "within" not in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mqcore import sync
 from mqcore.clock import SystemClock
 from mqcore.contract.case import case
-from mqcore.contract.kit import NotShown
+from mqcore.contract.kit import ContractError, NotShown
 from mqcore.errors import (
     ConfigurationError,
     MqcoreError,
@@ -297,8 +297,16 @@ async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
         with sync.Broker(**options) as broker:
             return work(broker)
 
-    async with asyncio.timeout(kit.harness.patience):
-        return await asyncio.to_thread(run)
+    limited = asyncio.timeout(kit.harness.patience)
+    try:
+        async with limited:
+            return await asyncio.to_thread(run)
+    except TimeoutError:
+        if not limited.expired():
+            raise  # the driver's own
+        raise ContractError(
+            f"an end of a blocking call within {kit.harness.patience:g} s", "it still goes on"
+        ) from None
 
 
 @case("G17", ids="U04")
