@@ -181,20 +181,23 @@ def _capabilities(url: str, harness: Harness) -> Capabilities:
 
     async def ask() -> Capabilities:
         backend = harness.make_backend()
+        limited = asyncio.timeout(_OPENS_WITHIN)
         try:
             async with limited:
                 return await backend.open(lambda _: None)
+        except TimeoutError as error:
+            if not limited.expired():
+                raise  # the driver's own
+            raise BrokerError(f"no answer from {shown} within {_OPENS_WITHIN:g} s") from error
         finally:
             await backend.close()
 
-    shown, limited = BrokerUrl(url), asyncio.timeout(_OPENS_WITHIN)
+    shown = BrokerUrl(url)
     try:
         return asyncio.run(ask())
     except MqcoreError:
         raise
     except Exception as error:
-        if isinstance(error, TimeoutError) and limited.expired():  # else it is the driver's own
-            raise BrokerError(f"no answer from {shown} within {_OPENS_WITHIN:g} s") from error
         raise BrokerError(f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}") from error
 
 
