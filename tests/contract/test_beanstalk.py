@@ -34,7 +34,6 @@ __all__ = ["test_contract", "test_model"]
 
 pytestmark = pytest.mark.timeout(600)
 SOURCE = Path(__file__).parents[2] / "examples" / "backend-beanstalk" / "src"
-COMMAND = ("beanstalkd", "-l", "127.0.0.1", "-p", "{port}", "-b", "{folder}", "-f", "0", "-z", "4194304")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +44,11 @@ def harness(process_server: Callable[..., ProcessServer]) -> Iterator[Harness]:
             "MQCORE_CONTRACT_EXAMPLES", "6"
         )  # each takes some seconds: delays and leases are whole seconds there
         import mqcore_beanstalk  # noqa: PLC0415 - it is no package of ours: it is found once its folder is on the path
-        from mqcore_beanstalk.protocol import version  # noqa: PLC0415 - as above
+        from mqcore_beanstalk.testing import COMMAND, stored, version  # noqa: PLC0415 - as above
 
         plugins = Plugins()
         plugins.register(mqcore_beanstalk)
-        server = process_server(COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}")
+        server = process_server(COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}", stored=stored)
         found = ServerHarness(server, plugins=plugins)
         found.at_once = 6
         yield found
@@ -174,10 +173,9 @@ async def test_a_job_above_the_servers_limit_is_too_large_and_spoils_no_other(ba
 async def test_without_a_log_no_durability_is_claimed(
     process_server: Callable[..., ProcessServer], harness: Any
 ) -> None:
-    from mqcore_beanstalk.protocol import version  # noqa: PLC0415 - as above
+    from mqcore_beanstalk.testing import COMMAND, version  # noqa: PLC0415 - as above
 
-    command = [*COMMAND[:5]]
-    server = process_server(command, ready=version, url="beanstalk://127.0.0.1:{port}")
+    server = process_server(COMMAND[:5], ready=version, url="beanstalk://127.0.0.1:{port}")
     backend = ServerHarness(server, plugins=harness._plugins).make_backend()
     capabilities = await backend.open(lambda _: None)
     await backend.close()

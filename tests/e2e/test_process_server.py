@@ -214,3 +214,15 @@ def test_a_test_run_that_is_ended_leaves_nothing_behind(command: list[str], tmp_
         run.send_signal(number)
         run.communicate(timeout=30)
     wait_until_gone(int(pid), Path(folder))
+
+
+def test_its_storage_is_searched_at_its_own_port(command: list[str]) -> None:
+    def stored(port: int, body: bytes) -> dict[str, int]:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as conversation:
+            return {"kept": told(conversation, "look").split().count(body.decode())}
+
+    with ProcessServer(command, ready=version, stored=stored) as server, connect(server) as conversation:
+        told(conversation, "one")
+        told(conversation, "one")
+        assert server.product.stored is not None
+        assert server.product.stored(server, b"one") == {"kept": 2}

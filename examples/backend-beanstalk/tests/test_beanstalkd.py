@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from mqcore_beanstalk.protocol import version
+from mqcore_beanstalk.testing import COMMAND, stored, version
 
 from mqcore.contract.brokers import ProcessServer, ServerHarness
 from mqcore.contract.suite import test_contract, test_model
@@ -17,27 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["test_contract", "test_model"]
 
-COMMAND = [
-    "beanstalkd",
-    *("-l", "127.0.0.1", "-p", "{port}"),
-    *(
-        "-b",
-        "{folder}",
-        "-f",
-        "0",
-    ),  # its log goes into the folder that survives a restart, with an fsync for each write
-    *(
-        "-z",
-        "4194304",
-    ),  # bytes of a job: a payload of mqcore has 1 MiB at most, and its headers come on top
-]
-
 
 @pytest.fixture(scope="module")
 def harness(process_server: Callable[..., ProcessServer]) -> Harness:
     """Return the harness of all cases, with a server of their own."""
-    harness = ServerHarness(
-        process_server(COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}")
+    server = process_server(
+        COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}", stored=stored
     )
+    harness = ServerHarness(server)
     harness.at_once = 6
     return harness

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -39,6 +40,9 @@ class ProcessServer(Server):
     the server's version. By default the server is ready when it accepts a TCP connection. A server that listens before it serves
     needs a question to which only a working one has the answer.
 
+    `stored` is called with that port and a message's body, and counts the messages with this body in the server's storage, by
+    place: hook 10 of `Harness`, which shows that nothing of a settled message is left.
+
     Every wait has an end: 60 s for a start, 10 s for an end. `BrokerUnavailable` tells what was waited for and the last lines of
     the server's output. When the test run is interrupted or killed, the server and its folder go too.
     """
@@ -52,6 +56,7 @@ class ProcessServer(Server):
         ready: Callable[[int], object] | None = None,
         *,
         url: str = "tcp://127.0.0.1:{port}",
+        stored: Callable[[int, bytes], Mapping[str, int]] | None = None,
     ) -> None:
         """Describe it; nothing is started. Port 0 is a free one."""
         name = Path(command[0]).name
@@ -63,6 +68,8 @@ class ProcessServer(Server):
 
         scheme = urlsplit(url).scheme
         product = Product(name, name, scheme, port, "", command[0], self._identity)
+        if stored is not None:
+            product = replace(product, stored=lambda _, body: stored(self._inner, body))
         super().__init__(name, product, _HERE, port or free_port())
         self.url = url.replace("{port}", str(self.port))
 

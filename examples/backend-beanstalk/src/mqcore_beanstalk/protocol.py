@@ -5,7 +5,6 @@ of beanstalkd. Nothing here knows of mqcore's messages.
 """
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from mqcore.spi import ConnectionLost
 
-__all__ = ["BeanstalkError", "Connection", "Reply", "expect", "put", "reserve", "table", "version"]
+__all__ = ["BeanstalkError", "Connection", "Reply", "expect", "put", "reserve", "table"]
 
 _WITH_DATA = {"OK", "RESERVED", "FOUND"}
 """Answers whose last word is the length of the data that follows."""
@@ -158,17 +157,3 @@ def table(reply: Reply) -> Mapping[str, str]:
     lines = reply.data.decode().splitlines() if reply.word == "OK" else []
     pairs = (line.partition(": ") for line in lines)
     return {name: value.strip('"') for name, colon, value in pairs if colon}
-
-
-def version(port: int, host: str = "127.0.0.1") -> str:
-    """Return the version of the server at this port, asked by a plain socket.
-
-    Raises `OSError` when none answers.
-    """
-    with socket.create_connection((host, port), timeout=2.0) as conversation:
-        conversation.sendall(b"stats\r\n")
-        lines = conversation.makefile("rb")
-        head = lines.readline().split()
-        if head[:1] != [b"OK"]:
-            raise ConnectionError(f"the answer to stats was {head}")
-        return table(Reply("OK", data=lines.read(int(head[1]))))["version"]

@@ -38,7 +38,7 @@ _FOR_EVER = 2**32 - 1
 """Seconds; the longest delay of beanstalkd, 136 years."""
 _TEMPORARY = 60
 _PAGE = 100
-_KICK = b"kick 1000000\r\n"
+_PEEKS = (b"peek-delayed\r\n", b"peek-buried\r\n")
 _BUSY = (
     "current-jobs-ready",
     "current-jobs-reserved",
@@ -116,28 +116,28 @@ async def remove(connect: Connect, queue: str) -> None:
 
 
 async def drain(own: Connection, name: bytes, *, delayed: bool) -> int:
-    """Delete the jobs of a tube that are ready, and `delayed` ones too.
+    """Delete the jobs of a tube that are ready, and `delayed` ones too; return how many.
 
-    Return how many. Closes the connection.
+    Closes the connection. Ready jobs go by the page. Delayed ones are deleted one by one where they
+    are: made ready, they would go to a consumer that waits.
     """
     count = 0
     try:
         await watch(own, name)
         await own.ask(b"use %b\r\n" % name)
         while True:
-            if delayed:
-                await own.ask(
-                    _KICK, _KICK
-                )  # the first makes buried jobs ready if there are any, the second delayed ones
-            got = [
-                reply.number
-                for reply in await own.ask(*[reserve(0)] * _PAGE)
-                if reply.word == "RESERVED"
-            ]
+            replies = await own.ask(*[reserve(0)] * _PAGE)
+            got = [reply.number for reply in replies if reply.word == "RESERVED"]
             if not got:
-                return count
+                break
             await own.ask(*map(claims.delete, got))
             count += len(got)
+
+        for peek in _PEEKS if delayed else ():
+            while (reply := (await own.ask(peek))[0]).word == "FOUND":
+                await own.ask(claims.delete(reply.number))
+                count += 1
+        return count
     finally:
         own.close()
 

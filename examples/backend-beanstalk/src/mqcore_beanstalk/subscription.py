@@ -88,13 +88,13 @@ class BeanstalkSubscription(spi.Subscription):
 
         while True:
             # Raises when the queue was deleted, or the connection is lost.
-            spec = await self._backend.require(self._queue)
+            await self._backend.require(self._queue)
             await self._forget_lost()
             room = min(limit, self._prefetch - len(self._held))
             left = max(deadline - loop.time(), 0.0)
             try:
                 if room > 0:
-                    got = await self._next(room, left, spec)
+                    got = await self._next(room, left)
                 else:
                     got = await self._wait_for_room(left)
             except spi.ConnectionLost:
@@ -104,7 +104,7 @@ class BeanstalkSubscription(spi.Subscription):
             if got or self._closed or loop.time() >= deadline:
                 return got
 
-    async def _next(self, room: int, left: float, spec: spi.QueueSpec) -> list[spi.Delivery]:
+    async def _next(self, room: int, left: float) -> list[spi.Delivery]:
         """Hand out what is leased.
 
         Where there is nothing, lease what is ready, or wait for something.
@@ -113,7 +113,7 @@ class BeanstalkSubscription(spi.Subscription):
             connection = await self.connect()
             jobs = await self._reserve(connection, room, left)
             if jobs:  # no `await` since they were reserved
-                self._claiming = asyncio.create_task(self._claim(connection, jobs, spec))
+                self._claiming = asyncio.create_task(self._claim(connection, jobs))
 
         if (claiming := self._claiming) is not None:
             # A cancelled receive leaves this task running: what it leases comes with the next call.
@@ -163,12 +163,16 @@ class BeanstalkSubscription(spi.Subscription):
         if self._connection is connection:
             self._connection = None
 
-    async def _claim(
-        self, connection: Connection, jobs: Sequence[Reply], spec: spi.QueueSpec
-    ) -> None:
+    async def _claim(self, connection: Connection, jobs: Sequence[Reply]) -> None:
         """Turn reservations of this connection into leases."""
         now, until = self._backend.clock.now(), asyncio.get_running_loop().time() + self._lease
-        marks = await claims.marks(connection, [job.number for job in jobs])
+        ids = [job.number for job in jobs]
+        try:
+            spec = await self._backend.require(self._queue)
+        except spi.QueueNotFound:  # deleted while we waited: what was left in its tube goes with it
+            await connection.ask(*map(claims.delete, ids))
+            raise
+        marks = await claims.marks(connection, ids)
 
         wanted: list[_Leased] = []
         for job, mark in zip(jobs, marks, strict=True):
@@ -219,7 +223,7 @@ class BeanstalkSubscription(spi.Subscription):
         soonest = min(self._held.values()) - asyncio.get_running_loop().time()
         waiting = asyncio.ensure_future(self._changed.wait())
         try:
-            await asyncio.wait([waiting], timeout=max(min(left, soonest), 0.0))
+            await asyncio.wait([waiting], timeout=max(min(left, soonest, _ROUND), 0.0))
         finally:
             waiting.cancel()
         return []
