@@ -41,7 +41,7 @@ def harness(process_server: Callable[..., ProcessServer]) -> Iterator[Harness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SOURCE)
         patch.setenv(
-            "MQCORE_CONTRACT_EXAMPLES", "6"
+            "MQCORE_CONTRACT_EXAMPLES", "4"
         )  # each takes some seconds: delays and leases are whole seconds there
         import mqcore_beanstalk  # noqa: PLC0415 - it is no package of ours: it is found once its folder is on the path
         from mqcore_beanstalk.testing import COMMAND, stored, version  # noqa: PLC0415 - as above
@@ -50,7 +50,7 @@ def harness(process_server: Callable[..., ProcessServer]) -> Iterator[Harness]:
         plugins.register(mqcore_beanstalk)
         server = process_server(COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}", stored=stored)
         found = ServerHarness(server, plugins=plugins)
-        found.at_once = 6
+        found.at_once = 8
         yield found
 
 

@@ -53,7 +53,7 @@ class BeanstalkBackend(spi.Backend):
         self.clock = spi.SystemClock()
 
         self._main: Connection | None = None
-        self._lost: Callable[[Exception], None] = lambda _: None
+        self._lost: Callable[[Exception], None] = _nobody
         self._capabilities: spi.Capabilities
         self._watching: asyncio.Task[None] | None = None
         self._temporary: dict[str, spi.QueueSpec] = {}
@@ -62,7 +62,7 @@ class BeanstalkBackend(spi.Backend):
     # Opening and closing
 
     async def open(self, lost: Callable[[Exception], None]) -> spi.Capabilities:
-        self._lost = lost
+        self._lost = _nobody  # what breaks before the end of `open` is an error of `open`
         async with asyncio.timeout(self._timeout):
             self._main = main = await Connection.open(self._host, self._port, self.lose)
             try:
@@ -75,6 +75,8 @@ class BeanstalkBackend(spi.Backend):
                 self._main = None
                 main.close()
                 raise
+
+        self._lost = lost
         self._watching = asyncio.create_task(self._watch(main))
         return self._capabilities
 
@@ -123,13 +125,14 @@ class BeanstalkBackend(spi.Backend):
                 async with asyncio.timeout(self._timeout):
                     await main.ask(b"list-tube-used\r\n")
                     if turn % _REFRESH_EVERY == 0:
-                        for spec in self._temporary.values():
+                        for spec in list(self._temporary.values()):
                             await queues.refresh(main, spec)
             except TimeoutError:
-                self.lose(
-                    spi.ConnectionLost(f"beanstalkd has not answered for {self._timeout:g} s")
-                )
+                text = f"beanstalkd has not answered for {self._timeout:g} s"
+                self.lose(spi.ConnectionLost(text))
                 return
+            except BeanstalkError:
+                continue  # it drains, or has no memory left: the next turn tries again
             except spi.ConnectionLost:
                 return  # whoever read its end has said so
 
@@ -162,18 +165,16 @@ class BeanstalkBackend(spi.Backend):
                 self._capabilities.require_durability(spec.durability)
 
         have = await queues.specs(main, [spec.name for spec in queues_])
-        for spec in (
-            queues_
-        ):  # all of them before the first is made: a batch that is refused leaves nothing behind
+        # All are compared before the first is made: a batch that is refused leaves nothing behind.
+        for spec in queues_:
             if (found := have[spec.name]) is not None:
                 queues.compare(spec, found)
 
         for spec in queues_:
             if have[spec.name] is None:
                 await queues.create(main, spec)
-            if (
-                spec.role == "temporary"
-            ):  # one of before a reconnect, too: from now on this instance keeps it alive
+            # One of before a reconnect too: from now on this instance keeps it alive.
+            if spec.role == "temporary":
                 self._temporary[spec.name] = spec
 
     async def require(self, queue: str) -> spi.QueueSpec:
@@ -199,12 +200,10 @@ class BeanstalkBackend(spi.Backend):
     async def purge(self, queue: str) -> int:
         await self.require(queue)
         family = [queue, f"{queue}.again"]
-        return sum(
-            [
-                await queues.drain(await self.connect(), queues.tube(name), delayed=False)
-                for name in family
-            ]
-        )
+        count = 0
+        for name in family:
+            count += await queues.drain(await self.connect(), queues.tube(name), delayed=False)
+        return count
 
     # Messages
 
@@ -304,6 +303,10 @@ class BeanstalkBackend(spi.Backend):
         if isinstance(error, spi.ConnectionLost | OSError):
             return ErrorKind.TRANSIENT
         return ErrorKind.PERMANENT
+
+
+def _nobody(_: Exception) -> None:
+    """Hear of a loss that nobody has to hear of."""
 
 
 def _capabilities(stats: Mapping[str, str]) -> spi.Capabilities:
