@@ -40,9 +40,8 @@ SOURCE = Path(__file__).parents[2] / "examples" / "backend-beanstalk" / "src"
 def harness(process_server: Callable[..., ProcessServer]) -> Iterator[Harness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SOURCE)
-        patch.setenv(
-            "MQCORE_CONTRACT_EXAMPLES", "4"
-        )  # each takes some seconds: delays and leases are whole seconds there
+        # An example takes some seconds: delays and leases are whole seconds there.
+        patch.setenv("MQCORE_CONTRACT_EXAMPLES", "4")
         import mqcore_beanstalk  # noqa: PLC0415 - it is no package of ours: it is found once its folder is on the path
         from mqcore_beanstalk.testing import COMMAND, stored, version  # noqa: PLC0415 - as above
 

@@ -226,3 +226,24 @@ def test_its_storage_is_searched_at_its_own_port(command: list[str]) -> None:
         told(conversation, "one")
         assert server.product.stored is not None
         assert server.product.stored(server, b"one") == {"kept": 2}
+
+
+@pytest.mark.parametrize(("ci", "ending"), [("false", "2 skipped"), ("true", "2 errors")])
+def test_a_server_that_is_not_installed_skips_its_tests_and_fails_under_ci(
+    tmp_path: Path, ci: str, ending: str
+) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        "import pytest\n"
+        "@pytest.fixture(scope='module')\n"
+        "def server(process_server):\n"
+        "    return process_server(['no-such-server'])\n"
+        "def test_one(server): ...\n"
+        "def test_two(server): ...\n"
+    )
+    words = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(test)]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": ci}, check=False, timeout=50
+    )
+    assert ending in done.stdout
+    assert "no-such-server is not installed" in done.stdout
