@@ -17,7 +17,7 @@ from mqcore.capabilities import Capability
 from mqcore.delivery import Ack, Move, Outgoing, Release
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
-from mqcore.queue import DLQ
+from mqcore.queue import DLQ, OURS
 from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake
 
 if TYPE_CHECKING:
@@ -373,6 +373,8 @@ def _redrive(letter: DeadLetter, delivery: Delivery, *, queue: str, to: str | No
     message = delivery.message
     if message.death is None and to is None:
         return "it did not die anywhere: say where to send it"
+    if to is None and letter.queue.startswith(OURS):
+        return f"its record says that it died in {letter.queue!r:.100}, which is not a queue of yours: say where to send it"
     if message.redriven >= _MOST_REDRIVES and not force:
         return f"it came back {message.redriven} times already; redrive it with force when its cause is gone"
     fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}

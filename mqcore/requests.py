@@ -36,6 +36,7 @@ __all__ = ["Replies", "Requests"]
 T = TypeVar("T")
 _ERROR_TYPE = "application/vnd.mqcore.error+json"
 _TIMEOUT, _REPLY_TIMEOUT = 30.0, 5.0
+_REPLY_QUEUES = "mq.reply."
 _DONE = Outcome(Happened.SUCCEEDED)
 
 
@@ -54,7 +55,7 @@ class Requests:
         self._publisher = publisher
         self._codecs = codecs
         self._make_intake = make_intake
-        self._queue = f"mq.reply.{new_id()}"
+        self._queue = f"{_REPLY_QUEUES}{new_id()}"
         self._waiting: dict[str, asyncio.Future[Message | None]] = {}
         self._opening = asyncio.Lock()
         self._intake: Intake | None = None
@@ -140,7 +141,8 @@ class Replies:
     """The answering side, for every runner."""
 
     def __init__(self, connection: Connection, publisher: Publisher, codecs: Codecs) -> None:
-        """Replies go out by `publisher`, as plain messages to the request's `reply_to`."""
+        """Replies go out by `publisher`, as plain messages to the request's `reply_to`, where that is a reply queue."""
+        self._connection = connection
         self._events = connection.events
         self._publisher = publisher
         self._codecs = codecs
@@ -167,8 +169,16 @@ class Replies:
         }
         await self._send(request, json.dumps(told).encode(), _ERROR_TYPE)
 
+    def _is_reply_queue(self, name: str) -> bool:
+        return name.startswith((_REPLY_QUEUES, *self._connection.backend.reply_queues))
+
     async def _send(self, request: Message, body: bytes, content_type: str) -> None:
         if request.reply_to is None:
+            return
+        if not self._is_reply_queue(request.reply_to):
+            # Whoever may publish a request must not write by our hand where he may not himself.
+            error = f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to {_REPLY_QUEUES}… only"
+            self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
             return
         reply = Message(
             id=new_id(),

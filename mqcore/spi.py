@@ -71,6 +71,7 @@ __all__ = [
     "SupportsBrowse",
     "SupportsCount",
     "SupportsDelete",
+    "SupportsDiagnose",
     "SupportsPause",
     "SupportsProof",
     "SupportsPurge",
@@ -199,6 +200,12 @@ class Backend(ABC):
     Options: ClassVar[type[BaseModel]] = Options
     local: ClassVar[bool] = False
     """Whether the broker lives in this very process, out of reach of others."""
+    reply_queues: ClassVar[tuple[str, ...]] = ()
+    """How the names begin that the broker itself gives to a client's own queues, which no other client can choose.
+
+    A reply goes to such a queue, or to one of mqcore's own reply queues, and to no other: `reply_to` is
+    anybody's word, and a worker may write to queues that the sender may not.
+    """
 
     def __init__(self, url: str, options: BaseModel) -> None:
         """Keep what is needed to connect. Must not do I/O. `url` is the whole URL, secrets included: must never be logged."""
@@ -478,3 +485,14 @@ class SupportsSweep(Protocol):
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
         """Lease up to `limit` expired messages, wherever they stand in the queue; core dead-letters them (G6)."""
+
+
+@runtime_checkable
+class SupportsDiagnose(Protocol):
+    """Problems that only the driver can see, for `mqcore doctor`."""
+
+    async def diagnose(self) -> Sequence[str]:
+        """Say what is wrong with what the driver itself keeps at the broker: a sentence for each, with what to do.
+
+        Must change nothing.
+        """

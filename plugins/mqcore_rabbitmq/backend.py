@@ -30,7 +30,7 @@ from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.capabilities import capabilities_of
 from mqcore_rabbitmq.errors import classify
 from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.link import Link
+from mqcore_rabbitmq.link import DIRECT_REPLY, Link
 from mqcore_rabbitmq.manage import Manager
 from mqcore_rabbitmq.options import RabbitOptions, parameters
 from mqcore_rabbitmq.outbox import Outbox
@@ -68,6 +68,7 @@ class RabbitBackend(Backend):
 
     scheme = ("amqp", "amqps")
     Options = RabbitOptions
+    reply_queues = ("amq.gen-", DIRECT_REPLY)
 
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
@@ -192,6 +193,10 @@ class RabbitBackend(Backend):
     async def purge(self, queue: str) -> int:
         """Remove what is ready. Raises `QueueNotFound`."""
         return await self._open.manager.purge(queue)
+
+    async def diagnose(self) -> Sequence[str]:
+        """Say which records of queues and bindings cannot be read."""
+        return await self._open.topology.registry.diagnose()
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings, native ones too. Raises `TopologyMismatch`."""

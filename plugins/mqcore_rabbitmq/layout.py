@@ -7,7 +7,7 @@
 `.dlq`, `.again` and temporary queues are one queue each. A plain client finds `orders` under its name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -114,7 +114,15 @@ class Layout:
     def read(cls, record: Mapping[str, Any]) -> "Layout":
         """Read what `record` wrote. Raises `KeyError`, `TypeError` or `ValueError` for what it never wrote."""
         fields = {name: record[short] for short, name in _RECORD.items() if short in record or short in _REQUIRED}
-        return cls(QueueSpec(**fields), bool(record.get("quorum")), int(record.get("bands", 1)))
+        quorum, bands = record.get("quorum", False), record.get("bands", 1)
+
+        for name, value in fields.items():
+            if not _IS_VALID[name](value):
+                raise ValueError(f"{name}={value!r:.60}")
+        if not isinstance(quorum, bool) or bands not in (1, len(set(_THREE)), LEVELS):
+            raise ValueError(f"quorum={quorum!r:.60}, bands={bands!r:.60}")
+
+        return cls(QueueSpec(**fields), quorum, bands)
 
 
 PARKED = Layout(QueueSpec(name=LOST, role="dead_letter"), quorum=True)
@@ -129,6 +137,27 @@ _RECORD = {
 }
 """Settings by the names that they have in a record."""
 _REQUIRED = {"q", "role"}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LONGEST
+
+
+_LONGEST = 1e10
+_IS_VALID: Mapping[str, Callable[[object], bool]] = {
+    "name": _is_text,
+    "role": lambda value: value in ("work", "dead_letter", "quarantine", "temporary"),
+    "ttl": _is_time,
+    "max_length": lambda value: type(value) is int and 0 <= value < 1 << 63,
+    "overflow": lambda value: value in ("reject", "dead_letter"),
+    "dead_letter": _is_text,
+    "retention": _is_time,
+}
+"""What a record may hold: anybody who may publish may write one."""
 
 
 def compare(have: Layout, want: Layout) -> None:

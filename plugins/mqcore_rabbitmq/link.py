@@ -27,7 +27,7 @@ from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
 from mqcore_rabbitmq.frames import read_frame
 
-__all__ = ["Channel", "Link", "end", "written"]
+__all__ = ["DIRECT_REPLY", "Channel", "Link", "end", "written"]
 
 _TICK = 1.0
 _CLOSE = 0.8
@@ -36,6 +36,8 @@ _ANSWER = 10.0
 """Seconds within which a request has its answer, or the connection is given up."""
 _LARGEST_FRAME, _AROUND = 131_072, 20
 """Bytes of a frame where the broker sets no limit, and of what is around the properties in it."""
+DIRECT_REPLY = "amq.rabbitmq.reply-to."
+"""How the names begin that RabbitMQ gives to a consumer of direct replies, which has no queue."""
 _serials = itertools.count(1)
 _REPLIES = [
     method
@@ -126,8 +128,9 @@ class Channel:
             self.raw._send_method(method)  # noqa: SLF001 - as in `ask`
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
-        """Send a message, mandatory."""
-        method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
+        """Send a message, mandatory: but for a direct reply, which RabbitMQ delivers and returns as well (seen on 4.0)."""
+        mandatory = not key.startswith(DIRECT_REPLY)
+        method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
         self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `ask`; without three checks for each message
 
     def consume(self, queue: str, callback: Callable[..., None]) -> tuple[str, asyncio.Future[Any]]:

@@ -13,14 +13,13 @@ without a leader.
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import STORED, Binding, TopologyMismatch
+from mqcore.spi import STORED, Binding, ConfigurationError, TopologyMismatch
 from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by
@@ -52,16 +51,33 @@ class Picture:
     queues: dict[str, Layout] = field(default_factory=dict)
     bound: dict[Binding, None] = field(default_factory=dict)
     version: tuple[int, int] = _NEVER
+    unreadable: int = 0
+    """How many records are not as mqcore writes them: anybody who may publish may put such there."""
+
+    def read(self, body: bytes) -> None:
+        """Add what one message holds. Never raises."""
+        try:
+            records = json.loads(body)
+        except (ValueError, RecursionError):
+            self.unreadable += 1
+            return
+        self.fold(records)
 
     def fold(self, records: object) -> None:
-        """Add what one write holds; what cannot be read says nothing."""
-        for record in records if isinstance(records, list) else ():
-            with suppress(AttributeError, KeyError, TypeError, ValueError):
+        """Add what one write holds. A record that cannot be read is counted and says nothing. Never raises."""
+        if not isinstance(records, list):
+            self.unreadable += 1
+            return
+
+        for record in records:
+            try:
                 self._fold_one(**record)
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ConfigurationError):
+                self.unreadable += 1
 
     def _fold_one(self, *, gone: str = "", bind: Any = None, unbind: Any = None, **queue: Any) -> None:
         if gone:
-            self.queues.pop(gone, None)
+            self.queues.pop(_text(gone), None)
             self.bound = {binding: None for binding in self.bound if binding.queue != gone}
         elif bind:
             self.bound[_binding(bind)] = None
@@ -103,6 +119,18 @@ class Registry:
             if counts is not None and (counts.version != self.picture.version or self._writes > _MANY):
                 await self._read()
         return self.picture
+
+    async def diagnose(self) -> list[str]:
+        """Say what is wrong with the records."""
+        picture = await self.refresh()
+        if not picture.unreadable:
+            return []
+        text = (
+            f"{picture.unreadable:,} records in queue {REGISTER!r} are not as mqcore writes them and are skipped: another "
+            f"client publishes there. Take its right to write to {REGISTER!r}. mqcore removes the records when it next "
+            "shortens the queue"
+        )
+        return [text]
 
     async def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write records and wait until they are stored.
@@ -179,8 +207,7 @@ class Registry:
                 await look.read(REGISTER, counts.records)
             held = list(look.found.values())
             for one in held:
-                with suppress(ValueError):
-                    picture.fold(json.loads(one.body))
+                picture.read(one.body)
             if len(held) == counts.records:
                 picture.version = counts.version
                 if len(held) > _MANY:
@@ -207,4 +234,18 @@ def record_of(binding: Binding) -> list[Any]:
 def _binding(data: Any) -> Binding:
     router, kind, queue, pattern, headers, match = data
     pairs = tuple((str(name), str(value)) for name, value in headers)
-    return Binding(router=router, kind=kind, queue=queue, pattern=pattern, headers=pairs, match=match)
+    return Binding(
+        router=_text(router), kind=_kind(kind), queue=_text(queue), pattern=_text(pattern), headers=pairs, match=match
+    )
+
+
+def _kind(value: Any) -> Any:
+    if value not in ("direct", "topic", "fanout", "headers"):
+        raise ValueError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value

@@ -199,6 +199,13 @@ class RedisBackend(Backend):
         await now.bindings.forget(queue)
         return True
 
+    async def diagnose(self) -> Sequence[str]:
+        """Say which bindings cannot be read."""
+        await self._now.bindings.of()
+        if not (count := self._now.bindings.unreadable):
+            return []
+        return [f"{count:,} bindings in Redis are not as mqcore writes them and are skipped: bind those routers again"]
+
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`."""
         await self._now.bindings.add(bindings)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from mqcore.spi import Binding, TopologyMismatch
+from mqcore.spi import Binding, ConfigurationError, TopologyMismatch
 from mqcore_redis.session import Session
 
 __all__ = ["Bindings"]
@@ -21,6 +21,8 @@ class Bindings:
         self._key, self._version_key = session.keys.bindings
         self._version: bytes | None = None
         self._known: list[Binding] = []
+        self.unreadable = 0
+        """How many records are not as mqcore writes them."""
 
     async def add(self, bindings: Sequence[Binding]) -> None:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
@@ -45,7 +47,9 @@ class Bindings:
         version = await self._session.command("GET", self._version_key)
         if version is None or version != self._version:
             texts = await self._session.command("ZRANGE", self._key, 0, -1)
-            self._known = [_binding(text) for text in texts]
+            found = [_binding(text) for text in texts]
+            self._known = [binding for binding in found if binding is not None]
+            self.unreadable = len(found) - len(self._known)
             self._version = version  # read before the bindings: what changed in between is read again
         return [binding for binding in self._known if router is None or binding.router == router]
 
@@ -58,6 +62,14 @@ def _text(binding: Binding) -> str:
     return json.dumps(asdict(binding), sort_keys=True)
 
 
-def _binding(text: bytes) -> Binding:
-    fields = json.loads(text)
-    return Binding(**{**fields, "headers": tuple((name, value) for name, value in fields["headers"])})
+def _binding(text: bytes) -> Binding | None:
+    """Read a record; None for one that mqcore did not write, which must not stop all routing."""
+    try:
+        fields = json.loads(text)
+        headers = tuple((name, value) for name, value in fields.pop("headers"))
+        binding = Binding(**fields, headers=headers)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigurationError):
+        return None
+
+    texts = (binding.router, binding.kind, binding.queue, binding.pattern, *(word for pair in headers for word in pair))
+    return binding if all(isinstance(text, str) for text in texts) else None

@@ -216,6 +216,13 @@ class StrandsWhatACancelledReceiveClaimed(MemorySubscription):
 # What was published is what comes
 
 
+@mutant("G17", "foreign.a_reply_goes_to_a_reply_queue_and_to_no_other")
+class TakesEveryQueueForAReplyQueue(MemoryBackend):
+    """A reply goes wherever the request says."""
+
+    reply_queues = ("",)
+
+
 @mutant("G17", "foreign.every_field_of_a_message_comes_back")
 class DropsAHeader(MemoryStore):
     """The first of a message's headers is missing."""

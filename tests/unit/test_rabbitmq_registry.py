@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from mqcore.spi import Binding, QueueSpec
 from mqcore_rabbitmq.delayed import Delayed
-from mqcore_rabbitmq.layout import Layout
+from mqcore_rabbitmq.layout import Layout, Server, compare
 from mqcore_rabbitmq.registry import Picture, record_of
 
 
@@ -29,7 +35,7 @@ def test_what_cannot_be_read_says_nothing() -> None:
     picture = Picture()
     for record in ({"q": "a"}, {"bind": ["too", "short"]}, {"bind": 7}, {}, {"mark": "x"}, {"unknown": 1}):
         picture.fold([record])
-    assert picture == Picture()
+    assert picture == Picture(unreadable=6)
 
 
 def test_one_write_may_hold_many_records_and_nonsense_between_them() -> None:
@@ -58,3 +64,44 @@ def test_what_counts_can_be_written_down_again() -> None:
     for record in picture.records():
         again.fold([record])
     assert (again.queues, again.bound) == (picture.queues, picture.bound)
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["work", "topic", "all"]),
+    lambda it: st.lists(it, max_size=6) | st.dictionaries(st.text(max_size=4), it, max_size=3),
+)
+NAMES = ["q", "role", "ttl", "max", "over", "dead", "keep", "quorum", "bands", "gone", "bind", "unbind"]
+RECORDS = st.lists(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=5) | ANYTHING, max_size=4)
+
+
+@given(RECORDS)
+@example([{"q": "a", "role": "work", "ttl": "soon"}])
+@example([{"q": 7, "role": "work"}])
+@example([{"q": "a", "role": "work", "bands": 10**400}])
+@example([{"bind": ["shop", "topic", "a", None, [], "all"]}])
+@example([{"bind": ["shop", ["topic"], "a", "x", [], "all"]}])
+def test_whatever_somebody_writes_there_can_be_worked_with(records: list[object]) -> None:
+    """Anybody who may publish may write a record: it is read as mqcore writes it, or it is counted and skipped."""
+    picture = Picture()
+    picture.read(json.dumps(records).encode())
+    for one in picture.queues.values():
+        one.arguments(one.name, Server("RabbitMQ", "4.0.5"))
+        assert all(isinstance(queue, str) for queue in one.queues)
+        compare(one, one)
+    for binding in picture.bindings(None):
+        binding.takes("a.b", {"h": "1"})
+    again = Picture()
+    again.read(json.dumps(picture.records()).encode())
+    assert (again.queues, again.bound, again.unreadable) == (picture.queues, picture.bound, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"{", b"7", b"[" * 100_000, b'[{"q":' * 50_000])
+def test_a_message_that_is_not_a_record_is_counted(body: bytes) -> None:
+    picture = Picture()
+    picture.read(body)
+    assert picture == Picture(unreadable=1)

@@ -244,4 +244,32 @@ async def a_queues_ttl_counts_for_a_bare_message_too(kit: Kit) -> None:
     kit.true(left is not None and 0 < left <= 60.0, "at most 60 s to live", left, "Delivery.expires_in")  # noqa: PLR2004 - the queue's ttl
 
 
+@case("G17")
+async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
+    """Who publishes a request names where its reply goes. A worker writes to nobody else's queue for him, and to none of ours."""
+    broker, queue, victim = await kit.broker(), Queue(kit.name()), await kit.queue()
+    requests = [_plain(b"1", reply_to=name) for name in (victim, f"{victim}.dlq", "mq.registry", "mq.lost")]
+    handled: list[bytes] = []
+    came = asyncio.Event()
+
+    async def handler(value: bytes) -> str:
+        handled.append(value)
+        if len(handled) == len(requests) + 1:
+            came.set()
+        return "a reply"
+
+    await kit.within(broker.declare(queue))
+    await _stored(kit, queue.name, *requests)
+    worker = await kit.worker(broker, queue, handler)
+    answer = await kit.within(broker.request(queue, b"asked", result=str))
+    await kit.within(came.wait(), what="the handler run")
+    await kit.within(worker.drain())
+    look = "Backend.reply_queues"
+    kit.same(answer, "a reply", "the reply to a request", look)
+    kit.same(await kit.contents(victim), Counter(), "nothing written where no reply belongs", look)
+    kit.same(await kit.contents(f"{victim}.dlq"), Counter(), "nothing written where no reply belongs", look)
+    kit.same(await kit.contents(queue.name), Counter(), "and the requests settled", "Subscription.settle: Ack")
+    kit.same(broker.events.counts["reply.failed"], len(requests), "replies refused", look)
+
+
 _READ = "where the driver reads a message; mqcore.spi.unpack"

@@ -174,3 +174,54 @@ async def test_one_in_the_registry_is_skipped(rabbitmq_url: str, plain: Blocking
     async with Broker.connect(rabbitmq_url, settings=Settings()) as broker:
         assert name in {counts.name for counts in await broker.counts()}
         assert broker.events.counts["connection.lost"] == 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'[{"q": 5, "role": "work"}]', b'[{"bind": [1, 2, 3, 4, 5, 6]}]', b"\xff"]
+)
+async def test_a_record_that_cannot_be_read_stops_nothing_and_is_reported(
+    rabbitmq_url: str, plain: BlockingChannel, name: str, body: bytes
+) -> None:
+    plain.queue_declare("mq.registry", durable=True, passive=False, arguments={"x-queue-type": "classic"})
+    plain.queue_declare("mq.registry.changes", durable=True, arguments={"x-queue-type": "classic"})
+    plain.basic_publish("", "mq.registry", body)
+    plain.basic_publish("", "mq.registry.changes", b"")
+    queue = Queue(name, bytes)
+    async with Broker.connect(rabbitmq_url, settings=Settings()) as broker:
+        await broker.declare(queue)
+        await broker.publish(name, b"by name")
+        assert [counts.ready for counts in await broker.counts() if counts.name == name] == [1]
+        (problem,) = await broker._connection.backend.diagnose()  # type: ignore[attr-defined]  # SupportsDiagnose
+        assert "in queue 'mq.registry' are not as mqcore writes them" in problem
+    plain.queue_purge("mq.registry")
+
+
+async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
+    """An exclusive queue that the broker named, and RabbitMQ's own way to reply directly, as in its tutorials (G17)."""
+    app = App("hostile")
+
+    @app.consumer(Queue(name, bytes))
+    async def double(value: bytes) -> bytes:
+        return value * 2
+
+    own = plain.queue_declare("", exclusive=True).method.queue
+    direct: list[bytes] = []
+    plain.basic_consume(
+        "amq.rabbitmq.reply-to", lambda _channel, _method, _properties, body: direct.append(body), auto_ack=True
+    )
+    async with connect(app, rabbitmq_url) as broker, Worker(app, broker):
+        for reply_to in (own, "amq.rabbitmq.reply-to", "mq.registry", name):
+            plain.basic_publish("", name, b"ab", pika.BasicProperties(reply_to=reply_to, correlation_id="c"))
+        await eventually(lambda: broker.events.counts["message.done"] == 4)
+
+        def got() -> bool:
+            plain.connection.process_data_events(0.01)
+            return bool(direct)
+
+        await eventually(got)
+        _, properties, body = plain.basic_get(own, auto_ack=True)
+        assert (properties.correlation_id, body, direct) == ("c", b"abab", [b"abab"])
+        assert broker.events.counts["reply.failed"] == 2
+        assert await broker._connection.backend.diagnose() == []  # type: ignore[attr-defined]  # SupportsDiagnose
