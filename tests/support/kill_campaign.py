@@ -97,7 +97,7 @@ async def publish(broker: Broker, queue: Queue[str], load: Load, ledger: Ledger,
     while not stop.is_set():
         number += 1
         words = [f"for-{draw.uniform(LEAST, load.longest):.2f}-{number}"]
-        if number % round(load.rate * load.kills * load.every / (load.poisons + 1)) == 0:
+        if load.poisons and number % round(load.rate * load.kills * load.every / (load.poisons + 1)) == 0:
             words.append(f"poison-{number}")
         for what in words:
             try:
