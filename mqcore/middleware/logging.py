@@ -22,6 +22,7 @@ _LEVELS = {
     "message.retried": logging.INFO,
     "message.dead": logging.WARNING,
     "message.dropped": logging.WARNING,
+    "message.taken_over": logging.INFO,
     "message.quarantined": logging.WARNING,
     "settle.stale": logging.WARNING,
     "settle.failed": logging.WARNING,

@@ -33,6 +33,7 @@ from mqcore_rabbitmq import RabbitBackend, RabbitOptions, registry
 from mqcore_rabbitmq.ladder import ladder_for
 from mqcore_rabbitmq.looking import Reading
 from mqcore_rabbitmq.outbox import QUEUES, Outbox
+from mqcore_rabbitmq.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -407,6 +408,30 @@ async def test_a_suspect_that_is_released_comes_back_a_suspect(make: Make) -> No
         await consumer.settle([Release(again.receipt)], timeout=5)
         await consumer.close()
     await one.delete(name)
+
+
+async def test_a_successor_waits_until_the_broker_has_read_the_acknowledgement_of_its_source(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is only written is lost with a process that dies of the successor, and two copies would be left (G3)."""
+    name, backend, proven, prove = f"t.{new_id()[:8]}", await make(), asyncio.Event(), Window.prove
+
+    async def prove_later(window: Window) -> None:
+        await proven.wait()
+        await prove(window)
+
+    monkeypatch.setattr(Window, "prove", prove_later)
+    await backend.declare([QueueSpec(name=name)])
+    await backend.publish([out(name, "a")], timeout=5)
+    consumer = await backend.subscribe(name, prefetch=5, lease=30)
+    (source,) = await consumer.receive(1, 5.0)
+    move = Move(source.receipt, Outgoing(name, source.message.moved(name)))
+    assert await consumer.settle([move], timeout=5) == [DONE], "the answer does not wait for that"
+    assert await consumer.receive(1, 0.5) == []
+    proven.set()
+    (successor,) = await consumer.receive(1, 5.0)
+    assert (successor.message.hop, successor.redelivered) == (1, False)
+    await backend.delete(name)
 
 
 async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_is_done_without(
