@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.faulty import Faults, hung, plugin_for, stored_first
 from support.waiting import eventually
 
+import mqcore.sync
 from mqcore import Broker, LeaseLost, Queue, Settings
 from mqcore.errors import Reject
 from mqcore.plugins import Plugins
@@ -94,6 +97,25 @@ async def test_the_pull_api_waits_for_late_answers_too(real: Broker, faults: Fau
     await rejecting
     assert await contents(real) == [(kept.value.encode(), 0)]
     assert await contents(real, "jobs.dlq") == [(rejected.value.encode(), 0)]
+
+
+def test_the_blocking_api_waits_for_late_answers_too(faults: Faults) -> None:
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    where = memory_url().replace("memory://", "faulty://")
+    with mqcore.sync.Broker.connect(where, settings=Settings(), plugins=plugins) as broker:
+        broker.publish(jobs, "a")
+        with broker.consume(jobs) as consumer, ThreadPoolExecutor(1) as pool:
+            delivery = next(consumer)
+            faults.next("settle", stored_first(LATE))
+            rejecting = pool.submit(delivery.reject, "as the test says")
+            while not faults.calls["settle"]:
+                time.sleep(0.001)
+            consumer.close()
+            rejecting.result()
+        (counts,) = broker.counts(jobs)
+        assert (counts.ready, counts.leased) == (0, 0)
+        assert [letter.body for letter in broker.dead_letters(jobs).list()] == [b"a"]
 
 
 async def test_a_settlement_that_comes_while_its_message_is_released_is_too_late(
