@@ -40,6 +40,7 @@ from mqcore.errors import ConfigurationError, DecodeError, Reject, Retry, Valida
 from mqcore.message import Message
 from mqcore.plugins import default_plugins
 from mqcore.policy import Failure, Happened, Outcome
+from mqcore.signals import ignore_stop_signals
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,8 +49,11 @@ __all__ = ["FRAME", "SlotRequest", "SlotResult", "frame", "invoke", "load", "mai
 
 FRAME = struct.Struct("!II")
 """What a frame begins with: bytes of its header, bytes of its body."""
-_SCRIPT = "__mqcore_main__"
-"""The name of the program in the child, where what stands below `if __name__ == "__main__"` must not run."""
+_SCRIPT = "__mp_main__"
+"""The name of the program in the child, where what is below `if __name__ == "__main__"` must not run.
+
+It is the name that multiprocessing gives to the program in a child that it spawns, so what a handler pickles is found there.
+"""
 _PART = 256 * 1024
 """Bytes to read at once: more than a socket holds."""
 _FACTS = ("id", "content_type", "headers", "priority", "attempt", "published_at", "correlation_id", "redriven")
@@ -221,6 +225,7 @@ def _import_script(path: str) -> ModuleType:
         msg = f"{path!r} is not a Python source file"
         raise ConfigurationError(msg)
     module = importlib.util.module_from_spec(spec)
+    module.__spec__ = None  # as in a script: multiprocessing then runs the file again in a child that it spawns
     sys.modules[_SCRIPT] = sys.modules["__main__"] = module
     loader.exec_module(module)
     return module
@@ -253,12 +258,8 @@ def main() -> None:
 
 
 def _take_channel() -> socket.socket:
-    """Take the channel away from where a handler could find it, and let only the parent end this process.
-
-    An empty handler instead of SIG_IGN: programs that a handler starts get the default back, and can be stopped.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    """Take the channel away from where a handler could find it, and let only the parent end this process."""
+    ignore_stop_signals()
     faulthandler.enable()
     channel = socket.socket(fileno=os.dup(0))
     os.register_at_fork(after_in_child=channel.close)  # or the parent would not notice this child's death

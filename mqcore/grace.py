@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWERED", "CLEANED_UP", "DISCONNECTED", "UNSUBSCRIBED", "Grace"]
 
-CLEANED_UP, ANSWERED, UNSUBSCRIBED, DISCONNECTED = 0.25, 0.5, 0.65, 0.85
+CLEANED_UP, ANSWERED, UNSUBSCRIBED, CLOSED, DISCONNECTED = 0.25, 0.5, 0.65, 0.75, 0.85
 """Seconds after the grace by which each step has ended: handlers that were cancelled, answers to
-settlements, subscriptions, the connection. The promise is 1 s."""
+settlements, subscriptions, the lifespan, the connection. The promise is 1 s."""
 _STEP = 1.0
 """Seconds that a step which waits for no handler may take while the grace is not over."""
 
@@ -60,6 +60,13 @@ class Grace:
         if not self.over:
             return _STEP
         return max(self._ended + tail - asyncio.get_running_loop().time(), 0.0)
+
+    @property
+    def for_closing(self) -> float:
+        """Seconds of the clock that the lifespan may take to close: the rest of the grace, and its part of the tail."""
+        if self.over:
+            return max(self.left(CLOSED), CLOSED - UNSUBSCRIBED)
+        return self._until - self._clock.monotonic() + CLOSED
 
     async def wait(self, work: Iterable[asyncio.Future[Any]], tail: float) -> bool:
         """Wait until all of it has ended, or `tail` seconds after the grace; whether it has ended.

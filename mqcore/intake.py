@@ -82,6 +82,7 @@ class Intake:
         self._callers = 0
         self._wake = asyncio.Event()
         self._stopped = False
+        self._released = False
         self._closed = False
         self.failure: Exception | None = None
         self.grace: Grace | None = None
@@ -404,11 +405,17 @@ class Intake:
             error=error,
         )
 
+    def halt(self) -> None:
+        """Hand out nothing from now on; `stop` releases what was taken in."""
+        self._stopped = True
+        self._wake.set()
+
     async def stop(self) -> None:
         """Take in nothing more and release what no handler has begun (G13). What is handled now may still be finished."""
-        if self._stopped:
+        self.halt()
+        if self._released:
             return
-        self._stopped = True
+        self._released = True
         await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
         waiting = [held for _, _, held in self._buffer]
         if self._suspect is not None:

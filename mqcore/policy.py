@@ -6,6 +6,7 @@ send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attem
 
 from __future__ import annotations
 
+import sys
 import traceback
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -39,6 +40,7 @@ __all__ = [
 _TEXT, _TRACE = 2_000, 4_000
 _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
+_PROGRAM = ("__main__", "__mp_main__")
 _END_WAIT = 1.0
 """Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin."""
 _FAR = 10.0 * 365 * 86_400
@@ -133,8 +135,16 @@ class RetryPolicy:
 
 
 def qualified(cls: type) -> str:
-    """Return the name by which a class is compared across processes; never resolved back to code."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """Return the name by which a class is compared across processes; never resolved back to code.
+
+    The program has one name in the worker (`__main__`) and another in the process of a handler: `__mp_main__` for a script, and
+    for `python -m` the module's own. A class has one name in both.
+    """
+    module = cls.__module__
+    if module in _PROGRAM:
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        module = _PROGRAM[0] if spec is None else spec.name
+    return f"{module}.{cls.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)

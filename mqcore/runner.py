@@ -123,6 +123,9 @@ class Runner:
                 self.intake.fail(held, error)
 
     async def _handle(self, held: Held) -> None:
+        if self.intake.stopped:  # stopped since it was picked (G13)
+            self.intake.finish(held, _INTERRUPTED)
+            return
         if self.spec.ack_first:
             self.intake.finish(held, _SUCCEEDED)
             await held.wait_settled()
@@ -234,6 +237,10 @@ class Runner:
 
     async def _handle_batch(self, batch: Sequence[Held]) -> None:
         """Run the handler with a list; what it has not settled itself shares the outcome."""
+        if self.intake.stopped:  # as in `_handle`
+            for held in batch:
+                self.intake.finish(held, _INTERRUPTED)
+            return
         began = self._clock.monotonic()
         items: list[Received[Any]] = []
 
@@ -258,6 +265,11 @@ class Runner:
             if not item.finished:
                 item.finished = True
                 await self._concluded(item.held, outcome, took)
+
+    def halt(self) -> None:
+        """Start nothing from now on. `drain` does the rest."""
+        self.intake.halt()
+        self._freed.set()
 
     async def drain(self, grace: Grace) -> int:
         """Let running handlers end within the grace, then release what is unfinished; how many those were (G13).

@@ -19,6 +19,7 @@ import random
 import signal
 import subprocess
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from mqcore.clock import Clock, SystemClock
 from mqcore.errors import ConfigurationError
 from mqcore.policy import exponential
 from mqcore.processes import describe_exit
+from mqcore.signals import call_at_stop_signals
 from mqcore.threads import ThreadPool
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ _LATE = 1.0
 """Seconds between the end of the grace, or the second signal, and the kill."""
 _GONE = 2.0
 """Seconds that a killed process may take to disappear."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STATM = Path("/proc/self/statm")
 
 _log = logging.getLogger("mqcore")
@@ -92,9 +93,7 @@ class Supervisor:
             stack.callback(os.close, self._lifeline)
             stack.callback(os.close, ours)
             stack.callback(self._threads.close)
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, self.stop)
-                stack.callback(loop.remove_signal_handler, number)
+            stack.enter_context(call_at_stop_signals(partial(loop.call_soon_threadsafe, self.stop)))
             async with asyncio.TaskGroup() as group:
                 places = [group.create_task(self._keep(place)) for place in range(self._processes)]
                 limit = asyncio.create_task(self._limit(places))

@@ -9,9 +9,9 @@ import asyncio
 import json
 import logging
 import os
-import signal
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -20,6 +20,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.grace import Grace
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
+from mqcore.signals import call_at_stop_signals
 from mqcore.supervisor import resident_memory
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Worker:
         self._started = False
         self._stop = asyncio.Event()
         self._draining: Grace | None = None
-        self._signaled = False
+        self._starting: asyncio.Timeout | None = None
+        self._signals = 0
         self._failure: BaseException | None = None
         self._stack = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
@@ -123,30 +125,54 @@ class Worker:
     async def start(self) -> None:
         """Enter the app's lifespan, subscribe to every queue and begin.
 
-        Raises what prevents it, and nothing is left running then; `ConfigurationError` when it was started before.
+        When the worker is stopped meanwhile, it is drained and no handler has started. Raises what prevents the start, and nothing
+        is left running then; `ConfigurationError` when it was started before.
         """
         self.broker.check_loop(f"starting a worker of app {self.app.name!r}")
         if self._started:
             msg = f"this worker of app {self.app.name!r} was started before; a worker runs once, make a new one"
             raise ConfigurationError(msg)
         self._started = True
+
+        starting = asyncio.timeout(None)  # `stop` ends it, whatever the start is waiting for
         try:
-            state = None
-            if self.app.lifespan is not None:
-                state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
-            await self.broker.declare(*self.app.routers)
-            for spec in self._specs:
-                self._runners.append(await self._runner(spec, state))
-            for runner in self._runners:
-                await runner.start()
-        except BaseException:
+            async with starting:
+                self._starting = starting
+                try:
+                    await self._make_ready()
+                finally:
+                    self._starting = None
+        except BaseException as error:
             await self.drain()
+            if isinstance(error, TimeoutError) and starting.expired():
+                return
             raise
+        if self._stop.is_set():
+            await self.drain()
+            return
+
         if self._options.get("max_messages") is not None:
             for runner in self._runners:
                 runner.on_ended = self._recycle_when_spent
         self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
         self._watch = asyncio.create_task(self._look_after())
+
+    async def _make_ready(self) -> None:
+        """Open and subscribe, as far as nobody stops the worker meanwhile."""
+        if self._stop.is_set():
+            return
+
+        state = None
+        if self.app.lifespan is not None:
+            state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
+        if not self._stop.is_set():
+            await self.broker.declare(*self.app.routers)
+        for spec in self._specs:
+            if not self._stop.is_set():
+                self._runners.append(await self._runner(spec, state))
+        for runner in self._runners:
+            if not self._stop.is_set():
+                await runner.start()
 
     async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
         concurrency = self._options.get("concurrency")
@@ -187,63 +213,76 @@ class Worker:
             await runner.run()
         except Exception as error:  # noqa: BLE001 - a consumer that ends by itself ends the worker, whatever the cause
             self._failure = error
-            self._stop.set()
+            self._stop.set()  # `run` drains; in an `async with` block the other consumers go on
 
     async def drain(self, grace: float | None = None) -> None:
-        """Start nothing new, give running handlers `grace` seconds, release what is unfinished (G13). Idempotent."""
-        self._stop.set()
+        """Start nothing new, give running handlers `grace` seconds, release what is unfinished (G13). Idempotent.
+
+        The lifespan closes in what is left of the grace and a moment more; then it is cancelled.
+        """
+        self.stop()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+
         if self._draining is None or grace is not None:
             self._draining = Grace(self.broker.clock, self._grace if grace is None else grace)
         until = self._draining
+        if self._signals > 1:
+            until.hurry()
         await asyncio.gather(*(runner.drain(until) for runner in self._runners))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._stack.aclose()
+
+        await self._close_lifespan(until.for_closing)
+
+    async def _close_lifespan(self, limit: float) -> None:
+        own = None
+        try:
+            async with self.broker.clock.timeout(limit):
+                try:
+                    await self._stack.aclose()
+                except TimeoutError as error:
+                    own = error
+                    raise
+        except TimeoutError as error:
+            if error is own:
+                raise  # the lifespan's own failure
+            _log.warning("the lifespan of app %r did not close in time and was cancelled", self.app.name)
 
     def stop(self) -> None:
-        """Let `run` drain and return."""
+        """Start no handler from now on, and let `run` drain and return. What is being started is interrupted."""
         self._stop.set()
+        for runner in self._runners:
+            runner.halt()
+        if self._starting is not None and self._starting.when() is None:
+            self._starting.reschedule(0)
 
-    def _hurry(self) -> None:
-        """End the grace of a drain now."""
-        if self._draining is not None:
+    def _on_signal(self) -> None:
+        """Drain at the first signal; the second ends the grace."""
+        self._signals += 1
+        if self._signals > 1 and self._draining is not None:
             self._draining.hurry()
+        self.stop()
 
     async def run(self) -> None:
         """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
 
-        Raises what ended consuming by itself.
+        All workers of the process share one handler for these signals; the handlers that were set before are called too, and set
+        again at the end. Raises what ended consuming by itself.
         """
         loop = asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            self._signaled = True
-            if self._stop.is_set():
-                self._hurry()
-            self._stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(
-                NotImplementedError, RuntimeError, ValueError
-            ):  # Windows, or not the main thread: no signals then
-                loop.add_signal_handler(number, on_signal)
-        try:
-            await self.start()
-            await self._stop.wait()
-            await self.drain()
-            if self._signaled:
-                self.broker.leaving = self._draining
-        except asyncio.CancelledError:
-            await self.drain(0)  # whoever cancels us does not wait, and nothing may be left running
-            raise
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                with suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.remove_signal_handler(number)
+        with call_at_stop_signals(partial(loop.call_soon_threadsafe, self._on_signal)):
+            try:
+                await self.start()
+                await self._stop.wait()
+                await self.drain()
+                if self._signals:
+                    self.broker.leaving = self._draining
+            except asyncio.CancelledError:
+                await self.drain(0)  # whoever cancels us does not wait, and nothing may be left running
+                raise
         if self._failure is not None:
             raise self._failure
 
@@ -266,7 +305,7 @@ class Worker:
     def _recycle_when_spent(self) -> None:
         if self._spent():
             self.recycle = True
-            self._stop.set()
+            self.stop()
 
     def _tell(self, path: Path) -> None:
         """Write the health file, in one step: whoever reads it never sees half of it. Its time tells a live worker from a dead."""

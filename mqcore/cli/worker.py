@@ -7,9 +7,13 @@ command for one process, with the broker's URL in its environment, where no list
 import asyncio
 import os
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Annotated
 
 import typer
@@ -21,12 +25,15 @@ from mqcore.cli.logs import logging_set_up
 from mqcore.errors import ConfigurationError
 from mqcore.plugins import default_plugins
 from mqcore.settings import Settings
+from mqcore.signals import call_at_stop_signals
 from mqcore.supervisor import RECYCLE, Supervisor
 from mqcore.worker import Worker, WorkerOptions
 
 __all__ = ["worker"]
 
 _URL = "MQCORE_URL"
+_LATE = 1.0
+"""Seconds between the end of the grace, or the second signal, and the forced end (G13)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,30 @@ def worker(
                 app, app.connect(settings=settings), **how.options()
             )  # what could not work is said once, not by each
             return asyncio.run(_supervise(how, target, settings, json=at.json))
-        return asyncio.run(_work(app, how, settings))
+        with _ended_in_time(how.grace):
+            return asyncio.run(_work(app, how, settings))
+
+
+@contextmanager
+def _ended_in_time(grace: float) -> Iterator[None]:
+    """End the process by grace + 1 s after a signal, whatever blocks its event loop or ignores its cancellation (G13).
+
+    The broker takes back what was unfinished, as after any death.
+    """
+    signals: SimpleQueue[None] = SimpleQueue()  # its `put` may be called in a signal handler
+    Thread(target=_end_late, args=(signals, grace), name="mqcore-grace", daemon=True).start()
+    with call_at_stop_signals(lambda: signals.put(None)):
+        yield
+
+
+def _end_late(signals: SimpleQueue[None], grace: float) -> None:
+    signals.get()
+    with suppress(Empty):
+        signals.get(timeout=grace + _LATE)
+        time.sleep(_LATE)
+    text = f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; it is ended now\n"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+    os._exit(1)
 
 
 async def _work(app: App, how: How, settings: Settings) -> int:

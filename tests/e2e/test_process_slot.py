@@ -530,7 +530,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [(["script.py"], "__mqcore_main__"), (["-m", "script"], "script")], ids=["path", "module"]
+    ("command", "name"), [(["script.py"], "__mp_main__"), (["-m", "script"], "script")], ids=["path", "module"]
 )
 def test_a_handler_in_the_program_itself_runs_without_its_main_part(
     tmp_path: Path, command: list[str], name: str
@@ -539,7 +539,7 @@ def test_a_handler_in_the_program_itself_runs_without_its_main_part(
     done = subprocess.run(
         [sys.executable, *command, "--flag"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
     )
-    assert json.loads(done.stdout) == [name, 1, ["--flag"], name == "__mqcore_main__"]
+    assert json.loads(done.stdout) == [name, 1, ["--flag"], name == "__mp_main__"]
     assert done.stderr.splitlines() == ["imported as __main__", f"imported as {name}"]
 
 

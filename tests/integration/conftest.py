@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.faulty import Faults, plugin_for
+from support.programs import Program, Start
 
 from mqcore import App, Broker, DeadLetter, Queue, Settings, Worker
 from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     Serve = Callable[..., AbstractAsyncContextManager[Worker]]
 
@@ -155,3 +157,19 @@ async def client(clock: VirtualClock, url: str) -> AsyncIterator[Callable[[], Aw
     yield connect
     for one in clients:
         await one.close()
+
+
+@pytest.fixture
+def program_of(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts a program from its source; all are dead when the test ends."""
+    started: list[Program] = []
+
+    def start(source: str, *, as_module: bool = False) -> Program:
+        (tmp_path / "program.py").write_text(source)
+        started.append(Program(["-m", "program"] if as_module else ["program.py"], tmp_path))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()

@@ -1,0 +1,153 @@
+"""SIGTERM and SIGINT, for everything in this process that drains at one.
+
+Python keeps one handler for each signal. All workers of a process share the one in this module: it calls each of them, then the
+handler that was set before, so a server or an application around the workers hears of the signal too. When the last worker has
+ended, the previous handlers are set again.
+
+It is a plain `signal.signal` handler and sets no wakeup descriptor. A process that a message handler forks would share that
+descriptor, and a signal to the child would then be taken for one to the worker. A forked child gets the previous handlers back,
+and has no wakeup descriptor, whoever set one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["STOP_SIGNALS", "call_at_stop_signals", "ignore_stop_signals"]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_Handler = Any  # what `signal.getsignal` returns: a function, SIG_DFL, SIG_IGN, or None for one that is not Python's
+
+
+_listeners: list[Callable[[], object]] = []
+_previous: dict[int, _Handler] = {}
+_chaining: set[int] = set()
+_forking = threading.local()
+
+
+@contextmanager
+def call_at_stop_signals(call: Callable[[], object]) -> Iterator[None]:
+    """Within the block, call `call` at each SIGTERM and SIGINT.
+
+    It runs in the main thread, between two instructions of whatever runs there, so it may only hand the news on:
+    `loop.call_soon_threadsafe` or `SimpleQueue.put`. Only the main thread can set handlers. A block in another thread is told of
+    signals while one in the main thread is open.
+    """
+    _listeners.append(call)
+    _install()
+    try:
+        yield
+    finally:
+        _listeners.remove(call)
+        if not _listeners:
+            _restore()
+
+
+def _install() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    for number in STOP_SIGNALS:
+        handler = signal.getsignal(number)
+        if handler is not _on_signal:
+            _previous[number] = handler
+            signal.signal(number, _on_signal)
+
+
+def _restore() -> None:
+    """Set the previous handlers again, where no other handler has been set since."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # a handler without listeners acts as the previous one
+
+    for number, handler in list(_previous.items()):
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            del _previous[number]
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    called = tuple(_listeners)
+    for listener in called:
+        with suppress(RuntimeError):  # its loop is closed: nothing is left to drain
+            listener()
+
+    previous = _previous.get(number, signal.SIG_DFL)
+    if not called:
+        _act_as(previous, number, frame)
+    elif callable(previous) and previous is not signal.default_int_handler and not _is_of_a_loop(previous):
+        _chain(previous, number, frame)
+
+
+def _act_as(previous: _Handler, number: int, frame: Any) -> None:
+    """Nothing drains any more: the signal means what it would mean without us."""
+    if callable(previous):
+        _chain(previous, number, frame)
+    elif previous is not signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _chain(previous: Callable[[int, Any], object], number: int, frame: Any) -> None:
+    if number in _chaining:
+        return  # the previous handler has chained to us
+
+    _chaining.add(number)
+    try:
+        previous(number, frame)
+    finally:
+        _chaining.discard(number)
+
+
+def _is_of_a_loop(handler: _Handler) -> bool:
+    """Whether an event loop set it: it wakes the loop, which calls the loop's own handler by itself, or cancels the main task."""
+    function = getattr(handler, "func", handler)  # asyncio.Runner's is a partial
+    return str(getattr(function, "__module__", "")).partition(".")[0] in {"asyncio", "uvloop"}
+
+
+def ignore_stop_signals() -> None:
+    """Leave it to the parent to end this process.
+
+    It is an empty handler and not SIG_IGN: what this process starts, forks or programs, does not inherit it.
+    """
+    for number in STOP_SIGNALS:
+        _previous[number] = signal.signal(number, _ignore)
+
+
+def _ignore(_number: int, _frame: Any) -> None:
+    """Do nothing."""
+
+
+def _hold_signals() -> None:
+    """Before a fork: a signal that comes before the child has reset its handlers waits until then, and is not lost."""
+    if _previous:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _release_signals() -> None:
+    mask = _forking.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _reset_in_child() -> None:
+    """In a forked child, signals are the child's own: none reaches the parent's event loop, and none is ignored."""
+    if _previous:
+        _listeners.clear()
+        signal.set_wakeup_fd(-1)
+        for number, handler in _previous.items():
+            if signal.getsignal(number) in (_on_signal, _ignore):
+                default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, default if handler is None or _is_of_a_loop(handler) else handler)
+        _previous.clear()
+    _release_signals()
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_reset_in_child)
