@@ -6,10 +6,11 @@ once through logging and otherwise ignored: telemetry never decides what becomes
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from mqcore.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,8 +43,6 @@ EVENTS = {
     "reply.failed": "a reply could not be stored; fields: error",
 }
 """Every event and its fields. The names are public: dashboards are built on them."""
-
-_log = logging.getLogger("mqcore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +81,4 @@ class Events:
             except Exception:  # noqa: BLE001 - a listener is user code
                 if id(listener) not in self._broken:
                     self._broken.add(id(listener))
-                    _log.exception("an event listener raised, and will be heard of only this once: %r", listener)
+                    log().exception("an event listener raised, and will be heard of only this once: %r", listener)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mqcore.errors import ConfigurationError
+from mqcore.log import log
 from mqcore.policy import Failure, Happened, Outcome
 from mqcore.processes import ProcessSlot, SlotDied, SlotRequest
 from mqcore.threads import ThreadPool
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Encoded", "Ended", "Executor", "executor_for"]
 
 
-_log = logging.getLogger("mqcore")
 _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
 
 
@@ -164,7 +163,7 @@ class _Processes:
             except (SlotDied, OSError) as error:
                 if self._closed.is_set():
                     return  # it was killed by us
-                _log.warning("%s; trying again in %.1f s", error, wait)
+                log().warning("%s; trying again in %.1f s", error, wait)
                 with suppress(TimeoutError):
                     async with self._clock.timeout(wait):
                         await self._closed.wait()

@@ -8,13 +8,13 @@ pass by itself, so the same work is done by a task in the caller's loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mqcore.log import log
 from mqcore.spi import Backend, SupportsRenew
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from mqcore.clock import Clock
 
 __all__ = ["LeaseKeeper"]
-
-_log = logging.getLogger("mqcore")
 
 
 @dataclass(slots=True)
@@ -94,7 +92,7 @@ class LeaseKeeper:
             try:
                 await self._renew(self._own)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: try again while there is time left
-                _log.warning("renewing leases failed: %s: %s", type(error).__name__, error)
+                log().warning("renewing leases failed: %s: %s", type(error).__name__, error)
 
     def _run_thread(self) -> None:
         failures = 0
@@ -102,7 +100,7 @@ class LeaseKeeper:
             while not self._stopped:
                 backend = self._make_backend()
                 try:
-                    runner.run(backend.open(lambda error: _log.debug("the lease connection broke: %s", error)))
+                    runner.run(backend.open(lambda error: log().debug("the lease connection broke: %s", error)))
                     while not self._stopped:
                         if not failures:  # after a failure the claims are overdue already
                             self._wait(self._every)
@@ -110,7 +108,7 @@ class LeaseKeeper:
                         failures = 0
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
                     if not self._stopped:
-                        _log.warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
+                        log().warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
                         self._wait(min(self._every / 10 * 2 ** min(failures, 10), self._every))
                         failures += 1
                 finally:

@@ -13,7 +13,6 @@ supervisor.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from mqcore.clock import Clock, SystemClock
 from mqcore.errors import ConfigurationError
+from mqcore.log import log
 from mqcore.policy import exponential
 from mqcore.processes import describe_exit
 from mqcore.signals import call_at_stop_signals
@@ -47,8 +47,6 @@ _LATE = 1.0
 _GONE = 2.0
 """Seconds that a killed process may take to disappear."""
 _STATM = Path("/proc/self/statm")
-
-_log = logging.getLogger("mqcore")
 
 
 class Supervisor:
@@ -119,16 +117,16 @@ class Supervisor:
                 self._note_drained(place, code)
                 return
             if code == MISCONFIGURED and not healthy:
-                _log.error("worker %d cannot start as it is configured; what it wrote above says why", place)
+                log().error("worker %d cannot start as it is configured; what it wrote above says why", place)
                 self._code = MISCONFIGURED
                 self.stop()
                 return
             if code == RECYCLE:
-                _log.info("worker %d asked for a fresh process", place)
+                log().info("worker %d asked for a fresh process", place)
                 continue
             deaths = 1 if healthy else deaths + 1
             wait = _BACKOFF.wait(deaths, random.random())
-            _log.error("worker %d ended: %s; the next is started in %.1f s", place, describe_exit(code), wait)
+            log().error("worker %d ended: %s; the next is started in %.1f s", place, describe_exit(code), wait)
             with suppress(TimeoutError):
                 async with self._clock.timeout(wait):
                     await self._stopping.wait()
@@ -138,13 +136,13 @@ class Supervisor:
         try:
             process = subprocess.Popen(self._command, stdin=self._lifeline, process_group=0)  # noqa: ASYNC220, S603 - it returns at once; the command is the operator's own
         except (FileNotFoundError, PermissionError) as error:
-            _log.error("worker %d cannot be started: %s", place, error)
+            log().error("worker %d cannot be started: %s", place, error)
             return MISCONFIGURED
         except OSError as error:
-            _log.error("worker %d could not be started: %s", place, error)
+            log().error("worker %d could not be started: %s", place, error)
             return None
         self._running[place] = process
-        _log.info("worker %d is process %d", place, process.pid)
+        log().info("worker %d is process %d", place, process.pid)
         try:
             return await self._threads.run(process.wait)
         finally:
@@ -160,7 +158,7 @@ class Supervisor:
                 await self._hurry.wait()
                 await self._clock.sleep(_LATE)
         for place, process in self._running.items():
-            _log.error("worker %d (process %d) did not end in time and is killed", place, process.pid)
+            log().error("worker %d (process %d) did not end in time and is killed", place, process.pid)
             process.kill()
         await self._clock.sleep(_GONE)
         self._code = self._code or 1
@@ -170,7 +168,7 @@ class Supervisor:
     def _note_drained(self, place: int, code: int | None) -> None:
         """Once it is time to stop. A worker that SIGTERM killed had not come as far as to look at signals."""
         if code not in {0, RECYCLE, -signal.SIGTERM}:
-            _log.error("worker %d ended while draining: %s", place, describe_exit(code))
+            log().error("worker %d ended while draining: %s", place, describe_exit(code))
             self._code = self._code or 1
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from mqcore.capabilities import Capability
 from mqcore.errors import ConfigurationError
 from mqcore.grace import Grace
+from mqcore.log import log
 from mqcore.options import check_count, check_options, check_seconds
 from mqcore.runner import Runner
 from mqcore.signals import call_at_stop_signals
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerOptions"]
 
-_log = logging.getLogger("mqcore")
 _GRACE = 30.0
 _LOOK_EVERY = 2.0
 
@@ -201,7 +200,7 @@ class Worker:
         """Say so when messages may be held for longer than the broker bears: it would take them away from running handlers."""
         limit = self.broker.capabilities[Capability.LEASE].limits.get("held_at_most")
         if isinstance(limit, int | float) and spec.longest_hold > limit:
-            _log.warning(
+            log().warning(
                 "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, timeout %s), and %s ends a "
                 "consumer that holds one for %g s: give it a shorter timeout or a smaller prefetch",
                 *(spec.name, spec.queue.name, spec.longest_hold, spec.prefetch, spec.concurrency, spec.timeout),
@@ -249,7 +248,7 @@ class Worker:
         except TimeoutError as error:
             if error is own:
                 raise  # the lifespan's own failure
-            _log.warning("the lifespan of app %r did not close in time and was cancelled", self.app.name)
+            log().warning("the lifespan of app %r did not close in time and was cancelled", self.app.name)
 
     def stop(self) -> None:
         """Start no handler from now on, and let `run` drain and return. What is being started is interrupted."""
@@ -262,9 +261,14 @@ class Worker:
     def _on_signal(self) -> None:
         """Drain at the first signal; the second ends the grace."""
         self._signals += 1
-        if self._signals > 1 and self._draining is not None:
-            self._draining.hurry()
+        if self._signals > 1:
+            self._hurry()
         self.stop()
+
+    def _hurry(self) -> None:
+        """End the grace of a drain now."""
+        if self._draining is not None:
+            self._draining.hurry()
 
     async def run(self) -> None:
         """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
@@ -316,7 +320,7 @@ class Worker:
             beside.write_text(json.dumps(found))
             beside.replace(path)
         except OSError as error:
-            _log.warning("the health file %s cannot be written: %s", path, error)
+            log().warning("the health file %s cannot be written: %s", path, error)
 
     def _spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")

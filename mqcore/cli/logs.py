@@ -2,40 +2,94 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
+from typing import TextIO
 
 from mqcore.cli.common import place_of
 from mqcore.cli.output import one_line
 from mqcore.events import Event
+from mqcore.log import log
 
-__all__ = ["logging_set_up"]
+__all__ = ["json_stream", "logging_set_up"]
 
 _OURS = "mqcore"
 
 
 @contextmanager
-def logging_set_up(*, as_json: bool) -> Iterator[None]:
-    """Log from level INFO on, as JSON lines to standard output, else as text to standard error; put back what was there after it.
+def json_stream(*, wanted: bool) -> Iterator[TextIO | None]:
+    """Keep standard output for JSON alone, and return a stream to it; None, and nothing is changed, where that is not wanted.
 
-    An application that has configured the root logger itself keeps its way, unless JSON was asked for.
+    What the application prints meanwhile goes to standard error, in whichever thread or program that it starts.
     """
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    if before and not as_json:
+    if not wanted:
+        yield None
+        return
+
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        if not _is_standard_output(out):  # a test that captures it
+            yield out
+            return
+
+        out.flush()
+        ours = os.dup(1)  # no program inherits it
+        os.dup2(2, 1)
+        try:
+            with os.fdopen(os.dup(ours), "w", encoding=out.encoding, errors="backslashreplace") as stream:
+                yield stream
+        finally:
+            os.dup2(ours, 1)
+            os.close(ours)
+
+
+def _is_standard_output(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def logging_set_up(json_to: TextIO | None) -> Iterator[None]:
+    """Log from level INFO on, as JSON lines to a stream, else as text to standard error; put back what was there after it.
+
+    An application that has configured the root logger itself keeps its way. JSON is written nevertheless: mqcore's own records
+    always, the application's as long as it does not set handlers of the root logger meanwhile.
+    """
+    root, ours = logging.getLogger(), log()
+    handlers, level, own_level = root.handlers[:], root.level, ours.level
+    if handlers and json_to is None:
         yield
         return
-    handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else _Lines())
+
+    added: logging.Handler | None = None
+    handler = logging.StreamHandler(json_to or sys.stderr)
+    handler.setFormatter(_Lines() if json_to is None else _JsonLines())
+    if json_to is not None:
+        added = logging.StreamHandler(json_to)
+        added.setFormatter(_JsonLines())
+        handler.addFilter(lambda record: not _is_ours(record))  # written by the other one
+        ours.addHandler(added)
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.handlers = before
+        root.handlers = handlers
         root.setLevel(level)
+        ours.setLevel(own_level)
+        if added is not None:
+            ours.removeHandler(added)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] == _OURS
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -49,7 +103,7 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_time(record)} {record.levelname} {record.name}"
         error = record.exc_info[1] if record.exc_info else None
-        if record.name.split(".")[0] != _OURS:
+        if not _is_ours(record):
             trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info and error else ""
             return f"{head} {record.getMessage()}{trace}"
         why = f": {type(error).__name__}: {error}{place_of(error)}" if error is not None else ""

@@ -21,7 +21,7 @@ import typer
 from mqcore.app import App
 from mqcore.cli.common import At, load_app
 from mqcore.cli.health import PID, check_health_file, keep_health_file
-from mqcore.cli.logs import logging_set_up
+from mqcore.cli.logs import json_stream, logging_set_up
 from mqcore.errors import ConfigurationError
 from mqcore.plugins import default_plugins
 from mqcore.settings import Settings
@@ -104,7 +104,7 @@ def worker(
     """Run an app's consumers until SIGTERM or Ctrl-C, then drain; a second signal ends the grace at once.
 
     The app is imported from the working directory. Events are logged to standard error, with --json as lines of JSON to
-    standard output.
+    standard output; what the app prints then goes to standard error.
     """
     settings = at.settings()
     if how.processes > 1 and default_plugins().backend_for(settings.url.scheme).local:
@@ -112,14 +112,18 @@ def worker(
             f"{settings.url} lives in one process: {how.processes} workers would each have a broker of their own. Leave "
             "--processes out, or use a broker that processes share"
         )
-    app = load_app(target)
-    with logging_set_up(as_json=at.json):
-        if how.processes > 1:
+    if how.processes > 1:
+        with json_stream(wanted=at.json):
+            app = load_app(target)
+        with logging_set_up(sys.stdout if at.json else None):
             Worker(
                 app, app.connect(settings=settings), **how.options()
             )  # what could not work is said once, not by each
             return asyncio.run(_supervise(how, target, settings, json=at.json))
-        with _ended_in_time(how.grace):
+
+    with json_stream(wanted=at.json) as stream:
+        app = load_app(target)
+        with logging_set_up(stream), _ended_in_time(how.grace):
             return asyncio.run(_work(app, how, settings))
 
 
@@ -150,15 +154,25 @@ async def _work(app: App, how: How, settings: Settings) -> int:
     one = Worker(app, broker, **how.options())  # what could not work is said before anything is opened
     async with broker:
         if how.supervised:
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _orphaned, one)
+            lifeline = _take_lifeline()
+            asyncio.get_running_loop().add_reader(lifeline, _orphaned, one, lifeline)
         await one.run()
     return RECYCLE if one.recycle else 0
 
 
-def _orphaned(one: Worker) -> None:
-    """Drain when the supervisor has ended without a word: standard input is a pipe from it, which nothing is written to."""
-    if not os.read(sys.stdin.fileno(), 1):
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+def _take_lifeline() -> int:
+    """Take the supervisor's pipe off standard input: a program that a handler starts would wait there for what never comes."""
+    lifeline = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return lifeline
+
+
+def _orphaned(one: Worker, lifeline: int) -> None:
+    """Drain when the supervisor has ended without a word: nothing is ever written to its pipe."""
+    if not os.read(lifeline, 1):
+        asyncio.get_running_loop().remove_reader(lifeline)
         one.stop()
 
 

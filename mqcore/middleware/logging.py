@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from mqcore.log import log
 from mqcore.middleware.base import Middleware
 
 if TYPE_CHECKING:
@@ -41,16 +42,17 @@ class Logging(Middleware):
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         """Log to `logger`, or to the logger `mqcore`."""
-        self._logger = logger or logging.getLogger("mqcore")
+        self._logger = logger
 
     def on_event(self, event: Event) -> None:
         """Write the line when its level is enabled."""
         level = _LEVELS.get(event.name, logging.DEBUG)
-        if not self._logger.isEnabledFor(level):
+        logger = self._logger or log()
+        if not logger.isEnabledFor(level):
             return
         about = [("queue", event.queue), ("id", event.message_id), ("attempt", event.attempt), *event.fields.items()]
         words = " ".join(f"{name}={_short(value)}" for name, value in about if value not in ("", 0, 0.0))
-        self._logger.log(level, "%s %s", event.name, words, extra={"mqcore": event})
+        logger.log(level, "%s %s", event.name, words, extra={"mqcore": event})
 
 
 def _short(value: object) -> str:

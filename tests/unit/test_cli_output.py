@@ -154,7 +154,7 @@ def test_a_log_line_of_ours_is_one_line_and_the_applications_keep_their_tracebac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(root, "handlers", [])
         patch.setattr(sys, "stderr", out)
-        with logging_set_up(as_json=False):
+        with logging_set_up(None):
             for name in ("mqcore", "shop"):
                 try:
                     raise OSError("no way to redis://u:canary@host")  # noqa: TRY301 - it is what is logged
@@ -173,8 +173,8 @@ def test_an_application_that_configured_logging_keeps_its_way() -> None:
     root, own = logging.getLogger(), logging.NullHandler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(root, "handlers", [own])
-        with logging_set_up(as_json=False):
+        with logging_set_up(None):
             assert root.handlers == [own]
-        with logging_set_up(as_json=True):
+        with logging_set_up(io.StringIO()):
             assert own not in root.handlers
         assert root.handlers == [own]
