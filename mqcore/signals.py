@@ -4,20 +4,24 @@ Python keeps one handler for each signal. All workers of a process share the one
 handler that was set before, so a server or an application around the workers hears of the signal too. When the last worker has
 ended, the previous handlers are set again.
 
-It is a plain `signal.signal` handler and sets no wakeup descriptor. A process that a message handler forks would share that
-descriptor, and a signal to the child would then be taken for one to the worker. A forked child gets the previous handlers back,
-and has no wakeup descriptor, whoever set one.
+A signal also wakes the event loop of the main thread, by a socket that Python writes to (the wakeup descriptor): the handler runs
+between two instructions of Python, and a loop that waits for its sockets executes none. A process that a message handler forks
+must not write there, or a signal to the child would be taken for one to the worker. So signals wait while a process forks, and the
+child begins with the previous handlers and without a wakeup descriptor, whoever set it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
 __all__ = ["STOP_SIGNALS", "call_at_stop_signals", "ignore_stop_signals"]
@@ -27,6 +31,58 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _Handler = Any  # what `signal.getsignal` returns: a function, SIG_DFL, SIG_IGN, or None for one that is not Python's
 
 
+class _Waker:
+    """The wakeup descriptor, and the event loop that it wakes."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sockets: tuple[socket.socket, ...] = ()
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake this loop from now on, unless it has a wakeup descriptor already."""
+        if loop is self._loop:
+            return
+
+        self.close()
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.setblocking(False)  # noqa: FBT003 - the name of the call says what is meant
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        if before != -1:  # the loop's own: it has signal handlers, or is one of uvloop
+            signal.set_wakeup_fd(before)
+            ours.close()
+            theirs.close()
+            return
+
+        loop.add_reader(ours, _drain, ours)
+        self._loop, self._sockets = loop, (ours, theirs)
+
+    def close(self) -> None:
+        """Wake nothing any more."""
+        if self._loop is None:
+            return
+
+        ours, theirs = self._sockets
+        current = signal.set_wakeup_fd(-1)
+        if current not in (-1, theirs.fileno()):
+            signal.set_wakeup_fd(current)  # set by somebody else meanwhile
+        if not self._loop.is_closed():
+            self._loop.remove_reader(ours)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the sockets alone: in a forked child, the loop is the parent's."""
+        for each in self._sockets:
+            each.close()
+        self._loop, self._sockets = None, ()
+
+
+def _drain(wakened: socket.socket) -> None:
+    with suppress(BlockingIOError):
+        wakened.recv(4096)
+
+
+_waker = _Waker()
 _listeners: list[Callable[[], object]] = []
 _previous: dict[int, _Handler] = {}
 _chaining: set[int] = set()
@@ -34,15 +90,17 @@ _forking = threading.local()
 
 
 @contextmanager
-def call_at_stop_signals(call: Callable[[], object]) -> Iterator[None]:
-    """Within the block, call `call` at each SIGTERM and SIGINT.
+def call_at_stop_signals(call: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None) -> Iterator[None]:
+    """Within the block, call `call` at each SIGTERM and SIGINT: in `loop`, the caller's own, or without one in the signal handler.
 
-    It runs in the main thread, between two instructions of whatever runs there, so it may only hand the news on:
-    `loop.call_soon_threadsafe` or `SimpleQueue.put`. Only the main thread can set handlers. A block in another thread is told of
-    signals while one in the main thread is open.
+    In the signal handler it runs between two instructions of whatever the main thread does, so it may do no more than
+    `SimpleQueue.put`. Only the main thread can set handlers. A block in another thread is told of signals while one in the main
+    thread is open.
     """
+    if loop is not None:
+        call = partial(loop.call_soon_threadsafe, call)
     _listeners.append(call)
-    _install()
+    _install(loop)
     try:
         yield
     finally:
@@ -51,10 +109,12 @@ def call_at_stop_signals(call: Callable[[], object]) -> Iterator[None]:
             _restore()
 
 
-def _install() -> None:
+def _install(loop: asyncio.AbstractEventLoop | None) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
+    if loop is not None:
+        _waker.watch(loop)
     for number in STOP_SIGNALS:
         handler = signal.getsignal(number)
         if handler is not _on_signal:
@@ -67,6 +127,7 @@ def _restore() -> None:
     if threading.current_thread() is not threading.main_thread():
         return  # a handler without listeners acts as the previous one
 
+    _waker.close()
     for number, handler in list(_previous.items()):
         if signal.getsignal(number) is _on_signal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -142,6 +203,7 @@ def _reset_in_child() -> None:
     if _previous:
         _listeners.clear()
         signal.set_wakeup_fd(-1)
+        _waker.forget()
         for number, handler in _previous.items():
             if signal.getsignal(number) in (_on_signal, _ignore):
                 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

@@ -18,7 +18,6 @@ import random
 import signal
 import subprocess
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +90,7 @@ class Supervisor:
             stack.callback(os.close, self._lifeline)
             stack.callback(os.close, ours)
             stack.callback(self._threads.close)
-            stack.enter_context(call_at_stop_signals(partial(loop.call_soon_threadsafe, self.stop)))
+            stack.enter_context(call_at_stop_signals(self.stop, loop))
             async with asyncio.TaskGroup() as group:
                 places = [group.create_task(self._keep(place)) for place in range(self._processes)]
                 limit = asyncio.create_task(self._limit(places))

@@ -10,7 +10,6 @@ import json
 import os
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -277,7 +276,7 @@ class Worker:
         again at the end. Raises what ended consuming by itself.
         """
         loop = asyncio.get_running_loop()
-        with call_at_stop_signals(partial(loop.call_soon_threadsafe, self._on_signal)):
+        with call_at_stop_signals(self._on_signal, loop):
             try:
                 await self.start()
                 await self._stop.wait()

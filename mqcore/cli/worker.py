@@ -7,10 +7,10 @@ command for one process, with the broker's URL in its environment, where no list
 import asyncio
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -123,40 +123,45 @@ def worker(
 
     with json_stream(wanted=at.json) as stream:
         app = load_app(target)
-        with logging_set_up(stream), _ended_in_time(how.grace):
-            return asyncio.run(_work(app, how, settings))
+        with logging_set_up(stream), _deadline(how.grace) as at_signal:
+            return asyncio.run(_work(app, how, settings, at_signal))
 
 
 @contextmanager
-def _ended_in_time(grace: float) -> Iterator[None]:
+def _deadline(grace: float) -> Iterator[Callable[[], object]]:
     """End the process by grace + 1 s after a signal, whatever blocks its event loop or ignores its cancellation (G13).
 
-    The broker takes back what was unfinished, as after any death.
+    Yields what to call at a signal. The broker takes back what was unfinished, as after any death.
     """
-    signals: SimpleQueue[None] = SimpleQueue()  # its `put` may be called in a signal handler
-    Thread(target=_end_late, args=(signals, grace), name="mqcore-grace", daemon=True).start()
-    with call_at_stop_signals(lambda: signals.put(None)):
-        yield
+    news: SimpleQueue[str] = SimpleQueue()  # its `put` may be called in a signal handler
+    Thread(target=_end_late, args=(news, grace), name="mqcore-deadline", daemon=True).start()
+    try:
+        yield partial(news.put, "signal")
+    finally:
+        news.put("")
 
 
-def _end_late(signals: SimpleQueue[None], grace: float) -> None:
-    signals.get()
+def _end_late(news: SimpleQueue[str], grace: float) -> None:
+    word, wait = news.get(), grace + _LATE
     with suppress(Empty):
-        signals.get(timeout=grace + _LATE)
-        time.sleep(_LATE)
+        while word:
+            word, wait = news.get(timeout=wait), _LATE
+        return
+
     text = f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; it is ended now\n"
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+    os.write(2, text.encode())  # the main thread may hold the locks of logging
     os._exit(1)
 
 
-async def _work(app: App, how: How, settings: Settings) -> int:
+async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], object]) -> int:
     broker = app.connect(settings=settings)
     one = Worker(app, broker, **how.options())  # what could not work is said before anything is opened
     async with broker:
         if how.supervised:
             lifeline = _take_lifeline()
             asyncio.get_running_loop().add_reader(lifeline, _orphaned, one, lifeline)
-        await one.run()
+        with call_at_stop_signals(at_signal):
+            await one.run()
     return RECYCLE if one.recycle else 0
 
 

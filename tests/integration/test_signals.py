@@ -313,3 +313,41 @@ def test_a_signal_to_a_forked_child_reaches_no_loop_of_the_parent(program_of: St
     assert program.line() == f"{-signal.SIGTERM} []"
     code, lines, _ = program.end(signal.SIGTERM)
     assert (code, lines) == (0, [])
+
+
+RACE = """
+async def main():
+    # the signal comes between the last instruction of Python and the wait for sockets: only its wakeup ends that wait
+    async with connect() as broker:
+        await broker.publish(jobs, "a")
+        running = asyncio.create_task(Worker(app, broker).run())
+        await asyncio.sleep(0.1)
+        selector = asyncio.get_running_loop()._selector
+        select = selector.select
+
+        def late(timeout=None):
+            selector.select = select
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            # this thread does not take the signal, so its wait is not interrupted: another thread notes it
+            threading.Thread(target=kill_here).start()
+            return select(30)
+
+        def kill_here():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        began = time.monotonic()
+        selector.select = late
+        await asyncio.sleep(0)
+        await running
+        say("in time", time.monotonic() - began < 10)
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_that_does_not_interrupt_the_wait_for_sockets_is_heard(program_of: Start) -> None:
+    program = program_of(AROUND + RACE)
+    assert program.line() == "handled a"
+    assert program.end()[:2] == (0, ["in time True"])
