@@ -32,12 +32,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
-from mqcore.clock import seconds
 from mqcore.codec import Codecs, encode_any
 from mqcore.context import Facts
 from mqcore.delivery import Delivery
-from mqcore.errors import ConfigurationError, DecodeError, Reject, Retry, ValidationError
+from mqcore.errors import ConfigurationError
 from mqcore.message import Message
+from mqcore.outcomes import outcome_of, outcome_of_decoding
 from mqcore.plugins import default_plugins
 from mqcore.policy import Failure, Happened, Outcome
 from mqcore.signals import ignore_stop_signals
@@ -107,7 +107,7 @@ class SlotResult:
         failure = self.outcome.failure
         header: Header = {"happened": self.outcome.happened.value, "delay": self.outcome.delay}
         if failure is not None:
-            header["failure"] = [failure.types, failure.text, failure.traceback]
+            header["failure"] = [failure.types, failure.text, failure.traceback, failure.members]
         if self.body is not None:
             header["content_type"] = self.content_type
         return frame(header, self.body or b"")
@@ -117,8 +117,8 @@ class SlotResult:
         """Return the result in a frame."""
         failure = None
         if (found := header.get("failure")) is not None:
-            types, text, traceback = found
-            failure = Failure(tuple(types), text, traceback)
+            types, text, traceback, members = found
+            failure = Failure(tuple(types), text, traceback, tuple(map(tuple, members)))
         outcome = Outcome(Happened(header["happened"]), failure, header["delay"])
         kind = header.get("content_type")
         return cls(outcome=outcome, body=None if kind is None else body, content_type=kind)
@@ -167,7 +167,7 @@ def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, ru
     try:
         payload = spec.payload.decode(message.body, message.content_type, codecs)
     except BaseException as error:  # noqa: BLE001 - a payload type is user code too
-        return _not_decoded(error)
+        return SlotResult(outcome=outcome_of_decoding(error))
     context = SlotContext(request.queue, Delivery(message, b"", redelivered=request.redelivered))
     arguments = (payload, context) if spec.takes_context else (payload,)
     try:
@@ -179,25 +179,7 @@ def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, ru
         body, content_type = encode_any(value, codecs)
         return SlotResult(outcome=Outcome(Happened.SUCCEEDED), body=body, content_type=content_type)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures, not the child's end
-        return _raised(error)
-
-
-def _not_decoded(error: BaseException) -> SlotResult:
-    unfit = Happened.INVALID if isinstance(error, ValidationError) else Happened.FAILED
-    happened = Happened.UNDECODABLE if isinstance(error, DecodeError) else unfit
-    return SlotResult(outcome=Outcome(happened, Failure.of(error)))
-
-
-def _raised(error: BaseException) -> SlotResult:
-    failure = Failure.of(error)
-    if isinstance(error, Retry):
-        try:
-            delay = None if error.delay is None else seconds(error.delay)
-        except (TypeError, ValueError) as wrong:
-            return SlotResult(outcome=Outcome(Happened.FAILED, Failure.of(wrong)))
-        return SlotResult(outcome=Outcome(Happened.RETRY, failure, delay))
-    happened = Happened.REJECTED if isinstance(error, Reject) else Happened.FAILED
-    return SlotResult(outcome=Outcome(happened, failure))
+        return SlotResult(outcome=outcome_of(error))
 
 
 def load(target: str, script: str | None) -> Callable[..., Any]:

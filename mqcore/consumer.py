@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mqcore.clock import seconds
 from mqcore.context import Facts
 from mqcore.errors import ConnectionLost, DecodeError, LeaseLost, ValidationError
+from mqcore.options import check_seconds
+from mqcore.outcomes import outcome_of_decoding
 from mqcore.policy import Failure, Happened, Outcome
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Received(Facts, Generic[T]):
 
     async def retry(self, delay: float | timedelta | None = None, error: BaseException | None = None) -> None:
         """Handle it again by the retry policy, or after `delay` seconds; dead-lettered when attempts are exhausted (G10)."""
-        wait = None if delay is None else seconds(delay)
+        wait = None if delay is None else check_seconds("delay", delay, f"message {self.id}", zero=True)
         await self._finish(Outcome(Happened.RETRY, Failure.of(error) if error else None, wait))
 
     async def reject(self, reason: str = "rejected by the consumer") -> None:
@@ -90,10 +91,8 @@ def decoded(queue: Queue[T], held: Held, codecs: Codecs) -> T | Outcome:
     message = held.delivery.message
     try:
         return queue.payload.decode(message.body, message.content_type, codecs)
-    except DecodeError as error:
-        return Outcome(Happened.UNDECODABLE, Failure.of(error))
-    except ValidationError as error:
-        return Outcome(Happened.INVALID, Failure.of(error))
+    except (DecodeError, ValidationError) as error:
+        return outcome_of_decoding(error)
 
 
 class Consumer(Generic[T]):
@@ -147,9 +146,14 @@ class Consumer(Generic[T]):
 
         A timeout of 0 looks only at what this consumer has received already.
         """
+        limit = (
+            None
+            if timeout is None
+            else check_seconds("timeout", timeout, f"consumer of {self._queue.name!r}", zero=True)
+        )
         intake = await self._open()
         try:
-            async with intake.clock.timeout(None if timeout is None else seconds(timeout)):
+            async with intake.clock.timeout(limit):
                 return await anext(self, None)
         except TimeoutError:
             return None

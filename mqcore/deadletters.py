@@ -8,6 +8,7 @@ noticed by its `redriven` count and left where it is.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from mqcore.capabilities import Capability
 from mqcore.delivery import Ack, Move, Outgoing, Release
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
+from mqcore.options import check_count, check_seconds, check_text
 from mqcore.queue import DLQ, OURS
 from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake
 
@@ -144,6 +146,7 @@ class DeadLetters:
 
         Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an unknown reason or filter.
         """
+        check_count("limit", limit, "list of dead letters")
         _check(wanted)
         queue = await self._find()
         wanted = self._own(wanted, queue)
@@ -346,6 +349,12 @@ def _pages(keys: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def _check(wanted: DeadLetterFilter) -> None:
+    if isinstance(ids := wanted.get("ids", ()), (str, bytes)) or not isinstance(ids, Iterable):
+        raise ConfigurationError(f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids")
+    for name in ("queue", "error"):
+        check_text(name, wanted.get(name, "any"), "filter of dead letters")
+    for name in ("before", "after"):
+        check_seconds(name, wanted.get(name, 0), "filter of dead letters", zero=True)
     reasons = [reason.value for reason in Reason]
     if "reason" in wanted and wanted["reason"] not in reasons:
         msg = f"reason {wanted['reason']!r} is unknown; it is one of {', '.join(reasons)}"

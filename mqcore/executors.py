@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
+from mqcore.outcomes import Ended
 from mqcore.policy import Failure, Happened, Outcome
 from mqcore.processes import ProcessSlot, SlotDied, SlotRequest
 from mqcore.threads import ThreadPool
@@ -23,19 +24,10 @@ if TYPE_CHECKING:
     from mqcore.context import Context
     from mqcore.handlers import HandlerSpec
 
-__all__ = ["Encoded", "Ended", "Executor", "executor_for"]
+__all__ = ["Encoded", "Executor", "executor_for"]
 
 
 _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
-
-
-class Ended(Exception):
-    """Raised for a run in another process that did not succeed: its outcome, told by the process itself."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        """The text is the failure's."""
-        super().__init__(outcome.failure.text if outcome.failure else outcome.happened.value)
-        self.outcome = outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqcore.clock import seconds
 from mqcore.errors import ConfigurationError
-from mqcore.options import check_count, check_options, check_seconds
+from mqcore.options import check_count, check_flag, check_options, check_seconds, check_text
 from mqcore.policy import AfterCrash, RetryPolicy, check_after_crash
 from mqcore.queue import DLQ, Queue
 from mqcore.signatures import Signature, name_of
@@ -104,10 +104,12 @@ class HandlerSpec:
     @classmethod
     def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions) -> HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
-        name = options.get("name", name_of(call))
+        name = check_text("name", options.get("name", name_of(call)), f"handler {name_of(call)}")
         where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
         check_options(options, HandlerOptions, where)
         _check_numbers(options, where)
+        for flag in ("process", "ack_first"):
+            check_flag(flag, options.get(flag, False), where)
         batch = options.get("batch", 0)
         signature = Signature.of(call, where, batched=bool(batch), process=bool(options.get("process")))
         if isinstance(queue, str):

@@ -17,7 +17,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from mqcore.errors import MessageTooLarge, ValidationError
+from mqcore.errors import ConfigurationError, MessageTooLarge, ValidationError
 
 __all__ = [
     "Death",
@@ -135,6 +135,13 @@ class Limits:
     headers: int = 64
     header_bytes: int = 16 * 1024
     header_value: int = 4 * 1024
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of bytes or headers."""
+        for name in ("payload", "headers", "header_bytes", "header_value"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigurationError(f"limits: {name}={value!r:.60} is not usable; give a whole number from 0")
 
     def check(self, message: Message, queue: str) -> None:
         """Raise `MessageTooLarge` when the message exceeds a limit, naming the queue, the id and both numbers."""

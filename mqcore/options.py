@@ -16,7 +16,7 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["check_count", "check_options", "check_seconds", "no_such_option"]
+__all__ = ["check_count", "check_flag", "check_options", "check_seconds", "check_text", "no_such_option"]
 
 
 def check_options(given: Iterable[str], kind: type, where: str) -> None:
@@ -38,6 +38,20 @@ def check_count(name: str, value: object, where: str) -> int:
     """Return a whole number from 1, or raise `ConfigurationError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a whole number from 1")
+    return value
+
+
+def check_flag(name: str, value: object, where: str) -> bool:
+    """Return True or False, or raise `ConfigurationError`: "no" would otherwise mean yes."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give True or False")
+    return value
+
+
+def check_text(name: str, value: object, where: str) -> str:
+    """Return a text that is not empty, or raise `ConfigurationError`."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a text")
     return value
 
 

@@ -6,19 +6,20 @@ send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attem
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
+from mqcore.options import check_count, check_seconds
 from mqcore.url import mask_text
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 __all__ = [
     "AfterCrash",
@@ -32,12 +33,15 @@ __all__ = [
     "admit",
     "check_after_crash",
     "decide",
+    "exceptions_in",
     "exponential",
     "fixed",
     "linear",
 ]
 
 _TEXT, _TRACE = 2_000, 4_000
+_NAMED = 20
+"""Exceptions of a group whose texts are recorded."""
 _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
 _PROGRAM = ("__main__", "__mp_main__")
@@ -63,11 +67,18 @@ class Backoff:
 
     def __post_init__(self) -> None:
         """Refuse figures that cannot be waited for."""
-        if not (0 <= self.base <= _FAR and 0 <= self.step <= _FAR and self.factor >= 1 and 0 <= self.cap <= _FAR):
-            msg = (
-                f"backoff {self} is not usable: base, step and cap are 0 seconds to ten years, the factor is at least 1"
+        figures = (self.base, self.step, self.factor, self.cap)
+        are_numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in figures)
+        if not (
+            are_numbers
+            and all(0 <= each <= _FAR for each in (self.base, self.step, self.cap))
+            and 1 <= self.factor < math.inf
+            and isinstance(self.jitter, bool)
+        ):
+            raise ConfigurationError(
+                f"backoff {self!r:.200} is not usable: base, step and cap are 0 seconds to ten years, the factor is a number "
+                "from 1, and jitter is True or False"
             )
-            raise ConfigurationError(msg)
 
     def wait(self, attempt: int, chance: float = 1.0) -> float:
         """Seconds to wait after `attempt` (from 1) failed. `chance`, from 0 to 1, is the draw that jitter uses."""
@@ -78,19 +89,26 @@ class Backoff:
         return ceiling * chance if self.jitter else ceiling
 
 
-def fixed(delay: float, *, jitter: bool = False) -> Backoff:
+def fixed(delay: float | timedelta, *, jitter: bool = False) -> Backoff:
     """Wait `delay` seconds each time."""
-    return Backoff(delay, jitter=jitter)
+    return Backoff(_in_seconds(delay), jitter=jitter)
 
 
-def linear(step: float, *, cap: float = 3600.0, jitter: bool = True) -> Backoff:
+def linear(step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True) -> Backoff:
     """Wait `step` seconds more each time, at most `cap`."""
-    return Backoff(step, step=step, cap=cap, jitter=jitter)
+    each = _in_seconds(step)
+    return Backoff(each, step=each, cap=_in_seconds(cap), jitter=jitter)
 
 
-def exponential(base: float, *, cap: float = 60.0, factor: float = 2.0, jitter: bool = True) -> Backoff:
+def exponential(
+    base: float | timedelta, *, cap: float | timedelta = 60.0, factor: float = 2.0, jitter: bool = True
+) -> Backoff:
     """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
-    return Backoff(base, factor=factor, cap=cap, jitter=jitter)
+    return Backoff(_in_seconds(base), factor=factor, cap=_in_seconds(cap), jitter=jitter)
+
+
+def _in_seconds(value: float | timedelta) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 _ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
@@ -102,7 +120,8 @@ class RetryPolicy:
     """How often and when a failed message is handled again (G10).
 
     `max_attempts` counts the first one. `max_age` (seconds since the first publish) gives up earlier. Only exceptions of the
-    classes in `retry_on` are retried, and none of those in `give_up_on`: both go by the class and its bases.
+    classes in `retry_on` are retried, and none of those in `give_up_on`: both go by the class and its bases, and look into
+    exception groups. Raises `ConfigurationError` for what could not be acted on later.
     """
 
     max_attempts: int = 3
@@ -112,26 +131,43 @@ class RetryPolicy:
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a policy that would never run a handler."""
-        if self.max_attempts < 1:
-            msg = (
-                f"max_attempts={self.max_attempts} would never run a handler; the first run counts, so 1 means no retry"
+        """Refuse what could not be acted on when a handler fails."""
+        check_count("max_attempts", self.max_attempts, "retry policy (the first run counts, so 1 means no retry)")
+
+        if not isinstance(self.backoff, Backoff):
+            raise ConfigurationError(
+                f"retry policy: backoff={self.backoff!r:.60} is not usable; give fixed(5), linear(5) or exponential(1), "
+                "in seconds"
             )
-            raise ConfigurationError(msg)
+        if self.max_age is not None:
+            check_seconds("max_age", self.max_age, "retry policy", zero=True)
+
         for name in ("retry_on", "give_up_on"):
             classes = getattr(self, name)
-            if not (isinstance(classes, tuple) and all(isinstance(cls, type) for cls in classes)):
-                msg = (
-                    f"{name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance (OSError,)"
+            if not (isinstance(classes, tuple) and all(_is_exception_class(each) for each in classes)):
+                raise ConfigurationError(
+                    f"retry policy: {name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance "
+                    "(OSError,)"
                 )
-                raise ConfigurationError(msg)
 
     def retries(self, failure: Failure | None) -> bool:
-        """Whether a failure of this kind is worth another attempt."""
+        """Whether a failure of this kind is worth another attempt.
+
+        An exception group is, if every exception in it is. Both lists may name the group's own class, too.
+        """
         if failure is None:
             return True
-        matches = set(failure.types).intersection
-        return bool(matches(map(qualified, self.retry_on))) and not matches(map(qualified, self.give_up_on))
+
+        retry_on, give_up_on = set(map(qualified, self.retry_on)), set(map(qualified, self.give_up_on))
+        if give_up_on.intersection(failure.types) or any(give_up_on.intersection(each) for each in failure.members):
+            return False
+        if retry_on.intersection(failure.types):
+            return True
+        return bool(failure.members) and all(retry_on.intersection(each) for each in failure.members)
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def qualified(cls: type) -> str:
@@ -154,25 +190,55 @@ class Failure:
     types: tuple[str, ...]
     text: str
     traceback: str = ""
+    members: tuple[tuple[str, ...], ...] = ()
+    """Of an exception group, the `types` of each kind of exception in it."""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Describe an exception, whatever its class does when it is turned into text."""
-        try:
-            text = str(error)
-        except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
-            text = f"<its text cannot be had: {type(broken).__name__}>"
+        text = _text_of(error)
+        members: dict[tuple[str, ...], None] = {}
+        if isinstance(error, BaseExceptionGroup):
+            with suppress(Exception):  # a group class of the user's may break what is asked of it
+                inner = [(_names(type(each)), _text_of(each)) for each in exceptions_in(error)]
+                members = dict.fromkeys(names for names, _ in inner)
+                each_text = (f"{names[0].removeprefix('builtins.')}: {each}" for names, each in inner[:_NAMED])
+                text = f"{text}: {'; '.join(each_text)}"
+
         try:
             trace = "".join(traceback.format_exception(error))
-        except BaseException:  # noqa: BLE001 - as above
+        except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
             trace = ""
-        types = tuple(qualified(base) for base in type(error).__mro__ if base is not object)
-        return cls(types, _clean(text)[:_TEXT], _clean(trace)[-_TRACE:])
+        return cls(_names(type(error)), _clean(text)[:_TEXT], _clean(trace)[-_TRACE:], tuple(members))
 
     @property
     def type(self) -> str:
         """The class's own name, without `builtins.`."""
         return self.types[0].removeprefix("builtins.") if self.types else ""
+
+
+def exceptions_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return what a group holds, and the groups in it, in order."""
+    found: list[BaseException] = []
+    left: list[BaseException] = [group]
+    while left:
+        error = left.pop()
+        if isinstance(error, BaseExceptionGroup):
+            left.extend(reversed(error.exceptions))
+        else:
+            found.append(error)
+    return found
+
+
+def _names(cls: type[BaseException]) -> tuple[str, ...]:
+    return tuple(qualified(base) for base in cls.__mro__ if base is not object)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
+        return f"<its text cannot be had: {type(broken).__name__}>"
 
 
 def _clean(text: str) -> str:

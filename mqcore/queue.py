@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unp
 
 from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
-from mqcore.options import check_count, check_options, check_seconds
+from mqcore.options import check_count, check_flag, check_options, check_seconds, check_text
 from mqcore.policy import RetryPolicy
 from mqcore.spi import QueueSpec
 
@@ -72,6 +72,9 @@ class Queue(Generic[T]):
     def __init__(self, name: str, payload: Any = bytes, **options: Unpack[QueueOptions]) -> None:
         self.name = check_queue_name(name)
         check_options(options, QueueOptions, f"queue {name!r}")
+        check_flag("declare", options.get("declare", True), f"queue {name!r}")
+        if (codec := options.get("codec")) is not None:
+            check_text("codec", codec, f"queue {name!r}")
         self.options = options
         self.payload: Payload[T] = Payload(payload, options.get("codec"))
         self.ttl = _seconds("ttl", options.get("ttl"), name)

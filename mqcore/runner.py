@@ -12,13 +12,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mqcore.clock import seconds
 from mqcore.consumer import Received, decoded
 from mqcore.context import Context
-from mqcore.errors import HandlerTimeout, Reject, Retry
-from mqcore.executors import Encoded, Ended, executor_for
+from mqcore.executors import Encoded, executor_for
 from mqcore.grace import CLEANED_UP
 from mqcore.middleware import Middleware, Timeout
+from mqcore.outcomes import outcome_of
 from mqcore.policy import Failure, Happened, Outcome
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class Runner:
             ending = _SUCCEEDED, await self._call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
             interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
-            ending = _INTERRUPTED if interrupted else _judge(error), None  # who cancels itself has failed (G4)
+            ending = _INTERRUPTED if interrupted else outcome_of(error), None  # who cancels itself has failed (G4)
         self._cancellable.discard(task)
         self._interrupted.discard(task)
         for held in batch:
@@ -307,20 +306,3 @@ async def _at_rest(task: asyncio.Task[None]) -> None:
 
 async def _with_next(one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context) -> object:
     return await one.handle(ctx, call_next)
-
-
-def _judge(error: BaseException) -> Outcome:
-    """What an exception means for its message."""
-    if isinstance(error, Ended):
-        return error.outcome
-    if isinstance(error, Retry):
-        try:
-            delay = None if error.delay is None else seconds(error.delay)
-        except (TypeError, ValueError, OverflowError) as wrong:
-            return Outcome(Happened.FAILED, Failure.of(wrong))
-        return Outcome(Happened.RETRY, Failure.of(error), delay)
-    if isinstance(error, Reject):
-        return Outcome(Happened.REJECTED, Failure.of(error))
-    if isinstance(error, HandlerTimeout):
-        return Outcome(Happened.TIMED_OUT, Failure.of(error))
-    return Outcome(Happened.FAILED, Failure.of(error))

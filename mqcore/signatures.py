@@ -173,9 +173,17 @@ def _parameters(call: Any, hints: dict[str, Any], where: str) -> list[inspect.Pa
             f"{where}: a handler takes the payload, or the payload and a context; {_shown(everything)}"
         )
 
+    filled = required
     if len(required) == 1 and len(plain) > 1 and _names_context(hints.get(plain[1].name, _UNKNOWN)):
-        return plain[:2]  # ctx: Context | None = None
-    return required
+        filled = plain[:2]  # ctx: Context | None = None
+
+    for each in everything:
+        if each not in filled and _names_context(hints.get(each.name, _UNKNOWN)):
+            raise ConfigurationError(
+                f"{where}: parameter {each.name!r} is annotated as a context and would never get one. "
+                "The context is the second parameter, after the payload"
+            )
+    return filled
 
 
 def _shown(parameters: Sequence[inspect.Parameter]) -> str:

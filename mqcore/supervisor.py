@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from mqcore.clock import Clock, SystemClock
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
+from mqcore.options import check_count, check_seconds
 from mqcore.policy import exponential
 from mqcore.processes import describe_exit
 from mqcore.signals import call_at_stop_signals
@@ -58,9 +59,10 @@ class Supervisor:
     def __init__(
         self, command: Sequence[str], processes: int, *, grace: float = 30.0, clock: Clock | None = None
     ) -> None:
-        if not command or processes < 1 or grace < 0:
-            msg = f"{processes} processes of {' '.join(command)!r} with {grace:g} s of grace: nothing could be run so"
-            raise ConfigurationError(msg)
+        if not command:
+            raise ConfigurationError("supervisor: the command is empty; give the words that start a worker")
+        check_count("processes", processes, "supervisor")
+        check_seconds("grace", grace, "supervisor", zero=True)
         self._command = list(command)
         self._processes = processes
         self._grace = grace

@@ -71,6 +71,9 @@ class Worker:
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
         check_seconds("grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True)
+        path = options.get("health_file")
+        if path is not None and not (path and isinstance(path, (str, Path))):
+            raise ConfigurationError(f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path")
         if not {id(one) for one in app.middleware} <= {id(one) for one in broker.middleware}:
             msg = (
                 f"app {app.name!r} has middleware that this broker does not run: connect with app.connect(...), or give the "
@@ -92,6 +95,10 @@ class Worker:
         self._watch: asyncio.Task[None] | None = None
 
     def _chosen(self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None) -> list[HandlerSpec]:
+        if queues is not None and not (_is_sequence(queues) and all(isinstance(name, str) for name in queues)):
+            raise ConfigurationError(
+                f"worker of app {self.app.name!r}: queues={queues!r:.100} is not usable; give a list of names"
+            )
         consumed = {spec.queue.name: spec for spec in specs}
         if not consumed:
             msg = f"app {self.app.name!r} has no consumers: decorate a handler with @app.consumer(...)"
@@ -327,3 +334,7 @@ class Worker:
         if messages is not None and handled >= messages:
             return True
         return memory is not None and handled > 0 and (resident_memory() or 0) > memory
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,51 @@ _TOLD = re.compile(r"^=+ mqcore .*(?:\n(?!=).*)*", re.MULTILINE)
 _FINE = (0, 5)
 """Exit codes of pytest: all passed, or there was nothing to run."""
 _WIDTH = 80
+_PATIENCE = 60
+"""Seconds that the runs have to remove what they started."""
+_INTERRUPTED = 130
+
+
+class Going:
+    """The pytest runs that are going on. They end with this program."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start one that writes into a pipe, in a group of its own: a Ctrl-C reaches it through here, and once."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, text=True, process_group=0, **pipes)
+        self._processes[process.pid] = process
+        if self.stopping:
+            process.send_signal(signal.SIGINT)
+        return process
+
+    def ended(self, process: subprocess.Popen[str]) -> None:
+        """Forget it."""
+        self._processes.pop(process.pid, None)
+
+    def watch(self) -> None:
+        """End them all at SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGALRM, self._kill)
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        if self.stopping:
+            return  # a second interrupt would break off the tidying up
+        self.stopping = True
+        signal.alarm(_PATIENCE)
+        for process in tuple(self._processes.values()):
+            process.send_signal(signal.SIGINT)
+
+    def _kill(self, _number: int, _frame: object) -> None:
+        for process in tuple(self._processes.values()):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+GOING = Going()
 
 
 class Run(NamedTuple):
@@ -74,13 +120,16 @@ def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
     began, log = time.monotonic(), LOGS / f"{name}.log"
     color = ["--color=yes"] if aloud and sys.stdout.isatty() else []
     command = [sys.executable, "-m", "pytest", *color, *arguments]
+    if GOING.stopping:
+        return Run(name, _INTERRUPTED, "interrupted before it began", 0.0)
     with log.open("w") as kept:
-        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = GOING.start(command)
         with process:
             for line in process.stdout or ():
                 kept.write(line)
                 if aloud:
                     say(line, end="")
+        GOING.ended(process)
     return Run(name, process.returncode, log.read_text(), time.monotonic() - began)
 
 
@@ -115,8 +164,29 @@ def on_servers() -> list[tuple[str, str]]:
     return found
 
 
+def alone(words: Sequence[str]) -> int:
+    """Run one pytest at this terminal, and return its exit code.
+
+    It stays in the terminal's group, for a debugger. Ctrl-C reaches it there, so only a SIGTERM is passed on.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        if not asked and number == signal.SIGTERM:
+            process.send_signal(signal.SIGINT)
+        asked.append(number)
+
+    with subprocess.Popen([sys.executable, "-m", "pytest", *words], cwd=ROOT) as process:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        return process.wait()
+
+
 def main(options: Sequence[str]) -> int:
     """Run everything; 0 when all has passed."""
+    if not all(option.startswith("--") for option in options):
+        return alone(options)
+    GOING.watch()
     began = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
     # reports are of servers
@@ -126,7 +196,8 @@ def main(options: Sequence[str]) -> int:
     runs = [run("without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):
-            tell(done)
+            if done.seconds:
+                tell(done)
             runs.append(done)
     failed = [run.name for run in runs if run.code not in _FINE]
     if failed:
@@ -134,7 +205,7 @@ def main(options: Sequence[str]) -> int:
     seconds = time.monotonic() - began
     total = sum((run.counts for run in runs), Counter[str]())
     say(f" {counted(total)} in {seconds:.2f}s ({int(seconds) // 60} min) ".center(_WIDTH, "="))
-    return int(bool(failed))
+    return _INTERRUPTED if GOING.stopping else int(bool(failed))
 
 
 if __name__ == "__main__":

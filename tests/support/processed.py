@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mqcore import App, Context, Queue, Reject, Retry, RetryPolicy, fixed
+from mqcore import App, Context, HandlerTimeout, Queue, Reject, Retry, RetryPolicy, fixed
 
 if "MQCORE_TEST_DIE" in os.environ:
     os._exit(9)
@@ -69,6 +69,36 @@ def do(deed: Deed, ctx: Context) -> object:
     if deed.path:
         note(deed.path, f"{deed.what} {ctx.attempt} {os.getpid()}")
     return DEEDS.get(deed.what, lambda _: f"did {deed.what}")(ctx)
+
+
+RAISED: dict[str, tuple[BaseException, str, int]] = {
+    "failure": (ValueError("x"), "retries_exhausted", 2),
+    "given up": (PermissionError("x"), "rejected", 1),
+    "reject": (Reject("no"), "rejected", 1),
+    "retry": (Retry(delay=0), "retries_exhausted", 2),
+    "endless delay": (Retry(delay=10**400), "retries_exhausted", 2),
+    "delay in words": (Retry(delay="soon"), "retries_exhausted", 2),  # type: ignore[arg-type]  # what is tested
+    "timeout": (HandlerTimeout("late"), "timeout", 2),
+    "group of a reject": (ExceptionGroup("", [Reject("no"), ValueError("x")]), "rejected", 1),
+    "group of a retry": (ExceptionGroup("", [ExceptionGroup("", [Retry(delay=0)])]), "retries_exhausted", 2),
+    "group of a timeout": (ExceptionGroup("", [HandlerTimeout("late")]), "timeout", 2),
+    "group of both": (ExceptionGroup("", [Reject("no"), Retry(delay=0)]), "retries_exhausted", 2),
+    "group given up": (ExceptionGroup("", [ValueError("x"), PermissionError("x")]), "rejected", 1),
+    "group of failures": (ExceptionGroup("", [ValueError("x"), OSError("x")]), "retries_exhausted", 2),
+    "exit": (SystemExit(3), "retries_exhausted", 2),
+}
+"""What a handler raises, the reason of its dead letter, and how many attempts it had."""
+GIVES_UP = RetryPolicy(max_attempts=2, backoff=fixed(0), give_up_on=(PermissionError,))
+raised = Queue("raised", str, retry=GIVES_UP)
+
+
+def raises(what: str) -> None:
+    raise RAISED[what][0]
+
+
+@app.consumer(raised, process=True)
+def raises_apart(what: str) -> None:
+    raises(what)
 
 
 neighbours: list[str] = []

@@ -1,8 +1,10 @@
 """What becomes of a message: the whole of G2 to G6, G10 and G11 as tables, without a broker or a clock."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -456,7 +458,7 @@ def test_an_unusable_backoff_is_refused(wrong: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("attempts", [0, -1])
 def test_a_policy_that_never_runs_is_refused(attempts: int) -> None:
-    with pytest.raises(ConfigurationError, match="would never run"):
+    with pytest.raises(ConfigurationError, match="1 means no retry"):
         RetryPolicy(max_attempts=attempts)
 
 
@@ -534,3 +536,43 @@ def test_what_every_move_keeps_and_changes(
         assert to == rules.queue
         assert after.attempt == message.attempt + 1
         assert after.failed_at is not None
+
+
+NOT_A_DURATION = ["soon", float("nan"), float("inf"), -1, True, [], object()]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("max_attempts", value) for value in (0, -1, 2.5, True, "3", None, float("nan"))),
+        *(("max_age", value) for value in NOT_A_DURATION),
+        *(("backoff", value) for value in (5, None, "fixed", fixed, {"base": 1})),
+        *((name, value) for name in ("retry_on", "give_up_on") for value in ((int,), (OSError(),), OSError, None)),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_policy_that_could_not_be_acted_on_is_refused_when_it_is_made(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"retry policy.*{option}="):
+        RetryPolicy(**{option: value})
+
+
+@pytest.mark.parametrize("value", NOT_A_DURATION, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("make", [fixed, linear, exponential], ids=["fixed", "linear", "exponential"])
+def test_a_backoff_of_no_duration_is_refused(make: Callable[[Any], Backoff], value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"backoff .* is not usable"):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cap": "soon"}, {"factor": float("inf")}, {"factor": True}, {"jitter": 1}], ids=str
+)
+def test_a_backoff_with_wrong_options_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"backoff .* is not usable"):
+        exponential(1, **options)
+
+
+def test_a_policys_durations_may_be_timedeltas() -> None:
+    assert fixed(timedelta(minutes=1)) == fixed(60)
+    assert linear(timedelta(seconds=2), cap=timedelta(minutes=1)) == linear(2, cap=60)
+    assert exponential(timedelta(seconds=2), cap=timedelta(minutes=1)) == exponential(2, cap=60)
+    assert RetryPolicy(max_age=timedelta(hours=1)).max_age == timedelta(hours=1)

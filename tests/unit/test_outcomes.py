@@ -1,0 +1,119 @@
+"""What an exception means for its message, by itself and inside a group."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
+from mqcore.outcomes import Ended, outcome_of, outcome_of_decoding
+from mqcore.policy import Failure, Happened, Outcome, RetryPolicy
+
+
+def group(*errors: BaseException) -> BaseExceptionGroup[BaseException]:
+    return BaseExceptionGroup("in a task group", errors)
+
+
+class Unreadable:
+    def __float__(self) -> float:
+        raise ZeroDivisionError
+
+
+class Careless(Retry):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "happened", "delay"),
+    [
+        (ValueError("x"), Happened.FAILED, None),
+        (KeyboardInterrupt(), Happened.FAILED, None),
+        (Reject("no"), Happened.REJECTED, None),
+        (Retry(), Happened.RETRY, None),
+        (Retry(delay=2), Happened.RETRY, 2.0),
+        (Retry(delay=timedelta(minutes=1)), Happened.RETRY, 60.0),
+        (Retry(delay=10**400), Happened.FAILED, None),
+        (Retry(delay="soon"), Happened.FAILED, None),  # type: ignore[arg-type]  # what is tested
+        (Retry(delay=Unreadable()), Happened.FAILED, None),  # type: ignore[arg-type]  # what is tested
+        (Careless(), Happened.RETRY, None),
+        (HandlerTimeout("late"), Happened.TIMED_OUT, None),
+        (group(Reject("no")), Happened.REJECTED, None),
+        (group(ValueError("x"), Reject("no"), OSError()), Happened.REJECTED, None),
+        (group(group(Retry(delay=5)), ValueError()), Happened.RETRY, 5.0),
+        (group(Reject("no"), group(Reject("never"))), Happened.REJECTED, None),
+        (group(Reject("no"), Retry(delay=5)), Happened.FAILED, None),
+        (group(Retry(delay=1), Retry(delay=5)), Happened.FAILED, None),
+        (group(HandlerTimeout("late")), Happened.TIMED_OUT, None),
+        (group(ValueError("x"), OSError("y")), Happened.FAILED, None),
+        (group(KeyboardInterrupt()), Happened.FAILED, None),
+    ],
+    ids=[
+        *("failure", "interrupt", "reject", "retry", "retry with delay", "retry with timedelta", "endless delay"),
+        *("delay in words", "delay that raises", "retry of a careless subclass", "timeout"),
+        *("group of a reject", "reject beside failures", "retry in a group of a group", "two rejects"),
+        *("reject beside retry", "two retries", "group of a timeout", "group of failures", "group of an interrupt"),
+    ],
+)
+def test_what_an_exception_means(error: BaseException, happened: Happened, delay: float | None) -> None:
+    outcome = outcome_of(error)
+    assert (outcome.happened, outcome.delay) == (happened, delay)
+    assert outcome.failure is not None
+
+
+def test_a_decision_in_a_group_is_recorded_with_its_text_and_the_traceback_of_all() -> None:
+    failure = outcome_of(group(ValueError("beside"), Reject("no such customer"))).failure
+    assert failure is not None
+    assert (failure.type, failure.text) == ("mqcore.errors.Reject", "no such customer")
+    assert "ValueError: beside" in failure.traceback
+
+
+def test_the_outcome_of_another_process_is_found_in_a_group() -> None:
+    outcome = Outcome(Happened.CRASHED, Failure((), "died"))
+    assert outcome_of(group(Ended(outcome))) is outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "happened"),
+    [
+        (DecodeError("x"), Happened.UNDECODABLE),
+        (ValidationError("x"), Happened.INVALID),
+        (MemoryError(), Happened.FAILED),
+    ],
+)
+def test_what_decoding_raised_means(error: BaseException, happened: Happened) -> None:
+    assert outcome_of_decoding(error).happened is happened
+
+
+@pytest.mark.parametrize(
+    ("policy", "errors", "retried"),
+    [
+        ({"retry_on": (OSError,)}, [ConnectionError()], True),
+        ({"retry_on": (OSError,)}, [group(ConnectionError()), FileNotFoundError()], True),
+        ({"retry_on": (OSError,)}, [ConnectionError(), ValueError()], False),
+        ({"retry_on": (OSError,)}, [ValueError()], False),
+        ({"retry_on": (Exception,)}, [ValueError()], True),
+        ({"retry_on": (Exception,)}, [KeyboardInterrupt()], False),
+        ({"retry_on": (BaseExceptionGroup,)}, [ValueError()], True),
+        ({"give_up_on": (OSError,)}, [ValueError()], True),
+        ({"give_up_on": (OSError,)}, [group(ConnectionError()), ValueError()], False),
+        ({"give_up_on": (BaseExceptionGroup,)}, [ValueError()], False),
+        ({"retry_on": (OSError,), "give_up_on": (PermissionError,)}, [ConnectionError(), PermissionError()], False),
+    ],
+)
+def test_a_policy_looks_into_groups(policy: dict[str, Any], errors: list[BaseException], *, retried: bool) -> None:
+    assert RetryPolicy(**policy).retries(Failure.of(group(*errors))) is retried
+
+
+def test_the_text_of_a_group_names_what_is_in_it() -> None:
+    failure = Failure.of(group(ValueError("a"), group(OSError("b"))))
+    assert failure.text == "in a task group (2 sub-exceptions): ValueError: a; OSError: b"
+    assert failure.type == "ExceptionGroup"
+    assert [names[0] for names in failure.members] == ["builtins.ValueError", "builtins.OSError"]
+
+
+def test_a_group_of_very_many_is_described_in_bounds() -> None:
+    failure = Failure.of(group(*(ValueError("x" * 100) for _ in range(10_000))))
+    assert len(failure.text) <= 2_000
+    assert len(failure.traceback) <= 4_000
+    assert len(failure.members) == 1, "each kind once"
