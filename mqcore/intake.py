@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSE_GRACE", "Intake"]
 
-_EVENTS = {
-    "done": "message.done",
-    "released": "message.released",
-    "retried": "message.retried",
-    "taken_over": "message.taken_over",
-    "quarantined": "message.quarantined",
-    "dead": "message.dead",
-    "dropped": "message.dropped",
-}
 _EXPIRED, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.INTERRUPTED)
 _TAKEN_OVER = Outcome(Happened.TAKEN_OVER)
 CLOSE_GRACE = 5.0
@@ -395,7 +386,7 @@ class Intake:
         error = f"{failure.type}: {failure.text}" if failure else ""
         reason = decision.reason.value if decision.reason else ""
         self.events.emit(
-            _EVENTS[decision.verdict],
+            f"message.{decision.verdict}",
             self.rules.queue,
             message.id,
             message.attempt,
