@@ -115,16 +115,16 @@ class Channel:
     def ask(self, method: Any) -> asyncio.Future[Any]:
         """Send a request; the future has the broker's answer. Many may be under way: those of one kind are answered in order."""
         future = asyncio.get_running_loop().create_future()
-        if self.closed is not None:
-            _fail(future, self.closed)
+        if (reason := self._shut) is not None:
+            _fail(future, reason)
             return future
         self._waiting[f"{method.NAME}Ok"].append(future)
         self.raw._send_method(method)  # noqa: SLF001 - pika's own calls wait for each other; ours may go in a row
         return future
 
     def tell(self, method: Any) -> None:
-        """Send what has no answer (an acknowledgement, or a request with nowait); nothing when the channel has closed."""
-        if self.closed is None:
+        """Send what has no answer (an acknowledgement, or a request with nowait); nothing when the channel is closed or closing."""
+        if self._shut is None:
             self.raw._send_method(method)  # noqa: SLF001 - as in `ask`
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
@@ -168,6 +168,17 @@ class Channel:
         if not (self.raw.is_closed or self.raw.is_closing):
             self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - what it takes for cancelled already
             self.raw.close()
+
+    @property
+    def _shut(self) -> BaseException | None:
+        """Why nothing may be sent any more.
+
+        A frame that follows our own `channel.close` is one of a channel that the broker does not know:
+        it closes the whole connection, 504 "expected 'channel.open'" (seen on 3.10 and 4.0).
+        """
+        if self.closed is None and (self.raw.is_closing or self.raw.is_closed):
+            return ConnectionLost("this channel is being closed")
+        return self.closed
 
     def _answered(self, frame: Any) -> None:
         if waiting := self._waiting[frame.method.NAME]:

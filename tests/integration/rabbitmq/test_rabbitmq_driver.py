@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pika import spec
-from pika.exceptions import StreamLostError
+from pika.exceptions import ChannelClosed, StreamLostError
 from support.waiting import eventually
 
 from mqcore.spi import (
@@ -509,3 +509,24 @@ async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_brea
     assert await consumer.receive(1, 0.5) == []
     await one.delete(name)
     await one.delete(f"{name}.to")
+
+
+async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_connection(rabbitmq_url: str) -> None:
+    """The broker takes a frame of a channel that it does not know for an error of the whole connection (504)."""
+    lost = list[Exception]()
+    backend = RabbitBackend(rabbitmq_url, RabbitOptions())
+    await backend.open(lost.append)
+    link = backend._open.consuming
+
+    for turn in range(40):
+        channel = await link.channel()
+        channel.abandon()
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        channel.tell(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
+        with pytest.raises((ConnectionLost, ChannelClosed)):
+            await channel.ask(spec.Basic.Qos(prefetch_count=0))
+
+    await (await link.channel()).close()
+    assert lost == []
+    await backend.close()
