@@ -94,8 +94,8 @@ class Confirms:
 
     async def publish(self, batch: Sequence[Sending], timeout: float) -> list[Outcome]:
         """Send a batch and wait for its confirms; `Unknown` for what has none by then. Raises when nothing was sent."""
-        if self.channel.closed is not None:
-            raise ConnectionLost("the channel to RabbitMQ is closed") from self.channel.closed
+        if (reason := self.channel.shut) is not None:
+            raise ConnectionLost("the channel to RabbitMQ is closed") from reason
         call = _Call(batch, self._loop.create_future())
         for index, item in enumerate(batch):
             try:

@@ -115,7 +115,7 @@ class Channel:
     def ask(self, method: Any) -> asyncio.Future[Any]:
         """Send a request; the future has the broker's answer. Many may be under way: those of one kind are answered in order."""
         future = asyncio.get_running_loop().create_future()
-        if (reason := self._shut) is not None:
+        if (reason := self.shut) is not None:
             _fail(future, reason)
             return future
         self._waiting[f"{method.NAME}Ok"].append(future)
@@ -124,7 +124,7 @@ class Channel:
 
     def tell(self, method: Any) -> None:
         """Send what has no answer (an acknowledgement, or a request with nowait); nothing when the channel is closed or closing."""
-        if self._shut is None:
+        if self.shut is None:
             self.raw._send_method(method)  # noqa: SLF001 - as in `ask`
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
@@ -170,7 +170,7 @@ class Channel:
             self.raw.close()
 
     @property
-    def _shut(self) -> BaseException | None:
+    def shut(self) -> BaseException | None:
         """Why nothing may be sent any more.
 
         A frame that follows our own `channel.close` is one of a channel that the broker does not know:

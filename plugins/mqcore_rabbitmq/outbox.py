@@ -46,7 +46,7 @@ class Outbox:
             text = f"RabbitMQ takes no publishes: the broker's memory or disk alarm is on ({self._link.blocked})"
             return [Failed(ErrorKind.TRANSIENT, text)] * len(batch)
         confirms = self._open.get(kind)
-        if confirms is None or confirms.channel.closed is not None:
+        if confirms is None or confirms.channel.shut is not None:
             until = asyncio.get_running_loop().time() + timeout
             try:
                 async with asyncio.timeout_at(until):
@@ -61,6 +61,6 @@ class Outbox:
         """Return the channel for a kind of messages, open."""
         async with self._lock:
             known = self._open.get(kind)
-            if known is None or known.channel.closed is not None:
+            if known is None or known.channel.shut is not None:
                 known = self._open[kind] = await Confirms.on(await self._link.channel())
             return known

@@ -41,6 +41,10 @@ class FakeChannel:
         self.told: list[Any] = []
         self.sent: list[str] = []
 
+    @property
+    def shut(self) -> BaseException | None:
+        return self.closed
+
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
         self.sent.append(f"{exchange}/{key}")
 

@@ -530,3 +530,19 @@ async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_con
     await (await link.channel()).close()
     assert lost == []
     await backend.close()
+
+
+async def test_a_publish_beside_the_close_of_its_channel_takes_another(make: Make) -> None:
+    """A channel that was given up is closed some time later, and is not written to meanwhile."""
+    name, one = f"t.{new_id()[:8]}", await make()
+    await one.declare([QueueSpec(name=name)])
+
+    for turn in range(20):
+        confirms = await one._open.sender._outbox.confirms(QUEUES)
+        confirms.channel.abandon()
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        assert await one.publish([out(name, f"{turn}")], timeout=5) == [STORED]
+
+    assert sorted(await came(one, name, 20)) == sorted(f"{turn}" for turn in range(20))
+    await one.delete(name)
