@@ -218,12 +218,22 @@ class Broker:
         return self._connection.capabilities
 
     @property
+    def is_local(self) -> bool:
+        """Whether the broker lives in this process, where no other process reaches it."""
+        return self._connection.backend.local
+
+    @property
     def clock(self) -> Clock:
         """The clock that every timer here goes by."""
         return self._clock
 
     def unwrap(self, kind: type[R]) -> R:
-        """Return the driver's own object of this type, for what mqcore has no word for; `ConfigurationError` when it has none."""
+        """Return the broker's own client of this class, for what mqcore has no word for.
+
+        `redis.asyncio.Redis` (or `RedisCluster`) on Redis, `pika.connection.Connection` on RabbitMQ, nothing on `memory://`. It is
+        the driver's client and ends when the connection does: ask again after a reconnect. Raises `ConfigurationError` when the
+        backend has no client of this class, `ConnectionLost` while it is not connected.
+        """
         self.check_loop("unwrapping the driver")
         return self._connection.unwrap(kind)
 

@@ -34,6 +34,7 @@ from mqcore.spi import (
     QueueSpec,
     Subscription,
     SupportsBind,
+    SupportsUnwrap,
     Unknown,
 )
 from mqcore.survived import Survived
@@ -73,6 +74,16 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
     if kind is ErrorKind.NOT_FOUND:
         return QueueNotFound(text)
     return BrokerError(text)
+
+
+def _class_outside(package: str, client: object) -> type:
+    """Return the class by which an application knows a client: the driver may have derived one of its own."""
+    classes = [kind for kind in type(client).__mro__ if kind.__module__.partition(".")[0] != package]
+    return classes[0]
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _nobody(error: BaseException | None) -> str:
@@ -410,9 +421,27 @@ class Connection:
         )
 
     def unwrap(self, kind: type[R]) -> R:
-        """Return the driver's object of a native type, the only escape hatch; `ConfigurationError` when it has none."""
-        for candidate in (self.backend, *vars(self.backend).values()):
-            if isinstance(candidate, kind):
-                return candidate
-        msg = f"the backend {self.capabilities.backend!r} holds no {kind.__module__}.{kind.__qualname__}"
-        raise ConfigurationError(msg)
+        """Return the driver's client of this type, the only escape hatch.
+
+        Raises `ConfigurationError` when the backend has no such client, `ConnectionLost` while it is not connected.
+        """
+        name = self.capabilities.backend  # raises when it was never opened
+        if not isinstance(kind, type):
+            raise ConfigurationError(f"unwrap takes the class of a client, not a {type(kind).__name__}")
+        if not self.connected:
+            raise ConnectionLost(f"unwrapping the client of the backend {name!r}: not connected to the broker")
+
+        clients: Sequence[object] = ()
+        if isinstance(self.backend, SupportsUnwrap):
+            try:
+                clients = self.backend.unwrap()
+            except Exception as error:
+                raise translate(error, self.backend.classify(error), "unwrapping the client") from error
+
+        for client in clients:
+            if isinstance(client, kind):
+                return client
+
+        ours = type(self.backend).__module__.partition(".")[0]
+        has = ", ".join(_full_name(_class_outside(ours, client)) for client in clients) or "none"
+        raise ConfigurationError(f"the backend {name!r} has no client of the class {_full_name(kind)}. It has: {has}")

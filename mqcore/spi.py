@@ -79,6 +79,7 @@ __all__ = [
     "SupportsStart",
     "SupportsSweep",
     "SupportsTake",
+    "SupportsUnwrap",
     "SystemClock",
     "TopologyMismatch",
     "Unknown",
@@ -477,6 +478,19 @@ class SupportsBind(Protocol):
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
         """The bindings of one router, or all. Core asks at each routed publish: a driver must answer from memory when it can."""
+
+
+@runtime_checkable
+class SupportsUnwrap(Protocol):
+    """The broker's own client, for what mqcore has no word for (`Broker.unwrap`)."""
+
+    def unwrap(self) -> Sequence[object]:
+        """Return the client library's objects that an application may use: a connection, a client.
+
+        Must return nothing else: no text, no options, no part of the driver. Must not do I/O. The objects
+        belong to the instance's event loop and end with `close`; what an application does with them must not
+        disturb the driver, so a client with connections of its own is best. Must raise when it is not open.
+        """
 
 
 @runtime_checkable

@@ -24,7 +24,6 @@ from mqcore.app import App
 from mqcore.broker import Broker
 from mqcore.errors import BrokerError, ConfigurationError
 from mqcore.settings import Settings
-from mqcore.spi import Backend
 from mqcore.url import BrokerUrl
 
 __all__ = ["LONELY", "At", "Json", "confirm", "is_local", "load_app", "place_of", "quiet"]
@@ -83,7 +82,7 @@ class At:
 
 def is_local(broker: Broker) -> bool:
     """Whether the broker lives in this process."""
-    return broker.unwrap(Backend).local  # type: ignore[type-abstract]  # any driver's class is meant
+    return broker.is_local
 
 
 @contextmanager

@@ -155,6 +155,10 @@ class RabbitBackend(Backend):
             subscription.gone()
         return gone
 
+    def unwrap(self) -> Sequence[object]:
+        """Return pika's connection: the one that consumes, because a broker with an alarm does not read the other."""
+        return [self._open.consuming.connection]
+
     # Messages
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:

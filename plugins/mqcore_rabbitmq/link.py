@@ -209,6 +209,13 @@ class Link:
         self._gone: asyncio.Future[None] | None = None
 
     @property
+    def connection(self) -> AsyncioConnection:
+        """Pika's connection. Raises `ConnectionLost` when it is closed."""
+        if self._connection is None or not self._connection.is_open:
+            raise ConnectionLost("the connection to RabbitMQ is closed; open it first")
+        return self._connection
+
+    @property
     def properties(self) -> dict[str, Any]:
         """What the server says of itself."""
         connection = self._connection
@@ -262,9 +269,7 @@ class Link:
 
     async def channel(self) -> Channel:
         """Open a channel. Raises `ConnectionLost` when the connection is closed."""
-        connection = self._connection
-        if connection is None or not connection.is_open:
-            raise ConnectionLost("the connection to RabbitMQ is closed; open it first")
+        connection = self.connection
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         raw = connection.channel(on_open_callback=lambda _: end(opened))
         channel = Channel(raw)

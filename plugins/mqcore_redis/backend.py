@@ -218,6 +218,10 @@ class RedisBackend(Backend):
         """Return the bindings of one router, or all."""
         return await self._now.bindings.of(router)
 
+    def unwrap(self) -> Sequence[object]:
+        """Return redis-py's client."""
+        return [self._now.session.client()]
+
     @property
     def _now(self) -> _Opened:
         if self._open is None:

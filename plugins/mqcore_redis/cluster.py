@@ -37,7 +37,7 @@ class ClusterLink:
         options = place.options
         files = (options.cafile, options.certfile, options.keyfile)
         cafile, certfile, keyfile = (None if file is None else str(file) for file in files)
-        self._client = RedisCluster(
+        self.client = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in place.hosts],
             username=place.username,
             password=place.password,
@@ -59,14 +59,14 @@ class ClusterLink:
     async def connect(self) -> None:
         """Find the nodes. Raises the driver's own exception, and nothing is left open."""
         try:
-            await self._client.initialize()
+            await self.client.initialize()
         except BaseException:
-            await self._client.aclose()
+            await self.client.aclose()
             raise
 
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
         """Run commands whose name may have several words; for each the answers of all masters, errors among them."""
-        masters = self._client.get_primaries()
+        masters = self.client.get_primaries()
         return [await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands]
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
@@ -89,10 +89,10 @@ class ClusterLink:
     async def _call(self, command: tuple[Any, ...]) -> Answer:
         try:
             if command[0] not in ("EVALSHA", "EVAL"):
-                return await self._client.execute_command(*command)
+                return await self.client.execute_command(*command)
             key = str(command[3])
             async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
-                return await self._client.execute_command(*command)
+                return await self.client.execute_command(*command)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer: somebody waits for one
             if isinstance(error, _BROKEN) and not is_answer(error) and self._error is None:
                 self._error = error
@@ -105,7 +105,7 @@ class ClusterLink:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self.client.aclose()
 
 
 async def _ask(master: ClusterNode, command: tuple[Any, ...]) -> Answer:

@@ -5,6 +5,7 @@ import math
 from contextlib import suppress
 from typing import Any
 
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -15,7 +16,7 @@ from redis.retry import Retry
 
 from mqcore_redis.options import Place, RedisOptions
 
-__all__ = ["dial", "plain_settings"]
+__all__ = ["client", "dial", "plain_settings"]
 
 
 _TLS_GOODBYE = 0.2
@@ -48,24 +49,37 @@ def plain_settings() -> dict[str, Any]:
 
 async def dial(place: Place) -> AbstractConnection:
     """Connect to the server, or to the master that Sentinel names. Raises the driver's own exception, nothing is left open."""
-    who = {"db": place.db, "username": place.username, "password": place.password}
     address = await _master(place) if place.kind == "sentinel" else next(iter(place.hosts), None)
-    return await _connect(place, address, who)
+    return await _connect(place, address, _login(place))
 
 
-def _connection(place: Place, address: tuple[str, int] | None, who: dict[str, Any]) -> AbstractConnection:
+def client(place: Place, connection: AbstractConnection) -> Redis:
+    """Return a client with connections of its own to the server of `connection`; it connects when it is first used."""
+    address = (connection.host, connection.port) if isinstance(connection, Connection) else None
+    kind, settings = _settings(place, address, _login(place))
+    return Redis.from_pool(ConnectionPool(connection_class=kind, **settings))
+
+
+def _login(place: Place) -> dict[str, Any]:
+    return {"db": place.db, "username": place.username, "password": place.password}
+
+
+def _settings(
+    place: Place, address: tuple[str, int] | None, who: dict[str, Any]
+) -> tuple[type[AbstractConnection], dict[str, Any]]:
     settings = {**plain_settings(), **who, "socket_timeout": None, "driver_info": None}
     if address is None:
-        return UnixDomainSocketConnection(path=place.path, **settings)
+        return UnixDomainSocketConnection, {"path": place.path, **settings}
     options = place.options
     settings |= {"host": address[0], "port": address[1], "socket_connect_timeout": options.connect_timeout}
     if place.tls is None:
-        return Connection(**settings)
-    return _Tls(context=place.tls, server_name=options.server_name, **settings)
+        return Connection, settings
+    return _Tls, {"context": place.tls, "server_name": options.server_name, **settings}
 
 
 async def _connect(place: Place, address: tuple[str, int] | None, who: dict[str, Any]) -> AbstractConnection:
-    connection, options = _connection(place, address, who), place.options
+    kind, settings = _settings(place, address, who)
+    connection, options = kind(**settings), place.options
     try:
         async with asyncio.timeout(options.connect_timeout):
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it without annotations

@@ -38,7 +38,7 @@ class Link:
     def __init__(
         self, connection: AbstractConnection, broken: Callable[[Exception], None], patience: int = PATIENCE
     ) -> None:
-        self._connection, self._broken, self._patience = connection, broken, patience
+        self.connection, self._broken, self._patience = connection, broken, patience
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
         self._waiting: deque[asyncio.Future[Answer]] = deque()
@@ -76,7 +76,7 @@ class Link:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(RedisError, OSError):
             async with asyncio.timeout(GOODBYE):
-                await self._connection.disconnect()
+                await self.connection.disconnect()
 
     def _end(self, error: Exception) -> bool:
         """Answer everybody with the error; False when that was done before."""
@@ -99,7 +99,7 @@ class Link:
                 await self._wanted.wait()
                 self._wanted.clear()
                 packed, self._unsent = self._unsent, []
-                await self._connection.send_packed_command(packed, check_health=False)
+                await self.connection.send_packed_command(packed, check_health=False)
         except (RedisError, OSError) as error:
             self._fail(error)
 
@@ -107,7 +107,7 @@ class Link:
         try:
             while True:
                 try:
-                    answer = await self._connection.read_response(timeout=math.inf, disconnect_on_error=False)
+                    answer = await self.connection.read_response(timeout=math.inf, disconnect_on_error=False)
                 except RedisError as error:
                     if not is_answer(error):
                         raise

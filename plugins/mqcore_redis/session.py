@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError, ReadOnlyError
 
 from mqcore.spi import ConnectionLost, QueueNotFound
 from mqcore_redis.cluster import ClusterLink
-from mqcore_redis.dial import dial
+from mqcore_redis.dial import client, dial
 from mqcore_redis.keys import Keys
 from mqcore_redis.link import PATIENCE, Answer, Link
 from mqcore_redis.options import Place
@@ -39,6 +41,7 @@ class Session:
         self.main: Link | ClusterLink
         self._lost = lost
         self._links: list[Link | ClusterLink] = []
+        self._client: Redis | None = None
 
     async def open(self) -> None:
         """Connect and load the scripts. Raises the driver's own exception; the caller closes then."""
@@ -65,7 +68,19 @@ class Session:
         """Let go of all connections."""
         self.error = self.error or ConnectionLost("open it again")
         links, self._links = self._links, []
-        await asyncio.gather(*(link.close() for link in links))
+        try:
+            await asyncio.gather(*(link.close() for link in links))
+        finally:
+            if self._client is not None:
+                await self._client.aclose()
+
+    def client(self) -> Redis | RedisCluster:
+        """Return redis-py's client for the application: with its own connections, or that of the cluster."""
+        if isinstance(self.main, ClusterLink):
+            return self.main.client
+        if self._client is None:
+            self._client = client(self.place, self.main.connection)
+        return self._client
 
     def broken(self, error: Exception) -> None:
         """Take note that the session has come to its end: a connection broke, or the server is a master no more."""

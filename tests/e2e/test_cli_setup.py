@@ -171,7 +171,7 @@ def test_doctor_finds_less_durability_than_the_settings_ask_for(run: Run, filled
 
 
 def test_doctor_finds_bindings_that_lead_nowhere(run: Run, filled: str) -> None:
-    on(filled, lambda broker: broker.unwrap(MemoryBackend).bind([Router("shop").binding("void", "x")]))
+    on(filled, lambda broker: broker._connection.bind([Router("shop").binding("void", "x")]))
     assert "shop (topic) -> void, x leads" in run("doctor", filled, "--json").data["problems"][0]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from mqcore import App, Broker, Context, Queue, RetryPolicy, Worker, fixed
-from mqcore.spi import Backend, QueueSpec
+from mqcore.spi import QueueSpec
 from mqcore.testing import VirtualClock
 
 
 @pytest.fixture
 async def theirs(broker: Broker) -> Queue[str]:
     """One that lacks what mqcore declares beside its own."""
-    await broker.unwrap(Backend).declare([QueueSpec(name="theirs")])
+    await broker._connection.backend.declare([QueueSpec(name="theirs")])
     return Queue("theirs", str, declare=False, retry=RetryPolicy(max_attempts=2, backoff=fixed(5)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mutants.mutant import mutant
@@ -129,3 +129,19 @@ class SaysReplicatedAndNotDurable(MemoryBackend):
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         return replace(await super().open(lost), durability=Durability.REPLICATED)
+
+
+@mutant("G16", "capability.what_is_unwrapped_are_clients_and_nothing_else")
+class UnwrapsItsUrl(MemoryBackend):
+    """The URL, with its password, can be unwrapped."""
+
+    def unwrap(self) -> Sequence[object]:
+        return [self.url, self._options]
+
+
+@mutant("G16", "capability.what_is_unwrapped_are_clients_and_nothing_else")
+class UnwrapsWhenClosed(MemoryBackend):
+    """A closed instance still gives its client."""
+
+    def unwrap(self) -> Sequence[object]:
+        return []

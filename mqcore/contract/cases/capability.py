@@ -7,7 +7,7 @@ it before anything is sent. Not declared, yet it works: a failure too, so that n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mqcore.broker import Broker
 from mqcore.contract.case import case
@@ -32,6 +32,7 @@ from mqcore.spi import (
     SupportsBrowse,
     SupportsRenew,
     SupportsSweep,
+    SupportsUnwrap,
 )
 
 if TYPE_CHECKING:
@@ -139,6 +140,27 @@ async def protocols_and_capabilities_agree(kit: Kit) -> None:
         said = f"{capability.name}{' with sweep' if protocol is SupportsSweep else ''}"
         what = f"{said} {'declared' if declared else 'not declared'}, so {protocol.__name__} is"
         kit.same("there" if there else "not there", "there" if declared else "not there", what, _LOOK)
+
+
+@case("G16", protocols=[SupportsUnwrap])
+async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
+    """`unwrap` gives objects of the client library: no text with the URL, no options, no part of the driver."""
+    backend = cast("SupportsUnwrap", kit.backend)
+    driver = type(kit.backend).__module__.partition(".")[0]
+
+    for client in backend.unwrap():
+        modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__} - {"builtins", driver, "mqcore"}
+        library = modules - {"abc", "typing", "pydantic", "collections"}
+        look = "SupportsUnwrap.unwrap: return the connection or client of the client library alone"
+        kit.true(library, "an object of the client library's", type(client).__name__, look)
+
+    await kit.within(kit.backend.close())
+    try:
+        backend.unwrap()
+    except Exception as error:  # noqa: BLE001 - the driver's own
+        kit.kind(error, ErrorKind.TRANSIENT)
+    else:
+        kit.true(False, "an error from unwrap on a closed instance", "none", "SupportsUnwrap.unwrap")  # noqa: FBT003 - what was found
 
 
 @case("G16", "G14")

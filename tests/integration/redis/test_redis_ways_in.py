@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis as plain_redis
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from support.waiting import eventually
 
 from mqcore import Broker, ConfigurationError, Queue
@@ -360,3 +362,12 @@ async def test_a_cluster_that_shows_half_of_itself_is_judged_by_its_weakest_node
         client.config_set("appendonly", "yes")
         client.close()
     assert found == [Durability.MEMORY] * 3
+
+
+async def test_the_client_of_a_cluster(cluster: list[Private]) -> None:
+    async with Broker.connect(f"redis+cluster://127.0.0.1:{cluster[0].port}") as broker:
+        client = broker.unwrap(RedisCluster)
+        await client.set("theirs", "1")
+        assert await client.get("theirs") == b"1"
+        with pytest.raises(ConfigurationError, match="RedisCluster"):
+            broker.unwrap(Redis)
