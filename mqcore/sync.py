@@ -97,6 +97,11 @@ class Broker:
         """As `mqcore.Broker.clock`."""
         return self._broker.clock
 
+    @property
+    def is_local(self) -> bool:
+        """As `mqcore.Broker.is_local`."""
+        return self._broker.is_local
+
     def unwrap(self, kind: type[R]) -> R:
         """As `mqcore.Broker.unwrap`. What it returns belongs to the broker's own thread and loop."""
         return self._broker.unwrap(kind)
