@@ -30,7 +30,7 @@ def check_options(given: Iterable[str], kind: type, where: str) -> None:
 def no_such_option(name: str, options: Sequence[str]) -> str:
     """Say that there is no such option, what was probably meant, and which there are."""
     close = get_close_matches(name, options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"no such option{hint} There are: {', '.join(options) or 'none'}"
 
 

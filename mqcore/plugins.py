@@ -35,6 +35,25 @@ _OURS = {
     "postgresql": "sql",
 }
 
+_SAID_ELSEWHERE = {
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "valkey+sentinel": "redis+sentinel",
+    "valkey+cluster": "redis+cluster",
+    "keydb": "redis",
+    "dragonfly": "redis",
+    "redis+socket": "unix",
+    "redis+unix": "unix",
+    "sentinel": "redis+sentinel",
+    "rabbitmq": "amqp",
+    "rabbitmqs": "amqps",
+    "pyamqp": "amqp",
+    "amqp+tls": "amqps",
+    "mem": "memory",
+    "inmemory": "memory",
+}
+"""Schemes of other clients and libraries, and ours for the same broker."""
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -207,6 +226,8 @@ class Plugins:
             return f"the plugin {named[0].name!r} of {' '.join(_who(named[0]))} serves no {scheme!r}; {text}"
         if extra := _OURS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
+        if ours := _SAID_ELSEWHERE.get(scheme):
+            return f"{text}. Write {ours}:// for this broker"
         if close := get_close_matches(scheme, {*serving, *_OURS}, n=1):
             return f"{text}. Did you mean {close[0]!r}?"
         return text + self._unusable()

@@ -1,7 +1,7 @@
 """`mqcore backends`: which schemes can be used here, who brings them, and why one cannot."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mqcore.broker import Broker
 from mqcore.capabilities import Capabilities, Capability, Level
@@ -14,8 +14,13 @@ from mqcore.settings import Settings
 __all__ = ["backends", "capabilities_data"]
 
 
+_OURS = "mqcore"
+_CANNOT = " cannot be used: "
+"""What stands before the reason in the error of a plugin that cannot be imported."""
+
+
 def backends(*, json: Json = False) -> None:
-    """Show every scheme that a plugin serves, who brings it, and what it can do or why it cannot be used.
+    """Show every scheme that a plugin serves, who brings it, and what it can do; then what cannot be used, and why.
 
     What a server can do is known when it has been asked: `mqcore doctor URL`.
     """
@@ -24,8 +29,15 @@ def backends(*, json: Json = False) -> None:
     if json:
         print_json([_data(one, capabilities) for one, capabilities in found])
         return
-    rows = [(one.scheme, one.distribution, one.version, _in_words(one, capabilities)) for one, capabilities in found]
-    print_table(("scheme", "distribution", "version", "capabilities"), rows, empty="no plugin is installed")
+
+    usable = [(one, capabilities) for one, capabilities in found if one.error is None]
+    usable.sort(key=lambda line: line[0].distribution == _OURS)  # a backend that somebody added stands first
+    rows = [(one.scheme, one.distribution, one.version, _in_words(one, capabilities)) for one, capabilities in usable]
+    print_table(("scheme", "distribution", "version", "capabilities"), rows, empty="no plugin can be used")
+
+    if unusable := _unusable(installed):
+        print()
+        print_table(("cannot be used", "distribution", "version", "why"), unusable, empty="")
 
 
 def _capabilities(one: Installed) -> Capabilities | None:
@@ -44,9 +56,17 @@ def _capabilities(one: Installed) -> Capabilities | None:
         return None  # whatever it is, `doctor` tells it; the others are listed all the same
 
 
+def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]:
+    """Return a row for each reason: the schemes of one plugin that lack the same package share it."""
+    reasons: dict[tuple[bool, str, str, str], list[str]] = {}
+    for one in installed:
+        if one.error is not None:
+            why = one.error.partition(_CANNOT)[2] or one.error
+            reasons.setdefault((one.distribution == _OURS, one.distribution, one.version, why), []).append(one.scheme)
+    return [(", ".join(schemes), name, version, why) for (_, name, version, why), schemes in sorted(reasons.items())]
+
+
 def _in_words(one: Installed, capabilities: Capabilities | None) -> str:
-    if one.error is not None:
-        return f"unusable: {one.error}"
     if capabilities is None:
         return f"as the server has them: mqcore doctor {one.scheme}://..."
     names = {level: [which.value for which in Capability if capabilities[which].level is level] for level in Level}

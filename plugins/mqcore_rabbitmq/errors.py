@@ -78,17 +78,28 @@ def cause_of(error: BaseException, vhost: str) -> Exception:
         return CannotConnect(f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost)
     if isinstance(innermost, ssl.SSLError):
         return CannotConnect(f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost)
-    if isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
-        said = (
-            "the connection ended before a word of AMQP came: a broker that is starting, or a port for something else"
-        )
-        return CannotConnect(said, ErrorKind.TRANSIENT, innermost)
+    if (other := _other_protocol(innermost, text)) is not None:
+        return CannotConnect(other, ErrorKind.TRANSIENT, innermost)
     if isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
         return CannotConnect("the broker refused the login: check user name and password", ErrorKind.DENIED, innermost)
     if isinstance(innermost, (amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker)) and "vhost" in text:
         why = "does not exist" if "not found" in text else "is not open to this user"
         return CannotConnect(f"the vhost {vhost!r} {why}", ErrorKind.DENIED, innermost)
     return innermost if isinstance(innermost, Exception) else amqp.AMQPConnectionError(text)
+
+
+def _other_protocol(innermost: BaseException, text: str) -> str | None:
+    """Say so when not one frame of AMQP came."""
+    if isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
+        return (
+            "the connection ended before a word of AMQP came: a broker that is starting, or a port for something else"
+        )
+
+    if "Timeout while setting up AMQP" in text:
+        return (
+            "nothing there speaks AMQP, or the broker hangs. RabbitMQ has port 5672, with TLS 5671; Redis is redis://"
+        )
+    return None
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ from redis import exceptions as redis
 
 from mqcore.spi import ConnectionLost, ErrorKind, QueueNotFound
 
-__all__ = ["certain", "is_answer", "kind_of"]
+__all__ = ["certain", "is_answer", "kind_of", "other_protocol"]
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ConnectionLost, OSError)
 _LATER = "READONLY NOREPLICAS LOADING MISCONF BUSY MASTERDOWN CLUSTERDOWN TRYAGAIN MOVED ASK UNKILLABLE"
@@ -44,6 +44,17 @@ def certain(error: BaseException) -> ErrorKind | None:
 def is_answer(error: BaseException) -> bool:
     """Whether an exception of redis-py is a server's answer to one command, and the connection as good as before."""
     return isinstance(error, (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError))
+
+
+def other_protocol(error: redis.InvalidResponse) -> redis.InvalidResponse:
+    """Return the error for a port that answers in another protocol, in plain words, with redis-py's own as its cause."""
+    first = str(error).rpartition('got "')[2][:1]
+    kind = {"A": " It looks like AMQP: use amqp:// for RabbitMQ.", "H": " It looks like HTTP."}.get(first, "")
+    found = redis.InvalidResponse(
+        f"the server does not speak Redis' protocol: is this the port of a Redis server?{kind}"
+    )
+    found.__cause__ = error
+    return found
 
 
 def _untrusted(error: BaseException) -> bool:

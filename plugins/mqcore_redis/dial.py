@@ -9,11 +9,12 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from mqcore_redis.classify import other_protocol
 from mqcore_redis.options import Place, RedisOptions
 
 __all__ = ["client", "dial", "plain_settings"]
@@ -87,6 +88,9 @@ async def _connect(place: Place, address: tuple[str, int] | None, who: dict[str,
         await connection.disconnect(nowait=True)
         hint = ": does this port speak TLS?" if isinstance(connection, _Tls) else ""
         raise RedisTimeoutError(f"no answer from Redis within {options.connect_timeout:g} s{hint}") from None
+    except InvalidResponse as error:
+        await connection.disconnect(nowait=True)
+        raise other_protocol(error) from error
     except BaseException as error:
         await connection.disconnect(nowait=True)
         if getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA:  # redis-py tells only the text of it

@@ -14,10 +14,10 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 
 from mqcore.spi import ConnectionLost
-from mqcore_redis.classify import is_answer
+from mqcore_redis.classify import is_answer, other_protocol
 
 __all__ = ["PATIENCE", "Answer", "Link"]
 
@@ -116,6 +116,8 @@ class Link:
                 future = self._waiting.popleft()
                 if not future.done():
                     future.set_result(answer)
+        except InvalidResponse as error:
+            self._fail(other_protocol(error))
         except (RedisError, OSError, IndexError) as error:
             self._fail(error)
 

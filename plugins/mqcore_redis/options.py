@@ -25,6 +25,7 @@ _KINDS: dict[str, _Kind] = {"unix": "unix", "redis+sentinel": "sentinel", "redis
 class RedisOptions(Options):
     """Options of the Redis backend; times in seconds.
 
+    `db`: number of the database, as the path of a URL is; for a local socket, whose path is the socket, it is the only way.
     `prefix` begins every key. `tag` puts all queues into one slot of a cluster: a Move between any two of them is one step, and
     they all live on one node. `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers what
     was published to it, whichever ends first. `max_delay`: a longer delay is refused. `assume_durability`: what the operator
@@ -32,6 +33,7 @@ class RedisOptions(Options):
     `keyfile`, `server_name`: for TLS, which `rediss` has, and `tls=true` gives to Sentinel and Cluster.
     """
 
+    db: int | None = Field(default=None, ge=0, le=9999)
     prefix: str = Field(default="mq", pattern=r"^[^{}:\s]+$")
     tag: str | None = Field(default=None, pattern=r"^[^{}\s]+$")
     dedup_window: float = Field(default=600.0, gt=0)
@@ -71,7 +73,7 @@ def read(url: str, options: RedisOptions) -> Place:
     username, _, password = (unquote(part) or None for part in login.partition(":"))
     path = unquote(parts.path)
     if kind == "unix":
-        return Place(kind, path, options, path=path, username=username, password=password)
+        return Place(kind, path, options, path=path, db=options.db or 0, username=username, password=password)
     if kind == "sentinel" and not options.master:
         raise ConfigurationError("redis+sentinel:// needs the name of the master: ?master=NAME")
     hosts = tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
@@ -80,7 +82,9 @@ def read(url: str, options: RedisOptions) -> Place:
     number = path.strip("/")
     if not re.fullmatch("[0-9]{0,4}", number):
         raise ConfigurationError(f"the path of a Redis URL is the number of a database, not {number!r:.40}")
-    db = int(number or 0)
+    if number and options.db not in (None, int(number)):
+        raise ConfigurationError(f"the Redis URL names two databases: {number} in its path and db={options.db}")
+    db = int(number or options.db or 0)
     if kind == "cluster" and db:
         raise ConfigurationError("a Redis cluster has the database 0 alone; leave the path out of the URL")
     shown = ", ".join(f"{host}:{port}" for host, port in hosts)

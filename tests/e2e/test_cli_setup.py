@@ -6,8 +6,10 @@ import asyncio
 import logging
 import sys
 from dataclasses import replace
-from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING
+from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.commands import CANARY, SHOP, on, write
@@ -139,7 +141,49 @@ def test_a_plugin_that_is_broken_is_listed_with_the_reason(run: Run, monkeypatch
     broken = run("backends", "--json").data[0]
     assert (broken["scheme"], broken["usable"]) == ("broken", False)
     assert "no_such_plugin_module" in broken["error"]
-    assert "unusable: " in run("backends").out
+    assert "CANNOT BE USED" in run("backends").out
+    assert "no_such_plugin_module" in run("backends").out
+
+
+class _Dist(Distribution):
+    """A distribution that exists only here."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def metadata(self) -> Any:
+        return {"Name": self._name, "Version": "1.2"}
+
+    def read_text(self, filename: str) -> str | None:
+        return None
+
+    def locate_file(self, path: Any) -> Any:
+        return Path(path)
+
+
+def test_a_backend_that_was_added_stands_first_and_what_cannot_be_used_is_one_line_below(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Added(MemoryBackend):
+        scheme = "zebra"
+
+    module = ModuleType("zebra_backend")
+    module.mqcore_register_backends = hookimpl(lambda: [Added])  # type: ignore[attr-defined]  # a plugin's module
+    monkeypatch.setitem(sys.modules, "zebra_backend", module)
+    ours = [("memory", "mqcore_memory"), *((name, "no_such_client") for name in ("redis", "rediss", "unix"))]
+    points = [EntryPoint(name, module, "mqcore")._for(_Dist("mqcore")) for name, module in ours]  # type: ignore[attr-defined]
+    points.append(EntryPoint("zebra", "zebra_backend", "mqcore")._for(_Dist("mqcore-zebra")))  # type: ignore[attr-defined]
+    plugins = Plugins(points)
+    monkeypatch.setattr("mqcore.cli.backends.default_plugins", lambda: plugins)
+
+    lines = run("backends").out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["SCHEME", "zebra", "memory"]
+    assert lines[3] == ""
+    assert lines[4].startswith("CANNOT BE USED")
+    assert lines[5].startswith("redis, rediss, unix  mqcore")
+    assert "no_such_client" in lines[5]
+    assert len(lines) == 6
 
 
 def test_doctor_finds_a_healthy_broker_healthy(run: Run, filled: str) -> None:

@@ -225,11 +225,46 @@ async def test_a_log_line_cannot_be_forged(clock: VirtualClock, caplog: pytest.L
     assert not any("\n" in record.getMessage() or "\r" in record.getMessage() for record in caplog.records)
 
 
-async def test_the_loggers_level_is_respected(clock: VirtualClock) -> None:
-    logger = logging.getLogger("quiet")
-    logger.setLevel(logging.ERROR)
-    quiet = Logging(logger)
-    quiet.on_event(Event("message.dead", "jobs", "id", 1, {}))  # nothing to see, and no error
+class Counted:
+    """Counts how often it was written as text."""
+
+    written = 0
+
+    def __str__(self) -> str:
+        self.written += 1
+        return "reason"
+
+
+@pytest.mark.parametrize(("level", "lines"), [(logging.ERROR, 0), (logging.WARNING, 1)])
+def test_the_loggers_level_is_respected(caplog: pytest.LogCaptureFixture, level: int, lines: int) -> None:
+    logger, reason = logging.getLogger("mqcore.tests.quiet"), Counted()
+    with caplog.at_level(level, logger.name):
+        Logging(logger).on_event(Event("message.dead", "jobs", "id", 1, {"reason": reason}))
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["message.dead"] * lines
+    assert reason.written == lines, "no text is made for a line that nobody reads"
+
+
+async def test_what_connect_names_is_added_to_the_apps_own_nearer_to_the_handler(clock: VirtualClock) -> None:
+    order: list[str] = []
+
+    class Named(Middleware):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+            order.append(self.name)
+            return await call_next(ctx)
+
+    app = App("shop", middleware=[Named("app")])
+
+    @app.consumer(jobs)
+    async def handler(_: str) -> None:
+        order.append("handler")
+
+    async with app.connect(memory_url(), clock=clock, middleware=[Named("connect")]) as broker, Worker(app, broker):
+        await broker.publish(jobs, "x")
+        await clock.settle()
+    assert order == ["app", "connect", "handler"]
 
 
 async def test_a_listener_that_raises_changes_nothing(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:

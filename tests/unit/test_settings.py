@@ -161,7 +161,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("typo in a policy", "[queues.o.retry]\nmax_attempt = 1", r"queues\.o\.retry\.max_attempt: .* 'max_attempts'"),
     ("typo in a router", '[routers.r]\nkin = "topic"', r"routers\.r\.kin: .* did you mean 'kind'"),
     ("typo in a binding", '[routers.r]\nkind="topic"\nbindings=[{queu="a"}]', r"bindings\.0\.queu: .* 'queue'\?"),
-    ("nothing like it", "zzz = 1", r"zzz: no such option; There are: "),
+    ("nothing like it", "zzz = 1", r"zzz: no such option\. There are: "),
     (
         "a retry option for a fixed wait",
         '[queues.o.retry]\nbackoff = "fixed"\nfactor = 2',
@@ -375,7 +375,7 @@ def test_a_backend_that_asks_for_the_durability_gets_what_the_application_wants(
             "",
             r"^the broker URL: dbb: no such option; did you mean 'db'\? There are: db, durability, lease, password$",
         ),
-        ("redis://h?zzz=1", "", "the broker URL: zzz: no such option; There are: db, durability, lease, password"),
+        ("redis://h?zzz=1", "", "the broker URL: zzz: no such option. There are: db, durability, lease, password"),
         (f"redis://h?db={SECRET}", "", "the broker URL: db: .*valid integer"),
         ("redis://h", "[backends.redis]\nleese = 1", r"^\[backends\.redis\] in the settings: leese: .*'lease'"),
         ("redis://h?clock=1", "", "clock is no option"),

@@ -55,6 +55,15 @@ async def test_a_database_of_its_own(private: Callable[..., Private]) -> None:
         assert set(client.info("keyspace")) == {"db3"}
 
 
+async def test_a_database_of_its_own_on_a_local_socket(private: Callable[..., Private]) -> None:
+    server = private("--unixsocket", "s.sock")
+    async with Broker.connect(f"unix://{server.folder}/s.sock?db=3") as broker:
+        await broker.publish(Queue("orders"), b"x")
+        assert await broker.unwrap(Redis).get("none") is None
+    with server.client() as client:
+        assert set(client.info("keyspace")) == {"db3"}
+
+
 async def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
     for url in (f"redis://127.0.0.1:{free_port()}", f"unix://{tmp_path}/none.sock"):
         backend = RedisBackend(url, RedisOptions())
