@@ -67,7 +67,7 @@ async def test_a_caller_that_is_cancelled_takes_nothing_with_it() -> None:
     leaves, stays = link.call("GET", "a"), link.call("GET", "a")
     await asyncio.sleep(0)
     leaves.cancel()
-    link._client.answer.set_result(b"1")  # type: ignore[attr-defined]  # it is the client of these tests
+    link.client.answer.set_result(b"1")  # type: ignore[attr-defined]  # it is the client of these tests
     assert await stays == b"1"
     await link.close()
 
@@ -77,7 +77,7 @@ async def test_an_error_is_an_answer_and_a_broken_connection_is_told_once(error:
     broken: list[Exception] = []
     link = ClusterLink(PLACE, broken.append)
     futures = [link.call("GET", "a"), link.call("GET", "b")]
-    link._client.answer.set_exception(error)  # type: ignore[attr-defined]  # it is the client of these tests
+    link.client.answer.set_exception(error)  # type: ignore[attr-defined]  # it is the client of these tests
     assert [await future for future in futures] == [error, error]
     assert broken == ([error] if isinstance(error, redis.ConnectionError) else [])
     await link.close()
