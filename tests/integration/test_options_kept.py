@@ -18,7 +18,7 @@ from mqcore import (
     Worker,
 )
 from mqcore.settings import QueueSettings
-from mqcore.spi import Backend, QueueSpec
+from mqcore.spi import QueueSpec
 from mqcore.testing import VirtualClock, memory_url
 from mqcore_memory import MemoryBackend, MemoryOptions
 
@@ -27,7 +27,7 @@ from mqcore_memory import MemoryBackend, MemoryOptions
 async def made(broker: Broker) -> Broker:
     """A queue of mqcore's with every setting, and one that lacks all that mqcore declares beside its own."""
     await broker.declare(Queue("ours", str, ttl=60, max_length=5, overflow="dead_letter", retention=600))
-    await broker.unwrap(Backend).declare([QueueSpec(name="theirs"), QueueSpec(name="grave", role="dead_letter")])
+    await broker._connection.backend.declare([QueueSpec(name="theirs"), QueueSpec(name="grave", role="dead_letter")])
     return broker
 
 
@@ -104,7 +104,7 @@ async def test_what_can_neither_be_set_nor_checked_is_refused() -> None:
 
     broker = Broker.connect(make_backend=lambda: CannotTell(memory_url(), MemoryOptions()), settings=Settings())
     async with broker:
-        await broker.unwrap(Backend).declare([QueueSpec(name="theirs")])
+        await broker._connection.backend.declare([QueueSpec(name="theirs")])
         with pytest.raises(ConfigurationError, match=r"ttl=5.*declare=False"):
             await broker.declare(Queue("theirs", str, declare=False, ttl=5))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mqcore import Broker, Queue, QueueNotFound, Settings, TopologyMismatch
-from mqcore.spi import Backend, QueueSpec
+from mqcore.spi import QueueSpec
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -14,7 +14,7 @@ async def test_the_options_of_an_adopted_queue(broker_url: str, name: str) -> No
     bare, grave, ours = f"{name}.bare", f"{name}.grave", Queue(f"{name}.ours", str, ttl=60)
 
     async with Broker.connect(broker_url, settings=Settings(), queues=[ours]) as broker:
-        await broker.unwrap(Backend).declare([QueueSpec(name=bare), QueueSpec(name=grave, role="dead_letter")])
+        await broker._connection.backend.declare([QueueSpec(name=bare), QueueSpec(name=grave, role="dead_letter")])
         try:
             adopted = Queue(bare, str, declare=False, dead_letter=grave)
             await broker.publish(adopted, "x")
