@@ -43,6 +43,7 @@ from mqcore.spi import (
     SupportsBrowse,
     SupportsCount,
     SupportsDelete,
+    SupportsDiagnose,
     SupportsPurge,
 )
 from mqcore.topology import Topology
@@ -226,6 +227,14 @@ class Broker:
     def clock(self) -> Clock:
         """The clock that every timer here goes by."""
         return self._clock
+
+    async def diagnose(self) -> list[str]:
+        """Return what is wrong with what the driver itself keeps at the broker, a sentence for each problem; changes nothing."""
+        self.check_loop("diagnosing the broker")
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsDiagnose):
+            return []
+        return list(await self._connection.call("diagnosing the broker", backend.diagnose))
 
     def unwrap(self, kind: type[R]) -> R:
         """Return the broker's own client of this class, for what mqcore has no word for.

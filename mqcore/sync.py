@@ -102,6 +102,10 @@ class Broker:
         """As `mqcore.Broker.is_local`."""
         return self._broker.is_local
 
+    def diagnose(self) -> list[str]:
+        """As `mqcore.Broker.diagnose`."""
+        return self._loop.run(self._broker.diagnose())
+
     def unwrap(self, kind: type[R]) -> R:
         """As `mqcore.Broker.unwrap`. What it returns belongs to the broker's own thread and loop."""
         return self._broker.unwrap(kind)

@@ -21,7 +21,7 @@ from mqcore.cli.routes import data_of, describe, leftovers
 from mqcore.errors import BrokerError, UnsupportedFeature
 from mqcore.routing import Binding
 from mqcore.settings import Settings
-from mqcore.spi import Backend, QueueCounts, SupportsDiagnose
+from mqcore.spi import QueueCounts
 
 __all__ = ["Report", "doctor"]
 
@@ -87,9 +87,7 @@ async def _examine(broker: Broker, settings: Settings, user_app: App | None, rep
     for support in report.capabilities.supports.values():
         if warning := support.limits.get(WARNING):
             report.problems.append(str(warning))
-    driver = broker.unwrap(Backend)  # type: ignore[type-abstract]  # any driver's class is meant
-    if isinstance(driver, SupportsDiagnose):
-        report.problems += await driver.diagnose()
+    report.problems += await broker.diagnose()
     await _look_at_queues(broker, report, user_app)
     if is_local(broker) and not report.queues:
         report.notes.append(LONELY)

@@ -44,6 +44,7 @@ CALLS: Mapping[str, Callable[[Broker, Queue[str], Router[str], Consumer[str]], A
     "dead_letters.list": lambda broker, queue, router, consumer: broker.dead_letters(queue).list(),
     "dead_letters.redrive": lambda broker, queue, router, consumer: broker.dead_letters(queue).redrive(),
     "dead_letters.purge": lambda broker, queue, router, consumer: broker.dead_letters(queue).purge(),
+    "diagnose": lambda broker, queue, router, consumer: broker.diagnose(),
     "unwrap": _unwrap,
     "close": lambda broker, queue, router, consumer: broker.close(),
 }
