@@ -155,7 +155,10 @@ class Connection:
         except Exception as error:
             await self.backend.close()
             kind = self.backend.classify(error)
-            raise translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{_nobody(error)}") from error
+            typed = translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{_nobody(error)}")
+            if typed is error:
+                raise  # an error must not be its own cause: who follows the causes would not come to an end
+            raise typed from error
         self.events.emit(
             "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
         )

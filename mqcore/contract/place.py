@@ -32,8 +32,10 @@ def first(error: BaseException) -> BaseException:
     The cause of a `TimeoutError` is often the cancellation by which `asyncio.timeout` ends a call.
     That is not an error of its own.
     """
-    while isinstance(error.__cause__, Exception) and error.__cause__.__traceback__ is not None:
-        error = error.__cause__
+    seen = {id(error)}  # a chain of causes may be a circle
+    while isinstance(cause := error.__cause__, Exception) and cause.__traceback__ is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        error = cause
     return error
 
 

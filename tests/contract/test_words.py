@@ -219,6 +219,14 @@ class Losing(MemoryBackend):
         raise ConnectionError("not connected")
 
 
+def test_an_error_that_is_its_own_cause_is_told_too() -> None:
+    async def steps(kit: Kit) -> None:
+        error = ConnectionError("round and round")
+        raise error from error
+
+    assert "came: ConnectionError: round and round" in said(steps)
+
+
 def test_what_was_lost_before_is_told_with_what_failed_then() -> None:
     async def steps(kit: Kit) -> None:
         await kit.put(await kit.queue(), "a")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mqcore import Broker, BrokerError, Settings
+from mqcore import Broker, BrokerError, ConnectionLost, Settings
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -32,6 +32,14 @@ async def test_an_error_that_is_its_own_cause_is_told_like_any_other() -> None:
     for one in (error, other):
         with pytest.raises(BrokerError, match=str(one)):
             await Broker.connect(make_backend=refusing(one), settings=Settings()).open()
+
+
+async def test_a_typed_error_of_a_driver_is_not_made_its_own_cause() -> None:
+    refused = ConnectionLost("no such virtual host")
+    with pytest.raises(ConnectionLost) as found:
+        await Broker.connect(make_backend=refusing(refused), settings=Settings()).open()
+    assert found.value is refused
+    assert found.value.__cause__ is None
 
 
 async def test_a_refused_connection_is_told_in_words_wherever_the_driver_hides_it() -> None:
