@@ -32,6 +32,7 @@ ON_SERVERS = (
     "tests/integration/rabbitmq",
     "tests/integration/redis",
     "tests/contract/test_beanstalk.py",
+    "tests/contract/test_beanstalk_corners.py",
     "tests/contract/test_brokers_live.py",
     "tests/e2e/test_broker_fixtures.py",
     "tests/e2e/test_lab.py",
