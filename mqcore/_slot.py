@@ -56,7 +56,17 @@ It is the name that multiprocessing gives to the program in a child that it spaw
 """
 _PART = 256 * 1024
 """Bytes to read at once: more than a socket holds."""
-_FACTS = ("id", "content_type", "headers", "priority", "attempt", "published_at", "correlation_id", "redriven")
+_FACTS = (
+    "id",
+    "content_type",
+    "encoding",
+    "headers",
+    "priority",
+    "attempt",
+    "published_at",
+    "correlation_id",
+    "redriven",
+)
 
 Header = dict[str, Any]
 
@@ -125,7 +135,7 @@ class SlotResult:
 
 
 class _Payload(Protocol):
-    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, /) -> object: ...
+    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None, /) -> object: ...
 
 
 class HandlerSpec(Protocol):
@@ -165,7 +175,7 @@ def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, ru
     spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # load has made sure that it is there
     message = request.message
     try:
-        payload = spec.payload.decode(message.body, message.content_type, codecs)
+        payload = spec.payload.decode(message.body, message.content_type, codecs, message.encoding)
     except BaseException as error:  # noqa: BLE001 - a payload type is user code too
         return SlotResult(outcome=outcome_of_decoding(error))
     context = SlotContext(request.queue, Delivery(message, b"", redelivered=request.redelivered))
@@ -222,7 +232,7 @@ def main() -> None:
     sys.argv = start["argv"]
     try:
         handler = load(start["target"], start["script"])
-        codecs = default_plugins().codecs(start["codecs"])
+        codecs = default_plugins().codecs(start["codecs"]).bounded(start["most"])
     except BaseException as error:  # noqa: BLE001 - whatever an import raises, SystemExit too, is for the parent to report
         failure = Failure.of(error)
         channel.sendall(frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback}))

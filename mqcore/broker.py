@@ -135,14 +135,15 @@ class Broker:
         for one in self.middleware:
             if type(one).on_event is not Middleware.on_event:
                 self.events.listen(one.on_event)
-        self.codecs: Codecs = self._plugins.codecs(settings.codecs)
+        limits = options.get("limits") or Limits()
+        self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
         self._connection = Connection(self._make_backend(), clock=self._clock, events=self.events)
         self._topology = Topology(self._connection, settings, self._durability)
         self.publisher = Publisher(
             self._connection,
             self._topology,
             codecs=self.codecs,
-            limits=options.get("limits") or Limits(),
+            limits=limits,
             timeout=settings.publish_timeout,
             outgoing=[one.outgoing for one in self.middleware if type(one).outgoing is not Middleware.outgoing],
         )

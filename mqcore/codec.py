@@ -21,6 +21,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from pydantic import ValidationError as Invalid
 from pydantic_core import PydanticSerializationError
 
+from mqcore.encoding import MOST, charset_of, undone
 from mqcore.errors import ConfigurationError, DecodeError, ValidationError
 from mqcore.roundtrip import difference, is_exact
 
@@ -28,7 +29,6 @@ __all__ = ["BytesCodec", "Codec", "Codecs", "JsonCodec", "Payload", "TextCodec",
 
 T = TypeVar("T")
 _SHOWN = 3
-_UTF8 = {"utf-8", "utf8"}
 
 
 class Codec(Protocol):
@@ -135,6 +135,8 @@ class Codecs:
 
     def __init__(self, codecs: Iterable[Codec]) -> None:
         """Raises `ConfigurationError` when two codecs claim one name or one content type."""
+        self.most = MOST
+        """Bytes that a compressed body may have when it is decompressed."""
         self._names: dict[str, Codec] = {}
         self._types: dict[str, Codec] = {}
         for codec in codecs:
@@ -153,6 +155,12 @@ class Codecs:
         """The names of the allowed codecs."""
         return tuple(self._names)
 
+    def bounded(self, most: int) -> "Codecs":
+        """Return the same allow-list with this bound on what a compressed body may become."""
+        same = Codecs(self._names.values())
+        same.most = most
+        return same
+
     def extended(self, codecs: Iterable[Codec]) -> "Codecs":
         """Return an allow-list with these codecs too; raises `ConfigurationError` for a name or type claimed twice."""
         return Codecs([*self._names.values(), *codecs])
@@ -170,15 +178,11 @@ class Codecs:
         return codec
 
     def accepting(self, content_type: str) -> Codec:
-        """The codec that reads a content type; `DecodeError` when none may, and for a charset other than UTF-8."""
+        """The codec that reads a content type, whatever its charset; `DecodeError` when none may."""
         codec = self._types.get(content_type)
         if codec is not None:
             return codec
-        kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "charset" and value.strip(' "') not in _UTF8:
-                raise DecodeError(f"content type {content_type!r:.100} has a charset that is not UTF-8")
+        kind = content_type.partition(";")[0].strip().lower()
         if kind.startswith("application/") and kind.endswith("+json"):
             kind = JsonCodec.content_types[0]  # RFC 6839: it can be read as JSON
         codec = self._types.get(kind)
@@ -215,8 +219,10 @@ class Payload(Generic[T]):
         """
         return _write(value, self.adapter, codecs.named(self.codec), self.name)
 
-    def decode(self, body: bytes, content_type: str | None, codecs: Codecs) -> T:
+    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None = None) -> T:
         """Return the value of a body.
+
+        `encoding` is its content encoding, which is undone first, and so is the charset of its content type.
 
         One without content type, as a foreign message may be, is read by the payload's own codec. Raises `DecodeError`
         (undecodable) when the bytes cannot be read as their content type says, and `ValidationError` (invalid) when
@@ -225,6 +231,9 @@ class Payload(Generic[T]):
         raw = not content_type or self.codec == BytesCodec.name
         try:
             codec = codecs.named(self.codec) if raw or content_type is None else codecs.accepting(content_type)
+            charset = charset_of(content_type) if content_type else None
+            if (encoding or charset is not None) and self.codec != BytesCodec.name:
+                body = undone(body, encoding, charset, codecs.most)
             return cast("T", codec.decode(body, self.adapter))
         except Invalid as error:
             raise ValidationError(f"the payload is no {self.name}: {_problems(error)}") from None

@@ -90,7 +90,7 @@ def decoded(queue: Queue[T], held: Held, codecs: Codecs) -> T | Outcome:
     """Return the payload, or the outcome that dead-letters what cannot be read or does not validate (G11)."""
     message = held.delivery.message
     try:
-        return queue.payload.decode(message.body, message.content_type, codecs)
+        return queue.payload.decode(message.body, message.content_type, codecs, message.encoding)
     except (DecodeError, ValidationError) as error:
         return outcome_of_decoding(error)
 

@@ -68,6 +68,11 @@ class Facts:
         return self._delivery.message.content_type
 
     @property
+    def encoding(self) -> str | None:
+        """The content encoding of a foreign message, such as `gzip`. It is undone but for a payload of bytes."""
+        return self._delivery.message.encoding
+
+    @property
     def published_at(self) -> float | None:
         """The publisher's wall clock in seconds since the epoch; None on a foreign message."""
         return self._delivery.message.published_at

@@ -133,7 +133,7 @@ class _Processes:
     def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:
         self._clock = clock
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
-        self._slots = [ProcessSlot(target, codecs.names) for _ in range(spec.concurrency)]
+        self._slots = [ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)]
         self._idle = list(self._slots)
         self._closed = asyncio.Event()
 

@@ -77,7 +77,9 @@ class Death:
 class Message:
     """One message.
 
-    `id` is the same on every delivery. `content_type` is None on a foreign message that states none. `attempt` starts at 1 (G4);
+    `id` is the same on every delivery. `content_type` is None on a foreign message that states none. `encoding` is the content
+    encoding of a foreign message, such as `gzip`: the body is as it was sent, and is decoded for the handler. `attempt` starts at
+    1 (G4);
     `hop` counts Moves and `lineage` says out of which queues they went: with the id they name one stored copy (G1).
     `published_at` is the publisher's wall clock, None on foreign messages. `expires_at` is in the broker's own time: opaque, set
     by the driver from a ttl and only ever copied (G6).
@@ -88,6 +90,7 @@ class Message:
     id: str
     body: bytes
     content_type: str | None = None
+    encoding: str | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     priority: int = DEFAULT_PRIORITY
     attempt: int = 1
@@ -241,6 +244,8 @@ def pack(message: Message) -> dict[str, str]:
     flat = {
         PREFIX + name: str(getattr(message, name)) for name in _NUMBERS if getattr(message, name) or name == "attempt"
     }
+    if message.encoding:
+        flat[PREFIX + "encoding"] = message.encoding
     if message.lineage:
         flat[PREFIX + "lineage"] = message.lineage
     flat |= {PREFIX + name: repr(value) for name in _TIMES if (value := getattr(message, name)) is not None}
@@ -266,6 +271,8 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     for name in _NUMBERS:
         if (number := _number(flat.get(PREFIX + name, ""))) is not None:
             found[name] = max(number, 1 if name == "attempt" else 0)
+    if encoding := flat.get(PREFIX + "encoding"):
+        found["encoding"] = encoding
     if _LINEAGE.fullmatch(lineage := flat.get(PREFIX + "lineage", "")):
         found["lineage"] = lineage
     for name in _TIMES:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mqcore._slot import FRAME, Header, SlotRequest, SlotResult, frame
+from mqcore.encoding import MOST
 from mqcore.errors import ConfigurationError, MqcoreError
 
 __all__ = ["ProcessSlot", "SlotDied", "SlotRequest", "SlotResult", "describe_exit"]
@@ -58,14 +59,15 @@ def describe_exit(code: int | None) -> str:
 class ProcessSlot:
     """Runs one handler in a process of its own, one message at a time. Used from one event loop.
 
-    `target` is "module:qualname" of the handler function, `codecs` names the allowed codecs (None: the built-in ones). Raises
+    `target` is "module:qualname" of the handler function, `codecs` names the allowed codecs (None: the built-in ones), and `most`
+    is how many bytes a compressed body may have when it is decompressed. Raises
     `ConfigurationError` when a fresh process could not find it there. The process is started by the first `run` or `start`, and
     again after each death.
     """
 
-    def __init__(self, target: str, codecs: Sequence[str] | None = None) -> None:
+    def __init__(self, target: str, codecs: Sequence[str] | None = None, most: int = MOST) -> None:
         self.target, self._script = _findable(target)
-        self._codecs = codecs
+        self._codecs, self._most = codecs, most
         self._child: _Child | None = None
         self._lock = asyncio.Lock()
         self._endings: set[asyncio.Task[int | None]] = set()
@@ -116,6 +118,7 @@ class ProcessSlot:
             await self._end()  # it died with no message in it
         child = self._child = _Child(self.target)
         start: Header = {"target": self.target, "script": self._script, "argv": sys.argv, "codecs": self._codecs}
+        start["most"] = self._most
         answer, _ = await self._exchange(child, frame(start))
         if answer["refused"] is not None:
             await self._end()

@@ -95,7 +95,7 @@ class Requests:
     def _value(self, message: Message, expected: Payload[Any]) -> Any:
         if message.content_type == _ERROR_TYPE:
             raise _remote_error(message.body)
-        return expected.decode(message.body, message.content_type, self._codecs)
+        return expected.decode(message.body, message.content_type, self._codecs, message.encoding)
 
     async def _listen(self) -> None:
         """Declare the reply queue and read it, at the first request."""

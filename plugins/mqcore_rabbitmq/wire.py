@@ -53,8 +53,9 @@ _USER = "mq-user-id"
 """The `user_id` of the first publisher: RabbitMQ refuses a native one that is not the connection's own user."""
 _KEPT = ("type", "app_id", "cluster_id", "timestamp")
 """Native properties that `Message` has no field for."""
-_KEPT_RAW = ("content_type", "correlation_id", "reply_to", "message_id")
+_KEPT_RAW = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id")
 """Native properties that a copy keeps as they are when they are not UTF-8."""
+_ENCODING = "mq-encoding"
 _TRACEBACK = "mq-death-traceback"
 
 
@@ -73,6 +74,7 @@ def properties(
     """
     headers = {escaped(name): value for name, value in message.headers.items()}
     headers |= pack(message)
+    headers.pop(_ENCODING, None)  # AMQP has a property for it
     headers[PRIORITY] = str(message.priority)
     if expires is not None:
         headers[EXPIRES] = repr(expires)
@@ -82,6 +84,7 @@ def properties(
         headers[TO] = to
     return Properties(  # delivery_mode 2: persistent
         content_type=message.content_type,
+        content_encoding=message.encoding,
         headers=headers,
         delivery_mode=2,
         priority=message.priority if native else None,
@@ -238,6 +241,7 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
         id=id_of(received) or new_id(),
         body=body,
         content_type=_shown(received.content_type) or None,
+        encoding=_shown(received.content_encoding) or None,
         headers=MappingProxyType(headers) if headers else _NO_HEADERS,
         priority=level_of(received),
         expires_at=_expires(given),

@@ -63,7 +63,7 @@ async def stored(broker: Broker, queue: str, body: bytes, content_type: str | No
         (b"{", "application/json", "undecodable"),
         (b"\xff", "text/plain", "undecodable"),
         (b"{}", "application/x-python-pickle", "undecodable"),
-        (b"{}", "application/json; charset=latin-1", "undecodable"),
+        (b"{}", "application/json; charset=klingon", "undecodable"),
         (b"[" * 100_000, "application/json", "undecodable"),
         (b"{}", "application/json", "invalid"),
         (b'{"number": "x"}', None, "invalid"),

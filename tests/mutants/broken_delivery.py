@@ -216,6 +216,14 @@ class StrandsWhatACancelledReceiveClaimed(MemorySubscription):
 # What was published is what comes
 
 
+@mutant("G17", "foreign.a_compressed_body_is_decoded_and_kept_as_it_was_sent")
+class DropsTheContentEncoding(MemoryStore):
+    """The body is stored, and not how it is encoded."""
+
+    def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
+        return super()._publish(changed(out, encoding=None), now, wall, touched)
+
+
 @mutant("G17", "foreign.a_reply_goes_to_a_reply_queue_and_to_no_other")
 class TakesEveryQueueForAReplyQueue(MemoryBackend):
     """A reply goes wherever the request says."""

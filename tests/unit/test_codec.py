@@ -332,8 +332,11 @@ UNDECODABLE: list[tuple[str, bytes, str | None]] = [
     ("unknown content type", b'{"order_id": 1}', "application/x"),
     ("huge content type", b'{"order_id": 1}', "x" * 100_000),
     ("content type with line breaks", b'{"order_id": 1}', "application/json\r\nx"),
-    ("latin-1", b'{"order_id": 1}', "application/json; charset=latin-1"),
-    ("utf-16 by charset", b'{"order_id": 1}', 'application/json;charset="UTF-16"'),
+    ("latin-1 of another body", b'{"order_id": 1}', "application/json; charset=utf-32"),
+    ("utf-16 by charset", b'{"order_id": 1} ', 'application/json;charset="UTF-16"'),
+    ("no such charset", b'{"order_id": 1}', "application/json; charset=klingon"),
+    ("a codec that is no charset", b'{"order_id": 1}', "application/json; charset=zlib"),
+    ("a charset that takes long", b'{"order_id": 1}', "application/json; charset=idna"),
     ("no charset", b'{"order_id": 1}', "application/json; charset="),
     ("text that is no utf-8", b"\xff", "text/plain"),
 ]

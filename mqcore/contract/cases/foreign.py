@@ -7,6 +7,7 @@ with nothing but id and body.
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
         "id-with_~special!chars",
         headers={"plain": "text", "empty": "", "unicode": "Grüße 世界 \t end", "UPPER.lower_-9": "x" * 4_000},
         content_type="application/json; charset=utf-8",
+        encoding="identity",
         attempt=3,
         hop=4,
         correlation_id="c-1",
@@ -147,6 +149,12 @@ _TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
     "text": (str, "Grüße".encode(), None, "Grüße"),
     "json": (TypeAdapter(Order), b'{"number": 3, "more": 1}', None, Order(number=3)),
     "json-that-says-so": (TypeAdapter(Order), b'{"number": "4"}', "application/json", Order(number=4)),
+    "json-in-utf-16": (
+        TypeAdapter(Order),
+        '{"number": 5}'.encode("utf-16"),
+        "application/json; charset=utf-16",
+        Order(number=5),
+    ),
 }
 
 
@@ -170,6 +178,34 @@ async def a_handler_gets_what_a_plain_client_sent(kit: Kit, kind: tuple[Any, byt
         facts, [(wanted, 1, 5, False, None, {})], "value, attempt, priority, redelivered, published_at, headers", _READ
     )
     kit.same(await kit.contents(queue.name), Counter(), "acked", "Subscription.settle: Ack")
+
+
+@case("G17", "G11")
+async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None:
+    """Its content encoding comes with it, the handler gets what is inside, and the dead letter is what the client sent."""
+    broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(2, fixed(0)))
+    came: list[int] = []
+
+    async def handler(order: Order) -> None:
+        came.append(order.number)
+        raise ValueError
+
+    await kit.within(broker.declare(queue))
+    sent = _plain(gzip.compress(b'{"number": 7}'), content_type="application/json", encoding="gzip")
+    bomb = _plain(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", encoding="gzip")
+    unknown = _plain(b"\x0b\x02\x80", content_type="application/json", encoding="br")
+    await _stored(kit, queue.name, sent, bomb, unknown)
+    worker = await kit.worker(broker, queue, handler)
+    letters = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 3)
+    await kit.within(worker.drain())
+    look = "where the driver writes and reads Message.encoding; mqcore.spi.pack and unpack"
+    kit.same(came, [7, 7], "what the handler got", look)
+    found = {it.message.id: (it.message.body, it.message.encoding) for it in letters}
+    kit.same(found, {it.id: (it.body, it.encoding) for it in (sent, bomb, unknown)}, "the dead letters", look)
+    reasons = {it.message.id: it.message.death and it.message.death.reason for it in letters}
+    undecodable = Reason.UNDECODABLE
+    wanted = {sent.id: Reason.RETRIES_EXHAUSTED, bomb.id: undecodable, unknown.id: undecodable}
+    kit.same(reasons, wanted, "their reasons", look)
 
 
 _BAD: dict[str, tuple[bytes, str | None, Reason]] = {

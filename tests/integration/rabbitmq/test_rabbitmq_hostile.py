@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pika
@@ -225,3 +227,49 @@ async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
         assert (properties.correlation_id, body, direct) == ("c", b"abab", [b"abab"])
         assert broker.events.counts["reply.failed"] == 2
         assert await broker._connection.backend.diagnose() == []  # type: ignore[attr-defined]  # SupportsDiagnose
+
+
+@pytest.mark.parametrize("durability", [None, "machine"])
+async def test_native_properties_come_through_every_move(
+    rabbitmq_url: str, plain: BlockingChannel, durability: str | None, name: str
+) -> None:
+    """Retried, dead-lettered and redriven, the message is for another plain client what it was (G17)."""
+    app, came, elsewhere = App("hostile"), list[object](), f"{name}.elsewhere"
+
+    @app.consumer(Queue(name, dict[str, int]))
+    async def fail(value: dict[str, int], ctx: Context) -> None:
+        came.append((value, ctx.encoding, ctx.attempt))
+        raise ValueError
+
+    sent = pika.BasicProperties(
+        content_type="application/json; charset=utf-16",
+        content_encoding="gzip",
+        headers={"text": "v", "count": 3, "when": datetime(2026, 1, 2, tzinfo=UTC), "table": {"deep": [1, None]}},
+        priority=7,
+        correlation_id="c",
+        reply_to="somewhere",
+        message_id="m",
+        timestamp=1_700_000_000,
+        type="order.placed",
+        user_id="guest",
+        app_id="shop",
+    )
+    body = gzip.compress('{"n": 1}'.encode("utf-16"))
+    settings = Settings.model_validate(
+        {"queues": {name: {"retry": {"max_attempts": 2, "backoff": "fixed", "base": 0.1}}}}
+    )
+    plain.queue_declare(elsewhere, durable=True)
+    async with app.connect(rabbitmq_url, settings=settings, durability=durability) as broker, Worker(app, broker):
+        plain.basic_publish("", name, body, sent)
+        (letter,) = await dead(broker, name, 1)
+        assert (letter.body, letter.message.encoding) == (body, "gzip")
+        assert came == [({"n": 1}, "gzip", 1), ({"n": 1}, "gzip", 2)]
+        assert (await broker.dead_letters(name).redrive(to=elsewhere)).moved == ("m",)
+    _, found, got = plain.basic_get(elsewhere, auto_ack=True)
+    plain.queue_delete(elsewhere)
+    assert got == body
+    for prop in ("content_type", "content_encoding", "priority", "correlation_id", "reply_to", "message_id"):
+        assert getattr(found, prop) == getattr(sent, prop)
+    for prop in ("timestamp", "type", "user_id", "app_id"):
+        assert getattr(found, prop) == getattr(sent, prop)
+    assert {key: found.headers[key] for key in sent.headers} == sent.headers
