@@ -330,9 +330,13 @@ async def test_a_command_that_there_is_not_is_a_configuration_error(caplog: pyte
     assert any("cannot be started" in text and "/no/such/command" in text for text in caplog.messages)
 
 
-@pytest.mark.parametrize(("words", "processes", "grace"), [([], 1, 1), (["x"], 0, 1), (["x"], 1, -1)])
-def test_figures_that_run_nothing_are_refused(words: list[str], processes: int, grace: float) -> None:
-    with pytest.raises(ConfigurationError, match="nothing could be run so"):
+@pytest.mark.parametrize(
+    ("words", "processes", "grace", "why"),
+    [([], 1, 1, "the command is empty"), (["x"], 0, 1, "processes=0"), (["x"], 1, -1, "grace=-1")],
+    ids=["no command", "no processes", "no grace"],
+)
+def test_figures_that_run_nothing_are_refused(words: list[str], processes: int, grace: float, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
         Supervisor(words, processes, grace=grace)
 
 
