@@ -61,8 +61,10 @@ class Ledger:
         return {what: count for what, count in self.dead.items() if not what.startswith("poison")}
 
     @property
-    def most_poison_starts(self) -> int:
-        return max((count for what, count in self.starts.items() if what.startswith("poison")), default=0)
+    def most_poison_starts(self) -> float:
+        """For each stored copy: where a Move is not one step, a crash inside it leaves a second one (G3)."""
+        starts = {what: count for what, count in self.starts.items() if what.startswith("poison")}
+        return max((count / max(self.dead[what], 1) for what, count in starts.items()), default=0)
 
     @property
     def clean(self) -> bool:
@@ -158,6 +160,7 @@ def summary(ledger: Ledger) -> str:
     return (
         f"{len(ledger.confirmed)} confirmed, lost {len(ledger.lost)} {sorted(ledger.lost)[:5]}, "
         f"innocents dead-lettered {len(ledger.innocents)} {sorted(ledger.innocents)[:5]}, "
-        f"{len(poisons)} poisons started at most {ledger.most_poison_starts} times, "
+        f"{len(poisons)} poisons started at most {ledger.most_poison_starts:g} times for each of "
+        f"{sum(ledger.dead[what] for what in poisons)} copies, "
         f"{len(ledger.recoveries)} recoveries: p50 {median(late):.2f} s, p95 {p95:.2f} s, most {max(late):.2f} s"
     )
