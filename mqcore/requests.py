@@ -169,8 +169,8 @@ class Replies:
         }
         await self._send(request, json.dumps(told).encode(), _ERROR_TYPE)
 
-    def _is_reply_queue(self, name: str) -> bool:
-        return name.startswith((_REPLY_QUEUES, *self._connection.backend.reply_queues))
+    def _is_reply_queue(self, name: object) -> bool:
+        return isinstance(name, str) and name.startswith((_REPLY_QUEUES, *self._connection.backend.reply_queues))
 
     async def _send(self, request: Message, body: bytes, content_type: str) -> None:
         if request.reply_to is None:
