@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
+    from mqcore.altering import AlterOptions
     from mqcore.codec import Codecs
     from mqcore.errors import MqcoreError
     from mqcore.producer import PublishOptions, Receipt, Target
@@ -419,6 +420,16 @@ class Broker:
         if gone:
             self._topology.forget(name)
         return gone
+
+    async def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
+        """Give an existing queue other settings, with what it holds; for the settings see `AlterOptions`.
+
+        A `Queue` without settings gives it those of code and configuration, which ends a `TopologyMismatch`. Stored messages keep
+        their expiry. Processes that run take the change at once, or on RabbitMQ when they next connect. Raises `QueueNotFound`, and
+        `TopologyMismatch` for a setting that the broker fixes when a queue is made.
+        """
+        self.check_loop("altering a queue")
+        await self._topology.alter(queue, settings)
 
     async def purge(self, queue: Queue[Any] | str) -> int:
         """Remove all ready and delayed messages of a queue for good; how many. Raises `QueueNotFound`."""

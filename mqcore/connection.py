@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mqcore.backoff import RetryWait
@@ -22,6 +23,7 @@ from mqcore.errors import (
     ConnectionLost,
     MqcoreError,
     QueueNotFound,
+    TopologyMismatch,
     UnsupportedFeature,
 )
 from mqcore.spi import (
@@ -33,6 +35,7 @@ from mqcore.spi import (
     Outgoing,
     QueueSpec,
     Subscription,
+    SupportsAlter,
     SupportsBind,
     SupportsUnwrap,
     Unknown,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from mqcore.clock import Clock
     from mqcore.events import Events
     from mqcore.routing import Binding
+    from mqcore.spi import Alterations
 
 __all__ = ["Connection", "translate"]
 
@@ -189,15 +193,32 @@ class Connection:
         generation = self.generation
         self._lost_early = None
         self._capabilities = await self.backend.open(lambda error: self.report(error, generation))
-        if self._specs:
-            await self.backend.declare(list(self._specs.values()))
-        if self._bindings and isinstance(self.backend, SupportsBind):
-            await self.backend.bind(list(self._bindings))
+        await self._declare_again()
         if self._lost_early is not None:
             raise self._lost_early
         self.error = None
         self._wait.working()
         self._connected.set()
+
+    async def _declare_again(self) -> None:
+        """Declare what was declared before a loss (G14).
+
+        A queue may have been altered meanwhile, for this process or by another. It is there, and that is what consuming and
+        publishing need: other settings must not keep the process from coming back.
+        """
+        specs = list(self._specs.values())
+        try:
+            if specs:
+                await self.backend.declare(specs)
+        except TopologyMismatch:
+            for spec in specs:
+                try:
+                    await self.backend.declare([spec])
+                except TopologyMismatch as error:
+                    self.events.emit("queue.altered", spec.name, error=told(error))
+
+        if self._bindings and isinstance(self.backend, SupportsBind):
+            await self.backend.bind(list(self._bindings))
 
     async def close(self, limit: float | None = None) -> None:
         """End for good: waiting publishes are answered, nothing is left running. Idempotent.
@@ -393,6 +414,13 @@ class Connection:
         """Make sure that the queues exist, now and after every reconnect. Raises `TopologyMismatch`."""
         await self.call(f"declaring {', '.join(spec.name for spec in specs)}", lambda: self.backend.declare(specs))
         self._specs.update((spec.name, spec) for spec in specs)
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Give an existing queue other settings, also after a reconnect. Raises `UnsupportedFeature`, `TopologyMismatch`."""
+        backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
+        await self.call(f"altering queue {queue!r}", lambda: backend.alter(queue, settings))
+        if queue in self._specs:
+            self._specs[queue] = replace(self._specs[queue], **settings)
 
     def forget(self, queues: Sequence[str]) -> None:
         """Declare these no more after a reconnect: somebody deleted them on purpose."""

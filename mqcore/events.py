@@ -22,6 +22,7 @@ EVENTS = {
     "connection.lost": "the connection broke; fields: error",
     "connection.retry": "connecting again failed; fields: error, wait",
     "connection.restored": "connected again, topology re-declared; fields: seconds",
+    "queue.altered": "a queue has other settings after a reconnect than it was declared with here; fields: error",
     "message.published": "a message was stored; fields: duplicate",
     "publish.failed": "a message was certainly not stored; fields: error",
     "publish.unknown": "a message was sent without an answer; fields: error",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
 import pluggy
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,7 @@ __all__ = [
     "STALE",
     "STORED",
     "Ack",
+    "Alterations",
     "Backend",
     "Binding",
     "Capabilities",
@@ -67,6 +68,7 @@ __all__ = [
     "Stored",
     "Subscription",
     "Support",
+    "SupportsAlter",
     "SupportsBind",
     "SupportsBrowse",
     "SupportsCount",
@@ -84,6 +86,7 @@ __all__ = [
     "TopologyMismatch",
     "Unknown",
     "hookimpl",
+    "mismatch",
     "new_id",
     "pack",
     "unpack",
@@ -179,6 +182,34 @@ class QueueSpec:
     durability: Durability | None = None
 
 
+class Alterations(TypedDict, total=False):
+    """Settings of a queue that `SupportsAlter.alter` changes, as in `QueueSpec`; one that is left out stays as it is."""
+
+    ttl: float | None
+    max_length: int | None
+    overflow: Literal["reject", "dead_letter"]
+    retention: float | None
+
+
+def mismatch(queue: str, setting: str, have: object, want: object, *, alterable: bool) -> TopologyMismatch:
+    """Return the error for a queue that exists with another setting than the one declared; the driver raises it.
+
+    `alterable`: the driver's `SupportsAlter.alter` can change this setting of a queue that exists.
+    """
+    option = f"--{setting.replace('_', '-')} {'none' if want is None else f'{want:.15g}' if isinstance(want, float) else want}"
+    if alterable:
+        cure = f'Change the queue, with what it holds: "mqcore queues alter {queue} {option}" or broker.alter(...)'
+    else:
+        cure = (
+            f"The broker fixes {setting} when a queue is made: redrive or consume what the queue holds, "
+            f'and delete it with "mqcore queues delete {queue}"'
+        )
+    return TopologyMismatch(
+        f"queue {queue!r} exists with {setting}={have!r}, but the code declares {setting}={want!r}. {cure}. "
+        f"Or declare {setting}={have!r} in the code, or take the queue as it is with declare=False"
+    )
+
+
 class Options(BaseModel):
     """Base of a backend's typed options: filled from the URL's query and the settings; an unknown one is an error at start.
 
@@ -238,7 +269,8 @@ class Backend(ABC):
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         """Make sure that the queues exist. Idempotent.
 
-        Raises `TopologyMismatch` itself when one exists with other settings, naming the queue, the setting and both values, and
+        Raises `TopologyMismatch` itself when one exists with other settings (`mismatch` makes it), naming the queue, the setting,
+        both values and what to do, and
         `DurabilityUnavailable` when a spec asks for more than there is (`Capabilities.require_durability`).
         """
 
@@ -459,6 +491,22 @@ class SupportsDelete(Protocol):
         A `receive` that waits hears of it within seconds, though another instance deletes the queue and though its prefetch is
         out; later settlements are `Stale`. The connection is not lost for it. Its dead-letter queue stays. A queue that is
         declared again under the name is empty: no message, no claim and no known name of the old one shows through.
+        """
+
+
+@runtime_checkable
+class SupportsAlter(Protocol):
+    """Changing the settings of a queue that exists, with what it holds."""
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Give a queue other settings from now on; those that are left out stay.
+
+        Nothing that the queue holds is lost or reordered by it: a stored message keeps its expiry, and what is beyond a new
+        `max_length` stays until a publish meets the bound. A new `retention` counts from when a dead letter was stored, so older
+        ones go. Every instance that opens later goes by the new settings, and one that is open no later than its next `open`.
+
+        Raises, as NOT_FOUND, when the queue is missing, and `mismatch(..., alterable=False)` for a setting that this broker fixes
+        when a queue is made; nothing is changed then.
         """
 
 

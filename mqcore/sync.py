@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
+    from mqcore.altering import AlterOptions
     from mqcore.broker import ConnectOptions, Health
     from mqcore.capabilities import Capabilities
     from mqcore.clock import Clock
@@ -182,6 +183,10 @@ class Broker:
     def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """As `mqcore.Broker.delete`."""
         return self._loop.run(self._broker.delete(queue, if_empty=if_empty, if_unused=if_unused))
+
+    def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
+        """As `mqcore.Broker.alter`."""
+        self._loop.run(self._broker.alter(queue, **settings))
 
     def purge(self, queue: Queue[Any] | str) -> int:
         """As `mqcore.Broker.purge`."""

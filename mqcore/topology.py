@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.adopted import check_adopted, given
+from mqcore.altering import checked_alterations, for_each_queue
 from mqcore.capabilities import Capability, Level
 from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, UnsupportedFeature
 from mqcore.policy import AfterCrash, RetryPolicy, Rules
@@ -20,10 +21,12 @@ from mqcore.spi import QueueCounts, QueueSpec, SupportsCount, SupportsStart
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mqcore.altering import AlterOptions
     from mqcore.capabilities import Durability
     from mqcore.connection import Connection
     from mqcore.router import Router
     from mqcore.settings import Settings
+    from mqcore.spi import Alterations
 
 __all__ = ["Topology"]
 
@@ -106,17 +109,10 @@ class Topology:
 
     def _check(self, queue: Queue[Any]) -> None:
         """Refuse what the backend could not keep, before anything is declared (G16)."""
-        capabilities, name = self._connection.capabilities, queue.name
         if queue.declare:
             _check_used(queue)
-        if queue.ttl is not None:
-            capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
-        if queue.max_length is None:
-            return
-        modes = capabilities.require(Capability.MAX_LENGTH, f"queue {name!r} with max_length").limits.get("modes")
-        if modes is not None and queue.overflow not in str(modes).split(","):
-            msg = f"queue {name!r} with overflow={queue.overflow!r}: the backend {capabilities.backend!r} can only {modes}"
-            raise UnsupportedFeature(msg)
+        bound: Alterations = {} if queue.max_length is None else {"overflow": queue.overflow}
+        self._check_supported(queue.name, {"ttl": queue.ttl, "max_length": queue.max_length, **bound})
 
     async def ensure_router(self, router: Router[Any]) -> Router[Any]:
         """Declare the queues bound in code, then the bindings of code and configuration. Once, unless bindings were added since."""
@@ -139,6 +135,41 @@ class Topology:
             await self._connection.declare(queue.specs(self._durability))
         else:
             await self._check_there(queue.name)
+
+    async def alter(self, queue: Queue[Any] | str, options: AlterOptions) -> None:
+        """Give an existing queue other settings: these, or without any those of the queue as configured."""
+        if isinstance(queue, Queue) and not options:
+            configured = self.configured(queue)
+            options = {
+                "ttl": configured.ttl,
+                "max_length": configured.max_length,
+                "overflow": configured.overflow,
+                **({"retention": configured.retention} if configured.dead_letter is not None else {}),
+            }
+        name = queue if isinstance(queue, str) else queue.name
+        settings = checked_alterations(options, name)
+        self._check_supported(name, settings)
+
+        counts = await self.counts(name)
+        if counts is None:
+            msg = f"queue {name!r} does not exist on the broker, or the backend cannot look: it cannot be altered"
+            raise QueueNotFound(msg)
+        for target, changes in for_each_queue(counts, settings).items():
+            await self._connection.alter(target, changes)
+        self._queues.pop(name, None)  # what this process knows of it is compared anew with its next use
+
+    def _check_supported(self, name: str, settings: Alterations) -> None:
+        """Refuse what the backend could not keep (G16)."""
+        capabilities = self._connection.capabilities
+        if settings.get("ttl") is not None:
+            capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
+        if settings.get("max_length") is None and settings.get("overflow", "reject") == "reject":
+            return
+        modes = capabilities.require(Capability.MAX_LENGTH, f"queue {name!r} with max_length").limits.get("modes")
+        overflow = settings.get("overflow", "reject")
+        if modes is not None and overflow not in str(modes).split(","):
+            msg = f"queue {name!r} with overflow={overflow!r}: the backend {capabilities.backend!r} can only {modes}"
+            raise UnsupportedFeature(msg)
 
     def declares(self, name: str) -> bool:
         """Whether this process has declared the queue, and is to declare it again when it is gone."""

@@ -1,4 +1,4 @@
-"""`mqcore queues` and `mqcore queues delete`: how full each queue is, how fast it moves, and its end.
+"""`mqcore queues`: how full each queue is and how fast it moves, other settings for one (`alter`), and its end (`delete`).
 
 A rate is the difference of two looks, `--interval` seconds apart. A queue's dead letters are counted in its own line; a
 dead-letter queue has a line of its own only when no queue that is listed names it.
@@ -6,27 +6,38 @@ dead-letter queue has a line of its own only when no queue that is listed names 
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from enum import Enum
 from time import monotonic
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.live import Live
 
+from mqcore.altering import AlterOptions
 from mqcore.broker import Broker
 from mqcore.cli.common import At, confirm
 from mqcore.cli.options import DefaultToList, command
 from mqcore.cli.output import amount, console, print_json, print_table, rich_table
-from mqcore.errors import BrokerError
+from mqcore.errors import BrokerError, ConfigurationError
 from mqcore.spi import QueueCounts
 
-__all__ = ["app", "delete", "list_queues"]
+__all__ = ["alter", "app", "delete", "list_queues"]
 
 _COLUMNS = ("queue", "ready", "in flight", "delayed", "dead", "publish/s", "settle/s")
 _SHORTEST = 0.01
+_LEFT_OUT = object()
 _EMPTY = "the broker has no queues"
+
+
+class Overflow(Enum):
+    """The values of `--overflow`."""
+
+    REJECT = "reject"
+    DEAD_LETTER = "dead_letter"
+
 
 app = typer.Typer(
     name="queues",
@@ -167,5 +178,61 @@ def delete(
         raise BrokerError(f"queue {queue!r} is not deleted: it holds messages, or somebody consumes it")
 
 
+def alter(
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)],
+    *,
+    ttl: Annotated[str | None, typer.Option(metavar="SECONDS|none", help="How long a message lives.")] = None,
+    max_length: Annotated[str | None, typer.Option(metavar="N|none", help="Ready messages that it holds.")] = None,
+    overflow: Annotated[Overflow | None, typer.Option(help="What happens to more than that.")] = None,
+    retention: Annotated[
+        str | None, typer.Option(metavar="SECONDS|none", help="How long its dead-letter queue keeps a message.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    at: At,
+) -> None:
+    """Give a queue other settings, with what it holds. What is not given stays; `none` takes a setting away."""
+    given = {
+        "ttl": _seconds("--ttl", ttl),
+        "max_length": _count("--max-length", max_length),
+        "overflow": overflow.value if overflow else _LEFT_OUT,
+        "retention": _seconds("--retention", retention),
+    }
+    settings = {name: value for name, value in given.items() if value is not _LEFT_OUT}
+
+    if isinstance(settings.get("retention"), float):
+        confirm(f"Dead letters of {queue!r} that are older than {retention} s are removed for good. Go on?", yes=yes)
+
+    async def work(broker: Broker) -> None:
+        await broker.alter(queue, **cast("AlterOptions", settings))
+
+    at.run(work)
+    if at.json:
+        print_json({"queue": queue, "altered": settings})
+    else:
+        said = ", ".join(f"{name}={'none' if value is None else value}" for name, value in settings.items())
+        print(f"queue {queue!r} has {said} from now on")
+
+
+def _seconds(option: str, text: str | None) -> object:
+    return _parsed(option, text, float, "a number of seconds")
+
+
+def _count(option: str, text: str | None) -> object:
+    return _parsed(option, text, int, "a whole number")
+
+
+def _parsed(option: str, text: str | None, kind: Callable[[str], object], what: str) -> object:
+    """Return a value of an option, None for `none`."""
+    if text is None:
+        return _LEFT_OUT
+    if text.lower() == "none":
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigurationError(f"{option} {text!r:.60}: it is {what}, or none") from None
+
+
 command(app, "list", list_queues)
+command(app, "alter", alter)
 command(app, "delete", delete)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from mqcore.spi import (
+    Alterations,
     Backend,
     Binding,
     Capabilities,
@@ -156,6 +157,10 @@ class MemoryBackend(Backend):
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         return self._store.delete(queue, self._clock.monotonic(), if_empty=if_empty, if_unused=if_unused)
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Give a queue other settings. Raises `QueueNotFound`."""
+        self._store.alter(queue, settings, self._clock.monotonic())
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`."""

@@ -99,6 +99,13 @@ class MemoryQueue:
         """Return when time will next change what can be claimed."""
         return min(self._delays.first(), self._ends.first())
 
+    def alter(self, spec: QueueSpec) -> None:
+        """Go by another spec from now on; what is stored keeps its place and its expiry."""
+        ageless, self.spec = self.spec.retention is None, spec
+        if ageless and spec.retention is not None:
+            for copy in self.copies.values():
+                self._ages.push(copy.stored, copy.number)
+
     # In
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:

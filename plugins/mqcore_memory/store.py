@@ -16,6 +16,7 @@ from mqcore.spi import (
     DONE,
     STALE,
     STORED,
+    Alterations,
     Binding,
     Death,
     Delivery,
@@ -34,7 +35,7 @@ from mqcore.spi import (
     Settled,
     Settlement,
     Stored,
-    TopologyMismatch,
+    mismatch,
 )
 from mqcore_memory.bindings import Bindings
 from mqcore_memory.dedup import Window
@@ -99,6 +100,12 @@ class MemoryStore:
             for queue in family:
                 self._remove(queue)
             return True
+
+    def alter(self, name: str, settings: Alterations, now: float) -> None:
+        """Give a queue other settings from now on. Raises `QueueNotFound`."""
+        with self._lock:
+            queue = self._queue(name, now)
+            queue.alter(replace(queue.spec, **settings))
 
     def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch` when a router would have two kinds, and adds none then."""
@@ -388,7 +395,4 @@ def _compare(have: QueueSpec, want: QueueSpec) -> None:
     for field in fields(QueueSpec):
         old, new = getattr(have, field.name), getattr(want, field.name)
         if old != new and field.name != "durability":
-            raise TopologyMismatch(
-                f"queue {have.name!r} exists with {field.name}={old!r} and was declared with {field.name}={new!r}: "
-                "use the same settings everywhere, or delete the queue first"
-            )
+            raise mismatch(have.name, field.name, old, new, alterable=field.name in Alterations.__annotations__)

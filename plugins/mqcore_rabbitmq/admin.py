@@ -120,5 +120,6 @@ def _mismatch(error: ChannelClosedByBroker) -> TopologyMismatch:
     setting = next((f" ({ours})" for theirs, ours in _KNOWN.items() if theirs in text), "")
     return TopologyMismatch(
         f"queue {queue!r} exists on RabbitMQ with other settings{setting} than it was declared with: {text}. "
-        "Use the same settings everywhere, or delete the queue first"
+        "RabbitMQ fixes them when a queue is made: declare what is there, take it as it is with declare=False, or redrive or "
+        f'consume what it holds and delete it with "mqcore queues delete {queue}"'
     )

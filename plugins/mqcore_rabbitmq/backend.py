@@ -12,6 +12,7 @@ from functools import partial
 from pydantic import BaseModel
 
 from mqcore.spi import (
+    Alterations,
     Backend,
     Binding,
     Capabilities,
@@ -201,6 +202,10 @@ class RabbitBackend(Backend):
     async def diagnose(self) -> Sequence[str]:
         """Say which records of queues and bindings cannot be read."""
         return await self._open.topology.registry.diagnose()
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Change what mqcore itself keeps of a queue: its ttl. Raises `QueueNotFound`, and `TopologyMismatch` for the rest."""
+        await self._open.topology.alter(queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings, native ones too. Raises `TopologyMismatch`."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mqcore.spi import Durability, QueueSpec, TopologyMismatch
+from mqcore.spi import Durability, QueueSpec, TopologyMismatch, mismatch
 
-__all__ = ["CONSUMER_TIMEOUT", "LEVELS", "LOST", "NO_LIMIT", "PARKED", "Layout", "Server", "compare"]
+__all__ = ["ALTERABLE", "CONSUMER_TIMEOUT", "LEVELS", "LOST", "NO_LIMIT", "PARKED", "Layout", "Server", "compare"]
 
 LEVELS = 11
 LOST = "mq.lost"
@@ -159,16 +159,16 @@ _IS_VALID: Mapping[str, Callable[[object], bool]] = {
 }
 """What a record may hold: anybody who may publish may write one."""
 
+ALTERABLE = ("ttl",)
+"""What the driver itself keeps: all other settings are arguments of the broker's queue, which are fixed when that is made."""
+
 
 def compare(have: Layout, want: Layout) -> None:
     """Raise `TopologyMismatch` when a queue is declared with other settings than it has; a more durable one serves as well."""
     for setting in _RECORD.values():
         old, new = getattr(have.spec, setting), getattr(want.spec, setting)
         if old != new:
-            raise TopologyMismatch(
-                f"queue {have.name!r} exists with {setting}={old!r} and was declared with {setting}={new!r}: "
-                "use the same settings everywhere, or delete the queue first"
-            )
+            raise mismatch(have.name, setting, old, new, alterable=setting in ALTERABLE)
     if want.quorum and not have.quorum:
         raise TopologyMismatch(
             f"queue {have.name!r} exists as a classic queue (durability 'process') and was declared with durability "

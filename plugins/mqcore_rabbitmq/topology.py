@@ -8,17 +8,19 @@ it is then in doubt, and asked again before the next one.
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import inf
 from time import monotonic
 
 from pika import spec
 
-from mqcore.spi import ConfigurationError
+from mqcore.spi import Alterations, ConfigurationError, mismatch
 from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.delayed import Delayed
+from mqcore_rabbitmq.errors import missing
 from mqcore_rabbitmq.ladder import exit_to, rungs
-from mqcore_rabbitmq.layout import LOST, PARKED, Layout, compare
+from mqcore_rabbitmq.layout import ALTERABLE, LOST, PARKED, Layout, compare
 from mqcore_rabbitmq.plan import EXIT, LADDER
 from mqcore_rabbitmq.registry import Registry
 
@@ -110,6 +112,23 @@ class Topology:
         self._own |= own
         known = self.registry.picture.queues
         await self.registry.append([layout.record() for layout in lasting if known.get(layout.name) != layout])
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Write down what we keep ourselves. Raises `QueueNotFound`, and `TopologyMismatch` for what the broker's queue fixes."""
+        await self.refresh()
+        have = self.registry.picture.queues.get(queue)
+        if not await self.admin.counts([queue]):
+            raise missing(queue)
+        if have is None:
+            raise ConfigurationError(
+                f"queue {queue!r} was not declared by mqcore, so that its settings are not ours to alter"
+            )
+        for setting, value in settings.items():
+            if setting not in ALTERABLE and (old := getattr(have.spec, setting)) != value:
+                raise mismatch(queue, setting, old, value, alterable=False)
+        altered = replace(have, spec=replace(have.spec, **settings))
+        if altered != have:
+            await self.registry.append([altered.record()])
 
     async def _reconciled(self, want: Layout) -> Layout:
         """Compare with what others have declared; one that is as it should be, or better, is taken as it is."""

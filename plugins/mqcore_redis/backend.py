@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from redis.exceptions import NoPermissionError, ResponseError
 
 from mqcore.spi import (
+    Alterations,
     Backend,
     Binding,
     Capabilities,
@@ -34,7 +35,7 @@ from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
 from mqcore_redis.rows import aged, deliveries, entries, token
 from mqcore_redis.session import Call, Session, told
-from mqcore_redis.topology import counted, declare
+from mqcore_redis.topology import alter, counted, declare
 
 __all__ = ["RedisBackend"]
 
@@ -205,6 +206,10 @@ class RedisBackend(Backend):
         if not (count := self._now.bindings.unreadable):
             return []
         return [f"{count:,} bindings in Redis are not as mqcore writes them and are skipped: bind those routers again"]
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Give a queue other settings, for every instance at once. Raises `QueueNotFound`."""
+        await alter(self._now.session, queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`."""

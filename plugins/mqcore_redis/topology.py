@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mqcore.spi import ConfigurationError, QueueCounts, QueueSpec, TopologyMismatch
+from mqcore.spi import Alterations, ConfigurationError, QueueCounts, QueueSpec, TopologyMismatch, mismatch
 from mqcore_redis.session import Session
 
-__all__ = ["counted", "declare"]
+__all__ = ["alter", "counted", "declare"]
 
 _LISTED = {"work", "dead_letter"}
 
@@ -19,12 +19,8 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
     keys = session.keys
     groups: dict[str, list[QueueSpec]] = {}
     for spec in specs:
-        letters = spec.dead_letter if spec.max_length is not None and spec.overflow == "dead_letter" else None
-        if letters is not None and keys.group(letters) != keys.group(spec.name):
-            raise ConfigurationError(
-                f"queue {spec.name!r} overflows into {letters!r}, which is in another slot of the cluster: "
-                "use its own dead-letter queue, overflow='reject', or ?tag=NAME in the URL"
-            )
+        if spec.max_length is not None and spec.overflow == "dead_letter":
+            _check_slot(session, spec.name, spec.dead_letter)
         groups.setdefault(keys.group(spec.name), []).append(spec)
     listed = [spec.name for spec in specs if spec.role in _LISTED]
     await _list(session, listed)  # first: a listed queue that is missing is left out, one that is not listed is hidden
@@ -37,6 +33,27 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
     await _list(session, listed)  # who deleted one of them meanwhile has taken its name out before
 
 
+async def alter(session: Session, queue: str, settings: Alterations) -> None:
+    """Give a queue other settings. Raises `QueueNotFound`, and `ConfigurationError` where a cluster cannot keep them."""
+    keys = session.keys
+    key = keys.one(queue, "q")
+    if settings.get("overflow") == "dead_letter":
+        letters = await session.command("HGET", key, "dead_letter")
+        _check_slot(session, queue, letters.decode() if letters else None)
+    words = [word for field, value in settings.items() for word in (field, _word(field, value))]
+    if await session.run("alter", [key], *words) == -1:
+        raise session.missing(queue)
+
+
+def _check_slot(session: Session, queue: str, letters: str | None) -> None:
+    """Refuse an overflow from one slot of a cluster into another."""
+    if letters is not None and session.keys.group(letters) != session.keys.group(queue):
+        raise ConfigurationError(
+            f"queue {queue!r} overflows into {letters!r}, which is in another slot of the cluster: "
+            "use its own dead-letter queue, overflow='reject', or ?tag=NAME in the URL"
+        )
+
+
 async def _list(session: Session, names: Sequence[str]) -> None:
     """Make sure that queues are in the list of queues."""
     if names:
@@ -46,10 +63,16 @@ async def _list(session: Session, names: Sequence[str]) -> None:
 
 
 def _fields(spec: QueueSpec) -> list[Any]:
-    """Return a spec as the script takes it: nothing for None, times in microseconds."""
-    ttl, retention = (None if value is None else round(value * 1e6) for value in (spec.ttl, spec.retention))
-    values = (spec.name, spec.role, ttl, spec.max_length, spec.overflow, spec.dead_letter, retention)
-    return ["" if value is None else value for value in values]
+    """Return a spec as the script takes it."""
+    fields = ("name", "role", "ttl", "max_length", "overflow", "dead_letter", "retention")
+    return [_word(field, getattr(spec, field)) for field in fields]
+
+
+def _word(field: str, value: Any) -> Any:
+    """Return a setting as the scripts take it: nothing for None, times in microseconds."""
+    if value is None:
+        return ""
+    return round(value * 1e6) if field in ("ttl", "retention") else value
 
 
 def counted(name: str, found: dict[str, Any]) -> QueueCounts:
@@ -70,7 +93,4 @@ _READ: dict[str, Callable[[str], Any]] = {"ttl": _seconds, "retention": _seconds
 def _mismatch(spec: QueueSpec, field: str, found: str) -> TopologyMismatch:
     """Say how an existing queue differs from what was declared: the first field, and what the server has there."""
     have = _READ.get(field, str)(found) if found else None
-    return TopologyMismatch(
-        f"queue {spec.name!r} exists with {field}={have!r} and was declared with {field}={getattr(spec, field)!r}: "
-        "use the same settings everywhere, or delete the queue first"
-    )
+    return mismatch(spec.name, field, have, getattr(spec, field), alterable=field in Alterations.__annotations__)

@@ -509,3 +509,20 @@ def test_sigterm_interrupts_a_command_which_lets_go_of_what_it_holds(
     assert run("dlq", "redrive", "orders", "--all", "--url", filled).code != 0
     assert released == [True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_queues_alter(run: Run, refused: Refused, filled: str) -> None:
+    said = run("queues", "alter", "orders", "--ttl", "60", "--max-length", "5", "--url", filled)
+    assert "queue 'orders' has ttl=60.0, max_length=5 from now on" in said.out
+
+    data = run(
+        "queues", "alter", "orders", "--ttl", "none", "--overflow", "dead_letter", "--json", "--url", filled
+    ).data
+    assert data == {"queue": "orders", "altered": {"ttl": None, "overflow": "dead_letter"}}
+
+    assert "--yes" in refused("queues", "alter", "orders", "--retention", "60", "--url", filled)
+    assert run("queues", "alter", "orders", "--retention", "60", "--yes", "--url", filled).code == 0
+
+    assert "nothing to change" in refused("queues", "alter", "orders", "--url", filled)
+    assert "number of seconds" in refused("queues", "alter", "orders", "--ttl", "soon", "--url", filled)
+    assert "'nowhere'" in refused("queues", "alter", "nowhere", "--ttl", "5", "--url", filled)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mutants.mutant import mutant
 
 from mqcore.spi import (
+    Alterations,
     Binding,
     Delivery,
     Entry,
@@ -302,6 +303,41 @@ class RetentionIgnored(MemoryQueue):
     def _index(self, copy: Copy) -> None:
         if copy.message.expires_at is not None:
             self._expiries.push(copy.message.expires_at, copy.number)
+
+
+@mutant("G16", "capability.a_queue_takes_other_settings")
+class AlterChangesNothing(MemoryStore):
+    """A queue that is altered stays as it is, without a word."""
+
+    def alter(self, name: str, settings: Alterations, now: float) -> None:
+        super().alter(name, {}, now)
+
+
+@mutant("G16", "capability.a_queue_takes_other_settings")
+class AlterTakesTheRestAway(MemoryStore):
+    """Settings that are left out are lost."""
+
+    def alter(self, name: str, settings: Alterations, now: float) -> None:
+        bare: Alterations = {"ttl": None, "max_length": None, "overflow": "reject", "retention": None}
+        super().alter(name, {**bare, **settings}, now)
+
+
+@mutant("G2", "capability.a_queue_takes_other_settings")
+class AlterEmptiesTheQueue(MemoryStore):
+    """A queue that is altered is made anew."""
+
+    def alter(self, name: str, settings: Alterations, now: float) -> None:
+        super().alter(name, settings, now)
+        self._queue(name, now).purge()
+
+
+@mutant("G6", "capability.a_queue_takes_other_settings")
+class AlterSparesWhatIsThere(MemoryQueue):
+    """A new retention counts for the dead letters to come, and not for those that are there."""
+
+    def alter(self, spec: QueueSpec) -> None:
+        super().alter(spec)
+        self._ages = type(self._ages)(self._exists)
 
 
 # Routing

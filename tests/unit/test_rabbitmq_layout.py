@@ -63,7 +63,7 @@ def test_the_registry_reads_what_it_wrote() -> None:
 
 def test_other_settings_are_told_with_both_values() -> None:
     have, want = (Layout.of(QueueSpec(name="orders", ttl=ttl), quorum=False, bands=11) for ttl in (5.0, 6.0))
-    with pytest.raises(TopologyMismatch, match=r"'orders' exists with ttl=5\.0 .* ttl=6\.0"):
+    with pytest.raises(TopologyMismatch, match=r"'orders' exists with ttl=5\.0, .* ttl=6\.0"):
         compare(have, want)
 
 

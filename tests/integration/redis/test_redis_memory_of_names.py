@@ -67,9 +67,9 @@ async def test_settings_are_compared_as_what_they_mean(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         await backend.declare([QueueSpec(name=name, ttl=60, max_length=5, retention=None)])
         await backend.declare([QueueSpec(name=name, ttl=60.0, max_length=5)])
-        with pytest.raises(TopologyMismatch, match=r"ttl=60\.0 and was declared with ttl=None"):
+        with pytest.raises(TopologyMismatch, match=r"ttl=60\.0, but the code declares ttl=None"):
             await backend.declare([QueueSpec(name=name, max_length=5)])
-        with pytest.raises(TopologyMismatch, match="max_length=5 and was declared with max_length=6"):
+        with pytest.raises(TopologyMismatch, match="max_length=5, but the code declares max_length=6"):
             await backend.declare([QueueSpec(name=f"{name}.new"), QueueSpec(name=name, ttl=60, max_length=6)])
         assert [count.name for count in await backend.count([f"{name}.new", name])] == [name]
     async with Broker.connect(redis_url) as broker:

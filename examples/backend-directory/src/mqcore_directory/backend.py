@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated
 from urllib.parse import quote, unquote, urlsplit
@@ -111,6 +111,9 @@ class DirectoryBackend(spi.Backend):
             self._remove(one)
         return True
 
+    async def alter(self, queue: str, settings: spi.Alterations) -> None:
+        self.folder(queue).alter(settings)  # raises where there is none
+
     def store(self, out: spi.Outgoing) -> spi.Failed | None:
         """Store one message, of a publish or of a Move; None when that is done."""
         if not isinstance(out.to, str) or out.delay > _TEN_YEARS:
@@ -131,8 +134,9 @@ class DirectoryBackend(spi.Backend):
     def _compare(self, spec: spi.QueueSpec) -> None:
         with suppress(FileNotFoundError):
             have = self.folder(spec.name).spec()
-            if have != replace(spec, durability=None):
-                raise spi.TopologyMismatch(f"queue {spec.name!r} exists as {have} and was declared as {spec}")
+            for field, old in asdict(have).items():
+                if field != "durability" and old != (new := getattr(spec, field)):
+                    raise spi.mismatch(spec.name, field, old, new, alterable=field in spi.Alterations.__annotations__)
 
     def _remove(self, folder: Folder) -> None:
         gone = self.root / f".{spi.new_id()}"

@@ -14,11 +14,11 @@ import re
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from mqcore.spi import Delivery, Message, Outgoing, QueueSpec, new_id, pack, unpack
+from mqcore.spi import Alterations, Delivery, Message, Outgoing, QueueSpec, new_id, pack, unpack
 
 _RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[n0-9]\.[0-9a-f]{16}")
 _OWN = ("id", "content_type", "priority", "expires_at", "correlation_id", "reply_to")
@@ -37,6 +37,12 @@ class Folder:
     def spec(self) -> QueueSpec:
         """Read what the queue was declared with."""
         return QueueSpec(**json.loads((self.path / "queue.json").read_text()))
+
+    def alter(self, settings: Alterations) -> None:
+        """Write other settings, in one rename; every instance reads them with each call."""
+        draft = self.path / f"{new_id()}.json"
+        draft.write_text(json.dumps(asdict(replace(self.spec(), **settings))))
+        draft.rename(self.path / "queue.json")
 
     def create(self, spec: QueueSpec) -> IO[bytes] | None:
         """Let the queue appear, whole, in one rename; a temporary one with its owner in it, who is returned."""
