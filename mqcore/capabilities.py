@@ -91,13 +91,17 @@ class Capabilities:
     """What the live server behind one connection can do.
 
     `backend` is the plugin's name, `server` the product and version for people to read, `durability` the highest level that a
-    message can have there, `supports` the level and limits of each capability; one left out counts as `none`.
+    message can have there, `supports` the level and limits of each capability; one left out counts as `none`. `max_payload` is how
+    many bytes the body of a message may have, None where the broker's own limit is above all that core would send: core refuses
+    more before any I/O (G12). What mqcore adds to a body (headers, and the record of a death, up to 32 KiB together) must fit
+    beside it.
     """
 
     backend: str
     server: str
     durability: Durability
     supports: Mapping[Capability, Support] = field(default_factory=dict)
+    max_payload: int | None = None
 
     def __post_init__(self) -> None:
         """Freeze the mapping: capabilities are facts, nobody edits them after the connect."""

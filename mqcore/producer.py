@@ -216,8 +216,12 @@ class Publisher:
         return any(self._topology.routes(router, key, attempt.message.headers) for attempt in unrouted)
 
     def check_size(self, message: Message, name: str) -> None:
-        """Raise `MessageTooLarge` for what exceeds this broker's limits (G12)."""
+        """Raise `MessageTooLarge` for what exceeds this broker's limits, or what the live server can carry (G12)."""
         self._limits.check(message, name)
+        capabilities, size = self._connection.capabilities, len(message.body)
+        if capabilities.max_payload is not None and size > capabilities.max_payload:
+            why = f"its payload has {size:,} bytes, and the backend {capabilities.backend!r} takes {capabilities.max_payload:,}"
+            raise MessageTooLarge(f"message {message.id} for {name!r} was not sent: {why}", id=message.id)
 
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
         timeout = duration("timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name)
@@ -279,7 +283,7 @@ class Publisher:
         """Run the middlewares' hooks over a message for `name`; raises `MessageTooLarge` when it exceeds a limit then (G12)."""
         for hook in self._outgoing:
             message = hook(message)
-        self._limits.check(message, name)
+        self.check_size(message, name)
         return message
 
     async def _plan(

@@ -7,7 +7,17 @@ from dataclasses import replace
 
 from mutants.mutant import mutant
 
-from mqcore.spi import Capabilities, Capability, Durability, Level, Support
+from mqcore.spi import (
+    Capabilities,
+    Capability,
+    Durability,
+    ErrorKind,
+    Failed,
+    Level,
+    Outcome,
+    Outgoing,
+    Support,
+)
 from mqcore_memory.backend import MemoryBackend
 
 
@@ -145,3 +155,17 @@ class UnwrapsWhenClosed(MemoryBackend):
 
     def unwrap(self) -> Sequence[object]:
         return []
+
+
+@mutant("G12", "bounds.a_stated_max_payload")
+class StatesALargerMaxPayload(MemoryBackend):
+    """It states a `max_payload` that it cannot carry."""
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        return replace(await super().open(lost), max_payload=5_000)
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        too_large = Failed(ErrorKind.TOO_LARGE, "above 4,000 bytes")
+        kept = [out for out in batch if len(out.message.body) <= 4_000]
+        stored = iter(await super().publish(kept, timeout=timeout))
+        return [next(stored) if len(out.message.body) <= 4_000 else too_large for out in batch]
