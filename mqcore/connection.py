@@ -41,7 +41,7 @@ from mqcore.spi import (
     Unknown,
 )
 from mqcore.survived import Survived
-from mqcore.url import mask_url, told
+from mqcore.url import mask_url, nobody_listens, told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -88,17 +88,6 @@ def _class_outside(package: str, client: object) -> type:
 
 def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _nobody(error: BaseException | None) -> str:
-    """Say it in words when nothing listens at the address; clients hide that below errors of their own."""
-    seen: set[int] = set()  # a chain of causes may be a circle
-    while error is not None and id(error) not in seen:
-        if isinstance(error, ConnectionRefusedError):
-            return ", where nothing listens: the connection was refused"
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 class _Call:
@@ -159,7 +148,7 @@ class Connection:
         except Exception as error:
             await self.backend.close()
             kind = self.backend.classify(error)
-            typed = translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{_nobody(error)}")
+            typed = translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{nobody_listens(error)}")
             if typed is error:
                 raise  # an error must not be its own cause: who follows the causes would not come to an end
             raise typed from error

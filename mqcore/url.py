@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mqcore.errors import ConfigurationError
 
-__all__ = ["BrokerUrl", "is_secret", "mask_text", "mask_url", "parse_url", "told"]
+__all__ = ["BrokerUrl", "is_secret", "mask_text", "mask_url", "nobody_listens", "parse_url", "told"]
 
 _EXAMPLES = "for instance memory:// or redis://localhost/0"
 _LONGEST = 4096
@@ -163,3 +163,14 @@ def _masked(pair: re.Match[str]) -> str:
     if not equals:
         return f"{start}***" if name else start  # no option: perhaps the end of a secret that holds a raw `&`
     return f"{start}{name}={'***' if is_secret(name) else value}"
+
+
+def nobody_listens(error: BaseException | None) -> str:
+    """Say it in words when nothing listens at the address; clients hide that below errors of their own."""
+    seen: set[int] = set()  # a chain of causes may be a circle
+    while error is not None and id(error) not in seen:
+        if isinstance(error, ConnectionRefusedError):
+            return ", where nothing listens: the connection was refused"
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return ""
