@@ -76,9 +76,18 @@ class BreakableSubscription(MemorySubscription):
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout) if self.error is None else []
+        claimed = self._clock.monotonic()
+        while got and self.muted and self.error is None:
+            await self._clock.sleep(_ANSWERED)
         if self.error is not None:
             raise self.error
-        return got
+        late = self._clock.monotonic() - claimed
+        return [self.aged(delivery, late) for delivery in got] if late else got
+
+    def aged(self, delivery: Delivery, late: float) -> Delivery:
+        """Return a delivery as it is when the answer to its claim was late: it has less time left."""
+        left = delivery.expires_in
+        return delivery if left is None else replace(delivery, expires_in=left - late)
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         """In silence nothing arrives. What is muted is done at once, and answered when it is heard again."""
