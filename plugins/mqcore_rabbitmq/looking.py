@@ -95,11 +95,14 @@ class Reading:
         self.kept = False
         self._seen: Counter[str] = Counter()
 
-    async def read(self, queue: str, count: int) -> bool:
+    async def read(self, queue: str, count: int, most: int = 0) -> bool:
         """Hold the next `count` messages of a queue of the broker that nobody else has; False when there are no more.
 
         Silence proves nothing: a busy broker pauses. The end is reached when the broker has no message
         left that is ready. Raises `TimeoutError` when it has some and sends none.
+
+        With `most` it goes on to the end, up to so many. A quorum queue must be read so: what is given back by
+        two consumers changes places.
         """
         came: list[Held] = []
         arrived = asyncio.Event()
@@ -108,12 +111,17 @@ class Reading:
             came.append(Held(queue, method, properties, body))
             arrived.set()
 
-        prefetch = count if count <= _LARGEST_PREFETCH else 0
+        most = max(count, most)
+        prefetch = most if most <= _LARGEST_PREFETCH else 0
         await self.channel.ask(spec.Basic.Qos(prefetch_count=prefetch))
         tag, started = self.channel.consume(queue, on_message)
         await started
-        while len(came) < count:
+        while len(came) < most:
             arrived.clear()
+            if len(came) >= count:
+                if not await self._has_more(queue, arrived):
+                    break
+                continue
             try:
                 async with asyncio.timeout(_SILENCE):
                     await arrived.wait()
@@ -123,7 +131,7 @@ class Reading:
         await self.channel.cancel(tag)
         for held in came:
             self.found[self._name(held)] = held
-        return len(came) >= count
+        return len(came) >= most
 
     async def ready(self, queue: str) -> int:
         """Return how many messages a queue of the broker has that nobody holds."""

@@ -204,7 +204,7 @@ class Manager:
             left = ready.get(name, 0)
             while left > 0 and len(look.found) < limit and not look.has(until):
                 wanted = min(left, chunk, limit - len(look.found))
-                if not await look.read(name, wanted):
+                if not await look.read(name, wanted, limit - len(look.found) if whole else 0):
                     break
                 chunk *= 2
                 # The count was that of a moment ago: what came, or was given back, since then counts too.

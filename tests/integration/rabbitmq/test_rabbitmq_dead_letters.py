@@ -37,9 +37,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     plain = looking.Reading.read
 
-    async def counted(self: looking.Reading, queue: str, count: int) -> bool:
+    async def counted(self: looking.Reading, queue: str, count: int, most: int = 0) -> bool:
         before = len(self.found)
-        more = await plain(self, queue, count)
+        more = await plain(self, queue, count, most)
         counts.append(len(self.found) - before)
         return more
 
