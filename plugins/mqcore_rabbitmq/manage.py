@@ -76,8 +76,12 @@ class Manager:
     async def browse(self, queue: str, limit: int, after: str | None, now: float) -> list[Entry]:
         """Show a page of what is ready. Raises `QueueNotFound`."""
         if after is None:
-            page = (await self._look(queue, limit))[:limit]
-            self._pages.begin(queue, page)
+            entries = await self._look(queue, limit)
+            page, layout = entries[:limit], self._topology.layout(queue)
+            if layout is not None and layout.quorum:  # all of it was read: further pages need no second look
+                self._pages.complete(queue, entries)
+            else:
+                self._pages.begin(queue, page)
         else:
             found = self._pages.page(queue, after, limit)
             page = await self._second_page(queue, after, limit) if found is None else found
