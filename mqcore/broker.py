@@ -374,7 +374,7 @@ class Broker:
             redeclare=redeclare,
             eager=eager,
         )
-        self._intakes = [*(one for one in self._intakes if not one.stopped), intake]
+        self._intakes = [*(one for one in self._intakes if not one.closed), intake]
         return intake
 
     async def _reply_intake(self, name: str) -> Intake:

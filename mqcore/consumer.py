@@ -174,9 +174,11 @@ class Consumer(Generic[T]):
         self.closed = True
         if self._intake is None:
             return
-        await self._intake.stop()
-        for received in self._out:
-            if not received.finished:
-                received.finish(Outcome(Happened.INTERRUPTED))
-                received.lose_lease()  # an ack that comes now comes too late, and shall say so
-        await self._intake.close()
+        try:
+            await self._intake.stop()
+        finally:  # also when we are cancelled: nobody would settle what was handed out
+            for received in self._out:
+                if not received.finished:
+                    received.finish(Outcome(Happened.INTERRUPTED))
+                    received.lose_lease()  # an ack that comes now comes too late, and shall say so
+            await self._intake.close()

@@ -82,3 +82,9 @@ class Held:
             if self.settled is None:
                 self.settled = asyncio.get_running_loop().create_future()
             await asyncio.shield(self.settled)
+
+    def report(self, error: BaseException) -> None:
+        """Show an error of ours where the event loop shows errors that nobody handles: by default, in the log of asyncio."""
+        message = self.delivery.message
+        text = f"mqcore raised an error while it handled message {message.id} of queue {self.rules.queue!r}"
+        asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})

@@ -73,8 +73,10 @@ class Intake:
         self._callers = 0
         self._wake = asyncio.Event()
         self._stopped = False
-        self._released = False
-        self._closed = False
+        self._releasing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._until: Grace | None = None
+        """Of the close that is under way."""
         self.failure: Exception | None = None
         self.grace: Grace | None = None
         """How long `close` may take, where more than this intake ends with it."""
@@ -114,6 +116,11 @@ class Intake:
     def stopped(self) -> bool:
         """Whether it takes in nothing more."""
         return self._stopped
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is left of it at the broker."""
+        return self._closing is not None and self._closing.done()
 
     @property
     def holding(self) -> int:
@@ -238,7 +245,7 @@ class Intake:
             if self.on_dead is not None:
                 await self.on_dead(held, decision)
         except Exception as error:  # noqa: BLE001 - a reply that cannot be sent must not keep the message
-            _report(held, error)
+            held.report(error)
         self._send(held, decision, outcome)
 
     async def next(self) -> Held | None:
@@ -359,7 +366,7 @@ class Intake:
         The reason is `rejected`, and the record has the error. A backend without leases would never give
         the message to anybody again, and one of the `prefetch` places would be lost for good.
         """
-        _report(held, error)
+        held.report(error)
         self.leave(held)
         if held.gone or held.settling:
             return
@@ -367,7 +374,7 @@ class Intake:
         try:
             self.finish(held, Outcome(Happened.REJECTED, Failure.of(error)))
         except Exception as again:  # noqa: BLE001 - not even that: where there is a lease, its end settles it
-            _report(held, again)
+            held.report(again)
             held.lane.end(held)
 
     def leave(self, held: Held) -> None:
@@ -402,11 +409,16 @@ class Intake:
         self._wake.set()
 
     async def stop(self) -> None:
-        """Take in nothing more and release what no handler has begun (G13). What is handled now may still be finished."""
+        """Take in nothing more and release what no handler has begun (G13). What is handled now may still be finished.
+
+        When the caller is cancelled, it goes on: the gate and what is in the buffer must not stay taken.
+        """
         self.halt()
-        if self._released:
-            return
-        self._released = True
+        if self._releasing is None:
+            self._releasing = asyncio.create_task(self._stop())
+        await asyncio.shield(self._releasing)
+
+    async def _stop(self) -> None:
         await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
         waiting = [held for _, _, held in self._buffer]
         if self._suspect is not None:
@@ -424,13 +436,20 @@ class Intake:
     async def close(self, grace: Grace | None = None) -> None:
         """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe.
 
-        Idempotent. Bounded by `grace`, which is 5 s when none is given.
+        Idempotent. Bounded by `grace`, which is 5 s when none is given. When the caller is cancelled, it goes
+        on: claims would be renewed, or messages kept unacknowledged, for as long as this process lives.
         """
-        await self.stop()
-        if self._closed:
-            return
-        self._closed = True
         until = grace or self.grace or Grace(self.clock, CLOSE_GRACE)
+        if self._closing is None:
+            self._until = until
+            self._closing = asyncio.create_task(self._close(until))
+        elif self._until is not None and until is not self._until:
+            await until.wait_for_answers([self._closing], 0.0)
+            self._until.hurry()  # who asks again may have less time (G13)
+        await asyncio.shield(self._closing)
+
+    async def _close(self, until: Grace) -> None:
+        await self.stop()
         await asyncio.gather(*(lane.close(until) for lane in self._lanes))
         self._gate.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)
@@ -438,14 +457,3 @@ class Intake:
 
 def _unreadable(delivery: Delivery) -> Outcome:
     return Outcome(Happened.UNDECODABLE, Failure((), delivery.unreadable))
-
-
-def _report(held: Held, error: BaseException) -> None:
-    """Show an error of ours where the event loop shows errors that nobody handles: by default, in the log of asyncio."""
-    message = held.delivery.message
-    asyncio.get_running_loop().call_exception_handler(
-        {
-            "message": f"mqcore raised an error while it handled message {message.id} of queue {held.rules.queue!r}",
-            "exception": error,
-        }
-    )

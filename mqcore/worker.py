@@ -231,7 +231,9 @@ class Worker:
             await asyncio.gather(self._watch, return_exceptions=True)
 
         if self._draining is None or grace is not None:
-            self._draining = Grace(self.broker.clock, self._grace if grace is None else grace)
+            earlier, self._draining = self._draining, Grace(self.broker.clock, self._grace if grace is None else grace)
+            if earlier is not None and self._draining.over:
+                earlier.hurry()  # a drain that was cancelled may be closing still
         until = self._draining
         if self._signals > 1:
             until.hurry()

@@ -1,0 +1,103 @@
+"""G3, G13: a close that is cancelled goes on without its caller, so nothing stays held by a consumer that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.faulty import Faults, hung, late_answer
+from support.waiting import eventually
+
+from mqcore import App, Broker, Queue, Worker
+from mqcore.spi import Subscription
+
+if TYPE_CHECKING:
+    from mqcore.testing import VirtualClock
+
+jobs = Queue("jobs", str)
+
+
+async def contents(broker: Broker) -> list[tuple[bytes, int]]:
+    """Receive what is in the queue: each body, and how often it was taken over."""
+    subscription: Subscription = await broker._connection.backend.subscribe("jobs", prefetch=100, lease=30)
+    got = await subscription.receive(100, 0)
+    return sorted((it.message.body, it.takeovers) for it in got)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_consumer_whose_close_is_cancelled_while_it_waits_for_answers(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    """Its claim would be renewed for as long as the process lives, and nobody could ever settle the message."""
+    await faulty.publish(jobs, "a")
+    consumer = faulty.consume(jobs)
+    await anext(consumer)
+    faults.next("settle", hung())
+    closing = asyncio.create_task(consumer.close())
+    await clock.settle()
+    await cancelled(closing)
+
+    for _ in range(20):
+        await clock.advance(5)
+        await asyncio.sleep(0.1)  # under a virtual clock, answers are waited for in real time
+    assert await contents(faulty) == [(b"a", 1)]
+
+
+@pytest.mark.parametrize("turns", range(1, 7))
+async def test_a_close_that_is_cancelled_early(faulty: Broker, clock: VirtualClock, turns: int) -> None:
+    await faulty.publish_many(jobs, ["a", "b"])
+    consumer = faulty.consume(jobs)
+    await anext(consumer)
+    closing = asyncio.create_task(consumer.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if closing.done():
+        return
+    await cancelled(closing)
+
+    await clock.settle()
+    await clock.advance(1)
+    assert await contents(faulty) == [(b"a", 0), (b"b", 0)]
+
+
+async def test_a_close_after_a_cancelled_one_waits_for_its_end(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    await faulty.publish(jobs, "a")
+    consumer = faulty.consume(jobs)
+    await anext(consumer)
+    faults.next("settle", late_answer(1))
+    closing = asyncio.create_task(consumer.close())
+    await clock.settle()
+    await cancelled(closing)
+
+    again = asyncio.create_task(consumer.close())
+    await clock.settle()
+    assert not again.done()
+    await clock.advance(2)
+    await again
+    assert await contents(faulty) == [(b"a", 0)]
+
+
+async def test_a_run_that_is_cancelled_while_its_drain_waits_for_answers(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    """Nothing is left running after it, although the first drain had begun to close."""
+    app = App("test")
+    app.register(jobs, lambda _: None, {})
+    await faulty.publish(jobs, "a")
+    faults.next("settle", hung())
+    worker = Worker(app, faulty)
+    running = asyncio.create_task(worker.run())
+    await clock.settle()
+    await eventually(lambda: faults.calls["settle"])
+    worker.stop()
+    await clock.settle()
+    await cancelled(running)
+    assert await contents(faulty) == [(b"a", 1)]
