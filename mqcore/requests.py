@@ -175,11 +175,6 @@ class Replies:
     async def _send(self, request: Message, body: bytes, content_type: str) -> None:
         if request.reply_to is None:
             return
-        if not self._is_reply_queue(request.reply_to):
-            # Whoever may publish a request must not write by our hand where he may not himself.
-            error = f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to {_REPLY_QUEUES}… only"
-            self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
-            return
         reply = Message(
             id=new_id(),
             body=body,
@@ -188,7 +183,14 @@ class Replies:
             priority=request.priority,
         )
         try:
+            if not self._is_reply_queue(request.reply_to):
+                # Whoever may publish a request must not write by our hand where he may not himself.
+                error = (
+                    f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to {_REPLY_QUEUES}… only"
+                )
+                self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
+                return
             reply = self._publisher.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
-        except Exception as error:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
-            self._events.emit("reply.failed", request.reply_to, request.id, error=told(error))
+        except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
+            self._events.emit("reply.failed", request.reply_to, request.id, error=told(failure))
