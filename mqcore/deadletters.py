@@ -20,7 +20,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.message import Death, Message, Reason
 from mqcore.options import check_count, check_seconds, check_text
 from mqcore.queue import DLQ, OURS
-from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake
+from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -209,8 +209,10 @@ class DeadLetters:
         try:
             await moving.run()
         finally:
-            await moving.release()
-            await subscription.close()
+            try:
+                await moving.release()
+            finally:
+                await subscription.close()
         return Redriven(tuple(moving.moved), moving.left)
 
 
@@ -294,7 +296,7 @@ class _Moving:
             batch.append(answer)
 
         undone: list[Settlement] = []
-        for letter, answer, result in zip(letters, batch, await self._send(batch), strict=True):
+        for letter, answer, result in zip(letters, batch, await self._send_to_its_end(batch), strict=True):
             if not isinstance(result, Done):
                 self.left[letter.id] = _why(result)
                 undone.append(Release(answer.receipt))
@@ -315,6 +317,20 @@ class _Moving:
 
         key = next((key for key, letter in self._waiting.items() if letter.body == message.body), None)
         return _letter(Entry("", message), self._queue) if key is None else self._waiting.pop(key)
+
+    async def _send_to_its_end(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
+        """Settle, and if we are cancelled meanwhile, wait a moment for the answers.
+
+        A letter whose successor is being stored must not be released too: it would be in two queues (G3).
+        """
+        sending = asyncio.ensure_future(self._send(batch))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=_LAST_WORD)
+            sending.cancel()  # what has no answer is released: nobody else would give it back
+            await asyncio.gather(sending, return_exceptions=True)
+            raise
 
     async def _send(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
         if not batch:
@@ -393,4 +409,6 @@ def _redrive(letter: DeadLetter, delivery: Delivery, *, queue: str, to: str | No
 
 def _why(result: Settled) -> str:
     text = getattr(result, "text", "") or type(result).__name__.lower()
+    if isinstance(result, Unknown):
+        return f"it may or may not have been moved: {text}"
     return f"not moved: {text}"

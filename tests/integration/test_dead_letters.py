@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from support.faulty import Faults, FaultyBackend
+from support.faulty import Faults, FaultyBackend, dropped_answer
 
 from mqcore import (
     Broker,
@@ -19,8 +19,9 @@ from mqcore import (
     Router,
     fixed,
 )
-from mqcore.spi import Death, Message, Outgoing, Reason
+from mqcore.spi import Ack, Death, Message, Outgoing, Reason
 from mqcore.testing import VirtualClock
+from mqcore_memory import MemoryBackend
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]
 ONCE = RetryPolicy(1)
@@ -423,6 +424,34 @@ async def test_an_interrupted_redrive_releases_what_it_holds_at_once(
     assert (counts.ready, counts.leased) == (3, 0)
     done = await faulty.dead_letters(words).redrive()
     assert (len(done.moved), dict(done.left)) == (3, {})
+
+
+async def test_an_interrupted_redrive_does_not_release_what_it_is_moving(faulty: Broker, faults: Faults) -> None:
+    """Where a Move takes two steps, the letter would be in its queue and among the dead letters as well (G3)."""
+    await kill(faulty, words, *"abc")
+    began = asyncio.Event()
+
+    async def two_steps(backend: FaultyBackend, do: Any, batch: Any) -> Any:
+        await MemoryBackend.publish(backend, [item.to for item in batch], timeout=1)
+        began.set()
+        await asyncio.sleep(0.05)
+        return await do([Ack(item.receipt) for item in batch])
+
+    faults.next("settle", two_steps)
+    redrive = asyncio.create_task(faulty.dead_letters(words).redrive())
+    await began.wait()
+    redrive.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await redrive
+    assert await faulty.dead_letters(words).list() == []
+    assert sorted(entry.message.body for entry in await faulty.peek(words)) == [b"a", b"b", b"c"]
+
+
+async def test_a_letter_without_an_answer_is_not_said_to_have_stayed(faulty: Broker, faults: Faults) -> None:
+    await kill(faulty, words, "a")
+    faults.next("settle", dropped_answer())
+    (why,) = (await faulty.dead_letters(words).redrive()).left.values()
+    assert why.startswith("it may or may not have been moved")
 
 
 async def test_a_letter_that_another_consumer_keeps_is_left_and_said_so(broker: Broker, other: Broker) -> None:
