@@ -97,6 +97,12 @@ class App:
         `batch` the handler gets a list of up to so many received items, and may settle each; those that it does not settle share
         what becomes of its run.
         """
+        if callable(queue):
+            name = getattr(queue, "__name__", type(queue).__name__)
+            raise ConfigurationError(
+                f"app {self.name!r}: @app.consumer needs the queue that {name} handles: @app.consumer(queue)"
+            )
+
         kind = BatchRegistration if "batch" in options else Registration
         return kind(self, queue, options)
 

@@ -26,7 +26,7 @@ from mqcore.intake import CLOSE_GRACE, Intake
 from mqcore.lease import LeaseKeeper
 from mqcore.message import Limits
 from mqcore.middleware import Logging, Middleware
-from mqcore.options import check_count, check_options, check_seconds
+from mqcore.options import check_count, check_kinds, check_options, check_seconds
 from mqcore.plugins import Plugins, default_plugins
 from mqcore.policy import AfterCrash, RetryPolicy, Rules, check_after_crash
 from mqcore.producer import Producer, Publisher
@@ -129,6 +129,9 @@ class Broker:
         wanted = options.get("durability", settings.durability)
         self._durability = None if wanted is None else Durability.parse(wanted)
         self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
+        check_kinds("queues", options.get("queues", ()), Queue, "connecting to the broker")
+        check_kinds("routers", options.get("routers", ()), Router, "connecting to the broker")
+        check_kinds("middleware", options.get("middleware", ()), Middleware, "connecting to the broker")
         self.events = Events()
         self.gate = Gate()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""

@@ -236,13 +236,15 @@ class Payload(Generic[T]):
                 body = undone(body, encoding, charset, codecs.most)
             return cast("T", codec.decode(body, self.adapter))
         except Invalid as error:
-            raise ValidationError(f"the payload is no {self.name}: {_problems(error)}") from None
+            raise ValidationError(f"the payload does not match {self.name}: {_problems(error)}") from None
         except (DecodeError, ValidationError) as error:
-            raise type(error)(f"the payload is no {self.name}: {error}") from None
+            raise type(error)(f"the payload cannot be read as {self.name}: {error}") from None
         except (ConfigurationError, MemoryError):
             raise
         except Exception as error:  # a user's validator or a plugin's codec, fed with what came over the wire
-            raise ValidationError(f"the payload is no {self.name}: its check raised {type(error).__name__}") from error
+            raise ValidationError(
+                f"the payload does not match {self.name}: its check raised {type(error).__name__}"
+            ) from error
 
 
 def encode_any(value: object, codecs: Codecs) -> tuple[bytes, str]:
@@ -271,13 +273,16 @@ def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) ->
         _check_read_back(value, body, adapter, codec)
         return body, codec.content_types[0]
     except Invalid as error:
-        raise ValidationError(f"the value is no {name}: {_problems(error)}") from None
+        why = _problems(error).replace(
+            "a valid dictionary or instance of", "an instance of"
+        )  # no dict is taken for one
+        raise ValidationError(f"the payload does not match {name}: {why}") from None
     except ValidationError as error:
-        raise ValidationError(f"the value is no {name} that can be sent: {error}") from None
+        raise ValidationError(f"the payload cannot be sent as {name}: {error}") from None
     except (ConfigurationError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
-        raise ValidationError(f"the value is no {name}: its check raised {type(error).__name__}") from error
+        raise ValidationError(f"the payload does not match {name}: its check raised {type(error).__name__}") from error
 
 
 def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> None:
@@ -322,6 +327,7 @@ _UNWRITABLE = {
     "invalid utf-8": "it holds bytes that are not UTF-8; pydantic's ser_json_bytes='base64' writes them as text",
 }
 _UNEXPECTED = re.compile(r"^  PydanticSerializationUnexpectedValue\((Expected [^\n]{1,80}?) - ", re.MULTILINE)
+_GIVEN = re.compile(r"input_type=(\w{1,80})\]\)?$", re.MULTILINE)
 _FIELD = re.compile(r"\[field_name='(\w{1,80})'")
 _UNKNOWN_TYPE = re.compile(r"Unable to serialize unknown type: (<class '[^']{1,120}'>)")
 
@@ -329,8 +335,9 @@ _UNKNOWN_TYPE = re.compile(r"Unable to serialize unknown type: (<class '[^']{1,1
 def _unwritable(text: str) -> str:
     """Say why pydantic could not write a value: its own text repeats the input, so only known parts are taken over."""
     if found := _UNEXPECTED.findall(text):
-        field = _FIELD.search(text)
-        return f"{f'field {field[1]!r}: ' if field else ''}{found[0].replace('Expected', 'expected', 1)}"
+        field, came = _FIELD.search(text), _GIVEN.search(text)
+        place, other = f"field {field[1]!r}: " if field else "", f", not {came[1]}" if came else ""
+        return f"{place}{found[0].replace('Expected', 'expected', 1)}{other}"
     if unknown := _UNKNOWN_TYPE.search(text):
         return f"no way is known to write {unknown[1]} as JSON"
     return next((why for part, why in _UNWRITABLE.items() if part in text), "it cannot be written as JSON")

@@ -291,11 +291,8 @@ class Connection:
             if call.sent:
                 return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
             why = f" ({told(self.error)})" if self.error else ""
-            return [
-                Failed(
-                    ErrorKind.TRANSIENT, f"not sent within {timeout:g} s: no connection to the broker{why}", self.error
-                )
-            ] * len(batch)
+            away = "" if self._connected.is_set() else f": no connection to the broker{why}"
+            return [Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)] * len(batch)
 
     def _flush(self) -> None:
         calls, self._waiting = self._waiting, []

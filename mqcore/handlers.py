@@ -150,7 +150,7 @@ class HandlerSpec:
             ),
             (
                 self.retry is not None and not isinstance(self.retry, RetryPolicy),
-                f"retry={self.retry!r:.60} is no RetryPolicy; give RetryPolicy(max_attempts=…)",
+                f"retry={self.retry!r:.60} is not a RetryPolicy; give RetryPolicy(max_attempts=…)",
             ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
             (

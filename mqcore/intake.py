@@ -390,7 +390,7 @@ class Intake:
         held.lane.settle(held, decision)
         self.leave(held)
         message, failure = held.delivery.message, outcome.failure if outcome else None
-        error = f"{failure.type}: {failure.text}" if failure else ""
+        error = f"{failure.type}: {failure.text}".removeprefix(": ") if failure else ""  # the pull API has no type
         reason = decision.reason.value if decision.reason else ""
         self.events.emit(
             f"message.{decision.verdict}",

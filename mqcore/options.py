@@ -16,7 +16,7 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["check_count", "check_flag", "check_options", "check_seconds", "check_text", "no_such_option"]
+__all__ = ["check_count", "check_flag", "check_kinds", "check_options", "check_seconds", "check_text", "no_such_option"]
 
 
 def check_options(given: Iterable[str], kind: type, where: str) -> None:
@@ -32,6 +32,14 @@ def no_such_option(name: str, options: Sequence[str]) -> str:
     close = get_close_matches(name, options, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"no such option{hint} There are: {', '.join(options) or 'none'}"
+
+
+def check_kinds(name: str, values: Iterable[object], kind: type, where: str) -> None:
+    """Raise `ConfigurationError` unless all values are instances of the class."""
+    for value in values:
+        if not isinstance(value, kind):
+            msg = f"{where}: {name}= takes a list of {kind.__name__} instances, and {value!r:.60} is not one"
+            raise ConfigurationError(msg)
 
 
 def check_count(name: str, value: object, where: str) -> int:

@@ -42,7 +42,9 @@ def outcome_of(error: BaseException) -> Outcome:
             wanted = getattr(decision, "delay", None)  # a subclass need not call our __init__
             delay = None if wanted is None else seconds(wanted)
         except Exception as wrong:  # noqa: BLE001 - a handler's value; a delay that cannot be read is the handler's failure
-            return Outcome(Happened.FAILED, Failure.of(wrong))
+            unusable = Failure.of(wrong)
+            text = f"the delay of Retry is not usable; give seconds or a timedelta: {unusable.text}"
+            return Outcome(Happened.FAILED, replace(unusable, text=text))
         return Outcome(Happened.RETRY, failure, delay)
     if isinstance(decision, Reject):
         return Outcome(Happened.REJECTED, failure)

@@ -32,9 +32,10 @@ OURS = ("mq.", "amq.")
 
 
 def check_queue_name(name: str, what: str = "queue") -> str:
-    """Return a name; `ConfigurationError` unless it is 1 to 200 of `A-Z a-z 0-9 . _ : -`, the first none of `. : -`."""
+    """Return a name; `ConfigurationError` unless it is 1 to 200 of `A-Z a-z 0-9 . _ : -`, not beginning with `.`, `:` or `-`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        msg = f"{what} name {name!r:.240} is not usable: 1 to 200 characters of A-Z a-z 0-9 . _ : -, the first none of . : -"
+        rule = "1 to 200 characters of A-Z a-z 0-9 . _ : -, beginning with a letter, a digit or _"
+        msg = f"{what} name {name!r:.240} is not usable: {rule}"
         raise ConfigurationError(msg)
     return name
 
@@ -105,7 +106,7 @@ class Queue(Generic[T]):
         if self.max_length is not None:
             check_count("max_length", self.max_length, f"queue {name!r}")
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
-            msg = f"queue {name!r}: retry={self.retry!r:.60} is no RetryPolicy; give RetryPolicy(max_attempts=…)"
+            msg = f"queue {name!r}: retry={self.retry!r:.60} is not a RetryPolicy; give RetryPolicy(max_attempts=…)"
             raise ConfigurationError(msg)
         if self.overflow not in ("reject", "dead_letter"):
             msg = f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or 'dead_letter'"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.capabilities import Capability
 from mqcore.codec import Codecs, Payload, encode_any
-from mqcore.errors import ConnectionLost, RemoteError, RequestTimeout, ValidationError
+from mqcore.errors import ConnectionLost, QueueNotFound, RemoteError, RequestTimeout, ValidationError
 from mqcore.grace import Grace
 from mqcore.message import Message, new_id
 from mqcore.policy import Happened, Outcome
@@ -192,5 +192,8 @@ class Replies:
                 return
             reply = self._publisher.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
+        except QueueNotFound:  # a redrive brings requests back whose caller has ended
+            error = "the reply queue does not exist: the caller of this request has ended, and its reply is dropped"
+            self._events.emit("reply.failed", request.reply_to, request.id, error=error)
         except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
             self._events.emit("reply.failed", request.reply_to, request.id, error=told(failure))

@@ -171,6 +171,7 @@ def _parameters(call: Any, hints: dict[str, Any], where: str) -> list[inspect.Pa
     if keywords or not 1 <= len(required) <= len(("payload", "context")):
         raise ConfigurationError(
             f"{where}: a handler takes the payload, or the payload and a context; {_shown(everything)}"
+            + (". Give keyword arguments by functools.partial" if keywords else "")
         )
 
     filled = required

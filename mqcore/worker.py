@@ -63,6 +63,9 @@ class Worker:
 
     def __init__(self, app: App, broker: Broker, **options: Unpack[WorkerOptions]) -> None:
         """Choose the handlers; nothing runs yet."""
+        if not hasattr(app, "handlers"):
+            raise ConfigurationError(f"Worker(app, broker) takes the app first, not a {type(app).__name__}")
+
         self.app = app
         self.broker = broker
         self.recycle = False

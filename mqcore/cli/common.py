@@ -68,14 +68,20 @@ class At:
         durability = settings.durability if demanding else None
 
         async def connected() -> R:
-            async with asyncio.timeout(patience), Broker.connect(settings=settings, durability=durability) as broker:
-                if demanding and is_local(broker) and not await broker.counts():
-                    raise ConfigurationError(LONELY)
-                return await work(broker)
+            with _ended_by_sigterm():
+                async with (
+                    asyncio.timeout(patience),
+                    Broker.connect(settings=settings, durability=durability) as broker,
+                ):
+                    if demanding and is_local(broker) and not await broker.counts():
+                        raise ConfigurationError(LONELY)
+                    return await work(broker)
 
-        with quiet(), _ended_by_sigterm():
+        with quiet():
             try:
                 return asyncio.run(connected())
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
             except TimeoutError as error:
                 raise BrokerError(f"no answer from {settings.url} within {patience or 0:g} s") from error
 
@@ -103,7 +109,15 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.raise_signal(signal.SIGINT)
+        elif task is not None:  # a shell without job control lets `command &` ignore SIGINT
+            loop.call_soon_threadsafe(task.cancel)
+
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -28,6 +28,7 @@ __all__ = ["alter", "app", "delete", "list_queues"]
 
 _COLUMNS = ("queue", "ready", "in flight", "delayed", "dead", "publish/s", "settle/s")
 _SHORTEST = 0.01
+_USUAL = 1.0  # without rates there is no interval, and a broker is not to be asked without a pause
 _LEFT_OUT = object()
 _EMPTY = "the broker has no queues"
 
@@ -80,7 +81,7 @@ def list_queues(
     async def forever(broker: Broker) -> None:
         live = Live(console=console(), auto_refresh=False) if sys.stdout.isatty() and not at.json else None
         with live or nullcontext():
-            async for lines in looks(broker, max(interval, _SHORTEST)):
+            async for lines in looks(broker, max(interval, _SHORTEST) if interval else _USUAL):
                 _show_again(lines, live, json=at.json)
 
     if watch:

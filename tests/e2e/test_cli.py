@@ -8,8 +8,9 @@ import json
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.commands import JSON, SHOP, audit, on, raw, write
@@ -18,7 +19,7 @@ from mqcore import App, Broker, Queue, RetryPolicy, Router, Worker
 from mqcore.cli import main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from support.commands import Refused, Run
 
@@ -258,6 +259,18 @@ def watched(monkeypatch: pytest.MonkeyPatch, url: str, *words: str, terminal: bo
     return stream.read()
 
 
+def test_queues_without_rates_are_watched_at_a_pace(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def looks(_: object, interval: float) -> AsyncIterator[list[object]]:
+        waits.append(interval)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mqcore.cli.queues.looks", looks)
+    assert main(["queues", "--watch", "--interval", "0", "--url", filled]) == 0
+    assert waits == [1.0]
+
+
 def test_queues_watches_until_interrupted(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [json.loads(line) for line in watched(monkeypatch, filled, "--json").splitlines()]
     assert len(looks) >= 3
@@ -492,9 +505,11 @@ def test_routes_prune_removes_what_neither_code_nor_configuration_has(run: Run, 
     assert run("routes", "prune", "shop:app", "--url", filled).out == "0 bindings removed\n"
 
 
+@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "command &"])
 def test_sigterm_interrupts_a_command_which_lets_go_of_what_it_holds(
-    run: Run, filled: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, filled: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, sigint: Any
 ) -> None:
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, sigint)))
     released: list[bool] = []
 
     async def redrive(*_: object, **__: object) -> None:

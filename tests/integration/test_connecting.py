@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mqcore import Broker, BrokerError, ConnectionLost, Settings
+from mqcore import App, Broker, BrokerError, ConfigurationError, ConnectionLost, Queue, Settings, Worker
+from mqcore.middleware import Middleware
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -47,3 +48,22 @@ async def test_a_refused_connection_is_told_in_words_wherever_the_driver_hides_i
     error.__cause__, between.__context__ = between, ConnectionRefusedError(111, "refused")
     with pytest.raises(BrokerError, match="nothing listens"):
         await Broker.connect(make_backend=refusing(error), settings=Settings()).open()
+
+
+@pytest.mark.parametrize(
+    ("app", "wrong"),
+    [
+        (App("shop", routers=[Queue("orders", str)]), "routers"),  # type: ignore[list-item]  # the mistake
+        (App("shop", middleware=[Middleware]), "middleware"),  # type: ignore[list-item]  # as above
+    ],
+    ids=["a queue for a router", "a class for its instance"],
+)
+def test_what_is_not_of_the_kind_is_refused_at_connect(app: App, wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{wrong}= takes a list of"):
+        app.connect(memory_url())
+
+
+def test_a_worker_with_swapped_arguments_is_refused() -> None:
+    app = App("shop")
+    with pytest.raises(ConfigurationError, match=r"Worker\(app, broker\) takes the app first, not a Broker"):
+        Worker(app.connect(memory_url()), app)  # type: ignore[arg-type]  # the mistake

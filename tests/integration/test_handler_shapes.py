@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"\(\*args, \*\*kwargs\). A wrapper needs functools",
     ),
-    "a keyword that nobody gives": (with_keyword, {}, r"this one takes \(order, db\)"),
+    "a keyword that nobody gives": (with_keyword, {}, r"this one takes \(order, db\).*functools.partial"),
     "a partial by keyword of the first": (functools.partial(with_database, db=database), {}, "takes the payload"),
     "a context that blocks": (blocking_context, {}, "An async handler gets a Context"),
     "a context that does not block": (async_context, {}, "a blocking one a BlockingContext"),
@@ -285,6 +285,13 @@ def test_a_method_that_is_decorated_in_its_class_is_refused() -> None:
         class Shop:
             @app.consumer("orders")
             async def handle(self, order: Order) -> None: ...
+
+
+def test_a_decorator_without_its_queue_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"needs the queue that block_order handles: @app.consumer\(queue\)"):
+
+        @App("shop").consumer  # type: ignore[call-overload]  # the mistake
+        def block_order(order: Order) -> None: ...
 
 
 @pytest.mark.parametrize("shape", NOT_THIS_PAYLOAD)

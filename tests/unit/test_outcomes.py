@@ -61,6 +61,12 @@ def test_what_an_exception_means(error: BaseException, happened: Happened, delay
     assert outcome.failure is not None
 
 
+def test_a_delay_that_cannot_be_used_is_named() -> None:
+    failure = outcome_of(Retry(delay="soon")).failure  # type: ignore[arg-type]  # the mistake
+    assert failure is not None
+    assert failure.text.startswith("the delay of Retry is not usable; give seconds or a timedelta: could not convert")
+
+
 def test_a_decision_in_a_group_is_recorded_with_its_text_and_the_traceback_of_all() -> None:
     failure = outcome_of(group(ValueError("beside"), Reject("no such customer"))).failure
     assert failure is not None
