@@ -420,7 +420,7 @@ class Intake:
 
     async def _stop(self) -> None:
         await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
-        waiting = [held for _, _, held in self._buffer]
+        waiting = [held for _, _, held in sorted(self._buffer)]  # in order: some brokers take it back so (G9)
         if self._suspect is not None:
             waiting.append(self._suspect)
         self._gate.give_up(self)
@@ -431,6 +431,8 @@ class Intake:
                 self.leave(held)
             else:
                 self._send(held, self.decide(held, _INTERRUPTED))
+        for lane in self._lanes:
+            lane.pause()
         self._wake.set()
 
     async def close(self, grace: Grace | None = None) -> None:

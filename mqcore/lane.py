@@ -87,7 +87,7 @@ class Lane:
         self._tasks: set[asyncio.Task[None]] = set()
         self._proofs = Proofs(connection.events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
-        self._stopped = False
+        self._stopped = self._paused = False
         self._swept = self._clock.monotonic()
         self.permit: Callable[[], Awaitable[float]] = _always
         """Awaited before each receive; returns for how many seconds it may wait."""
@@ -252,7 +252,8 @@ class Lane:
 
     def _flush(self) -> None:
         batch, self._pending = self._pending, []
-        self.spawn(self._settle(batch))
+        if batch:
+            self.spawn(self._settle(batch))
 
     async def _settle(self, batch: Sequence[tuple[Held, Decision]]) -> None:
         try:
@@ -350,10 +351,9 @@ class Lane:
             self._keeper.limit(held.delivery.receipt, until)
 
     async def stop_receiving(self) -> None:
-        """Take in nothing more, and let the broker send nothing more (G13).
+        """Take in nothing more (G13); `pause` is to follow.
 
-        What the driver has received and not handed out goes back. What is held here can still be
-        settled, also after the connection was lost and restored.
+        What is held here can still be settled, also after the connection was lost and restored.
         """
         if self._stopped:
             return
@@ -362,6 +362,18 @@ class Lane:
             self._pump.cancel()
             await asyncio.wait([self._pump], timeout=_PUMP_ENDS)
             self._mend_stopped()
+
+    def pause(self) -> None:
+        """Let the broker send nothing more (G13), once.
+
+        What the driver has received and not handed out goes back. It came after all that is held here,
+        so it goes back after what was released before this call (G9).
+        """
+        if self._paused:
+            return
+        self._paused = True
+        if self._pending:
+            self._flush()
         if isinstance(self._subscription, SupportsPause):
             self.spawn(self._pause(self._subscription))
 
@@ -382,6 +394,7 @@ class Lane:
         for held in list(self.held.values()):
             if not held.settling:
                 self.settle(held, Decision(Release(held.delivery.receipt), "released"))
+        self.pause()
         await self._wait_for_answers(grace)
 
         self._connection.on_lost.discard(self._cut_off)

@@ -379,8 +379,10 @@ class SupportsPause(Protocol):
         """Stop at the broker, for good: it sends nothing more to this Subscription.
 
         Called once, when core's `receive` has ended; no other follows. What has come and was not
-        handed out goes back at once with the same `takeovers`, as by a Release. What was handed out
-        stays leased: `settle` works as before, until `close`. Core cancels a call that takes too long.
+        handed out goes back at once with the same `takeovers`, as by a Release. Where a Release does
+        not keep a message's place, that is in the order in which it came, and after what this
+        Subscription was asked to release before (G9). What was handed out stays leased: `settle` works
+        as before, until `close`. Core cancels a call that takes too long.
         """
 
 

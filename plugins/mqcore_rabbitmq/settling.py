@@ -17,6 +17,7 @@ from time import monotonic
 from mqcore.spi import DONE, STALE, Ack, Clock, Move, Outcome, Outgoing, Release, Settled, Settlement, Stored, Unknown
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.frames import Properties
+from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import written
 from mqcore_rabbitmq.plan import Successor
 from mqcore_rabbitmq.sender import Sender
@@ -152,7 +153,7 @@ class Settler:
 
         layout = self._topology.layout(held.queue)
         queue = held.queue if layout is None or layout.due is None else layout.due
-        given = released(held.properties, held.expires, held.takeovers)
+        given = released(held.properties, held.expires, held.takeovers, _native_priority(held, layout))
         fit(given, self._topology.admin.server.room)
         return Sending("", queue, given, held.body, queue)
 
@@ -174,3 +175,14 @@ class Settler:
         if name is not None:
             for take_in in self._on_their_way.pop(name, ()):
                 take_in()
+
+
+def _native_priority(held: Held, layout: Layout | None) -> int | None:
+    """Return AMQP's own priority for a message that is given back to this queue (None: not one of ours).
+
+    A quorum queue of 4.0 and later delivers what has one above 4 before what has none, and ours have
+    none there: their levels are queues of their own.
+    """
+    if layout is None:
+        return held.properties.priority
+    return None if layout.quorum else held.level

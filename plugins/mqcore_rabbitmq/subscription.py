@@ -59,6 +59,8 @@ class RabbitSubscription(Subscription):
         self._starting: asyncio.Task[None] | None = None
         self._buffer: list[tuple[int, int, Held]] = []
         self._releasing: asyncio.Task[None] | None = None
+        self._given_back: set[asyncio.Future[None]] = set()
+        """Batches of releases that are being settled."""
         self._paused = False
         self._closed = False
         self._error: Exception | None = None
@@ -171,7 +173,16 @@ class RabbitSubscription(Subscription):
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         """Acknowledge at once; store successors and given-back copies in one batch, then let go of their sources."""
-        return await self._settler.settle(batch, timeout)
+        if not any(isinstance(it, Release) for it in batch):
+            return await self._settler.settle(batch, timeout)
+
+        answered: asyncio.Future[None] = self._loop.create_future()
+        self._given_back.add(answered)
+        try:
+            return await self._settler.settle(batch, timeout)
+        finally:
+            self._given_back.discard(answered)
+            answered.set_result(None)
 
     async def prove(self, *, timeout: float) -> bool:
         """Ask something on the same channel: the broker answers that after it has read the acknowledgements."""
@@ -213,13 +224,19 @@ class RabbitSubscription(Subscription):
             self._releasing = self._loop.create_task(self._release_buffer())
 
     async def _release_buffer(self) -> None:
-        """Release what is in the buffer, and what comes into it meanwhile.
+        """Release what is in the buffer, and what comes into it meanwhile, in the order of delivery.
 
-        What has no answer is left to the close, which gives it back as after a crash.
+        A copy goes to the end of its level. What was handed out is older, so what is being released of
+        that is stored first (G9). What has no answer is left to the close, which gives it back as after
+        a crash.
         """
         try:
             while self._buffer and not self._closed:
-                unseen, self._buffer = self._buffer, []
+                if self._given_back:
+                    await asyncio.wait(tuple(self._given_back))
+                    continue
+
+                unseen, self._buffer = sorted(self._buffer), []
                 now, ttl = self._clock.now(), self._topology.ttl(self.queue)
                 deliveries = [self._window.hand_out(held, ttl, now) for _, _, held in unseen]
                 with suppress(Exception):

@@ -159,8 +159,11 @@ def _is_ours(name: str | bytes) -> bool:
     return isinstance(name, str) and name.startswith(_OURS) and not name.startswith(_ESCAPED)
 
 
-def released(received: Properties, expires: float | None, takeovers: int) -> Properties:
-    """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over."""
+def released(received: Properties, expires: float | None, takeovers: int, priority: int | None) -> Properties:
+    """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over.
+
+    `priority` is AMQP's own, as the queue needs it; ours stays what it was.
+    """
     headers: dict[Any, Any] = {
         escaped(name): _text(value)
         for name, value in (received.headers or {}).items()
@@ -174,7 +177,9 @@ def released(received: Properties, expires: float | None, takeovers: int) -> Pro
         headers.setdefault(_USER, received.user_id)
 
     again = copy(received)
-    again.headers, again.delivery_mode, again.priority = headers, 2, level_of(received)
+    again.headers, again.delivery_mode, again.priority = headers, 2, priority
+    if level_of(again) != level_of(received):
+        headers[PRIORITY] = str(level_of(received))
     again.message_id = received.message_id or new_id()
     again.expiration = again.user_id = None  # what a broker would act upon
     return again

@@ -11,9 +11,19 @@ from mutants.silence import BreakableSubscription
 
 from mqcore.spi import DONE, Ack, Delivery, ErrorKind, Failed, Move, Release, Settled, Settlement
 from mqcore_memory.backend import MemorySubscription
-from mqcore_memory.queue import Copy
+from mqcore_memory.queue import Copy, MemoryQueue
 
 # Stopping at the broker
+
+
+@mutant("G9", "ending.what_an_ended_consumer_has_not_begun_keeps_its_order")
+class GivesBackTheNewestFirst(MemoryQueue):
+    """What one consumer gives back stands before all others, the last of it first."""
+
+    def release(self, copy: Copy, *, lost: bool) -> None:
+        if copy.place:
+            copy.place = -next(self._numbers)
+        super().release(copy, lost=lost)
 
 
 class Pushed(MemorySubscription):

@@ -47,7 +47,7 @@ def use(found: Properties) -> None:
     message = message_of(found, b"", 5.0, 100.0)
     successor = properties(message.moved("q"), message.expires_at)
     inherit(successor, found, "guest")
-    for copy in (successor, released(found, None, 1)):
+    for copy in (successor, released(found, None, 1, level_of(found))):
         fit(copy, 131_052)
         written = whole(copy)
         assert len(written) <= 131_052

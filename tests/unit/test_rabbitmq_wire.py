@@ -72,7 +72,7 @@ def test_a_plain_message_is_a_first_attempt_with_an_id_of_its_own() -> None:
 def test_what_brokers_added_is_not_seen_and_not_sent_again() -> None:
     there = sent(headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7})
     assert message_of(there, b"", None, 0.0).headers == {"mine": "1", "number": "7"}
-    given_back = b"".join(released(there, None, 0).encode())
+    given_back = b"".join(released(there, None, 0, None).encode())
     assert Properties.read(given_back).headers == {"mine": "1", "number": 7, "mq-released": "1"}
 
 
@@ -85,10 +85,19 @@ def test_what_is_given_back_stays_what_it_was() -> None:
         user_id="bob",
         headers={"h": "v"},
     )
-    again = released(there, 12.5, 0)
+    again = released(there, 12.5, 0, 3)
     first = message_of(there, b"x", None, 0.0)
     assert message_of(again, b"x", None, 0.0) == replace(first, id=again.message_id, expires_at=12.5)
     assert (again.app_id, again.expiration, again.user_id) == ("plain client", None, None)
+
+
+@pytest.mark.parametrize("priority", [None, 3, 7])
+def test_what_is_given_back_has_the_queues_priority_and_keeps_its_level(priority: int | None) -> None:
+    """A plain client's, too: a quorum queue takes a native priority for something else."""
+    for there in (sent(priority=3), sent(), sent(headers={"mq-priority": "8"})):
+        again = released(there, None, 0, priority)
+        assert again.priority == priority
+        assert level_of(again) == level_of(there)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +130,6 @@ def test_a_mark_tells_how_often_a_message_was_taken_over_when_it_was_released() 
     there = properties(WHOLE, None)
     assert released_as(there) == (False, False)
     for takeovers in (0, 1, 12):
-        again = released(there, None, takeovers)
+        again = released(there, None, takeovers, 3)
         assert released_as(again) == (True, takeovers)
         assert message_of(again, WHOLE.body, None, 0.0) == replace(WHOLE, expires_at=None)

@@ -198,11 +198,15 @@ async def browsing_changes_nothing(kit: Kit) -> None:
 async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> None:
     """`Broker.peek` and `dead_letters().list()` show the same again and again, and the messages are still there."""
     broker, queue = await kit.broker(), Queue(kit.name())
-    for body in (b"a", b"b", b"c", b"d"):
+    in_place = kit.limit(Capability.ORDER, "release_in_place")
+    published = [b"a", b"b", b"c", b"d"] if in_place else [b"a", b"b"]
+    for body in published:
         await kit.within(broker.publish(queue, body))
     async with broker.consume(queue, prefetch=1) as deliveries:
         for _ in range(2):
             await kit.within((await kit.within(anext(deliveries))).reject("no"))
+    for body in (b"c", b"d") if not in_place else ():  # else the consumer would give one back, behind the other
+        await kit.within(broker.publish(queue, body))
     await kit.advance(kit.harness.silence)
     letters = broker.dead_letters(queue)
     for _ in range(3):

@@ -127,6 +127,28 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     kit.same(await kit.contents(queue.name), Counter(), "nothing left", "Subscription.settle: after pause")
 
 
+@case("G9", "G13", needs=(Capability.ORDER,), each={"at once": 0.0, "later": 0.3})
+async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: float) -> None:
+    """It goes to its old place, or behind what waits where ORDER says so, whoever had fetched it: core or the driver."""
+    broker, queue = await kit.broker(), Queue(kit.name(), str)
+    names = [f"{number:02}" for number in range(20)]
+    await kit.within(broker.publish_many(queue, names))
+    async with broker.consume(queue, prefetch=8) as deliveries:
+        for _ in range(3):
+            await kit.within((await kit.within(anext(deliveries))).ack())
+        await kit.advance(after)
+    other, got = await kit.subscribe(queue.name, prefetch=1), list[str]()
+    for _ in names[3:]:
+        (one,) = await kit.take(other, 1)
+        got += [f"{one.message.body.decode()}"]
+        await kit.ack(other, [one])
+    in_place = kit.limit(Capability.ORDER, "release_in_place")
+    first = 0 if in_place or got[0] not in names else names.index(got[0]) - 3
+    wanted = names[3 + first :] + names[3 : 3 + first]
+    look = "Subscription.settle: Release, and pause: the order in which they take effect"
+    kit.same(got, wanted, "the rest in order" if in_place else "the rest, and behind it what was given back", look)
+
+
 # Ending beside a settlement
 
 
