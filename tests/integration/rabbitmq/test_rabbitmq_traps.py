@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 from support.waiting import eventually
@@ -175,3 +176,38 @@ async def test_no_number_of_deliveries_takes_a_message_away(backend: RabbitBacke
         (delivery,) = await consumer.receive(1, 5)
         assert delivery.message.id == "old"
         await consumer.close()
+
+
+@pytest.mark.parametrize("how", ["nack", "reject", "recover", "close"])
+async def test_who_keeps_its_place_is_marked(backend: RabbitBackend, server: Server, how: str) -> None:
+    """Whatever way AMQP has to give back: a release that must tell itself from a crash cannot keep the place (ADR 16)."""
+    queue = await a_queue(backend)
+    await backend.publish([out(queue, name) for name in "abc"], timeout=5)
+    assert await asyncio.to_thread(given_back, server.url, queue, how) == [("a", True), ("b", True), ("c", False)]
+
+
+def given_back(url: str, queue: str, how: str) -> list[tuple[str, bool]]:
+    """Take two messages and give them back; the ids of all that are there then, and whether the broker marks them."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel, other = connection.channel(), connection.channel()
+    tags = [channel.basic_get(queue)[0].delivery_tag for _ in range(2)]
+    if how == "nack":
+        channel.basic_nack(tags[-1], multiple=True, requeue=True)
+    elif how == "reject":
+        for tag in tags:
+            channel.basic_reject(tag, requeue=True)
+    elif how == "recover":
+        channel.basic_recover(requeue=True)
+    else:
+        channel.close()
+
+    got: list[tuple[str, bool]] = []
+    deadline = time.monotonic() + 10
+    while len(got) < len("abc") and time.monotonic() < deadline:
+        method, given, _ = other.basic_get(queue)
+        if method is None:
+            time.sleep(0.01)
+        else:
+            got.append((str(given.message_id), method.redelivered))
+    connection.close()
+    return got
