@@ -201,13 +201,11 @@ def given_back(url: str, queue: str, how: str) -> list[tuple[str, bool]]:
     else:
         channel.close()
 
-    got: list[tuple[str, bool]] = []
     deadline = time.monotonic() + 10
-    while len(got) < len("abc") and time.monotonic() < deadline:
-        method, given, _ = other.basic_get(queue)
-        if method is None:
-            time.sleep(0.01)
-        else:
-            got.append((str(given.message_id), method.redelivered))
+    while other.queue_declare(queue, passive=True).method.message_count < len("abc"):
+        assert time.monotonic() < deadline, "not all are back"
+        time.sleep(0.01)
+    came = [other.basic_get(queue)[:2] for _ in "abc"]
+    got = [(str(given.message_id), method.redelivered) for method, given in came]
     connection.close()
     return got
