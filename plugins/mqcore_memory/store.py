@@ -334,7 +334,7 @@ class MemoryStore:
         return queue
 
     def _missing(self, name: str) -> str:
-        return f"there is no queue {name!r} in the memory broker {self.name!r}: declare it first"
+        return f"there is no queue {name!r} in the memory broker {self.name!r}"
 
     def _family(self, queue: MemoryQueue, now: float) -> list[MemoryQueue]:
         """Return the queue and its quarantine."""

@@ -142,6 +142,9 @@ class Confirms:
     def _outcome(self, number: int, item: Sending, *, stored: bool) -> Outcome:
         if number in self._returned:
             self._returned.discard(number)
+            if item.refusal == "route":
+                text = f"no binding of router {item.queue!r} takes key {item.key!r}. `mqcore routes {item.queue}` shows them"
+                return Failed(ErrorKind.NOT_FOUND, text)
             return Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no queue {item.queue!r}: declare it first")
         if stored:
             return STORED

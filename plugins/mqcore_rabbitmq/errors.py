@@ -66,7 +66,7 @@ def closed_by(error: BaseException | None, *codes: int) -> bool:
 
 def missing(queue: str) -> QueueNotFound:
     """Return the error for a queue that is not there."""
-    return QueueNotFound(f"RabbitMQ has no queue {queue!r}: declare it first")
+    return QueueNotFound(f"RabbitMQ has no queue {queue!r}")
 
 
 def cause_of(error: BaseException, vhost: str) -> Exception:

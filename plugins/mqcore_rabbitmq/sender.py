@@ -115,8 +115,10 @@ class Sender:
             except Exception as error:  # noqa: BLE001 - as in `_answered`
                 return _not_sent(error)
             if not there:
-                what = "router" if kind == ROUTER else "queue"
-                return Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no {what} {sending.queue!r}: declare it first")
+                text = f"RabbitMQ has no queue {sending.queue!r}: declare it first"
+                if kind == ROUTER:  # it is made with its first binding
+                    text = f"no queue is bound to router {sending.queue!r}. Bind one: Router(...).bind(queue)"
+                return Failed(ErrorKind.NOT_FOUND, text)
         return sending
 
     async def _delayed_route(self, out: Outgoing, until: float, now: float) -> list[Outcome]:

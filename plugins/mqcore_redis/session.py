@@ -97,7 +97,7 @@ class Session:
 
     def missing(self, queue: str) -> QueueNotFound:
         """Return the error for a queue that is not there."""
-        return QueueNotFound(f"there is no queue {queue!r} at {self.place.shown}, or it was deleted: declare it first")
+        return QueueNotFound(f"there is no queue {queue!r} at {self.place.shown}, or it was deleted")
 
     async def command(self, *command: Any) -> Answer:
         """Run one plain command. Raises its error."""

@@ -54,8 +54,8 @@ class FakeChannel:
     def says(self, kind: type, tag: int, *, multiple: bool = False) -> None:
         self.raw.callbacks[kind](SimpleNamespace(method=kind(delivery_tag=tag, multiple=multiple)))
 
-    def returns(self, name: str, key: str = "q") -> None:
-        method = SimpleNamespace(exchange="", routing_key=key)
+    def returns(self, name: str, key: str = "q", exchange: str = "") -> None:
+        method = SimpleNamespace(exchange=exchange, routing_key=key)
         self.raw.on_return(None, method, BasicProperties(message_id=name), b"")
 
 
@@ -88,6 +88,17 @@ async def test_a_return_is_the_first_that_fits_and_only_that() -> None:
     channel.returns("a", "y")
     channel.says(spec.Basic.Ack, 3, multiple=True)
     assert [type(outcome) for outcome in await task] == [type(STORED), Failed, type(STORED)]
+
+
+async def test_a_returned_route_names_the_key_that_no_binding_takes() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a", "order.plced", exchange="shop", refusal="route"))
+    channel.returns("a", "order.plced", "shop")
+    channel.says(spec.Basic.Ack, 1)
+    [outcome] = await task
+    assert isinstance(outcome, Failed)
+    assert outcome.kind is ErrorKind.NOT_FOUND
+    assert "takes key 'order.plced'" in outcome.text
 
 
 async def test_a_refused_route_is_unknown() -> None:
