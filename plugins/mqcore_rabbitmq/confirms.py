@@ -4,6 +4,10 @@
 
 A `basic.return` carries no number. It comes before the ack of its message, so it is matched by id, exchange and key to the first
 slot that fits, and the ack decides.
+
+A missing exchange closes the channel, and the broker does not say for which message. Some of those before may have been stored
+and not confirmed yet, when the exchange was deleted just now. So each batch begins with a question whether its exchanges are
+there, whose answer nobody waits for: what follows a question without an answer was not read.
 """
 
 import asyncio
@@ -49,13 +53,20 @@ class Sending:
 class _Call:
     """One call of `publish`: its outcomes, and how many are still open."""
 
-    __slots__ = ("batch", "done", "open", "outcomes")
+    __slots__ = ("batch", "checks", "done", "open", "outcomes")
 
     def __init__(self, batch: Sequence[Sending], done: asyncio.Future[None]) -> None:
         self.batch = batch
         self.outcomes: list[Outcome | None] = [None] * len(batch)
         self.open = len(batch)
         self.done = done
+        self.checks: list[asyncio.Future[Any]] = []
+        """The questions before it, by which its exchanges must be there."""
+
+    @property
+    def may_be_read(self) -> bool:
+        """Whether the broker has come past the questions before it."""
+        return all(check.done() and check.exception() is None for check in self.checks)
 
     def end(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
@@ -97,6 +108,8 @@ class Confirms:
         if (reason := self.channel.shut) is not None:
             raise ConnectionLost("the channel to RabbitMQ is closed") from reason
         call = _Call(batch, self._loop.create_future())
+        exchanges = [name for name in dict.fromkeys(item.exchange for item in batch) if name]
+        call.checks = [self.channel.ask(spec.Exchange.Declare(exchange=name, passive=True)) for name in exchanges]
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
@@ -163,19 +176,18 @@ class Confirms:
                 return
 
     def _on_closed(self, reason: BaseException) -> None:
-        """Nothing will be answered any more. A missing exchange is the fault of one message, and what came after was not read."""
+        """Nothing will be answered any more. What the broker had not come to, when it missed an exchange, is not stored (G1)."""
         cause = reason if isinstance(reason, Exception) else None
+        missing = closed_by(reason, NOT_FOUND)
         slots, self._slots = self._slots, {}
-        unread = False
         for call, index in slots.values():
             exchange = call.batch[index].exchange
             outcome: Outcome
-            if closed_by(reason, NOT_FOUND) and f"'{exchange}'" in str(reason):
-                unread = True
+            if not missing or call.may_be_read:
+                outcome = Unknown(f"the connection to RabbitMQ broke before it answered: {reason}", cause)
+            elif f"'{exchange}'" in str(reason):
                 outcome = Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no exchange {exchange!r}", cause)
-            elif unread:
+            else:
                 text = "the channel was closed for another message before this one"
                 outcome = Failed(ErrorKind.TRANSIENT, text, cause)
-            else:
-                outcome = Unknown(f"the connection to RabbitMQ broke before it answered: {reason}", cause)
             call.end(index, outcome)
