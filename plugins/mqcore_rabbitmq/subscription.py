@@ -207,16 +207,19 @@ class RabbitSubscription(Subscription):
         if self._closed:
             return
         try:
+            try:
+                with suppress(Exception):
+                    async with asyncio.timeout(_LAST_WORD):
+                        await self.pause()
+            finally:
+                self.end()
+                self._settler.windows.pop(self._channel.serial, None)
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_WORD):
-                    await self.pause()
-        finally:  # also when we are cancelled
-            self.end()
-            self._settler.windows.pop(self._channel.serial, None)
-        with suppress(Exception):
-            async with asyncio.timeout(_LAST_WORD):
-                await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
-        await self._channel.close()
+                    await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
+            await self._channel.close()
+        finally:  # also when we are cancelled: the connection may last, and would keep what was sent to this channel
+            self._channel.abandon()
 
     def _release_unseen(self) -> None:
         """Begin to give back what is in the buffer, unless that is under way."""

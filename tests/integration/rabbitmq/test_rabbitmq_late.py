@@ -162,3 +162,23 @@ async def test_a_silent_broker_does_not_hold_up_the_end(rabbitmq_url: str, wire:
             took.append(loop.time() - began)
             await direct.delete(site.queue)
     assert min(took) <= grace + 1.0, took
+
+
+@pytest.mark.parametrize("after", [0.05, 0.5, 1.1])
+async def test_a_close_that_is_cancelled_keeps_nothing(rabbitmq_url: str, wire: SlowWire, after: float) -> None:
+    """The connection lasts, so its broker would keep what it sent to a consumer that nobody has any more (G5)."""
+    site = Site(rabbitmq_url, "", wire)
+    async with (
+        Broker.connect(site.direct, settings=Settings()) as direct,
+        Broker.connect(site.slow, settings=Settings()) as slow,
+    ):
+        await direct.publish_many(site.queue, ["a", "b"])
+        subscription = await slow._connection.backend.subscribe(site.queue.name, prefetch=1, lease=30)
+        assert len(await subscription.receive(1, 10)) == 1
+        wire.least, wire.late = LEAST, LATE
+        closing = asyncio.create_task(subscription.close())
+        await asyncio.sleep(after)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert await site.left(direct) == {"a": 1, "b": 1}
+        await direct.delete(site.queue)
