@@ -80,7 +80,7 @@ def test_what_is_no_step_is_named(text: str) -> None:
 
 
 def note_of(error: BaseException) -> str:
-    (note,) = error.__notes__
+    (note,) = [note for note in error.__notes__ if "replay:" in note]  # under CI=true Hypothesis adds one of its own
     return str(note)
 
 
