@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.connection import Connection
-    from mqcore.delivery import Delivery
     from mqcore.gate import Gate
     from mqcore.lease import LeaseKeeper
 
@@ -157,7 +156,7 @@ class Intake:
             return
 
         if held.delivery.unreadable:  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
-            self._settle_unseen(held, _unreadable(held.delivery))
+            self._settle_unseen(held, Outcome(Happened.UNDECODABLE, Failure((), held.delivery.unreadable)))
             return
 
         admitted = admit(held.delivery, rules)
@@ -194,9 +193,13 @@ class Intake:
 
     async def _note_then_keep(self, held: Held) -> None:
         """Only what had started counts when its process dies, so the start is on record before it happens (G4)."""
-        noted = await held.lane.note_start(held)
-        if not (noted or self._stopped):
-            await self.clock.sleep(_SUSPECT_TIMEOUT)  # a backend that refuses it must not be asked in a circle
+        try:
+            noted = await held.lane.note_start(held)
+            if not (noted or self._stopped):
+                await self.clock.sleep(_SUSPECT_TIMEOUT)  # a backend that refuses it must not be asked in a circle
+        except asyncio.CancelledError:  # the lane is closed, and others of this broker go on
+            self.leave(held)
+            raise
         if held.gone:
             self.leave(held)
         elif noted and not self._stopped:
@@ -455,7 +458,3 @@ class Intake:
         await asyncio.gather(*(lane.close(until) for lane in self._lanes))
         self._gate.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)
-
-
-def _unreadable(delivery: Delivery) -> Outcome:
-    return Outcome(Happened.UNDECODABLE, Failure((), delivery.unreadable))

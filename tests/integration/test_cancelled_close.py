@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.faulty import Faults, hung, late_answer
+from support.faulty import Faults, FaultyBackend, hung, late_answer
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, Worker
@@ -101,3 +101,32 @@ async def test_a_run_that_is_cancelled_while_its_drain_waits_for_answers(
     await clock.settle()
     await cancelled(running)
     assert await contents(faulty) == [(b"a", 1)]
+
+
+async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
+    faulty: Broker, clock: VirtualClock, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers of a broker share the gate: the next one would never start anything (G4)."""
+    asked, handled = asyncio.Event(), asyncio.Event()
+
+    async def never(*_: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def handle(_: str) -> None:
+        handled.set()
+
+    await faulty.declare(jobs)
+    await faulty.publish("jobs.again", "a suspect")
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyBackend, "note_start", never, raising=False)
+        async with serve(jobs, handle, on=faulty, run={"grace": 0}):
+            await asyncio.wait_for(asked.wait(), 10)
+            await clock.settle()
+    assert not handled.is_set()
+
+    other = Queue("other", str)
+    await faulty.publish(other, "an innocent")
+    async with serve(other, handle, on=faulty):
+        await clock.settle()
+        assert handled.is_set()
