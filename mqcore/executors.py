@@ -48,8 +48,11 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Make ready. Raises `ConfigurationError` when the handler cannot run there."""
 
-    async def ready(self) -> None:
-        """Return when a run could start at once, so that nothing has to be made ready while a message waits for it."""
+    async def ready(self, handed: int, /) -> None:
+        """Return when a run could start at once, so that nothing has to be made ready while a message waits for it.
+
+        `handed` messages are being handled, some of them perhaps on their way to `run`.
+        """
 
     async def run(self, ctx: Context) -> Any:
         """Run the handler once and return what it returns; raises what it raises. Cancelling ends it as far as that is possible."""
@@ -76,7 +79,7 @@ class _Coroutines:
     async def start(self) -> None:
         return
 
-    async def ready(self) -> None:
+    async def ready(self, _handed: int, /) -> None:
         return
 
     async def run(self, ctx: Context) -> Any:
@@ -101,7 +104,7 @@ class _Threads:
     async def start(self) -> None:
         return
 
-    async def ready(self) -> None:
+    async def ready(self, _handed: int, /) -> None:
         return
 
     async def run(self, ctx: Context) -> Any:
@@ -145,13 +148,21 @@ class _Processes:
             msg = f"{error}. Importing its module must not end the process"
             raise ConfigurationError(msg) from error
 
-    async def ready(self) -> None:
-        """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start."""
+    async def ready(self, handed: int, /) -> None:
+        """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start.
+
+        Those that were handed out and have no process yet take theirs first, so there is one more than they need.
+        """
+        coming = max(handed - (len(self._slots) - len(self._idle)), 0)
+        for slot in self._idle[-1 - coming :][::-1]:
+            await self._up(slot)
+
+    async def _up(self, slot: ProcessSlot) -> None:
         wait = _FIRST_WAIT
-        while not self._closed.is_set():
+        while not self._closed.is_set() and slot in self._idle:  # one that a run has taken is started by it
             try:
                 with self._clock.busy():
-                    await self._idle[-1].start()
+                    await slot.start()
             except (SlotDied, OSError) as error:
                 if self._closed.is_set():
                     return  # it was killed by us
@@ -171,10 +182,12 @@ class _Processes:
         try:
             with self._clock.busy():
                 result = await slot.run(request)
-        except SlotDied as error:
-            raise Ended(Outcome(Happened.CRASHED, Failure.of(error))) from error
-        finally:
-            self._idle.append(slot)
+        except BaseException as error:
+            self._idle.insert(0, slot)  # its process has gone: the next run takes one that is up
+            if isinstance(error, SlotDied):
+                raise Ended(Outcome(Happened.CRASHED, Failure.of(error))) from error
+            raise
+        self._idle.append(slot)
         if result.outcome.happened is not Happened.SUCCEEDED:
             raise Ended(result.outcome)
         return Encoded((result.body, result.content_type or "")) if result.body is not None else None

@@ -94,7 +94,7 @@ class Runner:
                 await self._freed.wait()
             if self.intake.stopped:
                 return
-            await self._executor.ready()
+            await self._executor.ready(len(self._running))
             if self.spec.batch:
                 batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)
                 work = self._handle_batch(batch)

@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import processed
 from support.processed import Deed, deeds, plain
 
-from mqcore import Broker, ConfigurationError, RemoteError, Settings, Worker
+from mqcore import Broker, ConfigurationError, RemoteError, Settings, SystemClock, Worker
+from mqcore.executors import executor_for
+from mqcore.plugins import default_plugins
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -39,6 +42,28 @@ async def test_a_process_that_does_not_come_up_again_costs_no_attempt_and_no_tim
         (entry,) = await broker.peek(deeds)
     assert len(lines(seen)) == 1
     assert (entry.state, entry.message.attempt) == ("ready", 2)
+
+
+async def test_each_message_that_is_handed_out_finds_its_process_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+
+    class Slot:
+        def __init__(self, *_: object) -> None:
+            """As a `ProcessSlot`."""
+
+        async def start(self) -> None:
+            if self not in started:
+                started.append(self)
+
+    monkeypatch.setattr("mqcore.executors.ProcessSlot", Slot)
+    [spec] = [spec for spec in processed.app.handlers if spec.queue.name == "deeds"]
+    executor = executor_for(replace(spec, concurrency=3), SystemClock(), default_plugins().codecs([]), lambda: None)
+    await executor.ready(0)
+    assert len(started) == 1
+    await executor.ready(1)  # its run has not begun: the next message needs a second process
+    assert len(started) == 2
+    await executor.ready(0)
+    assert len(started) == 2
 
 
 async def test_neighbours_go_on_beside_the_dying(url: str, tmp_path: Path) -> None:
