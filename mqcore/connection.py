@@ -185,6 +185,8 @@ class Connection:
         await self._declare_again()
         if self._lost_early is not None:
             raise self._lost_early
+        if self._closed:  # meanwhile, by a `close` that has closed nothing: the caller closes what has been opened now
+            raise ConnectionLost("this broker was closed while it was opened")
         self.error = None
         self._wait.working()
         self._connected.set()

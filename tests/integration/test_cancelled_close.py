@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.faulty import Faults, FaultyBackend, hung, late_answer
+from support.faulty import Faults, FaultyBackend, hung, late_answer, plugin_for, slow
 from support.waiting import eventually
 
-from mqcore import App, Broker, Queue, Worker
+from mqcore import App, Broker, ConnectionLost, Queue, Settings, Worker
+from mqcore.plugins import Plugins
 from mqcore.spi import Subscription
 
 if TYPE_CHECKING:
@@ -130,3 +131,19 @@ async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
     async with serve(other, handle, on=faulty):
         await clock.settle()
         assert handled.is_set()
+
+
+async def test_a_close_while_the_broker_is_being_opened(faults: Faults, clock: VirtualClock, url: str) -> None:
+    """Nobody would close the connection that comes after the close."""
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    where = url.replace("memory://", "faulty://")
+    broker = Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins)
+    faults.next("open", slow(1))
+    opening = asyncio.create_task(broker.open())
+    await clock.settle()
+    await broker.close()
+    await clock.advance(2)
+    with pytest.raises(ConnectionLost, match="closed"):
+        await opening
+    assert not any(backend.up for backend in faults.backends)
