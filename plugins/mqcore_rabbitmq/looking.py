@@ -28,6 +28,8 @@ _SILENCE = 0.3
 """Seconds without a message after which the broker is asked how many are left."""
 _STUCK = 10.0
 """Seconds without a message, although some are left, after which a look is given up."""
+_BACK = 0.5
+"""Seconds to wait until the queues have back what was looked at."""
 _KEPT, _READERS = 30.0, 4
 """Seconds for which the pages of a queue are remembered, and how many look at one queue side by side."""
 
@@ -78,8 +80,7 @@ async def reading(link: Link, queue: str) -> AsyncIterator["Reading"]:
             look = Reading(await link.channel())
             yield look
             if not look.kept:
-                await look.channel.give_all_back()
-                await look.channel.close()
+                await look.give_all_back(link)
     except BaseException:  # also of whoever is cancelled on the way out: nobody would know what is kept
         if look is not None:
             look.channel.abandon()
@@ -172,6 +173,24 @@ class Reading:
         self.kept = bool(kept)
         return list(kept.values())
 
+    async def give_all_back(self, link: Link) -> None:
+        """Give all back to its place; return when the queues have it, or after a moment.
+
+        By closing the channel, for `basic.nack` keeps no places in a quorum queue of 3.10: more than 32
+        at once come back in the order of a hash, and where there is no delivery limit (queues that
+        mqcore did not declare) all of them come behind the others.
+        """
+        await self.channel.close()
+
+        with suppress(Exception):  # the queue may have gone meanwhile
+            async with asyncio.timeout(_BACK):
+                asks = await link.channel()
+                try:
+                    for queue, count in Counter(held.queue for held in self.found.values()).items():
+                        await _has_back(asks, queue, count)
+                finally:
+                    asks.abandon()
+
     def _name(self, held: Held) -> str:
         """Name a message for the next page: its own id and hop, or what it is made of, and which of equal ones it is."""
         headers = held.properties.headers or {}
@@ -179,6 +198,15 @@ class Reading:
         name = f"{name}/{headers.get(HOP, '')!s}/{headers.get(LINEAGE, '')!s}"
         self._seen[name] += 1
         return name if self._seen[name] == 1 else f"{name}/{self._seen[name]}"
+
+
+async def _has_back(channel: Channel, queue: str, count: int) -> None:
+    """Return when so many are ready; where somebody consumes, nobody can tell."""
+    while True:
+        answer = await channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+        if answer.message_count >= count or answer.consumer_count:
+            return
+        await asyncio.sleep(_AGAIN)
 
 
 class Pages:

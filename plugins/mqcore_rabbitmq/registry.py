@@ -212,6 +212,7 @@ class Registry:
                 picture.version = counts.version
                 if len(held) > _MANY:
                     await self._shorten(picture, look.channel, held[-1].tag)
+                    look.found.clear()  # it does not go back
         return picture
 
     async def _shorten(self, picture: Picture, channel: Channel, last: int) -> None:
