@@ -195,19 +195,6 @@ async def browsing_changes_nothing(kit: Kit) -> None:
 
 
 @case("G11", ids="X08", needs=_LOOKS, protocols=(SupportsBrowse,))
-async def looks_leave_many_in_their_order(kit: Kit) -> None:
-    """At the head or at all of them, again and again, and for who receives afterwards."""
-    queue, names = await kit.queue(), [f"{number:02}" for number in range(80)]
-    await kit.put(queue, *names)
-    for limit in (50, 100, 50, 100):
-        shown = [it.message.id for it in await _browse(kit, queue, limit)]
-        kit.same(shown, names[:limit], "in order, each time", _BROWSE)
-    consumer = await kit.subscribe(queue)
-    got = [one for _ in names for one in await kit.take(consumer, 1)]
-    kit.same(kit.ids(got), names, "delivered in order", _BROWSE)
-
-
-@case("G11", ids="X08", needs=_LOOKS, protocols=(SupportsBrowse,))
 async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> None:
     """`Broker.peek` and `dead_letters().list()` show the same again and again, and the messages are still there."""
     broker, queue = await kit.broker(), Queue(kit.name())

@@ -227,3 +227,22 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
         await kit.ack(idle, got)
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
     _all_prompt(kit, late, limit, "the message after the rest of its delay,", look)
+
+
+# What somebody looks at
+
+
+@case("G11", ids="X08", needs=(Capability.BROWSE,), protocols=(SupportsBrowse,))
+async def many_that_are_looked_at_go_back_in_their_order(kit: Kit) -> None:
+    """At the head or at all of them, again and again."""
+    queue, names = await kit.queue(), [f"{number:03}" for number in range(150)]
+    await kit.put(queue, *names)
+    backend, look = cast("SupportsBrowse", kit.backend), "SupportsBrowse.browse"
+
+    for limit in (50, 200, 50, 200):
+        entries = await kit.within(backend.browse(queue, limit, None))
+        kit.same([it.message.id for it in entries], names[:limit], "in order, each time", look)
+
+    consumer = await kit.subscribe(queue, prefetch=200)
+    got = [one for _ in names for one in await kit.take(consumer, 1)]
+    kit.same(kit.ids(got), names, "delivered in order", look)
