@@ -466,7 +466,10 @@ class Broker:
         async def find() -> str:
             name = await self._topology.dead_letter_name(queue)
             if name is None:
-                msg = f"queue {queue if isinstance(queue, str) else queue.name!r} has no dead-letter queue"
+                msg = (
+                    f"queue {queue if isinstance(queue, str) else queue.name!r} has no dead-letter queue. If its consumers adopt "
+                    "it with dead_letter=, name that queue"
+                )
                 raise QueueNotFound(msg)
             return name
 

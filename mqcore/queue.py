@@ -96,7 +96,7 @@ class Queue(Generic[T]):
             )
             raise ConfigurationError(msg)
         if self.dead_letter is not None:
-            check_queue_name(self.dead_letter)
+            check_queue_name(self.dead_letter, "dead-letter queue")
             if self.dead_letter.endswith(AGAIN):
                 msg = f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; choose another"
                 raise ConfigurationError(msg)
