@@ -358,10 +358,11 @@ class Lane:
         if self._stopped:
             return
         self._stopped = True
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait([self._pump], timeout=_PUMP_ENDS)
-            self._mend_stopped()
+        if (pump := self._pump) is not None:
+            pump.cancel()
+            await asyncio.wait([pump], timeout=_PUMP_ENDS)
+            if self._pump is pump:  # else the connection was lost meanwhile, and another one subscribes already
+                self._mend_stopped()
 
     def pause(self) -> None:
         """Let the broker send nothing more (G13), once.

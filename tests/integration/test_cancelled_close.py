@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.faulty import Faults, FaultyBackend, hung, late_answer, plugin_for, slow
+from support.faulty import Faults, FaultyBackend, FaultySubscription, hung, late_answer, plugin_for, slow
 from support.waiting import eventually
 
 from mqcore import App, Broker, ConnectionLost, Queue, Settings, Worker
@@ -147,3 +147,33 @@ async def test_a_close_while_the_broker_is_being_opened(faults: Faults, clock: V
     with pytest.raises(ConnectionLost, match="closed"):
         await opening
     assert not any(backend.up for backend in faults.backends)
+
+
+async def test_a_connection_lost_while_receiving_stops_is_subscribed_once(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would close the first of two subscriptions."""
+    receive = FaultySubscription.receive
+
+    async def stubborn(self: FaultySubscription, limit: int, timeout: float) -> Any:
+        try:
+            return await receive(self, limit, timeout)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+            raise
+
+    monkeypatch.setattr(FaultySubscription, "receive", stubborn)
+    faults.keeps_claims = True
+    await faulty.publish(jobs, "a")
+    async with serve(jobs, held, on=faulty) as worker:
+        await clock.settle()
+        draining = asyncio.create_task(worker.drain(60))
+        await asyncio.sleep(0.01)
+        subscribed = faults.calls["subscribe"]
+        faults.lose()
+        await clock.advance(5)
+        held.go.set()
+        await clock.advance(5)
+        await draining
+    assert faults.calls["subscribe"] == subscribed + 1
+    assert held.ended == ["a"]
