@@ -154,6 +154,9 @@ class Topology:
         if counts is None:
             msg = f"queue {name!r} does not exist on the broker, or the backend cannot look: it cannot be altered"
             raise QueueNotFound(msg)
+        if isinstance(queue, Queue) and queue.declare and counts.role == "work":
+            _check_dead_letter(self.configured(queue), counts)
+
         for target, changes in for_each_queue(counts, settings).items():
             await self._connection.alter(target, changes)
         self._queues.pop(name, None)  # what this process knows of it is compared anew with its next use
@@ -307,3 +310,13 @@ def _check_used(queue: Queue[Any]) -> None:
             "is none. Leave one of them out"
         )
         raise ConfigurationError(msg)
+
+
+def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
+    """Refuse to alter a queue whose dead-letter queue is another one: that is fixed, and no option is ignored."""
+    if queue.dead_letter != counts.dead_letter:
+        raise TopologyMismatch(
+            f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code declares "
+            f"dead_letter={queue.dead_letter!r}, which cannot be altered. Change the code, or delete the queue "
+            f'with "mqcore queues delete {queue.name}"'
+        )

@@ -63,6 +63,16 @@ async def test_a_dead_letter_queue_cannot_be_altered_and_the_error_says_so(broke
         await other.declare(Queue("orders", str, ttl=60, max_length=2, dead_letter="grave"))
 
 
+@pytest.mark.parametrize("dead_letter", ["grave", None])
+async def test_another_dead_letter_queue_is_not_ignored(broker: Broker, dead_letter: str | None) -> None:
+    await broker.declare(old)
+
+    with pytest.raises(TopologyMismatch, match=r"dead_letter='orders.dlq'.*cannot be altered"):
+        await broker.alter(Queue("orders", str, ttl=7, dead_letter=dead_letter))
+
+    assert (await spec(broker)).ttl != 7
+
+
 async def test_by_its_name_and_what_is_left_out_stays(broker: Broker) -> None:
     await broker.declare(old)
 
