@@ -26,6 +26,9 @@ from mqcore_rabbitmq.registry import Registry
 
 __all__ = ["Topology"]
 
+_CANCELS_WITHIN = 0.5
+"""Seconds in which RabbitMQ cancels the consumers of a quorum queue that was deleted. If the queue is declared again sooner, its
+channel takes up their consumers itself, and what it sends to those never arrives (seen on 3.10, also with pika alone)."""
 _FORGET = 2.0
 """Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again."""
 
@@ -43,6 +46,8 @@ class Topology:
         """Ladders, ways from their foot and exchanges that we have made sure of."""
         self._look_at: dict[str, float] = {}
         """When to ask again: at once for those in doubt, later for those that nobody knew just now."""
+        self._missing: dict[str, float] = {}
+        """When a message found these queues deleted."""
         self._fresh = False
         self._lock = asyncio.Lock()
 
@@ -95,7 +100,7 @@ class Topology:
 
     def doubt(self, sending: Sending) -> None:
         """Take nothing for granted of where this was sent: it found no queue."""
-        self._look_at[sending.queue] = monotonic()
+        self._look_at[sending.queue] = self._missing[sending.queue] = monotonic()
         layout = self.layout(sending.queue)
         self._there.difference_update(sending.needs, _exits(layout.queues if layout else [sending.queue]))
 
@@ -108,10 +113,18 @@ class Topology:
         if lasting:
             await self.refresh()
             lasting = [await self._reconciled(layout) for layout in lasting]
+        await self._let_consumers_end(lasting)
         await self.admin.declare([*lasting, *own.values()])
         self._own |= own
         known = self.registry.picture.queues
         await self.registry.append([layout.record() for layout in lasting if known.get(layout.name) != layout])
+
+    async def _let_consumers_end(self, layouts: Sequence[Layout]) -> None:
+        """Wait until the broker has cancelled the consumers of quorum queues that were found deleted just now."""
+        found = [self._missing.pop(layout.name, -inf) for layout in layouts if layout.quorum]
+        wait = max(found, default=-inf) + _CANCELS_WITHIN - monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
         """Write down what we keep ourselves. Raises `QueueNotFound`, and `TopologyMismatch` for what the broker's queue fixes."""
