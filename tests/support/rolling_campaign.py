@@ -124,7 +124,8 @@ class Workers:
             ledger.slow_exits.append(round(took, 2))
 
     def kill(self) -> None:
-        """End those that still run."""
+        """End those that still run, and close their log."""
+        self._errors.close()
         for process in self.running:
             if process.returncode is None:
                 process.kill()

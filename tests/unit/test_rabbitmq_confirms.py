@@ -39,6 +39,7 @@ class FakeChannel:
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
         self.told: list[Any] = []
+        self.asked: list[asyncio.Future[Any]] = []
         self.sent: list[str] = []
 
     @property
@@ -50,6 +51,10 @@ class FakeChannel:
 
     def tell(self, method: Any) -> None:
         self.told.append(method)
+
+    def ask(self, _: Any) -> asyncio.Future[Any]:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return self.asked[-1]
 
     def says(self, kind: type, tag: int, *, multiple: bool = False) -> None:
         self.raw.callbacks[kind](SimpleNamespace(method=kind(delivery_tag=tag, multiple=multiple)))
@@ -133,15 +138,26 @@ async def test_a_closed_channel_makes_the_rest_unknown() -> None:
         await Confirms(channel).publish([sending("c")], 1.0)  # type: ignore[arg-type]  # the fake
 
 
-async def test_a_missing_exchange_is_told_from_what_stood_beside_it() -> None:
+def gone_exchange() -> ChannelClosedByBroker:
+    return ChannelClosedByBroker(404, "NOT_FOUND - no exchange 'gone' in vhost '/'")
+
+
+async def test_a_missing_exchange_stores_nothing_of_a_batch_that_was_not_read() -> None:
     channel = FakeChannel()
-    task = await started(
-        channel, sending("a", exchange="one"), sending("b", exchange="gone"), sending("c", exchange="one")
-    )
-    channel.on_closed[0](ChannelClosedByBroker(404, "NOT_FOUND - no exchange 'gone' in vhost '/'"))
-    a, b, c = await task
-    assert isinstance(a, Unknown)
-    assert (b.kind, c.kind) == (ErrorKind.NOT_FOUND, ErrorKind.TRANSIENT)
+    batch = [sending("a", exchange="one"), sending("b", exchange="gone"), sending("c", exchange="one")]
+    task = await started(channel, *batch)
+    channel.asked[0].set_result(None)
+    channel.on_closed[0](gone_exchange())
+    kinds = [outcome.kind for outcome in await task]
+    assert kinds == [ErrorKind.TRANSIENT, ErrorKind.NOT_FOUND, ErrorKind.TRANSIENT]
+
+
+async def test_an_exchange_that_goes_after_the_broker_has_seen_it_leaves_the_rest_unknown() -> None:
+    channel = FakeChannel()
+    task = await started(channel, sending("a", exchange="gone"), sending("b", exchange="gone"))
+    channel.asked[0].set_result(None)
+    channel.on_closed[0](gone_exchange())
+    assert [type(outcome) for outcome in await task] == [Unknown, Unknown]
 
 
 def window(channel: FakeChannel, tags: int) -> Window:

@@ -341,7 +341,12 @@ async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
 
 @case("G2", ids="C11 C48")
 async def consuming_stops_and_starts_again(kit: Kit) -> None:
-    """Ten short consumers in a row, each acking what it got, lose nothing and keep the order."""
+    """Ten short consumers in a row, each acking what it got, lose nothing.
+
+    They keep the order where ORDER states `release_in_place`. Elsewhere what a consumer had fetched and
+    not handed out may go behind the others when it closes.
+    """
+    in_place = kit.limit(Capability.ORDER, "release_in_place")
     queue, names, seen = await kit.queue(), [f"{number:02}" for number in range(30)], list[str]()
     await kit.put(queue, *names)
     for _ in range(10):
@@ -350,7 +355,12 @@ async def consuming_stops_and_starts_again(kit: Kit) -> None:
         await kit.ack(consumer, deliveries)
         seen += kit.ids(deliveries)
         await kit.within(consumer.close(), _CLOSE)
-    kit.same(seen, names, "all, in order", "Subscription.close: what it had fetched and not handed out")
+    kit.same(
+        seen if in_place else sorted(seen),
+        names,
+        "all, in order" if in_place else "all of them, once",
+        "Subscription.close: what it had fetched and not handed out",
+    )
 
 
 # Cancellation
