@@ -14,7 +14,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from mqcore.spi import DONE, STALE, Ack, Clock, Move, Outcome, Outgoing, Release, Settled, Settlement, Stored, Unknown
+from mqcore.spi import (
+    DONE,
+    STALE,
+    Ack,
+    Clock,
+    ErrorKind,
+    Failed,
+    Move,
+    Outcome,
+    Outgoing,
+    Release,
+    Settled,
+    Settlement,
+    Stored,
+    Unknown,
+)
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import Layout
@@ -130,32 +145,53 @@ class Settler:
                 releasing = {it.window for it in leaving if isinstance(it.item, Release)}
                 await asyncio.gather(*(window.pause() for window in releasing))
         now = self._clock.now()
-        items = [self._successor(it.item, it.held) for it in leaving]
+        outcomes = await self._send(leaving, [self._successor(it.item, it.held) for it in leaving], until, now)
 
-        def stored(at: int) -> None:
-            leaving[at].let_go()
+        # A full queue refuses what is given back to it, and that may exceed the bound (G12).
+        refused = [at for at, outcome in enumerate(outcomes) if _is_full(leaving[at].item, outcome)]
+        if refused:
+            full = [leaving[at] for at in refused]
+            copies = [self._copy(it.held, refusable=False) for it in full]
+            for at, outcome in zip(refused, await self._send(full, copies, until, now), strict=True):
+                outcomes[at] = outcome
 
-        try:
-            outcomes = await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored)
-        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
-            outcomes = [Unknown(f"storing the successor failed: {error!r}", error)] * len(items)
         for it, outcome in zip(leaving, outcomes, strict=True):
             it.answer(outcome)
         for window in {it.window for it in leaving}:
             window.flush()
         await written()  # who dies after our answer leaves no source behind
 
+    async def _send(
+        self, leaving: Sequence[_Leaving], items: Sequence[Outgoing | Sending], until: float, now: float
+    ) -> list[Outcome]:
+        """Store these, and let go of the source of each that is confirmed."""
+
+        def stored(at: int) -> None:
+            leaving[at].let_go()
+
+        try:
+            return list(await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored))
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
+            return [Unknown(f"storing the successor failed: {error!r}", error)] * len(items)
+
     def _successor(self, item: Move | Release, held: Held) -> Outgoing | Sending:
-        """Return what a Move stores, or the marked copy that a release stores where it cannot be refused."""
+        """Return what a Move stores, or the marked copy that a release stores."""
         if isinstance(item, Move):
             to = item.to
             return Successor(to.to, to.message, to.delay, to.ttl, held.properties)
+        return self._copy(held, refusable=True)
 
+    def _copy(self, held: Held, *, refusable: bool) -> Sending:
+        """Return the marked copy of what is given back: for its own queue, where it counts against the bound if there is one.
+
+        What must not be refused goes to the queue's private one.
+        """
         layout = self._topology.layout(held.queue)
-        queue = held.queue if layout is None or layout.due is None else layout.due
+        due = layout.due if layout is not None else None
+        queue = held.queue if refusable or due is None else due
         given = released(held.properties, held.expires, held.takeovers, _native_priority(held, layout))
         fit(given, self._topology.admin.server.room)
-        return Sending("", queue, given, held.body, queue)
+        return Sending("", queue, given, held.body, queue, "full" if due not in (None, queue) else "")
 
     def holds_up(self, properties: Properties, take_in: Callable[[], None]) -> bool:
         """Whether a delivery is a successor whose source is still there; `take_in` is called when it is gone, or stays for good."""
@@ -175,6 +211,10 @@ class Settler:
         if name is not None:
             for take_in in self._on_their_way.pop(name, ()):
                 take_in()
+
+
+def _is_full(item: Move | Release, outcome: Outcome) -> bool:
+    return isinstance(item, Release) and isinstance(outcome, Failed) and outcome.kind is ErrorKind.FULL
 
 
 def _native_priority(held: Held, layout: Layout | None) -> int | None:

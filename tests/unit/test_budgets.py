@@ -22,7 +22,7 @@ FUNCTION_BRANCHES = 18
 PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
-LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1500, "mqcore_rabbitmq": 2820}
+LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1500, "mqcore_rabbitmq": 2840}
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
 
 EXCEPTIONS = {
