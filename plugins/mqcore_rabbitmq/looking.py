@@ -28,8 +28,10 @@ _SILENCE = 0.3
 """Seconds without a message after which the broker is asked how many are left."""
 _STUCK = 10.0
 """Seconds without a message, although some are left, after which a look is given up."""
-_BACK = 0.5
-"""Seconds to wait until the queues have back what was looked at."""
+_BACK, _CONSUMED = 5.0, 5
+"""Seconds to wait until the queues have back what was looked at, and how many times in a row they must be seen
+with a consumer for that to be somebody else's. A quorum queue writes both to its log first, and a slow disk takes
+its time: it still counts a consumer of ours that has gone, and counts what is back only later."""
 _KEPT, _READERS = 30.0, 4
 """Seconds for which the pages of a queue are remembered, and how many look at one queue side by side."""
 
@@ -201,10 +203,13 @@ class Reading:
 
 
 async def _has_back(channel: Channel, queue: str, count: int) -> None:
-    """Return when so many are ready; where somebody consumes, nobody can tell."""
+    """Return when so many are ready, or when somebody consumes: then no number says that all is back."""
+    consumed = 0
+
     while True:
         answer = await channel.ask(spec.Queue.Declare(queue=queue, passive=True))
-        if answer.message_count >= count or answer.consumer_count:
+        consumed = consumed + 1 if answer.consumer_count else 0
+        if answer.message_count >= count or consumed >= _CONSUMED:
             return
         await asyncio.sleep(_AGAIN)
 
