@@ -4,13 +4,13 @@ Describe queues, routers and handlers; connect to whichever broker the configura
 `Broker.connect`. What each call promises is in `docs/semantics.md`, guarantee by guarantee.
 """
 
+from mqcore.admin.dead_letters import DeadLetter, DeadLetters, Redriven
 from mqcore.app import App
 from mqcore.broker import Broker, Health
-from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.clock import Clock, SystemClock
-from mqcore.consumer import Consumer, Received
-from mqcore.context import BlockingContext, Context, Facts
-from mqcore.deadletters import DeadLetter, DeadLetters, Redriven
+from mqcore.config.settings import Settings
+from mqcore.consuming.consumer import Consumer, Received
+from mqcore.consuming.context import BlockingContext, Context, Facts
 from mqcore.errors import (
     BackendNotFound,
     Blocked,
@@ -38,14 +38,14 @@ from mqcore.errors import (
     ValidationError,
 )
 from mqcore.events import Event
-from mqcore.message import Limits, Message, Reason
+from mqcore.messages.message import Limits, Message, Reason
 from mqcore.middleware import Middleware
-from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
-from mqcore.producer import Producer, Receipt
+from mqcore.publishing.publisher import Producer, Receipt
 from mqcore.queue import Queue
 from mqcore.router import Router
-from mqcore.routing import Binding
-from mqcore.settings import Settings
+from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
+from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
+from mqcore.rules.routing import Binding
 from mqcore.spi import Entry, QueueCounts
 from mqcore.worker import Worker
 

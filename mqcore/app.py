@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker, ConnectOptions
 from mqcore.errors import ConfigurationError
-from mqcore.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
+from mqcore.running.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from mqcore.consumer import Received
-    from mqcore.context import BlockingContext, Context
+    from mqcore.consuming.consumer import Received
+    from mqcore.consuming.context import BlockingContext, Context
     from mqcore.middleware import Middleware
     from mqcore.queue import Queue
     from mqcore.router import Router

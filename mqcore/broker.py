@@ -13,27 +13,29 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
-from mqcore.capabilities import Capabilities, Capability, Durability
+from mqcore.admin.dead_letters import DeadLetters
 from mqcore.clock import Clock, SystemClock
-from mqcore.connection import Connection
-from mqcore.consumer import Consumer
-from mqcore.deadletters import DeadLetters
+from mqcore.config.plugins import Plugins, default_plugins
+from mqcore.config.settings import Settings, open_backend
+from mqcore.connection.connection import Connection
+from mqcore.connection.topology import Topology
+from mqcore.consuming.consumer import Consumer
+from mqcore.consuming.grace import DISCONNECTED, Grace
+from mqcore.consuming.isolation import Gate
+from mqcore.consuming.leases import LeaseKeeper
+from mqcore.consuming.receiver import CLOSE_GRACE, Intake
+from mqcore.consuming.requests import Replies, Requests
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
-from mqcore.gate import Gate
-from mqcore.grace import DISCONNECTED, Grace
-from mqcore.intake import CLOSE_GRACE, Intake
-from mqcore.lease import LeaseKeeper
-from mqcore.message import Limits
+from mqcore.messages.message import Limits
 from mqcore.middleware import Logging, Middleware
-from mqcore.options import check_count, check_kinds, check_options, check_seconds
-from mqcore.plugins import Plugins, default_plugins
-from mqcore.policy import AfterCrash, RetryPolicy, Rules, check_after_crash
-from mqcore.producer import Producer, Publisher
+from mqcore.publishing.publisher import Producer, Publisher
 from mqcore.queue import OURS, Queue
-from mqcore.requests import Replies, Requests
 from mqcore.router import Router
-from mqcore.settings import Settings, open_backend
+from mqcore.rules.capabilities import Capabilities, Capability, Durability
+from mqcore.rules.checks import check_count, check_kinds, check_options, check_seconds
+from mqcore.rules.redact import told
+from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules, check_after_crash
 from mqcore.spi import (
     Backend,
     Entry,
@@ -46,8 +48,6 @@ from mqcore.spi import (
     SupportsDiagnose,
     SupportsPurge,
 )
-from mqcore.topology import Topology
-from mqcore.url import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
-    from mqcore.altering import AlterOptions
-    from mqcore.codec import Codecs
+    from mqcore.connection.altering import AlterOptions
     from mqcore.errors import MqcoreError
-    from mqcore.producer import PublishOptions, Receipt, Target
-    from mqcore.routing import Binding
+    from mqcore.messages.codec import Codecs
+    from mqcore.publishing.publisher import PublishOptions, Receipt, Target
+    from mqcore.rules.routing import Binding
 
 __all__ = ["Broker", "ConnectOptions", "Health"]
 

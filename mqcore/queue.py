@@ -10,10 +10,10 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
-from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
-from mqcore.options import check_count, check_flag, check_options, check_seconds, check_text
-from mqcore.policy import RetryPolicy
+from mqcore.messages.codec import Payload
+from mqcore.rules.checks import check_count, check_flag, check_options, check_seconds, check_text
+from mqcore.rules.retry import RetryPolicy
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
-    from mqcore.capabilities import Durability
+    from mqcore.rules.capabilities import Durability
 
 __all__ = ["AGAIN", "DLQ", "OURS", "Queue", "QueueOptions", "check_queue_name"]
 

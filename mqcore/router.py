@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from mqcore.codec import Payload
 from mqcore.errors import ConfigurationError
-from mqcore.message import check_headers
+from mqcore.messages.codec import Payload
+from mqcore.messages.message import check_headers
 from mqcore.queue import OURS, Queue, check_queue_name
-from mqcore.routing import Binding, Kind, check_meant
+from mqcore.rules.routing import Binding, Kind, check_meant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

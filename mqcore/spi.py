@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypedDict, runtim
 import pluggy
 from pydantic import BaseModel, ConfigDict
 
-from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.clock import Clock, SystemClock
-from mqcore.delivery import Ack, Delivery, Move, Outgoing, Release, Route, Settlement
 from mqcore.errors import ConfigurationError, ConnectionLost, DurabilityUnavailable, QueueNotFound, TopologyMismatch
-from mqcore.message import Death, Message, Reason, new_id, pack, unpack
-from mqcore.routing import Binding
+from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Route, Settlement
+from mqcore.messages.message import Death, Message, Reason, new_id, pack, unpack
+from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
+from mqcore.rules.routing import Binding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

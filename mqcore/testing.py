@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mqcore.clock import seconds
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -13,14 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from mqcore.capabilities import Capability
+from mqcore.consuming.grace import Grace
 from mqcore.errors import ConfigurationError
-from mqcore.grace import Grace
 from mqcore.log import log
-from mqcore.options import check_count, check_options, check_seconds
-from mqcore.runner import Runner
-from mqcore.signals import call_at_stop_signals
-from mqcore.supervisor import resident_memory
+from mqcore.rules.capabilities import Capability
+from mqcore.rules.checks import check_count, check_options, check_seconds
+from mqcore.running.runner import Runner
+from mqcore.running.signals import call_at_stop_signals
+from mqcore.running.supervisor import resident_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mqcore.app import App
     from mqcore.broker import Broker, Health
-    from mqcore.handlers import HandlerSpec
+    from mqcore.running.handlers import HandlerSpec
 
 __all__ = ["Worker", "WorkerOptions"]
 

@@ -17,9 +17,9 @@ from mqcore.cli import backends, contract, dlq, doctor, messages, new_backend, q
 from mqcore.cli.common import place_of
 from mqcore.cli.options import command
 from mqcore.cli.output import one_line
+from mqcore.config.plugins import default_plugins
 from mqcore.errors import ConfigurationError, MessageError, MessageTooLarge, MqcoreError, QueueNotFound
-from mqcore.plugins import default_plugins
-from mqcore.url import mask_text
+from mqcore.rules.redact import mask_text
 
 __all__ = ["application", "run"]
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from mqcore.broker import Broker
-from mqcore.capabilities import Capabilities, Capability, Level
 from mqcore.cli.common import Json, quiet
 from mqcore.cli.output import print_json, print_table
+from mqcore.config.plugins import Installed, default_plugins
+from mqcore.config.settings import Settings
 from mqcore.errors import MqcoreError
-from mqcore.plugins import Installed, default_plugins
-from mqcore.settings import Settings
+from mqcore.rules.capabilities import Capabilities, Capability, Level
 
 __all__ = ["backends", "capabilities_data"]
 

@@ -22,9 +22,9 @@ import typer
 
 from mqcore.app import App
 from mqcore.broker import Broker
+from mqcore.config.settings import Settings
+from mqcore.config.url import BrokerUrl
 from mqcore.errors import BrokerError, ConfigurationError
-from mqcore.settings import Settings
-from mqcore.url import BrokerUrl
 
 __all__ = ["LONELY", "At", "Json", "confirm", "is_local", "load_app", "place_of", "quiet"]
 

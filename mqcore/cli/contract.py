@@ -20,13 +20,13 @@ from rich.text import Text
 from mqcore.cli.common import Json, place_of, quiet
 from mqcore.cli.options import command
 from mqcore.cli.output import amount, console, escaped, one_line, print_json, print_table
+from mqcore.config.plugins import default_plugins
+from mqcore.config.url import BrokerUrl
 from mqcore.contract import Case, Harness, Report, Result, UrlHarness, all_cases, run_contract
 from mqcore.contract.run import Status, Waiver
 from mqcore.errors import BrokerError, ConfigurationError, MqcoreError
-from mqcore.plugins import default_plugins
 from mqcore.spi import Capabilities
 from mqcore.testing import VirtualClock
-from mqcore.url import BrokerUrl
 
 __all__ = ["app", "harness_of", "run"]
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from mqcore.admin.dead_letters import DeadLetter, DeadLetterFilter, Redriven
 from mqcore.broker import Broker
 from mqcore.cli.common import At, confirm
 from mqcore.cli.options import command
 from mqcore.cli.output import ago, amount, data_of_body, escaped, iso, print_facts, print_json, print_table, shown_body
-from mqcore.deadletters import DeadLetter, DeadLetterFilter, Redriven
 from mqcore.errors import ConfigurationError, UnsupportedFeature
-from mqcore.message import Reason
+from mqcore.messages.message import Reason
 
 __all__ = ["app", "list_letters", "purge", "redrive", "show"]
 

@@ -13,14 +13,14 @@ import typer
 
 from mqcore.app import App
 from mqcore.broker import Broker
-from mqcore.capabilities import WARNING, Capabilities, Capability, Durability
 from mqcore.cli.backends import capabilities_data
 from mqcore.cli.common import LONELY, At, Json, is_local, load_app
 from mqcore.cli.output import amount, one_line, print_facts, print_json, print_table
 from mqcore.cli.routes import data_of, describe, leftovers
+from mqcore.config.settings import Settings
 from mqcore.errors import BrokerError, UnsupportedFeature
-from mqcore.routing import Binding
-from mqcore.settings import Settings
+from mqcore.rules.capabilities import WARNING, Capabilities, Capability, Durability
+from mqcore.rules.routing import Binding
 from mqcore.spi import QueueCounts
 
 __all__ = ["Report", "doctor"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mqcore.supervisor import Supervisor
+from mqcore.running.supervisor import Supervisor
 
 __all__ = ["PID", "check_health_file", "keep_health_file"]
 

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
+from mqcore.config.plugins import default_plugins
 from mqcore.errors import ConfigurationError
-from mqcore.plugins import default_plugins
 
 __all__ = ["new_backend", "write_package"]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mqcore.url import mask_text
+from mqcore.rules.redact import mask_text
 
 __all__ = [
     "ago",

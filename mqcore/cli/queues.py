@@ -16,11 +16,11 @@ from typing import Annotated, cast
 import typer
 from rich.live import Live
 
-from mqcore.altering import AlterOptions
 from mqcore.broker import Broker
 from mqcore.cli.common import At, confirm
 from mqcore.cli.options import DefaultToList, command
 from mqcore.cli.output import amount, console, print_json, print_table, rich_table
+from mqcore.connection.altering import AlterOptions
 from mqcore.errors import BrokerError, ConfigurationError
 from mqcore.spi import QueueCounts
 

@@ -10,9 +10,9 @@ from mqcore.broker import Broker
 from mqcore.cli.common import At, confirm, load_app
 from mqcore.cli.options import DefaultToList, command
 from mqcore.cli.output import amount, print_json, print_table
+from mqcore.config.settings import Settings
 from mqcore.errors import ConfigurationError
-from mqcore.routing import Binding
-from mqcore.settings import Settings
+from mqcore.rules.routing import Binding
 
 __all__ = ["app", "data_of", "describe", "leftovers", "list_routes", "prune"]
 

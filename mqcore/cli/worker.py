@@ -22,11 +22,11 @@ from mqcore.app import App
 from mqcore.cli.common import At, load_app
 from mqcore.cli.health import PID, check_health_file, keep_health_file
 from mqcore.cli.logs import json_stream, logging_set_up
+from mqcore.config.plugins import default_plugins
+from mqcore.config.settings import Settings
 from mqcore.errors import ConfigurationError
-from mqcore.plugins import default_plugins
-from mqcore.settings import Settings
-from mqcore.signals import call_at_stop_signals
-from mqcore.supervisor import RECYCLE, Supervisor
+from mqcore.running.signals import call_at_stop_signals
+from mqcore.running.supervisor import RECYCLE, Supervisor
 from mqcore.worker import Worker, WorkerOptions
 
 __all__ = ["worker"]

@@ -22,8 +22,8 @@ from mqcore.contract import cases as package
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from mqcore.capabilities import Capability
     from mqcore.contract.kit import Kit
+    from mqcore.rules.capabilities import Capability
 
 __all__ = ["Case", "all_cases", "case"]
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
-from mqcore.message import new_id
-from mqcore.plugins import Plugins, default_plugins
-from mqcore.settings import Settings, open_backend
+from mqcore.config.plugins import Plugins, default_plugins
+from mqcore.config.settings import Settings, open_backend
+from mqcore.messages.message import new_id
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:

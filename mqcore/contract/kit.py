@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.app import App
 from mqcore.broker import Broker
+from mqcore.config.settings import Settings
 from mqcore.contract.place import first, name_of, raised_at, stands_at
-from mqcore.message import Message, new_id
-from mqcore.policy import RetryPolicy, fixed
-from mqcore.settings import Settings
+from mqcore.messages.message import Message, new_id
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     STORED,
     Ack,

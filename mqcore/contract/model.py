@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from mqcore.capabilities import Capability, Level
 from mqcore.contract.kit import ContractError
+from mqcore.rules.capabilities import Capability, Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mqcore.capabilities import Capabilities
-    from mqcore.delivery import Delivery, Outgoing
-    from mqcore.message import Message
+    from mqcore.messages.delivery import Delivery, Outgoing
+    from mqcore.messages.message import Message
+    from mqcore.rules.capabilities import Capabilities
 
 __all__ = ["Copy", "Lease", "Model", "Rules", "Span", "named"]
 

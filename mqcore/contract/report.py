@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from mqcore.capabilities import Capabilities, Capability
 from mqcore.contract.table import cell, limits_in_words
+from mqcore.rules.capabilities import Capabilities, Capability
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

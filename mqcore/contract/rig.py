@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.contract.kit import ContractError, Kit
 from mqcore.contract.model import Lease, Model, Rules, Span, named
-from mqcore.message import Death, Reason
+from mqcore.messages.message import Death, Reason
 from mqcore.spi import (
     STORED,
     Ack,

@@ -11,14 +11,14 @@ from mqcore.contract.case import Case, all_cases
 from mqcore.contract.kit import ContractError, Kit, NotShown
 from mqcore.contract.place import Heard, first, raised_at, raised_in, stands_at, told_as
 from mqcore.errors import UnsupportedFeature
+from mqcore.rules.redact import mask_text
 from mqcore.testing import VirtualClock
-from mqcore.url import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from mqcore.capabilities import Capabilities
     from mqcore.contract.harness import Harness
+    from mqcore.rules.capabilities import Capabilities
 
 __all__ = ["Result", "Status", "Waiver", "run_case", "run_contract"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from mqcore.capabilities import Capability
+from mqcore.rules.capabilities import Capability
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

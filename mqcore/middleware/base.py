@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
     from mqcore.events import Event
-    from mqcore.message import Message
+    from mqcore.messages.message import Message
 
 __all__ = ["Middleware"]
 

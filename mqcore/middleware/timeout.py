@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.clock import Clock
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
 
 __all__ = ["Timeout"]
 

@@ -18,8 +18,8 @@ from mqcore.middleware.base import Middleware
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mqcore.context import Context
-    from mqcore.message import Message
+    from mqcore.consuming.context import Context
+    from mqcore.messages.message import Message
 
 __all__ = ["Span", "Tracing"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mqcore.config.plugins import Plugins
 from mqcore.contract import Harness, UrlHarness
 from mqcore.contract.suite import test_contract, test_model
-from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock
 
 __all__ = ["test_contract", "test_model"]

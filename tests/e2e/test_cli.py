@@ -520,7 +520,7 @@ def test_sigterm_interrupts_a_command_which_lets_go_of_what_it_holds(
             released.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("mqcore.deadletters.DeadLetters.redrive", redrive)
+    monkeypatch.setattr("mqcore.admin.dead_letters.DeadLetters.redrive", redrive)
     assert run("dlq", "redrive", "orders", "--all", "--url", filled).code != 0
     assert released == [True]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -14,9 +14,9 @@ import pytest
 from support.commands import CANARY
 
 from mqcore.cli import new_backend
+from mqcore.config.plugins import Plugins
 from mqcore.contract import UrlHarness, all_cases, run_case
 from mqcore.contract.brokers import ProcessServer, ServerHarness
-from mqcore.plugins import Plugins
 from mqcore.spi import STORED, Backend, Capabilities, Capability, Durability, Level, Support, hookimpl
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend

@@ -17,7 +17,7 @@ from support.commands import CANARY, SHOP, on, write
 from mqcore import Broker, BrokerError, Router
 from mqcore.cli import main
 from mqcore.cli.common import At
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
 from mqcore.spi import Capabilities, Capability, ErrorKind, Level, Support, hookimpl
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mqcore.errors import ConfigurationError
-from mqcore.message import Message
-from mqcore.policy import Happened
-from mqcore.processes import ProcessSlot, SlotDied, SlotRequest
+from mqcore.messages.message import Message
+from mqcore.rules.retry import Happened
+from mqcore.running.process_slot import ProcessSlot, SlotDied, SlotRequest
 
 HANDLERS = '''
 import asyncio, ctypes, os, pathlib, signal, subprocess, sys, time
@@ -24,7 +24,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from mqcore.codec import Payload
+from mqcore.messages.codec import Payload
 from mqcore.errors import Reject, Retry, ValidationError
 
 
@@ -500,9 +500,9 @@ SCRIPT = """
 from __future__ import annotations
 import asyncio, sys
 from pydantic import BaseModel
-from mqcore.codec import Payload
-from mqcore.message import Message
-from mqcore.processes import ProcessSlot, SlotRequest
+from mqcore.messages.codec import Payload
+from mqcore.messages.message import Message
+from mqcore.running.process_slot import ProcessSlot, SlotRequest
 
 class Line(BaseModel):
     number: int
@@ -554,8 +554,8 @@ def test_a_handler_of_a_program_without_a_file_is_refused_at_once() -> None:
 
 PARENT = """
 import asyncio, sys
-from mqcore.message import Message
-from mqcore.processes import ProcessSlot, SlotRequest
+from mqcore.messages.message import Message
+from mqcore.running.process_slot import ProcessSlot, SlotRequest
 
 async def main():
     slot = ProcessSlot("slot_handlers:" + sys.argv[2])

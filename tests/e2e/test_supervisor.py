@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mqcore import supervisor as module
 from mqcore.clock import SystemClock
 from mqcore.errors import ConfigurationError
-from mqcore.supervisor import RECYCLE, Supervisor, resident_memory
+from mqcore.running import supervisor as module
+from mqcore.running.supervisor import RECYCLE, Supervisor, resident_memory
 from mqcore.testing import VirtualClock
 
 SAY = """
@@ -404,7 +404,7 @@ async def test_a_cancelled_supervisor_leaves_no_process(reports: Reports) -> Non
 
 PROGRAM = """
 import asyncio, sys
-from mqcore.supervisor import Supervisor
+from mqcore.running.supervisor import Supervisor
 sys.exit(asyncio.run(Supervisor(sys.argv[1:], 2).run()))
 """
 

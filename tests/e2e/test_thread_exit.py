@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import asyncio, threading
-from mqcore.threads import ThreadPool
+from mqcore.running.threads import ThreadPool
 
 async def main():
     pool, begun = ThreadPool(1, "stuck"), asyncio.Event()

@@ -11,7 +11,7 @@ from support.faulty import Faults, plugin_for
 from support.programs import Program, Start
 
 from mqcore import App, Broker, DeadLetter, Queue, Settings, Worker
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ async def kill(worker: Worker) -> None:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Worker], Awaitable[None]]:
-    monkeypatch.setattr("mqcore.lane.ANSWERED", 0.001)  # real seconds, and nobody answers here
+    monkeypatch.setattr("mqcore.consuming.subscription.ANSWERED", 0.001)  # real seconds, and nobody answers here
     return kill
 
 

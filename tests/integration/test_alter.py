@@ -17,9 +17,9 @@ from mqcore import (
     UnsupportedFeature,
     Worker,
 )
-from mqcore.capabilities import Capability
-from mqcore.plugins import Plugins
-from mqcore.settings import QueueSettings
+from mqcore.config.plugins import Plugins
+from mqcore.config.settings import QueueSettings
+from mqcore.rules.capabilities import Capability
 from mqcore.testing import VirtualClock
 
 old = Queue("orders", str, ttl=60, max_length=2, retention=600)

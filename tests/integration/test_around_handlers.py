@@ -27,9 +27,9 @@ from mqcore import (
     Worker,
     fixed,
 )
+from mqcore.config.plugins import Plugins
 from mqcore.events import EVENTS
 from mqcore.middleware import Metrics, Middleware, Span, Timeout, Tracing
-from mqcore.plugins import Plugins
 from mqcore.testing import VirtualClock
 
 jobs, more = Queue("jobs", str), Queue("more", str)

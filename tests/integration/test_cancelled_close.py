@@ -10,7 +10,7 @@ from support.faulty import Faults, FaultyBackend, FaultySubscription, hung, late
 from support.waiting import eventually
 
 from mqcore import App, Broker, ConnectionLost, Queue, Settings, Worker
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
 from mqcore.spi import Subscription
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
 from mqcore import App, BlockingContext, Broker, ConfigurationError, Context, Queue, Received, Worker
-from mqcore.context import Facts
+from mqcore.consuming.context import Facts
 from mqcore.testing import VirtualClock
 
 SECRET = "hunter2"

@@ -13,8 +13,8 @@ from support.waiting import eventually
 
 import mqcore.sync
 from mqcore import Broker, LeaseLost, Queue, Settings
+from mqcore.config.plugins import Plugins
 from mqcore.errors import Reject
-from mqcore.plugins import Plugins
 from mqcore.spi import Subscription
 from mqcore.testing import memory_url
 

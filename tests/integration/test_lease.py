@@ -11,7 +11,7 @@ from support.faulty import Broken, Faults, late_answer, raised
 from support.waiting import eventually
 
 from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, SystemClock, Worker
-from mqcore.lease import LeaseKeeper
+from mqcore.consuming.leases import LeaseKeeper
 from mqcore.spi import DONE, STALE, Ack, Capabilities
 from mqcore.testing import VirtualClock, memory_url
 from mqcore_memory import MemoryBackend, MemoryOptions

@@ -17,7 +17,7 @@ from mqcore import (
     TopologyMismatch,
     Worker,
 )
-from mqcore.settings import QueueSettings
+from mqcore.config.settings import QueueSettings
 from mqcore.spi import QueueSpec
 from mqcore.testing import VirtualClock, memory_url
 from mqcore_memory import MemoryBackend, MemoryOptions

@@ -15,7 +15,7 @@ import pytest
 from support.waiting import eventually
 
 from mqcore import Broker, Context, Queue, Received
-from mqcore.codec import TextCodec
+from mqcore.messages.codec import TextCodec
 from mqcore.spi import Capability, Delivery
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ async def test_while_a_message_comes_in(
         handled.append(value)
 
     await published(faulty)
-    monkeypatch.setattr("mqcore.intake.heapq", SimpleNamespace(heappush=broken, heappop=heapq.heappop))
+    monkeypatch.setattr("mqcore.consuming.receiver.heapq", SimpleNamespace(heappush=broken, heappop=heapq.heappop))
     async with serve(jobs, handle, on=faulty, concurrency=1, prefetch=PREFETCH):
         await eventually(lambda: handled == ["good"])
         await all_but_the_good_one_are_dead(faulty, "KeyError: 'a bug'")

@@ -11,8 +11,8 @@ from support import processed
 from support.processed import Deed, deeds, plain
 
 from mqcore import Broker, ConfigurationError, RemoteError, Settings, SystemClock, Worker
-from mqcore.executors import executor_for
-from mqcore.plugins import default_plugins
+from mqcore.config.plugins import default_plugins
+from mqcore.running.executors import executor_for
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -55,7 +55,7 @@ async def test_each_message_that_is_handed_out_finds_its_process_up(monkeypatch:
             if self not in started:
                 started.append(self)
 
-    monkeypatch.setattr("mqcore.executors.ProcessSlot", Slot)
+    monkeypatch.setattr("mqcore.running.executors.ProcessSlot", Slot)
     [spec] = [spec for spec in processed.app.handlers if spec.queue.name == "deeds"]
     executor = executor_for(replace(spec, concurrency=3), SystemClock(), default_plugins().codecs([]), lambda: None)
     await executor.ready(0)

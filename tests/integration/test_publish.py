@@ -39,8 +39,8 @@ from mqcore import (
     UnsupportedFeature,
     ValidationError,
 )
-from mqcore.capabilities import Capability
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
+from mqcore.rules.capabilities import Capability
 from mqcore.spi import ErrorKind
 from mqcore.testing import VirtualClock
 
@@ -305,7 +305,7 @@ async def test_closing_answers_everybody_who_waits(down: Broker, clock: VirtualC
 async def test_closing_does_not_wait_for_a_driver_that_hangs(
     faulty: Broker, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mqcore.connection._LAST_ANSWER", 0.01)
+    monkeypatch.setattr("mqcore.connection.connection._LAST_ANSWER", 0.01)
     await faulty.declare(numbers)
     faults.next("publish", hung())
     publishing = asyncio.create_task(faulty.publish(numbers, 1))

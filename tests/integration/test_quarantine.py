@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mqcore import App, Broker, Context, DeadLetter, Queue, Received, Retry, RetryPolicy, Worker, fixed
-from mqcore.gate import Gate
+from mqcore.consuming.isolation import Gate
 from mqcore.testing import VirtualClock
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]

@@ -37,8 +37,8 @@ from mqcore import (
     Settings,
     fixed,
 )
-from mqcore.capabilities import Capability
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
+from mqcore.rules.capabilities import Capability
 from mqcore.testing import VirtualClock
 
 jobs = Queue("jobs", str)

@@ -35,11 +35,10 @@ from mqcore import (
     Settings,
     ValidationError,
     Worker,
-    _blocking,
 )
 from mqcore.middleware import Middleware
 from mqcore.spi import Outcome, Outgoing
-from mqcore.sync import Broker
+from mqcore.sync import Broker, loop_thread
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -288,7 +287,7 @@ def test_what_a_consumer_holds_is_released_at_close(url: str) -> None:
 
 
 def test_calls_of_other_threads_end_when_the_broker_closes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocking, "_LAST_CALLS", 0.01)
+    monkeypatch.setattr(loop_thread, "_LAST_CALLS", 0.01)
     with Broker.connect(url, settings=Settings()) as broker, ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(list, broker.consume(JOBS))
         asking = pool.submit(broker.request, BOUND, 1, timeout=60)

@@ -8,7 +8,7 @@ from support.faulty import Faults, FaultyBackend
 from support.waiting import eventually
 
 from mqcore import Broker, ConfigurationError, ConnectionLost, MqcoreError, Settings, sync
-from mqcore.plugins import Plugins
+from mqcore.config.plugins import Plugins
 from mqcore.spi import Backend, hookimpl
 from mqcore.testing import VirtualClock
 from mqcore_memory.backend import MemoryBackend

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mqcore.config.plugins import Plugins
 from mqcore.contract import Harness
 from mqcore.contract.brokers import ProcessServer, ServerHarness
-from mqcore.plugins import Plugins
 
 __all__ = ["harness"]
 

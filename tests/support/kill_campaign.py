@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from support.deaths import Workers
 
 from mqcore import Broker, MqcoreError, Queue
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     from pathlib import Path

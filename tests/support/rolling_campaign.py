@@ -14,7 +14,7 @@ from pathlib import Path
 from support.slow_wire import SlowWire
 
 from mqcore import Broker, MqcoreError, PublishUnknown, Queue
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 TESTS = Path(__file__).parents[1]
 GRACE = 8.0

@@ -9,7 +9,7 @@ from typing import Any, assert_type
 from pydantic import BaseModel, TypeAdapter
 
 from mqcore import App, BlockingContext, Broker, Consumer, Context, Queue, Received, RetryPolicy, Worker
-from mqcore.context import Facts
+from mqcore.consuming.context import Facts
 
 
 class Order(BaseModel):

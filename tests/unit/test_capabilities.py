@@ -2,8 +2,8 @@
 
 import pytest
 
-from mqcore.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
+from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
 
 GIVEN = {
     Capability.DELAY: Support(Level.NATIVE, {"max": 60.0}),

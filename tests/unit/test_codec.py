@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, computed_f
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
-from mqcore.codec import BytesCodec, Codecs, JsonCodec, Payload, TextCodec, encode_any
 from mqcore.errors import ConfigurationError, DecodeError, MessageError, ValidationError
+from mqcore.messages.codec import BytesCodec, Codecs, JsonCodec, Payload, TextCodec, encode_any
 
 CODECS = Codecs.default()
 JSON = "application/json"

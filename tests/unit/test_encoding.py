@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqcore.codec import Codecs, Payload
-from mqcore.encoding import charset_of, undone
 from mqcore.errors import DecodeError
+from mqcore.messages.codec import Codecs, Payload
+from mqcore.messages.encoding import charset_of, undone
 
 TEXT = '{"name": "Grüße"}'
 BODY = TEXT.encode()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqcore.errors import MessageTooLarge, ValidationError
-from mqcore.message import (
+from mqcore.messages.message import (
     Death,
     Limits,
     Message,

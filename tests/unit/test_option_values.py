@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mqcore import App, Broker, ConfigurationError, Limits, Queue, Settings, Worker
-from mqcore.supervisor import Supervisor
+from mqcore.running.supervisor import Supervisor
 
 NAN, INF = float("nan"), float("inf")
 NO_FLAG = ("no", 0, None, [])

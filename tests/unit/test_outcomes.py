@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
-from mqcore.outcomes import Ended, outcome_of, outcome_of_decoding
-from mqcore.policy import Failure, Happened, Outcome, RetryPolicy
+from mqcore.rules.outcomes import Ended, outcome_of, outcome_of_decoding
+from mqcore.rules.retry import Failure, Happened, Outcome, RetryPolicy
 
 
 def group(*errors: BaseException) -> BaseExceptionGroup[BaseException]:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import TypeAdapter
 
-from mqcore.codec import Codecs
+from mqcore.config.plugins import Plugins, default_plugins
 from mqcore.errors import BackendNotFound, ConfigurationError
-from mqcore.plugins import Plugins, default_plugins
+from mqcore.messages.codec import Codecs
 from mqcore.spi import Backend, hookimpl
 
 
@@ -303,7 +303,7 @@ def test_the_process_has_one_set_of_plugins() -> None:
 
 
 def test_importing_the_module_imports_no_plugin() -> None:
-    code = "import sys, mqcore.plugins; sys.exit(any(name.startswith('mqcore_') for name in sys.modules))"
+    code = "import sys, mqcore.config.plugins; sys.exit(any(name.startswith('mqcore_') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqcore.delivery import Ack, Delivery, Move, Release
 from mqcore.errors import ConfigurationError
-from mqcore.message import Death, Message, Reason
-from mqcore.policy import (
+from mqcore.messages.delivery import Ack, Delivery, Move, Release
+from mqcore.messages.message import Death, Message, Reason
+from mqcore.rules.retry import (
     AfterCrash,
     Backoff,
     Decision,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from mqcore.consuming.proofs import Proofs
 from mqcore.events import Event, Events
-from mqcore.proofs import Proofs
 from mqcore.spi import DONE, Delivery, Message, Settled, Settlement, Subscription
 
 Answer = bool | Exception

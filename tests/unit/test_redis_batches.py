@@ -9,7 +9,7 @@ import pytest
 from redis import exceptions as redis
 
 import mqcore_redis
-from mqcore.message import Message
+from mqcore.messages.message import Message
 from mqcore.spi import (
     DONE,
     STALE,

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from mqcore.clock import SystemClock
+from mqcore.config.settings import Settings, options_for
 from mqcore.errors import ConfigurationError
-from mqcore.settings import Settings, options_for
 from mqcore_redis import RedisBackend, RedisOptions
 from mqcore_redis.keys import KINDS, Keys
 from mqcore_redis.options import read

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqcore.message import Death, Message, Reason
+from mqcore.messages.message import Death, Message, Reason
 from mqcore.spi import Outgoing
 from mqcore_redis.records import decode, encode, name_of, read, wanted
 

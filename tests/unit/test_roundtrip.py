@@ -33,9 +33,9 @@ from pydantic import (
     model_validator,
 )
 
-from mqcore.codec import Codecs, Payload, encode_any
 from mqcore.errors import ValidationError
-from mqcore.roundtrip import is_exact
+from mqcore.messages.codec import Codecs, Payload, encode_any
+from mqcore.messages.roundtrip import is_exact
 
 CODECS = Codecs.default()
 SECRET = "hunter2"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqcore.errors import ConfigurationError
-from mqcore.routing import Binding, Kind, check_key, route, topic_matches
+from mqcore.rules.routing import Binding, Kind, check_key, route, topic_matches
 
 
 @pytest.mark.parametrize(

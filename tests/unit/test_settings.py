@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from mqcore.capabilities import Durability
 from mqcore.clock import Clock, SystemClock
+from mqcore.config.plugins import Plugins
+from mqcore.config.settings import RetrySettings, Settings, open_backend, options_for
+from mqcore.config.url import BrokerUrl
 from mqcore.errors import BackendNotFound, ConfigurationError
-from mqcore.plugins import Plugins
-from mqcore.policy import RetryPolicy, exponential, fixed
-from mqcore.routing import Binding
-from mqcore.settings import RetrySettings, Settings, open_backend, options_for
+from mqcore.rules.capabilities import Durability
+from mqcore.rules.retry import RetryPolicy, exponential, fixed
+from mqcore.rules.routing import Binding
 from mqcore.spi import Backend, Options, hookimpl
-from mqcore.url import BrokerUrl
 
 SECRET = "hunter2"
 CLOCK = SystemClock()

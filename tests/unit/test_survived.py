@@ -1,7 +1,7 @@
 """Which takeovers were no deaths, but the loss of this process's own connection (G4)."""
 
-from mqcore.message import Message
-from mqcore.survived import Survived
+from mqcore.connection.survived import Survived
+from mqcore.messages.message import Message
 
 ONE, OTHER = Message(id="one", body=b""), Message(id="other", body=b"")
 

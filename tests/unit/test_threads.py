@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mqcore.threads import ThreadPool
+from mqcore.running.threads import ThreadPool
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
+from mqcore.config.url import BrokerUrl, parse_url
 from mqcore.errors import ConfigurationError
-from mqcore.url import BrokerUrl, is_secret, mask_text, mask_url, parse_url
+from mqcore.rules.redact import is_secret, mask_text, mask_url
 
 SECRET = "hunter2"
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
+from mqcore.config.url import parse_url
 from mqcore.contract.brokers.catalogue import Kind, find
 from mqcore.contract.brokers.docker import DockerServer
 from mqcore.contract.brokers.given import GivenServer
 from mqcore.contract.brokers.local import LocalServer
 from mqcore.contract.brokers.server import BrokerUnavailable, Server
-from mqcore.url import mask_text, parse_url
+from mqcore.rules.redact import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

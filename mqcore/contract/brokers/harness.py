@@ -12,16 +12,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from mqcore.config.settings import open_backend
 from mqcore.contract.brokers.wire import Wire
 from mqcore.contract.harness import UrlHarness
-from mqcore.settings import open_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from mqcore.config.plugins import Plugins
     from mqcore.contract.brokers.server import Server
-    from mqcore.plugins import Plugins
     from mqcore.spi import Backend
 
 __all__ = ["ServerHarness"]

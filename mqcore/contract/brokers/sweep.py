@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from mqcore.clock import SystemClock
-from mqcore.plugins import default_plugins
-from mqcore.settings import Settings, open_backend
+from mqcore.config.plugins import default_plugins
+from mqcore.config.settings import Settings, open_backend
 from mqcore.spi import QueueNotFound, SupportsCount, SupportsDelete
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
 from mqcore.errors import MessageTooLarge, QueueFull
-from mqcore.message import Limits
-from mqcore.producer import Receipt
+from mqcore.messages.message import Limits
+from mqcore.publishing.publisher import Receipt
 from mqcore.queue import Queue
 from mqcore.spi import (
     DONE,

@@ -14,9 +14,9 @@ from mqcore.broker import Broker
 from mqcore.contract.case import case
 from mqcore.contract.kit import ContractError, NotShown
 from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
 from mqcore.router import Router
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     STORED,
     Backend,

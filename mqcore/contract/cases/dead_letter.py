@@ -11,9 +11,9 @@ from mqcore.contract.faults import Fleet, taken_over
 from mqcore.contract.kit import ContractError
 from mqcore.contract.looks import leaves_marks
 from mqcore.errors import ConfigurationError, QueueNotFound, Reject
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
 from mqcore.router import Router
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     DONE,
     Capability,
@@ -30,7 +30,7 @@ from mqcore.spi import (
 
 if TYPE_CHECKING:
     from mqcore.broker import Broker
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
     from mqcore.contract.kit import Kit
     from mqcore.spi import Message
 

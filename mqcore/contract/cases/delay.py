@@ -11,8 +11,8 @@ from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
 from mqcore.contract.looks import shows_delayed
 from mqcore.errors import Retry, ValidationError
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     DONE,
     Ack,

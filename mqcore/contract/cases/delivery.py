@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mqcore.contract.case import case
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import DONE, STALE, Ack, Capability, Done, Failed, Outgoing, Release, Stale
 
 if TYPE_CHECKING:

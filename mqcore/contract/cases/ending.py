@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.errors import Reject, Retry
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import STORED, Ack, Capability, Done, Outgoing, Release, Settlement, SupportsPause, SupportsProof
 
 if TYPE_CHECKING:

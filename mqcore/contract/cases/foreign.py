@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from mqcore.context import Context
+from mqcore.consuming.context import Context
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import STORED, Capability, Message, Outgoing, Reason, Release, new_id
 
 if TYPE_CHECKING:

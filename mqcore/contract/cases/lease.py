@@ -11,12 +11,12 @@ from mqcore.contract.case import case
 from mqcore.contract.faults import Renewals
 from mqcore.contract.kit import NotShown
 from mqcore.errors import LeaseLost
-from mqcore.policy import RetryPolicy
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy
 from mqcore.spi import DONE, STALE, Ack, Capability, Release, Settlement, SupportsCount, SupportsRenew
 
 if TYPE_CHECKING:
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
     from mqcore.contract.kit import Kit
     from mqcore.spi import Delivery
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from mqcore.contract.case import case
 from mqcore.contract.traces import Traces
 from mqcore.errors import MqcoreError
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 from mqcore.spi import (
     DONE,
     STORED,

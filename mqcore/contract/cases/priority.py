@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
 from mqcore.errors import ValidationError
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import DONE, Capability, Level, Outgoing, Release, SupportsBrowse, SupportsTake
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
 from mqcore.errors import Reject, Retry
-from mqcore.policy import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.queue import Queue
+from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.spi import (
     DONE,
     STALE,
@@ -29,7 +29,7 @@ from mqcore.spi import (
 )
 
 if TYPE_CHECKING:
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
     from mqcore.contract.kit import Kit
 
 MOVE = "Subscription.settle: Move"

@@ -31,7 +31,7 @@ from mqcore.spi import (
 
 if TYPE_CHECKING:
     from mqcore.contract.kit import Kit
-    from mqcore.routing import Kind
+    from mqcore.rules.routing import Kind
 
 _NEEDS = (Capability.ROUTING,)
 _CLOSE = 2.0

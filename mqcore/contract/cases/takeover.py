@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.contract.faults import Fleet, taken_over
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import DONE, Move, Outgoing, Reason, Release, SupportsStart
 
 if TYPE_CHECKING:
-    from mqcore.context import Context
+    from mqcore.consuming.context import Context
     from mqcore.contract.kit import Kit
 
 LEASE = 1.0

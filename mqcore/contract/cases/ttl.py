@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.errors import ValidationError
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     DONE,
     STORED,

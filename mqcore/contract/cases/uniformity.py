@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mqcore import sync
 from mqcore.clock import SystemClock
+from mqcore.config.settings import Settings
 from mqcore.contract.case import case
 from mqcore.contract.kit import ContractError, NotShown
 from mqcore.errors import (
@@ -20,9 +21,8 @@ from mqcore.errors import (
     UnsupportedFeature,
     ValidationError,
 )
-from mqcore.policy import RetryPolicy, fixed
 from mqcore.queue import Queue
-from mqcore.settings import Settings
+from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
     DONE,
     STORED,

@@ -10,7 +10,7 @@ import pytest
 from support.waiting import eventually
 
 from mqcore import App, Broker, MqcoreError, Queue, Worker
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from support.deaths import LEASE, Workers
 from support.waiting import eventually
 
 from mqcore import Broker, Capability, Queue
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from mqcore import (
     Worker,
     fixed,
 )
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 from mqcore.testing import memory_url
 
 pytestmark = pytest.mark.timeout(120)

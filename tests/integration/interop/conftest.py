@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.doors import Authority, Door
 
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     import ssl

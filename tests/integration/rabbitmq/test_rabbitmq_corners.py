@@ -9,7 +9,7 @@ from pika import BasicProperties, spec
 from support.waiting import eventually
 
 from mqcore import App, Broker, MqcoreError, Queue, Settings, Worker
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 from mqcore.spi import STALE, STORED, Binding, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 from mqcore_rabbitmq.delayed import Delayed

@@ -12,7 +12,7 @@ from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, RetryPolicy, Worker, fixed
 from mqcore.contract.brokers.wire import Wire
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 pytestmark = pytest.mark.timeout(120)
 RESETS, HANDLER = 8, 2.0

@@ -14,7 +14,7 @@ from support.slow_wire import SlowWire
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, Reject, RetryPolicy, Settings, Worker, fixed
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from pika import spec
 from support.waiting import eventually
 
 from mqcore import Broker, Queue
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 from mqcore.spi import STORED, Message, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 

@@ -13,7 +13,7 @@ from support.slow_wire import SlowWire
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, Reject, Settings, Worker
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 
 pytestmark = pytest.mark.timeout(90)
 COUNT = 20

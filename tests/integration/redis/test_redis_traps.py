@@ -14,7 +14,7 @@ from support.waiting import eventually
 
 from mqcore import Broker, Queue
 from mqcore.contract.brokers.server import free_port
-from mqcore.message import new_id
+from mqcore.messages.message import new_id
 from mqcore.spi import DONE, STORED, Ack, ConfigurationError, ErrorKind, QueueSpec, Stored
 from mqcore_redis import RedisBackend, RedisOptions
 

@@ -1,0 +1,1 @@
+"""What an operator may do with queues and dead letters."""

@@ -1,0 +1,1 @@
+"""Which backend, with which options: settings, plugins, URLs."""

@@ -1,0 +1,379 @@
+"""What an operator may set without touching code, and where it comes from.
+
+    arguments ► environment (MQCORE_URL, MQCORE_DURABILITY, MQCORE_PUBLISH_TIMEOUT) ► mqcore.toml ► [tool.mqcore] ►
+    defaults
+
+The first that says something wins, value by value. A typo fails at start, in one line that names the file and the
+option and never repeats a value. No message passes through here.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+
+from mqcore.clock import Clock
+from mqcore.config.plugins import Plugins
+from mqcore.config.url import BrokerUrl, parse_url
+from mqcore.errors import ConfigurationError
+from mqcore.queue import QueueOptions
+from mqcore.rules.capabilities import Durability
+from mqcore.rules.checks import no_such_option
+from mqcore.rules.redact import is_secret, mask_url
+from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
+from mqcore.rules.routing import Binding, Kind, check_meant
+from mqcore.spi import Backend
+
+__all__ = [
+    "BindingSettings",
+    "BrokerUrl",
+    "QueueSettings",
+    "RetrySettings",
+    "RouterSettings",
+    "Settings",
+    "mask_url",
+    "open_backend",
+    "options_for",
+    "parse_url",
+]
+
+_FROM_ENVIRONMENT = ("url", "durability", "publish_timeout")
+_PREFIX = "MQCORE_"
+_SHOWN = 3
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+def _durability(value: object) -> object:
+    if isinstance(value, str):
+        words = [member.word for member in Durability]
+        if value.lower() not in words:
+            raise ValueError(f"it is one of {', '.join(words)}")
+        return Durability[value.upper()]
+    return value
+
+
+def _dead_letter(value: object) -> str | Literal[False] | None:
+    if value is None or value is False or (isinstance(value, str) and value):
+        return value
+    raise ValueError("it is the name of a queue, or false for none")
+
+
+def _masked(backends: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Leave out of a dump of the settings what may be secret among the backends' options."""
+    return {
+        scheme: {name: "***" if is_secret(name) else value for name, value in options.items()}
+        for scheme, options in backends.items()
+    }
+
+
+class _Section(BaseModel):
+    """A part of the settings: nothing unknown is let in, and errors do not repeat values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class RetrySettings(_Section):
+    """Of a queue's retry policy, what configuration overrides; what is None stays as in the code. Times in seconds.
+
+    `base` is the wait of `fixed` and the first one of the others, `step` is what `linear` adds each time, `factor` is
+    what `exponential` multiplies with.
+    """
+
+    max_attempts: Annotated[int, Field(ge=1, strict=True)] | None = None
+    backoff: Literal["exponential", "linear", "fixed"] | None = None
+    base: NotNegative | None = None
+    step: NotNegative | None = None
+    cap: NotNegative | None = None
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)] | None = None
+    jitter: Annotated[bool, Field(strict=True)] | None = None
+    max_age: Seconds | None = None
+
+    def policy(self, code: RetryPolicy) -> RetryPolicy:
+        """Return the policy of the code with what is set here put over it; raises `ConfigurationError` for a misfit.
+
+        Which exceptions are retried is always the code's. Naming a kind of backoff replaces the code's backoff whole.
+        """
+        changes: dict[str, Any] = {"backoff": self._backoff(code.backoff)}
+        for name in ("max_attempts", "max_age"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
+        return replace(code, **changes)
+
+    def _backoff(self, code: Backoff) -> Backoff:
+        unused = {"fixed": ("step", "factor", "cap"), "linear": ("factor",), "exponential": ("step",)}
+        if self.backoff is not None:
+            for name in unused[self.backoff]:
+                if getattr(self, name) is not None:
+                    raise ConfigurationError(f"{name} means nothing to a {self.backoff} backoff; leave it out")
+            first = 1.0 if self.base is None else self.base
+            step = first if self.step is None else self.step
+            code = {
+                "fixed": fixed(first),
+                "linear": replace(linear(step), base=first),
+                "exponential": exponential(first),
+            }[self.backoff]
+        given = {name: getattr(self, name) for name in ("base", "step", "cap", "factor", "jitter")}
+        return replace(code, **{name: value for name, value in given.items() if value is not None})
+
+
+class QueueSettings(_Section):
+    """Of one queue, what configuration overrides; None: as in the code. Times in seconds."""
+
+    ttl: Seconds | None = None
+    max_length: Annotated[int, Field(ge=1, strict=True)] | None = None
+    overflow: Literal["reject", "dead_letter"] | None = None
+    dead_letter: Annotated[str | Literal[False] | None, PlainValidator(_dead_letter)] = None
+    retention: Seconds | None = None
+    retry: RetrySettings = RetrySettings()
+
+
+class BindingSettings(_Section):
+    """One binding of a router: by `key` (direct, topic) or by `headers` and `match` (headers)."""
+
+    queue: Annotated[str, Field(min_length=1)]
+    key: str = ""
+    headers: dict[str, str] = {}
+    match: Literal["all", "any"] = "all"
+
+
+class RouterSettings(_Section):
+    """A router and its bindings."""
+
+    kind: Kind
+    bindings: tuple[BindingSettings, ...] = ()
+
+    def arrows(self, router: str) -> list[Binding]:
+        """Return the bindings as routing sees them; raises `ConfigurationError` for one that could never match."""
+        return [
+            check_meant(
+                Binding(
+                    router=router,
+                    kind=self.kind,
+                    queue=binding.queue,
+                    pattern=binding.key,
+                    headers=tuple(sorted(binding.headers.items())),
+                    match=binding.match,
+                )
+            )
+            for binding in self.bindings
+        ]
+
+
+class Settings(_Section):
+    """All settings. Made by `Settings.load`; frozen."""
+
+    url: BrokerUrl = BrokerUrl("memory://")
+    durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
+    publish_timeout: Seconds = 10.0
+    codecs: tuple[str, ...] = ("json", "text", "bytes")
+    queues: dict[str, QueueSettings] = {}
+    routers: dict[str, RouterSettings] = {}
+    backends: Annotated[dict[str, dict[str, Any]], PlainSerializer(_masked), Field(repr=False)] = {}
+
+    def queue_options(self, queue: str) -> QueueOptions:
+        """Return what configuration says of a queue, but for its retry policy: only what is set, and it wins."""
+        found = self.queues.get(queue)
+        if found is None:
+            return {}
+        given = {name: value for name in found.model_fields_set if (value := getattr(found, name)) is not None}
+        given.pop("retry", None)
+        if given.get("dead_letter") is False:
+            given["dead_letter"] = None
+        return cast("QueueOptions", given)
+
+    def retry_policy(self, queue: str, code: RetryPolicy) -> RetryPolicy:
+        """Return the policy of a queue's consumers: what configuration says of it, put over the code's."""
+        found = self.queues.get(queue)
+        return code if found is None else found.retry.policy(code)
+
+    def router_bindings(self, router: str, kind: Kind) -> list[Binding]:
+        """Return the bindings that configuration adds to a router; `ConfigurationError` when it says another kind."""
+        found = self.routers.get(router)
+        if found is None:
+            return []
+        if found.kind != kind:
+            raise ConfigurationError(
+                f"router {router!r} is of kind {kind!r} in code and {found.kind!r} in the settings"
+            )
+        return found.arrows(router)
+
+    @classmethod
+    def load(cls, *, directory: Path | None = None, **overrides: object) -> Self:
+        """Gather the settings from their sources; an override of None counts as not given.
+
+        `directory` is where `mqcore.toml` and `pyproject.toml` are looked for, by default the working directory; it may
+        also be the path of one settings file, which is then the only one and must exist. Raises `ConfigurationError`,
+        in one line, for what is unknown, misspelt or out of range.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
+        try:
+            settings = cls.model_validate(_merged([data for _, data in layers]))
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, cls, layers)) from None
+        for name, router in settings.routers.items():
+            try:
+                router.arrows(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{_source(('routers', name), layers)}: routers.{name}: {error}") from None
+        for name, queue in settings.queues.items():
+            try:
+                queue.retry.policy(RetryPolicy())
+            except ConfigurationError as error:
+                source = _source(("queues", name, "retry"), layers)
+                raise ConfigurationError(f"{source}: queues.{name}.retry: {error}") from None
+        return settings
+
+
+def open_backend(
+    url: str | BrokerUrl, settings: Settings, plugins: Plugins, clock: Clock, durability: Durability | None = None
+) -> Backend:
+    """Return an instance of the backend that serves a URL, with its options; nothing is connected yet.
+
+    `durability` is what the application asks for, None for what the settings say. Raises `ConfigurationError` for a malformed
+    URL or a wrong option, and `BackendNotFound` when no plugin serves the scheme.
+    """
+    url = BrokerUrl(url)
+    backend = plugins.backend_for(url.scheme)
+    return backend(url.reveal(), options_for(backend, url, settings, clock, durability))
+
+
+def options_for(
+    backend: type[Backend],
+    url: str | BrokerUrl,
+    settings: Settings,
+    clock: Clock,
+    durability: Durability | None = None,
+) -> BaseModel:
+    """Return a backend's typed options: what the settings say for its schemes, and over it what the URL's query says.
+
+    `clock` goes to a backend that declares a field of this name; it can never be given as an option. `durability` goes to a
+    backend that declares one and whose options do not say it themselves. Raises `ConfigurationError`, in one line that names the
+    option and its source, for an unknown option or a wrong value.
+    """
+    scheme, query = parse_url(url)
+    schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)
+    layers: list[tuple[str, Mapping[str, Any]]] = [("the broker URL", query)]
+    order = [scheme, *(other for other in schemes if other != scheme)]
+    layers += [(f"[backends.{name}] in the settings", settings.backends.get(name, {})) for name in order]
+    given = _merged([data for _, data in layers])
+    known = backend.Options.model_fields
+    if "clock" in given:
+        raise ConfigurationError(f"{_source(('clock',), layers)}: clock is no option; the Broker is given one")
+    if "clock" in known:
+        given["clock"] = clock
+    wanted = settings.durability if durability is None else durability
+    if "durability" in known and wanted is not None:
+        given.setdefault("durability", wanted.word)
+    try:
+        return backend.Options.model_validate(given)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, backend.Options, layers)) from None
+
+
+def _environment(model: type[BaseModel]) -> dict[str, Any]:
+    """Read the three variables; one that looks like a setting and is none of them is refused, not ignored."""
+    names = {f"{_PREFIX}{name.upper()}": name for name in _FROM_ENVIRONMENT}
+    others = tuple(f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT)
+    found: dict[str, Any] = {}
+    for variable, value in os.environ.items():
+        if variable in names:
+            found[names[variable]] = value
+        elif variable.startswith(others):
+            raise ConfigurationError(f"{variable}: this is not read from the environment; put it into mqcore.toml")
+        elif variable.startswith(_PREFIX) and (close := get_close_matches(variable, names, n=1, cutoff=0.85)):
+            raise ConfigurationError(f"{variable}: no such setting; did you mean {close[0]}?")
+    if (timeout := found.get("publish_timeout")) is not None:
+        try:
+            found["publish_timeout"] = float(timeout)
+        except ValueError:
+            raise ConfigurationError(f"{_PREFIX}PUBLISH_TIMEOUT: it is a number of seconds") from None
+    return found
+
+
+def _files(directory: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
+    if directory is not None and not directory.is_dir():
+        return [(directory.name, _toml(directory))]
+    folder = directory or Path.cwd()
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if (own := folder / "mqcore.toml").exists():
+        layers.append((own.name, _toml(own)))
+    if (project := folder / "pyproject.toml").exists():
+        tool = _toml(project).get("tool", {})
+        table = tool.get("mqcore", {}) if isinstance(tool, dict) else {}
+        if not isinstance(table, dict):
+            raise ConfigurationError("pyproject.toml: tool.mqcore is no table")
+        layers.append(("[tool.mqcore] in pyproject.toml", table))
+    return layers
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise ConfigurationError(f"{path.name} cannot be read: {why:.200}") from None
+
+
+def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put tables over each other, the first on top."""
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        for name, value in layer.items():
+            below = merged.get(name)
+            merged[name] = _merged([value, below]) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError, model: type[BaseModel], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Say in one line what is wrong, where it was written, and what was probably meant."""
+    texts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN]:
+        place = item["loc"]
+        option = ".".join(str(part) for part in place)
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = no_such_option(str(place[-1]), _options_at(model, place[:-1]))
+        shown = f"{_source(place, layers)}: {option:.100}: {text}"
+        texts.append("".join(char if char.isprintable() else " " for char in shown))
+    return "; ".join(texts)
+
+
+def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
+    """Follow a place through the models' annotations, and return the names of the options there."""
+    here = model
+    for part in place:
+        if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
+            here = here.model_fields[str(part)].annotation
+        else:
+            here = next((kind for kind in reversed(get_args(here)) if kind is not Ellipsis), None)
+        if get_origin(here) in (Union, UnionType):
+            here = next((kind for kind in get_args(here) if kind is not NoneType), None)
+    if not (isinstance(here, type) and issubclass(here, BaseModel)):
+        return []
+    return sorted(field.alias or name for name, field in here.model_fields.items() if name != "clock")
+
+
+def _source(place: Sequence[str | int], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Name the first layer that holds a value at a place, or else at the longest beginning of it."""
+    for length in range(len(place), 0, -1):
+        for name, data in layers:
+            here: Any = data
+            for part in place[:length]:
+                inside = isinstance(here, dict) and part in here
+                inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+                here = here[part] if inside else _ABSENT
+            if here is not _ABSENT:
+                return f"{_PREFIX}{str(place[0]).upper()}" if name == "environment" else name
+    return "the settings"
+
+
+_ABSENT = object()

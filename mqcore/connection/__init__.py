@@ -1,0 +1,1 @@
+"""One backend kept open, and the topology declared on it."""

@@ -1,0 +1,467 @@
+"""One backend kept open: connected, reconnected, and its publishes shared.
+
+    publish() ─┐
+    publish() ─┼─ one loop turn ─► one Backend.publish(batch) ─► an outcome back to each caller
+    publish() ─┘
+
+Callers that publish at the same moment share one call and one confirm wait. A shared call is never cancelled for one caller's
+deadline: the caller gets `Unknown` and goes its way (G1). When the driver reports a loss, the connection closes it, opens it again
+with a capped, jittered backoff, declares what was declared, and wakes who waits (G14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from mqcore.config.url import nobody_listens
+from mqcore.connection.survived import Survived
+from mqcore.errors import (
+    BrokerError,
+    ConfigurationError,
+    ConnectionLost,
+    MqcoreError,
+    QueueNotFound,
+    TopologyMismatch,
+    UnsupportedFeature,
+)
+from mqcore.rules.backoff import RetryWait
+from mqcore.rules.redact import mask_url, told
+from mqcore.spi import (
+    Backend,
+    Capabilities,
+    ErrorKind,
+    Failed,
+    Outcome,
+    Outgoing,
+    QueueSpec,
+    Subscription,
+    SupportsAlter,
+    SupportsBind,
+    SupportsUnwrap,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.clock import Clock
+    from mqcore.events import Events
+    from mqcore.rules.routing import Binding
+    from mqcore.spi import Alterations
+
+__all__ = ["Connection", "translate"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+_NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
+_FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
+"""Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14)."""
+_DENIED_WAIT = 10.0
+"""Where the broker refuses us, asking often helps nobody."""
+_PATIENCE = 10.0
+"""Seconds that a request other than a publish waits for a lost connection to come back."""
+_LAST_ANSWER = 1.0
+"""Seconds that `close` leaves the broker to answer what has been sent."""
+_CUT = 0.05
+"""Seconds that a driver's cancelled `close` may take to cut its connections."""
+
+
+def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
+    """Return the typed error for a driver's exception; the caller raises it `from` the original."""
+    if isinstance(error, MqcoreError):
+        return error
+    text = f"{doing}: {told(error)}"
+    if kind is ErrorKind.TRANSIENT:
+        return ConnectionLost(text)
+    if kind is ErrorKind.NOT_FOUND:
+        return QueueNotFound(text)
+    return BrokerError(text)
+
+
+def _class_outside(package: str, client: object) -> type:
+    """Return the class by which an application knows a client: the driver may have derived one of its own."""
+    classes = [kind for kind in type(client).__mro__ if kind.__module__.partition(".")[0] != package]
+    return classes[0]
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+class _Call:
+    """One caller's share of a batch: its messages, its deadline, and where its outcomes go."""
+
+    __slots__ = ("batch", "deadline", "future", "sent")
+
+    def __init__(self, batch: Sequence[Outgoing], deadline: float, future: asyncio.Future[list[Outcome]]) -> None:
+        self.batch, self.deadline, self.future, self.sent = batch, deadline, future, False
+
+
+class Connection:
+    """Keeps one `Backend` open for one event loop."""
+
+    def __init__(self, backend: Backend, *, clock: Clock, events: Events) -> None:
+        """Keep the parts; `open` connects."""
+        self.backend = backend
+        self.clock = clock
+        self.events = events
+        self.generation = 0
+        self.error: Exception | None = None
+        self._capabilities: Capabilities | None = None
+        self._connected = asyncio.Event()
+        self._closed = False
+        self._waiting: list[_Call] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, clock)
+        self._specs: dict[str, QueueSpec] = {}
+        self._bindings: dict[Binding, None] = {}
+        self._lost_early: Exception | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.survived = Survived()
+        self.on_lost: set[Callable[[], None]] = set()
+        """Called, on the loop, when the connection breaks."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be talked to now."""
+        return self._connected.is_set() and not self._closed
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the live server can do; raises `ConnectionLost` before the first connect."""
+        if self._capabilities is None:
+            raise ConnectionLost(_NOT_OPEN)
+        return self._capabilities
+
+    async def open(self) -> None:
+        """Connect once. Raises the typed error of the first failure: a wrong password is told at once, not retried (G14)."""
+        if self._closed:
+            msg = "this broker is closed; connect a new one"
+            raise ConnectionLost(msg)
+        self.check_loop("opening the broker")
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._open()
+        except Exception as error:
+            await self.backend.close()
+            kind = self.backend.classify(error)
+            typed = translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{nobody_listens(error)}")
+            if typed is error:
+                raise  # an error must not be its own cause: who follows the causes would not come to an end
+            raise typed from error
+        self.events.emit(
+            "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
+        )
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the one that opened this connection.
+
+        A driver's sockets and futures belong to one loop. Used from a second loop they stall, or a message is stored and its
+        confirmation is lost (G1). A closed connection may be asked from anywhere: it only says that it is closed.
+        """
+        if self._loop is None or self._closed:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # no loop runs in this thread, so nothing can be awaited in it
+
+        if running is not self._loop:
+            msg = (
+                f"{doing}: this broker was opened in another event loop, and only that loop can use it. Await the call there: "
+                "from another thread with asyncio.run_coroutine_threadsafe(call, loop). Or connect a Broker in each event "
+                "loop, or use mqcore.sync.Broker, which serves any thread"
+            )
+            raise ConfigurationError(msg)
+
+    async def _open(self) -> None:
+        self.generation += 1
+        generation = self.generation
+        self._lost_early = None
+        self._capabilities = await self.backend.open(lambda error: self.report(error, generation))
+        await self._declare_again()
+        if self._lost_early is not None:
+            raise self._lost_early
+        if self._closed:  # meanwhile, by a `close` that has closed nothing: the caller closes what has been opened now
+            raise ConnectionLost("this broker was closed while it was opened")
+        self.error = None
+        self._wait.working()
+        self._connected.set()
+
+    async def _declare_again(self) -> None:
+        """Declare what was declared before a loss (G14).
+
+        A queue may have been altered meanwhile, for this process or by another. It is there, and that is what consuming and
+        publishing need: other settings must not keep the process from coming back.
+        """
+        specs = list(self._specs.values())
+        try:
+            if specs:
+                await self.backend.declare(specs)
+        except TopologyMismatch:
+            for spec in specs:
+                try:
+                    await self.backend.declare([spec])
+                except TopologyMismatch as error:
+                    self.events.emit("queue.altered", spec.name, error=told(error))
+
+        if self._bindings and isinstance(self.backend, SupportsBind):
+            await self.backend.bind(list(self._bindings))
+
+    async def close(self, limit: float | None = None) -> None:
+        """End for good: waiting publishes are answered, nothing is left running. Idempotent.
+
+        It takes at most 1 s and the driver's 2 s, or `limit` seconds where a process has to end (G13).
+        """
+        self.check_loop("closing the broker")
+        if self._closed:
+            return
+        self._closed = True
+        self._connected.set()
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            await asyncio.gather(self._reconnecting, return_exceptions=True)
+        until = None if limit is None else asyncio.get_running_loop().time() + limit
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER if limit is None else limit / 2)
+        for task in self._tasks:
+            task.cancel()
+        await self._close_backend(until)
+
+    async def _close_backend(self, until: float | None) -> None:
+        """Close the driver; one that is still at it at `until` (of the loop's time) is cancelled."""
+        if until is None:
+            await self.backend.close()
+            return
+        closing = asyncio.ensure_future(self.backend.close())
+        await asyncio.wait([closing], timeout=max(until - asyncio.get_running_loop().time(), 0.0))
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing], timeout=_CUT)
+
+    def report(self, error: Exception, generation: int) -> None:
+        """Take note that the connection of this generation is broken, and begin to reconnect. Later reports of it are no news."""
+        if self._closed or generation != self.generation:
+            return
+        if not self._connected.is_set():
+            self._lost_early = error  # for `_open`, which may be on its way to calling this generation connected
+            return
+        self._connected.clear()
+        self.error = error
+        self.events.emit("connection.lost", error=told(error))
+        for tell in tuple(self.on_lost):
+            tell()
+        self._reconnecting = asyncio.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        began, wait = self.clock.monotonic(), self._wait.next()
+        while True:
+            await self.clock.sleep(wait)
+            await self.backend.close()
+            try:
+                await self._open()
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises: it is told, and tried again
+                self.error = error
+                denied = self.backend.classify(error) is ErrorKind.DENIED
+                wait = self._wait.next(at_least=_DENIED_WAIT if denied else 0.0)
+                self.events.emit("connection.retry", error=told(error), wait=wait)
+            else:
+                self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)
+                return
+
+    async def publish(self, batch: Sequence[Outgoing], timeout: float) -> list[Outcome]:
+        """Store a batch together with whatever else is published in this loop turn; an outcome for each message, in order.
+
+        Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent by then is `Failed`, what was
+        sent and not answered is `Unknown` (G1). Raises `ConnectionLost` when it was never opened.
+        """
+        if self._capabilities is None and not self._closed:
+            raise ConnectionLost(_NOT_OPEN)
+        self.check_loop("publishing")
+        loop = asyncio.get_running_loop()
+        call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
+        self._waiting.append(call)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)
+        try:
+            async with self.clock.timeout(timeout):
+                return await call.future
+        except TimeoutError:
+            if call.sent:
+                return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
+            why = f" ({told(self.error)})" if self.error else ""
+            away = "" if self._connected.is_set() else f": no connection to the broker{why}"
+            return [Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)] * len(batch)
+
+    def _flush(self) -> None:
+        calls, self._waiting = self._waiting, []
+        task = asyncio.create_task(self._send(calls))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, calls: list[_Call]) -> None:
+        while calls := [call for call in calls if not call.future.done()]:
+            if not self._connected.is_set():
+                if not await self._wait_connected(calls):
+                    return
+                continue  # who gave up meanwhile was told that nothing is stored, so nothing of his may be sent now
+            if self._closed:
+                self._refuse(calls)
+                return
+            batch = calls[0].batch if len(calls) == 1 else [item for call in calls for item in call.batch]
+            deadline = max(call.deadline for call in calls)
+            for call in calls:
+                call.sent = True
+            generation = self.generation
+            try:
+                outcomes = await self.backend.publish(batch, timeout=max(deadline - self.clock.monotonic(), 0.0))
+            except asyncio.CancelledError:
+                outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
+            except Exception as error:  # noqa: BLE001 - what a driver raised is classified
+                outcomes = self._raised(error, generation, calls, len(batch))
+            at = 0
+            for call in calls:
+                share = outcomes[at : at + len(call.batch)]
+                at += len(call.batch)
+                if share and not call.future.done():
+                    call.future.set_result(list(share))
+
+    async def _wait_connected(self, calls: list[_Call]) -> bool:
+        """Wait for the connection at most until the last caller's deadline; whoever is late has been answered by then."""
+        remaining = max(call.deadline for call in calls) - self.clock.monotonic()
+        with suppress(TimeoutError):
+            async with self.clock.timeout(max(remaining, 0.0)):
+                await self._connected.wait()
+                return True
+        return False
+
+    def _refuse(self, calls: list[_Call]) -> None:
+        for call in calls:
+            outcome = Failed(ErrorKind.PERMANENT, "this broker is closed")
+            call.future.set_result([outcome] * len(call.batch))
+
+    def _raised(self, error: Exception, generation: int, calls: list[_Call], size: int) -> list[Outcome]:
+        """Return what an exception of `Backend.publish` means; nothing to say where the batch is worth sending again."""
+        kind = self.backend.classify(error)
+        if kind is ErrorKind.PERMANENT and not isinstance(error, MqcoreError):
+            # Nobody knows this exception: it may be a fault of the driver after it had written the batch (G1).
+            return [Unknown(f"the driver failed: {told(error)}", error)] * size
+
+        # A driver raises what it knows only when nothing was sent.
+        if kind is not ErrorKind.TRANSIENT:
+            return [Failed(kind, told(error), error)] * size
+        for call in calls:
+            call.sent = False
+        self.report(error, generation)
+        return []
+
+    async def ready(self, doing: str, patience: float | None = None) -> int:
+        """Wait until connected, at most `patience` seconds, and return the generation; `ConnectionLost` when that is not to be."""
+        self.check_loop(doing)
+        if not self._connected.is_set():
+            _ = self.capabilities  # raises when it was never opened
+            try:
+                async with self.clock.timeout(patience):
+                    await self._connected.wait()
+            except TimeoutError:
+                why = f" ({told(self.error)})" if self.error else ""
+                msg = f"{doing}: not connected to the broker for {patience:g} s{why}"
+                raise ConnectionLost(msg) from self.error
+        if self._closed:
+            msg = f"{doing}: this broker is closed"
+            raise ConnectionLost(msg)
+        return self.generation
+
+    async def call(self, doing: str, action: Callable[[], Awaitable[R]], patience: float | None = _PATIENCE) -> R:
+        """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause.
+
+        While disconnected it waits up to `patience` seconds (None: for ever), and is then `ConnectionLost`.
+        """
+        generation = await self.ready(doing, patience)
+        try:
+            return await action()
+        except MqcoreError:
+            raise
+        except Exception as error:
+            kind = self.backend.classify(error)
+            if kind is ErrorKind.TRANSIENT:
+                self.report(error, generation)
+            raise translate(error, kind, doing) from error
+
+    def supporting(self, protocol: type[P], wanted: str) -> P:
+        """Return the backend as one of the `Supports…` protocols, or raise `UnsupportedFeature` saying what cannot be done."""
+        if isinstance(self.backend, protocol):
+            return self.backend
+        msg = f"{wanted}: the backend {self.capabilities.backend!r} cannot do this"
+        raise UnsupportedFeature(msg)
+
+    async def declare(self, specs: Sequence[QueueSpec]) -> None:
+        """Make sure that the queues exist, now and after every reconnect. Raises `TopologyMismatch`."""
+        await self.call(f"declaring {', '.join(spec.name for spec in specs)}", lambda: self.backend.declare(specs))
+        self._specs.update((spec.name, spec) for spec in specs)
+
+    async def alter(self, queue: str, settings: Alterations) -> None:
+        """Give an existing queue other settings, also after a reconnect. Raises `UnsupportedFeature`, `TopologyMismatch`."""
+        backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
+        await self.call(f"altering queue {queue!r}", lambda: backend.alter(queue, settings))
+        if queue in self._specs:
+            self._specs[queue] = replace(self._specs[queue], **settings)
+
+    def forget(self, queues: Sequence[str]) -> None:
+        """Declare these no more after a reconnect: somebody deleted them on purpose."""
+        for name in queues:
+            self._specs.pop(name, None)
+        self._bindings = {binding: None for binding in self._bindings if binding.queue not in queues}
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Add bindings, now and after every reconnect. Raises `UnsupportedFeature` and `TopologyMismatch`."""
+        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # a protocol is asked for on purpose
+        await self.call("binding queues to routers", lambda: backend.bind(bindings))
+        self._bindings.update(dict.fromkeys(bindings))
+
+    def bindings_of(self, router: str) -> list[Binding]:
+        """Return the bindings of a router that were added here and not removed since."""
+        return [binding for binding in self._bindings if binding.router == router]
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings for good. Raises `UnsupportedFeature`."""
+        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # as in bind
+        await self.call("unbinding queues from routers", lambda: backend.unbind(bindings))
+        for binding in bindings:
+            self._bindings.pop(binding, None)
+
+    async def subscribe(self, queue: str, prefetch: int, lease: float) -> Subscription:
+        """Start to consume. Raises `QueueNotFound` and other typed errors."""
+        return await self.call(
+            f"consuming queue {queue!r}", lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease), None
+        )
+
+    def unwrap(self, kind: type[R]) -> R:
+        """Return the driver's client of this type, the only escape hatch.
+
+        Raises `ConfigurationError` when the backend has no such client, `ConnectionLost` while it is not connected.
+        """
+        name = self.capabilities.backend  # raises when it was never opened
+        if not isinstance(kind, type):
+            raise ConfigurationError(f"unwrap takes the class of a client, not a {type(kind).__name__}")
+        if not self.connected:
+            raise ConnectionLost(f"unwrapping the client of the backend {name!r}: not connected to the broker")
+
+        clients: Sequence[object] = ()
+        if isinstance(self.backend, SupportsUnwrap):
+            try:
+                clients = self.backend.unwrap()
+            except Exception as error:
+                raise translate(error, self.backend.classify(error), "unwrapping the client") from error
+
+        for client in clients:
+            if isinstance(client, kind):
+                return client
+
+        ours = type(self.backend).__module__.partition(".")[0]
+        has = ", ".join(_full_name(_class_outside(ours, client)) for client in clients) or "none"
+        raise ConfigurationError(f"the backend {name!r} has no client of the class {_full_name(kind)}. It has: {has}")

@@ -1,0 +1,322 @@
+"""Which queues and routers this broker has declared, with which settings.
+
+Code describes queues, configuration overrides it, and both meet here: `configured` is the one place that merges them. What was
+declared once costs a dictionary look-up from then on, and comes back after every reconnect through the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mqcore.connection.adopted import check_adopted, given
+from mqcore.connection.altering import checked_alterations, for_each_queue
+from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, UnsupportedFeature
+from mqcore.queue import AGAIN, DLQ, Queue
+from mqcore.rules.capabilities import Capability, Level
+from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
+from mqcore.rules.routing import Binding
+from mqcore.spi import QueueCounts, QueueSpec, SupportsCount, SupportsStart
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mqcore.config.settings import Settings
+    from mqcore.connection.altering import AlterOptions
+    from mqcore.connection.connection import Connection
+    from mqcore.router import Router
+    from mqcore.rules.capabilities import Durability
+    from mqcore.spi import Alterations
+
+__all__ = ["Topology"]
+
+T = TypeVar("T")
+_log = logging.getLogger("mqcore")
+
+
+class Topology:
+    """What is declared on one connection."""
+
+    def __init__(self, connection: Connection, settings: Settings, durability: Durability | None) -> None:
+        """`settings` override code; `durability` goes into every queue's spec."""
+        self._connection = connection
+        self._settings = settings
+        self._durability = durability
+        self._queues: dict[str, tuple[Queue[Any], Queue[Any]]] = {}
+        self._routers: dict[Router[Any], int] = {}
+        self._warned: set[str] = set()
+
+    def configured(self, queue: Queue[T]) -> Queue[T]:
+        """Return the queue with the settings that configuration gives it: configuration wins."""
+        return queue.configured(**self._settings.queue_options(queue.name))
+
+    def retry(self, queue: Queue[Any], consumer: RetryPolicy | None) -> RetryPolicy:
+        """Return the policy of a queue's consumer: configuration over the consumer's own over the queue's."""
+        return self._settings.retry_policy(queue.name, consumer or queue.retry or RetryPolicy())
+
+    def known(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any] | None:
+        """Return the queue as configured, or the router, when nothing is left to declare for it; None else."""
+        if isinstance(thing, Queue):
+            found = self._queues.get(thing.name)
+            return found[1] if found is not None and found[0] is thing else None
+        return thing if self._routers.get(thing) == len(thing.bindings) else None
+
+    async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
+        """Do `ensure` or `ensure_router`, whichever it takes."""
+        return await self.ensure(thing) if isinstance(thing, Queue) else await self.ensure_router(thing)
+
+    async def ensure(self, queue: Queue[Any]) -> Queue[Any]:
+        """Declare the queue once, with its dead-letter queue and quarantine, and return it as configured.
+
+        Raises `TopologyMismatch` when this process already declared it with other settings, or the broker has it so, and
+        `QueueNotFound` for a `declare=False` queue that does not exist.
+        """
+        known = self._queues.get(queue.name)
+        if known is not None and known[0] is queue:
+            return known[1]
+        configured = self.configured(queue)
+        self._check(configured)
+        if known is not None and _same(known[1], configured):
+            return configured
+        if configured.declare:
+            await self._connection.declare(configured.specs(self._durability))
+        else:
+            await self._adopt(configured)
+        self._queues[queue.name] = (queue, configured)
+        return configured
+
+    async def ensure_all(self, queues: Sequence[Queue[Any]], routers: Sequence[Router[Any]]) -> None:
+        """Declare what an application needs in one batch. Raises as `ensure` does."""
+        own = [(queue, self.configured(queue)) for queue in queues]
+        own += [(queue, self.configured(queue)) for router in routers for queue in router.queues.values()]
+        for _, queue in own:
+            self._check(queue)
+        for router in routers:
+            self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
+        specs: dict[str, QueueSpec] = {}
+        for _, queue in own:
+            for spec in queue.specs(self._durability) if queue.declare else ():
+                if specs.setdefault(spec.name, spec) != spec:
+                    msg = f"queue {spec.name!r} is described twice in this application, with different settings"
+                    raise TopologyMismatch(msg)
+        if specs:
+            await self._connection.declare(list(specs.values()))
+        self._queues.update({plain.name: (plain, queue) for plain, queue in own if queue.declare})
+        for plain, _ in own:
+            await self.ensure(plain)
+        for router in routers:
+            await self.ensure_router(router)
+
+    def _check(self, queue: Queue[Any]) -> None:
+        """Refuse what the backend could not keep, before anything is declared (G16)."""
+        if queue.declare:
+            _check_used(queue)
+        bound: Alterations = {} if queue.max_length is None else {"overflow": queue.overflow}
+        self._check_supported(queue.name, {"ttl": queue.ttl, "max_length": queue.max_length, **bound})
+
+    async def ensure_router(self, router: Router[Any]) -> Router[Any]:
+        """Declare the queues bound in code, then the bindings of code and configuration. Once, unless bindings were added since."""
+        if self.known(router) is not None:
+            return router
+        self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
+        for queue in router.queues.values():
+            await self.ensure(queue)
+        await self._connection.bind([*router.bindings, *self._settings.router_bindings(router.name, router.kind)])
+        self._routers[router] = len(router.bindings)
+        return router
+
+    async def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings from the broker."""
+        await self._connection.unbind(bindings)
+
+    async def restore(self, queue: Queue[Any]) -> None:
+        """Declare a queue again that somebody deleted; raises `QueueNotFound` when it is not ours to declare."""
+        if queue.declare:
+            await self._connection.declare(queue.specs(self._durability))
+        else:
+            await self._check_there(queue.name)
+
+    async def alter(self, queue: Queue[Any] | str, options: AlterOptions) -> None:
+        """Give an existing queue other settings: these, or without any those of the queue as configured."""
+        if isinstance(queue, Queue) and not options:
+            configured = self.configured(queue)
+            options = {
+                "ttl": configured.ttl,
+                "max_length": configured.max_length,
+                "overflow": configured.overflow,
+                **({"retention": configured.retention} if configured.dead_letter is not None else {}),
+            }
+        name = queue if isinstance(queue, str) else queue.name
+        settings = checked_alterations(options, name)
+        self._check_supported(name, settings)
+
+        counts = await self.counts(name)
+        if counts is None:
+            msg = f"queue {name!r} does not exist on the broker, or the backend cannot look: it cannot be altered"
+            raise QueueNotFound(msg)
+        if isinstance(queue, Queue) and queue.declare and counts.role == "work":
+            _check_dead_letter(self.configured(queue), counts)
+
+        for target, changes in for_each_queue(counts, settings).items():
+            await self._connection.alter(target, changes)
+        self._queues.pop(name, None)  # what this process knows of it is compared anew with its next use
+
+    def _check_supported(self, name: str, settings: Alterations) -> None:
+        """Refuse what the backend could not keep (G16)."""
+        capabilities = self._connection.capabilities
+        if settings.get("ttl") is not None:
+            capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
+        if settings.get("max_length") is None and settings.get("overflow", "reject") == "reject":
+            return
+        modes = capabilities.require(Capability.MAX_LENGTH, f"queue {name!r} with max_length").limits.get("modes")
+        overflow = settings.get("overflow", "reject")
+        if modes is not None and overflow not in str(modes).split(","):
+            msg = f"queue {name!r} with overflow={overflow!r}: the backend {capabilities.backend!r} can only {modes}"
+            raise UnsupportedFeature(msg)
+
+    def declares(self, name: str) -> bool:
+        """Whether this process has declared the queue, and is to declare it again when it is gone."""
+        return name in self._queues and self._queues[name][1].declare
+
+    def routes(self, router: Router[Any], key: str, headers: Mapping[str, str]) -> bool:
+        """Whether a binding that this process has made takes such a message."""
+        return any(binding.takes(key, headers) for binding in self._connection.bindings_of(router.name))
+
+    async def declare_again(self, queues: Sequence[str], router: Router[Any] | None) -> None:
+        """Declare queues, and a router with the queues bound to it, that another process has deleted.
+
+        Raises as `ensure` does, for what other settings they have by now.
+        """
+        bindings = self._connection.bindings_of(router.name) if router is not None else []
+        names = dict.fromkeys([*queues, *(binding.queue for binding in bindings)])
+        specs = {spec.name: spec for name in names if self.declares(name) for spec in self._specs(name)}
+        if specs:
+            await self._connection.declare(list(specs.values()))
+        if bindings:
+            await self._connection.bind(bindings)
+
+    def _specs(self, name: str) -> list[QueueSpec]:
+        return self._queues[name][1].specs(self._durability)
+
+    def forget(self, name: str) -> None:
+        """The queue was deleted on purpose: declare it no more by itself."""
+        self._queues.pop(name, None)
+        self._connection.forget([name, name + AGAIN])
+        self._routers.clear()
+
+    async def _adopt(self, queue: Queue[Any]) -> None:
+        """Check that a queue is there, with the settings that its options say."""
+        await self._check_there(queue.name)
+        counts = await self.counts(queue.name)
+        have = counts.spec if counts is not None else None
+
+        own = have.dead_letter if have is not None else None
+        letters = queue.dead_letter if given(queue, "dead_letter") else own
+        found = await self.counts(letters) if letters is not None else None
+        check_adopted(queue, have, found.spec if found is not None else None)
+
+        can_count = isinstance(self._connection.backend, SupportsCount)
+        if given(queue, "dead_letter") and letters is not None and found is None and can_count:
+            msg = (
+                f"dead-letter queue {letters!r} of the adopted queue {queue.name!r} does not "
+                "exist on the broker, and declare=False "
+                "says not to make it. Declare it where it is made, or name one that exists"
+            )
+            raise QueueNotFound(msg)
+
+    async def _check_there(self, name: str) -> None:
+        if await self.counts(name) is None and isinstance(self._connection.backend, SupportsCount):
+            msg = f"queue {name!r} does not exist on the broker, and declare=False says not to make it"
+            raise QueueNotFound(msg)
+
+    async def counts(self, name: str) -> QueueCounts | None:
+        """The counts of one queue, None when it is missing or the backend cannot count."""
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsCount):
+            return None
+        found = await self._connection.call(f"looking at queue {name!r}", lambda: backend.count([name]))
+        return found[0] if found else None
+
+    async def dead_letter_name(self, queue: Queue[Any] | str) -> str | None:
+        """Return the name of a queue's dead-letter queue, asking the broker where only a name is known."""
+        if isinstance(queue, Queue):
+            configured = self.configured(queue)
+            if configured.declare or given(configured, "dead_letter"):
+                return configured.dead_letter
+            queue = queue.name
+        if queue.endswith(DLQ):
+            return queue
+        counts = await self.counts(queue)
+        if counts is None:
+            if isinstance(self._connection.backend, SupportsCount) and await self.counts(queue + DLQ) is None:
+                msg = f"queue {queue!r} does not exist on the broker"
+                raise QueueNotFound(msg)
+            return queue + DLQ  # the queue itself may have been deleted; what died in it is still there
+        return queue if counts.role == "dead_letter" else counts.dead_letter
+
+    def _warn_of_drops(self, name: str, dead_letter: str | None) -> None:
+        """Say once that an adopted queue has no dead-letter queue: nobody here has chosen that."""
+        if dead_letter is None and name not in self._warned:
+            self._warned.add(name)
+            _log.warning(
+                "queue %r is adopted and has no dead-letter queue: a message that is rejected, "
+                "expires or fails for good is dropped "
+                "(G2). Name one that exists: Queue(%r, declare=False, dead_letter=...), or say dead_letter=None",
+                *(name, name),
+            )
+
+    async def rules(self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate") -> Rules:
+        """Return what `decide` must know of a queue. A dead-letter queue, adopted under any name, is its own (G11)."""
+        policy = self.retry(queue, retry)
+        if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
+            self._connection.capabilities.require(Capability.DELAY, f"retrying in queue {queue.name!r} after a wait")
+        delays = self._connection.capabilities[Capability.DELAY]
+        delay = delays.limits.get("max") if delays.level is not Level.NONE else 0.0
+        dead_letter, quarantine = queue.dead_letter, queue.quarantine
+        if not queue.declare and (counts := await self.counts(queue.name)) is not None:
+            if not given(queue, "dead_letter"):
+                dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
+                self._warn_of_drops(queue.name, dead_letter)
+            if counts.role == "dead_letter" or (quarantine and await self.counts(quarantine) is None):
+                quarantine = None  # a queue that a plain client has made has none
+        return Rules(
+            queue=queue.name,
+            source=queue.name,
+            retry=policy,
+            dead_letter=dead_letter,
+            quarantine=quarantine,
+            after_crash=after_crash,
+            notes_starts=isinstance(self._connection.backend, SupportsStart),
+            **({"max_delay": float(delay)} if delay is not None else {}),
+        )
+
+
+def _same(one: Queue[Any], other: Queue[Any]) -> bool:
+    """Whether nothing is left to declare, or to check, for one of them after the other."""
+    if one.declare and other.declare:
+        return one.specs() == other.specs()
+    return one.declare == other.declare and one.options == other.options
+
+
+def _check_used(queue: Queue[Any]) -> None:
+    """Refuse an option that would do nothing without another one."""
+    if queue.overflow == "dead_letter" and queue.max_length is None:
+        msg = f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set max_length, or leave overflow out"
+        raise ConfigurationError(msg)
+    if queue.retention is not None and queue.dead_letter is None:
+        msg = (
+            f"queue {queue.name!r}: retention={queue.retention:g} is for its dead-letter queue, "
+            "and dead_letter=None says that there "
+            "is none. Leave one of them out"
+        )
+        raise ConfigurationError(msg)
+
+
+def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
+    """Refuse to alter a queue whose dead-letter queue is another one: that is fixed, and no option is ignored."""
+    if queue.dead_letter != counts.dead_letter:
+        raise TopologyMismatch(
+            f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code declares "
+            f"dead_letter={queue.dead_letter!r}, which cannot be altered. Change the code, or delete the queue "
+            f'with "mqcore queues delete {queue.name}"'
+        )

@@ -1,0 +1,1 @@
+"""How a message comes in: receiving, leases, isolation, and the pull API."""

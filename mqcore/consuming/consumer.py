@@ -1,0 +1,184 @@
+"""The pull API: messages come when they are asked for, and the caller settles each.
+
+    async with broker.consume(orders, prefetch=10) as deliveries:
+        async for delivery in deliveries:
+            print(delivery.value)
+            await delivery.ack()
+
+It stands on the same `Intake` as handlers do: what expired, cannot be decoded or does not validate never reaches the loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from mqcore.consuming.context import Facts
+from mqcore.errors import ConnectionLost, DecodeError, LeaseLost, ValidationError
+from mqcore.rules.checks import check_seconds
+from mqcore.rules.outcomes import outcome_of_decoding
+from mqcore.rules.retry import Failure, Happened, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from datetime import timedelta
+    from types import TracebackType
+
+    from mqcore.consuming.receiver import Intake
+    from mqcore.consuming.subscription import Held
+    from mqcore.messages.codec import Codecs
+    from mqcore.queue import Queue
+
+__all__ = ["Consumer", "Received", "decoded"]
+
+T = TypeVar("T")
+
+
+class _Settles(Protocol):
+    """Whoever settles what was received: an intake, or the runner of a batch."""
+
+    def finish(self, held: Held, outcome: Outcome) -> object: ...
+
+
+class Received(Facts, Generic[T]):
+    """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
+
+    def __init__(self, queue: str, held: Held, value: T, settles: _Settles, state: Any = None) -> None:
+        """Made by a consumer, or for one item of a batch."""
+        super().__init__(queue, held.delivery, state)
+        self.value = value
+        self.finished = False
+        """Whether it has been settled here."""
+        self.held = held
+        """The delivery as core holds it."""
+        self._settles = settles
+
+    async def ack(self) -> None:
+        """Done: the message may go. Raises `LeaseLost` when it went to another consumer meanwhile (G5)."""
+        await self._finish(Outcome(Happened.SUCCEEDED))
+
+    async def release(self) -> None:
+        """Give it back untouched: not an attempt (G4). Raises `LeaseLost` as `ack` does."""
+        await self._finish(Outcome(Happened.INTERRUPTED))
+
+    async def retry(self, delay: float | timedelta | None = None, error: BaseException | None = None) -> None:
+        """Handle it again by the retry policy, or after `delay` seconds; dead-lettered when attempts are exhausted (G10)."""
+        wait = None if delay is None else check_seconds("delay", delay, f"message {self.id}", zero=True)
+        await self._finish(Outcome(Happened.RETRY, Failure.of(error) if error else None, wait))
+
+    async def reject(self, reason: str = "rejected by the consumer") -> None:
+        """Never again: dead-letter it, reason `rejected` (G11)."""
+        await self._finish(Outcome(Happened.REJECTED, Failure((), reason)))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Settle without waiting for the broker's answer; a second time does nothing."""
+        self.held.check_loop()
+        if not self.finished:
+            self.finished = True
+            self._settles.finish(self.held, outcome)
+
+    async def _finish(self, outcome: Outcome) -> None:
+        if not self.finished:
+            self.finish(outcome)
+            await self.held.wait_settled()
+        if self.held.lease_lost or self.lease_lost:
+            self.lease_lost = True
+            msg = f"message {self.id} of queue {self.queue!r} went to another consumer; settling it here had no effect"
+            raise LeaseLost(msg)
+
+
+def decoded(queue: Queue[T], held: Held, codecs: Codecs) -> T | Outcome:
+    """Return the payload, or the outcome that dead-letters what cannot be read or does not validate (G11)."""
+    message = held.delivery.message
+    try:
+        return queue.payload.decode(message.body, message.content_type, codecs, message.encoding)
+    except (DecodeError, ValidationError) as error:
+        return outcome_of_decoding(error)
+
+
+class Consumer(Generic[T]):
+    """The messages of one queue, as an async context manager and an async iterator. Used by one task at a time."""
+
+    def __init__(self, queue: Queue[T], codecs: Codecs, make_intake: Callable[[], Awaitable[Intake]]) -> None:
+        """Made by `Broker.consume`; `make_intake` subscribes on first use."""
+        self._queue = queue
+        self._codecs = codecs
+        self._make_intake = make_intake
+        self._intake: Intake | None = None
+        self.closed = False
+        """Whether it has ended for good."""
+        self._out: set[Received[Any]] = set()
+
+    async def __aenter__(self) -> Consumer[T]:
+        """Subscribe. Raises `QueueNotFound`, `TopologyMismatch` and what else prevents consuming."""
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Received[T]]:
+        """Iterate until the consumer is closed."""
+        return self
+
+    async def __anext__(self) -> Received[T]:
+        """Wait for the next message."""
+        intake = await self._open()
+        while (held := await intake.next()) is not None:
+            try:
+                value = decoded(self._queue, held, self._codecs)
+            except Exception as error:
+                intake.fail(held, error)
+                raise
+            if isinstance(value, Outcome):
+                intake.finish(held, value)
+                continue
+            self._out = {received for received in self._out if not received.finished}
+            received = Received(self._queue.name, held, value, intake)
+            self._out.add(received)
+            return received
+        raise StopAsyncIteration
+
+    async def get(self, timeout: float | timedelta | None = None) -> Received[T] | None:
+        """Return the next message, or None when none came within `timeout` seconds (None: wait for ever).
+
+        A timeout of 0 looks only at what this consumer has received already.
+        """
+        limit = (
+            None
+            if timeout is None
+            else check_seconds("timeout", timeout, f"consumer of {self._queue.name!r}", zero=True)
+        )
+        intake = await self._open()
+        try:
+            async with intake.clock.timeout(limit):
+                return await anext(self, None)
+        except TimeoutError:
+            return None
+
+    async def _open(self) -> Intake:
+        if self.closed:
+            msg = f"the consumer of queue {self._queue.name!r} is closed; make a new one with broker.consume"
+            raise ConnectionLost(msg)
+        if self._intake is None:
+            self._intake = await self._make_intake()
+        self._intake.check_loop()
+        return self._intake
+
+    async def close(self) -> None:
+        """Stop, and release what was handed out and never settled: it goes to the next consumer, not counted (G4)."""
+        if self._intake is not None:
+            self._intake.check_loop()
+        self.closed = True
+        if self._intake is None:
+            return
+        try:
+            await self._intake.stop()
+        finally:  # also when we are cancelled: nobody would settle what was handed out
+            for received in self._out:
+                if not received.finished:
+                    received.finish(Outcome(Happened.INTERRUPTED))
+                    received.lose_lease()  # an ack that comes now comes too late, and shall say so
+            await self._intake.close()

@@ -1,0 +1,136 @@
+"""What a handler may know of its message, and do beside returning."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from mqcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mqcore.messages.delivery import Delivery
+    from mqcore.publishing.publisher import Publisher, PublishOptions, Receipt, Target
+
+__all__ = ["BlockingContext", "Context", "Facts"]
+
+T = TypeVar("T")
+
+
+class Facts:
+    """The facts of one delivery, read-only."""
+
+    def __init__(self, queue: str, delivery: Delivery, state: Any = None) -> None:
+        """`queue` is the base queue: a message run from its quarantine names the same one."""
+        self._delivery = delivery
+        self.queue = queue
+        """Name of the queue that the message was consumed from."""
+        self.state = state
+        """What the App's lifespan yielded; None in the pull API."""
+        self.lease_lost = False
+        """The message went to another consumer; what this handler still does is done twice (G5)."""
+
+    def lose_lease(self) -> None:
+        """Take note that the message is another consumer's now; called by the runner."""
+        self.lease_lost = True
+
+    @property
+    def id(self) -> str:
+        """The message's id, the same on every delivery."""
+        return self._delivery.message.id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1 (G4)."""
+        return self._delivery.message.attempt
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody was handed this message before (G9)."""
+        return self._delivery.redelivered or self.attempt > 1
+
+    @property
+    def priority(self) -> int:
+        """0, lowest, to 10 (G8)."""
+        return self._delivery.message.priority
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The publisher's headers, read-only."""
+        return MappingProxyType(dict(self._delivery.message.headers))
+
+    @property
+    def content_type(self) -> str | None:
+        """The content type as published; None on a foreign message that states none."""
+        return self._delivery.message.content_type
+
+    @property
+    def encoding(self) -> str | None:
+        """The content encoding of a foreign message, such as `gzip`. It is undone but for a payload of bytes."""
+        return self._delivery.message.encoding
+
+    @property
+    def published_at(self) -> float | None:
+        """The publisher's wall clock in seconds since the epoch; None on a foreign message."""
+        return self._delivery.message.published_at
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What ties a reply to its request."""
+        return self._delivery.message.correlation_id
+
+    @property
+    def redriven(self) -> int:
+        """How often the message came back from a dead-letter queue."""
+        return self._delivery.message.redriven
+
+
+class Context(Facts):
+    """The context of an async handler: the facts, and a way to publish."""
+
+    def __init__(self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None) -> None:
+        """Made by the runner for each delivery."""
+        super().__init__(queue, delivery, state)
+        self._publisher = publisher
+        self.delivery = delivery
+        """What came over the seam, for middleware."""
+        self.payload: Any = None
+        """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself."""
+        self._blocking: BlockingContext | None = None
+
+    def lose_lease(self) -> None:
+        """As `Facts.lose_lease`, also for the context in the handler's thread."""
+        super().lose_lease()
+        if self._blocking is not None:
+            self._blocking.lose_lease()
+
+    def blocking(self) -> BlockingContext:
+        """Return the context that a handler in a thread gets."""
+        self._blocking = BlockingContext(self.queue, self.delivery, self._publisher, self.state)
+        return self._blocking
+
+    async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+        """As `Broker.publish`. What is published stays published when the handler fails afterwards."""
+        return await self._publisher.publish(to, payload, **options)
+
+
+class BlockingContext(Facts):
+    """The context of a blocking handler, which runs in a thread: the same facts, and a publish that blocks."""
+
+    def __init__(self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None) -> None:
+        """Made by the runner, on the event loop that the publisher lives on."""
+        super().__init__(queue, delivery, state)
+        self._publisher = publisher
+        self._loop = asyncio.get_running_loop()
+
+    def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+        """As `Broker.publish`, blocking until its ending is known. Raises `ConfigurationError` on the event loop itself."""
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is self._loop:
+                msg = "the publish of a blocking handler's context would block the worker's event loop; call it from a thread"
+                raise ConfigurationError(msg)
+        call = self._publisher.publish(to, payload, **options)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()

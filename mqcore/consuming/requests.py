@@ -1,0 +1,199 @@
+"""Request and reply: a publish whose answer comes back through a queue of the asking broker's own.
+
+    request() ─► message with reply_to, correlation_id, ttl = timeout ─► handler ─► reply ─► mq.reply.… ─► the waiting caller
+
+There is one temporary reply queue a Broker and one reply a request, at its final outcome. A reply that finds its queue gone is
+counted and holds up nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mqcore.consuming.grace import Grace
+from mqcore.errors import ConnectionLost, QueueNotFound, RemoteError, RequestTimeout, ValidationError
+from mqcore.messages.codec import Codecs, Payload, encode_any
+from mqcore.messages.message import Message, new_id
+from mqcore.publishing.publisher import duration
+from mqcore.rules.capabilities import Capability
+from mqcore.rules.redact import told
+from mqcore.rules.retry import Happened, Outcome
+from mqcore.spi import QueueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mqcore.connection.connection import Connection
+    from mqcore.consuming.receiver import Intake
+    from mqcore.publishing.publisher import Publisher, PublishOptions, Target
+    from mqcore.rules.retry import Decision
+
+__all__ = ["Replies", "Requests"]
+
+T = TypeVar("T")
+_ERROR_TYPE = "application/vnd.mqcore.error+json"
+_TIMEOUT, _REPLY_TIMEOUT = 30.0, 5.0
+_REPLY_QUEUES = "mq.reply."
+_DONE = Outcome(Happened.SUCCEEDED)
+
+
+class Requests:
+    """The asking side, one for each Broker."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        publisher: Publisher,
+        codecs: Codecs,
+        make_intake: Callable[[str], Awaitable[Intake]],
+    ) -> None:
+        """`make_intake` consumes the reply queue, once there is one."""
+        self._connection = connection
+        self._publisher = publisher
+        self._codecs = codecs
+        self._make_intake = make_intake
+        self._queue = f"{_REPLY_QUEUES}{new_id()}"
+        self._waiting: dict[str, asyncio.Future[Message | None]] = {}
+        self._opening = asyncio.Lock()
+        self._intake: Intake | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
+        """Publish and wait for the handler's return value; see `Broker.request`."""
+        name = to if isinstance(to, str) else to.name
+        self._connection.check_loop(f"requesting of {name!r}")
+        limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
+        if "ttl" in options:
+            raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
+        expected: Payload[Any] = Payload(Any if result is None else result)
+        expires = self._connection.capabilities.has(Capability.EXPIRY)  # else a late request is run for nobody
+        reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
+        correlation = new_id()
+        self._waiting[correlation] = reply
+        try:
+            async with self._connection.clock.timeout(limit):
+                await self._listen()
+                await self._publisher.publish_message(
+                    to,
+                    payload,
+                    lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
+                    {**options, "ttl": limit if expires else None, "timeout": limit},
+                )
+                if (message := await reply) is None:
+                    msg = f"this broker was closed before {name!r} replied; its handler may or may not have run"
+                    raise ConnectionLost(msg)
+                return self._value(message, expected)
+        except TimeoutError as error:
+            msg = f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
+            raise RequestTimeout(msg) from error
+        finally:
+            del self._waiting[correlation]
+
+    def _value(self, message: Message, expected: Payload[Any]) -> Any:
+        if message.content_type == _ERROR_TYPE:
+            raise _remote_error(message.body)
+        return expected.decode(message.body, message.content_type, self._codecs, message.encoding)
+
+    async def _listen(self) -> None:
+        """Declare the reply queue and read it, at the first request."""
+        async with self._opening:
+            if self._intake is None:
+                await self._connection.declare([QueueSpec(name=self._queue, role="temporary")])
+                self._intake = await self._make_intake(self._queue)
+                self._reader = asyncio.create_task(self._read(self._intake))
+
+    async def _read(self, intake: Intake) -> None:
+        while (held := await intake.next()) is not None:
+            message = held.delivery.message
+            waiting = self._waiting.get(message.correlation_id or "")
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message)
+            intake.finish(held, _DONE)
+
+    async def close(self, grace: Grace | None = None) -> None:
+        """Stop listening; requests still waiting end with `ConnectionLost`.
+
+        Nothing is waited for unless a grace is given: the reply queue goes with its owner.
+        """
+        if self._intake is not None:
+            await self._intake.close(grace or Grace(self._connection.clock, 0))
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+def _remote_error(body: bytes) -> RemoteError:
+    """Read an error reply as data; nothing in it is ever resolved to code."""
+    try:
+        found = json.loads(body)
+        words = [str(found.get(name, "")) for name in ("reason", "type", "text")]
+    except (ValueError, AttributeError, RecursionError):
+        words = ["unreadable", "", "the error reply cannot be read"]
+    return RemoteError(*words)
+
+
+class Replies:
+    """The answering side, for every runner."""
+
+    def __init__(self, connection: Connection, publisher: Publisher, codecs: Codecs) -> None:
+        """Replies go out by `publisher`, as plain messages to the request's `reply_to`, where that is a reply queue."""
+        self._connection = connection
+        self._events = connection.events
+        self._publisher = publisher
+        self._codecs = codecs
+
+    def encoded(self, value: object) -> tuple[bytes, str]:
+        """Return body and content type of a handler's return value; `ValidationError` when it cannot be written."""
+        return encode_any(value, self._codecs)
+
+    def check(self, request: Message, body: bytes) -> None:
+        """Raise `MessageTooLarge` for a reply that nobody may send (G12)."""
+        self._publisher.check_size(Message(id=request.id, body=body), "the reply queue")
+
+    async def succeed(self, request: Message, body: bytes, content_type: str) -> None:
+        """Send what the handler returned."""
+        await self._send(request, body, content_type)
+
+    async def fail(self, request: Message, decision: Decision, outcome: Outcome | None) -> None:
+        """Send why there will be no result: the reason, and the exception's type and text as data."""
+        failure = outcome.failure if outcome else None
+        told = {
+            "reason": decision.reason.value if decision.reason else decision.verdict,
+            "type": failure.type if failure else "",
+            "text": failure.text if failure else "",
+        }
+        await self._send(request, json.dumps(told).encode(), _ERROR_TYPE)
+
+    def _is_reply_queue(self, name: object) -> bool:
+        return isinstance(name, str) and name.startswith((_REPLY_QUEUES, *self._connection.backend.reply_queues))
+
+    async def _send(self, request: Message, body: bytes, content_type: str) -> None:
+        if request.reply_to is None:
+            return
+        reply = Message(
+            id=new_id(),
+            body=body,
+            content_type=content_type,
+            correlation_id=request.correlation_id,
+            priority=request.priority,
+        )
+        try:
+            if not self._is_reply_queue(request.reply_to):
+                # Whoever may publish a request must not write by our hand where he may not himself.
+                error = (
+                    f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to {_REPLY_QUEUES}… only"
+                )
+                self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
+                return
+            reply = self._publisher.checked(reply, request.reply_to)
+            await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
+        except QueueNotFound:  # a redrive brings requests back whose caller has ended
+            error = "the reply queue does not exist: the caller of this request has ended, and its reply is dropped"
+            self._events.emit("reply.failed", request.reply_to, request.id, error=error)
+        except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
+            self._events.emit("reply.failed", request.reply_to, request.id, error=told(failure))

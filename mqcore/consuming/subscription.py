@@ -1,0 +1,435 @@
+"""One Subscription kept alive: receiving, holding, settling.
+
+A lane asks for as many messages as it may still hold, notes each claim with the lease keeper, and sends settlements back in
+batches, one call for all that were decided in a loop turn. When the subscription breaks it subscribes again; when a settlement
+fails the message stays ours and the settlement is tried again, which slows consuming down instead of losing anything (G3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mqcore.consuming.grace import ANSWERED, UNSUBSCRIBED
+from mqcore.consuming.held import Held
+from mqcore.consuming.proofs import Proofs
+from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
+from mqcore.rules.backoff import RetryWait
+from mqcore.rules.capabilities import Capability
+from mqcore.rules.redact import told
+from mqcore.rules.retry import Decision
+from mqcore.spi import (
+    Delivery,
+    Done,
+    ErrorKind,
+    Failed,
+    Release,
+    Settled,
+    Stale,
+    Subscription,
+    SupportsPause,
+    SupportsStart,
+    SupportsSweep,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from mqcore.connection.connection import Connection
+    from mqcore.consuming.grace import Grace
+    from mqcore.consuming.leases import LeaseKeeper
+    from mqcore.rules.retry import Rules
+
+__all__ = ["RECEIVE_TIMEOUT", "Held", "Lane"]
+
+RECEIVE_TIMEOUT = 3600.0
+"""How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
+_SETTLE_TIMEOUT = 10.0
+_SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
+_UNANSWERED = "the broker has not answered before the end; the message comes again, perhaps although it was settled"
+_PUMP_ENDS = 0.1
+"""Seconds that a cancelled receive may take to end."""
+_FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
+
+
+class Lane:
+    """The messages of one physical queue."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: Rules,
+        prefetch: int,
+        lease: float,
+        *,
+        keeper: LeaseKeeper | None,
+        redeclare: Callable[[], Awaitable[None]],
+        accept: Callable[[Held], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        """`accept` gets each message, `fail` the error that ends the lane for good."""
+        self.rules = rules
+        self.prefetch = prefetch
+        self.held: dict[bytes, Held] = {}
+        self._connection, self._clock, self._events = connection, connection.clock, connection.events
+        self._lease, self._keeper, self._redeclare = lease, keeper, redeclare
+        self._accept, self._fail = accept, fail
+        self._subscription: Subscription | None = None
+        self._room = asyncio.Event()
+        self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
+        self._pending: list[tuple[Held, Decision]] = []
+        self._carried: set[Held] = set()
+        """What was being settled when a connection was lost that was the lease: the next subscription does not count it."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._proofs = Proofs(connection.events, rules.queue)
+        self._pump: asyncio.Task[None] | None = None
+        self._stopped = self._paused = False
+        self._swept = self._clock.monotonic()
+        self.permit: Callable[[], Awaitable[float]] = _always
+        """Awaited before each receive; returns for how many seconds it may wait."""
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether messages can come in now."""
+        return self._subscription is not None and self._connection.connected
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the broker's."""
+        self._connection.check_loop(doing)
+
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run something in the background that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def start(self) -> None:
+        """Subscribe for the first time, and raise what prevents it."""
+        self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+        self._connection.on_lost.add(self._cut_off)
+        self._pump = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while asyncio.current_task() is self._pump:
+            generation = self._connection.generation
+            try:
+                if self._subscription is None:
+                    self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+                    generation = self._connection.generation
+                self._wait.working()
+                if self._stopped:
+                    return  # what is held can be settled again, and nothing more is taken in
+                while self._subscription is not None:
+                    await self._receive(self._subscription)
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
+                self._subscription = None
+                if not await self._mend(error, generation):
+                    return
+                await self._clock.sleep(self._wait.next())
+
+    async def _receive(self, subscription: Subscription) -> None:
+        room = self.prefetch - len(self.held)
+        if room <= 0 and not self._listens_while_full():
+            await self._wait_for_room()
+        elif self._clock.monotonic() - self._swept >= _SWEEP_EVERY:
+            await self._sweep()
+        else:
+            patience = await self.permit()
+            got = await subscription.receive(max(room, 1), patience)
+            self._take_in(got)
+            if room <= 0 and not got:
+                await self._wait_for_room()
+
+    def _listens_while_full(self) -> bool:
+        """Where the connection is the lease its end must be heard at once; what is too much the driver itself keeps back (G12)."""
+        return self.permit is _always and not self._carried and not self._connection.capabilities.has(Capability.LEASE)
+
+    async def _wait_for_room(self) -> None:
+        """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
+        self._room.clear()
+        with suppress(TimeoutError):
+            async with self._clock.timeout(_SWEEP_EVERY):
+                await self._room.wait()
+                return
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        self._swept = self._clock.monotonic()
+        backend = self._connection.backend
+        if isinstance(backend, SupportsSweep):
+            sweeping = self.spawn(self._take_in_expired(backend))
+            await asyncio.shield(sweeping)  # who is cancelled must not forget what the sweep has claimed
+
+    async def _take_in_expired(self, backend: SupportsSweep) -> None:
+        self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
+
+    def _take_in(self, deliveries: Sequence[Delivery]) -> None:
+        now = self._clock.monotonic()
+        for delivery in deliveries:
+            held = Held(self._without_our_own(delivery, now), self, now)
+            self.held[delivery.receipt] = held
+            if self._keeper is not None:
+                self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
+            self._accept(held)
+
+    def _without_our_own(self, delivery: Delivery, now: float) -> Delivery:
+        """Take away the takeover that was no death: our own connection was lost, and here we are (G4)."""
+        if delivery.takeovers and self._connection.survived.explains(self.rules.source, delivery.message, now):
+            return replace(delivery, takeovers=delivery.takeovers - 1)
+        return delivery
+
+    def _cut_off(self) -> None:
+        """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
+        self._subscription = None
+        self._forget_lost()
+        if self._pump is not None and self._pump is not asyncio.current_task():
+            self._pump.cancel()  # a receive of the old connection may never return
+            if self._stopped:
+                self._mend_stopped()
+            else:
+                self._pump = asyncio.create_task(self._run())
+
+    def _mend_stopped(self) -> None:
+        """Subscribe again when the connection is back, where something is held that has to be settled."""
+        if self._subscription is None and self.held:
+            self._pump = asyncio.create_task(self._run())
+
+    def _forget_lost(self) -> None:
+        """Where the connection itself is the lease, all that we hold is others' now: what runs is told, the rest is not begun."""
+        if self._connection.capabilities.has(Capability.LEASE):
+            return
+        now = self._clock.monotonic()
+        for held in list(self.held.values()):
+            message = held.delivery.message
+            self._connection.survived.add(self.rules.source, message, now, started=held.inside)
+            if held.inside:
+                held.lose()
+            elif held.settling:
+                self._carried.add(held)
+            else:
+                self.end(held)
+
+    async def _mend(self, error: Exception, generation: int) -> bool:
+        """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
+        self._forget_lost()
+        kind = self._connection.backend.classify(error)
+        self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
+        if isinstance(error, QueueNotFound) or kind is ErrorKind.NOT_FOUND:
+            return await self._revive()
+        if not isinstance(error, MqcoreError) and kind is ErrorKind.TRANSIENT:
+            self._connection.report(error, generation)
+        return True
+
+    async def _revive(self) -> bool:
+        """The queue was deleted under us: declare it again, as our code says that it should exist."""
+        try:
+            await self._redeclare()
+        except ConnectionLost:
+            return True
+        except MqcoreError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def settle(self, held: Held, decision: Decision) -> None:
+        """Send this settlement together with all others of the same loop turn.
+
+        One that comes while another of the same message is under way comes too late: a thread that
+        ends when its message is being released already.
+        """
+        if held.gone or held.settling:
+            self._events.emit("settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict)
+            return
+        held.settling = True
+        self._pending.append((held, decision))
+        if len(self._pending) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        batch, self._pending = self._pending, []
+        if batch:
+            self.spawn(self._settle(batch))
+
+    async def _settle(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+        try:
+            await self._settle_all(batch)
+        finally:
+            for held, _ in batch:  # if it ended by force, a renewal is heard again
+                held.settling = False
+
+    async def _settle_all(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+        wait = _FIRST_WAIT
+        while batch:
+            subscription = self._subscription
+            results = await self._try_to_settle(batch, subscription)
+            again, missing = [], False
+            for (held, decision), result in zip(batch, results, strict=True):
+                if isinstance(result, Done):
+                    held.settled_by = subscription
+                    self.end(held)
+                elif isinstance(result, Stale):
+                    held.lease_lost = True
+                    self._events.emit(
+                        "settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict
+                    )
+                    self.end(held)
+                elif not held.gone:
+                    again.append((held, decision))
+                    missing = missing or (isinstance(result, Failed) and result.kind is ErrorKind.NOT_FOUND)
+                    self._events.emit(
+                        "settle.failed",
+                        self.rules.queue,
+                        held.delivery.message.id,
+                        verdict=decision.verdict,
+                        error=result.text,
+                    )
+            batch = again
+            if batch:
+                if missing:
+                    with suppress(MqcoreError):
+                        await self._redeclare()
+                await self._clock.sleep(random.uniform(0, wait))
+                wait = min(wait * 2, _LAST_WAIT)
+
+    async def _try_to_settle(
+        self, batch: Sequence[tuple[Held, Decision]], subscription: Subscription | None
+    ) -> Sequence[Settled]:
+        """One call on the subscription of now: receipts tell by themselves whether they are still good there."""
+        if subscription is None:
+            return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
+        try:
+            return await subscription.settle([decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
+            return [Unknown(told(error), error)] * len(batch)
+
+    async def proven(self, held: Held) -> bool:
+        """Whether the broker has taken the acknowledgement of this message, so that it cannot come again (G2)."""
+        return await self._proofs.of(held.settled_by, held.delivery.message)
+
+    def lose(self, held: Held) -> None:
+        """The claim of this message ended without us."""
+        message = held.delivery.message
+        self._events.emit("lease.lost", self.rules.queue, message.id, message.attempt)
+        self.end(held)
+
+    def end(self, held: Held) -> None:
+        """The message is out of our hands."""
+        if held.gone:
+            return
+        held.gone = True
+        self._carried.discard(held)
+        receipt = held.delivery.receipt
+        self.held.pop(receipt, None)
+        if self._keeper is not None:
+            self._keeper.drop(receipt)
+        if held.settled is not None and not held.settled.done():
+            held.settled.set_result(None)
+        self._room.set()
+
+    async def note_start(self, held: Held) -> bool:
+        """Put on the broker's record that a handler starts; False when that failed. A backend without such notes needs none."""
+        backend = self._connection.backend
+        if not isinstance(backend, SupportsStart):
+            return True
+        try:
+            (ours,) = await backend.note_start(self.rules.source, [held.delivery.receipt])
+        except Exception as error:  # noqa: BLE001 - whatever a driver raises: what is not noted is not started
+            self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
+            return False
+        if not ours:
+            held.lose()
+        return True
+
+    def limit(self, held: Held, until: float) -> None:
+        """Renew this claim no longer than `until` (monotonic)."""
+        if self._keeper is not None:
+            self._keeper.limit(held.delivery.receipt, until)
+
+    async def stop_receiving(self) -> None:
+        """Take in nothing more (G13); `pause` is to follow.
+
+        What is held here can still be settled, also after the connection was lost and restored.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if (pump := self._pump) is not None:
+            pump.cancel()
+            await asyncio.wait([pump], timeout=_PUMP_ENDS)
+            if self._pump is pump:  # else the connection was lost meanwhile, and another one subscribes already
+                self._mend_stopped()
+
+    def pause(self) -> None:
+        """Let the broker send nothing more (G13), once.
+
+        What the driver has received and not handed out goes back. It came after all that is held here,
+        so it goes back after what was released before this call (G9).
+        """
+        if self._paused:
+            return
+        self._paused = True
+        if self._pending:
+            self._flush()
+        if isinstance(self._subscription, SupportsPause):
+            self.spawn(self._pause(self._subscription))
+
+    async def _pause(self, subscription: SupportsPause) -> None:
+        """Stop at the broker. When that fails, the connection is lost, or `close` is what ends it."""
+        with suppress(Exception):
+            await subscription.pause()
+
+    async def close(self, grace: Grace) -> None:
+        """Release what nobody settles, wait for the answers to all settlements, then unsubscribe.
+
+        A settlement under way is never given up for a release of the same message: it may have been
+        done, and its source would then be stored twice. What has no answer at the end of the grace
+        keeps its source as it is. The broker gives it back when the subscription ends, so at most
+        one duplicate is left of it (G3).
+        """
+        await self.stop_receiving()
+        for held in list(self.held.values()):
+            if not held.settling:
+                self.settle(held, Decision(Release(held.delivery.receipt), "released"))
+        self.pause()
+        await self._wait_for_answers(grace)
+
+        self._connection.on_lost.discard(self._cut_off)
+        if self._pump is not None:
+            self._pump.cancel()
+        unanswered = list(self.held.values())
+        for task in self._tasks:
+            task.cancel()
+        for held in unanswered:
+            held.lease_lost = True  # who waits for the answer must not take it for done
+            self._events.emit("settle.unanswered", self.rules.queue, held.delivery.message.id, error=_UNANSWERED)
+
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            closing = asyncio.ensure_future(_closed(subscription))
+            await asyncio.wait([closing], timeout=grace.left(UNSUBSCRIBED))
+            closing.cancel()  # the connection ends next, and the broker takes back what it had sent
+        for held in unanswered:
+            self.end(held)
+
+    async def _wait_for_answers(self, grace: Grace) -> None:
+        """Wait until nothing is being settled, or until the grace and its tail are over."""
+        await asyncio.sleep(0)  # settlements of this loop turn become a task first
+        while self._tasks:
+            if not await grace.wait_for_answers(tuple(self._tasks), ANSWERED):
+                return
+            await asyncio.sleep(0)  # a task that has ended may have settled something
+
+
+async def _always() -> float:
+    return RECEIVE_TIMEOUT
+
+
+async def _closed(subscription: Subscription) -> None:
+    """Close it. The connection may be gone; then the broker has taken back everything by itself."""
+    with suppress(Exception):
+        await subscription.close()

@@ -1,0 +1,1 @@
+"""What travels: messages, deliveries, and the codecs of their payloads."""

@@ -1,0 +1,1 @@
+"""What is decided. Pure: no asyncio, no sockets, no threads."""

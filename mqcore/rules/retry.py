@@ -1,0 +1,496 @@
+"""What becomes of a message: every rule of retry, expiry and dead-lettering, and nothing else.
+
+All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`Outcome`), `decide` answers with the settlement to
+send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attempt that it writes into a Move's message (G4).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Literal
+
+from mqcore.errors import ConfigurationError
+from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
+from mqcore.messages.message import Death, Message, Reason
+from mqcore.rules.checks import check_count, check_seconds
+from mqcore.rules.redact import mask_text
+
+__all__ = [
+    "AfterCrash",
+    "Backoff",
+    "Decision",
+    "Failure",
+    "Happened",
+    "Outcome",
+    "RetryPolicy",
+    "Rules",
+    "admit",
+    "check_after_crash",
+    "decide",
+    "exceptions_in",
+    "exponential",
+    "fixed",
+    "linear",
+]
+
+_TEXT, _TRACE = 2_000, 4_000
+_NAMED = 20
+"""Exceptions of a group whose texts are recorded."""
+_SUSPECTED = 2
+"""Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
+_PROGRAM = ("__main__", "__mp_main__")
+_END_WAIT = 1.0
+"""Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin."""
+_FAR = 10.0 * 365 * 86_400
+"""Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before the next attempt: `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
+
+    With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what failed together does not come back
+    together. Made by `fixed`, `linear` and `exponential`.
+    """
+
+    base: float
+    step: float = 0.0
+    factor: float = 1.0
+    cap: float = _FAR
+    jitter: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse figures that cannot be waited for."""
+        figures = (self.base, self.step, self.factor, self.cap)
+        are_numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in figures)
+        if not (
+            are_numbers
+            and all(0 <= each <= _FAR for each in (self.base, self.step, self.cap))
+            and 1 <= self.factor < math.inf
+            and isinstance(self.jitter, bool)
+        ):
+            raise ConfigurationError(
+                f"backoff {self!r:.200} is not usable: base, step and cap are 0 seconds to ten years, the factor is a number "
+                "from 1, and jitter is True or False"
+            )
+
+    def wait(self, attempt: int, chance: float = 1.0) -> float:
+        """Seconds to wait after `attempt` (from 1) failed. `chance`, from 0 to 1, is the draw that jitter uses."""
+        try:
+            ceiling = min(self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1))
+        except OverflowError:
+            ceiling = self.cap if self.base else min(self.cap, self.step * (attempt - 1))
+        return ceiling * chance if self.jitter else ceiling
+
+
+def fixed(delay: float | timedelta, *, jitter: bool = False) -> Backoff:
+    """Wait `delay` seconds each time."""
+    return Backoff(_in_seconds(delay), jitter=jitter)
+
+
+def linear(step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True) -> Backoff:
+    """Wait `step` seconds more each time, at most `cap`."""
+    each = _in_seconds(step)
+    return Backoff(each, step=each, cap=_in_seconds(cap), jitter=jitter)
+
+
+def exponential(
+    base: float | timedelta, *, cap: float | timedelta = 60.0, factor: float = 2.0, jitter: bool = True
+) -> Backoff:
+    """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
+    return Backoff(_in_seconds(base), factor=factor, cap=_in_seconds(cap), jitter=jitter)
+
+
+def _in_seconds(value: float | timedelta) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+_ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
+"""How long a suspect waits after it was lost alone, where a lost connection cannot be told from a death."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when a failed message is handled again (G10).
+
+    `max_attempts` counts the first one. `max_age` (seconds since the first publish) gives up earlier. Only exceptions of the
+    classes in `retry_on` are retried, and none of those in `give_up_on`: both go by the class and its bases, and look into
+    exception groups. Raises `ConfigurationError` for what could not be acted on later.
+    """
+
+    max_attempts: int = 3
+    backoff: Backoff = exponential(1.0, cap=60.0)
+    max_age: float | timedelta | None = None
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
+    give_up_on: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be acted on when a handler fails."""
+        check_count("max_attempts", self.max_attempts, "retry policy (the first run counts, so 1 means no retry)")
+
+        if not isinstance(self.backoff, Backoff):
+            raise ConfigurationError(
+                f"retry policy: backoff={self.backoff!r:.60} is not usable; give fixed(5), linear(5) or exponential(1), "
+                "in seconds"
+            )
+        if self.max_age is not None:
+            check_seconds("max_age", self.max_age, "retry policy", zero=True)
+
+        for name in ("retry_on", "give_up_on"):
+            classes = getattr(self, name)
+            if not (isinstance(classes, tuple) and all(_is_exception_class(each) for each in classes)):
+                raise ConfigurationError(
+                    f"retry policy: {name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance "
+                    "(OSError,)"
+                )
+
+    def retries(self, failure: Failure | None) -> bool:
+        """Whether a failure of this kind is worth another attempt.
+
+        An exception group is, if every exception in it is. Both lists may name the group's own class, too.
+        """
+        if failure is None:
+            return True
+
+        retry_on, give_up_on = set(map(qualified, self.retry_on)), set(map(qualified, self.give_up_on))
+        if give_up_on.intersection(failure.types) or any(give_up_on.intersection(each) for each in failure.members):
+            return False
+        if retry_on.intersection(failure.types):
+            return True
+        return bool(failure.members) and all(retry_on.intersection(each) for each in failure.members)
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def qualified(cls: type) -> str:
+    """Return the name by which a class is compared across processes; never resolved back to code.
+
+    The program has one name in the worker (`__main__`) and another in the process of a handler: `__mp_main__` for a script, and
+    for `python -m` the module's own. A class has one name in both.
+    """
+    module = cls.__module__
+    if module in _PROGRAM:
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        module = _PROGRAM[0] if spec is None else spec.name
+    return f"{module}.{cls.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception as data: the qualified names of its class and bases, its text and its traceback, all bounded."""
+
+    types: tuple[str, ...]
+    text: str
+    traceback: str = ""
+    members: tuple[tuple[str, ...], ...] = ()
+    """Of an exception group, the `types` of each kind of exception in it."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception, whatever its class does when it is turned into text."""
+        text = _text_of(error)
+        members: dict[tuple[str, ...], None] = {}
+        if isinstance(error, BaseExceptionGroup):
+            with suppress(Exception):  # a group class of the user's may break what is asked of it
+                inner = [(_names(type(each)), _text_of(each)) for each in exceptions_in(error)]
+                members = dict.fromkeys(names for names, _ in inner)
+                each_text = (f"{names[0].removeprefix('builtins.')}: {each}" for names, each in inner[:_NAMED])
+                text = f"{text}: {'; '.join(each_text)}"
+
+        try:
+            trace = "".join(traceback.format_exception(error))
+        except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
+            trace = ""
+        return cls(_names(type(error)), _clean(text)[:_TEXT], _clean(trace)[-_TRACE:], tuple(members))
+
+    @property
+    def type(self) -> str:
+        """The class's own name, without `builtins.`."""
+        return self.types[0].removeprefix("builtins.") if self.types else ""
+
+
+def exceptions_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return what a group holds, and the groups in it, in order."""
+    found: list[BaseException] = []
+    left: list[BaseException] = [group]
+    while left:
+        error = left.pop()
+        if isinstance(error, BaseExceptionGroup):
+            left.extend(reversed(error.exceptions))
+        else:
+            found.append(error)
+    return found
+
+
+def _names(cls: type[BaseException]) -> tuple[str, ...]:
+    return tuple(qualified(base) for base in cls.__mro__ if base is not object)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
+        return f"<its text cannot be had: {type(broken).__name__}>"
+
+
+def _clean(text: str) -> str:
+    """Without what UTF-8 cannot carry, and without the secrets of a URL: a record of a death is read by many."""
+    return mask_text(text.encode("utf-8", "replace").decode())
+
+
+class Happened(Enum):
+    """What a consumer has seen of a delivery; where it ends in a dead letter, the value on the right says with which reason."""
+
+    SUCCEEDED = "succeeded"
+    INTERRUPTED = "interrupted"
+    TAKEN_OVER = "taken_over"
+    RETRY = "retry"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    REJECTED = "rejected"
+    UNDECODABLE = "undecodable"
+    INVALID = "invalid"
+    EXPIRED = "expired"
+
+
+_AT_ONCE = {
+    Happened.REJECTED: Reason.REJECTED,
+    Happened.UNDECODABLE: Reason.UNDECODABLE,
+    Happened.INVALID: Reason.INVALID,
+    Happened.EXPIRED: Reason.EXPIRED,
+}
+_AT_LAST = {
+    Happened.RETRY: Reason.RETRIES_EXHAUSTED,
+    Happened.FAILED: Reason.RETRIES_EXHAUSTED,
+    Happened.TIMED_OUT: Reason.TIMEOUT,
+    Happened.CRASHED: Reason.CRASHED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened, the failure behind it, and the wait that the handler asked for (seconds)."""
+
+    happened: Happened
+    failure: Failure | None = None
+    delay: float | None = None
+
+
+AfterCrash = Literal["isolate", "count"]
+"""What the takeover of a message means for it, when the process that held it has died (G4)."""
+
+
+def check_after_crash(value: object, where: str) -> AfterCrash:
+    """Return the option as it was given, or raise `ConfigurationError` for what it cannot be."""
+    if value == "isolate" or value == "count":  # noqa: PLR1714 - so that the type is known after it
+        return value
+    msg = f"{where}: after_crash={value!r:.60} is unknown; it is 'isolate' or 'count'"
+    raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What `decide` must know of the queue that a delivery came from.
+
+    `queue` is the base queue, `source` the one received from: the same, or its quarantine. `dead_letter` is None when the queue
+    has none, `quarantine` is None when suspected messages run like any other (dead-letter and temporary queues). A dead-letter
+    queue names itself as its `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is the
+    backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its second one on, `count` takes each
+    for a failed attempt (G4). `notes_starts`: the backend keeps a note of each suspect that is started (`SupportsStart`).
+    """
+
+    queue: str
+    source: str
+    retry: RetryPolicy
+    dead_letter: str | None = None
+    quarantine: str | None = None
+    max_delay: float = _FAR
+    after_crash: AfterCrash = "isolate"
+    notes_starts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The settlement to send, and what it means, for events, logs and the reply to a request."""
+
+    settlement: Settlement
+    verdict: Literal["done", "released", "retried", "taken_over", "quarantined", "dead", "dropped"]
+    reason: Reason | None = None
+    delay: float = 0.0
+
+    @property
+    def final(self) -> bool:
+        """Whether no handler will see this message again unless somebody redrives it."""
+        return self.verdict in {"done", "dead", "dropped"}
+
+
+def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
+    """Return the delivery as its handler may see it, or None when its takeovers must be settled first, by `decide` (G4). Pure.
+
+    A first takeover raises no suspicion: the message runs at once among the others, as soon as the takeover is on record.
+    """
+    message, taken = delivery.message, _takeovers(delivery)
+    if rules.source == rules.quarantine:
+        # The Move that brought it here began a new copy, which is marked as new.
+        return None if _may_have_started(delivery, rules) else replace(delivery, redelivered=True)
+
+    if not taken:
+        return delivery
+
+    if rules.after_crash == "count":
+        if not _is_recorded(delivery) or message.attempt + taken > rules.retry.max_attempts:
+            return None
+        message = replace(message, attempt=message.attempt + taken, takeovers=0)
+
+    elif rules.quarantine is not None and (not _is_recorded(delivery) or taken >= _SUSPECTED):
+        return None
+
+    return replace(delivery, message=message, redelivered=True)
+
+
+def _takeovers(delivery: Delivery) -> int:
+    """How often the message was taken over since it was published, retried or redriven."""
+    return delivery.message.takeovers + delivery.takeovers
+
+
+def _may_have_started(delivery: Delivery, rules: Rules) -> bool:
+    """Whether a handler was started with this copy, or nobody can say that it was not."""
+    return delivery.started if rules.notes_starts else delivery.takeovers > 0
+
+
+def _is_recorded(delivery: Delivery) -> bool:
+    """Whether the next consumer will know of the takeovers so far, should this one die too."""
+    return delivery.counted or not delivery.takeovers
+
+
+def decide(
+    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float = 1.0
+) -> Decision:
+    """Say what becomes of a delivery (G2 to G6, G10, G11). Pure.
+
+    `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message has left, None for ever;
+    `chance` (0 to 1) the draw for jitter.
+    """
+    happened = outcome.happened
+    if happened is Happened.SUCCEEDED:
+        return Decision(Ack(delivery.receipt), "done")
+    if happened is Happened.INTERRUPTED:
+        return _give_back(delivery, rules)
+    if happened is Happened.TAKEN_OVER:
+        return _taken_over(delivery, rules, now, expires_in)
+    if (reason := _AT_ONCE.get(happened)) is not None:
+        started = happened is Happened.REJECTED
+        return _bury(delivery, rules, reason, outcome.failure, now, started=started)
+    return _again(outcome, delivery, rules, now=now, expires_in=expires_in, chance=chance)
+
+
+def _give_back(delivery: Delivery, rules: Rules) -> Decision:
+    """Release. In the quarantine by a Move to the same queue, or else the next owner would take it for a crash (G4)."""
+    if rules.source == rules.quarantine:
+        return Decision(_move(delivery, rules, rules.source), "released")
+    return Decision(Release(delivery.receipt), "released")
+
+
+def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
+    """Settle what a dead consumer held and `admit` has refused: record the takeover, count it, or isolate the message (G4)."""
+    taken = _takeovers(delivery)
+    if rules.source == rules.quarantine:
+        return _died_alone(delivery, rules, now, expires_in)
+
+    if rules.after_crash == "count":
+        started = delivery.message.attempt + taken - 1
+        if started >= rules.retry.max_attempts:
+            counted = replace(delivery, message=replace(delivery.message, attempt=started))
+            return _bury(counted, rules, Reason.CRASHED, _CRASHED, now)
+
+    elif rules.quarantine is not None and taken >= _SUSPECTED:
+        return Decision(_move(delivery, rules, rules.quarantine), "quarantined")
+
+    return Decision(_move(delivery, rules, rules.source, takeovers=taken), "taken_over")
+
+
+_CRASHED = Failure((), "the process that handled it died, or lost the message")
+
+
+def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
+    """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4).
+
+    Where a lost connection looks like a death, the next run waits: an outage of a minute must not use up all attempts.
+    """
+    message = delivery.message
+    if message.attempt >= rules.retry.max_attempts:
+        return _bury(delivery, rules, Reason.CRASHED, _CRASHED, now)
+    wait = 0.0 if delivery.counted else min(_ALONE_WAIT.wait(message.attempt), rules.max_delay)
+    wait = 0.0 if expires_in is not None and wait >= expires_in else wait
+    first = message.failed_at or now
+    again = _move(delivery, rules, rules.source, wait, attempt=message.attempt + 1, failed_at=first)
+    return Decision(again, "quarantined", delay=wait)
+
+
+def _again(
+    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float
+) -> Decision:
+    message, policy = delivery.message, rules.retry
+    if outcome.happened is Happened.FAILED and not policy.retries(outcome.failure):
+        return _bury(delivery, rules, Reason.REJECTED, outcome.failure, now)
+    if message.attempt >= policy.max_attempts:
+        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
+    wait = policy.backoff.wait(message.attempt, chance) if outcome.delay is None else outcome.delay
+    wait = min(max(0.0, wait), rules.max_delay)  # in this order a NaN that a handler asked for is no wait
+    if _too_old(message, policy, now + wait):
+        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
+    if expires_in is not None and wait >= expires_in:
+        return _bury(delivery, rules, Reason.EXPIRED, outcome.failure, now)
+    first = message.failed_at or now
+    again = _move(delivery, rules, rules.queue, wait, attempt=message.attempt + 1, failed_at=first)
+    return Decision(again, "retried", delay=wait)
+
+
+def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
+    if policy.max_age is None or message.published_at is None:
+        return False
+    limit = policy.max_age if isinstance(policy.max_age, (int, float)) else policy.max_age.total_seconds()
+    return then - message.published_at > limit
+
+
+def _bury(
+    delivery: Delivery, rules: Rules, reason: Reason, failure: Failure | None, now: float, *, started: bool = True
+) -> Decision:
+    """Dead-letter, or drop where there is no dead-letter queue. A dead letter never expires again (G6).
+
+    `started` says whether this attempt's handler ever ran; the record counts only attempts that did.
+    """
+    message = delivery.message
+    if rules.dead_letter is None:
+        return Decision(Ack(delivery.receipt), "dropped", reason)
+    death = Death(
+        reason=reason,
+        queue=rules.queue,
+        attempts=message.attempt if started else message.attempt - 1,
+        first_at=message.failed_at or now,
+        last_at=now,
+        error_type=failure.type if failure else "",
+        error=failure.text if failure else "",
+        traceback=failure.traceback if failure else "",
+    )
+    wait = 0.0
+    if rules.dead_letter == rules.queue:
+        death = message.death or death  # the record of the first death tells more than "its consumer failed too"
+        wait = min(max(_END_WAIT, rules.retry.backoff.wait(message.attempt)), rules.max_delay)
+    move = _move(delivery, rules, rules.dead_letter, wait, attempt=1, expires_at=None, failed_at=None, death=death)
+    return Decision(move, "dead", reason, wait)
+
+
+def _move(delivery: Delivery, rules: Rules, to: str, delay: float = 0.0, takeovers: int = 0, **changes: Any) -> Move:
+    """Move to another queue or to the end of this one; the successor's takeovers are counted from 0 again."""
+    changes["takeovers"] = takeovers
+    return Move(delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay))

@@ -1,0 +1,197 @@
+"""Where a handler runs: in the event loop, in a thread, or in a killable process of its own (G4)."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mqcore.errors import ConfigurationError
+from mqcore.log import log
+from mqcore.rules.outcomes import Ended
+from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.running.process_slot import ProcessSlot, SlotDied, SlotRequest
+from mqcore.running.threads import ThreadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mqcore.clock import Clock
+    from mqcore.consuming.context import Context
+    from mqcore.messages.codec import Codecs
+    from mqcore.running.handlers import HandlerSpec
+
+__all__ = ["Encoded", "Executor", "executor_for"]
+
+
+_FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A return value that another process has encoded already."""
+
+    pair: tuple[bytes, str]
+    """Body and content type."""
+
+
+class Executor(Protocol):
+    """Runs one handler, at most `concurrency` times at once: the runner sees to that."""
+
+    @property
+    def stuck(self) -> int:
+        """How many slots are still taken by runs that nobody waits for any more."""
+
+    async def start(self) -> None:
+        """Make ready. Raises `ConfigurationError` when the handler cannot run there."""
+
+    async def ready(self, handed: int, /) -> None:
+        """Return when a run could start at once, so that nothing has to be made ready while a message waits for it.
+
+        `handed` messages are being handled, some of them perhaps on their way to `run`.
+        """
+
+    async def run(self, ctx: Context) -> Any:
+        """Run the handler once and return what it returns; raises what it raises. Cancelling ends it as far as that is possible."""
+
+    async def close(self) -> None:
+        """End what is idle, and kill what can be killed."""
+
+
+def executor_for(spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]) -> Executor:
+    """Return the executor that the handler's registration asks for; it calls `freed` when a stuck slot may be free again."""
+    if spec.mode == "process":
+        return _Processes(spec, clock, codecs)
+    return _Threads(spec, clock, freed) if spec.mode == "thread" else _Coroutines(spec)
+
+
+class _Coroutines:
+    """In the event loop."""
+
+    stuck = 0
+
+    def __init__(self, spec: HandlerSpec) -> None:
+        self._spec = spec
+
+    async def start(self) -> None:
+        return
+
+    async def ready(self, _handed: int, /) -> None:
+        return
+
+    async def run(self, ctx: Context) -> Any:
+        return await (self._spec.call(ctx.payload, ctx) if self._spec.takes_context else self._spec.call(ctx.payload))
+
+    async def close(self) -> None:
+        return
+
+
+class _Threads:
+    """In a thread: it cannot be stopped, so its slot stays taken until it ends, whatever became of its message."""
+
+    def __init__(self, spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> None:
+        self._spec = spec
+        self._clock = clock
+        self._pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}", freed)
+
+    @property
+    def stuck(self) -> int:
+        return self._pool.stuck
+
+    async def start(self) -> None:
+        return
+
+    async def ready(self, _handed: int, /) -> None:
+        return
+
+    async def run(self, ctx: Context) -> Any:
+        call = partial(self._spec.call, ctx.payload)
+        if self._spec.takes_context:
+            call = partial(self._spec.call, ctx.payload, ctx.blocking())
+        with self._clock.busy():
+            result = await self._pool.run(call)
+        if inspect.isawaitable(result):
+            _drop(result)
+            msg = "the handler returned an awaitable that nobody awaits, so nothing was done; make it `async def`"
+            raise TypeError(msg)
+        return result
+
+    async def close(self) -> None:
+        self._pool.close()
+
+
+def _drop(awaitable: Awaitable[object]) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+
+
+class _Processes:
+    """In a process: a run past its limit is killed, and a death costs one attempt and no worker."""
+
+    stuck = 0
+
+    def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:
+        self._clock = clock
+        target = f"{spec.call.__module__}:{spec.call.__qualname__}"
+        self._slots = [ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)]
+        self._idle = list(self._slots)
+        self._closed = asyncio.Event()
+
+    async def start(self) -> None:
+        """One process now, to see that the handler can be imported there; the others when they are first needed."""
+        try:
+            await self._slots[0].start()
+        except SlotDied as error:
+            msg = f"{error}. Importing its module must not end the process"
+            raise ConfigurationError(msg) from error
+
+    async def ready(self, handed: int, /) -> None:
+        """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start.
+
+        Those that were handed out and have no process yet take theirs first, so there is one more than they need.
+        """
+        coming = max(handed - (len(self._slots) - len(self._idle)), 0)
+        for slot in self._idle[-1 - coming :][::-1]:
+            await self._up(slot)
+
+    async def _up(self, slot: ProcessSlot) -> None:
+        wait = _FIRST_WAIT
+        while not self._closed.is_set() and slot in self._idle:  # one that a run has taken is started by it
+            try:
+                with self._clock.busy():
+                    await slot.start()
+            except (SlotDied, OSError) as error:
+                if self._closed.is_set():
+                    return  # it was killed by us
+                log().warning("%s; trying again in %.1f s", error, wait)
+                with suppress(TimeoutError):
+                    async with self._clock.timeout(wait):
+                        await self._closed.wait()
+                wait = min(wait * 2, _LAST_WAIT)
+            else:
+                break
+
+    async def run(self, ctx: Context) -> Any:
+        slot = self._idle.pop()
+        message = ctx.delivery.message
+        wants_result = message.reply_to is not None
+        request = SlotRequest(queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result)
+        try:
+            with self._clock.busy():
+                result = await slot.run(request)
+        except BaseException as error:
+            self._idle.insert(0, slot)  # its process has gone: the next run takes one that is up
+            if isinstance(error, SlotDied):
+                raise Ended(Outcome(Happened.CRASHED, Failure.of(error))) from error
+            raise
+        self._idle.append(slot)
+        if result.outcome.happened is not Happened.SUCCEEDED:
+            raise Ended(result.outcome)
+        return Encoded((result.body, result.content_type or "")) if result.body is not None else None
+
+    async def close(self) -> None:
+        self._closed.set()
+        await asyncio.gather(*(slot.close() for slot in self._slots))

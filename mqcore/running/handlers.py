@@ -1,0 +1,192 @@
+"""What `@app.consumer` registers: a handler, its queue and its settings, checked at import and not per message."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from mqcore.clock import seconds
+from mqcore.errors import ConfigurationError
+from mqcore.queue import DLQ, Queue
+from mqcore.rules.checks import check_count, check_flag, check_options, check_seconds, check_text
+from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
+from mqcore.running.signatures import Signature, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from mqcore.messages.codec import Payload
+
+__all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
+
+_TIMEOUT, _CONCURRENCY, _LEASE, _LINGER = 300.0, 10, 30.0, 0.2
+
+
+class _AnyHandler(TypedDict, total=False):
+    retry: RetryPolicy
+    concurrency: int
+    prefetch: int
+    timeout: float | timedelta | None
+    lease: float
+    after_crash: AfterCrash
+    name: str
+
+
+class ConsumerOptions(_AnyHandler, total=False):
+    """How a handler is run.
+
+    `retry`: the policy, in place of the queue's own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
+    may be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `process`:
+    run a blocking handler in a killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
+    `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a message alone from the second
+    time on that its consumer died, `"count"` takes each such death for a failed attempt and never isolates (G4). `name`:
+    for logs and metrics, the function's own by default.
+    """
+
+    process: bool
+    ack_first: bool
+
+
+class BatchOptions(_AnyHandler, total=False):
+    """How a batch handler is run: as `ConsumerOptions`, and `linger`: seconds to wait for more after the first item, 0.2.
+
+    `process` and `ack_first` do not go with a batch, whose items are settled apart.
+    """
+
+    linger: float
+
+
+class HandlerOptions(ConsumerOptions, BatchOptions, total=False):
+    """All of them. `batch`: call with a list of up to so many items."""
+
+    batch: int
+
+
+@dataclass(frozen=True)
+class HandlerSpec:
+    """One registered handler. Raises `ConfigurationError` for a handler or setting that could not work."""
+
+    queue: Queue[Any]
+    call: Callable[..., Any]
+    options: HandlerOptions
+    mode: Literal["async", "thread", "process"] = "async"
+    takes_context: bool = False
+    concurrency: int = _CONCURRENCY
+    prefetch: int = 2 * _CONCURRENCY
+    timeout: float | None = _TIMEOUT
+    batch: int = 0
+    linger: float = 0.2
+    lease: float = _LEASE
+    after_crash: AfterCrash = "isolate"
+    ack_first: bool = False
+    name: str = ""
+    retry: RetryPolicy | None = field(default=None)
+
+    @property
+    def payload(self) -> Payload[Any]:
+        """What the queue carries."""
+        return self.queue.payload
+
+    @property
+    def longest_hold(self) -> float:
+        """How long a message may be held at most, in seconds: all that was fetched before it runs into its time limit."""
+        rounds = math.ceil(self.prefetch / (self.concurrency * max(self.batch, 1)))
+        return math.inf if self.timeout is None else rounds * self.timeout
+
+    def with_concurrency(self, concurrency: int) -> HandlerSpec:
+        """Return the same handler with another concurrency, and its prefetch to match unless that was set."""
+        options: HandlerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
+        return HandlerSpec.of(self.queue, self.call, options)
+
+    @classmethod
+    def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions) -> HandlerSpec:
+        """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
+        name = check_text("name", options.get("name", name_of(call)), f"handler {name_of(call)}")
+        where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
+        check_options(options, HandlerOptions, where)
+        _check_numbers(options, where)
+        for flag in ("process", "ack_first"):
+            check_flag(flag, options.get(flag, False), where)
+        batch = options.get("batch", 0)
+        signature = Signature.of(call, where, batched=bool(batch), process=bool(options.get("process")))
+        if isinstance(queue, str):
+            queue = _queue_for(queue, signature, where)
+        signature.check_payload(queue.payload.kind, where)
+        concurrency = options.get("concurrency", _CONCURRENCY)
+        timeout = options.get("timeout", _TIMEOUT)
+        spec = cls(
+            queue=queue,
+            call=call,
+            options=options,
+            mode="process" if options.get("process") else "async" if signature.is_async else "thread",
+            takes_context=signature.takes_context,
+            concurrency=concurrency,
+            prefetch=max(options.get("prefetch", 2 * concurrency), batch),
+            timeout=None if timeout is None else seconds(timeout),
+            batch=batch,
+            linger=seconds(options.get("linger", _LINGER)),
+            lease=seconds(options.get("lease", _LEASE)),
+            after_crash=check_after_crash(options.get("after_crash", "isolate"), where),
+            ack_first=options.get("ack_first", False),
+            name=name,
+            retry=options.get("retry"),
+        )
+        spec._check(where)
+        return spec
+
+    def _check(self, where: str) -> None:
+        checks = [
+            (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
+            (
+                bool(self.batch) and self.mode == "process",
+                "a batch handler cannot run in a process: its items could not be settled there",
+            ),
+            (
+                bool(self.batch) and self.ack_first,
+                "a batch handler settles its items itself; ack_first does not go with it",
+            ),
+            (
+                self.retry is not None and not isinstance(self.retry, RetryPolicy),
+                f"retry={self.retry!r:.60} is not a RetryPolicy; give RetryPolicy(max_attempts=…)",
+            ),
+            (self.mode == "process" and not _importable(self.call), _NESTED),
+            (
+                "linger" in self.options and not self.batch,
+                "linger= is for batch handlers; give batch= too, or leave it out",
+            ),
+        ]
+        for wrong, why in checks:
+            if wrong:
+                msg = f"{where}: {why}"
+                raise ConfigurationError(msg)
+
+
+_NESTED = "process=True needs a function at the top level of a module: its process imports it by name"
+
+
+def _check_numbers(options: HandlerOptions, where: str) -> None:
+    for name in ("concurrency", "prefetch", "batch"):
+        check_count(name, options.get(name, 1), where)
+    check_seconds("lease", options.get("lease", _LEASE), where)
+    check_seconds("linger", options.get("linger", _LINGER), where, zero=True)
+    if (timeout := options.get("timeout", _TIMEOUT)) is not None:  # None is no limit
+        check_seconds("timeout", timeout, where)
+
+
+def _importable(call: Callable[..., Any]) -> bool:
+    """Whether it has a name by which another process finds it: no lambda, nothing nested, no bound method."""
+    return inspect.isfunction(call) and "<" not in call.__qualname__
+
+
+def _queue_for(name: str, signature: Signature, where: str) -> Queue[Any]:
+    """A bare name takes its payload type from the handler's annotation; an existing dead-letter queue is adopted."""
+    if signature.unreadable:
+        raise ConfigurationError(
+            f"{where}: the annotation of {signature.first!r} cannot be read ({signature.unreadable}). "
+            "Pass a Queue(...) with its type instead"
+        )
+    payload = bytes if signature.payload is None else signature.payload
+    return Queue(name, payload, declare=not name.endswith(DLQ))

@@ -1,0 +1,291 @@
+"""The child of a `process=True` handler: what runs in it, and what passes between it and its parent.
+
+A message comes as one frame: the lengths of a header and a body, the header as JSON, the body as it is. The child
+decodes the body by the handler's own payload type, calls the handler, and answers with one frame that says what
+happened. Nothing else is ever read or written there, nothing in a frame is executed, and which handler to run is said
+once, by the parent, at the start.
+
+Beside the handler a thread reads the frames, so that the end of the parent is noticed while the handler runs, and ends
+the child. What a handler prints goes to standard error: the descriptor that carries the frames is not one that it
+knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import faulthandler
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+
+from mqcore.config.plugins import default_plugins
+from mqcore.consuming.context import Facts
+from mqcore.errors import ConfigurationError
+from mqcore.messages.codec import Codecs, encode_any
+from mqcore.messages.delivery import Delivery
+from mqcore.messages.message import Message
+from mqcore.rules.outcomes import outcome_of, outcome_of_decoding
+from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.running.signals import ignore_stop_signals
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["FRAME", "SlotRequest", "SlotResult", "frame", "invoke", "load", "main"]
+
+FRAME = struct.Struct("!II")
+"""What a frame begins with: bytes of its header, bytes of its body."""
+_SCRIPT = "__mp_main__"
+"""The name of the program in the child, where what is below `if __name__ == "__main__"` must not run.
+
+It is the name that multiprocessing gives to the program in a child that it spawns, so what a handler pickles is found there.
+"""
+_PART = 256 * 1024
+"""Bytes to read at once: more than a socket holds."""
+_FACTS = (
+    "id",
+    "content_type",
+    "encoding",
+    "headers",
+    "priority",
+    "attempt",
+    "published_at",
+    "correlation_id",
+    "redriven",
+)
+
+Header = dict[str, Any]
+
+
+def frame(header: Header, body: bytes = b"") -> bytes:
+    """Return header and body as they go through the channel."""
+    text = json.dumps(header).encode()
+    return FRAME.pack(len(text), len(body)) + text + body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRequest:
+    """One message for a handler in a child.
+
+    `queue` is the base queue. Of `message` only what a handler may see crosses over. `wants_result`: whether what the
+    handler returns is encoded and sent back, for a reply.
+    """
+
+    queue: str
+    message: Message
+    redelivered: bool = False
+    wants_result: bool = False
+
+    def frame(self) -> bytes:
+        """Return the frame that `unframed` reads."""
+        header = {name: getattr(self.message, name) for name in _FACTS}
+        header["headers"] = dict(self.message.headers)
+        rest = {"queue": self.queue, "redelivered": self.redelivered, "wants_result": self.wants_result}
+        return frame(header | rest, self.message.body)
+
+    @classmethod
+    def unframed(cls, header: Header, body: bytes) -> SlotRequest:
+        """Return the request in a frame."""
+        message = Message(body=body, **{name: header.pop(name) for name in _FACTS})
+        return cls(message=message, **header)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotResult:
+    """What happened in the child. `body` is what the handler returned, None when that was not wanted or was None."""
+
+    outcome: Outcome
+    body: bytes | None = None
+    content_type: str | None = None
+
+    def frame(self) -> bytes:
+        """Return the frame that `unframed` reads."""
+        failure = self.outcome.failure
+        header: Header = {"happened": self.outcome.happened.value, "delay": self.outcome.delay}
+        if failure is not None:
+            header["failure"] = [failure.types, failure.text, failure.traceback, failure.members]
+        if self.body is not None:
+            header["content_type"] = self.content_type
+        return frame(header, self.body or b"")
+
+    @classmethod
+    def unframed(cls, header: Header, body: bytes) -> SlotResult:
+        """Return the result in a frame."""
+        failure = None
+        if (found := header.get("failure")) is not None:
+            types, text, traceback, members = found
+            failure = Failure(tuple(types), text, traceback, tuple(map(tuple, members)))
+        outcome = Outcome(Happened(header["happened"]), failure, header["delay"])
+        kind = header.get("content_type")
+        return cls(outcome=outcome, body=None if kind is None else body, content_type=kind)
+
+
+class _Payload(Protocol):
+    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None, /) -> object: ...
+
+
+class HandlerSpec(Protocol):
+    """What the App's decorator leaves on a handler as `__mqcore__`, as far as a child needs it."""
+
+    @property
+    def payload(self) -> _Payload:
+        """The payload type of the handler's queue."""
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether its second argument is the context."""
+
+
+class SlotContext(Facts):
+    """The context of a handler in a process of its own: facts only."""
+
+    def publish(self, *_: object, **__: object) -> NoReturn:
+        """Raise `ConfigurationError`: the broker's connection is in the parent."""
+        msg = "publish from process=True handlers is not possible: return the value or use a thread handler"
+        raise ConfigurationError(msg)
+
+    def request(self, *_: object, **__: object) -> NoReturn:
+        """Raise `ConfigurationError`: as `publish`."""
+        msg = "request from process=True handlers is not possible: use an async handler and a broker of its own"
+        raise ConfigurationError(msg)
+
+
+Run = Callable[[Awaitable[Any]], Any]
+
+
+def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, run: Run) -> SlotResult:
+    """Decode, call, and say what happened; never raises, whatever the handler does.
+
+    `run` runs what an async handler returns. Core adapts the child to its handlers here and nowhere else.
+    """
+    spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # load has made sure that it is there
+    message = request.message
+    try:
+        payload = spec.payload.decode(message.body, message.content_type, codecs, message.encoding)
+    except BaseException as error:  # noqa: BLE001 - a payload type is user code too
+        return SlotResult(outcome=outcome_of_decoding(error))
+    context = SlotContext(request.queue, Delivery(message, b"", redelivered=request.redelivered))
+    arguments = (payload, context) if spec.takes_context else (payload,)
+    try:
+        value = contextvars.copy_context().run(handler, *arguments)
+        if inspect.isawaitable(value):
+            value = run(value)
+        if value is None or not request.wants_result:
+            return SlotResult(outcome=Outcome(Happened.SUCCEEDED))
+        body, content_type = encode_any(value, codecs)
+        return SlotResult(outcome=Outcome(Happened.SUCCEEDED), body=body, content_type=content_type)
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures, not the child's end
+        return SlotResult(outcome=outcome_of(error))
+
+
+def load(target: str, script: str | None) -> Callable[..., Any]:
+    """Import the handler named by `target`, "module:qualname"; with `script`, from that file in place of the module.
+
+    Raises whatever the import raises, and `ConfigurationError` when what is found there is not a handler.
+    """
+    name, _, qualname = target.partition(":")
+    found: Any = importlib.import_module(name) if script is None else _import_script(script)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not callable(found) or not hasattr(found, "__mqcore__"):
+        msg = (
+            f"{target!r} is not registered as a handler where its module alone has been imported: "
+            "decorate it with @app.consumer(..., process=True) in that module, and leave its name to it"
+        )
+        raise ConfigurationError(msg)
+    return cast("Callable[..., Any]", found)
+
+
+def _import_script(path: str) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader(_SCRIPT, path)
+    spec = importlib.util.spec_from_file_location(_SCRIPT, path, loader=loader)
+    if spec is None:
+        msg = f"{path!r} is not a Python source file"
+        raise ConfigurationError(msg)
+    module = importlib.util.module_from_spec(spec)
+    module.__spec__ = None  # as in a script: multiprocessing then runs the file again in a child that it spawns
+    sys.modules[_SCRIPT] = sys.modules["__main__"] = module
+    loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Be the child: read what to run, say that it is ready, then answer frame after frame until the parent ends."""
+    channel = _take_channel()
+    frames: SimpleQueue[tuple[bytes, bytes]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(channel, frames), name="mqcore-parent", daemon=True).start()
+    start: Header = json.loads(frames.get()[0])
+    sys.argv = start["argv"]
+    try:
+        handler = load(start["target"], start["script"])
+        codecs = default_plugins().codecs(start["codecs"]).bounded(start["most"])
+    except BaseException as error:  # noqa: BLE001 - whatever an import raises, SystemExit too, is for the parent to report
+        failure = Failure.of(error)
+        channel.sendall(frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback}))
+        return
+    channel.sendall(frame({"refused": None}))
+    runner = asyncio.Runner()  # one loop for the child's life: a client that a handler keeps may belong to it
+    while True:
+        header, body = frames.get()
+        request = SlotRequest.unframed(json.loads(header), body)
+        result = invoke(handler, request, codecs, lambda awaitable: _run(awaitable, runner))
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # a handler may have closed or replaced it
+                stream.flush()
+        channel.sendall(result.frame())
+
+
+def _take_channel() -> socket.socket:
+    """Take the channel away from where a handler could find it, and let only the parent end this process."""
+    ignore_stop_signals()
+    faulthandler.enable()
+    channel = socket.socket(fileno=os.dup(0))
+    os.register_at_fork(after_in_child=channel.close)  # or the parent would not notice this child's death
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return channel
+
+
+def _listen(channel: socket.socket, frames: SimpleQueue[tuple[bytes, bytes]]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            header, body = FRAME.unpack(_receive(channel, FRAME.size))
+            frames.put((_receive(channel, header), _receive(channel, body)))
+    # The parent is gone, and with it whoever would have settled the message: end, with what the handler has started.
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _receive(channel: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = channel.recv(min(size, _PART))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _run(awaitable: Awaitable[Any], runner: asyncio.Runner) -> Any:
+    async def wait() -> Any:
+        return await awaitable
+
+    return runner.run(wait(), context=contextvars.copy_context())

@@ -1,0 +1,308 @@
+"""Runs a registered handler: one task a message, from the intake through the middleware to the settlement.
+
+    intake.next() ─► decode ─► middleware ─► executor ─► outcome ─► reply ─► intake.finish
+
+Whatever a handler raises, `SystemExit` included, becomes the outcome of its message and of nothing else (G4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mqcore.consuming.consumer import Received, decoded
+from mqcore.consuming.context import Context
+from mqcore.consuming.grace import CLEANED_UP
+from mqcore.middleware import Middleware, Timeout
+from mqcore.rules.outcomes import outcome_of
+from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.running.executors import Encoded, executor_for
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.consuming.grace import Grace
+    from mqcore.consuming.receiver import Intake
+    from mqcore.consuming.requests import Replies
+    from mqcore.consuming.subscription import Held
+    from mqcore.messages.codec import Codecs
+    from mqcore.publishing.publisher import Publisher
+    from mqcore.running.handlers import HandlerSpec
+
+__all__ = ["Runner"]
+
+_SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
+
+
+class Runner:
+    """One registered handler at work on one intake."""
+
+    def __init__(
+        self,
+        spec: HandlerSpec,
+        intake: Intake,
+        *,
+        publisher: Publisher,
+        replies: Replies,
+        codecs: Codecs,
+        middleware: Sequence[Middleware] = (),
+        state: Any = None,
+    ) -> None:
+        """`middleware` runs around the handler, the first outermost; the time limit is innermost of all."""
+        self.spec = spec
+        self.intake = intake
+        self.handled = 0
+        """How many runs of the handler have ended, however they did."""
+        self.on_ended: Callable[[], None] | None = None
+        self._publisher = publisher
+        self._replies = replies
+        self._codecs = codecs
+        self._state = state
+        self._clock = intake.clock
+        self._events = intake.events
+        self._freed = asyncio.Event()
+        self._executor = executor_for(spec, intake.clock, codecs, self._freed.set)
+        self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
+        self._cancellable: set[asyncio.Task[None]] = set()
+        self._interrupted: set[asyncio.Task[None]] = set()
+        self._grace_is_over = False
+        self._call = self._chain(middleware)
+        intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
+
+    def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
+        """Nest the middlewares once, at start; those that do not override `handle` are not in the way."""
+        around = [one for one in middleware if type(one).handle is not Middleware.handle]
+        if self.spec.timeout is not None:
+            around.append(Timeout(self.spec.timeout, self._clock))
+        call: Callable[[Context], Awaitable[object]] = self._executor.run
+        for one in reversed(around):
+            call = partial(_with_next, one, call)
+        return call
+
+    async def start(self) -> None:
+        """Make ready and subscribe. Raises what prevents it."""
+        await self._executor.start()
+        await self.intake.start()
+
+    async def run(self) -> None:
+        """Start handlers as messages and slots allow, until the intake is stopped. Raises what ended consuming."""
+        while True:
+            while len(self._running) + self._executor.stuck >= self.spec.concurrency and not self.intake.stopped:
+                self._freed.clear()
+                await self._freed.wait()
+            if self.intake.stopped:
+                return
+            await self._executor.ready(len(self._running))
+            if self.spec.batch:
+                batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)
+                work = self._handle_batch(batch)
+            else:
+                held = await self.intake.next()
+                batch = [held] if held is not None else []
+                work = self._handle(held) if held is not None else _nothing()
+            if not batch:
+                work.close()
+                return
+            task = asyncio.create_task(work)
+            self._running[task] = batch
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        batch = self._running.pop(task)
+        for held in batch:
+            self.intake.leave(held)
+        self.handled += 1
+        if self.on_ended is not None:
+            self.on_ended()
+        self._freed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            for held in batch:
+                self.intake.fail(held, error)
+
+    async def _handle(self, held: Held) -> None:
+        if self.intake.stopped:  # stopped since it was picked (G13)
+            self.intake.finish(held, _INTERRUPTED)
+            return
+        if self.spec.ack_first:
+            self.intake.finish(held, _SUCCEEDED)
+            await held.wait_settled()
+            if held.lease_lost or not await held.lane.proven(held):
+                return  # it may come again, and at most once means that no handler has begun it (G2)
+            if not self._may_start_acknowledged(held):
+                return
+        began = self._clock.monotonic()
+        outcome, result = await self._outcome(held)
+        if not self.spec.ack_first:
+            await self._conclude(held, outcome, result, self._clock.monotonic() - began)
+
+    def _may_start_acknowledged(self, held: Held) -> bool:
+        """Look again after the wait for the answer: nothing starts past its expiry or past the grace (G6, G13).
+
+        The message is acknowledged, so one that may not start is gone.
+        """
+        if held.expired(self._clock.monotonic()):
+            reason, error = "expired", "it expired while it was acknowledged, before its handler was started"
+        elif self._grace_is_over:
+            reason, error = (
+                "",
+                "the grace of the worker ended while it was acknowledged, before its handler was started",
+            )
+        else:
+            return True
+        message = held.delivery.message
+        queue = self.spec.queue.name
+        self._events.emit("message.dropped", queue, message.id, message.attempt, reason=reason, error=error)
+        return False
+
+    async def _conclude(self, held: Held, outcome: Outcome, result: object, took: float) -> None:
+        """Reply when this was the last word, then settle: the reply is a successor too (G3)."""
+        message = held.delivery.message
+        if message.reply_to is None:
+            self.intake.finish(held, outcome, seconds=took)
+            return
+        reply: tuple[bytes, str] | None = None
+        if outcome.happened is Happened.SUCCEEDED:
+            try:
+                reply = result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
+                self._replies.check(message, reply[0])
+            except Exception as error:  # noqa: BLE001 - a value of the user's, written by code of his: the handler's failure
+                reply = None
+                outcome = Outcome(Happened.FAILED, Failure.of(error))
+        decision = self.intake.decide(held, outcome)
+        if reply is not None:
+            await self._replies.succeed(message, *reply)
+        elif decision.final:
+            await self._replies.fail(message, decision, outcome)
+        self.intake.finish(held, outcome, decision, seconds=took)
+
+    async def _outcome(self, held: Held) -> tuple[Outcome, object]:
+        """Run the handler once and say what happened, with what it returned."""
+        ctx = Context(self.spec.queue.name, held.delivery, self._publisher, self._state)
+        if self.spec.mode != "process":
+            ctx.payload = decoded(self.spec.queue, held, self._codecs)
+            if isinstance(ctx.payload, Outcome):
+                return ctx.payload, None
+        return await self._watched([held], ctx)
+
+    async def _watched(self, batch: Sequence[Held], ctx: Context) -> tuple[Outcome, object]:
+        """Run the chain in a task that a drain or a lost lease may cancel, and nobody else."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - we are in one
+        for held in batch:
+            held.on_lost = partial(self._lost, task, ctx, held)
+            if self.spec.timeout is not None:
+                held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
+            self._events.emit("message.started", self.spec.queue.name, held.delivery.message.id, held.delivery.attempt)
+        self._cancellable.add(task)
+        ending: tuple[Outcome, object]
+        try:
+            ending = _SUCCEEDED, await self._call(ctx)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
+            interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
+            ending = _INTERRUPTED if interrupted else outcome_of(error), None  # who cancels itself has failed (G4)
+        self._cancellable.discard(task)
+        self._interrupted.discard(task)
+        for held in batch:
+            held.on_lost = None
+        await _at_rest(task)
+        return ending
+
+    def _interrupt(self, task: asyncio.Task[None]) -> None:
+        self._interrupted.add(task)
+        task.cancel()
+
+    def _lost(self, task: asyncio.Task[None], ctx: Context, held: Held) -> None:
+        """The lease is gone: an async handler is cancelled, a thread can only be told (G5). Nobody waits for it at the gate."""
+        ctx.lose_lease()
+        self.intake.leave(held)
+        if self.spec.mode == "async" and task in self._cancellable:
+            self._interrupt(task)
+
+    def finish(self, held: Held, outcome: Outcome) -> None:
+        """Settle one item of a batch by itself, and answer its request."""
+        if held.delivery.message.reply_to is None:
+            self.intake.finish(held, outcome)
+        else:
+            held.lane.spawn(self._concluded(held, outcome))
+
+    async def _concluded(self, held: Held, outcome: Outcome, took: float = 0.0) -> None:
+        """Conclude one item of a batch. An error of ours is the end of this message and of no other."""
+        try:
+            await self._conclude(held, outcome, None, took)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
+            self.intake.fail(held, error)
+
+    async def _handle_batch(self, batch: Sequence[Held]) -> None:
+        """Run the handler with a list; what it has not settled itself shares the outcome."""
+        if self.intake.stopped:  # as in `_handle`
+            for held in batch:
+                self.intake.finish(held, _INTERRUPTED)
+            return
+        began = self._clock.monotonic()
+        items: list[Received[Any]] = []
+
+        for held in batch:
+            try:
+                value = decoded(self.spec.queue, held, self._codecs)
+            except Exception as error:  # noqa: BLE001 - as in `_concluded`
+                self.intake.fail(held, error)
+                continue
+            if isinstance(value, Outcome):
+                await self._concluded(held, value)
+            else:
+                items.append(Received(self.spec.queue.name, held, value, self, self._state))
+
+        if not items:
+            return
+        ctx = Context(self.spec.queue.name, items[0].held.delivery, self._publisher, self._state)
+        ctx.payload = items
+        outcome, _ = await self._watched([item.held for item in items], ctx)
+        took = self._clock.monotonic() - began
+        for item in items:
+            if not item.finished:
+                item.finished = True
+                await self._concluded(item.held, outcome, took)
+
+    def halt(self) -> None:
+        """Start nothing from now on. `drain` does the rest."""
+        self.intake.halt()
+        self._freed.set()
+
+    async def drain(self, grace: Grace) -> int:
+        """Let running handlers end within the grace, then release what is unfinished; how many those were (G13).
+
+        What remains of the grace is for the broker's answers to their settlements.
+        """
+        await self.intake.stop()
+        self._freed.set()
+        await grace.wait(tuple(self._running), 0.0)
+
+        self._grace_is_over = True
+        left = list(self._running)
+        for task in self._cancellable & set(left):
+            self._interrupt(task)
+        if left:
+            await grace.wait(left, CLEANED_UP)
+
+        await self.intake.close(grace)
+        await self._executor.close()
+        return len(left)
+
+
+async def _nothing() -> None:
+    """What runs when there is no message."""
+
+
+async def _at_rest(task: asyncio.Task[None]) -> None:
+    """Let no cancellation that was the handler's reach what comes after it: the settlement."""
+    if task.cancelling():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
+        while task.cancelling():
+            task.uncancel()
+
+
+async def _with_next(one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context) -> object:
+    return await one.handle(ctx, call_next)
