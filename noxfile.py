@@ -1,8 +1,9 @@
 """The front door: `python3 noxfile.py -s NAME` runs one session, on a machine that has Python and nothing else.
 
-Run as a script, this file makes an environment with nox in it (`.nox/front-door`, once) and hands its arguments over:
-`python3 noxfile.py -s demo -- --url memory://`, `python3 noxfile.py --list`. Each session has an environment of its
-own, which is kept, and installed again only when pyproject.toml has changed.
+Run as a script, this file makes an environment with nox in it (`.nox/front-door`, once) and hands
+its arguments over: `python3 noxfile.py -s demo -- --url memory://`, `python3 noxfile.py --list`.
+Each session has an environment of its own, which is kept, and installed again only when
+pyproject.toml has changed.
 """
 
 import hashlib
@@ -19,15 +20,22 @@ NOX = "nox>=2025.2.9"
 def front_door(arguments: list[str]) -> None:
     """Become nox, in an environment of its own; never return."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is the one file that an older Python may be asked to run
-        sys.exit(f"mqcore needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})")
+        sys.exit(
+            f"mqcore needs Python 3.11 or newer; this is {sys.version.split()[0]} "
+            f"({sys.executable})"
+        )
     environment = ROOT / ".nox" / "front-door"
     python, stamp = environment / "bin" / "python", environment / "installed"
     wanted = f"{NOX} on {sys.version}"
     if not stamp.is_file() or stamp.read_text() != wanted:
         print("noxfile.py: making .nox/front-door (once)", file=sys.stderr)
         make = [sys.executable, "-m", "venv", "--clear", str(environment)]
-        if subprocess.call(make) or subprocess.call([str(python), "-m", "pip", "install", "--quiet", NOX]):
-            sys.exit("noxfile.py: could not make an environment with nox; what failed is shown above")
+        if subprocess.call(make) or subprocess.call(
+            [str(python), "-m", "pip", "install", "--quiet", NOX]
+        ):
+            sys.exit(
+                "noxfile.py: could not make an environment with nox; what failed is shown above"
+            )
         stamp.write_text(wanted)
     os.execv(python, [str(python), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *arguments])  # noqa: S606 - no shell is wanted
 
@@ -45,7 +53,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 TIDY_UP = 70.0
 """Seconds that tests have to remove what they started, after Ctrl-C or SIGTERM."""
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # nox ends its sessions at Ctrl-C, and is killed by SIGTERM
+signal.signal(
+    signal.SIGTERM, signal.default_int_handler
+)  # nox ends its sessions at Ctrl-C, and is killed by SIGTERM
 
 PYPROJECT = ROOT / "pyproject.toml"
 GROUPS = nox.project.load_toml(PYPROJECT)
@@ -64,11 +74,13 @@ def install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, or those that are named: `-s tests -- tests/unit -k retry`.
 
-    All of them take a broker of each kind, where one can be had, and run those on brokers side by side; options for every pytest
-    are written in one word, `-s tests -- --mqcore-brokers=local --mqcore-contract-reports=reports`.
+    All of them take a broker of each kind, where one can be had, and run those on brokers side by
+    side; options for every pytest are written in one word, `-s tests -- --mqcore-brokers=local
+    --mqcore-contract-reports=reports`.
     """
     install(session, "tests")
-    # it passes a signal on to the tests, which then remove their containers; nox would kill it after half a second
+    # it passes a signal on to the tests, which then remove their containers; nox would kill it
+    # after half a second
     session.run("python", "tests/side_by_side.py", *session.posargs, terminate_timeout=TIDY_UP)
 
 
@@ -107,7 +119,9 @@ def mutants(session: nox.Session) -> None:
 def campaign(session: nox.Session) -> None:
     """Restart workers under load while answers are late: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`."""
     install(session, "tests")
-    session.run("python", "tests/campaigns/rolling_restarts.py", *(session.posargs or ["redis", "rabbitmq"]))
+    session.run(
+        "python", "tests/campaigns/rolling_restarts.py", *(session.posargs or ["redis", "rabbitmq"])
+    )
 
 
 @nox.session
@@ -134,7 +148,9 @@ def package(session: nox.Session) -> None:
     wheel = max(Path(wheels).glob("*.whl"), key=lambda path: path.stat().st_mtime)
     session.install("--quiet", "--force-reinstall", str(wheel))
     session.chdir(wheels)
-    session.run("python", "-W", "error", "-c", "import mqcore, mqcore_memory; print(mqcore.__file__)")
+    session.run(
+        "python", "-W", "error", "-c", "import mqcore, mqcore_memory; print(mqcore.__file__)"
+    )
 
 
 @nox.session(venv_backend="none")

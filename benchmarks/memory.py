@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [messages]
 
-Figures are medians of interleaved rounds inside one run; compare ratios, not absolute figures of two machines.
+Figures are medians of interleaved rounds inside one run; compare ratios, not absolute figures of
+two machines.
 """
 
 import asyncio
@@ -44,7 +45,9 @@ async def bare(count: int) -> float:
     return time.perf_counter() - began
 
 
-async def handled(count: int, publish: Callable[[Broker, Queue[Order], int], Awaitable[None]]) -> float:
+async def handled(
+    count: int, publish: Callable[[Broker, Queue[Order], int], Awaitable[None]]
+) -> float:
     """Publish `count` messages while a worker handles them; until the last is handled."""
     orders = Queue("orders", Order)
     app = App("bench")
@@ -65,7 +68,9 @@ async def handled(count: int, publish: Callable[[Broker, Queue[Order], int], Awa
         return time.perf_counter() - began
 
 
-async def publish_only(count: int, publish: Callable[[Broker, Queue[Order], int], Awaitable[None]]) -> float:
+async def publish_only(
+    count: int, publish: Callable[[Broker, Queue[Order], int], Awaitable[None]]
+) -> float:
     """Publish without a consumer."""
     orders = Queue("orders", Order)
     async with Broker.connect(memory_url()) as broker:
@@ -95,10 +100,14 @@ async def in_batches(broker: Broker, orders: Queue[Order], count: int) -> None:
 
 async def main(count: int) -> None:
     """Print a line for each way."""
-    ways: dict[str, Callable[[], Awaitable[float]]] = {"bare asyncio.Queue and json": lambda: bare(count)}
+    ways: dict[str, Callable[[], Awaitable[float]]] = {
+        "bare asyncio.Queue and json": lambda: bare(count)
+    }
     for publish in (one_by_one, concurrently, in_batches):
         ways[f"publish, {publish.__name__}"] = lambda publish=publish: publish_only(count, publish)  # type: ignore[misc]  # bound now
-        ways[f"publish to handled, {publish.__name__}"] = lambda publish=publish: handled(count, publish)  # type: ignore[misc]  # as above
+        ways[f"publish to handled, {publish.__name__}"] = lambda publish=publish: handled(
+            count, publish
+        )  # type: ignore[misc]  # as above
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
@@ -106,7 +115,9 @@ async def main(count: int) -> None:
     base = statistics.median(taken["bare asyncio.Queue and json"])
     for name, times in taken.items():
         middle = statistics.median(times)
-        print(f"{name:40} {middle / count * 1e6:7.1f} us a message   {middle / base:5.1f} times bare")
+        print(
+            f"{name:40} {middle / count * 1e6:7.1f} us a message   {middle / base:5.1f} times bare"
+        )
 
 
 if __name__ == "__main__":

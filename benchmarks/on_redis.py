@@ -2,8 +2,9 @@
 
     python benchmarks/on_redis.py redis://127.0.0.1:6379/0 [messages]
 
-A list is what no safe queue can beat: nothing is leased, remembered, sorted or given back. Figures are medians of interleaved
-rounds inside one run; compare ratios, not absolute figures of two machines. CPU is the client's.
+A list is what no safe queue can beat: nothing is leased, remembered, sorted or given back. Figures
+are medians of interleaved rounds inside one run; compare ratios, not absolute figures of two
+machines. CPU is the client's.
 """
 
 import asyncio
@@ -109,7 +110,9 @@ async def queue_of(url: str) -> AsyncIterator[tuple[RedisBackend, str]]:
 
 def out(name: str) -> Outgoing:
     """Make a message."""
-    return Outgoing(name, Message(id=new_id(), body=BODY, content_type="application/json", published_at=1.7e9))
+    return Outgoing(
+        name, Message(id=new_id(), body=BODY, content_type="application/json", published_at=1.7e9)
+    )
 
 
 async def driver_one_by_one(url: str, count: int) -> tuple[float, float]:

@@ -3,8 +3,9 @@
     python benchmarks/rabbitmq.py amqp://guest:guest@127.0.0.1:5672/ [messages]
 
 Plain pika publishes without ids and without asking what became of a message, and drains with one
-acknowledgement each 200: what no safe queue can beat. Figures are medians of interleaved rounds inside one run; compare ratios, not
-absolute figures of two machines. CPU is the client's, in milliseconds for a thousand messages.
+acknowledgement each 200: what no safe queue can beat. Figures are medians of interleaved rounds
+inside one run; compare ratios, not absolute figures of two machines. CPU is the client's, in
+milliseconds for a thousand messages.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ Timed = tuple[float, float]
 
 def options(url: str) -> RabbitOptions:
     """Read the one option that matters here."""
-    return RabbitOptions.model_validate({"durability": "machine"} if "durability=machine" in url else {})
+    return RabbitOptions.model_validate(
+        {"durability": "machine"} if "durability=machine" in url else {}
+    )
 
 
 class Plain:
@@ -34,7 +37,9 @@ class Plain:
 
     def __init__(self, url: str, queue: str, *, quorum: bool) -> None:
         self.queue = queue
-        self.connection = pika.BlockingConnection(parameters(url.partition("?")[0], RabbitOptions())[0])
+        self.connection = pika.BlockingConnection(
+            parameters(url.partition("?")[0], RabbitOptions())[0]
+        )
         self.channel = self.connection.channel()
         kind = {"x-queue-type": "quorum" if quorum else "classic"}
         self.channel.queue_declare(queue, durable=True, arguments=kind)
@@ -105,7 +110,10 @@ class Ours:
         left = count
         while left > 0:
             got = await consumer.receive(100, 5.0)
-            moves = [Move(it.receipt, Outgoing(f"{self.queue}.dlq", it.message.moved(self.queue))) for it in got]
+            moves = [
+                Move(it.receipt, Outgoing(f"{self.queue}.dlq", it.message.moved(self.queue)))
+                for it in got
+            ]
             await consumer.settle(moves, timeout=10)
             left -= len(got)
         await consumer.close()

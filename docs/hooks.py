@@ -54,7 +54,8 @@ _README = "<!-- README.md -->"
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
-"""JSON reports such as `rabbitmq-4.json`, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`."""
+"""JSON reports such as `rabbitmq-4.json`, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`.
+"""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -97,8 +98,14 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if _CAPABILITIES in markdown:
         markdown = markdown.replace(_CAPABILITIES, capability_table([_report().data()]))
     if _SIDE_BY_SIDE in markdown:
-        markdown = markdown.replace(_SIDE_BY_SIDE, capability_table([_report().data(), *_reports().values()]))
-    markdown = _moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri) if "](../" in markdown else markdown
+        markdown = markdown.replace(
+            _SIDE_BY_SIDE, capability_table([_report().data(), *_reports().values()])
+        )
+    markdown = (
+        _moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+        if "](../" in markdown
+        else markdown
+    )
     return _FENCE.sub(r"\1python", markdown)
 
 
@@ -126,7 +133,9 @@ def _moved(text: str, place: str, target: str) -> str:
 def _report() -> Report:
     """Run the whole contract on `memory://`, once in a build."""
     results = run_contract(MemoryHarness)
-    capabilities = next(result.capabilities for result in results if result.capabilities is not None)
+    capabilities = next(
+        result.capabilities for result in results if result.capabilities is not None
+    )
     return Report(results, capabilities, capabilities.server, whole=True)
 
 
@@ -136,11 +145,17 @@ def _failed() -> list[str]:
 
 def _reports() -> dict[Path, dict[str, Any]]:
     """Return what the runs on backends with a server have left, by file."""
-    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(REPORTS.glob("*.json"))}
+    return {
+        path: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(REPORTS.glob("*.json"))
+    }
 
 
 def _decisions() -> str:
-    told = "What was decided, why, and what was decided against. None is rewritten; a later one may replace an earlier."
+    told = (
+        "What was decided, why, and what was decided against. None is rewritten; a later one "
+        "may replace an earlier."
+    )
     lines = ["# Decisions", "", told, ""]
     for path in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
@@ -150,11 +165,18 @@ def _decisions() -> str:
 
 def _forgotten() -> Iterator[str]:
     """Yield the public names that the reference neither shows nor, in the seam's page, names."""
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
-    shown = {name for text in pages.values() for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    pages = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (ROOT / "docs" / "reference").glob("*.md")
+    }
+    shown = {
+        name for text in pages.values() for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)
+    }
     for module in PACKAGES:
         for name in import_module(module).__all__:
-            if f"{module}.{name}" not in shown and not (module == "mqcore.spi" and f"`{name}`" in pages["spi"]):
+            if f"{module}.{name}" not in shown and not (
+                module == "mqcore.spi" and f"`{name}`" in pages["spi"]
+            ):
                 yield f"{module}.{name}"
 
 
@@ -163,7 +185,9 @@ def _commands() -> str:
     app = application(plugins=False)
     lines = ["# The command line", "", "What `mqcore --help`, and that of each command, says.", ""]
     for words in _each(typer.main.get_command(app), ()):
-        shown = CliRunner().invoke(app, [*words, "--help"], prog_name="mqcore", env={"COLUMNS": "84", "TERM": "dumb"})
+        shown = CliRunner().invoke(
+            app, [*words, "--help"], prog_name="mqcore", env={"COLUMNS": "84", "TERM": "dumb"}
+        )
         text = "\n".join(line.rstrip() for line in shown.output.splitlines()).strip("\n")
         lines += [f"## `{' '.join(('mqcore', *words))}`", "", "```text", text, "```", ""]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """mqcore: one messaging library whose meaning is the same on every broker.
 
-Describe queues, routers and handlers; connect to whichever broker the configuration names. Start with `Queue`, `App` and
-`Broker.connect`. What each call promises is in `docs/semantics.md`, guarantee by guarantee.
+Describe queues, routers and handlers; connect to whichever broker the configuration names. Start
+with `Queue`, `App` and `Broker.connect`. What each call promises is in `docs/semantics.md`,
+guarantee by guarantee.
 """
 
 from mqcore.admin.dead_letters import DeadLetter, DeadLetters, Redriven

@@ -1,4 +1,7 @@
-"""`App`: what an application consumes and routes, as a description. It holds no connection and is nobody's global."""
+"""`App`: what an application consumes and routes, as a description.
+
+It holds no connection and is nobody's global.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ class Registration(Generic[T]):
         self, handler: Callable[[T, Context], Coroutine[Any, Any, R]]
     ) -> Callable[[T, Context], Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, handler: Callable[[T, BlockingContext], R]) -> Callable[[T, BlockingContext], R]: ...
+    def __call__(
+        self, handler: Callable[[T, BlockingContext], R]
+    ) -> Callable[[T, BlockingContext], R]: ...
     def __call__(self, handler: Callable[..., Any]) -> Callable[..., Any]:
         """Register the handler. Raises `ConfigurationError` when it could not work."""
         return self._app.register(self._queue, handler, self._options)
@@ -51,7 +56,9 @@ class BatchRegistration(Generic[T]):
         """Made by `App.consumer` with `batch=`."""
         self._app, self._queue, self._options = app, queue, options
 
-    def __call__(self, handler: Callable[[list[Received[T]]], R]) -> Callable[[list[Received[T]]], R]:
+    def __call__(
+        self, handler: Callable[[list[Received[T]]], R]
+    ) -> Callable[[list[Received[T]]], R]:
         """Register the handler. Raises `ConfigurationError` when it could not work."""
         return self._app.register(self._queue, handler, self._options)
 
@@ -59,8 +66,9 @@ class BatchRegistration(Generic[T]):
 class App:
     """A set of consumers and routers, with what runs around them.
 
-    `name` is for logs. `routers` are declared at connect. `middleware` runs around every handler, the first outermost. `lifespan`
-    is an async context manager function that a Worker enters with its broker before it consumes; what it yields is `ctx.state`.
+    `name` is for logs. `routers` are declared at connect. `middleware` runs around every handler,
+    the first outermost. `lifespan` is an async context manager function that a Worker enters with
+    its broker before it consumes; what it yields is `ctx.state`.
     """
 
     def __init__(
@@ -80,27 +88,37 @@ class App:
 
     def __repr__(self) -> str:
         """Name and what it consumes."""
-        return f"App({self.name!r}, consumes {', '.join(spec.queue.name for spec in self.handlers) or 'nothing'})"
+        return (
+            f"App({self.name!r}, consumes "
+            f"{', '.join(spec.queue.name for spec in self.handlers) or 'nothing'})"
+        )
 
     @overload
     def consumer(self, queue: Queue[T], **options: Unpack[ConsumerOptions]) -> Registration[T]: ...
     @overload
     def consumer(self, queue: str, **options: Unpack[ConsumerOptions]) -> Registration[Any]: ...
     @overload
-    def consumer(self, queue: Queue[T], *, batch: int, **options: Unpack[BatchOptions]) -> BatchRegistration[T]: ...
+    def consumer(
+        self, queue: Queue[T], *, batch: int, **options: Unpack[BatchOptions]
+    ) -> BatchRegistration[T]: ...
     @overload
-    def consumer(self, queue: str, *, batch: int, **options: Unpack[BatchOptions]) -> BatchRegistration[Any]: ...
-    def consumer(self, queue: Any, **options: Unpack[HandlerOptions]) -> Registration[Any] | BatchRegistration[Any]:
+    def consumer(
+        self, queue: str, *, batch: int, **options: Unpack[BatchOptions]
+    ) -> BatchRegistration[Any]: ...
+    def consumer(
+        self, queue: Any, **options: Unpack[HandlerOptions]
+    ) -> Registration[Any] | BatchRegistration[Any]:
         """Decorate the handler of a queue; for the options see `ConsumerOptions`, and `BatchOptions` for a handler of batches.
 
-        A bare name declares the queue with its defaults and takes the payload type from the handler's first annotation. With
-        `batch` the handler gets a list of up to so many received items, and may settle each; those that it does not settle share
-        what becomes of its run.
+        A bare name declares the queue with its defaults and takes the payload type from the
+        handler's first annotation. With `batch` the handler gets a list of up to so many received
+        items, and may settle each; those that it does not settle share what becomes of its run.
         """
         if callable(queue):
             name = getattr(queue, "__name__", type(queue).__name__)
             raise ConfigurationError(
-                f"app {self.name!r}: @app.consumer needs the queue that {name} handles: @app.consumer(queue)"
+                f"app {self.name!r}: @app.consumer needs the queue that {name} handles: "
+                "@app.consumer(queue)"
             )
 
         kind = BatchRegistration if "batch" in options else Registration
@@ -109,10 +127,16 @@ class App:
     def register(
         self, queue: Queue[Any] | str, handler: Callable[..., Any], options: HandlerOptions
     ) -> Callable[..., Any]:
-        """Register a handler without decorating it, and return it unchanged. Raises `ConfigurationError`."""
+        """Register a handler without decorating it, and return it unchanged.
+
+        Raises `ConfigurationError`.
+        """
         spec = HandlerSpec.of(queue, handler, options)
         if any(other.queue.name == spec.queue.name for other in self.handlers):
-            msg = f"app {self.name!r} has a handler for queue {spec.queue.name!r} already; one queue has one handler"
+            msg = (
+                f"app {self.name!r} has a handler for queue {spec.queue.name!r} already; one "
+                "queue has one handler"
+            )
             raise ConfigurationError(msg)
         if spec.mode == "process":
             handler.__mqcore__ = spec  # type: ignore[attr-defined]  # the handler's own process finds its payload type there

@@ -3,8 +3,8 @@
     async with Broker.connect("redis://localhost/0") as broker:
         await broker.publish(orders, Order(id=1), priority=8, delay=30)
 
-It finds the plugin, opens one connection, and puts the parts together: `Publisher`, `Topology`, `Requests`, consumers. Each of
-them is a module of its own; this one holds no policy.
+It finds the plugin, opens one connection, and puts the parts together: `Publisher`, `Topology`,
+`Requests`, consumers. Each of them is a module of its own; this one holds no policy.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ _LEASE = 30.0
 class ConnectOptions(TypedDict, total=False):
     """How to connect, beside the URL.
 
-    `settings`: in place of those read from environment and files. `durability`: what confirmed messages must survive, one of the
-    four words; nothing is demanded by default. `clock`: for tests. `middleware`: outermost first; a `Logging` comes by itself.
-    `limits`: what is refused as too large. `plugins`: where backends and codecs come from. `queues` and `routers`: declared at the
-    connect. `make_backend`: makes the backend in place of URL and plugins, for tests.
+    `settings`: in place of those read from environment and files. `durability`: what confirmed
+    messages must survive, one of the four words; nothing is demanded by default. `clock`: for
+    tests. `middleware`: outermost first; a `Logging` comes by itself. `limits`: what is refused as
+    too large. `plugins`: where backends and codecs come from. `queues` and `routers`: declared at
+    the connect. `make_backend`: makes the backend in place of URL and plugins, for tests.
     """
 
     settings: Settings
@@ -107,12 +108,16 @@ class Health:
 class Broker:
     """A broker, connected; made by `Broker.connect` or `App.connect`.
 
-    It belongs to the event loop that opens it. From another loop every call raises `ConfigurationError` at once, on every backend;
-    `health` and `capabilities` may be read from anywhere. `mqcore.sync.Broker` serves any thread.
+    It belongs to the event loop that opens it. From another loop every call raises
+    `ConfigurationError` at once, on every backend; `health` and `capabilities` may be read from
+    anywhere. `mqcore.sync.Broker` serves any thread.
     """
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
-        """Read the settings and find the plugin; no I/O yet. Raises `ConfigurationError` and `BackendNotFound`."""
+        """Read the settings and find the plugin; no I/O yet.
+
+        Raises `ConfigurationError` and `BackendNotFound`.
+        """
         check_options(options, ConnectOptions, "connecting to the broker")
         settings = options.get("settings") or Settings.load()
         self._clock = options.get("clock") or SystemClock()
@@ -121,7 +126,8 @@ class Broker:
         self._own_backend = options.get("make_backend")
         if url is not None and self._own_backend is not None:
             msg = (
-                "connecting to the broker: a URL says nothing beside make_backend=, which makes the backend. "
+                "connecting to the broker: a URL says nothing beside make_backend=, which makes "
+                "the backend. "
                 "Leave one of them out"
             )
             raise ConfigurationError(msg)
@@ -131,7 +137,9 @@ class Broker:
         self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
         check_kinds("queues", options.get("queues", ()), Queue, "connecting to the broker")
         check_kinds("routers", options.get("routers", ()), Router, "connecting to the broker")
-        check_kinds("middleware", options.get("middleware", ()), Middleware, "connecting to the broker")
+        check_kinds(
+            "middleware", options.get("middleware", ()), Middleware, "connecting to the broker"
+        )
         self.events = Events()
         self.gate = Gate()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
@@ -149,19 +157,27 @@ class Broker:
             codecs=self.codecs,
             limits=limits,
             timeout=settings.publish_timeout,
-            outgoing=[one.outgoing for one in self.middleware if type(one).outgoing is not Middleware.outgoing],
+            outgoing=[
+                one.outgoing
+                for one in self.middleware
+                if type(one).outgoing is not Middleware.outgoing
+            ],
         )
         self.replies = Replies(self._connection, self.publisher, self.codecs)
         self._requests = Requests(self._connection, self.publisher, self.codecs, self._reply_intake)
         self.leaving: Grace | None = None
-        """The grace of a worker that a signal has ended: a `close` that follows ends in time for it."""
+        """The grace of a worker that a signal has ended: a `close` that follows ends in time for it.
+        """
         self._keeper: LeaseKeeper | None = None
         self._consumers: list[Consumer[Any]] = []
         self._intakes: list[Intake] = []
 
     @classmethod
     def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
-        """Return a broker for `async with`. Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`."""
+        """Return a broker for `async with`.
+
+        Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`.
+        """
         return cls(url, **options)
 
     def _make_backend(self) -> Backend:
@@ -175,7 +191,10 @@ class Broker:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         await self.close()
@@ -183,8 +202,9 @@ class Broker:
     async def open(self) -> None:
         """Connect and declare.
 
-        Raises `ConnectionLost` or another `BrokerError` at once when it cannot be done, `DurabilityUnavailable` when the server
-        gives less than asked for, and `TopologyMismatch` when a queue or router exists with other settings.
+        Raises `ConnectionLost` or another `BrokerError` at once when it cannot be done,
+        `DurabilityUnavailable` when the server gives less than asked for, and `TopologyMismatch`
+        when a queue or router exists with other settings.
         """
         await self._connection.open()
         try:
@@ -244,19 +264,23 @@ class Broker:
     def unwrap(self, kind: type[R]) -> R:
         """Return the broker's own client of this class, for what mqcore has no word for.
 
-        `redis.asyncio.Redis` (or `RedisCluster`) on Redis, `pika.connection.Connection` on RabbitMQ, nothing on `memory://`. It is
-        the driver's client and ends when the connection does: ask again after a reconnect. Raises `ConfigurationError` when the
-        backend has no client of this class, `ConnectionLost` while it is not connected.
+        `redis.asyncio.Redis` (or `RedisCluster`) on Redis, `pika.connection.Connection` on
+        RabbitMQ, nothing on `memory://`. It is the driver's client and ends when the connection
+        does: ask again after a reconnect. Raises `ConfigurationError` when the backend has no
+        client of this class, `ConnectionLost` while it is not connected.
         """
         self.check_loop("unwrapping the driver")
         return self._connection.unwrap(kind)
 
-    async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+    async def publish(
+        self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
+    ) -> Receipt:
         """Publish one payload and return when the broker has confirmed it (G1).
 
-        `to` is a `Queue` or `Router`, declared when it is not yet, or the name of an existing queue. For the options see
-        `PublishOptions`. Raises `ValidationError` for a wrong payload or option, `PublishFailed` or one of its kinds when the
-        message is certainly not stored, `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
+        `to` is a `Queue` or `Router`, declared when it is not yet, or the name of an existing
+        queue. For the options see `PublishOptions`. Raises `ValidationError` for a wrong payload or
+        option, `PublishFailed` or one of its kinds when the message is certainly not stored,
+        `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
         """
         return await self.publisher.publish(to, payload, **options)
 
@@ -275,15 +299,25 @@ class Broker:
 
     @overload
     async def request(
-        self, to: Target[T], payload: T, *, result: type[R] | TypeAdapter[R], **options: Unpack[PublishOptions]
+        self,
+        to: Target[T],
+        payload: T,
+        *,
+        result: type[R] | TypeAdapter[R],
+        **options: Unpack[PublishOptions],
     ) -> R: ...
     @overload
-    async def request(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Any: ...
-    async def request(self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]) -> Any:
+    async def request(
+        self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
+    ) -> Any: ...
+    async def request(
+        self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]
+    ) -> Any:
         """Publish and return what the handler returns, as `result` (a type or `TypeAdapter`), else as plain JSON data.
 
-        `timeout` (30 seconds when not given) is the whole request's, and also the ttl of its message. Raises `RemoteError` when the
-        handler failed for good, `RequestTimeout`, and what `publish` raises.
+        `timeout` (30 seconds when not given) is the whole request's, and also the ttl of its
+        message. Raises `RemoteError` when the handler failed for good, `RequestTimeout`, and what
+        `publish` raises.
         """
         return await self._requests.request(to, payload, result, options)
 
@@ -318,9 +352,10 @@ class Broker:
     ) -> Consumer[Any]:
         """Return a consumer for `async with` and `async for`: the pull API.
 
-        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on unsettled messages (G12);
-        `retry` is the policy of `delivery.retry()`; `lease` seconds hold a claim between renewals (G5). `after_crash` says what
-        it means for a message that its consumer died: `"isolate"` or `"count"` (G4).
+        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on
+        unsettled messages (G12); `retry` is the policy of `delivery.retry()`; `lease` seconds hold
+        a claim between renewals (G5). `after_crash` says what it means for a message that its
+        consumer died: `"isolate"` or `"count"` (G4).
         """
         wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
         self.check_loop(f"consuming {wanted!r}")
@@ -331,7 +366,13 @@ class Broker:
 
         async def make_intake() -> Intake:
             intake = await self.intake(
-                wanted, retry, prefetch=prefetch, lease=lease, gate=gate, eager=False, after_crash=after_crash
+                wanted,
+                retry,
+                prefetch=prefetch,
+                lease=lease,
+                gate=gate,
+                eager=False,
+                after_crash=after_crash,
             )
             await intake.start()
             return intake
@@ -353,13 +394,22 @@ class Broker:
     ) -> Intake:
         """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
         self.check_loop(f"consuming {queue!r}")
-        self.codecs.named(queue.payload.codec)  # one that is not allowed is told now, not at the first message
+        self.codecs.named(
+            queue.payload.codec
+        )  # one that is not allowed is told now, not at the first message
         declared = await self._topology.ensure(queue)
         rules = await self._topology.rules(declared, retry, after_crash)
         return self._make_intake(rules, prefetch, lease, gate, eager=eager, queue=declared)
 
     def _make_intake(
-        self, rules: Rules, prefetch: int, lease: float, gate: Gate, *, eager: bool, queue: Queue[Any] | None
+        self,
+        rules: Rules,
+        prefetch: int,
+        lease: float,
+        gate: Gate,
+        *,
+        eager: bool,
+        queue: Queue[Any] | None,
     ) -> Intake:
         async def redeclare() -> None:
             if queue is not None:
@@ -392,17 +442,25 @@ class Broker:
         return self._keeper
 
     async def declare(self, *things: Queue[Any] | Router[Any]) -> None:
-        """Declare queues (with their dead-letter queues and quarantines) and routers. Raises `TopologyMismatch`."""
+        """Declare queues (with their dead-letter queues and quarantines) and routers.
+
+        Raises `TopologyMismatch`.
+        """
         self.check_loop("declaring")
         for thing in things:
             if not isinstance(thing, (Queue, Router)):
                 msg = f"declare takes Queue(...) and Router(...), not {thing!r:.60}"
                 raise ConfigurationError(msg)
         queues = [thing for thing in things if isinstance(thing, Queue)]
-        await self._topology.ensure_all(queues, [thing for thing in things if not isinstance(thing, Queue)])
+        await self._topology.ensure_all(
+            queues, [thing for thing in things if not isinstance(thing, Queue)]
+        )
 
     async def unbind(self, *bindings: Binding) -> None:
-        """Remove bindings from the broker, for every process; see `Router.binding`. One that is not there is no error."""
+        """Remove bindings from the broker, for every process; see `Router.binding`.
+
+        One that is not there is no error.
+        """
         await self._topology.unbind(bindings)
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
@@ -410,15 +468,19 @@ class Broker:
         backend = self._connection.supporting(SupportsBind, "reading bindings")  # type: ignore[type-abstract]  # a protocol, on purpose
         return await self._connection.call("reading bindings", lambda: backend.bindings(router))
 
-    async def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(
+        self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False
+    ) -> bool:
         """Delete a queue with its quarantine and bindings; its dead-letter queue stays, for it may hold what must be looked at.
 
-        False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises `QueueNotFound`.
+        False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises
+        `QueueNotFound`.
         """
         name = queue if isinstance(queue, str) else queue.name
         backend = self._connection.supporting(SupportsDelete, "deleting a queue")  # type: ignore[type-abstract]  # as above
         gone = await self._connection.call(
-            f"deleting queue {name!r}", lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused)
+            f"deleting queue {name!r}",
+            lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused),
         )
         if gone:
             self._topology.forget(name)
@@ -427,30 +489,46 @@ class Broker:
     async def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
         """Give an existing queue other settings, with what it holds; for the settings see `AlterOptions`.
 
-        A `Queue` without settings gives it those of code and configuration, which ends a `TopologyMismatch`. Stored messages keep
-        their expiry. Processes that run take the change at once, or on RabbitMQ when they next connect. Raises `QueueNotFound`, and
-        `TopologyMismatch` for a setting that the broker fixes when a queue is made.
+        A `Queue` without settings gives it those of code and configuration, which ends a
+        `TopologyMismatch`. Stored messages keep their expiry. Processes that run take the change at
+        once, or on RabbitMQ when they next connect. Raises `QueueNotFound`, and `TopologyMismatch`
+        for a setting that the broker fixes when a queue is made.
         """
         self.check_loop("altering a queue")
         await self._topology.alter(queue, settings)
 
     async def purge(self, queue: Queue[Any] | str) -> int:
-        """Remove all ready and delayed messages of a queue for good; how many. Raises `QueueNotFound`."""
+        """Remove all ready and delayed messages of a queue for good; how many.
+
+        Raises `QueueNotFound`.
+        """
         name = queue if isinstance(queue, str) else queue.name
         backend = self._connection.supporting(SupportsPurge, "purging a queue")  # type: ignore[type-abstract]  # as above
         return await self._connection.call(f"purging queue {name!r}", lambda: backend.purge(name))
 
-    async def peek(self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None) -> Sequence[Entry]:
-        """Return the next messages of a queue, changing neither order nor count. Raises `QueueNotFound`, `UnsupportedFeature`."""
+    async def peek(
+        self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None
+    ) -> Sequence[Entry]:
+        """Return the next messages of a queue, changing neither order nor count.
+
+        Raises `QueueNotFound`, `UnsupportedFeature`.
+        """
         name = queue if isinstance(queue, str) else queue.name
         backend = self._connection.supporting(SupportsBrowse, "peeking")  # type: ignore[type-abstract]  # as above
-        return await self._connection.call(f"peeking into {name!r}", lambda: backend.browse(name, limit, after))
+        return await self._connection.call(
+            f"peeking into {name!r}", lambda: backend.browse(name, limit, after)
+        )
 
     async def counts(self, *queues: Queue[Any] | str) -> Sequence[QueueCounts]:
-        """Return how many messages the named queues hold, or all queues. Raises `QueueNotFound` for a name that is missing."""
+        """Return how many messages the named queues hold, or all queues.
+
+        Raises `QueueNotFound` for a name that is missing.
+        """
         names = [queue if isinstance(queue, str) else queue.name for queue in queues]
         backend = self._connection.supporting(SupportsCount, "counting messages")  # type: ignore[type-abstract]  # as above
-        found = await self._connection.call("counting messages", lambda: backend.count(names or None))
+        found = await self._connection.call(
+            "counting messages", lambda: backend.count(names or None)
+        )
         missing = set(names) - {counts.name for counts in found}
         if missing:
             msg = f"queue {min(missing)!r} does not exist on the broker"
@@ -467,7 +545,8 @@ class Broker:
             name = await self._topology.dead_letter_name(queue)
             if name is None:
                 msg = (
-                    f"queue {queue if isinstance(queue, str) else queue.name!r} has no dead-letter queue. If its consumers adopt "
+                    f"queue {queue if isinstance(queue, str) else queue.name!r} has no "
+                    "dead-letter queue. If its consumers adopt "
                     "it with dead_letter=, name that queue"
                 )
                 raise QueueNotFound(msg)
@@ -481,7 +560,11 @@ class Broker:
         consuming: dict[str, bool] = {}
         for intake in self._intakes:
             if not intake.stopped and not intake.rules.queue.startswith(OURS):
-                consuming[intake.rules.queue] = intake.consuming and consuming.get(intake.rules.queue, True)
+                consuming[intake.rules.queue] = intake.consuming and consuming.get(
+                    intake.rules.queue, True
+                )
         error = self._connection.error
         server = self.capabilities.server if self._connection.generation and connected else ""
-        return Health(connected, consuming, server, told(error) if error else "", dict(self.events.counts))
+        return Health(
+            connected, consuming, server, told(error) if error else "", dict(self.events.counts)
+        )

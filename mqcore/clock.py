@@ -1,7 +1,8 @@
 """One clock for every timer of core.
 
-Broker, Worker and the memory backend are given the same `Clock`. In production it is `SystemClock`; in an application's tests it
-is `mqcore.testing.VirtualClock`, and a delay of a day passes in milliseconds.
+Broker, Worker and the memory backend are given the same `Clock`. In production it is `SystemClock`;
+in an application's tests it is `mqcore.testing.VirtualClock`, and a delay of a day passes in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class Clock(Protocol):
     """What core asks of time. All values are seconds."""
 
     real: bool
-    """Whether real time drives it. Where it does not, leases are renewed in the caller's own loop."""
+    """Whether real time drives it.
+
+    Where it does not, leases are renewed in the caller's own loop.
+    """
 
     def now(self) -> float:
         """Wall-clock time, seconds since the epoch: for records that people read, and for ages across processes."""

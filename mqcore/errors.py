@@ -1,8 +1,9 @@
 """Every error of mqcore, in one small tree.
 
-A message that cannot be sent ends in `PublishFailed` (certainly not stored) or `PublishUnknown` (it may be stored); whoever
-catches those two has caught every ending of a publish that is not a receipt (G1). A driver's own exception is always the
-`__cause__`. `Retry` and `Reject` are not errors: a handler raises them to say what shall become of its message.
+A message that cannot be sent ends in `PublishFailed` (certainly not stored) or `PublishUnknown` (it
+may be stored); whoever catches those two has caught every ending of a publish that is not a receipt
+(G1). A driver's own exception is always the `__cause__`. `Retry` and `Reject` are not errors: a
+handler raises them to say what shall become of its message.
 """
 
 from __future__ import annotations
@@ -82,7 +83,10 @@ class RequestTimeout(BrokerError, TimeoutError):
 
 
 class PublishFailed(BrokerError):
-    """The message is certainly not stored (G1). `id` is the message's id: publishing again with it is safe."""
+    """The message is certainly not stored (G1).
+
+    `id` is the message's id: publishing again with it is safe.
+    """
 
     def __init__(self, text: str, *, id: str = "") -> None:
         super().__init__(text)
@@ -94,7 +98,10 @@ class Unroutable(PublishFailed):
 
 
 class QueueNotFound(PublishFailed):
-    """The queue does not exist (any more). Declare it: with `broker.declare`, by its consumer, or by publishing to a `Queue`."""
+    """The queue does not exist (any more).
+
+    Declare it: with `broker.declare`, by its consumer, or by publishing to a `Queue`.
+    """
 
 
 class QueueFull(PublishFailed):
@@ -112,8 +119,8 @@ class Blocked(PublishFailed):
 class PublishUnknown(BrokerError):
     """The message was sent and no answer came in time; it may be stored, even later (G1).
 
-    `id` is the message's id: on a backend with DEDUP, publishing again with `id=` stores one copy. `outcomes` names, for a
-    routed message of which only some queues answered, what each queue said.
+    `id` is the message's id: on a backend with DEDUP, publishing again with `id=` stores one copy.
+    `outcomes` names, for a routed message of which only some queues answered, what each queue said.
     """
 
     def __init__(self, text: str, *, id: str, outcomes: Mapping[str, str] | None = None) -> None:
@@ -139,7 +146,10 @@ class HandlerTimeout(MqcoreError, TimeoutError):
 
 
 class RemoteError(MqcoreError):
-    """The handler of a request failed for good. `type` and `text` are data from the other side, never resolved to code."""
+    """The handler of a request failed for good.
+
+    `type` and `text` are data from the other side, never resolved to code.
+    """
 
     def __init__(self, reason: str, type: str, text: str) -> None:  # noqa: A002 - the remote exception's type name
         super().__init__(f"the request's handler failed ({reason}): {type}: {text}")
@@ -151,7 +161,8 @@ class RemoteError(MqcoreError):
 class Retry(Exception):
     """Raised by a handler: handle this message again.
 
-    `delay` (seconds or timedelta) overrides the policy's wait, not its `max_attempts` or `max_age` (G10). Counts as an attempt.
+    `delay` (seconds or timedelta) overrides the policy's wait, not its `max_attempts` or `max_age`
+    (G10). Counts as an attempt.
     """
 
     def __init__(self, delay: float | timedelta | None = None) -> None:
@@ -160,7 +171,10 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: never again. The message goes straight to the dead-letter queue, reason `rejected` (G11)."""
+    """Raised by a handler: never again.
+
+    The message goes straight to the dead-letter queue, reason `rejected` (G11).
+    """
 
     def __init__(self, reason: str = "rejected by the handler") -> None:
         super().__init__(reason)

@@ -1,7 +1,8 @@
 """What core tells about itself: one table of events, which logging, metrics and counters all read.
 
-Every event is counted; a listener (a middleware's `on_event`) is called only when there is one. A listener that raises is reported
-once through logging and otherwise ignored: telemetry never decides what becomes of a message.
+Every event is counted; a listener (a middleware's `on_event`) is called only when there is one. A
+listener that raises is reported once through logging and otherwise ignored: telemetry never decides
+what becomes of a message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ EVENTS = {
     "connection.lost": "the connection broke; fields: error",
     "connection.retry": "connecting again failed; fields: error, wait",
     "connection.restored": "connected again, topology re-declared; fields: seconds",
-    "queue.altered": "a queue has other settings after a reconnect than it was declared with here; fields: error",
+    "queue.altered": "a queue has other settings after a reconnect than it was declared with here; fields: "
+    "error",
     "message.published": "a message was stored; fields: duplicate",
     "publish.failed": "a message was certainly not stored; fields: error",
     "publish.unknown": "a message was sent without an answer; fields: error",
@@ -35,7 +37,8 @@ EVENTS = {
     "message.taken_over": "came back from a dead consumer for the first time; runs at once among the others",
     "message.quarantined": "came back from a dead consumer again; will run alone",
     "settle.stale": "the settlement came too late: the message belongs to another consumer; fields: verdict",
-    "settle.failed": "the settlement failed and is tried again, the message stays ours; fields: verdict, error",
+    "settle.failed": "the settlement failed and is tried again, the message stays ours; fields: verdict, "
+    "error",
     "settle.unanswered": "the broker never answered the settlement; the message may come again; fields: error",
     "lease.lost": "the claim was lost while the message was held",
     "consumer.started": "consuming; fields: prefetch",
@@ -70,7 +73,9 @@ class Events:
         """Call `listener` with every event from now on, on the event loop: it must be quick."""
         self._listeners.append(listener)
 
-    def emit(self, name: str, queue: str = "", message_id: str = "", attempt: int = 0, **fields: object) -> None:
+    def emit(
+        self, name: str, queue: str = "", message_id: str = "", attempt: int = 0, **fields: object
+    ) -> None:
         """Count an event and tell the listeners. Never raises."""
         self.counts[name] += 1
         if not self._listeners:
@@ -82,4 +87,7 @@ class Events:
             except Exception:  # noqa: BLE001 - a listener is user code
                 if id(listener) not in self._broken:
                     self._broken.add(id(listener))
-                    log().exception("an event listener raised, and will be heard of only this once: %r", listener)
+                    log().exception(
+                        "an event listener raised, and will be heard of only this once: %r",
+                        listener,
+                    )

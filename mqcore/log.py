@@ -1,7 +1,8 @@
 """The logger `mqcore`, which an application's logging configuration cannot silence by accident.
 
-`logging.config.dictConfig` and `fileConfig` disable every logger that exists and that they do not name, unless they are told
-otherwise. A worker whose log ends there would be silent about lost connections and dead letters.
+`logging.config.dictConfig` and `fileConfig` disable every logger that exists and that they do not
+name, unless they are told otherwise. A worker whose log ends there would be silent about lost
+connections and dead letters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A queue as an application names it: typed by its payload, with its settings.
 
-`Queue` is a plain description. It holds no connection, so one module-level constant serves every broker and every process.
-Declaring it makes three queues in one batch: itself, its dead-letter queue, and the quarantine `<queue>.again` (G4).
+`Queue` is a plain description. It holds no connection, so one module-level constant serves every
+broker and every process. Declaring it makes three queues in one batch: itself, its dead-letter
+queue, and the quarantine `<queue>.again` (G4).
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ OURS = ("mq.", "amq.")
 
 
 def check_queue_name(name: str, what: str = "queue") -> str:
-    """Return a name; `ConfigurationError` unless it is 1 to 200 of `A-Z a-z 0-9 . _ : -`, not beginning with `.`, `:` or `-`."""
+    """Return a name; `ConfigurationError` unless it is 1 to 200 of `A-Z a-z 0-9 .
+
+    _ : -`, not beginning with `.`, `:` or `-`.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         rule = "1 to 200 characters of A-Z a-z 0-9 . _ : -, beginning with a letter, a digit or _"
         msg = f"{what} name {name!r:.240} is not usable: {rule}"
@@ -43,10 +47,12 @@ def check_queue_name(name: str, what: str = "queue") -> str:
 class QueueOptions(TypedDict, total=False):
     """The settings of a queue; all but `codec` and `declare` may also stand in configuration, which wins.
 
-    `ttl`: seconds that a message lives from its publish (G6). `max_length`: ready messages, and `overflow` what happens to a
-    publish beyond it (G12). `dead_letter`: name of the dead-letter queue, `<queue>.dlq` when not given, None for none (G11), and
-    `retention` the seconds that it keeps a message. `retry`: the policy of its consumers (G10). `codec`: name of the codec, by the
-    payload's type when not given. `declare=False` adopts an existing queue and only checks that it is there.
+    `ttl`: seconds that a message lives from its publish (G6). `max_length`: ready messages, and
+    `overflow` what happens to a publish beyond it (G12). `dead_letter`: name of the dead-letter
+    queue, `<queue>.dlq` when not given, None for none (G11), and `retention` the seconds that it
+    keeps a message. `retry`: the policy of its consumers (G10). `codec`: name of the codec, by the
+    payload's type when not given. `declare=False` adopts an existing queue and only checks that it
+    is there.
     """
 
     ttl: float | timedelta | None
@@ -62,14 +68,17 @@ class QueueOptions(TypedDict, total=False):
 class Queue(Generic[T]):
     """A queue that carries payloads of one type.
 
-    `Queue("orders", Order)` carries what pydantic validates as `Order`; `Queue("raw")` carries bytes. `payload` may be a type or a
-    `TypeAdapter`. Raises `ConfigurationError` for a bad name or setting.
+    `Queue("orders", Order)` carries what pydantic validates as `Order`; `Queue("raw")` carries
+    bytes. `payload` may be a type or a `TypeAdapter`. Raises `ConfigurationError` for a bad name or
+    setting.
     """
 
     @overload
     def __init__(self: Queue[bytes], name: str, **options: Unpack[QueueOptions]) -> None: ...
     @overload
-    def __init__(self, name: str, payload: type[T] | TypeAdapter[T], **options: Unpack[QueueOptions]) -> None: ...
+    def __init__(
+        self, name: str, payload: type[T] | TypeAdapter[T], **options: Unpack[QueueOptions]
+    ) -> None: ...
     def __init__(self, name: str, payload: Any = bytes, **options: Unpack[QueueOptions]) -> None:
         self.name = check_queue_name(name)
         check_options(options, QueueOptions, f"queue {name!r}")
@@ -91,14 +100,18 @@ class Queue(Generic[T]):
         name = self.name
         if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(OURS)):
             msg = (
-                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' or 'amq.' are made by mqcore and "
+                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' "
+                "or 'amq.' are made by mqcore and "
                 "brokers. Use declare=False to adopt an existing one"
             )
             raise ConfigurationError(msg)
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter, "dead-letter queue")
             if self.dead_letter.endswith(AGAIN):
-                msg = f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; choose another"
+                msg = (
+                    f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; "
+                    "choose another"
+                )
                 raise ConfigurationError(msg)
             if self.dead_letter == name and self.declare:
                 msg = f"queue {name!r} cannot be its own dead-letter queue"
@@ -106,13 +119,22 @@ class Queue(Generic[T]):
         if self.max_length is not None:
             check_count("max_length", self.max_length, f"queue {name!r}")
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
-            msg = f"queue {name!r}: retry={self.retry!r:.60} is not a RetryPolicy; give RetryPolicy(max_attempts=…)"
+            msg = (
+                f"queue {name!r}: retry={self.retry!r:.60} is not a RetryPolicy; give "
+                "RetryPolicy(max_attempts=…)"
+            )
             raise ConfigurationError(msg)
         if self.overflow not in ("reject", "dead_letter"):
-            msg = f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or 'dead_letter'"
+            msg = (
+                f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or "
+                "'dead_letter'"
+            )
             raise ConfigurationError(msg)
         if self.overflow == "dead_letter" and self.dead_letter is None:
-            msg = f"queue {name!r}: overflow='dead_letter' needs a dead-letter queue, and dead_letter=None says that there is none"
+            msg = (
+                f"queue {name!r}: overflow='dead_letter' needs a dead-letter queue, and "
+                "dead_letter=None says that there is none"
+            )
             raise ConfigurationError(msg)
 
     def __repr__(self) -> str:
@@ -145,10 +167,22 @@ class Queue(Generic[T]):
         )
         specs = [
             main,
-            replace(main, name=self.name + AGAIN, role="quarantine", ttl=None, max_length=None, overflow="reject"),
+            replace(
+                main,
+                name=self.name + AGAIN,
+                role="quarantine",
+                ttl=None,
+                max_length=None,
+                overflow="reject",
+            ),
         ]
         if self.dead_letter is not None:
-            dead = QueueSpec(name=self.dead_letter, role="dead_letter", retention=self.retention, durability=durability)
+            dead = QueueSpec(
+                name=self.dead_letter,
+                role="dead_letter",
+                retention=self.retention,
+                durability=durability,
+            )
             specs.append(dead)
         return specs
 

@@ -1,6 +1,7 @@
 """A router as an application names it: typed by its payload, with the bindings that its code asks for.
 
-Like `Queue` it is a plain description without a connection. What is bound lives with the broker, where every process sees it (G15).
+Like `Queue` it is a plain description without a connection. What is bound lives with the broker,
+where every process sees it (G15).
 """
 
 from __future__ import annotations
@@ -27,18 +28,24 @@ _KINDS = ("direct", "topic", "fanout", "headers")
 class Router(Generic[T]):
     """Sends one message to the queues whose bindings take it.
 
-    `kind`: `direct` compares the routing key, `topic` matches its words (`*` one, `#` any number), `fanout` takes all, `headers`
-    compares headers. Raises `ConfigurationError` for a bad name or kind.
+    `kind`: `direct` compares the routing key, `topic` matches its words (`*` one, `#` any number),
+    `fanout` takes all, `headers` compares headers. Raises `ConfigurationError` for a bad name or
+    kind.
     """
 
     @overload
     def __init__(self: Router[bytes], name: str, *, kind: Kind = "topic") -> None: ...
     @overload
-    def __init__(self, name: str, payload: type[T] | TypeAdapter[T], *, kind: Kind = "topic") -> None: ...
+    def __init__(
+        self, name: str, payload: type[T] | TypeAdapter[T], *, kind: Kind = "topic"
+    ) -> None: ...
     def __init__(self, name: str, payload: Any = bytes, *, kind: Kind = "topic") -> None:
         self.name = check_queue_name(name, "router")
         if name.startswith(OURS):
-            msg = f"router {name!r}: names beginning with 'mq.' or 'amq.' are made by mqcore and brokers"
+            msg = (
+                f"router {name!r}: names beginning with 'mq.' or 'amq.' are made by mqcore and "
+                "brokers"
+            )
             raise ConfigurationError(msg)
         if kind not in _KINDS:
             msg = f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
@@ -62,8 +69,9 @@ class Router(Generic[T]):
     ) -> Router[T]:
         """Let a queue take what matches, and return the router, so that calls can be chained.
 
-        `pattern` is the key (direct) or the pattern (topic); `headers` and `match` are for headers routers. Takes effect on the
-        broker when the router is declared: at connect for an App's routers, else at the first publish.
+        `pattern` is the key (direct) or the pattern (topic); `headers` and `match` are for headers
+        routers. Takes effect on the broker when the router is declared: at connect for an App's
+        routers, else at the first publish.
         """
         binding = self.binding(queue, pattern, headers=headers, match=match)
         if binding not in self.bindings:
@@ -79,7 +87,10 @@ class Router(Generic[T]):
         headers: Mapping[str, str] | None = None,
         match: Literal["all", "any"] = "all",
     ) -> Binding:
-        """Return the binding that `bind` would add, for `Broker.unbind`. Raises `ConfigurationError` when it could never match."""
+        """Return the binding that `bind` would add, for `Broker.unbind`.
+
+        Raises `ConfigurationError` when it could never match.
+        """
         binding = Binding(
             router=self.name,
             kind=self.kind,

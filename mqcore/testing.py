@@ -1,9 +1,9 @@
 """What an application's tests need: a clock that they move themselves, and a `memory://` of their own.
 
-A test gives one `VirtualClock` to the Broker. A message published with a delay of a day then waits in a heap of timers,
-and `await clock.advance(timedelta(days=1))` steps from timer to timer up to the day's end: after each one it lets
-everything run that has become runnable, handlers in threads included. So when `advance` returns, the message has been
-handled, and milliseconds have passed.
+A test gives one `VirtualClock` to the Broker. A message published with a delay of a day then waits
+in a heap of timers, and `await clock.advance(timedelta(days=1))` steps from timer to timer up to
+the day's end: after each one it lets everything run that has become runnable, handlers in threads
+included. So when `advance` returns, the message has been handled, and milliseconds have passed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ __all__ = ["VirtualClock", "memory_url"]
 _EPOCH = 1_735_689_600.0
 """2025-01-01 UTC."""
 _NEAR = 1e-6
-"""Timers due this soon (seconds) after the end of an `advance` fire in it: a sum of floats misses its goal by less."""
+"""Timers due this soon (seconds) after the end of an `advance` fire in it: a sum of floats misses its goal by less.
+"""
 _BLIND_PASSES = 100
 """Passes of a loop that does not show what it has to run."""
 _MOST_PASSES = 1_000_000
-"""Passes after which something is surely spinning: a tenth of them handles thousands of messages."""
+"""Passes after which something is surely spinning: a tenth of them handles thousands of messages.
+"""
 _MOST_ROUNDS = 100_000
-"""Timers, each started after the one before had fired, after which time surely stands still: seconds of real time."""
+"""Timers, each started after the one before had fired, after which time surely stands still: seconds of real time.
+"""
 _FEW = 64
 """Cancelled timers that are not worth a rebuild of the heap."""
 
@@ -56,9 +59,10 @@ class _Work:
 class VirtualClock:
     """A `Clock` that stands still until `advance` moves it.
 
-    `epoch` is what `now()` says at first, in seconds; `monotonic()` starts at 0 and both move together. `patience` is
-    how long, in seconds of real time since it began, `advance` waits for work in a thread or a process before it goes
-    on without it. A clock belongs to the event loop that it is first used in, until that loop is closed.
+    `epoch` is what `now()` says at first, in seconds; `monotonic()` starts at 0 and both move
+    together. `patience` is how long, in seconds of real time since it began, `advance` waits for
+    work in a thread or a process before it goes on without it. A clock belongs to the event loop
+    that it is first used in, until that loop is closed.
     """
 
     real = False
@@ -100,8 +104,8 @@ class VirtualClock:
     async def timeout(self, delay: float | None) -> AsyncIterator[object]:
         """Cancel the block when the clock has moved by `delay` seconds, and raise `TimeoutError`; None: never.
 
-        What a cancellation means is left to `asyncio.timeout`: nested timeouts and one from outside end as they do
-        there.
+        What a cancellation means is left to `asyncio.timeout`: nested timeouts and one from outside
+        end as they do there.
         """
         loop = self._loop()
         async with asyncio.timeout(None) as limit:
@@ -135,16 +139,20 @@ class VirtualClock:
     async def advance(self, delay: float | timedelta) -> None:
         """Move the clock by `delay` (seconds or timedelta) from timer to timer, and let run what each made runnable.
 
-        Timers fire in the order of their time, those of one moment in the order of their start. Raises `RuntimeError`
-        when another task is advancing this clock, when something in the loop never stops being runnable, and when one
-        moment never ends, because a timer for no time is started anew each time; `ValueError` for a negative delay.
+        Timers fire in the order of their time, those of one moment in the order of their start.
+        Raises `RuntimeError` when another task is advancing this clock, when something in the loop
+        never stops being runnable, and when one moment never ends, because a timer for no time is
+        started anew each time; `ValueError` for a negative delay.
         """
         length = seconds(delay)
         if length < 0:
             msg = f"advance({length:g}): a clock is never moved back"
             raise ValueError(msg)
         if self._advancing:
-            msg = "this VirtualClock is already being advanced by another task; advance it from one place at a time"
+            msg = (
+                "this VirtualClock is already being advanced by another task; advance it from "
+                "one place at a time"
+            )
             raise RuntimeError(msg)
         self._advancing = True
         try:
@@ -171,7 +179,10 @@ class VirtualClock:
             self._advancing = False
 
     async def settle(self) -> None:
-        """Let run what is runnable, threads included, and move nothing. Raises `RuntimeError` as `advance` does."""
+        """Let run what is runnable, threads included, and move nothing.
+
+        Raises `RuntimeError` as `advance` does.
+        """
         loop = self._loop()
         await self._pass_until_idle(loop)
         while waited_for := [work for work in self._work if not work.waited_for]:
@@ -188,9 +199,9 @@ class VirtualClock:
     async def _pass_until_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop go round until it has nothing to run but other tasks that stand here too.
 
-        A step of this very task goes to the end of the ready queue with each `sleep(0)`. What the selector found
-        meanwhile and what a thread brought (`call_soon_threadsafe`) stands behind it, so an empty queue means that
-        nothing is left.
+        A step of this very task goes to the end of the ready queue with each `sleep(0)`. What the
+        selector found meanwhile and what a thread brought (`call_soon_threadsafe`) stands behind
+        it, so an empty queue means that nothing is left.
         """
         ready = getattr(loop, "_ready", None)
         self._passing += 1
@@ -204,8 +215,10 @@ class VirtualClock:
                     return
                 elif passes >= _MOST_PASSES:
                     msg = (
-                        f"the event loop still has something to run after {passes:,} passes at virtual time "
-                        f"{self._elapsed:g}: a task polls with sleep(0). Let it wait for an event or on this clock"
+                        f"the event loop still has something to run after {passes:,} passes at "
+                        "virtual time "
+                        f"{self._elapsed:g}: a task polls with sleep(0). Let it wait for an "
+                        "event or on this clock"
                     )
                     raise RuntimeError(msg)
         finally:
@@ -218,7 +231,10 @@ class VirtualClock:
         return timer
 
     def _stop(self, timer: _Timer) -> None:
-        """Cancel a timer that has not fired. Its place in the heap is swept when most places are of such timers."""
+        """Cancel a timer that has not fired.
+
+        Its place in the heap is swept when most places are of such timers.
+        """
         if timer.fire is None:
             return
         timer.fire = None
@@ -232,7 +248,10 @@ class VirtualClock:
         loop = asyncio.get_running_loop()
         if self._home is not loop:
             if self._home is not None and not self._home.is_closed():
-                msg = "this VirtualClock is in use by another event loop; give each loop a clock of its own"
+                msg = (
+                    "this VirtualClock is in use by another event loop; give each loop a clock "
+                    "of its own"
+                )
                 raise RuntimeError(msg)
             self._home = loop
         return loop
@@ -240,12 +259,17 @@ class VirtualClock:
 
 def _standing_still(at: float) -> str:
     return (
-        f"virtual time stands still at {at:g}: {_MOST_ROUNDS:,} timers one after the other were started for no time, or "
-        "for next to none. A loop waits for a moment that it takes for the next and that has come already: let it do "
+        f"virtual time stands still at {at:g}: {_MOST_ROUNDS:,} timers one after the other were "
+        "started for no time, or "
+        "for next to none. A loop waits for a moment that it takes for the next and that has "
+        "come already: let it do "
         "what is due before it waits again, or wait for an event"
     )
 
 
 def memory_url(name: str | None = None) -> str:
-    """Return the URL of a fresh, empty `memory://` broker of one's own. `name` begins its name, for reading logs."""
+    """Return the URL of a fresh, empty `memory://` broker of one's own.
+
+    `name` begins its name, for reading logs.
+    """
     return f"memory://{name or 'test'}-{new_id()[:12]}"

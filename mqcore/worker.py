@@ -1,6 +1,7 @@
 """`Worker`: runs an app's consumers until it is told to stop, then drains (G13).
 
-It is one-shot: started once, drained once. All workers on one Broker share a gate, so that a suspect runs alone (G4).
+It is one-shot: started once, drained once. All workers on one Broker share a gate, so that a
+suspect runs alone (G4).
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _LOOK_EVERY = 2.0
 class WorkerOptions(TypedDict, total=False):
     """How a worker runs.
 
-    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own. `grace`: seconds that running
-    handlers get at the end, 30. `health_file`: a JSON file written every 2 s, connected and consuming apart (G14).
-    `max_messages` and `max_memory` (bytes): drain after that many runs of handlers or beyond that size, for a supervisor to
-    start anew.
+    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own.
+    `grace`: seconds that running handlers get at the end, 30. `health_file`: a JSON file written
+    every 2 s, connected and consuming apart (G14). `max_messages` and `max_memory` (bytes): drain
+    after that many runs of handlers or beyond that size, for a supervisor to start anew.
     """
 
     queues: Sequence[str]
@@ -56,15 +57,17 @@ class WorkerOptions(TypedDict, total=False):
 class Worker:
     """Runs the consumers of an app on a broker.
 
-    `async with Worker(app, broker):` consumes inside the block and drains at its end; `await Worker(app, broker).run()` consumes
-    until SIGTERM or SIGINT. The broker must be open and stays open. Raises `ConfigurationError` for queues that the app does not
-    consume.
+    `async with Worker(app, broker):` consumes inside the block and drains at its end; `await
+    Worker(app, broker).run()` consumes until SIGTERM or SIGINT. The broker must be open and stays
+    open. Raises `ConfigurationError` for queues that the app does not consume.
     """
 
     def __init__(self, app: App, broker: Broker, **options: Unpack[WorkerOptions]) -> None:
         """Choose the handlers; nothing runs yet."""
         if not hasattr(app, "handlers"):
-            raise ConfigurationError(f"Worker(app, broker) takes the app first, not a {type(app).__name__}")
+            raise ConfigurationError(
+                f"Worker(app, broker) takes the app first, not a {type(app).__name__}"
+            )
 
         self.app = app
         self.broker = broker
@@ -73,13 +76,18 @@ class Worker:
         check_options(options, WorkerOptions, f"worker of app {app.name!r}")
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
-        check_seconds("grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True)
+        check_seconds(
+            "grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True
+        )
         path = options.get("health_file")
         if path is not None and not (path and isinstance(path, (str, Path))):
-            raise ConfigurationError(f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path")
+            raise ConfigurationError(
+                f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path"
+            )
         if not {id(one) for one in app.middleware} <= {id(one) for one in broker.middleware}:
             msg = (
-                f"app {app.name!r} has middleware that this broker does not run: connect with app.connect(...), or give the "
+                f"app {app.name!r} has middleware that this broker does not run: connect with "
+                "app.connect(...), or give the "
                 "same middleware to Broker.connect"
             )
             raise ConfigurationError(msg)
@@ -97,23 +105,35 @@ class Worker:
         self._stack = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
 
-    def _chosen(self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None) -> list[HandlerSpec]:
-        if queues is not None and not (_is_sequence(queues) and all(isinstance(name, str) for name in queues)):
+    def _chosen(
+        self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None
+    ) -> list[HandlerSpec]:
+        if queues is not None and not (
+            _is_sequence(queues) and all(isinstance(name, str) for name in queues)
+        ):
             raise ConfigurationError(
-                f"worker of app {self.app.name!r}: queues={queues!r:.100} is not usable; give a list of names"
+                f"worker of app {self.app.name!r}: queues={queues!r:.100} is not usable; give a "
+                "list of names"
             )
         consumed = {spec.queue.name: spec for spec in specs}
         if not consumed:
-            msg = f"app {self.app.name!r} has no consumers: decorate a handler with @app.consumer(...)"
+            msg = (
+                f"app {self.app.name!r} has no consumers: decorate a handler with "
+                "@app.consumer(...)"
+            )
             raise ConfigurationError(msg)
         unknown = sorted(set(queues or ()) - set(consumed))
         if queues is not None and not queues:
             msg = (
-                f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes {', '.join(sorted(consumed))}"
+                f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes "
+                f"{', '.join(sorted(consumed))}"
             )
             raise ConfigurationError(msg)
         if unknown:
-            msg = f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes {', '.join(sorted(consumed))}"
+            msg = (
+                f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes "
+                f"{', '.join(sorted(consumed))}"
+            )
             raise ConfigurationError(msg)
         return [spec for name, spec in consumed.items() if queues is None or name in queues]
 
@@ -123,7 +143,10 @@ class Worker:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Drain; raises what ended consuming meanwhile, unless the block itself failed."""
         await self.drain()
@@ -133,12 +156,16 @@ class Worker:
     async def start(self) -> None:
         """Enter the app's lifespan, subscribe to every queue and begin.
 
-        When the worker is stopped meanwhile, it is drained and no handler has started. Raises what prevents the start, and nothing
-        is left running then; `ConfigurationError` when it was started before.
+        When the worker is stopped meanwhile, it is drained and no handler has started. Raises what
+        prevents the start, and nothing is left running then; `ConfigurationError` when it was
+        started before.
         """
         self.broker.check_loop(f"starting a worker of app {self.app.name!r}")
         if self._started:
-            msg = f"this worker of app {self.app.name!r} was started before; a worker runs once, make a new one"
+            msg = (
+                f"this worker of app {self.app.name!r} was started before; a worker runs once, "
+                "make a new one"
+            )
             raise ConfigurationError(msg)
         self._started = True
 
@@ -210,9 +237,17 @@ class Worker:
         limit = self.broker.capabilities[Capability.LEASE].limits.get("held_at_most")
         if isinstance(limit, int | float) and spec.longest_hold > limit:
             log().warning(
-                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, timeout %s), and %s ends a "
+                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency "
+                "%d, timeout %s), and %s ends a "
                 "consumer that holds one for %g s: give it a shorter timeout or a smaller prefetch",
-                *(spec.name, spec.queue.name, spec.longest_hold, spec.prefetch, spec.concurrency, spec.timeout),
+                *(
+                    spec.name,
+                    spec.queue.name,
+                    spec.longest_hold,
+                    spec.prefetch,
+                    spec.concurrency,
+                    spec.timeout,
+                ),
                 *(self.broker.capabilities.server, limit),
             )
 
@@ -234,7 +269,10 @@ class Worker:
             await asyncio.gather(self._watch, return_exceptions=True)
 
         if self._draining is None or grace is not None:
-            earlier, self._draining = self._draining, Grace(self.broker.clock, self._grace if grace is None else grace)
+            earlier, self._draining = (
+                self._draining,
+                Grace(self.broker.clock, self._grace if grace is None else grace),
+            )
             if earlier is not None and self._draining.over:
                 earlier.hurry()  # a drain that was cancelled may be closing still
         until = self._draining
@@ -259,10 +297,15 @@ class Worker:
         except TimeoutError as error:
             if error is own:
                 raise  # the lifespan's own failure
-            log().warning("the lifespan of app %r did not close in time and was cancelled", self.app.name)
+            log().warning(
+                "the lifespan of app %r did not close in time and was cancelled", self.app.name
+            )
 
     def stop(self) -> None:
-        """Start no handler from now on, and let `run` drain and return. What is being started is interrupted."""
+        """Start no handler from now on, and let `run` drain and return.
+
+        What is being started is interrupted.
+        """
         self._stop.set()
         for runner in self._runners:
             runner.halt()
@@ -284,8 +327,8 @@ class Worker:
     async def run(self) -> None:
         """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
 
-        All workers of the process share one handler for these signals; the handlers that were set before are called too, and set
-        again at the end. Raises what ended consuming by itself.
+        All workers of the process share one handler for these signals; the handlers that were set
+        before are called too, and set again at the end. Raises what ended consuming by itself.
         """
         loop = asyncio.get_running_loop()
         with call_at_stop_signals(self._on_signal, loop):
@@ -296,7 +339,9 @@ class Worker:
                 if self._signals:
                     self.broker.leaving = self._draining
             except asyncio.CancelledError:
-                await self.drain(0)  # whoever cancels us does not wait, and nothing may be left running
+                await self.drain(
+                    0
+                )  # whoever cancels us does not wait, and nothing may be left running
                 raise
         if self._failure is not None:
             raise self._failure
@@ -304,7 +349,10 @@ class Worker:
     def health(self) -> Health:
         """Return the broker's health, and of each queue of this worker whether it is consumed: two things (G14)."""
         consuming = {runner.spec.queue.name: runner.intake.consuming for runner in self._runners}
-        return replace(self.broker.health(), consuming={spec.queue.name: False for spec in self._specs} | consuming)
+        return replace(
+            self.broker.health(),
+            consuming={spec.queue.name: False for spec in self._specs} | consuming,
+        )
 
     async def _look_after(self) -> None:
         """Write the health file and look at the memory, every 2 s of real time; nothing is done when neither is asked for."""
@@ -323,9 +371,17 @@ class Worker:
             self.stop()
 
     def _tell(self, path: Path) -> None:
-        """Write the health file, in one step: whoever reads it never sees half of it. Its time tells a live worker from a dead."""
+        """Write the health file, in one step: whoever reads it never sees half of it.
+
+        Its time tells a live worker from a dead.
+        """
         health = self.health()
-        found = {"ok": health.ok, **asdict(health), "pid": os.getpid(), "at": self.broker.clock.now()}
+        found = {
+            "ok": health.ok,
+            **asdict(health),
+            "pid": os.getpid(),
+            "at": self.broker.clock.now(),
+        }
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             beside.write_text(json.dumps(found))

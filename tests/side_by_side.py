@@ -2,10 +2,11 @@
 
     python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
 
-Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server to itself: it may kill it. A
-contract's cases, its model and the tests in which brokers are killed are runs of their own. Each writes a log, of which the summary
-is shown when it passes and the whole when it fails. The last line adds all of them up, in pytest's own form. Each
-contract run leaves its report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many run at once,
+Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server
+to itself: it may kill it. A contract's cases, its model and the tests in which brokers are killed
+are runs of their own. Each writes a log, of which the summary is shown when it passes and the whole
+when it fails. The last line adds all of them up, in pytest's own form. Each contract run leaves its
+report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many run at once,
 `MQCORE_TESTS_AT_ONCE` says.
 """
 
@@ -43,7 +44,9 @@ LOGS = ROOT / ".nox" / "logs"
 _AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _SUMMARY = re.compile(r"^=+ (?P<counts>.* in [\d.]+s).* =+$", re.MULTILINE)
-_COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?|rerun)\b")
+_COUNT = re.compile(
+    r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?|rerun)\b"
+)
 _TOLD = re.compile(r"^=+ mqcore .*(?:\n(?!=).*)*", re.MULTILINE)
 """The sections that mqcore's own plugin writes."""
 _FINE = (0, 5)
@@ -110,7 +113,9 @@ class Run(NamedTuple):
         last = [found["counts"] for found in _SUMMARY.finditer(_COLOR.sub("", self.text))][-1:]
         counts: Counter[str] = Counter()
         for number, word in _COUNT.findall("".join(last)):
-            counts["errors" if word == "error" else "warnings" if word == "warning" else word] += int(number)
+            counts["errors" if word == "error" else "warnings" if word == "warning" else word] += (
+                int(number)
+            )
         if self.code not in _FINE and not (counts["failed"] or counts["errors"]):
             counts["errors"] += 1
         return counts
@@ -149,7 +154,17 @@ def tell(run: Run) -> None:
 
 def counted(counts: Counter[str]) -> str:
     """Return counts in the order in which pytest tells them."""
-    order = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "errors", "rerun")
+    order = (
+        "failed",
+        "passed",
+        "skipped",
+        "deselected",
+        "xfailed",
+        "xpassed",
+        "warnings",
+        "errors",
+        "rerun",
+    )
     return ", ".join(f"{counts[word]} {word}" for word in order if counts[word]) or "no tests ran"
 
 
@@ -161,14 +176,17 @@ def on_servers() -> list[tuple[str, str]]:
             name, goal = file.stem.removeprefix("test_"), str(file.relative_to(ROOT))
             parts = ("test_contract", "test_model") if place == CONTRACTS else ()
             inside = [part for part in parts if f'"{part}"' in file.read_text()]
-            found += [(f"{name}-{part.removeprefix('test_')}", f"{goal}::{part}") for part in inside] or [(name, goal)]
+            found += [
+                (f"{name}-{part.removeprefix('test_')}", f"{goal}::{part}") for part in inside
+            ] or [(name, goal)]
     return found
 
 
 def alone(words: Sequence[str]) -> int:
     """Run one pytest at this terminal, and return its exit code.
 
-    It stays in the terminal's group, for a debugger. Ctrl-C reaches it there, so only a SIGTERM is passed on.
+    It stays in the terminal's group, for a debugger. Ctrl-C reaches it there, so only a SIGTERM is
+    passed on.
     """
     asked: list[int] = []
 
@@ -194,7 +212,11 @@ def main(options: Sequence[str]) -> int:
     plain = [option for option in options if not option.startswith("--mqcore-contract-reports")]
     if plain == options:
         options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
-    runs = [run("without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True)]
+    runs = [
+        run(
+            "without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True
+        )
+    ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):
             if done.seconds:

@@ -43,7 +43,9 @@ def drain(job: Job) -> None:
     for _ in range(job.count):
         handle.delay(PAYLOAD)
     job.start()
-    app.Worker(pool="solo", concurrency=1, loglevel="ERROR", without_gossip=True, without_mingle=True).start()
+    app.Worker(
+        pool="solo", concurrency=1, loglevel="ERROR", without_gossip=True, without_mingle=True
+    ).start()
 
 
 run({"one by one": publish, "drain, blocking": drain})

@@ -1,6 +1,7 @@
 """What all contenders share: the payload, the stopwatch, and the way a result is reported.
 
-Each contender is a script that runs one scenario in a process of its own and prints one line of JSON:
+Each contender is a script that runs one scenario in a process of its own and prints one line of
+JSON:
 
     python benchmarks/contenders/kombu_peer.py SCENARIO URL QUEUE COUNT
 """

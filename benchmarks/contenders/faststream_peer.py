@@ -30,7 +30,9 @@ def _broker(job: Job, handle: Any = None) -> tuple[Any, dict[str, Any]]:
 
 
 async def _fill(broker: Any, goal: dict[str, Any], count: int) -> None:
-    window = WINDOW if "queue" in goal else 90  # on Redis each takes a connection, of 100 that its pool has
+    window = (
+        WINDOW if "queue" in goal else 90
+    )  # on Redis each takes a connection, of 100 that its pool has
     for start in range(0, count, window):
         some = range(min(window, count - start))
         await asyncio.gather(*(broker.publish(PAYLOAD, **goal) for _ in some))

@@ -54,7 +54,11 @@ async def _fill(channel: pika.channel.Channel, job: Job) -> None:
 
     def confirm(frame: pika.frame.Method[pika.spec.Basic.Ack]) -> None:
         nonlocal confirmed
-        confirmed = frame.method.delivery_tag if frame.method.multiple else max(confirmed, frame.method.delivery_tag)
+        confirmed = (
+            frame.method.delivery_tag
+            if frame.method.multiple
+            else max(confirmed, frame.method.delivery_tag)
+        )
         if confirmed >= sent:
             all_confirmed.set()
 
@@ -112,7 +116,9 @@ async def latency(job: Job) -> None:
     job.start()
     for _ in range(job.count):
         handled.clear()
-        channel.basic_publish("", job.queue, f"{time.perf_counter():20.9f}".encode() + BODY[20:], PERSISTENT)
+        channel.basic_publish(
+            "", job.queue, f"{time.perf_counter():20.9f}".encode() + BODY[20:], PERSISTENT
+        )
         await handled.wait()
         await asyncio.sleep(0.005)
     job.stop()

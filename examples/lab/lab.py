@@ -7,8 +7,10 @@ from urllib.parse import quote
 from mqcore import ConfigurationError, Queue, RetryPolicy, Settings, fixed
 
 LOCAL = (
-    "memory:// lives inside one process, and sender and workers are several. Name a broker that they share with --url, "
-    "with --host, or with the variable MQCORE_URL; docs/lab.md has the first half of the lab in one process"
+    "memory:// lives inside one process, and sender and workers are several. Name a broker "
+    "that they share with --url, "
+    "with --host, or with the variable MQCORE_URL; docs/lab.md has the first half of the "
+    "lab in one process"
 )
 
 
@@ -22,20 +24,26 @@ def parser(description: str) -> argparse.ArgumentParser:
     rabbit.add_argument("--port", type=int, default=5672)
     rabbit.add_argument("--vhost", default="/", help="/ when not given")
     rabbit.add_argument("--username", default="guest")
-    rabbit.add_argument("--password", help="asked for when not given: others on the machine can read a command line")
+    rabbit.add_argument(
+        "--password", help="asked for when not given: others on the machine can read a command line"
+    )
     return asked
 
 
 def broker_url(args: argparse.Namespace) -> str:
     """Return the URL of the broker that is meant, secrets included: never print it.
 
-    Without --url and --host it is the configured one: the variable MQCORE_URL, or the file mqcore.toml. Raises
-    `ConfigurationError` for one that other processes cannot reach.
+    Without --url and --host it is the configured one: the variable MQCORE_URL, or the file
+    mqcore.toml. Raises `ConfigurationError` for one that other processes cannot reach.
     """
     if args.url and args.host:
         raise ConfigurationError("--url and --host both name a broker; give one of them")
     if args.host:
-        password = args.password if args.password is not None else getpass.getpass(f"{args.username}'s password: ")
+        password = (
+            args.password
+            if args.password is not None
+            else getpass.getpass(f"{args.username}'s password: ")
+        )
         user = f"{quote(args.username, safe='')}:{quote(password, safe='')}"
         return f"amqp://{user}@{args.host}:{args.port}/{quote(args.vhost, safe='')}"
     settings = Settings.load(url=args.url)
@@ -47,6 +55,7 @@ def broker_url(args: argparse.Namespace) -> str:
 def text_queue(name: str) -> Queue[str]:
     """Describe a queue of plain text, which any other client can read and write, too.
 
-    Work that fails is tried again after a second, and kept in the dead-letter queue when it has failed three times.
+    Work that fails is tried again after a second, and kept in the dead-letter queue when it has
+    failed three times.
     """
     return Queue(name, str, codec="text", retry=RetryPolicy(max_attempts=3, backoff=fixed(1)))

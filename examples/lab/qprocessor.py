@@ -3,9 +3,10 @@
     python qprocessor.py --url redis://localhost --queue hello
     python qprocessor.py --host 10.0.0.5 --vhost ada --username ada --acknowledge --lose-every 3
 
-Without --acknowledge a message is gone from the broker before the work on it begins, and lost when the work fails (at
-most once). With it the message stays the broker's until the work is done, and comes again when it was not (at least
-once): so the same work may be done twice, and should do no harm then.
+Without --acknowledge a message is gone from the broker before the work on it begins, and lost when
+the work fails (at most once). With it the message stays the broker's until the work is done, and
+comes again when it was not (at least once): so the same work may be done twice, and should do no
+harm then.
 """
 
 import argparse
@@ -25,11 +26,29 @@ class LostError(Exception):
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     asked = parser("Work on the messages of a queue.")
-    asked.add_argument("--acknowledge", action="store_true", help="let a message go when its work is done, not before")
-    asked.add_argument("--lose-every", type=int, default=0, metavar="N", help="fail with every Nth message")
-    asked.add_argument("--prefetch", type=int, default=1, help="how many messages to hold at once; 1 when not given")
-    asked.add_argument("--lease", type=float, default=30, help="seconds until a dead worker's messages are another's")
-    asked.add_argument("--second", type=float, default=1, help="how long a second of work takes; 1 when not given")
+    asked.add_argument(
+        "--acknowledge",
+        action="store_true",
+        help="let a message go when its work is done, not before",
+    )
+    asked.add_argument(
+        "--lose-every", type=int, default=0, metavar="N", help="fail with every Nth message"
+    )
+    asked.add_argument(
+        "--prefetch",
+        type=int,
+        default=1,
+        help="how many messages to hold at once; 1 when not given",
+    )
+    asked.add_argument(
+        "--lease",
+        type=float,
+        default=30,
+        help="seconds until a dead worker's messages are another's",
+    )
+    asked.add_argument(
+        "--second", type=float, default=1, help="how long a second of work takes; 1 when not given"
+    )
     return asked.parse_args()
 
 
@@ -63,7 +82,11 @@ async def run(args: argparse.Namespace) -> None:
     """Work until Ctrl-C, which lets the work at hand be finished."""
     app = make_app(args)
     async with app.connect(broker_url(args)) as broker:
-        print(f" [*] Process {os.getpid()} waits for messages in {args.queue!r}. To exit press Ctrl-C", flush=True)
+        print(
+            f" [*] Process {os.getpid()} waits for messages in {args.queue!r}. To exit press "
+            "Ctrl-C",
+            flush=True,
+        )
         await Worker(app, broker).run()
 
 

@@ -18,8 +18,12 @@ from mqcore.sync import Broker
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     asked = parser("Send messages into a queue.")
-    asked.add_argument("messages", nargs="*", metavar="TEXT", help="one message each; without any, lines are read")
-    asked.add_argument("--priority", type=int, default=5, help="0, last, to 10, first; 5 when not given")
+    asked.add_argument(
+        "messages", nargs="*", metavar="TEXT", help="one message each; without any, lines are read"
+    )
+    asked.add_argument(
+        "--priority", type=int, default=5, help="0, last, to 10, first; 5 when not given"
+    )
     return asked.parse_args()
 
 

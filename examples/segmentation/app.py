@@ -1,12 +1,14 @@
 """The segmentation service: one queue of tasks, one of results, and the worker between them.
 
-A task's way: a client publishes a `SegmentationTask` to the router `segmentation` with key `task.new`, premium users'
-with priority 10 and the others' with 1, which brings it to `segmentation.tasks`. `segment_image` handles one at a time,
-and publishes to the same router: a `SegmentationResult` as `task.completed`, or a `TaskFailed` as `task.failed`; both
-come to `segmentation.results`. What the storage did not give out is tried again after a growing wait, and dead-lettered
-after the last attempt; an image that is broken is dead-lettered at once.
+A task's way: a client publishes a `SegmentationTask` to the router `segmentation` with key
+`task.new`, premium users' with priority 10 and the others' with 1, which brings it to
+`segmentation.tasks`. `segment_image` handles one at a time, and publishes to the same router: a
+`SegmentationResult` as `task.completed`, or a `TaskFailed` as `task.failed`; both come to
+`segmentation.results`. What the storage did not give out is tried again after a growing wait, and
+dead-lettered after the last attempt; an image that is broken is dead-lettered at once.
 
-Run it as a service of its own, on any broker: `mqcore worker examples.segmentation.app:app --url URL`.
+Run it as a service of its own, on any broker: `mqcore worker examples.segmentation.app:app --url
+URL`.
 """
 
 import time
@@ -37,7 +39,10 @@ class SegmentationTask(BaseModel):
 
 
 class SegmentationResult(BaseModel):
-    """What a worker found. `task` is the id of the task's message, `started_at` seconds since the epoch."""
+    """What a worker found.
+
+    `task` is the id of the task's message, `started_at` seconds since the epoch.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,7 +57,10 @@ class SegmentationResult(BaseModel):
 
 
 class TaskFailed(BaseModel):
-    """One attempt failed. `final` says that no other will follow, so that the task is now a dead letter."""
+    """One attempt failed.
+
+    `final` says that no other will follow, so that the task is now a dead letter.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,16 +82,22 @@ RETRY = RetryPolicy(max_attempts=3, backoff=exponential(0.5, cap=30))
 tasks = Queue("segmentation.tasks", SegmentationTask, ttl=3600)
 results = Queue("segmentation.results", OUTCOME)
 
-# One topic router on the broker, seen from its two sides: what is asked for is a task, what comes of it an outcome.
-# Each side has its own type, so mypy and the publish itself notice when one is sent for the other.
+# One topic router on the broker, seen from its two sides: what is asked for is a task, what comes
+# of it an outcome. Each side has its own type, so mypy and the publish itself notice when one is
+# sent for the other.
 requests = Router("segmentation", SegmentationTask, kind="topic").bind(tasks, "task.new")
-outcomes = Router("segmentation", OUTCOME, kind="topic").bind(results, "task.completed").bind(results, "task.failed")
+outcomes = (
+    Router("segmentation", OUTCOME, kind="topic")
+    .bind(results, "task.completed")
+    .bind(results, "task.failed")
+)
 
 app = App("segmentation", routers=[requests, outcomes])
 
 
-# A blocking handler runs in a thread, and NumPy lets go of the interpreter while it computes. One task at a time, and
-# none held in reserve (prefetch=1): no premium task waits behind a regular one that this worker has taken already.
+# A blocking handler runs in a thread, and NumPy lets go of the interpreter while it computes. One
+# task at a time, and none held in reserve (prefetch=1): no premium task waits behind a regular one
+# that this worker has taken already.
 @app.consumer(tasks, retry=RETRY, prefetch=1, concurrency=1, timeout=300)
 def segment_image(task: SegmentationTask, ctx: BlockingContext) -> None:
     """Segment one image and publish what was found, or why it failed.
@@ -113,7 +127,12 @@ def segment_image(task: SegmentationTask, ctx: BlockingContext) -> None:
 
 
 def _announce_failure(
-    task: SegmentationTask, ctx: BlockingContext, started_at: float, error: Exception, *, final: bool
+    task: SegmentationTask,
+    ctx: BlockingContext,
+    started_at: float,
+    error: Exception,
+    *,
+    final: bool,
 ) -> None:
     failed = TaskFailed(
         task=ctx.id,

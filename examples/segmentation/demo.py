@@ -1,8 +1,9 @@
 """Run the segmentation service end to end, on any broker, and show what happened.
 
-All tasks are published first, regular users' before premium ones', and only then does a worker start: that the premium
-images are done first is the broker's doing. Then the dead letters are listed and, once the late upload has arrived,
-redriven. Exits 0 when every image ended as it should, 1 when one did not, 2 when the run could not be done.
+All tasks are published first, regular users' before premium ones', and only then does a worker
+start: that the premium images are done first is the broker's doing. Then the dead letters are
+listed and, once the late upload has arrived, redriven. Exits 0 when every image ended as it should,
+1 when one did not, 2 when the run could not be done.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from examples.segmentation.report import (
 from examples.segmentation.run import Run, complaints
 from mqcore import Broker, DeadLetter, MqcoreError, Worker
 
-# Seconds between two looks at the queues; until a run is given up that no worker has touched; and until one is that has
-# begun: one image may take the handler's whole time limit.
+# Seconds between two looks at the queues; until a run is given up that no worker has touched; and
+# until one is that has begun: one image may take the handler's whole time limit.
 LOOK_EVERY, START, PATIENCE = 2.0, 20.0, 330.0
 
 
@@ -48,9 +49,13 @@ class RunFailedError(Exception):
 async def publish_all(broker: Broker, pictures: Iterable[Picture], out: Path) -> dict[str, Picture]:
     """Publish a task for each picture, the regular ones first; returns the pictures by the ids of their messages."""
     published = {}
-    for number, picture in enumerate(sorted(pictures, key=lambda picture: picture.tier is Tier.PREMIUM), start=1):
+    for number, picture in enumerate(
+        sorted(pictures, key=lambda picture: picture.tier is Tier.PREMIUM), start=1
+    ):
         labels = out / "labels" / f"{number:03}-{picture.path.stem}.png"
-        task = SegmentationTask(name=picture.name, tier=picture.tier, image=picture.path, labels=labels)
+        task = SegmentationTask(
+            name=picture.name, tier=picture.tier, image=picture.path, labels=labels
+        )
         receipt = await broker.publish(requests, task, key="task.new", priority=PRIORITY[task.tier])
         published[receipt.id] = picture
     return published
@@ -83,11 +88,13 @@ async def working(broker: Broker, args: argparse.Namespace) -> AsyncIterator[Cal
         await process.wait()
 
 
-async def follow(broker: Broker, run: Run, progress: Progress, check: Callable[[], None]) -> list[DeadLetter]:
+async def follow(
+    broker: Broker, run: Run, progress: Progress, check: Callable[[], None]
+) -> list[DeadLetter]:
     """Take in what workers announce until every task is done or dead-lettered; returns the run's dead letters.
 
-    Raises `RunFailedError` when no task is taken up for `START` seconds, or there is no news for `PATIENCE`, and what
-    `check` raises.
+    Raises `RunFailedError` when no task is taken up for `START` seconds, or there is no news for
+    `PATIENCE`, and what `check` raises.
     """
     quiet = 0.0
     async with broker.consume(results, prefetch=16) as outcomes:
@@ -102,14 +109,18 @@ async def follow(broker: Broker, run: Run, progress: Progress, check: Callable[[
             quiet += LOOK_EVERY
             (counts,) = await broker.counts(tasks)
             if quiet > START and counts.ready >= len(run.pictures):
-                message = f"no worker takes up what is in {tasks.name}; do they and the demo use the same broker?"
+                message = (
+                    f"no worker takes up what is in {tasks.name}; do they and the demo use the "
+                    "same broker?"
+                )
                 raise RunFailedError(message)
             if quiet > PATIENCE:
                 message = f"no news of {len(run.open())} tasks for {PATIENCE:g} s"
                 raise RunFailedError(message)
             for letter in await dead_letters(broker, run):
                 run.note_dead(letter, progress)
-    # A failure is announced by the handler, and becomes a dead letter a moment later, when the handler has ended.
+    # A failure is announced by the handler, and becomes a dead letter a moment later, when the
+    # handler has ended.
     async with asyncio.timeout(PATIENCE):
         while len(found := await dead_letters(broker, run)) < len(run.given_up):  # noqa: ASYNC110 - only the broker knows
             await asyncio.sleep(0.05)
@@ -132,11 +143,15 @@ async def redrive(broker: Broker, run: Run) -> int:
     return len(redriven.moved)
 
 
-async def demonstrate(pictures: Sequence[Picture], args: argparse.Namespace, console: Console) -> RunReport:
+async def demonstrate(
+    pictures: Sequence[Picture], args: argparse.Namespace, console: Console
+) -> RunReport:
     """Publish, work, list the dead letters, redrive them once, and say how it all ended."""
     async with app.connect(args.url) as broker:
         run = Run(await publish_all(broker, pictures, args.out))
-        console.print(f"{len(pictures)} tasks published, regular before premium; now a worker starts")
+        console.print(
+            f"{len(pictures)} tasks published, regular before premium; now a worker starts"
+        )
         async with working(broker, args) as check:
             with Progress(console, tiers(run, run.open())) as progress:
                 first = run.dead_letter_rows(await follow(broker, run, progress, check))
@@ -165,13 +180,27 @@ def tiers(run: Run, ids: Iterable[str]) -> dict[Tier, int]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; exits with 2 when it is wrong."""
-    parser = argparse.ArgumentParser(description="Segment real images by messages, and show what happened.")
-    parser.add_argument("--url", help="the broker; when not given as mqcore is configured, else memory://")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="segment the images of this folder too")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("segmentation-out"), help="where results go")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N of the images that scikit-image ships")
+    parser = argparse.ArgumentParser(
+        description="Segment real images by messages, and show what happened."
+    )
     parser.add_argument(
-        "--processes", type=int, metavar="N", default=0, help="N worker processes instead of one inside"
+        "--url", help="the broker; when not given as mqcore is configured, else memory://"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="segment the images of this folder too"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("segmentation-out"), help="where results go"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only N of the images that scikit-image ships"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        default=0,
+        help="N worker processes instead of one inside",
     )
     args = parser.parse_args(argv)
     if args.images is not None and not args.images.is_dir():
@@ -189,7 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     # Beside the live display a log would only be in the way.
     logging.basicConfig(
-        filename=args.out / "mqcore.log", filemode="w", level=logging.INFO, format="%(asctime)s %(message)s"
+        filename=args.out / "mqcore.log",
+        filemode="w",
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
     )
     pictures = shipped_images(args.limit) + troubled_images(args.out / "inputs")
     pictures += folder_images(args.images) if args.images else []
@@ -205,9 +237,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     contact_sheet(report, args.out / "contact-sheet.png")
     done = [row for row in report.images if row.objects is not None]
     console.print(
-        f"{len(done)} of {len(report.images)} images segmented, {sum(row.objects or 0 for row in done)} objects"
+        f"{len(done)} of {len(report.images)} images segmented, "
+        f"{sum(row.objects or 0 for row in done)} objects"
     )
-    console.print(f"contact-sheet.png, result.json and mqcore.log are in {args.out}", soft_wrap=True, highlight=False)
+    console.print(
+        f"contact-sheet.png, result.json and mqcore.log are in {args.out}",
+        soft_wrap=True,
+        highlight=False,
+    )
     for complaint in report.complaints:
         console.print(f"[red]wrong:[/] {complaint}")
     return 1 if report.complaints else 0

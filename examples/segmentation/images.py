@@ -1,12 +1,14 @@
 """Where the images of the example come from, and how one is read.
 
-Knows nothing of messages. A run's inputs are the photographs and micrographs inside scikit-image's wheel, the images of
-a folder that the user names, and a few made on the spot that something is wrong with: damaged files, pictures with
-nothing in them, a file that the storage is too busy to give out at first, and one whose upload comes late. Each
-`Picture` says what should become of it, so that a run can be checked.
+Knows nothing of messages. A run's inputs are the photographs and micrographs inside scikit-image's
+wheel, the images of a folder that the user names, and a few made on the spot that something is
+wrong with: damaged files, pictures with nothing in them, a file that the storage is too busy to
+give out at first, and one whose upload comes late. Each `Picture` says what should become of it, so
+that a run can be checked.
 
-`read_image` is the storage that a worker reads from. It tells two kinds of failure apart, because they deserve
-different treatment: `BrokenImageError` will be the same tomorrow, `StorageError` may be over in a second.
+`read_image` is the storage that a worker reads from. It tells two kinds of failure apart, because
+they deserve different treatment: `BrokenImageError` will be the same tomorrow, `StorageError` may
+be over in a second.
 """
 
 import math
@@ -25,7 +27,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """An RGB image, height x width x 3."""
 
 MAX_SIDE = 1024
-"""Longest side in pixels that is worked on; larger images are scaled down, which bounds the work for one message."""
+"""Longest side in pixels that is worked on; larger images are scaled down, which bounds the work for one message.
+"""
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded at all: a small file can claim to be a huge picture."""
@@ -35,8 +38,9 @@ MIN_SIDE = 16
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
-# What scikit-image carries in its wheel and a person would call a photograph or a micrograph: no logos and charts.
-# Its other images are fetched from the network on first use, which an example should not do.
+# What scikit-image carries in its wheel and a person would call a photograph or a micrograph: no
+# logos and charts. Its other images are fetched from the network on first use, which an example
+# should not do.
 SHIPPED_PREMIUM = (
     "cell.png",
     "coins.png",
@@ -110,12 +114,17 @@ def shipped_images(limit: int | None = None) -> list[Picture]:
 def folder_images(folder: Path) -> list[Picture]:
     """Find the image files of `folder` (not of its subfolders), sorted by name, premium and regular by turns.
 
-    Goes by the suffix: a file that claims to be an image and is none belongs in the run, and in its dead letters.
-    Raises NotADirectoryError when there is no such folder.
+    Goes by the suffix: a file that claims to be an image and is none belongs in the run, and in its
+    dead letters. Raises NotADirectoryError when there is no such folder.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     tiers = (Tier.PREMIUM, Tier.REGULAR)
-    return [Picture(path.name, path.resolve(), tiers[index % 2], Fate.EITHER) for index, path in enumerate(paths)]
+    return [
+        Picture(path.name, path.resolve(), tiers[index % 2], Fate.EITHER)
+        for index, path in enumerate(paths)
+    ]
 
 
 def troubled_images(folder: Path) -> list[Picture]:
@@ -123,7 +132,9 @@ def troubled_images(folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     whole = (_shipped() / "coins.png").read_bytes()
     (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "notes.jpg").write_text("Monday: ask the lab for the real picture.\n", encoding="utf-8")
+    (folder / "notes.jpg").write_text(
+        "Monday: ask the lab for the real picture.\n", encoding="utf-8"
+    )
     (folder / "empty.png").write_bytes(b"")
     Image.new("L", (200, 150), 127).save(folder / "blank.png")
     Image.new("RGB", (1, 1), "white").save(folder / "dot.png")
@@ -134,13 +145,19 @@ def troubled_images(folder: Path) -> list[Picture]:
         "blank.png": Tier.PREMIUM,
         "dot.png": Tier.REGULAR,
     }
-    made = [Picture(name, (folder / name).resolve(), tier, Fate.BROKEN) for name, tier in broken.items()]
+    made = [
+        Picture(name, (folder / name).resolve(), tier, Fate.BROKEN) for name, tier in broken.items()
+    ]
 
-    busy = Picture("busy-storage.png", (folder / "busy-storage.png").resolve(), Tier.REGULAR, Fate.BUSY)
+    busy = Picture(
+        "busy-storage.png", (folder / "busy-storage.png").resolve(), Tier.REGULAR, Fate.BUSY
+    )
     _half_the_coins(busy.path, upper=True)
     _busy_marker(busy.path).touch()
 
-    late = Picture("late-upload.png", (folder / "late-upload.png").resolve(), Tier.REGULAR, Fate.LATE)
+    late = Picture(
+        "late-upload.png", (folder / "late-upload.png").resolve(), Tier.REGULAR, Fate.LATE
+    )
     late.path.unlink(missing_ok=True)
     return [*made, busy, late]
 
@@ -156,11 +173,13 @@ def finish_uploads(pictures: Iterable[Picture]) -> list[Picture]:
 def read_image(path: Path) -> Pixels:
     """Read `path` from the storage as an RGB image of at most `MAX_SIDE` pixels a side.
 
-    Raises `StorageError` when the file is not there (yet) or cannot be read, or the storage is too busy;
-    `BrokenImageError` when it is empty, damaged, no image at all, too large to decode or too small to hold an object.
+    Raises `StorageError` when the file is not there (yet) or cannot be read, or the storage is too
+    busy; `BrokenImageError` when it is empty, damaged, no image at all, too large to decode or too
+    small to hold an object.
     """
-    # The marker is how the example plays a busy storage: in a file, so that it holds for whichever process reads first.
-    # unlink is atomic, so exactly one read fails, however many workers there are.
+    # The marker is how the example plays a busy storage: in a file, so that it holds for whichever
+    # process reads first. unlink is atomic, so exactly one read fails, however many workers there
+    # are.
     try:
         _busy_marker(path).unlink()
     except FileNotFoundError:
@@ -191,10 +210,15 @@ def read_image(path: Path) -> Pixels:
 def _to_rgb(image: Image.Image, name: str) -> Pixels:
     """Decode, turn upright, put transparent parts on white, scale down to `MAX_SIDE`."""
     if min(image.size) < MIN_SIDE:
-        message = f"{name} is too small to segment: {image.width} x {image.height} px, at least {MIN_SIDE} a side"
+        message = (
+            f"{name} is too small to segment: {image.width} x {image.height} px, at least "
+            f"{MIN_SIDE} a side"
+        )
         raise BrokenImageError(message)
     if image.width * image.height > MAX_PIXELS:
-        message = f"{name} is too large: {image.width} x {image.height} px, at most {MAX_PIXELS} pixels"
+        message = (
+            f"{name} is too large: {image.width} x {image.height} px, at most {MAX_PIXELS} pixels"
+        )
         raise BrokenImageError(message)
     # For a JPEG this lets the decoder skip the pixels that scaling down would throw away.
     image.draft("RGB", (MAX_SIDE, MAX_SIDE))
@@ -219,10 +243,15 @@ def _stretch(values: NDArray[np.float64]) -> Pixels:
 
 
 def _half_the_coins(path: Path, *, upper: bool) -> None:
-    """Store one half of the picture of 24 coins as `path`: 12 of them. The file appears whole or not at all."""
+    """Store one half of the picture of 24 coins as `path`: 12 of them.
+
+    The file appears whole or not at all.
+    """
     with Image.open(_shipped() / "coins.png") as coins:
         middle = coins.height // 2
-        half = coins.crop((0, 0, coins.width, middle) if upper else (0, middle, coins.width, coins.height))
+        half = coins.crop(
+            (0, 0, coins.width, middle) if upper else (0, middle, coins.width, coins.height)
+        )
     part = path.with_suffix(".part")
     half.save(part, format="PNG")
     part.replace(path)

@@ -1,7 +1,7 @@
 """What a person sees of a run: live progress, tables, the contact sheet, and the same as JSON.
 
-Knows nothing of messages. The demo tells `Progress` what happened to each image as it hears of it, and hands the
-finished `RunReport` to `contact_sheet` and `write_json`.
+Knows nothing of messages. The demo tells `Progress` what happened to each image as it hears of it,
+and hands the finished `RunReport` to `contact_sheet` and `write_json`.
 """
 
 import textwrap
@@ -37,7 +37,10 @@ OUTLINE = (1.0, 0.85, 0.0)
 
 
 class ImageRow(BaseModel):
-    """One image at the end of a run. `order` counts from 1; `seconds` is the work of its last attempt."""
+    """One image at the end of a run.
+
+    `order` counts from 1; `seconds` is the work of its last attempt.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,7 +69,10 @@ class DeadLetterRow(BaseModel):
 
 
 class RunReport(BaseModel):
-    """A whole run. `first_dead_letters` are those before the redrive, `dead_letters` those that are left after it."""
+    """A whole run.
+
+    `first_dead_letters` are those before the redrive, `dead_letters` those that are left after it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,14 +96,19 @@ class Progress:
             TimeElapsedColumn(),
             console=console,
         )
-        self._ids = {tier: self._bars.add_task(tier.value, total=total) for tier, total in totals.items()}
+        self._ids = {
+            tier: self._bars.add_task(tier.value, total=total) for tier, total in totals.items()
+        }
 
     def __enter__(self) -> Self:
         self._bars.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
 
@@ -116,9 +127,12 @@ class Progress:
         self._bars.advance(self._ids[tier])
 
     def _line(self, what: str, style: str, image: tuple[str, Tier], text: str) -> None:
-        # A Text is taken as it is: names of files and errors may hold what would be markup in a plain string.
+        # A Text is taken as it is: names of files and errors may hold what would be markup in a
+        # plain string.
         name, tier = image
-        self._bars.console.print(Text.assemble((f"{what:6}", style), f"{tier.value:8} ", (name, "bold"), "  ", text))
+        self._bars.console.print(
+            Text.assemble((f"{what:6}", style), f"{tier.value:8} ", (name, "bold"), "  ", text)
+        )
 
 
 def print_images(console: Console, rows: Sequence[ImageRow]) -> None:
@@ -151,7 +165,13 @@ def print_dead_letters(console: Console, title: str, rows: Sequence[DeadLetterRo
     table.add_column("attempts", justify="right")
     table.add_column("error", overflow="fold")
     for row in sorted(rows, key=lambda row: row.image):
-        table.add_row(Text(row.image), row.tier.value, Text(row.reason, "red"), str(row.attempts), Text(row.error))
+        table.add_row(
+            Text(row.image),
+            row.tier.value,
+            Text(row.reason, "red"),
+            str(row.attempts),
+            Text(row.error),
+        )
     console.print(table)
 
 
@@ -174,7 +194,9 @@ def contact_sheet(report: RunReport, path: Path) -> None:
     rows = sorted(report.images, key=lambda row: (row.path in dead, row.order or 0))
     width, height = TILE[0] + 2 * GAP, TILE[1] + CAPTION + GAP
     lines = -(-len(rows) // COLUMNS)
-    sheet = Image.new("RGB", (width * min(COLUMNS, max(1, len(rows))), height * max(1, lines) + GAP), BACKGROUND)
+    sheet = Image.new(
+        "RGB", (width * min(COLUMNS, max(1, len(rows))), height * max(1, lines) + GAP), BACKGROUND
+    )
     for index, row in enumerate(rows):
         tile = _tile(row, dead.get(row.path))
         sheet.paste(tile, (width * (index % COLUMNS), height * (index // COLUMNS) + GAP))
@@ -195,9 +217,16 @@ def _tile(row: ImageRow, dead: DeadLetterRow | None) -> Image.Image:
     else:
         left, top = GAP + (TILE[0] - picture.width) // 2, (TILE[1] - picture.height) // 2
         tile.paste(picture, (left, top))
-        frame = (left - 2, max(0, top - 2), left + picture.width + 1, min(TILE[1], top + picture.height + 1))
+        frame = (
+            left - 2,
+            max(0, top - 2),
+            left + picture.width + 1,
+            min(TILE[1], top + picture.height + 1),
+        )
         draw.rectangle(frame, outline=TIER_COLOURS[row.tier], width=2)
-        caption = f"{row.order}. {row.tier.value}, {count(row.objects or 0)}" + (", redriven" if row.redriven else "")
+        caption = f"{row.order}. {row.tier.value}, {count(row.objects or 0)}" + (
+            ", redriven" if row.redriven else ""
+        )
     draw.text((GAP, TILE[1] + 4), row.image, fill=INK, font=_font(15))
     draw.text((GAP, TILE[1] + 22), caption, fill=FAINT, font=_font(13))
     return tile

@@ -1,7 +1,8 @@
 """What is known of one run of the demo: which task is where, in which order they were taken up, and how they ended.
 
-Fed with outcomes and dead letters, whatever broker they came from, and read for the report. A message may come twice
-(at least once is the promise), so everything is kept by the id of the task's message.
+Fed with outcomes and dead letters, whatever broker they came from, and read for the report. A
+message may come twice (at least once is the promise), so everything is kept by the id of the task's
+message.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,8 @@ from examples.segmentation.images import Fate, Picture, Tier
 from examples.segmentation.report import DeadLetterRow, ImageRow, Progress, RunReport
 from mqcore import DeadLetter
 
-# The reasons for which a picture is dead-lettered before and after the redrive; None where it is not.
+# The reasons for which a picture is dead-lettered before and after the redrive; None where it is
+# not.
 EXPECTED: dict[Fate, tuple[str | None, str | None]] = {
     Fate.SEGMENTED: (None, None),
     Fate.BUSY: (None, None),
@@ -38,7 +40,10 @@ class Run:
         return self.pictures.keys() - self.done.keys() - self.given_up
 
     def note(self, outcome: Outcome, progress: Progress) -> None:
-        """Take one outcome in, and show it. Other runs' outcomes, and one that comes a second time, change nothing."""
+        """Take one outcome in, and show it.
+
+        Other runs' outcomes, and one that comes a second time, change nothing.
+        """
         task, seen = outcome.task, outcome.started_at
         if task not in self.open() or seen <= self.last_seen.get(task, 0):
             return
@@ -46,7 +51,9 @@ class Run:
         self.last_seen[task] = seen
         if isinstance(outcome, SegmentationResult):
             self.done[task] = outcome
-            progress.segmented(outcome.name, outcome.tier, outcome.found.objects, outcome.found.elapsed)
+            progress.segmented(
+                outcome.name, outcome.tier, outcome.found.objects, outcome.found.elapsed
+            )
         elif outcome.final:
             self.given_up.add(task)
             progress.given_up(outcome.name, outcome.tier, outcome.error)
@@ -57,7 +64,9 @@ class Run:
         """Take in a dead letter that no worker announced, because its worker was killed or ran out of time."""
         if letter.id in self.open():
             self.given_up.add(letter.id)
-            progress.given_up(self.pictures[letter.id].name, self.pictures[letter.id].tier, letter.reason)
+            progress.given_up(
+                self.pictures[letter.id].name, self.pictures[letter.id].tier, letter.reason
+            )
 
     def reopen(self, tasks: Iterable[str]) -> None:
         """Wait for these again: they were redriven."""
@@ -71,7 +80,8 @@ class Run:
     def premium_first(self, workers: int) -> bool:
         """Whether workers took up all premium tasks before the regular ones.
 
-        Several workers start side by side: while one begins the last premium task, each other may begin a regular one.
+        Several workers start side by side: while one begins the last premium task, each other may
+        begin a regular one.
         """
         tiers = [self.pictures[task].tier for task in self.order()]
         ahead = 0
@@ -124,7 +134,12 @@ def complaints(pictures: Iterable[Picture], report: RunReport) -> list[str]:
     for picture in pictures:
         became = (first.get(picture.path), last.get(picture.path))
         if picture.fate in EXPECTED and became != EXPECTED[picture.fate]:
-            found.append(f"{picture.name} should have been {picture.fate.value}; dead-lettered as: {became}")
+            found.append(
+                f"{picture.name} should have been {picture.fate.value}; dead-lettered as: {became}"
+            )
         if picture.fate is Fate.BUSY and attempts[picture.path] != BUSY_ATTEMPTS:
-            found.append(f"{picture.name} should have taken {BUSY_ATTEMPTS} attempts, not {attempts[picture.path]}")
+            found.append(
+                f"{picture.name} should have taken {BUSY_ATTEMPTS} attempts, not "
+                f"{attempts[picture.path]}"
+            )
     return found

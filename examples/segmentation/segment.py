@@ -1,9 +1,10 @@
 """Find the objects in one image: the work that the messages of the example are about, and which knows nothing of them.
 
-An image passes through here in five steps: gray and denoised; split by Otsu's threshold, on the plain image or with
-uneven light taken out, whichever parts better; holes closed and specks removed; touching objects cut apart at their
-necks (distance transform and watershed); measured. Every size follows from the size of the image, so that a 100-pixel
-micrograph and a 1000-pixel photograph both come out right without a knob.
+An image passes through here in five steps: gray and denoised; split by Otsu's threshold, on the
+plain image or with uneven light taken out, whichever parts better; holes closed and specks removed;
+touching objects cut apart at their necks (distance transform and watershed); measured. Every size
+follows from the size of the image, so that a 100-pixel micrograph and a 1000-pixel photograph both
+come out right without a knob.
 """
 
 import math
@@ -25,14 +26,16 @@ Gray: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 Labels: TypeAlias = NDArray[np.int32]
 
-# A neck narrower than about three quarters (e ** -0.3) of the smaller object beside it parts two objects.
+# A neck narrower than about three quarters (e ** -0.3) of the smaller object beside it parts two
+# objects.
 NECK = 0.3
 # Least part of the image's area that counts as an object, and the least number of pixels.
 LEAST_PART = 2e-4
 LEAST_PIXELS = 16
 # An image whose gray values (0..1) spread less than this holds nothing but noise.
 LEAST_CONTRAST = 0.02
-# The part of the image's edge that must be bright before bright is taken for the background; in doubt it is not.
+# The part of the image's edge that must be bright before bright is taken for the background; in
+# doubt it is not.
 BRIGHT_EDGE = 0.6
 
 
@@ -48,7 +51,10 @@ class Areas(BaseModel):
 
 
 class Segmentation(BaseModel):
-    """What was found in one image. `elapsed` is seconds of work, `coverage` and `mean_intensity` run from 0 to 1."""
+    """What was found in one image.
+
+    `elapsed` is seconds of work, `coverage` and `mean_intensity` run from 0 to 1.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +88,10 @@ def segment(pixels: Pixels) -> tuple[Segmentation, Labels]:
     gray: Gray = color.rgb2gray(pixels)
     low, high = np.percentile(gray, (0.1, 99.9))
     if high - low < LEAST_CONTRAST:
-        message = f"nothing to segment: all pixels have nearly the same value ({low:.2f} to {high:.2f} of 1)"
+        message = (
+            f"nothing to segment: all pixels have nearly the same value ({low:.2f} to "
+            f"{high:.2f} of 1)"
+        )
         raise BrokenImageError(message)
     split = _best_split(gray)
     labels = _cut_apart(_clean(split.mask))
@@ -154,11 +163,13 @@ def _cut_apart(mask: Mask) -> Labels:
     if not mask.any():
         return np.zeros(mask.shape, dtype=np.int32)
     depth = filters.gaussian(ndimage.distance_transform_edt(mask), sigma=1)
-    # The logarithm makes a neck's width count in proportion to the object's; + 2 keeps single pixels from mattering.
+    # The logarithm makes a neck's width count in proportion to the object's; + 2 keeps single
+    # pixels from mattering.
     depth = np.where(mask, np.log(depth + 2), 0)
     cores = measure.label(morphology.h_maxima(depth, NECK))
     labels = segmentation.watershed(-depth, cores, mask=mask)
-    # A core less than NECK deep is no maximum: an object that has no core of its own keeps its number from the mask.
+    # A core less than NECK deep is no maximum: an object that has no core of its own keeps its
+    # number from the mask.
     uncut = measure.label(mask & (labels == 0))
     labels = np.where(uncut > 0, uncut + labels.max(), labels)
     return _without_scraps(labels)

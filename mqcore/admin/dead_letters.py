@@ -1,8 +1,9 @@
 """Dead letters: look at them, send them back, let them go (G11).
 
-A dead-letter queue is an ordinary queue, so all of this is browsing, leasing and Moves. A redrive is a Move from the dead-letter
-queue to where the message died, or elsewhere: attempts begin anew, and the expiry is gone. What comes back again and again is
-noticed by its `redriven` count and left where it is.
+A dead-letter queue is an ordinary queue, so all of this is browsing, leasing and Moves. A redrive
+is a Move from the dead-letter queue to where the message died, or elsewhere: attempts begin anew,
+and the expiry is gone. What comes back again and again is noticed by its `redriven` count and left
+where it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from mqcore.messages.message import Death, Message, Reason
 from mqcore.queue import DLQ, OURS
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.checks import check_count, check_seconds, check_text
-from mqcore.spi import Done, Entry, Stale, SupportsBrowse, SupportsCount, SupportsPurge, SupportsTake, Unknown
+from mqcore.spi import (
+    Done,
+    Entry,
+    Stale,
+    SupportsBrowse,
+    SupportsCount,
+    SupportsPurge,
+    SupportsTake,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -38,7 +48,8 @@ _PAGE, _LARGE_PAGE = 200, 1_000
 """Dead letters that are listed and leased at once; more where a lease does not end by itself."""
 _LEASE, _TIMEOUT = 30.0, 10.0
 _PATIENCE, _BETWEEN = 3.0, 0.05
-"""Seconds for which another's work on the same letters is waited for, and between two looks at it."""
+"""Seconds for which another's work on the same letters is waited for, and between two looks at it.
+"""
 _LAST_WORD = 2.0
 """Seconds that an interrupted redrive may take to release what it holds."""
 _MOST_REDRIVES = 5
@@ -47,8 +58,8 @@ _MOST_REDRIVES = 5
 class DeadLetterFilter(TypedDict, total=False):
     """Which dead letters are meant; all that is given must hold.
 
-    `ids`: message ids. `reason`: one of the reasons of G11. `queue`: where it died. `error`: text in the error's type or text.
-    `before` and `after`: time of death, seconds since the epoch.
+    `ids`: message ids. `reason`: one of the reasons of G11. `queue`: where it died. `error`: text
+    in the error's type or text. `before` and `after`: time of death, seconds since the epoch.
     """
 
     ids: Collection[str]
@@ -129,8 +140,13 @@ class Redriven:
 class DeadLetters:
     """The dead letters of one queue; of all its queues, when a shared dead-letter queue itself was asked for."""
 
-    def __init__(self, connection: Connection, origin: str, find: Callable[[], Awaitable[str]]) -> None:
-        """`origin` is the queue that was asked for, `find` returns its dead-letter queue's name. Made by `Broker.dead_letters`."""
+    def __init__(
+        self, connection: Connection, origin: str, find: Callable[[], Awaitable[str]]
+    ) -> None:
+        """`origin` is the queue that was asked for, `find` returns its dead-letter queue's name.
+
+        Made by `Broker.dead_letters`.
+        """
         self._connection = connection
         self._origin = origin
         self._find = find
@@ -144,7 +160,8 @@ class DeadLetters:
     async def list(self, limit: int = 100, **wanted: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
         """Return up to `limit` dead letters, the oldest first, changing neither order nor count.
 
-        Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an unknown reason or filter.
+        Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an
+        unknown reason or filter.
         """
         check_count("limit", limit, "list of dead letters")
         _check(wanted)
@@ -172,14 +189,20 @@ class DeadLetters:
     ) -> Redriven:
         """Send dead letters back to where they died, or to queue `to`; attempts begin anew and nothing expires.
 
-        Takes those that are there now, not those that come back meanwhile. One that was redriven five times already stays, unless
-        `force`: it would only come back (G11). Safe to run twice at once. Raises as `list` does.
+        Takes those that are there now, not those that come back meanwhile. One that was redriven
+        five times already stays, unless `force`: it would only come back (G11). Safe to run twice
+        at once. Raises as `list` does.
         """
         queue = await self._find()
-        return await self._settle_all(wanted, limit, partial(_redrive, queue=queue, to=to, force=force))
+        return await self._settle_all(
+            wanted, limit, partial(_redrive, queue=queue, to=to, force=force)
+        )
 
     async def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
-        """Remove dead letters for good; how many. Without a filter all of them, at once. Raises as `list` does."""
+        """Remove dead letters for good; how many.
+
+        Without a filter all of them, at once. Raises as `list` does.
+        """
         queue = await self._find()
         if not self._own(wanted, queue):
             backend = self._connection.supporting(SupportsPurge, "purge")  # type: ignore[type-abstract]  # a protocol, on purpose
@@ -188,19 +211,29 @@ class DeadLetters:
         return len(gone.moved)
 
     async def _all(self, queue: str) -> AsyncIterator[DeadLetter]:
-        """Page through the queue. A message that somebody published here by hand has no record of a death: it is told as such."""
+        """Page through the queue.
+
+        A message that somebody published here by hand has no record of a death: it is told as such.
+        """
         backend = self._connection.supporting(SupportsBrowse, "listing dead letters")  # type: ignore[type-abstract]  # as above
         after: str | None = None
         while True:
-            page = await self._connection.call(f"listing {queue!r}", partial(backend.browse, queue, _PAGE, after))
+            page = await self._connection.call(
+                f"listing {queue!r}", partial(backend.browse, queue, _PAGE, after)
+            )
             for entry in page:
                 yield _letter(entry, queue)
             if len(page) < _PAGE:
                 return
             after = page[-1].key
 
-    async def _settle_all(self, wanted: DeadLetterFilter, limit: int | None, judge: _Judge) -> Redriven:
-        """Lease the chosen ones and settle them by the page. The list is made first: what comes back is not met again."""
+    async def _settle_all(
+        self, wanted: DeadLetterFilter, limit: int | None, judge: _Judge
+    ) -> Redriven:
+        """Lease the chosen ones and settle them by the page.
+
+        The list is made first: what comes back is not met again.
+        """
         chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
         backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")  # type: ignore[type-abstract]  # as above
         queue = await self._find()
@@ -219,7 +252,8 @@ class DeadLetters:
 class _Moving:
     """Dead letters on their way out of one queue, and what became of each.
 
-    Others may be at the same work. What one of them holds is asked for again until it is gone or given back.
+    Others may be at the same work. What one of them holds is asked for again until it is gone or
+    given back.
     """
 
     def __init__(
@@ -245,7 +279,10 @@ class _Moving:
         self._page = _PAGE if connection.capabilities.has(Capability.LEASE) else _LARGE_PAGE
 
     async def run(self) -> None:
-        """Move all that can be moved. What another consumer holds for longer than a moment is left."""
+        """Move all that can be moved.
+
+        What another consumer holds for longer than a moment is left.
+        """
         until = asyncio.get_running_loop().time() + _PATIENCE
 
         while self._waiting:
@@ -259,15 +296,21 @@ class _Moving:
                     return  # another has moved or removed them: they are not here any more
                 if asyncio.get_running_loop().time() > until:
                     break
-                await asyncio.sleep(_BETWEEN)  # another process is at work: no clock of ours says how long
+                await asyncio.sleep(
+                    _BETWEEN
+                )  # another process is at work: no clock of ours says how long
 
         for letter in self._waiting.values():
             self.left[letter.id] = (
-                f"another consumer of {self._queue!r} holds it; if that has died, its claim ends within {_LEASE:g} s"
+                f"another consumer of {self._queue!r} holds it; if that has died, its claim "
+                f"ends within {_LEASE:g} s"
             )
 
     async def _take(self, keys: Sequence[str]) -> Sequence[Delivery]:
-        """Lease some. If we are cancelled meanwhile, what the backend has leased for us is released all the same."""
+        """Lease some.
+
+        If we are cancelled meanwhile, what the backend has leased for us is released all the same.
+        """
         call = partial(self._backend.take, self._queue, tuple(keys), _LEASE)
         taking = asyncio.ensure_future(self._connection.call(f"taking from {self._queue!r}", call))
         try:
@@ -296,7 +339,9 @@ class _Moving:
             batch.append(answer)
 
         undone: list[Settlement] = []
-        for letter, answer, result in zip(letters, batch, await self._send_to_its_end(batch), strict=True):
+        for letter, answer, result in zip(
+            letters, batch, await self._send_to_its_end(batch), strict=True
+        ):
             if not isinstance(result, Done):
                 self.left[letter.id] = _why(result)
                 undone.append(Release(answer.receipt))
@@ -307,21 +352,24 @@ class _Moving:
     def _letter(self, delivery: Delivery) -> DeadLetter:
         """Return the letter that was taken, which waits no longer.
 
-        A message without an id, published here by hand, may have another id at each delivery: then its
-        body tells which one it is.
+        A message without an id, published here by hand, may have another id at each delivery: then
+        its body tells which one it is.
         """
         message = delivery.message
         keys = self._keys.get(message.copy_name)
         if keys:
             return self._waiting.pop(keys.pop(0))
 
-        key = next((key for key, letter in self._waiting.items() if letter.body == message.body), None)
+        key = next(
+            (key for key, letter in self._waiting.items() if letter.body == message.body), None
+        )
         return _letter(Entry("", message), self._queue) if key is None else self._waiting.pop(key)
 
     async def _send_to_its_end(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
         """Settle, and if we are cancelled meanwhile, wait a moment for the answers.
 
-        A letter whose successor is being stored must not be released too: it would be in two queues (G3).
+        A letter whose successor is being stored must not be released too: it would be in two queues
+        (G3).
         """
         sending = asyncio.ensure_future(self._send(batch))
         try:
@@ -347,7 +395,9 @@ class _Moving:
         backend = self._connection.backend
         if not isinstance(backend, SupportsCount):
             return False
-        counts = await self._connection.call(f"counting {self._queue!r}", partial(backend.count, [self._queue]))
+        counts = await self._connection.call(
+            f"counting {self._queue!r}", partial(backend.count, [self._queue])
+        )
         return any(found.leased for found in counts)
 
     async def release(self) -> None:
@@ -366,7 +416,9 @@ def _pages(keys: Sequence[str], size: int) -> list[Sequence[str]]:
 
 def _check(wanted: DeadLetterFilter) -> None:
     if isinstance(ids := wanted.get("ids", ()), (str, bytes)) or not isinstance(ids, Iterable):
-        raise ConfigurationError(f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids")
+        raise ConfigurationError(
+            f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids"
+        )
     for name in ("queue", "error"):
         check_text(name, wanted.get(name, "any"), "filter of dead letters")
     for name in ("before", "after"):
@@ -377,7 +429,10 @@ def _check(wanted: DeadLetterFilter) -> None:
         raise ConfigurationError(msg)
     unknown = set(wanted) - set(DeadLetterFilter.__annotations__)
     if unknown:
-        msg = f"unknown filter {', '.join(sorted(unknown))}; there are {', '.join(DeadLetterFilter.__annotations__)}"
+        msg = (
+            f"unknown filter {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(DeadLetterFilter.__annotations__)}"
+        )
         raise ConfigurationError(msg)
 
 
@@ -394,14 +449,22 @@ def _letter(entry: Entry, queue: str) -> DeadLetter:
     return DeadLetter(message, death, entry.key)
 
 
-def _redrive(letter: DeadLetter, delivery: Delivery, *, queue: str, to: str | None, force: bool) -> Settlement | str:
+def _redrive(
+    letter: DeadLetter, delivery: Delivery, *, queue: str, to: str | None, force: bool
+) -> Settlement | str:
     message = delivery.message
     if message.death is None and to is None:
         return "it did not die anywhere: say where to send it"
     if to is None and letter.queue.startswith(OURS):
-        return f"its record says that it died in {letter.queue!r:.100}, which is not a queue of yours: say where to send it"
+        return (
+            f"its record says that it died in {letter.queue!r:.100}, which is not a queue of "
+            "yours: say where to send it"
+        )
     if message.redriven >= _MOST_REDRIVES and not force:
-        return f"it came back {message.redriven} times already; redrive it with force when its cause is gone"
+        return (
+            f"it came back {message.redriven} times already; redrive it with force when its "
+            "cause is gone"
+        )
     fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}
     successor = message.moved(queue, redriven=message.redriven + 1, **fresh)
     return Move(delivery.receipt, Outgoing(to or letter.queue, successor))

@@ -1,7 +1,8 @@
 """All commands in one application, and how each of them ends.
 
-`run` builds the Typer application, lets it find the command and call it, and turns every ending into an exit code and at
-most one line on standard error. Plugins add their own commands; they are imported only when none of ours was named.
+`run` builds the Typer application, lets it find the command and call it, and turns every ending
+into an exit code and at most one line on standard error. Plugins add their own commands; they are
+imported only when none of ours was named.
 """
 
 import os
@@ -13,12 +14,28 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from mqcore.cli import backends, contract, dlq, doctor, messages, new_backend, queues, routes, worker
+from mqcore.cli import (
+    backends,
+    contract,
+    dlq,
+    doctor,
+    messages,
+    new_backend,
+    queues,
+    routes,
+    worker,
+)
 from mqcore.cli.common import place_of
 from mqcore.cli.options import command
 from mqcore.cli.output import one_line
 from mqcore.config.plugins import default_plugins
-from mqcore.errors import ConfigurationError, MessageError, MessageTooLarge, MqcoreError, QueueNotFound
+from mqcore.errors import (
+    ConfigurationError,
+    MessageError,
+    MessageTooLarge,
+    MqcoreError,
+    QueueNotFound,
+)
 from mqcore.rules.redact import mask_text
 
 __all__ = ["application", "run"]
@@ -41,8 +58,10 @@ def application(*, plugins: bool) -> typer.Typer:
     """Return the application with all commands, those of `plugins` too when they are wanted."""
     app = typer.Typer(
         name="mqcore",
-        help="Message queues with one meaning on every broker: run workers, look at queues, see to dead letters.",
-        epilog=f"Exit codes: 0 done, 1 failed or found problems, 2 misused. {_TRACEBACK}=1 shows the traceback of what fails.",
+        help="Message queues with one meaning on every broker: run workers, look at queues, see "
+        "to dead letters.",
+        epilog=f"Exit codes: 0 done, 1 failed or found problems, 2 misused. {_TRACEBACK}=1 shows "
+        "the traceback of what fails.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -77,8 +96,16 @@ def _root(
 
 def _names(app: typer.Typer) -> set[str]:
     """Return what can stand as the first word."""
-    groups = [one.typer_instance.info.name for one in app.registered_groups if one.typer_instance is not None]
-    return {name for name in [*(one.name for one in app.registered_commands), *groups] if isinstance(name, str)}
+    groups = [
+        one.typer_instance.info.name
+        for one in app.registered_groups
+        if one.typer_instance is not None
+    ]
+    return {
+        name
+        for name in [*(one.name for one in app.registered_commands), *groups]
+        if isinstance(name, str)
+    }
 
 
 def _add_plugins(app: typer.Typer) -> None:
@@ -94,31 +121,42 @@ def _add_plugins(app: typer.Typer) -> None:
             app.add_typer(added)
         else:
             named = f" {name!r:.60}" if isinstance(name, str) else ""
-            _say(f"a plugin's command{named} is left out: it is no Typer application with a name that is still free")
+            _say(
+                f"a plugin's command{named} is left out: it is no Typer application with a name "
+                "that is still free"
+            )
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command that the words name, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a name that the terminal cannot show is no reason to fail
     ours = application(plugins=False)
     app = ours if argv and argv[0] in _names(ours) else application(plugins=True)
     try:
-        code = typer.main.get_command(app).main(args=list(argv), prog_name="mqcore", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=list(argv), prog_name="mqcore", standalone_mode=False
+        )
         sys.stdout.flush()
     except MqcoreError as error:
         return _end(str(error), error, _MISUSED if isinstance(error, _BAD_INPUT) else _FAILED)
     except (typer.Abort, KeyboardInterrupt) as error:
         return _end("interrupted, or answered with no: nothing more was done", error, _INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left, and wants no more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # whoever read us has left, and wants no more
         return _FAILED
     except Exception as error:  # noqa: BLE001 - Typer's usage errors have changed their place, and the user's code may raise anything
         if isinstance(error, _Usage):
             return _end(_usage(error), error, error.exit_code)
         what = f"{type(error).__name__}: {error}{place_of(error)}"
-        return _end(f"{what}. {_TRACEBACK}=1 in the environment shows the traceback", error, _FAILED)
+        return _end(
+            f"{what}. {_TRACEBACK}=1 in the environment shows the traceback", error, _FAILED
+        )
     return code if isinstance(code, int) else 0
 
 

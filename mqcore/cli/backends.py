@@ -31,9 +31,16 @@ def backends(*, json: Json = False) -> None:
         return
 
     usable = [(one, capabilities) for one, capabilities in found if one.error is None]
-    usable.sort(key=lambda line: line[0].distribution == _OURS)  # a backend that somebody added stands first
-    rows = [(one.scheme, one.distribution, one.version, _in_words(one, capabilities)) for one, capabilities in usable]
-    print_table(("scheme", "distribution", "version", "capabilities"), rows, empty="no plugin can be used")
+    usable.sort(
+        key=lambda line: line[0].distribution == _OURS
+    )  # a backend that somebody added stands first
+    rows = [
+        (one.scheme, one.distribution, one.version, _in_words(one, capabilities))
+        for one, capabilities in usable
+    ]
+    print_table(
+        ("scheme", "distribution", "version", "capabilities"), rows, empty="no plugin can be used"
+    )
 
     if unusable := _unusable(installed):
         print()
@@ -46,7 +53,9 @@ def _capabilities(one: Installed) -> Capabilities | None:
         return None
 
     async def ask() -> Capabilities:
-        async with Broker.connect(f"{one.scheme}://mqcore-backends", settings=Settings(), durability=None) as broker:
+        async with Broker.connect(
+            f"{one.scheme}://mqcore-backends", settings=Settings(), durability=None
+        ) as broker:
             return broker.capabilities
 
     try:
@@ -62,15 +71,25 @@ def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]
     for one in installed:
         if one.error is not None:
             why = one.error.partition(_CANNOT)[2] or one.error
-            reasons.setdefault((one.distribution == _OURS, one.distribution, one.version, why), []).append(one.scheme)
-    return [(", ".join(schemes), name, version, why) for (_, name, version, why), schemes in sorted(reasons.items())]
+            reasons.setdefault(
+                (one.distribution == _OURS, one.distribution, one.version, why), []
+            ).append(one.scheme)
+    return [
+        (", ".join(schemes), name, version, why)
+        for (_, name, version, why), schemes in sorted(reasons.items())
+    ]
 
 
 def _in_words(one: Installed, capabilities: Capabilities | None) -> str:
     if capabilities is None:
         return f"as the server has them: mqcore doctor {one.scheme}://..."
-    names = {level: [which.value for which in Capability if capabilities[which].level is level] for level in Level}
-    return "; ".join(f"{level.value}: {', '.join(those)}" for level, those in names.items() if those)
+    names = {
+        level: [which.value for which in Capability if capabilities[which].level is level]
+        for level in Level
+    }
+    return "; ".join(
+        f"{level.value}: {', '.join(those)}" for level, those in names.items() if those
+    )
 
 
 def _data(one: Installed, capabilities: Capabilities | None) -> dict[str, object]:
@@ -88,6 +107,9 @@ def _data(one: Installed, capabilities: Capabilities | None) -> dict[str, object
 def capabilities_data(capabilities: Capabilities) -> Mapping[str, object]:
     """Return every capability with its level and limits, for programs."""
     return {
-        which.value: {"level": capabilities[which].level.value, "limits": dict(capabilities[which].limits)}
+        which.value: {
+            "level": capabilities[which].level.value,
+            "limits": dict(capabilities[which].limits),
+        }
         for which in Capability
     }

@@ -1,7 +1,8 @@
 """What every command needs: the broker that is meant, the user's app, a yes.
 
-`At` is the pair of options `--url` and `--json`. `At.run` reads the settings, connects, refuses what cannot make sense (a
-`memory://` that nobody in this process has put anything into), and runs one piece of work under a time limit.
+`At` is the pair of options `--url` and `--json`. `At.run` reads the settings, connects, refuses
+what cannot make sense (a `memory://` that nobody in this process has put anything into), and runs
+one piece of work under a time limit.
 """
 
 import asyncio
@@ -32,8 +33,10 @@ R = TypeVar("R")
 _PATIENCE = 30.0
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 LONELY = (
-    "memory:// lives in one process, and this command runs in another: whatever the application has put there cannot be seen "
-    "from here. Use a broker that processes share (`mqcore backends`), or mqcore's API inside the application"
+    "memory:// lives in one process, and this command runs in another: whatever the "
+    "application has put there cannot be seen "
+    "from here. Use a broker that processes share (`mqcore backends`), or mqcore's API "
+    "inside the application"
 )
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 
@@ -46,7 +49,8 @@ class At:
         str | None,
         typer.Option(
             metavar="URL",
-            help="The broker. Without it: MQCORE_URL, mqcore.toml, \\[tool.mqcore] in pyproject.toml, memory://.",
+            help="The broker. Without it: MQCORE_URL, mqcore.toml, \\[tool.mqcore] in "
+            "pyproject.toml, memory://.",
         ),
     ] = field(default=None, repr=False)
     json: Json = False
@@ -56,13 +60,18 @@ class At:
         return Settings.load(url=None if self.url is None else BrokerUrl(self.url))
 
     def run(
-        self, work: Callable[[Broker], Awaitable[R]], *, patience: float | None = _PATIENCE, demanding: bool = True
+        self,
+        work: Callable[[Broker], Awaitable[R]],
+        *,
+        patience: float | None = _PATIENCE,
+        demanding: bool = True,
     ) -> R:
         """Connect, do the work and return its result.
 
-        `patience` is how many seconds it may take in all, None for no limit. Who is not `demanding` takes any broker: one without
-        the durability that the settings ask for, and an empty one that lives in this process. Raises what the work raises,
-        `ConfigurationError`, and `BrokerError` when the patience is over.
+        `patience` is how many seconds it may take in all, None for no limit. Who is not `demanding`
+        takes any broker: one without the durability that the settings ask for, and an empty one
+        that lives in this process. Raises what the work raises, `ConfigurationError`, and
+        `BrokerError` when the patience is over.
         """
         settings = self.settings()
         durability = settings.durability if demanding else None
@@ -83,7 +92,9 @@ class At:
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
             except TimeoutError as error:
-                raise BrokerError(f"no answer from {settings.url} within {patience or 0:g} s") from error
+                raise BrokerError(
+                    f"no answer from {settings.url} within {patience or 0:g} s"
+                ) from error
 
 
 def is_local(broker: Broker) -> bool:
@@ -125,7 +136,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Return when the user agrees. Raises `ConfigurationError` without a terminal to ask at, `typer.Abort` for a no."""
+    """Return when the user agrees.
+
+    Raises `ConfigurationError` without a terminal to ask at, `typer.Abort` for a no.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
@@ -137,16 +151,21 @@ def confirm(question: str, *, yes: bool) -> None:
 def load_app(target: str) -> App:
     """Import `MODULE:APP` from the working directory or the installed packages.
 
-    Raises `ConfigurationError` when it is written otherwise, cannot be imported, with the place in the user's code, or is no `App`.
+    Raises `ConfigurationError` when it is written otherwise, cannot be imported, with the place in
+    the user's code, or is no `App`.
     """
     if not _TARGET.fullmatch(target):
-        raise ConfigurationError(f"{target!r:.200} is not of the form MODULE:APP, for instance shop:app")
+        raise ConfigurationError(
+            f"{target!r:.200} is not of the form MODULE:APP, for instance shop:app"
+        )
     name, _, attribute = target.partition(":")
     found: object = _import(name)
     for part in attribute.split("."):
         if not hasattr(found, part):
             apps = [key for key, value in vars(sys.modules[name]).items() if isinstance(value, App)]
-            raise ConfigurationError(f"module {name!r} has no {attribute!r}; its apps are: {', '.join(apps) or 'none'}")
+            raise ConfigurationError(
+                f"module {name!r} has no {attribute!r}; its apps are: {', '.join(apps) or 'none'}"
+            )
         found = getattr(found, part)
     if not isinstance(found, App):
         raise ConfigurationError(f"{target} is a {type(found).__name__}, not an mqcore App")
@@ -159,11 +178,21 @@ def _import(name: str) -> object:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
             hint = f"; write {name.removesuffix('.py')}:APP" if name.endswith(".py") else ""
-            text = f"there is no module {error.name!r} in the working directory or among the installed packages{hint}"
+            text = (
+                f"there is no module {error.name!r} in the working directory or among the "
+                f"installed packages{hint}"
+            )
         else:
-            text = f"module {name!r} cannot be imported: {type(error).__name__}: {error}{place_of(error)}"
+            text = (
+                f"module {name!r} cannot be imported: {type(error).__name__}: "
+                f"{error}{place_of(error)}"
+            )
         raise ConfigurationError(text) from error
 
 
@@ -173,6 +202,12 @@ def place_of(error: BaseException) -> str:
         return f" ({error.filename}, line {error.lineno})" if "line" not in str(error) else ""
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parents[1])
-    libraries = ("site-packages", "dist-packages", str(Path(asyncio.__file__).parents[1]), "<frozen", ours)
+    libraries = (
+        "site-packages",
+        "dist-packages",
+        str(Path(asyncio.__file__).parents[1]),
+        "<frozen",
+        ours,
+    )
     own = [frame for frame in frames if not any(part in frame.filename for part in libraries)]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -1,7 +1,8 @@
 """`mqcore contract run URL`: whether a backend keeps what mqcore promises, case by case.
 
-The cases are those of `mqcore.contract`. One line comes for each as it ends, then the failures in the cases' own words, then counts
-and a verdict. A run with cases left out is *partial*: it helps whoever writes a backend, and proves nothing.
+The cases are those of `mqcore.contract`. One line comes for each as it ends, then the failures in
+the cases' own words, then counts and a verdict. A run with cases left out is *partial*: it helps
+whoever writes a backend, and proves nothing.
 """
 
 import asyncio
@@ -49,11 +50,14 @@ class What:
     """Which cases run."""
 
     profile: Annotated[
-        list[str] | None, typer.Option(metavar="PROFILE", help="Only this profile, such as core; again for more.")
+        list[str] | None,
+        typer.Option(metavar="PROFILE", help="Only this profile, such as core; again for more."),
     ] = None
     case: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only cases with this in their name; * and ? are wildcards."),
+        typer.Option(
+            metavar="PATTERN", help="Only cases with this in their name; * and ? are wildcards."
+        ),
     ] = None
 
     @property
@@ -62,18 +66,29 @@ class What:
         return not (self.profile or self.case)
 
     def cases(self) -> list[Case]:
-        """Return the cases. Raises `ConfigurationError` for a profile that there is not, or when no case is left."""
+        """Return the cases.
+
+        Raises `ConfigurationError` for a profile that there is not, or when no case is left.
+        """
         every = all_cases()
         profiles = list(dict.fromkeys(case.profile for case in every))
         for name in self.profile or ():
             if name not in profiles:
-                raise ConfigurationError(f"there is no profile {name!r:.60}; the profiles are: {', '.join(profiles)}")
+                raise ConfigurationError(
+                    f"there is no profile {name!r:.60}; the profiles are: {', '.join(profiles)}"
+                )
         found = [case for case in every if self.profile is None or case.profile in self.profile]
         if self.case is not None:
             patterns = [f"*{pattern.replace('[', '[[]')}*" for pattern in self.case]
-            found = [case for case in found if any(fnmatchcase(case.name, pattern) for pattern in patterns)]
+            found = [
+                case
+                for case in found
+                if any(fnmatchcase(case.name, pattern) for pattern in patterns)
+            ]
         if not found:
-            raise ConfigurationError(f"no case has {' or '.join(map(repr, self.case or ())):.100} in its name")
+            raise ConfigurationError(
+                f"no case has {' or '.join(map(repr, self.case or ())):.100} in its name"
+            )
         return found
 
 
@@ -84,44 +99,66 @@ class How:
     virtual: Annotated[
         bool,
         typer.Option(
-            "--virtual", help="In virtual time, in seconds instead of minutes; the backend must go by mqcore's clock."
+            "--virtual",
+            help="In virtual time, in seconds instead of minutes; the backend must go by "
+            "mqcore's clock.",
         ),
     ] = False
     waive: Annotated[
         list[str] | None,
-        typer.Option(metavar="CASE:REASON", help="A case that is known to fail, and why; again for more."),
+        typer.Option(
+            metavar="CASE:REASON", help="A case that is known to fail, and why; again for more."
+        ),
     ] = None
 
     def waivers(self) -> list[Waiver]:
-        """Return the waivers. Raises `ConfigurationError` for one without a reason, or of a case that there is not."""
+        """Return the waivers.
+
+        Raises `ConfigurationError` for one without a reason, or of a case that there is not.
+        """
         found = []
         for text in self.waive or ():
             case, _, reason = text.partition(":")
             if not reason.strip():
-                raise ConfigurationError(f"--waive {text!r:.100}: give CASE:REASON; every report prints the reason")
+                raise ConfigurationError(
+                    f"--waive {text!r:.100}: give CASE:REASON; every report prints the reason"
+                )
             if case.strip() not in {one.name for one in all_cases()}:
-                raise ConfigurationError(f"--waive: no case is named {case.strip()!r:.100}; a run prints their names")
+                raise ConfigurationError(
+                    f"--waive: no case is named {case.strip()!r:.100}; a run prints their names"
+                )
             found.append(Waiver(case.strip(), reason.strip()))
         return found
 
 
 def run(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The broker, for instance memory://.", show_default=False)],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="The broker, for instance memory://.", show_default=False
+        ),
+    ],
     *,
     what: What,
     how: How,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report here: FILE.json, or FILE.md for readers.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the report here: FILE.json, or FILE.md for readers."
+        ),
     ] = None,
     badge: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a badge here, FILE.svg; only a whole run has one.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a badge here, FILE.svg; only a whole run has one."
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
     """Run the contract on a broker, which must be one for tests: the cases make and delete queues called ct.….
 
-    Ends with 1 when a case fails that is not waived or a waived one passes, and under CI=true also when --profile or --case
-    left cases out.
+    Ends with 1 when a case fails that is not waived or a waived one passes, and under CI=true also
+    when --profile or --case left cases out.
     """
     _check(report, {".json", ".md"}, "a report")
     _check(badge, {".svg"}, "a badge")
@@ -130,9 +167,13 @@ def run(
         capabilities = _capabilities(url, make())
         told: Callable[[Result], None] = (lambda _: None) if json else _teller(cases)
         results = run_contract(make, cases=cases, waivers=waivers, told=told)
-    found = Report(results, capabilities, make().server_version() or capabilities.server, what.whole, waivers)
+    found = Report(
+        results, capabilities, make().server_version() or capabilities.server, what.whole, waivers
+    )
     if report is not None:
-        report.write_text(found.markdown() if report.suffix == ".md" else found.json(), encoding="utf-8")
+        report.write_text(
+            found.markdown() if report.suffix == ".md" else found.json(), encoding="utf-8"
+        )
     if badge is not None and (svg := found.badge()) is not None:
         badge.write_text(svg, encoding="utf-8")
     if json:
@@ -146,19 +187,22 @@ def run(
 def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
     """Return what makes the harness of each case; a backend that lives in this process and takes a clock gets a virtual one.
 
-    `virtual` asks for one elsewhere too. Raises `ConfigurationError` for a URL that is malformed or that no plugin serves, and when
-    a virtual clock is asked for and the backend takes none.
+    `virtual` asks for one elsewhere too. Raises `ConfigurationError` for a URL that is malformed or
+    that no plugin serves, and when a virtual clock is asked for and the backend takes none.
     """
     backend = default_plugins().backend_for(BrokerUrl(url).scheme)
     takes_clock = "clock" in backend.Options.model_fields
     if virtual and not takes_clock:
         raise ConfigurationError(
-            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options have no field `clock`"
+            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options "
+            "have no field `clock`"
         )
     virtual = virtual or (backend.local and takes_clock)
 
     def make() -> Harness:
-        harness = UrlHarness(url, plugins=default_plugins(), clock=VirtualClock() if virtual else None)
+        harness = UrlHarness(
+            url, plugins=default_plugins(), clock=VirtualClock() if virtual else None
+        )
         if backend.local and virtual:
             harness.silence = _LOCAL_SILENCE  # no time passes that the case does not let pass
         return harness
@@ -171,7 +215,9 @@ def _check(path: Path | None, suffixes: set[str], what: str) -> None:
     if path is None:
         return
     if path.suffix not in suffixes:
-        raise ConfigurationError(f"{str(path)!r:.200}: {what} is written to a file in {' or '.join(sorted(suffixes))}")
+        raise ConfigurationError(
+            f"{str(path)!r:.200}: {what} is written to a file in {' or '.join(sorted(suffixes))}"
+        )
     if not path.parent.is_dir():
         raise ConfigurationError(f"{what}: {_FOLDER.format(str(path)):.300}")
 
@@ -198,13 +244,17 @@ def _capabilities(url: str, harness: Harness) -> Capabilities:
     except MqcoreError:
         raise
     except Exception as error:
-        raise BrokerError(f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}") from error
+        raise BrokerError(
+            f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}"
+        ) from error
 
 
 def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
     """Return what shows a line for each result: on a terminal in colour, with how many are still to come."""
     if not sys.stdout.isatty():
-        return lambda result: print(f"{result.status:14}  {result.case.name}  {result.seconds:.2f} s", flush=True)
+        return lambda result: print(
+            f"{result.status:14}  {result.case.name}  {result.seconds:.2f} s", flush=True
+        )
     screen, left = console(), len(cases)
 
     def tell(result: Result) -> None:
@@ -220,9 +270,15 @@ def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
 def _conclude(report: Report, badge: Path | None) -> None:
     """Print the failures, what was not shown, the counts, the verdict."""
     for alike in _alike(result for result in report.results if result.status == "failed"):
-        print(f"\n{amount(len(alike), 'case')} failed{' in the same words' if len(alike) > 1 else ''}:")
+        print(
+            f"\n{amount(len(alike), 'case')} "
+            f"failed{' in the same words' if len(alike) > 1 else ''}:"
+        )
         for result in alike[:_TOLD]:
-            print(f"  {result.case.name} ({' '.join(result.case.guarantees)}): {one_line(result.case.text)}")
+            print(
+                f"  {result.case.name} ({' '.join(result.case.guarantees)}): "
+                f"{one_line(result.case.text)}"
+            )
         if len(alike) > _TOLD:
             print(f"  and {len(alike) - _TOLD} more: --json names them")
         for line in escaped(alike[0].text, lines=True).splitlines():

@@ -10,7 +10,17 @@ from mqcore.admin.dead_letters import DeadLetter, DeadLetterFilter, Redriven
 from mqcore.broker import Broker
 from mqcore.cli.common import At, confirm
 from mqcore.cli.options import command
-from mqcore.cli.output import ago, amount, data_of_body, escaped, iso, print_facts, print_json, print_table, shown_body
+from mqcore.cli.output import (
+    ago,
+    amount,
+    data_of_body,
+    escaped,
+    iso,
+    print_facts,
+    print_json,
+    print_table,
+    shown_body,
+)
 from mqcore.errors import ConfigurationError, UnsupportedFeature
 from mqcore.messages.message import Reason
 
@@ -18,10 +28,15 @@ __all__ = ["app", "list_letters", "purge", "redrive", "show"]
 
 _SHOWN_ERROR = 100
 
-app = typer.Typer(name="dlq", help="Dead letters: list them, show one, send them back, let them go.")
+app = typer.Typer(
+    name="dlq", help="Dead letters: list them, show one, send them back, let them go."
+)
 
 Queue = Annotated[
-    str, typer.Argument(metavar="QUEUE", help="The queue they died in, or a dead-letter queue.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="QUEUE", help="The queue they died in, or a dead-letter queue.", show_default=False
+    ),
 ]
 
 
@@ -29,7 +44,9 @@ Queue = Annotated[
 class Which:
     """Which dead letters are meant; all that is given must hold."""
 
-    id: Annotated[list[str] | None, typer.Option(metavar="ID", help="A message's id; may be repeated.")] = None
+    id: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A message's id; may be repeated.")
+    ] = None
     reason: Annotated[
         str | None,
         typer.Option(help=", ".join(reason.value for reason in Reason)),
@@ -37,11 +54,18 @@ class Which:
     error: Annotated[str | None, typer.Option(metavar="TEXT", help="Text in the error.")] = None
     died_in: Annotated[
         str | None,
-        typer.Option("--queue", metavar="QUEUE", help="Where it died, for a dead-letter queue that several share."),
+        typer.Option(
+            "--queue",
+            metavar="QUEUE",
+            help="Where it died, for a dead-letter queue that several share.",
+        ),
     ] = None
     before: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Died before: ISO 8601 (UTC unless it says otherwise) or epoch seconds."),
+        typer.Option(
+            metavar="TIME",
+            help="Died before: ISO 8601 (UTC unless it says otherwise) or epoch seconds.",
+        ),
     ] = None
     after: Annotated[str | None, typer.Option(metavar="TIME", help="Died then or after.")] = None
 
@@ -69,7 +93,8 @@ class Which:
             raise ConfigurationError(
                 "--all and a filter exclude each other"
                 if everything
-                else "say which dead letters: --id, --reason, --error, --queue, --before, --after, or --all"
+                else "say which dead letters: --id, --reason, --error, --queue, --before, "
+                "--after, or --all"
             )
         return wanted
 
@@ -83,7 +108,8 @@ def _moment(option: str, text: str) -> float:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
-            f"{option} {text!r:.60} is no time: ISO 8601, for instance 2025-01-31T08:30, or seconds since the epoch"
+            f"{option} {text!r:.60} is no time: ISO 8601, for instance 2025-01-31T08:30, or "
+            "seconds since the epoch"
         ) from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -116,11 +142,15 @@ def list_letters(
         )
         for letter in letters
     ]
-    print_table(("id", "reason", "died in", "attempts", "ago", "error"), rows, empty="no dead letters")
+    print_table(
+        ("id", "reason", "died in", "attempts", "ago", "error"), rows, empty="no dead letters"
+    )
 
 
 def show(
-    queue: Queue, id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_default=False)], at: At
+    queue: Queue,
+    id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_default=False)],
+    at: At,
 ) -> None:
     """Show one dead letter whole: why it died, headers, traceback and body."""
 
@@ -160,9 +190,12 @@ def redrive(
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that are there now.")] = False,
     to: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Where to send them; by default where they died.")
+        str | None,
+        typer.Option(metavar="QUEUE", help="Where to send them; by default where they died."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also those that came back five times already.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also those that came back five times already.")
+    ] = False,
     at: At,
 ) -> None:
     """Send dead letters back to where they died, or elsewhere: attempts begin anew and nothing expires.
@@ -215,7 +248,10 @@ def purge(
         return await broker.dead_letters(queue).purge(**wanted)
 
     if not yes:
-        confirm(f"{amount(at.run(number), 'dead letter')} of {queue!r} will be gone for good. Purge?", yes=yes)
+        confirm(
+            f"{amount(at.run(number), 'dead letter')} of {queue!r} will be gone for good. Purge?",
+            yes=yes,
+        )
     gone = at.run(work, patience=None)
     if at.json:
         print_json({"purged": gone})
@@ -239,7 +275,11 @@ def _data(letter: DeadLetter, *, whole: bool) -> dict[str, object]:
     }
     if whole:
         data["priority"], data["content_type"] = message.priority, message.content_type
-        data |= {"headers": dict(letter.headers), "traceback": death.traceback, **data_of_body(letter.body)}
+        data |= {
+            "headers": dict(letter.headers),
+            "traceback": death.traceback,
+            **data_of_body(letter.body),
+        }
     return data
 
 

@@ -1,7 +1,8 @@
 """`mqcore doctor`: whether a broker is well, and whether it suits an application.
 
-It connects without asking for anything, so that it can also look at a server that the application would refuse. It
-changes nothing. What it finds goes into one `Report`: facts, and problems, each with what to do next.
+It connects without asking for anything, so that it can also look at a server that the application
+would refuse. It changes nothing. What it finds goes into one `Report`: facts, and problems, each
+with what to do next.
 """
 
 from collections import Counter
@@ -31,7 +32,10 @@ _SURVIVES = {
     Durability.MACHINE: "a confirmed message survives a power cut, not the loss of the machine",
     Durability.REPLICATED: "a confirmed message survives the loss of the machine",
 }
-_NO_REASON = {True: "the backend gives no details", False: "nothing is kept outside the broker's process"}
+_NO_REASON = {
+    True: "the backend gives no details",
+    False: "nothing is kept outside the broker's process",
+}
 _MOST_LETTERS = 1000
 
 
@@ -52,15 +56,24 @@ class Report:
 
 def doctor(
     url: Annotated[
-        str | None, typer.Argument(metavar="URL", help="The broker; without it the configured one.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="URL", help="The broker; without it the configured one.", show_default=False
+        ),
     ] = None,
     *,
     app: Annotated[
-        str | None, typer.Option(metavar="MODULE:APP", help="Compare with this app: its queues and its bindings.")
+        str | None,
+        typer.Option(
+            metavar="MODULE:APP", help="Compare with this app: its queues and its bindings."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look at a broker: connection, durability, capabilities, dead letters, bindings. Ends with 1 when there are problems."""
+    """Look at a broker: connection, durability, capabilities, dead letters, bindings.
+
+    Ends with 1 when there are problems.
+    """
     at = At(url, json)
     settings, user_app = at.settings(), None if app is None else load_app(app)
     report = Report(str(settings.url))
@@ -76,7 +89,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _examine(broker: Broker, settings: Settings, user_app: App | None, report: Report) -> None:
+async def _examine(
+    broker: Broker, settings: Settings, user_app: App | None, report: Report
+) -> None:
     report.connected = True
     report.capabilities = broker.capabilities
     if settings.durability is not None and settings.durability > broker.capabilities.durability:
@@ -106,16 +121,23 @@ async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) 
         if counts.role != "dead_letter" or not number:
             continue
         report.dead[counts.name] = reasons = await _reasons(broker, counts.name)
-        why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
+        why = (
+            f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
+            if reasons
+            else ""
+        )
         whose = "" if counts.name in named else ", and belongs to no queue that is there"
         report.problems.append(
-            f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq list {counts.name}"
+            f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq "
+            f"list {counts.name}"
         )
     if user_app is not None:
         there = {counts.name for counts in report.queues}
         missing = [spec.queue.name for spec in user_app.handlers if spec.queue.name not in there]
         if missing:
-            report.notes.append(f"not there yet, and declared when a worker starts: {', '.join(missing)}")
+            report.notes.append(
+                f"not there yet, and declared when a worker starts: {', '.join(missing)}"
+            )
 
 
 async def _reasons(broker: Broker, queue: str) -> dict[str, int]:
@@ -127,7 +149,9 @@ async def _reasons(broker: Broker, queue: str) -> dict[str, int]:
     return dict(Counter(letter.reason for letter in letters))
 
 
-async def _look_at_bindings(broker: Broker, settings: Settings, report: Report, user_app: App | None) -> None:
+async def _look_at_bindings(
+    broker: Broker, settings: Settings, report: Report, user_app: App | None
+) -> None:
     try:
         bindings = await broker.bindings()
     except UnsupportedFeature as error:
@@ -136,13 +160,16 @@ async def _look_at_bindings(broker: Broker, settings: Settings, report: Report, 
     there = {counts.name for counts in report.queues}
     for binding in bindings if there else ():
         if binding.queue not in there:
-            report.problems.append(f"the binding {describe(binding)} leads to a queue that is not there")
+            report.problems.append(
+                f"the binding {describe(binding)} leads to a queue that is not there"
+            )
     if user_app is None:
         return
     report.leftovers = leftovers(bindings, user_app, settings)
     for binding in report.leftovers:
         report.problems.append(
-            f"neither code nor configuration has the binding {describe(binding)}: mqcore routes prune"
+            f"neither code nor configuration has the binding {describe(binding)}: mqcore routes "
+            "prune"
         )
 
 
@@ -176,11 +203,19 @@ def _print(report: Report) -> None:
     facts: dict[str, object] = {"url": report.url, "connects": "yes" if report.connected else "no"}
     if (capabilities := report.capabilities) is not None:
         facts["server"] = capabilities.server
-        facts["durability"] = f"{capabilities.durability.word}: {_SURVIVES[capabilities.durability]}"
-        facts["because"] = _limits(capabilities, Capability.DURABLE) or _NO_REASON[capabilities.has(Capability.DURABLE)]
+        facts["durability"] = (
+            f"{capabilities.durability.word}: {_SURVIVES[capabilities.durability]}"
+        )
+        facts["because"] = (
+            _limits(capabilities, Capability.DURABLE)
+            or _NO_REASON[capabilities.has(Capability.DURABLE)]
+        )
     print_facts(facts)
     if capabilities is not None:
-        rows = [(which.value, capabilities[which].level.value, _limits(capabilities, which)) for which in Capability]
+        rows = [
+            (which.value, capabilities[which].level.value, _limits(capabilities, which))
+            for which in Capability
+        ]
         print()
         print_table(("capability", "level", "limits"), rows, empty="")
         print()

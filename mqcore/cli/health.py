@@ -1,7 +1,7 @@
 """One health file for several workers.
 
-Each worker writes its own, `PATH.<process id>`. The supervising process puts them together in PATH, in the same words as
-a single worker's file, so that a probe need not know how many there are.
+Each worker writes its own, `PATH.<process id>`. The supervising process puts them together in PATH,
+in the same words as a single worker's file, so that a probe need not know how many there are.
 """
 
 import asyncio
@@ -44,7 +44,9 @@ async def keep_health_file(path: Path, supervisor: Supervisor, processes: int) -
             pids = supervisor.pids
             _tidy(path, pids)
             found = together([_read(path, pid) for pid in pids], processes)
-            with suppress(OSError):  # a full disk must not end the workers; the file grows old, which a probe sees
+            with suppress(
+                OSError
+            ):  # a full disk must not end the workers; the file grows old, which a probe sees
                 beside.write_text(json.dumps(found))
                 beside.replace(path)
             await asyncio.sleep(_EVERY if found["ok"] else _SOON)

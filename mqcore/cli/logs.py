@@ -23,7 +23,8 @@ _OURS = "mqcore"
 def json_stream(*, wanted: bool) -> Iterator[TextIO | None]:
     """Keep standard output for JSON alone, and return a stream to it; None, and nothing is changed, where that is not wanted.
 
-    What the application prints meanwhile goes to standard error, in whichever thread or program that it starts.
+    What the application prints meanwhile goes to standard error, in whichever thread or program
+    that it starts.
     """
     if not wanted:
         yield None
@@ -39,7 +40,9 @@ def json_stream(*, wanted: bool) -> Iterator[TextIO | None]:
         ours = os.dup(1)  # no program inherits it
         os.dup2(2, 1)
         try:
-            with os.fdopen(os.dup(ours), "w", encoding=out.encoding, errors="backslashreplace") as stream:
+            with os.fdopen(
+                os.dup(ours), "w", encoding=out.encoding, errors="backslashreplace"
+            ) as stream:
                 yield stream
         finally:
             os.dup2(ours, 1)
@@ -57,8 +60,9 @@ def _is_standard_output(stream: TextIO) -> bool:
 def logging_set_up(json_to: TextIO | None) -> Iterator[None]:
     """Log from level INFO on, as JSON lines to a stream, else as text to standard error; put back what was there after it.
 
-    An application that has configured the root logger itself keeps its way. JSON is written nevertheless: mqcore's own records
-    always, the application's as long as it does not set handlers of the root logger meanwhile.
+    An application that has configured the root logger itself keeps its way. JSON is written
+    nevertheless: mqcore's own records always, the application's as long as it does not set handlers
+    of the root logger meanwhile.
     """
     root, ours = logging.getLogger(), log()
     handlers, level, own_level = root.handlers[:], root.level, ours.level
@@ -104,7 +108,9 @@ class _Lines(logging.Formatter):
         head = f"{_time(record)} {record.levelname} {record.name}"
         error = record.exc_info[1] if record.exc_info else None
         if not _is_ours(record):
-            trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info and error else ""
+            trace = (
+                f"\n{self.formatException(record.exc_info)}" if record.exc_info and error else ""
+            )
             return f"{head} {record.getMessage()}{trace}"
         why = f": {type(error).__name__}: {error}{place_of(error)}" if error is not None else ""
         return f"{head} {one_line(record.getMessage() + why)}"
@@ -114,7 +120,11 @@ class _JsonLines(logging.Formatter):
     """One object a line: time, level, logger, and either an event with its fields or a message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        data: dict[str, object] = {"time": _time(record), "level": record.levelname, "logger": record.name}
+        data: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+        }
         event = getattr(record, "mqcore", None)
         if isinstance(event, Event):
             about = {"queue": event.queue, "id": event.message_id, "attempt": event.attempt}

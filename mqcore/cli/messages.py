@@ -36,19 +36,32 @@ class ContentType(StrEnum):
 class How:
     """What is said of the message beside its payload."""
 
-    content_type: Annotated[ContentType, typer.Option(help="What PAYLOAD is; JSON is checked before it is sent.")] = (
-        ContentType.json
-    )
+    content_type: Annotated[
+        ContentType, typer.Option(help="What PAYLOAD is; JSON is checked before it is sent.")
+    ] = ContentType.json
     priority: Annotated[int | None, typer.Option(help="0, lowest, to 10; 5 when not given.")] = None
-    ttl: Annotated[float | None, typer.Option(metavar="SECONDS", help="Expire after so long.")] = None
-    delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="Do not handle it before so long.")] = None
-    id: Annotated[str | None, typer.Option(help="An id of your own; the same one again is stored once.")] = None
-    header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None
+    ttl: Annotated[float | None, typer.Option(metavar="SECONDS", help="Expire after so long.")] = (
+        None
+    )
+    delay: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Do not handle it before so long.")
+    ] = None
+    id: Annotated[
+        str | None, typer.Option(help="An id of your own; the same one again is stored once.")
+    ] = None
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")
+    ] = None
     router: Annotated[bool, typer.Option("--router", help="QUEUE is the name of a router.")] = False
-    key: Annotated[str | None, typer.Option(help="Routing key; QUEUE is then the name of a router.")] = None
+    key: Annotated[
+        str | None, typer.Option(help="Routing key; QUEUE is then the name of a router.")
+    ] = None
 
     def options(self) -> PublishOptions:
-        """Return what was given, for `Broker.publish`. Raises `ConfigurationError` for a header that is none."""
+        """Return what was given, for `Broker.publish`.
+
+        Raises `ConfigurationError` for a header that is none.
+        """
         options: PublishOptions = {}
         if self.priority is not None:
             options["priority"] = self.priority
@@ -79,10 +92,17 @@ def _headers(pairs: Sequence[str]) -> dict[str, str]:
 
 def publish(
     queue: Annotated[
-        str, typer.Argument(metavar="QUEUE", help="Name of an existing queue, or of a router.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="QUEUE", help="Name of an existing queue, or of a router.", show_default=False
+        ),
     ],
     payload: Annotated[
-        str, typer.Argument(metavar="PAYLOAD|-|@FILE", help="The payload, - for standard input, @ and a file's name.")
+        str,
+        typer.Argument(
+            metavar="PAYLOAD|-|@FILE",
+            help="The payload, - for standard input, @ and a file's name.",
+        ),
     ],
     how: How,
     at: At,
@@ -96,7 +116,9 @@ def publish(
 
     receipt = at.run(work)
     if at.json:
-        print_json({"id": receipt.id, "queues": list(receipt.queues), "duplicate": receipt.duplicate})
+        print_json(
+            {"id": receipt.id, "queues": list(receipt.queues), "duplicate": receipt.duplicate}
+        )
     else:
         again = ", which had it already" if receipt.duplicate else ""
         print(f"{receipt.id} is stored in {', '.join(receipt.queues)}{again}")
@@ -107,7 +129,9 @@ async def _router(broker: Broker, name: str, value: object) -> Router[Any]:
     bindings = await broker.bindings()
     kinds = {binding.router: binding.kind for binding in bindings}
     if name not in kinds:
-        raise ConfigurationError(f"no router {name!r} has bindings; those that have are: {', '.join(kinds) or 'none'}")
+        raise ConfigurationError(
+            f"no router {name!r} has bindings; those that have are: {', '.join(kinds) or 'none'}"
+        )
     return Router(name, type(value), kind=kinds[name])
 
 
@@ -115,12 +139,16 @@ def _read(payload: str) -> bytes:
     if payload == "-":
         return sys.stdin.buffer.read()
     if not payload.startswith("@"):
-        return payload.encode("utf-8", "surrogateescape")  # odd bytes on the command line stay these bytes
+        return payload.encode(
+            "utf-8", "surrogateescape"
+        )  # odd bytes on the command line stay these bytes
     try:
         return Path(payload[1:]).read_bytes()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigurationError(f"the payload's file {payload[1:]!r:.200} cannot be read: {why}") from error
+        raise ConfigurationError(
+            f"the payload's file {payload[1:]!r:.200} cannot be read: {why}"
+        ) from error
 
 
 def _value(body: bytes, kind: ContentType) -> object:
@@ -128,7 +156,11 @@ def _value(body: bytes, kind: ContentType) -> object:
     if kind is ContentType.bytes:
         return body
     try:
-        return body.decode() if kind is ContentType.text else RootModel[Any](from_json(body, allow_inf_nan=False))
+        return (
+            body.decode()
+            if kind is ContentType.text
+            else RootModel[Any](from_json(body, allow_inf_nan=False))
+        )
     except UnicodeDecodeError as error:
         raise ValidationError(
             f"the payload is no text: byte {error.start} is not UTF-8; try --content-type bytes"
@@ -141,7 +173,11 @@ def _value(body: bytes, kind: ContentType) -> object:
 def peek(
     queue: Annotated[
         str,
-        typer.Argument(metavar="QUEUE", help="Name of a queue; a dead-letter queue is one, too.", show_default=False),
+        typer.Argument(
+            metavar="QUEUE",
+            help="Name of a queue; a dead-letter queue is one, too.",
+            show_default=False,
+        ),
     ],
     *,
     limit: Annotated[int, typer.Option(min=1, help="How many messages to show.")] = 10,
@@ -164,7 +200,11 @@ def peek(
         print_json([_data(entry) for entry in entries])
         return
     columns = ("id", "state", "priority", "attempt", "age", "due", "content type", "body")
-    print_table(columns, [_row(entry) for entry in entries], empty=f"queue {queue!r} has no message that waits")
+    print_table(
+        columns,
+        [_row(entry) for entry in entries],
+        empty=f"queue {queue!r} has no message that waits",
+    )
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
@@ -172,7 +212,16 @@ def _row(entry: Entry) -> tuple[object, ...]:
     due = span(entry.due_in) if entry.state == "delayed" else None
     body = shown_body(message.body, most=_SHOWN)
     age = ago(message.published_at)
-    return message.id, entry.state, message.priority, message.attempt, age, due, message.content_type, body
+    return (
+        message.id,
+        entry.state,
+        message.priority,
+        message.attempt,
+        age,
+        due,
+        message.content_type,
+        body,
+    )
 
 
 def _data(entry: Entry) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """`mqcore new-backend NAME`: a package to fill in, whose contract run says what to write next.
 
-The files are those of `mqcore/contract/template/`, with `@name@`, `@package@`, `@Class@` and `@version@` replaced.
+The files are those of `mqcore/contract/template/`, with `@name@`, `@package@`, `@Class@` and
+`@version@` replaced.
 """
 
 import keyword
@@ -26,24 +27,35 @@ _SUFFIX = ".tmpl"
 
 def new_backend(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The scheme of its URLs, for instance acme.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="The scheme of its URLs, for instance acme.", show_default=False
+        ),
     ],
     *,
-    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder mqcore-NAME is made.")] = Path(),
+    directory: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the folder mqcore-NAME is made.")
+    ] = Path(),
 ) -> None:
     """Write a package for a new backend: its contract run starts red, and says what to write next."""
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(name):
         raise ConfigurationError(
-            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and single hyphens, a letter first"
+            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and "
+            "single hyphens, a letter first"
         )
     taken = {one.scheme: one.distribution for one in default_plugins().installed()}
     if name in taken:
-        raise ConfigurationError(f"the scheme {name!r} is taken by {taken[name]}; choose another name")
+        raise ConfigurationError(
+            f"the scheme {name!r} is taken by {taken[name]}; choose another name"
+        )
     target = write_package(name, directory)
     print(f"{target} is written. Next:")
     print(f"  cd {target} && pip install -e '.[test]'")
     print("  mqcore backends                 lists it")
-    print(f"  mqcore contract run {name}://      says what to write next, in src/{_words(name)['package']}/backend.py")
+    print(
+        f"  mqcore contract run {name}://      says what to write next, in "
+        f"src/{_words(name)['package']}/backend.py"
+    )
 
 
 def write_package(name: str, directory: Path) -> Path:
@@ -59,9 +71,13 @@ def write_package(name: str, directory: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_filled(text, words), encoding="utf-8")
     except FileExistsError:
-        raise ConfigurationError(f"{str(target)!r:.300} is there already; choose another --directory") from None
+        raise ConfigurationError(
+            f"{str(target)!r:.300} is there already; choose another --directory"
+        ) from None
     except OSError as error:
-        raise ConfigurationError(f"{str(target)!r:.300} cannot be written: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{str(target)!r:.300} cannot be written: {error.strerror}"
+        ) from error
     return target
 
 

@@ -1,7 +1,8 @@
 """How commands take their options: in groups, each described once.
 
-Typer makes an option of each parameter of a function. Here a parameter may also be a dataclass of options, such as where
-the broker is: `expanded` shows its fields to Typer, and puts what was given together again for the function.
+Typer makes an option of each parameter of a function. Here a parameter may also be a dataclass of
+options, such as where the broker is: `expanded` shows its fields to Typer, and puts what was given
+together again for the function.
 """
 
 import inspect
@@ -18,17 +19,24 @@ __all__ = ["DefaultToList", "command", "expanded"]
 def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function as Typer shall see it: a parameter whose type is a dataclass stands for that dataclass's fields."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hints[name] for name in inspect.signature(function).parameters if is_dataclass(hints[name])}
+    groups = {
+        name: hints[name]
+        for name in inspect.signature(function).parameters
+        if is_dataclass(hints[name])
+    }
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name in groups:
             parameters += _fields_of(groups[name])
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            parameters.append(
+                parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            )
 
     def call(**given: Any) -> Any:
         grouped = {
-            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
         }
         return function(**given, **grouped)
 

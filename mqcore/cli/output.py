@@ -1,7 +1,7 @@
 """How commands answer: a table for people, plain columns for pipes, JSON for programs.
 
-What came over the wire is shown escaped, so that no message can move the cursor of a terminal or forge a line. Nothing
-is coloured or cut unless a terminal reads it; an id is never cut.
+What came over the wire is shown escaped, so that no message can move the cursor of a terminal or
+forge a line. Nothing is coloured or cut unless a terminal reads it; an id is never cut.
 """
 
 import base64
@@ -43,20 +43,33 @@ Row = Sequence[object]
 
 
 def print_json(data: object, *, line: bool = False) -> None:
-    """Print data as JSON, on one `line` when more will follow. ASCII only: it survives whatever encoding stands behind a pipe."""
+    """Print data as JSON, on one `line` when more will follow.
+
+    ASCII only: it survives whatever encoding stands behind a pipe.
+    """
     print(json.dumps(data, indent=None if line else 2, default=str), flush=line)
 
 
 def console() -> Console:
-    """Return a console for standard output as it is now. Where it is no terminal, nothing is coloured."""
+    """Return a console for standard output as it is now.
+
+    Where it is no terminal, nothing is coloured.
+    """
     terminal = sys.stdout.isatty()
     return Console(
-        markup=False, emoji=False, highlight=False, force_terminal=terminal, color_system="auto" if terminal else None
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_terminal=terminal,
+        color_system="auto" if terminal else None,
     )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
-    """Print rows under the names of their columns, or `empty` when there are none. The last column takes the room that is left."""
+    """Print rows under the names of their columns, or `empty` when there are none.
+
+    The last column takes the room that is left.
+    """
     if not rows:
         print(empty)
     elif sys.stdout.isatty():
@@ -64,10 +77,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> N
         screen.width = max(screen.width, _needed(columns, rows))
         screen.print(rich_table(columns, rows))
     else:
-        cells = [[_cell(value) for value in row] for row in [tuple(name.upper() for name in columns), *rows]]
+        cells = [
+            [_cell(value) for value in row]
+            for row in [tuple(name.upper() for name in columns), *rows]
+        ]
         widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
         for line in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            print(
+                "  ".join(
+                    cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+                ).rstrip()
+            )
 
 
 def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
@@ -75,7 +95,9 @@ def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for at, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[at], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=at < len(columns) - 1)
+        table.add_column(
+            name, justify="right" if numeric else "left", no_wrap=at < len(columns) - 1
+        )
     for row in rows:
         table.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
     return table
@@ -83,7 +105,9 @@ def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
 
 def _needed(columns: Sequence[str], rows: Sequence[Row]) -> int:
     """Return the width at which no column but the last is cut: a narrower terminal breaks the lines itself."""
-    widest = [max(cell_len(_cell(row[at])) for row in (columns, *rows)) for at in range(len(columns))]
+    widest = [
+        max(cell_len(_cell(row[at])) for row in (columns, *rows)) for at in range(len(columns))
+    ]
     return sum(widest[:-1]) + min(widest[-1], _LAST_COLUMN) + _BETWEEN * len(columns)
 
 
@@ -99,7 +123,11 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escaped(str(value))
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else escaped(str(value))
+    )
 
 
 def amount(number: int, what: str) -> str:
@@ -110,7 +138,9 @@ def amount(number: int, what: str) -> str:
 def escaped(text: str, *, lines: bool = False) -> str:
     """Return text with everything unprintable escaped; with `lines`, newlines and tabs stay as they are."""
     kept = "\n\t" if lines else ""
-    return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
+    return "".join(
+        char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text
+    )
 
 
 def shown_body(body: bytes, *, most: int | None = None) -> str:
@@ -132,7 +162,11 @@ def iso(moment: float | None) -> str | None:
     """Return seconds since the epoch as ISO 8601 in UTC."""
     if moment is None:
         return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(moment, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def ago(moment: float | None) -> str | None:

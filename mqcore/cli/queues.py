@@ -1,7 +1,8 @@
 """`mqcore queues`: how full each queue is and how fast it moves, other settings for one (`alter`), and its end (`delete`).
 
-A rate is the difference of two looks, `--interval` seconds apart. A queue's dead letters are counted in its own line; a
-dead-letter queue has a line of its own only when no queue that is listed names it.
+A rate is the difference of two looks, `--interval` seconds apart. A queue's dead letters are
+counted in its own line; a dead-letter queue has a line of its own only when no queue that is listed
+names it.
 """
 
 import asyncio
@@ -43,13 +44,17 @@ class Overflow(Enum):
 app = typer.Typer(
     name="queues",
     cls=DefaultToList,
-    help="Queues: what they hold and how fast they move. `mqcore queues --watch` is `mqcore queues list --watch`.",
+    help="Queues: what they hold and how fast they move. `mqcore queues --watch` is `mqcore "
+    "queues list --watch`.",
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One queue as it is shown. `dead` is None for one without a dead-letter queue, a rate where nothing counts it."""
+    """One queue as it is shown.
+
+    `dead` is None for one without a dead-letter queue, a rate where nothing counts it.
+    """
 
     queue: str
     role: str
@@ -69,8 +74,12 @@ class Line:
 
 def list_queues(
     *,
-    interval: Annotated[float, typer.Option(min=0, help="Seconds to measure the rates over; 0: no rates.")] = 1.0,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew each interval, until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0, help="Seconds to measure the rates over; 0: no rates.")
+    ] = 1.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew each interval, until Ctrl-C.")
+    ] = False,
     at: At,
 ) -> None:
     """Show every queue: ready, in flight, delayed and dead messages, and messages published and settled each second."""
@@ -79,7 +88,11 @@ def list_queues(
         return await anext(looks(broker, interval))
 
     async def forever(broker: Broker) -> None:
-        live = Live(console=console(), auto_refresh=False) if sys.stdout.isatty() and not at.json else None
+        live = (
+            Live(console=console(), auto_refresh=False)
+            if sys.stdout.isatty() and not at.json
+            else None
+        )
         with live or nullcontext():
             async for lines in looks(broker, max(interval, _SHORTEST) if interval else _USUAL):
                 _show_again(lines, live, json=at.json)
@@ -122,13 +135,24 @@ async def _counts(broker: Broker) -> dict[str, QueueCounts]:
     return {counts.name: counts for counts in await broker.counts()}
 
 
-def _lines(before: Mapping[str, QueueCounts], now: Mapping[str, QueueCounts], passed: float) -> list[Line]:
+def _lines(
+    before: Mapping[str, QueueCounts], now: Mapping[str, QueueCounts], passed: float
+) -> list[Line]:
     named = {counts.dead_letter for counts in now.values()}
-    shown = [counts for counts in now.values() if counts.role != "dead_letter" or counts.name not in named]
-    return [_line(before.get(counts.name), counts, now, passed) for counts in sorted(shown, key=lambda one: one.name)]
+    shown = [
+        counts
+        for counts in now.values()
+        if counts.role != "dead_letter" or counts.name not in named
+    ]
+    return [
+        _line(before.get(counts.name), counts, now, passed)
+        for counts in sorted(shown, key=lambda one: one.name)
+    ]
 
 
-def _line(before: QueueCounts | None, counts: QueueCounts, every: Mapping[str, QueueCounts], passed: float) -> Line:
+def _line(
+    before: QueueCounts | None, counts: QueueCounts, every: Mapping[str, QueueCounts], passed: float
+) -> Line:
     buried = every.get(counts.dead_letter or "")
     return Line(
         queue=counts.name,
@@ -138,8 +162,12 @@ def _line(before: QueueCounts | None, counts: QueueCounts, every: Mapping[str, Q
         delayed=counts.delayed,
         dead=None if buried is None else buried.ready + buried.leased + buried.delayed,
         dead_letter=counts.dead_letter,
-        published_per_second=_rate(None if before is None else before.published, counts.published, passed),
-        settled_per_second=_rate(None if before is None else before.settled, counts.settled, passed),
+        published_per_second=_rate(
+            None if before is None else before.published, counts.published, passed
+        ),
+        settled_per_second=_rate(
+            None if before is None else before.settled, counts.settled, passed
+        ),
     )
 
 
@@ -151,10 +179,16 @@ def _rate(before: int | None, now: int | None, passed: float) -> float | None:
 
 
 def delete(
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)],
+    queue: Annotated[
+        str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)
+    ],
     *,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only when it holds no message.")] = False,
-    if_unused: Annotated[bool, typer.Option("--if-unused", help="Only when nobody consumes it.")] = False,
+    if_empty: Annotated[
+        bool, typer.Option("--if-empty", help="Only when it holds no message.")
+    ] = False,
+    if_unused: Annotated[
+        bool, typer.Option("--if-unused", help="Only when nobody consumes it.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     at: At,
 ) -> None:
@@ -169,29 +203,48 @@ def delete(
     if not yes:
         counts = at.run(held)
         number = counts.ready + counts.leased + counts.delayed
-        confirm(f"Queue {queue!r} holds {amount(number, 'message')}. Delete it with all that it holds?", yes=yes)
+        confirm(
+            f"Queue {queue!r} holds {amount(number, 'message')}. Delete it with all that it holds?",
+            yes=yes,
+        )
     gone = at.run(work)
     if at.json:
         print_json({"queue": queue, "deleted": gone})
     elif gone:
         print(f"queue {queue!r} is deleted")
     if not gone:
-        raise BrokerError(f"queue {queue!r} is not deleted: it holds messages, or somebody consumes it")
+        raise BrokerError(
+            f"queue {queue!r} is not deleted: it holds messages, or somebody consumes it"
+        )
 
 
 def alter(
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)],
+    queue: Annotated[
+        str, typer.Argument(metavar="QUEUE", help="Name of the queue.", show_default=False)
+    ],
     *,
-    ttl: Annotated[str | None, typer.Option(metavar="SECONDS|none", help="How long a message lives.")] = None,
-    max_length: Annotated[str | None, typer.Option(metavar="N|none", help="Ready messages that it holds.")] = None,
-    overflow: Annotated[Overflow | None, typer.Option(help="What happens to more than that.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="SECONDS|none", help="How long a message lives.")
+    ] = None,
+    max_length: Annotated[
+        str | None, typer.Option(metavar="N|none", help="Ready messages that it holds.")
+    ] = None,
+    overflow: Annotated[
+        Overflow | None, typer.Option(help="What happens to more than that.")
+    ] = None,
     retention: Annotated[
-        str | None, typer.Option(metavar="SECONDS|none", help="How long its dead-letter queue keeps a message.")
+        str | None,
+        typer.Option(
+            metavar="SECONDS|none", help="How long its dead-letter queue keeps a message."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     at: At,
 ) -> None:
-    """Give a queue other settings, with what it holds. What is not given stays; `none` takes a setting away."""
+    """Give a queue other settings, with what it holds.
+
+    What is not given stays; `none` takes a setting away.
+    """
     given = {
         "ttl": _seconds("--ttl", ttl),
         "max_length": _count("--max-length", max_length),
@@ -201,7 +254,11 @@ def alter(
     settings = {name: value for name, value in given.items() if value is not _LEFT_OUT}
 
     if isinstance(settings.get("retention"), float):
-        confirm(f"Dead letters of {queue!r} that are older than {retention} s are removed for good. Go on?", yes=yes)
+        confirm(
+            f"Dead letters of {queue!r} that are older than {retention} s are removed for good. "
+            "Go on?",
+            yes=yes,
+        )
 
     async def work(broker: Broker) -> None:
         await broker.alter(queue, **cast("AlterOptions", settings))
@@ -210,7 +267,9 @@ def alter(
     if at.json:
         print_json({"queue": queue, "altered": settings})
     else:
-        said = ", ".join(f"{name}={'none' if value is None else value}" for name, value in settings.items())
+        said = ", ".join(
+            f"{name}={'none' if value is None else value}" for name, value in settings.items()
+        )
         print(f"queue {queue!r} has {said} from now on")
 
 

@@ -19,13 +19,15 @@ __all__ = ["app", "data_of", "describe", "leftovers", "list_routes", "prune"]
 app = typer.Typer(
     name="routes",
     cls=DefaultToList,
-    help="Routers: which queue takes which message. `mqcore routes NAME` is `mqcore routes list NAME`.",
+    help="Routers: which queue takes which message. `mqcore routes NAME` is `mqcore routes list "
+    "NAME`.",
 )
 
 
 def list_routes(
     router: Annotated[
-        str | None, typer.Argument(metavar="ROUTER", help="Only this router's bindings.", show_default=False)
+        str | None,
+        typer.Argument(metavar="ROUTER", help="Only this router's bindings.", show_default=False),
     ] = None,
     *,
     at: At,
@@ -37,7 +39,8 @@ def list_routes(
         names = dict.fromkeys(binding.router for binding in every)
         if router is not None and router not in names:
             raise ConfigurationError(
-                f"no router {router!r} has bindings; those that have are: {', '.join(names) or 'none'}"
+                f"no router {router!r} has bindings; those that have are: "
+                f"{', '.join(names) or 'none'}"
             )
         return [binding for binding in every if router in (None, binding.router)]
 
@@ -46,7 +49,10 @@ def list_routes(
 
 def prune(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False
+        ),
     ],
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -54,7 +60,8 @@ def prune(
 ) -> None:
     """Remove bindings of the app's routers that neither its code nor the configuration has any more.
 
-    What another application has bound to the same router goes, too. Routers that the app does not name are left alone.
+    What another application has bound to the same router goes, too. Routers that the app does not
+    name are left alone.
     """
     settings, user_app = at.settings(), load_app(target)
 
@@ -66,7 +73,9 @@ def prune(
 
     found = at.run(look)
     if found:
-        confirm(f"Remove {amount(len(found), 'binding')}: {'; '.join(map(describe, found))}?", yes=yes)
+        confirm(
+            f"Remove {amount(len(found), 'binding')}: {'; '.join(map(describe, found))}?", yes=yes
+        )
         at.run(work)
     if at.json:
         print_json({"removed": [data_of(binding) for binding in found]})
@@ -88,7 +97,9 @@ def leftovers(bindings: Iterable[Binding], user_app: App, settings: Settings) ->
 def describe(binding: Binding) -> str:
     """Return a binding for people, on one line."""
     matched = _matched(binding)
-    return f"{binding.router} ({binding.kind}) -> {binding.queue}{f', {matched}' if matched else ''}"
+    return (
+        f"{binding.router} ({binding.kind}) -> {binding.queue}{f', {matched}' if matched else ''}"
+    )
 
 
 def data_of(binding: Binding) -> dict[str, object]:
@@ -105,7 +116,9 @@ def data_of(binding: Binding) -> dict[str, object]:
 
 def _matched(binding: Binding) -> str:
     if binding.kind == "headers":
-        return f"{binding.match} of {', '.join(f'{name}={value}' for name, value in binding.headers)}"
+        return (
+            f"{binding.match} of {', '.join(f'{name}={value}' for name, value in binding.headers)}"
+        )
     return binding.pattern
 
 
@@ -113,7 +126,9 @@ def _print(bindings: Sequence[Binding], *, json: bool, empty: str) -> None:
     if json:
         print_json([data_of(binding) for binding in bindings])
         return
-    rows = [(binding.router, binding.kind, binding.queue, _matched(binding)) for binding in bindings]
+    rows = [
+        (binding.router, binding.kind, binding.queue, _matched(binding)) for binding in bindings
+    ]
     print_table(("router", "kind", "queue", "takes"), rows, empty=empty)
 
 

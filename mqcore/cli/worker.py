@@ -1,7 +1,8 @@
 """`mqcore worker`: run an app's consumers, in this process or in several, until a signal says stop.
 
-One process: import the app, connect, `Worker.run`. Several: this process only supervises. Each of the others runs this very
-command for one process, with the broker's URL in its environment, where no list of processes shows the password.
+One process: import the app, connect, `Worker.run`. Several: this process only supervises. Each of
+the others runs this very command for one process, with the broker's URL in its environment, where
+no list of processes shows the password.
 """
 
 import asyncio
@@ -41,29 +42,46 @@ class How:
     """How the worker runs."""
 
     queues: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Consume only these of the app's queues, with commas between.")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Consume only these of the app's queues, with commas between."
+        ),
     ] = None
-    processes: Annotated[int, typer.Option(min=1, help="How many worker processes; more than 1 are supervised.")] = 1
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many worker processes; more than 1 are supervised.")
+    ] = 1
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Messages handled at once by each consumer, in place of its own number.")
+        int | None,
+        typer.Option(
+            min=1, help="Messages handled at once by each consumer, in place of its own number."
+        ),
     ] = None
     grace: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long running handlers get after SIGTERM.")
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long running handlers get after SIGTERM."),
     ] = 30.0
     health_file: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Write here every 2 s, as JSON, whether it is connected and consuming."),
+        typer.Option(
+            metavar="PATH",
+            help="Write here every 2 s, as JSON, whether it is connected and consuming.",
+        ),
     ] = None
     max_messages: Annotated[
-        int | None, typer.Option(min=1, help="Drain after so many, to be started anew (exit code 75).")
+        int | None,
+        typer.Option(min=1, help="Drain after so many, to be started anew (exit code 75)."),
     ] = None
     max_memory: Annotated[
-        int | None, typer.Option(min=1, metavar="BYTES", help="Drain above this size, to be started anew.")
+        int | None,
+        typer.Option(min=1, metavar="BYTES", help="Drain above this size, to be started anew."),
     ] = None
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 
     def options(self) -> WorkerOptions:
-        """Return what was given, for `Worker`. Raises `ConfigurationError` for a health file that could not be written."""
+        """Return what was given, for `Worker`.
+
+        Raises `ConfigurationError` for a health file that could not be written.
+        """
         options: WorkerOptions = {"grace": self.grace}
         if self.queues is not None:
             options["queues"] = [name for name in self.queues.split(",") if name]
@@ -90,26 +108,43 @@ class How:
             "--max-messages": self.max_messages,
             "--max-memory": self.max_memory,
         }
-        words = [sys.executable, "-m", "mqcore", "worker", target, "--supervised", *(["--json"] if json else [])]
-        return words + [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        words = [
+            sys.executable,
+            "-m",
+            "mqcore",
+            "worker",
+            target,
+            "--supervised",
+            *(["--json"] if json else []),
+        ]
+        return words + [
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (name, str(value))
+        ]
 
 
 def worker(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODULE:APP", help="The app, for instance shop:app.", show_default=False
+        ),
     ],
     how: How,
     at: At,
 ) -> int:
     """Run an app's consumers until SIGTERM or Ctrl-C, then drain; a second signal ends the grace at once.
 
-    The app is imported from the working directory. Events are logged to standard error, with --json as lines of JSON to
-    standard output; what the app prints then goes to standard error.
+    The app is imported from the working directory. Events are logged to standard error, with --json
+    as lines of JSON to standard output; what the app prints then goes to standard error.
     """
     settings = at.settings()
     if how.processes > 1 and default_plugins().backend_for(settings.url.scheme).local:
         raise ConfigurationError(
-            f"{settings.url} lives in one process: {how.processes} workers would each have a broker of their own. Leave "
+            f"{settings.url} lives in one process: {how.processes} workers would each have a "
+            "broker of their own. Leave "
             "--processes out, or use a broker that processes share"
         )
     if how.processes > 1:
@@ -148,14 +183,19 @@ def _end_late(news: SimpleQueue[str], grace: float) -> None:
             word, wait = news.get(timeout=wait), _LATE
         return
 
-    text = f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; it is ended now\n"
+    text = (
+        f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; "
+        "it is ended now\n"
+    )
     os.write(2, text.encode())  # the main thread may hold the locks of logging
     os._exit(1)
 
 
 async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], object]) -> int:
     broker = app.connect(settings=settings)
-    one = Worker(app, broker, **how.options())  # what could not work is said before anything is opened
+    one = Worker(
+        app, broker, **how.options()
+    )  # what could not work is said before anything is opened
     async with broker:
         if how.supervised:
             lifeline = _take_lifeline()
@@ -186,7 +226,9 @@ async def _supervise(how: How, target: str, settings: Settings, *, json: bool) -
     supervisor = Supervisor(how.words(target, json=json), how.processes, grace=how.grace)
     if how.health_file is None:
         return await supervisor.run()
-    keeping = asyncio.create_task(keep_health_file(Path(how.health_file), supervisor, how.processes))
+    keeping = asyncio.create_task(
+        keep_health_file(Path(how.health_file), supervisor, how.processes)
+    )
     try:
         return await supervisor.run()
     finally:

@@ -1,8 +1,11 @@
-"""Which backend serves a URL, found among the installed plugins. Nothing is imported before it is asked for.
+"""Which backend serves a URL, found among the installed plugins.
 
-Plugins announce themselves by entry points in the group `mqcore`. By convention an entry point's name is the URL scheme
-that it serves, so `backend_for("redis")` imports one module. A plugin that is broken or lacks its client library breaks
-nothing but its own scheme, and the error says what to install. No message passes through here.
+Nothing is imported before it is asked for.
+
+Plugins announce themselves by entry points in the group `mqcore`. By convention an entry point's
+name is the URL scheme that it serves, so `backend_for("redis")` imports one module. A plugin that
+is broken or lacks its client library breaks nothing but its own scheme, and the error says what to
+install. No message passes through here.
 """
 
 import re
@@ -69,8 +72,8 @@ class Installed:
 class Plugins:
     """The plugins that this process can use: those of installed distributions, and those registered in code.
 
-    A plugin registered in code wins over an installed one of the same scheme. Several threads may ask at once, as brokers
-    and those who renew their leases do.
+    A plugin registered in code wins over an installed one of the same scheme. Several threads may
+    ask at once, as brokers and those who renew their leases do.
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
@@ -81,26 +84,30 @@ class Plugins:
         self._given = points
         self._points: list[EntryPoint] | None = None
         self._backends: list[tuple[type[Backend], EntryPoint | None]] = []
-        self._tried: dict[int, BackendNotFound | None] = {}  # by id: equal entry points may be of two distributions
+        self._tried: dict[
+            int, BackendNotFound | None
+        ] = {}  # by id: equal entry points may be of two distributions
 
     def register(self, plugin: object) -> None:
         """Add a plugin that has no entry point: a module or any object whose functions are marked with `hookimpl`.
 
-        Registering it again changes nothing. Raises `ConfigurationError` when it implements a hook that there is not,
-        or what it registers is no Backend class.
+        Registering it again changes nothing. Raises `ConfigurationError` when it implements a hook
+        that there is not, or what it registers is no Backend class.
         """
         try:
             self._admit(plugin, None)
         except ConfigurationError:
             raise
         except Exception as error:
-            raise ConfigurationError(f"the plugin {plugin!r:.100} is not usable: {_line(error)}") from error
+            raise ConfigurationError(
+                f"the plugin {plugin!r:.100} is not usable: {_line(error)}"
+            ) from error
 
     def backend_for(self, scheme: str) -> type[Backend]:
         """Return the backend class that serves a URL scheme, importing just the plugin of that name if there is one.
 
-        Raises `BackendNotFound` when none serves it or when its plugin cannot be imported, saying what to install, and
-        `ConfigurationError` when two claim it.
+        Raises `BackendNotFound` when none serves it or when its plugin cannot be imported, saying
+        what to install, and `ConfigurationError` when two claim it.
         """
         with self._lock:
             return self._backend_for(scheme.lower())
@@ -169,7 +176,11 @@ class Plugins:
         return self._tried[id(point)]
 
     def _load_all(self) -> list[tuple[EntryPoint, BackendNotFound]]:
-        return [(point, error) for point in self._entry_points() if (error := self._load(point)) is not None]
+        return [
+            (point, error)
+            for point in self._entry_points()
+            if (error := self._load(point)) is not None
+        ]
 
     def _admit(self, plugin: object, point: EntryPoint | None) -> None:
         """Register a plugin and ask at once for its backends: its hook may be what imports a client library."""
@@ -196,11 +207,15 @@ class Plugins:
             raise ConfigurationError(f"a plugin's {hook} failed: {_line(error)}") from error
 
     def _schemes(self) -> list[tuple[str, EntryPoint | None]]:
-        return [(scheme, point) for backend, point in self._backends for scheme in _schemes_of(backend)]
+        return [
+            (scheme, point) for backend, point in self._backends for scheme in _schemes_of(backend)
+        ]
 
     def _registered(self, scheme: str, *, in_code: bool = False) -> type[Backend] | None:
         """Return the one backend class that is registered for a scheme; those registered in code come first."""
-        serving = [(backend, point) for backend, point in self._backends if scheme in _schemes_of(backend)]
+        serving = [
+            (backend, point) for backend, point in self._backends if scheme in _schemes_of(backend)
+        ]
         chosen = [claim for claim in serving if claim[1] is None]
         if not in_code:
             chosen = chosen or serving
@@ -212,18 +227,35 @@ class Plugins:
         points = self._entry_points()
         for point in [point for point in points if point.name == name] or points:
             self._load(point)
-        found: list[Codec] = [codec for codec in self._ask("mqcore_register_codecs") if codec.name == name]
+        found: list[Codec] = [
+            codec for codec in self._ask("mqcore_register_codecs") if codec.name == name
+        ]
         if len(found) > 1:
-            raise ConfigurationError(f"codec {name!r} is brought by two plugins; uninstall one of them")
+            raise ConfigurationError(
+                f"codec {name!r} is brought by two plugins; uninstall one of them"
+            )
         if not found:
-            raise ConfigurationError(f"codec {name!r}: no installed plugin brings it{self._unusable()}")
+            raise ConfigurationError(
+                f"codec {name!r}: no installed plugin brings it{self._unusable()}"
+            )
         return found[0]
 
     def _nobody(self, scheme: str, named: Sequence[EntryPoint]) -> str:
-        serving = sorted({*(point.name for point in self._entry_points()), *(served for served, _ in self._schemes())})
-        text = f"no installed plugin serves {scheme!r:.60}; installed are: {', '.join(serving) or 'none'}"
+        serving = sorted(
+            {
+                *(point.name for point in self._entry_points()),
+                *(served for served, _ in self._schemes()),
+            }
+        )
+        text = (
+            f"no installed plugin serves {scheme!r:.60}; installed are: "
+            f"{', '.join(serving) or 'none'}"
+        )
         if named:
-            return f"the plugin {named[0].name!r} of {' '.join(_who(named[0]))} serves no {scheme!r}; {text}"
+            return (
+                f"the plugin {named[0].name!r} of {' '.join(_who(named[0]))} serves no "
+                f"{scheme!r}; {text}"
+            )
         if extra := _OURS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
         if ours := _SAID_ELSEWHERE.get(scheme):
@@ -245,13 +277,19 @@ def default_plugins() -> Plugins:
 def _schemes_of(backend: object) -> tuple[str, ...]:
     """Return the schemes that a backend class serves; raises `ConfigurationError` for what is no such class."""
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
-        raise ConfigurationError(f"the plugin registers {backend!r:.100}, which is no Backend class")
+        raise ConfigurationError(
+            f"the plugin registers {backend!r:.100}, which is no Backend class"
+        )
     if missing := ", ".join(sorted(backend.__abstractmethods__)):
-        raise ConfigurationError(f"the backend {backend.__qualname__} is not complete: it lacks {missing}")
+        raise ConfigurationError(
+            f"the backend {backend.__qualname__} is not complete: it lacks {missing}"
+        )
     schemes = (backend.scheme,) if isinstance(backend.scheme, str) else tuple(backend.scheme)
     for scheme in schemes:
         if not _SCHEME.fullmatch(scheme):
-            raise ConfigurationError(f"{backend.__qualname__}.scheme {scheme!r:.60} is no URL scheme in lower case")
+            raise ConfigurationError(
+                f"{backend.__qualname__}.scheme {scheme!r:.60} is no URL scheme in lower case"
+            )
     return schemes
 
 
@@ -280,4 +318,6 @@ def _broken(point: EntryPoint, error: BaseException) -> BackendNotFound:
 
 def _claimed_twice(scheme: str, claims: Sequence[tuple[str, str]]) -> ConfigurationError:
     names = " and ".join(sorted({" ".join(claim).strip() for claim in claims}))
-    return ConfigurationError(f"the scheme {scheme!r} is claimed twice, by {names}; uninstall one of them")
+    return ConfigurationError(
+        f"the scheme {scheme!r} is claimed twice, by {names}; uninstall one of them"
+    )

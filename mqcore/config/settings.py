@@ -3,8 +3,8 @@
     arguments ► environment (MQCORE_URL, MQCORE_DURABILITY, MQCORE_PUBLISH_TIMEOUT) ► mqcore.toml ► [tool.mqcore] ►
     defaults
 
-The first that says something wins, value by value. A typo fails at start, in one line that names the file and the
-option and never repeats a value. No message passes through here.
+The first that says something wins, value by value. A typo fails at start, in one line that names
+the file and the option and never repeats a value. No message passes through here.
 """
 
 import os
@@ -16,7 +16,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
 
 from mqcore.clock import Clock
 from mqcore.config.plugins import Plugins
@@ -81,10 +89,12 @@ class _Section(BaseModel):
 
 
 class RetrySettings(_Section):
-    """Of a queue's retry policy, what configuration overrides; what is None stays as in the code. Times in seconds.
+    """Of a queue's retry policy, what configuration overrides; what is None stays as in the code.
 
-    `base` is the wait of `fixed` and the first one of the others, `step` is what `linear` adds each time, `factor` is
-    what `exponential` multiplies with.
+    Times in seconds.
+
+    `base` is the wait of `fixed` and the first one of the others, `step` is what `linear` adds each
+    time, `factor` is what `exponential` multiplies with.
     """
 
     max_attempts: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -99,7 +109,8 @@ class RetrySettings(_Section):
     def policy(self, code: RetryPolicy) -> RetryPolicy:
         """Return the policy of the code with what is set here put over it; raises `ConfigurationError` for a misfit.
 
-        Which exceptions are retried is always the code's. Naming a kind of backoff replaces the code's backoff whole.
+        Which exceptions are retried is always the code's. Naming a kind of backoff replaces the
+        code's backoff whole.
         """
         changes: dict[str, Any] = {"backoff": self._backoff(code.backoff)}
         for name in ("max_attempts", "max_age"):
@@ -108,11 +119,17 @@ class RetrySettings(_Section):
         return replace(code, **changes)
 
     def _backoff(self, code: Backoff) -> Backoff:
-        unused = {"fixed": ("step", "factor", "cap"), "linear": ("factor",), "exponential": ("step",)}
+        unused = {
+            "fixed": ("step", "factor", "cap"),
+            "linear": ("factor",),
+            "exponential": ("step",),
+        }
         if self.backoff is not None:
             for name in unused[self.backoff]:
                 if getattr(self, name) is not None:
-                    raise ConfigurationError(f"{name} means nothing to a {self.backoff} backoff; leave it out")
+                    raise ConfigurationError(
+                        f"{name} means nothing to a {self.backoff} backoff; leave it out"
+                    )
             first = 1.0 if self.base is None else self.base
             step = first if self.step is None else self.step
             code = {
@@ -183,7 +200,11 @@ class Settings(_Section):
         found = self.queues.get(queue)
         if found is None:
             return {}
-        given = {name: value for name in found.model_fields_set if (value := getattr(found, name)) is not None}
+        given = {
+            name: value
+            for name in found.model_fields_set
+            if (value := getattr(found, name)) is not None
+        }
         given.pop("retry", None)
         if given.get("dead_letter") is False:
             given["dead_letter"] = None
@@ -209,9 +230,10 @@ class Settings(_Section):
     def load(cls, *, directory: Path | None = None, **overrides: object) -> Self:
         """Gather the settings from their sources; an override of None counts as not given.
 
-        `directory` is where `mqcore.toml` and `pyproject.toml` are looked for, by default the working directory; it may
-        also be the path of one settings file, which is then the only one and must exist. Raises `ConfigurationError`,
-        in one line, for what is unknown, misspelt or out of range.
+        `directory` is where `mqcore.toml` and `pyproject.toml` are looked for, by default the
+        working directory; it may also be the path of one settings file, which is then the only one
+        and must exist. Raises `ConfigurationError`, in one line, for what is unknown, misspelt or
+        out of range.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
@@ -223,7 +245,9 @@ class Settings(_Section):
             try:
                 router.arrows(name)
             except ConfigurationError as error:
-                raise ConfigurationError(f"{_source(('routers', name), layers)}: routers.{name}: {error}") from None
+                raise ConfigurationError(
+                    f"{_source(('routers', name), layers)}: routers.{name}: {error}"
+                ) from None
         for name, queue in settings.queues.items():
             try:
                 queue.retry.policy(RetryPolicy())
@@ -234,12 +258,17 @@ class Settings(_Section):
 
 
 def open_backend(
-    url: str | BrokerUrl, settings: Settings, plugins: Plugins, clock: Clock, durability: Durability | None = None
+    url: str | BrokerUrl,
+    settings: Settings,
+    plugins: Plugins,
+    clock: Clock,
+    durability: Durability | None = None,
 ) -> Backend:
     """Return an instance of the backend that serves a URL, with its options; nothing is connected yet.
 
-    `durability` is what the application asks for, None for what the settings say. Raises `ConfigurationError` for a malformed
-    URL or a wrong option, and `BackendNotFound` when no plugin serves the scheme.
+    `durability` is what the application asks for, None for what the settings say. Raises
+    `ConfigurationError` for a malformed URL or a wrong option, and `BackendNotFound` when no plugin
+    serves the scheme.
     """
     url = BrokerUrl(url)
     backend = plugins.backend_for(url.scheme)
@@ -255,19 +284,24 @@ def options_for(
 ) -> BaseModel:
     """Return a backend's typed options: what the settings say for its schemes, and over it what the URL's query says.
 
-    `clock` goes to a backend that declares a field of this name; it can never be given as an option. `durability` goes to a
-    backend that declares one and whose options do not say it themselves. Raises `ConfigurationError`, in one line that names the
-    option and its source, for an unknown option or a wrong value.
+    `clock` goes to a backend that declares a field of this name; it can never be given as an
+    option. `durability` goes to a backend that declares one and whose options do not say it
+    themselves. Raises `ConfigurationError`, in one line that names the option and its source, for
+    an unknown option or a wrong value.
     """
     scheme, query = parse_url(url)
     schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)
     layers: list[tuple[str, Mapping[str, Any]]] = [("the broker URL", query)]
     order = [scheme, *(other for other in schemes if other != scheme)]
-    layers += [(f"[backends.{name}] in the settings", settings.backends.get(name, {})) for name in order]
+    layers += [
+        (f"[backends.{name}] in the settings", settings.backends.get(name, {})) for name in order
+    ]
     given = _merged([data for _, data in layers])
     known = backend.Options.model_fields
     if "clock" in given:
-        raise ConfigurationError(f"{_source(('clock',), layers)}: clock is no option; the Broker is given one")
+        raise ConfigurationError(
+            f"{_source(('clock',), layers)}: clock is no option; the Broker is given one"
+        )
     if "clock" in known:
         given["clock"] = clock
     wanted = settings.durability if durability is None else durability
@@ -282,20 +316,28 @@ def options_for(
 def _environment(model: type[BaseModel]) -> dict[str, Any]:
     """Read the three variables; one that looks like a setting and is none of them is refused, not ignored."""
     names = {f"{_PREFIX}{name.upper()}": name for name in _FROM_ENVIRONMENT}
-    others = tuple(f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT)
+    others = tuple(
+        f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT
+    )
     found: dict[str, Any] = {}
     for variable, value in os.environ.items():
         if variable in names:
             found[names[variable]] = value
         elif variable.startswith(others):
-            raise ConfigurationError(f"{variable}: this is not read from the environment; put it into mqcore.toml")
-        elif variable.startswith(_PREFIX) and (close := get_close_matches(variable, names, n=1, cutoff=0.85)):
+            raise ConfigurationError(
+                f"{variable}: this is not read from the environment; put it into mqcore.toml"
+            )
+        elif variable.startswith(_PREFIX) and (
+            close := get_close_matches(variable, names, n=1, cutoff=0.85)
+        ):
             raise ConfigurationError(f"{variable}: no such setting; did you mean {close[0]}?")
     if (timeout := found.get("publish_timeout")) is not None:
         try:
             found["publish_timeout"] = float(timeout)
         except ValueError:
-            raise ConfigurationError(f"{_PREFIX}PUBLISH_TIMEOUT: it is a number of seconds") from None
+            raise ConfigurationError(
+                f"{_PREFIX}PUBLISH_TIMEOUT: it is a number of seconds"
+            ) from None
     return found
 
 
@@ -329,14 +371,22 @@ def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for layer in reversed(layers):
         for name, value in layer.items():
             below = merged.get(name)
-            merged[name] = _merged([value, below]) if isinstance(value, dict) and isinstance(below, dict) else value
+            merged[name] = (
+                _merged([value, below])
+                if isinstance(value, dict) and isinstance(below, dict)
+                else value
+            )
     return merged
 
 
-def _explain(error: ValidationError, model: type[BaseModel], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def _explain(
+    error: ValidationError, model: type[BaseModel], layers: Sequence[tuple[str, Mapping[str, Any]]]
+) -> str:
     """Say in one line what is wrong, where it was written, and what was probably meant."""
     texts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN]:
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[
+        :_SHOWN
+    ]:
         place = item["loc"]
         option = ".".join(str(part) for part in place)
         text = item["msg"].removeprefix("Value error, ")
@@ -359,7 +409,9 @@ def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
             here = next((kind for kind in get_args(here) if kind is not NoneType), None)
     if not (isinstance(here, type) and issubclass(here, BaseModel)):
         return []
-    return sorted(field.alias or name for name, field in here.model_fields.items() if name != "clock")
+    return sorted(
+        field.alias or name for name, field in here.model_fields.items() if name != "clock"
+    )
 
 
 def _source(place: Sequence[str | int], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
@@ -369,7 +421,9 @@ def _source(place: Sequence[str | int], layers: Sequence[tuple[str, Mapping[str,
             here: Any = data
             for part in place[:length]:
                 inside = isinstance(here, dict) and part in here
-                inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+                inside = inside or (
+                    isinstance(here, list) and isinstance(part, int) and part < len(here)
+                )
                 here = here[part] if inside else _ABSENT
             if here is not _ABSENT:
                 return f"{_PREFIX}{str(place[0]).upper()}" if name == "environment" else name

@@ -1,7 +1,7 @@
 """The broker's URL: read strictly, shown without its secrets. Pure.
 
-A malformed URL is refused in one line before anything is imported or connected. Whatever prints a URL prints
-`str(BrokerUrl)`; only a driver asks for `reveal()`.
+A malformed URL is refused in one line before anything is imported or connected. Whatever prints a
+URL prints `str(BrokerUrl)`; only a driver asks for `reveal()`.
 """
 
 import re
@@ -68,8 +68,9 @@ class BrokerUrl:
 def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     """Return scheme (in lower case) and query options of a broker's URL.
 
-    Raises `ConfigurationError`, in one line and without secrets, for text that is no URL: no scheme, white space or
-    control characters, an impossible port, a stray `%` or `#`, an option without value or given twice.
+    Raises `ConfigurationError`, in one line and without secrets, for text that is no URL: no
+    scheme, white space or control characters, an impossible port, a stray `%` or `#`, an option
+    without value or given twice.
     """
     if isinstance(url, BrokerUrl):
         url = url.reveal()
@@ -80,19 +81,29 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     try:
         parts = urlsplit(url)
-        ports = [urlsplit(f"//{place}").port for place in parts.netloc.rpartition("@")[2].split(",")]
+        ports = [
+            urlsplit(f"//{place}").port for place in parts.netloc.rpartition("@")[2].split(",")
+        ]
         pairs = (
-            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True, errors="strict") if parts.query else []
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True, errors="strict")
+            if parts.query
+            else []
         )
     except ValueError:
-        why = "its host, port or options cannot be read; a special character in a password is written as %XX"
+        why = (
+            "its host, port or options cannot be read; a special character in a password is "
+            "written as %XX"
+        )
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}") from None
     if 0 in ports:
-        raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: port 0 is no port")
+        raise ConfigurationError(
+            f"the broker URL {mask_url(url)!r} is not usable: port 0 is no port"
+        )
     for name, value in pairs:
         if name in options:
             raise ConfigurationError(
-                f"the broker URL {mask_url(url)!r} is not usable: option {name!r:.60} is given twice"
+                f"the broker URL {mask_url(url)!r} is not usable: option {name!r:.60} is given "
+                "twice"
             )
         options[name] = value
     return parts.scheme.lower(), options
@@ -101,7 +112,9 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
 def _malformed(url: str) -> str | None:
     """Say what is wrong with a URL at first sight."""
     plain = unquote(url, errors="replace")
-    odd = any(char.isspace() or not char.isprintable() for char in url) or any(ord(char) < ord(" ") for char in plain)
+    odd = any(char.isspace() or not char.isprintable() for char in url) or any(
+        ord(char) < ord(" ") for char in plain
+    )
     checks = (
         (not url, f"it is empty; a broker URL starts with a scheme, {_EXAMPLES}"),
         (len(url) > _LONGEST, f"it is longer than {_LONGEST:,} characters"),

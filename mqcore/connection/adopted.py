@@ -1,6 +1,7 @@
 """A queue that somebody else declares: what code and configuration say of it is checked against the broker, and never made.
 
-An option that could be neither kept nor checked is refused. So no option of an adopted queue is ignored.
+An option that could be neither kept nor checked is refused. So no option of an adopted queue is
+ignored.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def given(queue: Queue[Any], option: str) -> bool:
 def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec | None) -> None:
     """Raise when an adopted queue has other settings than its options say.
 
-    `have` is what the queue was declared with, and `letters` what its dead-letter queue was; None where the broker cannot tell.
-    Raises `TopologyMismatch` for another setting, and `ConfigurationError` for one that cannot be checked.
+    `have` is what the queue was declared with, and `letters` what its dead-letter queue was; None
+    where the broker cannot tell. Raises `TopologyMismatch` for another setting, and
+    `ConfigurationError` for one that cannot be checked.
     """
     for setting in _OF_THE_QUEUE:
         if given(queue, setting):
@@ -35,8 +37,14 @@ def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec 
     if given(queue, "retention"):
         _check(queue, "retention", queue.retention, letters)
 
-    # A queue without a dead-letter queue may be given one here: it is consumers that dead-letter. One that has another keeps it.
-    if given(queue, "dead_letter") and have is not None and have.role == "work" and have.dead_letter is not None:
+    # A queue without a dead-letter queue may be given one here: it is consumers that dead-letter.
+    # One that has another keeps it.
+    if (
+        given(queue, "dead_letter")
+        and have is not None
+        and have.role == "work"
+        and have.dead_letter is not None
+    ):
         _check(queue, "dead_letter", queue.dead_letter, have)
 
 
@@ -45,7 +53,8 @@ def _check(queue: Queue[Any], setting: str, wanted: object, have: QueueSpec | No
         msg = (
             f"queue {queue.name!r}: {setting}={wanted!r} can be neither set nor checked. "
             "declare=False adopts a queue as it is, and "
-            "mqcore did not declare this one. Leave the option out, or set it where the queue is made"
+            "mqcore did not declare this one. Leave the option out, or set it where the queue "
+            "is made"
         )
         raise ConfigurationError(msg)
     if (found := getattr(have, setting)) != wanted:

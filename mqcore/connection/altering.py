@@ -30,11 +30,17 @@ class AlterOptions(TypedDict, total=False):
 
 
 def checked_alterations(options: AlterOptions, queue: str) -> Alterations:
-    """Return the settings in seconds. Raises `ConfigurationError` for an unknown or unusable one, and for none."""
+    """Return the settings in seconds.
+
+    Raises `ConfigurationError` for an unknown or unusable one, and for none.
+    """
     where = f"altering queue {queue!r}"
     check_options(options, AlterOptions, where)
     if not options:
-        msg = f"{where}: nothing to change; give ttl, max_length, overflow or retention, or the Queue that says them"
+        msg = (
+            f"{where}: nothing to change; give ttl, max_length, overflow or retention, or the "
+            "Queue that says them"
+        )
         raise ConfigurationError(msg)
 
     found: dict[str, object] = dict(options)
@@ -44,13 +50,19 @@ def checked_alterations(options: AlterOptions, queue: str) -> Alterations:
     if found.get("max_length") is not None:
         check_count("max_length", found["max_length"], where)
     if found.get("overflow", "reject") not in ("reject", "dead_letter"):
-        msg = f"{where}: overflow={found['overflow']!r:.60} is unknown; it is 'reject' or 'dead_letter'"
+        msg = (
+            f"{where}: overflow={found['overflow']!r:.60} is unknown; it is 'reject' or "
+            "'dead_letter'"
+        )
         raise ConfigurationError(msg)
     return cast("Alterations", found)
 
 
 def for_each_queue(counts: QueueCounts, settings: Alterations) -> Mapping[str, Alterations]:
-    """Return which settings change on which queue. Raises `ConfigurationError` for one that the queue has no use for."""
+    """Return which settings change on which queue.
+
+    Raises `ConfigurationError` for one that the queue has no use for.
+    """
     own = {name: value for name, value in settings.items() if name != "retention"}
     letters = counts.name if counts.role == "dead_letter" else counts.dead_letter
     what = f"queue {counts.name!r}"

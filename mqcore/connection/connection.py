@@ -4,9 +4,10 @@
     publish() ─┼─ one loop turn ─► one Backend.publish(batch) ─► an outcome back to each caller
     publish() ─┘
 
-Callers that publish at the same moment share one call and one confirm wait. A shared call is never cancelled for one caller's
-deadline: the caller gets `Unknown` and goes its way (G1). When the driver reports a loss, the connection closes it, opens it again
-with a capped, jittered backoff, declares what was declared, and wakes who waits (G14).
+Callers that publish at the same moment share one call and one confirm wait. A shared call is never
+cancelled for one caller's deadline: the caller gets `Unknown` and goes its way (G1). When the
+driver reports a loss, the connection closes it, opens it again with a capped, jittered backoff,
+declares what was declared, and wakes who waits (G14).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ P = TypeVar("P")
 R = TypeVar("R")
 _NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
-"""Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14)."""
+"""Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14).
+"""
 _DENIED_WAIT = 10.0
 """Where the broker refuses us, asking often helps nobody."""
 _PATIENCE = 10.0
@@ -83,7 +85,9 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
 
 def _class_outside(package: str, client: object) -> type:
     """Return the class by which an application knows a client: the driver may have derived one of its own."""
-    classes = [kind for kind in type(client).__mro__ if kind.__module__.partition(".")[0] != package]
+    classes = [
+        kind for kind in type(client).__mro__ if kind.__module__.partition(".")[0] != package
+    ]
     return classes[0]
 
 
@@ -96,7 +100,9 @@ class _Call:
 
     __slots__ = ("batch", "deadline", "future", "sent")
 
-    def __init__(self, batch: Sequence[Outgoing], deadline: float, future: asyncio.Future[list[Outcome]]) -> None:
+    def __init__(
+        self, batch: Sequence[Outgoing], deadline: float, future: asyncio.Future[list[Outcome]]
+    ) -> None:
         self.batch, self.deadline, self.future, self.sent = batch, deadline, future, False
 
 
@@ -138,7 +144,11 @@ class Connection:
         return self._capabilities
 
     async def open(self) -> None:
-        """Connect once. Raises the typed error of the first failure: a wrong password is told at once, not retried (G14)."""
+        """Connect once.
+
+        Raises the typed error of the first failure: a wrong password is told at once, not retried
+        (G14).
+        """
         if self._closed:
             msg = "this broker is closed; connect a new one"
             raise ConnectionLost(msg)
@@ -149,19 +159,28 @@ class Connection:
         except Exception as error:
             await self.backend.close()
             kind = self.backend.classify(error)
-            typed = translate(error, kind, f"cannot connect to {mask_url(self.backend.url)}{nobody_listens(error)}")
+            typed = translate(
+                error,
+                kind,
+                f"cannot connect to {mask_url(self.backend.url)}{nobody_listens(error)}",
+            )
             if typed is error:
-                raise  # an error must not be its own cause: who follows the causes would not come to an end
+                # an error must not be its own cause: who follows the causes would not come to an
+                # end
+                raise
             raise typed from error
         self.events.emit(
-            "connection.opened", server=self.capabilities.server, durability=self.capabilities.durability.word
+            "connection.opened",
+            server=self.capabilities.server,
+            durability=self.capabilities.durability.word,
         )
 
     def check_loop(self, doing: str) -> None:
         """Raise `ConfigurationError` when called from another event loop than the one that opened this connection.
 
-        A driver's sockets and futures belong to one loop. Used from a second loop they stall, or a message is stored and its
-        confirmation is lost (G1). A closed connection may be asked from anywhere: it only says that it is closed.
+        A driver's sockets and futures belong to one loop. Used from a second loop they stall, or a
+        message is stored and its confirmation is lost (G1). A closed connection may be asked from
+        anywhere: it only says that it is closed.
         """
         if self._loop is None or self._closed:
             return
@@ -172,8 +191,10 @@ class Connection:
 
         if running is not self._loop:
             msg = (
-                f"{doing}: this broker was opened in another event loop, and only that loop can use it. Await the call there: "
-                "from another thread with asyncio.run_coroutine_threadsafe(call, loop). Or connect a Broker in each event "
+                f"{doing}: this broker was opened in another event loop, and only that loop can "
+                "use it. Await the call there: "
+                "from another thread with asyncio.run_coroutine_threadsafe(call, loop). Or "
+                "connect a Broker in each event "
                 "loop, or use mqcore.sync.Broker, which serves any thread"
             )
             raise ConfigurationError(msg)
@@ -186,7 +207,9 @@ class Connection:
         await self._declare_again()
         if self._lost_early is not None:
             raise self._lost_early
-        if self._closed:  # meanwhile, by a `close` that has closed nothing: the caller closes what has been opened now
+        # meanwhile, by a `close` that has closed nothing: the caller closes what has been opened
+        # now
+        if self._closed:
             raise ConnectionLost("this broker was closed while it was opened")
         self.error = None
         self._wait.working()
@@ -195,8 +218,9 @@ class Connection:
     async def _declare_again(self) -> None:
         """Declare what was declared before a loss (G14).
 
-        A queue may have been altered meanwhile, for this process or by another. It is there, and that is what consuming and
-        publishing need: other settings must not keep the process from coming back.
+        A queue may have been altered meanwhile, for this process or by another. It is there, and
+        that is what consuming and publishing need: other settings must not keep the process from
+        coming back.
         """
         specs = list(self._specs.values())
         try:
@@ -215,7 +239,8 @@ class Connection:
     async def close(self, limit: float | None = None) -> None:
         """End for good: waiting publishes are answered, nothing is left running. Idempotent.
 
-        It takes at most 1 s and the driver's 2 s, or `limit` seconds where a process has to end (G13).
+        It takes at most 1 s and the driver's 2 s, or `limit` seconds where a process has to end
+        (G13).
         """
         self.check_loop("closing the broker")
         if self._closed:
@@ -244,11 +269,16 @@ class Connection:
             await asyncio.wait([closing], timeout=_CUT)
 
     def report(self, error: Exception, generation: int) -> None:
-        """Take note that the connection of this generation is broken, and begin to reconnect. Later reports of it are no news."""
+        """Take note that the connection of this generation is broken, and begin to reconnect.
+
+        Later reports of it are no news.
+        """
         if self._closed or generation != self.generation:
             return
         if not self._connected.is_set():
-            self._lost_early = error  # for `_open`, which may be on its way to calling this generation connected
+            self._lost_early = (
+                error  # for `_open`, which may be on its way to calling this generation connected
+            )
             return
         self._connected.clear()
         self.error = error
@@ -276,8 +306,9 @@ class Connection:
     async def publish(self, batch: Sequence[Outgoing], timeout: float) -> list[Outcome]:
         """Store a batch together with whatever else is published in this loop turn; an outcome for each message, in order.
 
-        Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent by then is `Failed`, what was
-        sent and not answered is `Unknown` (G1). Raises `ConnectionLost` when it was never opened.
+        Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent
+        by then is `Failed`, what was sent and not answered is `Unknown` (G1). Raises
+        `ConnectionLost` when it was never opened.
         """
         if self._capabilities is None and not self._closed:
             raise ConnectionLost(_NOT_OPEN)
@@ -295,7 +326,9 @@ class Connection:
                 return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
             why = f" ({told(self.error)})" if self.error else ""
             away = "" if self._connected.is_set() else f": no connection to the broker{why}"
-            return [Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)] * len(batch)
+            return [
+                Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)
+            ] * len(batch)
 
     def _flush(self) -> None:
         calls, self._waiting = self._waiting, []
@@ -308,17 +341,25 @@ class Connection:
             if not self._connected.is_set():
                 if not await self._wait_connected(calls):
                     return
-                continue  # who gave up meanwhile was told that nothing is stored, so nothing of his may be sent now
+                # who gave up meanwhile was told that nothing is stored, so nothing of his may be
+                # sent now
+                continue
             if self._closed:
                 self._refuse(calls)
                 return
-            batch = calls[0].batch if len(calls) == 1 else [item for call in calls for item in call.batch]
+            batch = (
+                calls[0].batch
+                if len(calls) == 1
+                else [item for call in calls for item in call.batch]
+            )
             deadline = max(call.deadline for call in calls)
             for call in calls:
                 call.sent = True
             generation = self.generation
             try:
-                outcomes = await self.backend.publish(batch, timeout=max(deadline - self.clock.monotonic(), 0.0))
+                outcomes = await self.backend.publish(
+                    batch, timeout=max(deadline - self.clock.monotonic(), 0.0)
+                )
             except asyncio.CancelledError:
                 outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
             except Exception as error:  # noqa: BLE001 - what a driver raised is classified
@@ -344,11 +385,14 @@ class Connection:
             outcome = Failed(ErrorKind.PERMANENT, "this broker is closed")
             call.future.set_result([outcome] * len(call.batch))
 
-    def _raised(self, error: Exception, generation: int, calls: list[_Call], size: int) -> list[Outcome]:
+    def _raised(
+        self, error: Exception, generation: int, calls: list[_Call], size: int
+    ) -> list[Outcome]:
         """Return what an exception of `Backend.publish` means; nothing to say where the batch is worth sending again."""
         kind = self.backend.classify(error)
         if kind is ErrorKind.PERMANENT and not isinstance(error, MqcoreError):
-            # Nobody knows this exception: it may be a fault of the driver after it had written the batch (G1).
+            # Nobody knows this exception: it may be a fault of the driver after it had written the
+            # batch (G1).
             return [Unknown(f"the driver failed: {told(error)}", error)] * size
 
         # A driver raises what it knows only when nothing was sent.
@@ -376,10 +420,13 @@ class Connection:
             raise ConnectionLost(msg)
         return self.generation
 
-    async def call(self, doing: str, action: Callable[[], Awaitable[R]], patience: float | None = _PATIENCE) -> R:
+    async def call(
+        self, doing: str, action: Callable[[], Awaitable[R]], patience: float | None = _PATIENCE
+    ) -> R:
         """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause.
 
-        While disconnected it waits up to `patience` seconds (None: for ever), and is then `ConnectionLost`.
+        While disconnected it waits up to `patience` seconds (None: for ever), and is then
+        `ConnectionLost`.
         """
         generation = await self.ready(doing, patience)
         try:
@@ -400,12 +447,21 @@ class Connection:
         raise UnsupportedFeature(msg)
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:
-        """Make sure that the queues exist, now and after every reconnect. Raises `TopologyMismatch`."""
-        await self.call(f"declaring {', '.join(spec.name for spec in specs)}", lambda: self.backend.declare(specs))
+        """Make sure that the queues exist, now and after every reconnect.
+
+        Raises `TopologyMismatch`.
+        """
+        await self.call(
+            f"declaring {', '.join(spec.name for spec in specs)}",
+            lambda: self.backend.declare(specs),
+        )
         self._specs.update((spec.name, spec) for spec in specs)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Give an existing queue other settings, also after a reconnect. Raises `UnsupportedFeature`, `TopologyMismatch`."""
+        """Give an existing queue other settings, also after a reconnect.
+
+        Raises `UnsupportedFeature`, `TopologyMismatch`.
+        """
         backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
         await self.call(f"altering queue {queue!r}", lambda: backend.alter(queue, settings))
         if queue in self._specs:
@@ -415,10 +471,15 @@ class Connection:
         """Declare these no more after a reconnect: somebody deleted them on purpose."""
         for name in queues:
             self._specs.pop(name, None)
-        self._bindings = {binding: None for binding in self._bindings if binding.queue not in queues}
+        self._bindings = {
+            binding: None for binding in self._bindings if binding.queue not in queues
+        }
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
-        """Add bindings, now and after every reconnect. Raises `UnsupportedFeature` and `TopologyMismatch`."""
+        """Add bindings, now and after every reconnect.
+
+        Raises `UnsupportedFeature` and `TopologyMismatch`.
+        """
         backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # a protocol is asked for on purpose
         await self.call("binding queues to routers", lambda: backend.bind(bindings))
         self._bindings.update(dict.fromkeys(bindings))
@@ -437,26 +498,35 @@ class Connection:
     async def subscribe(self, queue: str, prefetch: int, lease: float) -> Subscription:
         """Start to consume. Raises `QueueNotFound` and other typed errors."""
         return await self.call(
-            f"consuming queue {queue!r}", lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease), None
+            f"consuming queue {queue!r}",
+            lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease),
+            None,
         )
 
     def unwrap(self, kind: type[R]) -> R:
         """Return the driver's client of this type, the only escape hatch.
 
-        Raises `ConfigurationError` when the backend has no such client, `ConnectionLost` while it is not connected.
+        Raises `ConfigurationError` when the backend has no such client, `ConnectionLost` while it
+        is not connected.
         """
         name = self.capabilities.backend  # raises when it was never opened
         if not isinstance(kind, type):
-            raise ConfigurationError(f"unwrap takes the class of a client, not a {type(kind).__name__}")
+            raise ConfigurationError(
+                f"unwrap takes the class of a client, not a {type(kind).__name__}"
+            )
         if not self.connected:
-            raise ConnectionLost(f"unwrapping the client of the backend {name!r}: not connected to the broker")
+            raise ConnectionLost(
+                f"unwrapping the client of the backend {name!r}: not connected to the broker"
+            )
 
         clients: Sequence[object] = ()
         if isinstance(self.backend, SupportsUnwrap):
             try:
                 clients = self.backend.unwrap()
             except Exception as error:
-                raise translate(error, self.backend.classify(error), "unwrapping the client") from error
+                raise translate(
+                    error, self.backend.classify(error), "unwrapping the client"
+                ) from error
 
         for client in clients:
             if isinstance(client, kind):
@@ -464,4 +534,6 @@ class Connection:
 
         ours = type(self.backend).__module__.partition(".")[0]
         has = ", ".join(_full_name(_class_outside(ours, client)) for client in clients) or "none"
-        raise ConfigurationError(f"the backend {name!r} has no client of the class {_full_name(kind)}. It has: {has}")
+        raise ConfigurationError(
+            f"the backend {name!r} has no client of the class {_full_name(kind)}. It has: {has}"
+        )

@@ -1,8 +1,9 @@
 """What this process held when its connection broke, and has not died of.
 
-Where the connection is the lease (RabbitMQ) the broker cannot tell a lost connection from a death: it says of all that was held
-that it was taken over. A process that gets such a message back knows better about its own claim. Without that, a connection that is
-reset again and again would bring innocent messages into the quarantine, and from there to the dead letters (G4).
+Where the connection is the lease (RabbitMQ) the broker cannot tell a lost connection from a death:
+it says of all that was held that it was taken over. A process that gets such a message back knows
+better about its own claim. Without that, a connection that is reset again and again would bring
+innocent messages into the quarantine, and from there to the dead letters (G4).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Survived"]
 
 _BELIEVED = 60.0
-"""Seconds after the first loss of a message that had been started. Later its handler itself may be the cause: one that blocks the
-event loop loses the connection each time, and would come back indefinitely."""
+"""Seconds after the first loss of a message that had been started.
+
+Later its handler itself may be the cause: one that blocks the event loop loses the connection each
+time, and would come back indefinitely.
+"""
 _FORGOTTEN = 600.0
 """Seconds after which a loss is forgotten."""
 _MOST = 10_000
@@ -47,4 +51,8 @@ class Survived:
     def explains(self, queue: str, message: Message, now: float) -> bool:
         """Whether one takeover of this copy was no death but our own lost connection."""
         last, first = self._lost.get((queue, message.copy_name), (None, None))
-        return last is not None and now - last <= _FORGOTTEN and (first is None or now - first <= _BELIEVED)
+        return (
+            last is not None
+            and now - last <= _FORGOTTEN
+            and (first is None or now - first <= _BELIEVED)
+        )

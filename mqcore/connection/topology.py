@@ -1,7 +1,8 @@
 """Which queues and routers this broker has declared, with which settings.
 
-Code describes queues, configuration overrides it, and both meet here: `configured` is the one place that merges them. What was
-declared once costs a dictionary look-up from then on, and comes back after every reconnect through the connection.
+Code describes queues, configuration overrides it, and both meet here: `configured` is the one place
+that merges them. What was declared once costs a dictionary look-up from then on, and comes back
+after every reconnect through the connection.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _log = logging.getLogger("mqcore")
 class Topology:
     """What is declared on one connection."""
 
-    def __init__(self, connection: Connection, settings: Settings, durability: Durability | None) -> None:
+    def __init__(
+        self, connection: Connection, settings: Settings, durability: Durability | None
+    ) -> None:
         """`settings` override code; `durability` goes into every queue's spec."""
         self._connection = connection
         self._settings = settings
@@ -63,13 +66,17 @@ class Topology:
 
     async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
         """Do `ensure` or `ensure_router`, whichever it takes."""
-        return await self.ensure(thing) if isinstance(thing, Queue) else await self.ensure_router(thing)
+        return (
+            await self.ensure(thing)
+            if isinstance(thing, Queue)
+            else await self.ensure_router(thing)
+        )
 
     async def ensure(self, queue: Queue[Any]) -> Queue[Any]:
         """Declare the queue once, with its dead-letter queue and quarantine, and return it as configured.
 
-        Raises `TopologyMismatch` when this process already declared it with other settings, or the broker has it so, and
-        `QueueNotFound` for a `declare=False` queue that does not exist.
+        Raises `TopologyMismatch` when this process already declared it with other settings, or the
+        broker has it so, and `QueueNotFound` for a `declare=False` queue that does not exist.
         """
         known = self._queues.get(queue.name)
         if known is not None and known[0] is queue:
@@ -85,10 +92,16 @@ class Topology:
         self._queues[queue.name] = (queue, configured)
         return configured
 
-    async def ensure_all(self, queues: Sequence[Queue[Any]], routers: Sequence[Router[Any]]) -> None:
+    async def ensure_all(
+        self, queues: Sequence[Queue[Any]], routers: Sequence[Router[Any]]
+    ) -> None:
         """Declare what an application needs in one batch. Raises as `ensure` does."""
         own = [(queue, self.configured(queue)) for queue in queues]
-        own += [(queue, self.configured(queue)) for router in routers for queue in router.queues.values()]
+        own += [
+            (queue, self.configured(queue))
+            for router in routers
+            for queue in router.queues.values()
+        ]
         for _, queue in own:
             self._check(queue)
         for router in routers:
@@ -97,7 +110,10 @@ class Topology:
         for _, queue in own:
             for spec in queue.specs(self._durability) if queue.declare else ():
                 if specs.setdefault(spec.name, spec) != spec:
-                    msg = f"queue {spec.name!r} is described twice in this application, with different settings"
+                    msg = (
+                        f"queue {spec.name!r} is described twice in this application, with "
+                        "different settings"
+                    )
                     raise TopologyMismatch(msg)
         if specs:
             await self._connection.declare(list(specs.values()))
@@ -112,16 +128,23 @@ class Topology:
         if queue.declare:
             _check_used(queue)
         bound: Alterations = {} if queue.max_length is None else {"overflow": queue.overflow}
-        self._check_supported(queue.name, {"ttl": queue.ttl, "max_length": queue.max_length, **bound})
+        self._check_supported(
+            queue.name, {"ttl": queue.ttl, "max_length": queue.max_length, **bound}
+        )
 
     async def ensure_router(self, router: Router[Any]) -> Router[Any]:
-        """Declare the queues bound in code, then the bindings of code and configuration. Once, unless bindings were added since."""
+        """Declare the queues bound in code, then the bindings of code and configuration.
+
+        Once, unless bindings were added since.
+        """
         if self.known(router) is not None:
             return router
         self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         for queue in router.queues.values():
             await self.ensure(queue)
-        await self._connection.bind([*router.bindings, *self._settings.router_bindings(router.name, router.kind)])
+        await self._connection.bind(
+            [*router.bindings, *self._settings.router_bindings(router.name, router.kind)]
+        )
         self._routers[router] = len(router.bindings)
         return router
 
@@ -144,7 +167,11 @@ class Topology:
                 "ttl": configured.ttl,
                 "max_length": configured.max_length,
                 "overflow": configured.overflow,
-                **({"retention": configured.retention} if configured.dead_letter is not None else {}),
+                **(
+                    {"retention": configured.retention}
+                    if configured.dead_letter is not None
+                    else {}
+                ),
             }
         name = queue if isinstance(queue, str) else queue.name
         settings = checked_alterations(options, name)
@@ -152,14 +179,19 @@ class Topology:
 
         counts = await self.counts(name)
         if counts is None:
-            msg = f"queue {name!r} does not exist on the broker, or the backend cannot look: it cannot be altered"
+            msg = (
+                f"queue {name!r} does not exist on the broker, or the backend cannot look: it "
+                "cannot be altered"
+            )
             raise QueueNotFound(msg)
         if isinstance(queue, Queue) and queue.declare and counts.role == "work":
             _check_dead_letter(self.configured(queue), counts)
 
         for target, changes in for_each_queue(counts, settings).items():
             await self._connection.alter(target, changes)
-        self._queues.pop(name, None)  # what this process knows of it is compared anew with its next use
+        self._queues.pop(
+            name, None
+        )  # what this process knows of it is compared anew with its next use
 
     def _check_supported(self, name: str, settings: Alterations) -> None:
         """Refuse what the backend could not keep (G16)."""
@@ -168,10 +200,15 @@ class Topology:
             capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
         if settings.get("max_length") is None and settings.get("overflow", "reject") == "reject":
             return
-        modes = capabilities.require(Capability.MAX_LENGTH, f"queue {name!r} with max_length").limits.get("modes")
+        modes = capabilities.require(
+            Capability.MAX_LENGTH, f"queue {name!r} with max_length"
+        ).limits.get("modes")
         overflow = settings.get("overflow", "reject")
         if modes is not None and overflow not in str(modes).split(","):
-            msg = f"queue {name!r} with overflow={overflow!r}: the backend {capabilities.backend!r} can only {modes}"
+            msg = (
+                f"queue {name!r} with overflow={overflow!r}: the backend "
+                f"{capabilities.backend!r} can only {modes}"
+            )
             raise UnsupportedFeature(msg)
 
     def declares(self, name: str) -> bool:
@@ -180,7 +217,9 @@ class Topology:
 
     def routes(self, router: Router[Any], key: str, headers: Mapping[str, str]) -> bool:
         """Whether a binding that this process has made takes such a message."""
-        return any(binding.takes(key, headers) for binding in self._connection.bindings_of(router.name))
+        return any(
+            binding.takes(key, headers) for binding in self._connection.bindings_of(router.name)
+        )
 
     async def declare_again(self, queues: Sequence[str], router: Router[Any] | None) -> None:
         """Declare queues, and a router with the queues bound to it, that another process has deleted.
@@ -189,7 +228,9 @@ class Topology:
         """
         bindings = self._connection.bindings_of(router.name) if router is not None else []
         names = dict.fromkeys([*queues, *(binding.queue for binding in bindings)])
-        specs = {spec.name: spec for name in names if self.declares(name) for spec in self._specs(name)}
+        specs = {
+            spec.name: spec for name in names if self.declares(name) for spec in self._specs(name)
+        }
         if specs:
             await self._connection.declare(list(specs.values()))
         if bindings:
@@ -226,7 +267,10 @@ class Topology:
 
     async def _check_there(self, name: str) -> None:
         if await self.counts(name) is None and isinstance(self._connection.backend, SupportsCount):
-            msg = f"queue {name!r} does not exist on the broker, and declare=False says not to make it"
+            msg = (
+                f"queue {name!r} does not exist on the broker, and declare=False says not to "
+                "make it"
+            )
             raise QueueNotFound(msg)
 
     async def counts(self, name: str) -> QueueCounts | None:
@@ -234,7 +278,9 @@ class Topology:
         backend = self._connection.backend
         if not isinstance(backend, SupportsCount):
             return None
-        found = await self._connection.call(f"looking at queue {name!r}", lambda: backend.count([name]))
+        found = await self._connection.call(
+            f"looking at queue {name!r}", lambda: backend.count([name])
+        )
         return found[0] if found else None
 
     async def dead_letter_name(self, queue: Queue[Any] | str) -> str | None:
@@ -248,10 +294,15 @@ class Topology:
             return queue
         counts = await self.counts(queue)
         if counts is None:
-            if isinstance(self._connection.backend, SupportsCount) and await self.counts(queue + DLQ) is None:
+            if (
+                isinstance(self._connection.backend, SupportsCount)
+                and await self.counts(queue + DLQ) is None
+            ):
                 msg = f"queue {queue!r} does not exist on the broker"
                 raise QueueNotFound(msg)
-            return queue + DLQ  # the queue itself may have been deleted; what died in it is still there
+            return (
+                queue + DLQ
+            )  # the queue itself may have been deleted; what died in it is still there
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
     def _warn_of_drops(self, name: str, dead_letter: str | None) -> None:
@@ -261,15 +312,23 @@ class Topology:
             _log.warning(
                 "queue %r is adopted and has no dead-letter queue: a message that is rejected, "
                 "expires or fails for good is dropped "
-                "(G2). Name one that exists: Queue(%r, declare=False, dead_letter=...), or say dead_letter=None",
+                "(G2). Name one that exists: Queue(%r, declare=False, dead_letter=...), or say "
+                "dead_letter=None",
                 *(name, name),
             )
 
-    async def rules(self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate") -> Rules:
-        """Return what `decide` must know of a queue. A dead-letter queue, adopted under any name, is its own (G11)."""
+    async def rules(
+        self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate"
+    ) -> Rules:
+        """Return what `decide` must know of a queue.
+
+        A dead-letter queue, adopted under any name, is its own (G11).
+        """
         policy = self.retry(queue, retry)
         if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
-            self._connection.capabilities.require(Capability.DELAY, f"retrying in queue {queue.name!r} after a wait")
+            self._connection.capabilities.require(
+                Capability.DELAY, f"retrying in queue {queue.name!r} after a wait"
+            )
         delays = self._connection.capabilities[Capability.DELAY]
         delay = delays.limits.get("max") if delays.level is not Level.NONE else 0.0
         dead_letter, quarantine = queue.dead_letter, queue.quarantine
@@ -277,7 +336,9 @@ class Topology:
             if not given(queue, "dead_letter"):
                 dead_letter = queue.name if counts.role == "dead_letter" else counts.dead_letter
                 self._warn_of_drops(queue.name, dead_letter)
-            if counts.role == "dead_letter" or (quarantine and await self.counts(quarantine) is None):
+            if counts.role == "dead_letter" or (
+                quarantine and await self.counts(quarantine) is None
+            ):
                 quarantine = None  # a queue that a plain client has made has none
         return Rules(
             queue=queue.name,
@@ -301,7 +362,10 @@ def _same(one: Queue[Any], other: Queue[Any]) -> bool:
 def _check_used(queue: Queue[Any]) -> None:
     """Refuse an option that would do nothing without another one."""
     if queue.overflow == "dead_letter" and queue.max_length is None:
-        msg = f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set max_length, or leave overflow out"
+        msg = (
+            f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set "
+            "max_length, or leave overflow out"
+        )
         raise ConfigurationError(msg)
     if queue.retention is not None and queue.dead_letter is None:
         msg = (
@@ -316,7 +380,9 @@ def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
     """Refuse to alter a queue whose dead-letter queue is another one: that is fixed, and no option is ignored."""
     if queue.dead_letter != counts.dead_letter:
         raise TopologyMismatch(
-            f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code declares "
-            f"dead_letter={queue.dead_letter!r}, which cannot be altered. Change the code, or delete the queue "
+            f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code "
+            "declares "
+            f"dead_letter={queue.dead_letter!r}, which cannot be altered. Change the code, or "
+            "delete the queue "
             f'with "mqcore queues delete {queue.name}"'
         )

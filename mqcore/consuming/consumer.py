@@ -5,7 +5,8 @@
             print(delivery.value)
             await delivery.ack()
 
-It stands on the same `Intake` as handlers do: what expired, cannot be decoded or does not validate never reaches the loop.
+It stands on the same `Intake` as handlers do: what expired, cannot be decoded or does not validate
+never reaches the loop.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class _Settles(Protocol):
 class Received(Facts, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
 
-    def __init__(self, queue: str, held: Held, value: T, settles: _Settles, state: Any = None) -> None:
+    def __init__(
+        self, queue: str, held: Held, value: T, settles: _Settles, state: Any = None
+    ) -> None:
         """Made by a consumer, or for one item of a batch."""
         super().__init__(queue, held.delivery, state)
         self.value = value
@@ -53,16 +56,25 @@ class Received(Facts, Generic[T]):
         self._settles = settles
 
     async def ack(self) -> None:
-        """Done: the message may go. Raises `LeaseLost` when it went to another consumer meanwhile (G5)."""
+        """Done: the message may go.
+
+        Raises `LeaseLost` when it went to another consumer meanwhile (G5).
+        """
         await self._finish(Outcome(Happened.SUCCEEDED))
 
     async def release(self) -> None:
         """Give it back untouched: not an attempt (G4). Raises `LeaseLost` as `ack` does."""
         await self._finish(Outcome(Happened.INTERRUPTED))
 
-    async def retry(self, delay: float | timedelta | None = None, error: BaseException | None = None) -> None:
+    async def retry(
+        self, delay: float | timedelta | None = None, error: BaseException | None = None
+    ) -> None:
         """Handle it again by the retry policy, or after `delay` seconds; dead-lettered when attempts are exhausted (G10)."""
-        wait = None if delay is None else check_seconds("delay", delay, f"message {self.id}", zero=True)
+        wait = (
+            None
+            if delay is None
+            else check_seconds("delay", delay, f"message {self.id}", zero=True)
+        )
         await self._finish(Outcome(Happened.RETRY, Failure.of(error) if error else None, wait))
 
     async def reject(self, reason: str = "rejected by the consumer") -> None:
@@ -82,7 +94,10 @@ class Received(Facts, Generic[T]):
             await self.held.wait_settled()
         if self.held.lease_lost or self.lease_lost:
             self.lease_lost = True
-            msg = f"message {self.id} of queue {self.queue!r} went to another consumer; settling it here had no effect"
+            msg = (
+                f"message {self.id} of queue {self.queue!r} went to another consumer; settling "
+                "it here had no effect"
+            )
             raise LeaseLost(msg)
 
 
@@ -96,9 +111,14 @@ def decoded(queue: Queue[T], held: Held, codecs: Codecs) -> T | Outcome:
 
 
 class Consumer(Generic[T]):
-    """The messages of one queue, as an async context manager and an async iterator. Used by one task at a time."""
+    """The messages of one queue, as an async context manager and an async iterator.
 
-    def __init__(self, queue: Queue[T], codecs: Codecs, make_intake: Callable[[], Awaitable[Intake]]) -> None:
+    Used by one task at a time.
+    """
+
+    def __init__(
+        self, queue: Queue[T], codecs: Codecs, make_intake: Callable[[], Awaitable[Intake]]
+    ) -> None:
         """Made by `Broker.consume`; `make_intake` subscribes on first use."""
         self._queue = queue
         self._codecs = codecs
@@ -109,12 +129,18 @@ class Consumer(Generic[T]):
         self._out: set[Received[Any]] = set()
 
     async def __aenter__(self) -> Consumer[T]:
-        """Subscribe. Raises `QueueNotFound`, `TopologyMismatch` and what else prevents consuming."""
+        """Subscribe.
+
+        Raises `QueueNotFound`, `TopologyMismatch` and what else prevents consuming.
+        """
         await self._open()
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         await self.close()
@@ -160,7 +186,10 @@ class Consumer(Generic[T]):
 
     async def _open(self) -> Intake:
         if self.closed:
-            msg = f"the consumer of queue {self._queue.name!r} is closed; make a new one with broker.consume"
+            msg = (
+                f"the consumer of queue {self._queue.name!r} is closed; make a new one with "
+                "broker.consume"
+            )
             raise ConnectionLost(msg)
         if self._intake is None:
             self._intake = await self._make_intake()

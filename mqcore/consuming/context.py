@@ -69,7 +69,10 @@ class Facts:
 
     @property
     def encoding(self) -> str | None:
-        """The content encoding of a foreign message, such as `gzip`. It is undone but for a payload of bytes."""
+        """The content encoding of a foreign message, such as `gzip`.
+
+        It is undone but for a payload of bytes.
+        """
         return self._delivery.message.encoding
 
     @property
@@ -91,14 +94,17 @@ class Facts:
 class Context(Facts):
     """The context of an async handler: the facts, and a way to publish."""
 
-    def __init__(self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None) -> None:
+    def __init__(
+        self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None
+    ) -> None:
         """Made by the runner for each delivery."""
         super().__init__(queue, delivery, state)
         self._publisher = publisher
         self.delivery = delivery
         """What came over the seam, for middleware."""
         self.payload: Any = None
-        """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself."""
+        """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself.
+        """
         self._blocking: BlockingContext | None = None
 
     def lose_lease(self) -> None:
@@ -112,25 +118,38 @@ class Context(Facts):
         self._blocking = BlockingContext(self.queue, self.delivery, self._publisher, self.state)
         return self._blocking
 
-    async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """As `Broker.publish`. What is published stays published when the handler fails afterwards."""
+    async def publish(
+        self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """As `Broker.publish`.
+
+        What is published stays published when the handler fails afterwards.
+        """
         return await self._publisher.publish(to, payload, **options)
 
 
 class BlockingContext(Facts):
     """The context of a blocking handler, which runs in a thread: the same facts, and a publish that blocks."""
 
-    def __init__(self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None) -> None:
+    def __init__(
+        self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None
+    ) -> None:
         """Made by the runner, on the event loop that the publisher lives on."""
         super().__init__(queue, delivery, state)
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
 
     def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """As `Broker.publish`, blocking until its ending is known. Raises `ConfigurationError` on the event loop itself."""
+        """As `Broker.publish`, blocking until its ending is known.
+
+        Raises `ConfigurationError` on the event loop itself.
+        """
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
-                msg = "the publish of a blocking handler's context would block the worker's event loop; call it from a thread"
+                msg = (
+                    "the publish of a blocking handler's context would block the worker's event "
+                    "loop; call it from a thread"
+                )
                 raise ConfigurationError(msg)
         call = self._publisher.publish(to, payload, **options)
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()

@@ -82,7 +82,9 @@ class Grace:
         """
         return await self._wait(work, tail, None if self._clock.real else _STEP)
 
-    async def _wait(self, work: Iterable[asyncio.Future[Any]], tail: float, patience: float | None) -> bool:
+    async def _wait(
+        self, work: Iterable[asyncio.Future[Any]], tail: float, patience: float | None
+    ) -> bool:
         pending = {one for one in work if not one.done()}
         if pending and not self.over:
             pending = await self._inside(pending, patience)
@@ -90,12 +92,17 @@ class Grace:
             _, pending = await asyncio.wait(pending, timeout=self.left(tail))
         return not pending
 
-    async def _inside(self, pending: set[asyncio.Future[Any]], patience: float | None) -> set[asyncio.Future[Any]]:
+    async def _inside(
+        self, pending: set[asyncio.Future[Any]], patience: float | None
+    ) -> set[asyncio.Future[Any]]:
         """Wait until all has ended, or the grace has, by itself or because somebody hurries."""
         over = asyncio.ensure_future(self._over.wait())
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience), self._clock.timeout(self._until - self._clock.monotonic()):
+                async with (
+                    asyncio.timeout(patience),
+                    self._clock.timeout(self._until - self._clock.monotonic()),
+                ):
                     while pending and not over.done():
                         await asyncio.wait({over, *pending}, return_when=asyncio.FIRST_COMPLETED)
                         pending = {one for one in pending if not one.done()}

@@ -63,7 +63,8 @@ class Held:
     def lose(self) -> None:
         """The claim went to somebody else: settling has no effect any more (G5).
 
-        A settlement under way ends the claim too, and a renewal may notice that first: then its own answer tells whose it was.
+        A settlement under way ends the claim too, and a renewal may notice that first: then its own
+        answer tells whose it was.
         """
         if self.settling:
             return
@@ -74,7 +75,9 @@ class Held:
 
     def check_loop(self) -> None:
         """Raise `ConfigurationError` when called from another event loop than the broker's."""
-        self.lane.check_loop(f"settling message {self.delivery.message.id} of queue {self.rules.queue!r}")
+        self.lane.check_loop(
+            f"settling message {self.delivery.message.id} of queue {self.rules.queue!r}"
+        )
 
     async def wait_settled(self) -> None:
         """Return when the broker has answered the settlement."""
@@ -86,5 +89,8 @@ class Held:
     def report(self, error: BaseException) -> None:
         """Show an error of ours where the event loop shows errors that nobody handles: by default, in the log of asyncio."""
         message = self.delivery.message
-        text = f"mqcore raised an error while it handled message {message.id} of queue {self.rules.queue!r}"
+        text = (
+            f"mqcore raised an error while it handled message {message.id} of queue "
+            f"{self.rules.queue!r}"
+        )
         asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})

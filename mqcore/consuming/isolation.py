@@ -1,8 +1,9 @@
 """The gate between messages that run side by side and one that must run alone (G4).
 
-A message from the quarantine may kill its process, and must then kill no innocent beside it. All consumers of one worker share one
-gate: ordinary messages enter it together; a suspect waits until they have left, keeps newcomers out meanwhile, and is alone inside.
-After a suspect one ordinary message has its turn, so that neither starves the other.
+A message from the quarantine may kill its process, and must then kill no innocent beside it. All
+consumers of one worker share one gate: ordinary messages enter it together; a suspect waits until
+they have left, keeps newcomers out meanwhile, and is alone inside. After a suspect one ordinary
+message has its turn, so that neither starves the other.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Gate:
             self._changed()
 
     def enter_alone(self, who: object, *, wait: bool = True) -> bool:
-        """Enter as the only one. When refused, `who` keeps newcomers out until it enters or gives up, unless `wait` is False."""
+        """Enter as the only one.
+
+        When refused, `who` keeps newcomers out until it enters or gives up, unless `wait` is False.
+        """
         if self._alone or self._inside:
             if wait:
                 self._waiting.add(who)

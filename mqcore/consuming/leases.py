@@ -1,8 +1,9 @@
 """Claims are renewed while they are held, whatever the event loop is doing (G5).
 
-Where a backend has LEASE, a claim ends by itself. A handler may block the application's loop for longer than that, so renewal runs
-in a thread, with a loop and a backend instance of its own: receipts are valid on any instance. Under a virtual clock time does not
-pass by itself, so the same work is done by a task in the caller's loop.
+Where a backend has LEASE, a claim ends by itself. A handler may block the application's loop for
+longer than that, so renewal runs in a thread, with a loop and a backend instance of its own:
+receipts are valid on any instance. Under a virtual clock time does not pass by itself, so the same
+work is done by a task in the caller's loop.
 """
 
 from __future__ import annotations
@@ -52,14 +53,19 @@ class LeaseKeeper:
         self._task: asyncio.Task[None] | None = None
 
     def hold(self, receipt: bytes, queue: str, lease: float, lost: Callable[[], None]) -> None:
-        """Keep this claim alive from now on. `lost` is called at most once, on the caller's loop."""
+        """Keep this claim alive from now on.
+
+        `lost` is called at most once, on the caller's loop.
+        """
         self._claims[receipt] = _Claim(queue, lease, lost)
         sooner = lease / 3 < self._every
         if sooner:
             self._every = lease / 3
         if self._clock.real:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run_thread, name="mqcore-leases", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run_thread, name="mqcore-leases", daemon=True
+                )
                 self._thread.start()
             elif sooner:
                 self._changed.set()
@@ -78,7 +84,11 @@ class LeaseKeeper:
         self._claims.pop(receipt, None)
 
     async def close(self) -> None:
-        """Stop renewing. The thread ends by itself within one call of its backend; it is a daemon and never holds up an exit."""
+        """Stop renewing.
+
+        The thread ends by itself within one call of its backend; it is a daemon and never holds up
+        an exit.
+        """
         self._claims.clear()
         self._stopped = True
         self._changed.set()
@@ -100,7 +110,11 @@ class LeaseKeeper:
             while not self._stopped:
                 backend = self._make_backend()
                 try:
-                    runner.run(backend.open(lambda error: log().debug("the lease connection broke: %s", error)))
+                    runner.run(
+                        backend.open(
+                            lambda error: log().debug("the lease connection broke: %s", error)
+                        )
+                    )
                     while not self._stopped:
                         if not failures:  # after a failure the claims are overdue already
                             self._wait(self._every)
@@ -108,7 +122,11 @@ class LeaseKeeper:
                         failures = 0
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left
                     if not self._stopped:
-                        log().warning("renewing leases failed, connecting again: %s: %s", type(error).__name__, error)
+                        log().warning(
+                            "renewing leases failed, connecting again: %s: %s",
+                            type(error).__name__,
+                            error,
+                        )
                         self._wait(min(self._every / 10 * 2 ** min(failures, 10), self._every))
                         failures += 1
                 finally:

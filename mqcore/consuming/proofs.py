@@ -38,7 +38,10 @@ class Proofs:
         if await asyncio.shield(self._asked[subscription]):
             return True
 
-        text = "the broker has not confirmed the acknowledgement, so no handler is started; the message may come again"
+        text = (
+            "the broker has not confirmed the acknowledgement, so no handler is started; the "
+            "message may come again"
+        )
         self._events.emit("settle.unanswered", self._queue, message.id, message.attempt, error=text)
         return False
 

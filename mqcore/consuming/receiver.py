@@ -2,10 +2,11 @@
 
     broker ──receive──► lane ──► buffer ──next()──► whoever handles it ──finish(outcome)──► decide ──settle──► broker
 
-An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps leases alive, holds never more
-than `prefetch` unsettled messages of the queue and one suspect, and sorts out what no handler should see: expired messages are
-dead-lettered, suspected ones moved to the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand
-on it, so both mean the same.
+An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps
+leases alive, holds never more than `prefetch` unsettled messages of the queue and one suspect, and
+sorts out what no handler should see: expired messages are dead-lettered, suspected ones moved to
+the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand on it, so
+both mean the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _TAKEN_OVER = Outcome(Happened.TAKEN_OVER)
 CLOSE_GRACE = 5.0
 """Seconds that a close waits for answers to settlements, where no drain says how long."""
 _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
-"""Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has."""
+"""Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has.
+"""
 
 
 class Intake:
@@ -55,7 +57,9 @@ class Intake:
         redeclare: Callable[[], Awaitable[None]],
         eager: bool = True,
     ) -> None:
-        """`rules.queue` is consumed. `redeclare` brings the queue back when it was deleted, or raises.
+        """`rules.queue` is consumed.
+
+        `redeclare` brings the queue back when it was deleted, or raises.
 
         With `eager` a waiting suspect keeps other messages from starting until it has run alone.
         """
@@ -80,7 +84,8 @@ class Intake:
         self.grace: Grace | None = None
         """How long `close` may take, where more than this intake ends with it."""
         self.on_dead: Callable[[Held, Decision], Awaitable[None]] | None = None
-        """Told of a message that ends without ever reaching a handler here, before it is settled."""
+        """Told of a message that ends without ever reaching a handler here, before it is settled.
+        """
 
         def lane(queue: str, size: int) -> Lane:
             lane_rules = replace(rules, source=queue)
@@ -142,21 +147,31 @@ class Intake:
         self._wake.set()
 
     def _accept(self, held: Held) -> None:
-        """Sort a message that has just come in. An error of ours is the end of this message and of no other."""
+        """Sort a message that has just come in.
+
+        An error of ours is the end of this message and of no other.
+        """
         try:
             self._sort(held)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
             self.fail(held, error)
 
     def _sort(self, held: Held) -> None:
-        """Say what becomes of a message that has just come in. Runs for each message: keep it short."""
+        """Say what becomes of a message that has just come in.
+
+        Runs for each message: keep it short.
+        """
         rules = held.rules
         if held.expired(self.clock.monotonic()):
             self._settle_unseen(held, _EXPIRED)
             return
 
-        if held.delivery.unreadable:  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
-            self._settle_unseen(held, Outcome(Happened.UNDECODABLE, Failure((), held.delivery.unreadable)))
+        if (
+            held.delivery.unreadable
+        ):  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
+            self._settle_unseen(
+                held, Outcome(Happened.UNDECODABLE, Failure((), held.delivery.unreadable))
+            )
             return
 
         admitted = admit(held.delivery, rules)
@@ -170,14 +185,17 @@ class Intake:
             return
 
         if admitted.takeovers:  # in place; what had to be moved for it was told of then
-            self.events.emit("message.taken_over", self.rules.queue, admitted.message.id, admitted.attempt)
+            self.events.emit(
+                "message.taken_over", self.rules.queue, admitted.message.id, admitted.attempt
+            )
         heapq.heappush(self._buffer, (-admitted.message.priority, next(self._order), held))
         self._wake.set()
 
     def _accept_suspect(self, held: Held) -> None:
         """Keep a suspect only when it can run at once; one that waited here while its process died would be counted (G4).
 
-        Else it goes back to the quarantine, uncounted, and is asked for again when the gate is ours.
+        Else it goes back to the quarantine, uncounted, and is asked for again when the gate is
+        ours.
         """
         held.alone = True
         if self._turn.reserved or (self._callers and self._enter_alone()):
@@ -196,7 +214,9 @@ class Intake:
         try:
             noted = await held.lane.note_start(held)
             if not (noted or self._stopped):
-                await self.clock.sleep(_SUSPECT_TIMEOUT)  # a backend that refuses it must not be asked in a circle
+                await self.clock.sleep(
+                    _SUSPECT_TIMEOUT
+                )  # a backend that refuses it must not be asked in a circle
         except asyncio.CancelledError:  # the lane is closed, and others of this broker go on
             self.leave(held)
             raise
@@ -215,8 +235,13 @@ class Intake:
         self._wake.set()
 
     def _enter_alone(self) -> bool:
-        """Take the gate alone, unless it is an ordinary message's turn. The pull API keeps nobody out meanwhile."""
-        return not (self._gate.others_first and self._buffer) and self._gate.enter_alone(self, wait=self._eager)
+        """Take the gate alone, unless it is an ordinary message's turn.
+
+        The pull API keeps nobody out meanwhile.
+        """
+        return not (self._gate.others_first and self._buffer) and self._gate.enter_alone(
+            self, wait=self._eager
+        )
 
     async def _permit(self) -> float:
         """How long the quarantine may be asked: for ever, but shortly for what was put back there and may be gone by now."""
@@ -238,7 +263,11 @@ class Intake:
 
     def _settle_unseen(self, held: Held, outcome: Outcome) -> None:
         decision = self.decide(held, outcome)
-        if decision.final and self.on_dead is not None and held.delivery.message.reply_to is not None:
+        if (
+            decision.final
+            and self.on_dead is not None
+            and held.delivery.message.reply_to is not None
+        ):
             held.lane.spawn(self._tell_then_settle(held, decision, outcome))
         else:
             self._send(held, decision, outcome)
@@ -252,7 +281,10 @@ class Intake:
         self._send(held, decision, outcome)
 
     async def next(self) -> Held | None:
-        """Wait for the next message that may start now; None when the intake has been stopped. Raises what ended consuming."""
+        """Wait for the next message that may start now; None when the intake has been stopped.
+
+        Raises what ended consuming.
+        """
         self._callers += 1
         try:
             while not self._stopped:
@@ -285,7 +317,8 @@ class Intake:
     async def next_batch(self, size: int, linger: float) -> list[Held]:
         """Wait for a first message, then up to `linger` seconds for more; `[]` when stopped.
 
-        A suspect, and a message on a later attempt, come alone: what fails in a batch is tried again in batches of one.
+        A suspect, and a message on a later attempt, come alone: what fails in a batch is tried
+        again in batches of one.
         """
         while (first := await self.next()) is not None:
             batch = [first]
@@ -356,9 +389,17 @@ class Intake:
         )
 
     def finish(
-        self, held: Held, outcome: Outcome, decision: Decision | None = None, *, seconds: float = 0.0
+        self,
+        held: Held,
+        outcome: Outcome,
+        decision: Decision | None = None,
+        *,
+        seconds: float = 0.0,
     ) -> Decision:
-        """Settle a message by what happened to it. The settlement is sent in the background, together with others."""
+        """Settle a message by what happened to it.
+
+        The settlement is sent in the background, together with others.
+        """
         decision = decision or self.decide(held, outcome)
         self._send(held, decision, outcome, seconds)
         return decision
@@ -366,8 +407,8 @@ class Intake:
     def fail(self, held: Held, error: BaseException) -> None:
         """Dead-letter a message that an error of mqcore, or of a driver or middleware, kept from being settled.
 
-        The reason is `rejected`, and the record has the error. A backend without leases would never give
-        the message to anybody again, and one of the `prefetch` places would be lost for good.
+        The reason is `rejected`, and the record has the error. A backend without leases would never
+        give the message to anybody again, and one of the `prefetch` places would be lost for good.
         """
         held.report(error)
         self.leave(held)
@@ -389,11 +430,15 @@ class Intake:
             else:
                 self._gate.leave()
 
-    def _send(self, held: Held, decision: Decision, outcome: Outcome | None = None, seconds: float = 0.0) -> None:
+    def _send(
+        self, held: Held, decision: Decision, outcome: Outcome | None = None, seconds: float = 0.0
+    ) -> None:
         held.lane.settle(held, decision)
         self.leave(held)
         message, failure = held.delivery.message, outcome.failure if outcome else None
-        error = f"{failure.type}: {failure.text}".removeprefix(": ") if failure else ""  # the pull API has no type
+        error = (
+            f"{failure.type}: {failure.text}".removeprefix(": ") if failure else ""
+        )  # the pull API has no type
         reason = decision.reason.value if decision.reason else ""
         self.events.emit(
             f"message.{decision.verdict}",
@@ -412,9 +457,12 @@ class Intake:
         self._wake.set()
 
     async def stop(self) -> None:
-        """Take in nothing more and release what no handler has begun (G13). What is handled now may still be finished.
+        """Take in nothing more and release what no handler has begun (G13).
 
-        When the caller is cancelled, it goes on: the gate and what is in the buffer must not stay taken.
+        What is handled now may still be finished.
+
+        When the caller is cancelled, it goes on: the gate and what is in the buffer must not stay
+        taken.
         """
         self.halt()
         if self._releasing is None:
@@ -423,7 +471,9 @@ class Intake:
 
     async def _stop(self) -> None:
         await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
-        waiting = [held for _, _, held in sorted(self._buffer)]  # in order: some brokers take it back so (G9)
+        waiting = [
+            held for _, _, held in sorted(self._buffer)
+        ]  # in order: some brokers take it back so (G9)
         if self._suspect is not None:
             waiting.append(self._suspect)
         self._gate.give_up(self)
@@ -441,8 +491,9 @@ class Intake:
     async def close(self, grace: Grace | None = None) -> None:
         """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe.
 
-        Idempotent. Bounded by `grace`, which is 5 s when none is given. When the caller is cancelled, it goes
-        on: claims would be renewed, or messages kept unacknowledged, for as long as this process lives.
+        Idempotent. Bounded by `grace`, which is 5 s when none is given. When the caller is
+        cancelled, it goes on: claims would be renewed, or messages kept unacknowledged, for as long
+        as this process lives.
         """
         until = grace or self.grace or Grace(self.clock, CLOSE_GRACE)
         if self._closing is None:

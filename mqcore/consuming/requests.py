@@ -2,8 +2,8 @@
 
     request() ─► message with reply_to, correlation_id, ttl = timeout ─► handler ─► reply ─► mq.reply.… ─► the waiting caller
 
-There is one temporary reply queue a Broker and one reply a request, at its final outcome. A reply that finds its queue gone is
-counted and holds up nothing.
+There is one temporary reply queue a Broker and one reply a request, at its final outcome. A reply
+that finds its queue gone is counted and holds up nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.consuming.grace import Grace
-from mqcore.errors import ConnectionLost, QueueNotFound, RemoteError, RequestTimeout, ValidationError
+from mqcore.errors import (
+    ConnectionLost,
+    QueueNotFound,
+    RemoteError,
+    RequestTimeout,
+    ValidationError,
+)
 from mqcore.messages.codec import Codecs, Payload, encode_any
 from mqcore.messages.message import Message, new_id
 from mqcore.publishing.publisher import duration
@@ -67,9 +73,13 @@ class Requests:
         self._connection.check_loop(f"requesting of {name!r}")
         limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
         if "ttl" in options:
-            raise ValidationError(f"a request to {name!r} takes no ttl: its timeout is the ttl of its message")
+            raise ValidationError(
+                f"a request to {name!r} takes no ttl: its timeout is the ttl of its message"
+            )
         expected: Payload[Any] = Payload(Any if result is None else result)
-        expires = self._connection.capabilities.has(Capability.EXPIRY)  # else a late request is run for nobody
+        expires = self._connection.capabilities.has(
+            Capability.EXPIRY
+        )  # else a late request is run for nobody
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
@@ -79,11 +89,16 @@ class Requests:
                 await self._publisher.publish_message(
                     to,
                     payload,
-                    lambda message: replace(message, reply_to=self._queue, correlation_id=correlation),
+                    lambda message: replace(
+                        message, reply_to=self._queue, correlation_id=correlation
+                    ),
                     {**options, "ttl": limit if expires else None, "timeout": limit},
                 )
                 if (message := await reply) is None:
-                    msg = f"this broker was closed before {name!r} replied; its handler may or may not have run"
+                    msg = (
+                        f"this broker was closed before {name!r} replied; its handler may or "
+                        "may not have run"
+                    )
                     raise ConnectionLost(msg)
                 return self._value(message, expected)
         except TimeoutError as error:
@@ -170,7 +185,9 @@ class Replies:
         await self._send(request, json.dumps(told).encode(), _ERROR_TYPE)
 
     def _is_reply_queue(self, name: object) -> bool:
-        return isinstance(name, str) and name.startswith((_REPLY_QUEUES, *self._connection.backend.reply_queues))
+        return isinstance(name, str) and name.startswith(
+            (_REPLY_QUEUES, *self._connection.backend.reply_queues)
+        )
 
     async def _send(self, request: Message, body: bytes, content_type: str) -> None:
         if request.reply_to is None:
@@ -186,14 +203,18 @@ class Replies:
             if not self._is_reply_queue(request.reply_to):
                 # Whoever may publish a request must not write by our hand where he may not himself.
                 error = (
-                    f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to {_REPLY_QUEUES}… only"
+                    f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to "
+                    f"{_REPLY_QUEUES}… only"
                 )
                 self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
                 return
             reply = self._publisher.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
         except QueueNotFound:  # a redrive brings requests back whose caller has ended
-            error = "the reply queue does not exist: the caller of this request has ended, and its reply is dropped"
+            error = (
+                "the reply queue does not exist: the caller of this request has ended, and its "
+                "reply is dropped"
+            )
             self._events.emit("reply.failed", request.reply_to, request.id, error=error)
         except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
             self._events.emit("reply.failed", request.reply_to, request.id, error=told(failure))

@@ -1,8 +1,9 @@
 """One Subscription kept alive: receiving, holding, settling.
 
-A lane asks for as many messages as it may still hold, notes each claim with the lease keeper, and sends settlements back in
-batches, one call for all that were decided in a loop turn. When the subscription breaks it subscribes again; when a settlement
-fails the message stays ours and the settlement is tried again, which slows consuming down instead of losing anything (G3).
+A lane asks for as many messages as it may still hold, notes each claim with the lease keeper, and
+sends settlements back in batches, one call for all that were decided in a loop turn. When the
+subscription breaks it subscribes again; when a settlement fails the message stays ours and the
+settlement is tried again, which slows consuming down instead of losing anything (G3).
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ if TYPE_CHECKING:
 __all__ = ["RECEIVE_TIMEOUT", "Held", "Lane"]
 
 RECEIVE_TIMEOUT = 3600.0
-"""How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets."""
+"""How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets.
+"""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
-_UNANSWERED = "the broker has not answered before the end; the message comes again, perhaps although it was settled"
+_UNANSWERED = (
+    "the broker has not answered before the end; the message comes again, perhaps although "
+    "it was settled"
+)
 _PUMP_ENDS = 0.1
 """Seconds that a cancelled receive may take to end."""
 _FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
@@ -75,7 +80,11 @@ class Lane:
         self.rules = rules
         self.prefetch = prefetch
         self.held: dict[bytes, Held] = {}
-        self._connection, self._clock, self._events = connection, connection.clock, connection.events
+        self._connection, self._clock, self._events = (
+            connection,
+            connection.clock,
+            connection.events,
+        )
         self._lease, self._keeper, self._redeclare = lease, keeper, redeclare
         self._accept, self._fail = accept, fail
         self._subscription: Subscription | None = None
@@ -83,7 +92,8 @@ class Lane:
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
         self._pending: list[tuple[Held, Decision]] = []
         self._carried: set[Held] = set()
-        """What was being settled when a connection was lost that was the lease: the next subscription does not count it."""
+        """What was being settled when a connection was lost that was the lease: the next subscription does not count it.
+        """
         self._tasks: set[asyncio.Task[None]] = set()
         self._proofs = Proofs(connection.events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
@@ -110,7 +120,9 @@ class Lane:
 
     async def start(self) -> None:
         """Subscribe for the first time, and raise what prevents it."""
-        self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+        self._subscription = await self._connection.subscribe(
+            self.rules.source, self.prefetch, self._lease
+        )
         self._connection.on_lost.add(self._cut_off)
         self._pump = asyncio.create_task(self._run())
 
@@ -119,7 +131,9 @@ class Lane:
             generation = self._connection.generation
             try:
                 if self._subscription is None:
-                    self._subscription = await self._connection.subscribe(self.rules.source, self.prefetch, self._lease)
+                    self._subscription = await self._connection.subscribe(
+                        self.rules.source, self.prefetch, self._lease
+                    )
                     generation = self._connection.generation
                 self._wait.working()
                 if self._stopped:
@@ -147,7 +161,11 @@ class Lane:
 
     def _listens_while_full(self) -> bool:
         """Where the connection is the lease its end must be heard at once; what is too much the driver itself keeps back (G12)."""
-        return self.permit is _always and not self._carried and not self._connection.capabilities.has(Capability.LEASE)
+        return (
+            self.permit is _always
+            and not self._carried
+            and not self._connection.capabilities.has(Capability.LEASE)
+        )
 
     async def _wait_for_room(self) -> None:
         """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
@@ -163,7 +181,9 @@ class Lane:
         backend = self._connection.backend
         if isinstance(backend, SupportsSweep):
             sweeping = self.spawn(self._take_in_expired(backend))
-            await asyncio.shield(sweeping)  # who is cancelled must not forget what the sweep has claimed
+            await asyncio.shield(
+                sweeping
+            )  # who is cancelled must not forget what the sweep has claimed
 
     async def _take_in_expired(self, backend: SupportsSweep) -> None:
         self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
@@ -179,7 +199,9 @@ class Lane:
 
     def _without_our_own(self, delivery: Delivery, now: float) -> Delivery:
         """Take away the takeover that was no death: our own connection was lost, and here we are (G4)."""
-        if delivery.takeovers and self._connection.survived.explains(self.rules.source, delivery.message, now):
+        if delivery.takeovers and self._connection.survived.explains(
+            self.rules.source, delivery.message, now
+        ):
             return replace(delivery, takeovers=delivery.takeovers - 1)
         return delivery
 
@@ -243,7 +265,9 @@ class Lane:
         ends when its message is being released already.
         """
         if held.gone or held.settling:
-            self._events.emit("settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict)
+            self._events.emit(
+                "settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict
+            )
             return
         held.settling = True
         self._pending.append((held, decision))
@@ -275,12 +299,17 @@ class Lane:
                 elif isinstance(result, Stale):
                     held.lease_lost = True
                     self._events.emit(
-                        "settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict
+                        "settle.stale",
+                        self.rules.queue,
+                        held.delivery.message.id,
+                        verdict=decision.verdict,
                     )
                     self.end(held)
                 elif not held.gone:
                     again.append((held, decision))
-                    missing = missing or (isinstance(result, Failed) and result.kind is ErrorKind.NOT_FOUND)
+                    missing = missing or (
+                        isinstance(result, Failed) and result.kind is ErrorKind.NOT_FOUND
+                    )
                     self._events.emit(
                         "settle.failed",
                         self.rules.queue,
@@ -303,7 +332,9 @@ class Lane:
         if subscription is None:
             return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
         try:
-            return await subscription.settle([decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT)
+            return await subscription.settle(
+                [decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT
+            )
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
             return [Unknown(told(error), error)] * len(batch)
 
@@ -332,7 +363,10 @@ class Lane:
         self._room.set()
 
     async def note_start(self, held: Held) -> bool:
-        """Put on the broker's record that a handler starts; False when that failed. A backend without such notes needs none."""
+        """Put on the broker's record that a handler starts; False when that failed.
+
+        A backend without such notes needs none.
+        """
         backend = self._connection.backend
         if not isinstance(backend, SupportsStart):
             return True
@@ -361,14 +395,16 @@ class Lane:
         if (pump := self._pump) is not None:
             pump.cancel()
             await asyncio.wait([pump], timeout=_PUMP_ENDS)
-            if self._pump is pump:  # else the connection was lost meanwhile, and another one subscribes already
+            if (
+                self._pump is pump
+            ):  # else the connection was lost meanwhile, and another one subscribes already
                 self._mend_stopped()
 
     def pause(self) -> None:
         """Let the broker send nothing more (G13), once.
 
-        What the driver has received and not handed out goes back. It came after all that is held here,
-        so it goes back after what was released before this call (G9).
+        What the driver has received and not handed out goes back. It came after all that is held
+        here, so it goes back after what was released before this call (G9).
         """
         if self._paused:
             return
@@ -379,7 +415,10 @@ class Lane:
             self.spawn(self._pause(self._subscription))
 
     async def _pause(self, subscription: SupportsPause) -> None:
-        """Stop at the broker. When that fails, the connection is lost, or `close` is what ends it."""
+        """Stop at the broker.
+
+        When that fails, the connection is lost, or `close` is what ends it.
+        """
         with suppress(Exception):
             await subscription.pause()
 
@@ -406,7 +445,9 @@ class Lane:
             task.cancel()
         for held in unanswered:
             held.lease_lost = True  # who waits for the answer must not take it for done
-            self._events.emit("settle.unanswered", self.rules.queue, held.delivery.message.id, error=_UNANSWERED)
+            self._events.emit(
+                "settle.unanswered", self.rules.queue, held.delivery.message.id, error=_UNANSWERED
+            )
 
         subscription, self._subscription = self._subscription, None
         if subscription is not None:

@@ -8,8 +8,9 @@ An author writes a `Harness` and one line in a test file:
     def harness() -> Harness:
         return UrlHarness("acme://127.0.0.1:7777")
 
-or runs `mqcore contract run acme://127.0.0.1:7777`. Each case names the guarantee that it holds; the report says what was shown,
-what failed and what was left out, and only a whole run bears the badge.
+or runs `mqcore contract run acme://127.0.0.1:7777`. Each case names the guarantee that it holds;
+the report says what was shown, what failed and what was left out, and only a whole run bears the
+badge.
 """
 
 from mqcore.contract.case import Case, all_cases

@@ -4,9 +4,10 @@
     async def messages_of_one_batch_keep_their_order(kit: Kit) -> None:
         '''First deliveries come in publish order, inside a batch and from batch to batch.'''
 
-The module's name is the profile, the docstring's first line is what the report says, `needs` are capabilities without which the
-case means nothing (that they are refused then is another case), `hooks` what the harness must be able to do. A case that is
-`alone` measures the whole process or the whole server: no other case may run at the same time.
+The module's name is the profile, the docstring's first line is what the report says, `needs` are
+capabilities without which the case means nothing (that they are refused then is another case),
+`hooks` what the harness must be able to do. A case that is `alone` measures the whole process or
+the whole server: no other case may run at the same time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _found: list[Case] = []
 
 @dataclass(frozen=True)
 class Case:
-    """One case. `name` is `profile.function`, with `[variant]` where one function makes several cases."""
+    """One case.
+
+    `name` is `profile.function`, with `[variant]` where one function makes several cases.
+    """
 
     name: str
     profile: str
@@ -62,9 +66,9 @@ def case(
 ) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
     """Register a function as a case.
 
-    `guarantees` are numbers of `docs/semantics.md`; `ids` are those of the checklist, separated by spaces. `protocols` are
-    `Supports…` protocols that the backend must have. With `each`, the function is called with a second argument, and makes a
-    case of each of its values.
+    `guarantees` are numbers of `docs/semantics.md`; `ids` are those of the checklist, separated by
+    spaces. `protocols` are `Supports…` protocols that the backend must have. With `each`, the
+    function is called with a second argument, and makes a case of each of its values.
     """
 
     def register(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -84,7 +88,9 @@ def case(
         if each is None:
             _found.append(plain)
         for variant, value in (each or {}).items():
-            _found.append(replace(plain, name=f"{plain.name}[{variant}]", run=partial(_with, function, value)))
+            _found.append(
+                replace(plain, name=f"{plain.name}[{variant}]", run=partial(_with, function, value))
+            )
         return function
 
     return register

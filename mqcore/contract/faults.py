@@ -1,6 +1,7 @@
 """What cases of crashes stand on: a fleet whose workers die of a killer, and instances whose renewals get lost on the way.
 
-Everything here is done around the author's backend, through the harness; nothing needs to know which one it is.
+Everything here is done around the author's backend, through the harness; nothing needs to know
+which one it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["Fleet", "Renewals", "Victim", "taken_over"]
 
 T = TypeVar("T")
 _SUSPECT_WAITS = 15.0
-"""Seconds that a suspect waits after its first run alone, where a lost connection looks like a death."""
+"""Seconds that a suspect waits after its first run alone, where a lost connection looks like a death.
+"""
 _A_MOMENT = 0.02
 """Seconds that an innocent takes: long enough to be under way when a killer strikes."""
 
@@ -72,7 +74,10 @@ class Victim:
         self._made: list[Backend] = []
 
     def make(self) -> Backend:
-        """Return an instance, not yet open. The first is the Broker's own; others renew its leases, from a thread."""
+        """Return an instance, not yet open.
+
+        The first is the Broker's own; others renew its leases, from a thread.
+        """
         backend = self.kit.harness.make_backend()
         real_open, real_subscribe = backend.open, backend.subscribe
 
@@ -80,7 +85,9 @@ class Victim:
             return await self.alive(real_open(lost))
 
         async def subscribe(queue: str, *, prefetch: int, lease: float) -> Subscription:
-            return _Mortal(self, await self.alive(real_subscribe(queue, prefetch=prefetch, lease=lease)))
+            return _Mortal(
+                self, await self.alive(real_subscribe(queue, prefetch=prefetch, lease=lease))
+            )
 
         patched = cast("Any", backend)
         patched.open, patched.subscribe = open_, subscribe
@@ -160,11 +167,18 @@ class Fleet:
         try:
             await self.kit.within(self._crash.wait(), self.kit.harness.patience + _SUSPECT_WAITS)
         except ContractError:
-            came = f"started {self.starts['killer']} times, not again; done were {len(self.done)} others"
-            raise ContractError("the killer handed out again after each death", came, "Backend.close") from None
+            came = (
+                f"started {self.starts['killer']} times, not again; done were {len(self.done)} "
+                "others"
+            )
+            raise ContractError(
+                "the killer handed out again after each death", came, "Backend.close"
+            ) from None
         await victim.kill(worker)
 
     async def worker(self, victim: Victim | None = None) -> Worker:
         """Start a worker, on instances that can be killed where `victim` makes them."""
-        broker = await self.kit.broker(**({"make_backend": victim.make} if victim is not None else {}))
+        broker = await self.kit.broker(
+            **({"make_backend": victim.make} if victim is not None else {})
+        )
         return await self.kit.worker(broker, self.queue, self, **self.options)

@@ -4,7 +4,8 @@
         def make_backend(self) -> Backend:
             return AcmeBackend("acme://127.0.0.1:7777", AcmeOptions())
 
-Each further hook lets the kit show more. Cases that need a hook which is not there are counted as *not shown*, by name.
+Each further hook lets the kit show more. Cases that need a hook which is not there are counted as
+*not shown*, by name.
 """
 
 from __future__ import annotations
@@ -45,11 +46,19 @@ class Harness:
 
     at_once: int = 1
     """How many cases may run at the same time, each in a thread of its own: on a server they mostly wait. Above 1 the fixture that
-    returns the harness has the scope of its module, and `make_backend` is called from several threads."""
+    returns the harness has the scope of its module, and `make_backend` is called from several
+    threads.
+    """
 
     def make_backend(self) -> Backend:
-        """Hook 1: return a new instance for the same broker, not yet open. Must be callable any number of times."""
-        msg = f"{type(self).__name__} has no make_backend: return a new instance of your Backend there"
+        """Hook 1: return a new instance for the same broker, not yet open.
+
+        Must be callable any number of times.
+        """
+        msg = (
+            f"{type(self).__name__} has no make_backend: return a new instance of your Backend "
+            "there"
+        )
         raise TypeError(msg)
 
     def unique_name(self) -> str:
@@ -85,14 +94,16 @@ class Harness:
     def mute(self, backend: Backend) -> AbstractAsyncContextManager[None]:
         """Hook 9: return a context manager inside of which the broker's answers to an instance are held back.
 
-        What the instance sends arrives. When the context ends, the answers that were held back arrive too.
+        What the instance sends arrives. When the context ends, the answers that were held back
+        arrive too.
         """
         raise NotImplementedError
 
     async def stored(self, body: bytes) -> Mapping[str, int]:
         """Hook 10: count the messages with this body in the broker's storage, by place: key, queue, table or file.
 
-        Empty places are included. Where the storage cannot be searched for a body, all messages are counted.
+        Empty places are included. Where the storage cannot be searched for a body, all messages are
+        counted.
         """
         raise NotImplementedError
 
@@ -108,7 +119,9 @@ class Harness:
 class UrlHarness(Harness):
     """The harness of everything that a URL and an installed plugin reach: what `mqcore contract run URL` uses."""
 
-    def __init__(self, url: str, *, plugins: Plugins | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self, url: str, *, plugins: Plugins | None = None, clock: Clock | None = None
+    ) -> None:
         """Take the URL as `Broker.connect` does."""
         self.url = url
         self._plugins = plugins or default_plugins()
@@ -130,8 +143,14 @@ class UrlHarness(Harness):
         return open_backend(url, self._settings, self._plugins, self.clock)
 
     def has(self, hook: str) -> bool:
-        """Whether a hook was given. What is in this process, and what has no host, has no closed port."""
-        if hook == "make_unreachable" and type(self).make_unreachable is UrlHarness.make_unreachable:
+        """Whether a hook was given.
+
+        What is in this process, and what has no host, has no closed port.
+        """
+        if (
+            hook == "make_unreachable"
+            and type(self).make_unreachable is UrlHarness.make_unreachable
+        ):
             return bool(urlsplit(self.url).hostname) and not self.make_backend().local
         return super().has(hook)
 

@@ -1,7 +1,8 @@
 """What a case works with: an open backend, time, and the few moves that every case makes.
 
-A case knows nothing of a backend but the seam. Waiting is bounded by the harness's `patience` and, under a virtual clock, takes no
-time; every name is new; what a case declares is deleted at its end, where the backend can.
+A case knows nothing of a backend but the seam. Waiting is bounded by the harness's `patience` and,
+under a virtual clock, takes no time; every name is new; what a case declares is deleted at its end,
+where the backend can.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class ContractError(AssertionError):
     def __init__(self, expected: str, came: object, look: str = "") -> None:
         """Three plain sentences or values; `look` names the method to begin with."""
         self.expected, self.came, self.look = expected, came, look
-        super().__init__(f"expected: {expected}\n     came: {came}" + (f"\n  look at: {look}" if look else ""))
+        super().__init__(
+            f"expected: {expected}\n     came: {came}" + (f"\n  look at: {look}" if look else "")
+        )
 
 
 class NotShown(Exception):
@@ -104,11 +107,16 @@ class Kit:
             raise ContractError(expected, came, look)
 
     async def raises(
-        self, errors: type[Exception] | tuple[type[Exception], ...], work: Awaitable[object], what: str, look: str = ""
+        self,
+        errors: type[Exception] | tuple[type[Exception], ...],
+        work: Awaitable[object],
+        what: str,
+        look: str = "",
     ) -> Exception:
         """Fail unless the work raises one of these within the patience; return what it raised.
 
-        `NotImplementedError`, behind core's words too, is never what is meant: its text says what to write.
+        `NotImplementedError`, behind core's words too, is never what is meant: its text says what
+        to write.
         """
         try:
             came = await self.within(work)
@@ -131,7 +139,9 @@ class Kit:
         if came is not wanted:
             at = raised_at(first(error), self.made)
             look = f"{look}, and what is raised in {at}"
-            raise ContractError(f"an exception of the kind {wanted.name}", f"{came.name}: {error!r}", look) from error
+            raise ContractError(
+                f"an exception of the kind {wanted.name}", f"{came.name}: {error!r}", look
+            ) from error
 
     # Time
 
@@ -162,7 +172,9 @@ class Kit:
             called, look = name_of(task), stands_at(task, self.made)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            what = what or (f"an end of {called}" if called not in _EVENTS else "what should happen")
+            what = what or (
+                f"an end of {called}" if called not in _EVENTS else "what should happen"
+            )
             raise ContractError(f"{what} within {limit:g} s", "it still goes on", look)
         return await task
 
@@ -224,7 +236,12 @@ class Kit:
 
     async def broker(self, **options: Any) -> Broker:
         """Open a Broker on the same server, with no settings but these options; it is closed at the end."""
-        given = {"make_backend": self.harness.make_backend, "clock": self.clock, "settings": Settings(), **options}
+        given = {
+            "make_backend": self.harness.make_backend,
+            "clock": self.clock,
+            "settings": Settings(),
+            **options,
+        }
         broker = Broker(**given)
         self._brokers.append(broker)
         await self.within(broker.open())
@@ -235,7 +252,8 @@ class Kit:
     ) -> Worker:
         """Start a Worker with this one handler (`options` are those of `App.consumer`); it is drained at the end.
 
-        Without DELAY the default policy's waits would be refused: then what fails is handled again at once.
+        Without DELAY the default policy's waits would be refused: then what fails is handled again
+        at once.
         """
         if not self.capabilities.has(Capability.DELAY):
             options.setdefault("retry", self.retry)
@@ -276,7 +294,9 @@ class Kit:
         if isinstance(backend, SupportsBind):
             with suppress(Exception):
                 bound = await self.within(backend.bindings())
-                await self.within(backend.unbind([one for one in bound if one.router in self._declared]))
+                await self.within(
+                    backend.unbind([one for one in bound if one.router in self._declared])
+                )
         if isinstance(backend, SupportsDelete):
             for name in self._declared:
                 with suppress(Exception):
@@ -306,7 +326,9 @@ class Kit:
     def message(self, name: str | None = None, **fields: Any) -> Message:
         """Make a message whose id, and body unless it is given, is `name`."""
         name = name or new_id()
-        return Message(id=name, **{"body": name.encode(), "published_at": self.clock.now(), **fields})
+        return Message(
+            id=name, **{"body": name.encode(), "published_at": self.clock.now(), **fields}
+        )
 
     async def publish(self, *batch: Outgoing, backend: Backend | None = None) -> list[Outcome]:
         """Publish a batch; an outcome for each."""
@@ -314,30 +336,57 @@ class Kit:
         return list(await self.within(target.publish(batch, timeout=self.harness.patience)))
 
     async def put(
-        self, queue: str, *names: str, delay: float = 0.0, ttl: float | None = None, priority: int = 5
+        self,
+        queue: str,
+        *names: str,
+        delay: float = 0.0,
+        ttl: float | None = None,
+        priority: int = 5,
     ) -> None:
         """Publish messages of these names in one batch, and see all of them stored."""
-        batch = [Outgoing(queue, self.message(name, priority=priority), delay, ttl) for name in names]
-        self.same(await self.publish(*batch), [STORED] * len(names), "all stored", "Backend.publish")
+        batch = [
+            Outgoing(queue, self.message(name, priority=priority), delay, ttl) for name in names
+        ]
+        self.same(
+            await self.publish(*batch), [STORED] * len(names), "all stored", "Backend.publish"
+        )
 
     async def subscribe(
-        self, queue: str, *, prefetch: int = 100, lease: float = 30.0, backend: Backend | None = None
+        self,
+        queue: str,
+        *,
+        prefetch: int = 100,
+        lease: float = 30.0,
+        backend: Backend | None = None,
     ) -> Subscription:
         """Start a consumer."""
-        return await self.within((backend or self.backend).subscribe(queue, prefetch=prefetch, lease=lease))
+        return await self.within(
+            (backend or self.backend).subscribe(queue, prefetch=prefetch, lease=lease)
+        )
 
-    async def receive(self, consumer: Subscription, limit: int = 100, *, wait: float | None = None) -> list[Delivery]:
+    async def receive(
+        self, consumer: Subscription, limit: int = 100, *, wait: float | None = None
+    ) -> list[Delivery]:
         """Receive once, waiting `wait` seconds, by default as long as silence takes to be believed."""
         patience = self.harness.silence if wait is None else wait
-        return list(await self.within(consumer.receive(limit, patience), patience + self.harness.patience))
+        return list(
+            await self.within(consumer.receive(limit, patience), patience + self.harness.patience)
+        )
 
     async def take(self, consumer: Subscription, count: int) -> list[Delivery]:
         """Receive until `count` have come; fail with what has when the patience is over."""
         got: list[Delivery] = []
         deadline = self.now + self.harness.patience
         while len(got) < count and self.now < deadline:
-            got += await self.receive(consumer, count - len(got), wait=max(deadline - self.now, 0.0))
-        self.same(len(got), count, f"messages received within {self.harness.patience:g} s", "Subscription.receive")
+            got += await self.receive(
+                consumer, count - len(got), wait=max(deadline - self.now, 0.0)
+            )
+        self.same(
+            len(got),
+            count,
+            f"messages received within {self.harness.patience:g} s",
+            "Subscription.receive",
+        )
         return got
 
     async def drain(self, consumer: Subscription, *, wait: float | None = None) -> list[Delivery]:
@@ -354,7 +403,12 @@ class Kit:
     async def ack(self, consumer: Subscription, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge, and see it done."""
         settled = await self.settle(consumer, *[Ack(delivery.receipt) for delivery in deliveries])
-        self.same([type(it) for it in settled], [Done] * len(deliveries), "acks of what is held", "Subscription.settle")
+        self.same(
+            [type(it) for it in settled],
+            [Done] * len(deliveries),
+            "acks of what is held",
+            "Subscription.settle",
+        )
 
     async def contents(self, queue: str) -> Counter[str]:
         """Empty a queue, and count the ids that were in it."""
@@ -376,4 +430,6 @@ class Kit:
 
     def successor(self, delivery: Delivery, to: str, delay: float = 0.0, **changes: Any) -> Move:
         """Make the Move that core makes: one hop more, its lineage, and what else is changed."""
-        return Move(delivery.receipt, Outgoing(to, delivery.message.moved("its queue", **changes), delay))
+        return Move(
+            delivery.receipt, Outgoing(to, delivery.message.moved("its queue", **changes), delay)
+        )

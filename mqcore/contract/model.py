@@ -1,8 +1,9 @@
 """What queues must do, as a list that is looked through from end to end: the model that any backend is held against.
 
-Pure: it does no I/O and knows no clock. Every call says in which span of time the real one happened, from before it was sent until
-after it was answered, so that a slow broker is no wrong broker: what *may* have come about by the span's end is allowed, only what
-*must* have come about by its beginning is asked for. `Rules` are what the backend's capabilities make of the contract.
+Pure: it does no I/O and knows no clock. Every call says in which span of time the real one
+happened, from before it was sent until after it was answered, so that a slow broker is no wrong
+broker: what *may* have come about by the span's end is allowed, only what *must* have come about by
+its beginning is asked for. `Rules` are what the backend's capabilities make of the contract.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class Rules:
 
 @dataclass(eq=False)
 class Copy:
-    """One stored copy. `since` is when it is ready, `place` where it stands in its level; None: that is not judged."""
+    """One stored copy.
+
+    `since` is when it is ready, `place` where it stands in its level; None: that is not judged.
+    """
 
     queue: str
     message: Message
@@ -120,7 +124,16 @@ class Model:
         loose = bool(out.delay) and not self.rules.delay_to_the_end
         expires = at.later(out.ttl) if out.ttl is not None else expires
         self.copies.append(
-            Copy(str(out.to), out.message, self.numbers, since, place, bool(out.delay), expires, loose=loose)
+            Copy(
+                str(out.to),
+                out.message,
+                self.numbers,
+                since,
+                place,
+                bool(out.delay),
+                expires,
+                loose=loose,
+            )
         )
 
     def received(self, queue: str, got: Sequence[Delivery], limit: int, at: Span) -> list[Lease]:
@@ -131,7 +144,12 @@ class Model:
         _true(not twice, "each copy once", f"{', '.join(twice)} twice", f"{_RECEIVE}: claims")
         if len(got) < limit:
             late = [named(copy) for copy in ready if copy not in came]
-            _true(not late, f"all that is ready in {queue}", f"{', '.join(late)} did not come", _RECEIVE)
+            _true(
+                not late,
+                f"all that is ready in {queue}",
+                f"{', '.join(late)} did not come",
+                _RECEIVE,
+            )
         for index, copy in enumerate(came):
             passed = [it for it in ready if it not in came[:index] and self._before(it, copy, at)]
             if passed:
@@ -143,7 +161,9 @@ class Model:
         """Follow a settlement's outcome; `how` is `ack`, `release` or `move` (whose successor is `put` by the caller)."""
         copy, live = lease.copy, lease.state == "live" and lease.ends.lo > at.hi
         _true(not done or lease.state != "gone", "Stale", "Done", "Subscription.settle: fencing")
-        _true(done or not live, f"Done for the {how} of what is held", "Stale", "Subscription.settle")
+        _true(
+            done or not live, f"Done for the {how} of what is held", "Stale", "Subscription.settle"
+        )
         if not done:
             if lease.state == "live":
                 self._lose(copy, at)
@@ -153,7 +173,10 @@ class Model:
         if how == "release":
             copy.redelivered, copy.takeovers = True, copy.takeovers if live else None
             copy.recorded = copy.takeovers or 0
-            copy.since, copy.loose = at.later(0, self.rules.slack), copy.loose or not self.rules.release_in_place
+            copy.since, copy.loose = (
+                at.later(0, self.rules.slack),
+                copy.loose or not self.rules.release_in_place,
+            )
             self._suspect_the_next(copy, at)
         else:
             self.copies.remove(copy)
@@ -162,7 +185,9 @@ class Model:
         """Follow a renewal's outcome."""
         live = lease.state == "live" and lease.ends.lo > at.hi
         _true(done or not live, "True for what is held", done, "renew")
-        _true(not done or lease.state != "gone", "False for what is not ours any more", done, "renew")
+        _true(
+            not done or lease.state != "gone", "False for what is not ours any more", done, "renew"
+        )
         if done:
             lease.state, lease.copy.lease, lease.ends = "live", lease, self._ends(at)
         elif lease.state == "live":
@@ -173,7 +198,9 @@ class Model:
         for copy in self.of(queue):
             if copy.lease is not None:
                 self._lose(copy, at)
-                copy.since = at.later(0, _TAKEOVER + (self.rules.lease if self.rules.lease < inf else 0.0))
+                copy.since = at.later(
+                    0, _TAKEOVER + (self.rules.lease if self.rules.lease < inf else 0.0)
+                )
             elif copy.since.lo - _EARLY <= at.hi:
                 copy.redelivered, copy.takeovers = copy.redelivered or None, None
                 copy.since = Span(copy.since.lo, max(copy.since.hi, at.hi + self.rules.slack))
@@ -184,25 +211,40 @@ class Model:
         mine = self.of(queue)
         if any(self._may(copy, at) != self._must(copy, at) for copy in mine):
             return None
-        ready, delayed = sum(self._must(copy, at) for copy in mine), sum(copy.since.lo > at.hi for copy in mine)
+        ready, delayed = (
+            sum(self._must(copy, at) for copy in mine),
+            sum(copy.since.lo > at.hi for copy in mine),
+        )
         return ready, len(mine) - ready - delayed, delayed
 
     def quiet_at(self) -> float:
         """Return when everything is ready that is not held for ever."""
-        ends = [copy.lease.ends.hi for copy in self.copies if copy.lease is not None and copy.lease.ends.hi < inf]
+        ends = [
+            copy.lease.ends.hi
+            for copy in self.copies
+            if copy.lease is not None and copy.lease.ends.hi < inf
+        ]
         return max([copy.since.hi for copy in self.copies] + ends, default=0.0)
 
     # What each step needs
 
     def _may(self, copy: Copy, at: Span) -> bool:
-        return copy.since.lo - _EARLY <= at.hi and (copy.lease is None or copy.lease.ends.lo <= at.hi)
+        return copy.since.lo - _EARLY <= at.hi and (
+            copy.lease is None or copy.lease.ends.lo <= at.hi
+        )
 
     def _must(self, copy: Copy, at: Span) -> bool:
         return copy.since.hi <= at.lo and (copy.lease is None or copy.lease.ends.hi <= at.lo)
 
     def _before(self, one: Copy, other: Copy, at: Span) -> bool:
-        """Whether `one` surely goes before `other`: of a higher level, or earlier in the same. The expired are not judged."""
-        if any(it.expires is not None and it.expires.lo - self.rules.slack <= at.hi for it in (one, other)):
+        """Whether `one` surely goes before `other`: of a higher level, or earlier in the same.
+
+        The expired are not judged.
+        """
+        if any(
+            it.expires is not None and it.expires.lo - self.rules.slack <= at.hi
+            for it in (one, other)
+        ):
             return False
         if one.message.priority != other.message.priority:
             return self.rules.by_priority and one.message.priority > other.message.priority
@@ -217,11 +259,18 @@ class Model:
     def _came(self, queue: str, delivery: Delivery, at: Span) -> Copy:
         """Find the copy that was delivered, and look at what it says of itself."""
         message = delivery.message
-        copy = next((it for it in self.of(queue) if it.message.copy_name == message.copy_name), None)
+        copy = next(
+            (it for it in self.of(queue) if it.message.copy_name == message.copy_name), None
+        )
         if copy is None:
             stray = f"{message.copy_name} (priority {message.priority}), which is not"
             raise ContractError(f"what is in {queue}", stray, f"{_RECEIVE}: settlements")
-        _true(self._may(copy, at), "nothing early, and nothing that is held", named(copy), f"{_RECEIVE}: claims")
+        _true(
+            self._may(copy, at),
+            "nothing early, and nothing that is held",
+            named(copy),
+            f"{_RECEIVE}: claims",
+        )
         _same(_look(message), _look(copy.message), f"{named(copy)} as it was stored")
         lost = copy.lease is not None
         for name, came, wanted in (
@@ -232,7 +281,9 @@ class Model:
             _same(came, came if wanted is None else wanted, f"{named(copy)}: {name}")
         if copy.expires is not None and delivery.expires_in is not None:
             early, late = copy.expires.later(-self.rules.slack - _EARLY, self.rules.slack + _EARLY)
-            fits = (delivery.expires_in <= 0 or late > at.lo) and (delivery.expires_in > 0 or early <= at.hi)
+            fits = (delivery.expires_in <= 0 or late > at.lo) and (
+                delivery.expires_in > 0 or early <= at.hi
+            )
             wanted_in = f"{named(copy)}: expires_in of about {copy.expires.lo - at.hi:g}"
             _true(fits, wanted_in, delivery.expires_in, f"{_RECEIVE}: expires_in")
         return copy
@@ -240,7 +291,11 @@ class Model:
     def _claim(self, copy: Copy, delivery: Delivery, at: Span) -> Lease:
         if copy.lease is not None:
             self._lose(copy, at)
-        copy.redelivered, copy.takeovers, copy.counted = delivery.redelivered, delivery.takeovers, delivery.counted
+        copy.redelivered, copy.takeovers, copy.counted = (
+            delivery.redelivered,
+            delivery.takeovers,
+            delivery.counted,
+        )
         self._forget(copy)
         copy.lease = Lease(copy, self._ends(at))
         return copy.lease
@@ -263,7 +318,10 @@ class Model:
             copy.lease.state = "lost"
             self._lost.setdefault(copy.number, []).append(copy.lease)
         copy.lease, copy.redelivered, copy.takeovers = None, True, _one_more(copy)
-        copy.since, copy.loose = at.later(0, _TAKEOVER), copy.loose or not self.rules.release_in_place
+        copy.since, copy.loose = (
+            at.later(0, _TAKEOVER),
+            copy.loose or not self.rules.release_in_place,
+        )
 
 
 def _one_more(copy: Copy) -> int | None:

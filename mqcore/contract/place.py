@@ -1,7 +1,8 @@
 """Where a finding lies in the author's own code, and what was logged meanwhile.
 
-An exception has passed through mqcore and perhaps through a client library; a call that does not end stands in one of them. What
-its author can change is the innermost line of the backend's own package, and that is what a failure names.
+An exception has passed through mqcore and perhaps through a client library; a call that does not
+end stands in one of them. What its author can change is the innermost line of the backend's own
+package, and that is what a failure names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def first(error: BaseException) -> BaseException:
     That is not an error of its own.
     """
     seen = {id(error)}  # a chain of causes may be a circle
-    while isinstance(cause := error.__cause__, Exception) and cause.__traceback__ is not None and id(cause) not in seen:
+    while (
+        isinstance(cause := error.__cause__, Exception)
+        and cause.__traceback__ is not None
+        and id(cause) not in seen
+    ):
         seen.add(id(cause))
         error = cause
     return error
@@ -83,9 +88,15 @@ def stands_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
     return _innermost(found, backend, own=True)
 
 
-def _innermost(frames: Iterable[tuple[FrameType, int]], backend: Backend | None, *, own: bool = False) -> str:
+def _innermost(
+    frames: Iterable[tuple[FrameType, int]], backend: Backend | None, *, own: bool = False
+) -> str:
     """Name the last line that is the backend's; without one, unless `own`, the last that there is, and say whose it is."""
-    packages = {_package(cls.__module__) for cls in type(backend).__mro__} - _NOT_OURS if backend is not None else set()
+    packages = (
+        {_package(cls.__module__) for cls in type(backend).__mro__} - _NOT_OURS
+        if backend is not None
+        else set()
+    )
     last = mine = ""
     for frame, line in frames:
         package = _package(frame.f_globals.get("__name__", ""))

@@ -1,9 +1,10 @@
 """The pytest plugin: makes a test of each case, gathers the results, and says at the end what the run is worth.
 
-It is loaded by its entry point in every project that has mqcore installed, and does nothing where `test_contract` is not collected.
-Leaving cases out (`-k`, `--deselect`, a crash) makes the report *partial*; under `CI=true` that fails the run. A test module that
-says `contract_smoke = True` asks for less from the start: profile *core*, and what needs a hook of the harness, which is what
-another way to the same server can change. The fixtures that bring real brokers are part of the plugin.
+It is loaded by its entry point in every project that has mqcore installed, and does nothing where
+`test_contract` is not collected. Leaving cases out (`-k`, `--deselect`, a crash) makes the report
+*partial*; under `CI=true` that fails the run. A test module that says `contract_smoke = True` asks
+for less from the start: profile *core*, and what needs a hook of the harness, which is what another
+way to the same server can change. The fixtures that bring real brokers are part of the plugin.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Contract:
     def run(self, case: Case, harness: Harness, items: Iterable[pytest.Item]) -> Result:
         """Run a case; where the harness allows several at once, all those of `items` begin with the first one asked for.
 
-        A case that restarts or silences the broker, or measures all that there is, is alone with it.
+        A case that restarts or silences the broker, or measures all that there is, is alone with
+        it.
         """
         from mqcore.contract.run import run_case  # noqa: PLC0415 - as below
 
@@ -62,7 +64,9 @@ class Contract:
                 self._pool = ThreadPoolExecutor(harness.at_once, "contract")
                 for one in map(_case_of, items):
                     if not one.exclusive:
-                        self._running[one.name] = self._pool.submit(run_case, one, harness, self.waiver(one))
+                        self._running[one.name] = self._pool.submit(
+                            run_case, one, harness, self.waiver(one)
+                        )
             if (running := self._running.pop(case.name, None)) is not None:
                 return running.result()
         wait(self._running.values())
@@ -88,11 +92,16 @@ class Contract:
         """Return the report; None when no case reached the backend."""
         from mqcore.contract.report import Report  # noqa: PLC0415 - this module is loaded in every pytest run: it stays small
 
-        capabilities = next((result.capabilities for result in self.results if result.capabilities is not None), None)
+        capabilities = next(
+            (result.capabilities for result in self.results if result.capabilities is not None),
+            None,
+        )
         if capabilities is None:
             return None
         whole = self.complete and not self.smoke
-        return Report(self.results, capabilities, self.server or capabilities.server, whole, self.waivers)
+        return Report(
+            self.results, capabilities, self.server or capabilities.server, whole, self.waivers
+        )
 
 
 class Contracts:
@@ -122,7 +131,9 @@ class Contracts:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options for reports and for the steps of `test_model`, and the ini option `contract_waivers`."""
     group = parser.getgroup("mqcore")
-    group.addoption("--mqcore-contract-report", metavar="PATH", help="write the contract's report: .json or .md")
+    group.addoption(
+        "--mqcore-contract-report", metavar="PATH", help="write the contract's report: .json or .md"
+    )
     group.addoption(
         "--mqcore-contract-reports",
         metavar="DIR",
@@ -134,7 +145,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="let test_model do these steps and nothing else; a trace that fails prints them",
     )
     parser.addini(
-        "contract_waivers", "cases that are known to fail, one `case: reason` a line", type="linelist", default=[]
+        "contract_waivers",
+        "cases that are known to fail, one `case: reason` a line",
+        type="linelist",
+        default=[],
     )
 
 
@@ -142,13 +156,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
     """Answer an option's old name with its new one, unless another plugin has an option of that name.
 
-    The old names are not registered, so they are free for other plugins. Runs last, when conftest files have added theirs.
+    The old names are not registered, so they are free for other plugins. Runs last, when conftest
+    files have added theirs.
     """
     _, unknown = parser.parse_known_and_unknown_args(args)
     for name in (argument.partition("=")[0] for argument in unknown):
         if name in _RENAMED:
             new = f"--mqcore-{name.removeprefix('--')}"
-            raise pytest.UsageError(f"{name} is not an option of pytest or its plugins. mqcore's is {new}.")
+            raise pytest.UsageError(
+                f"{name} is not an option of pytest or its plugins. mqcore's is {new}."
+            )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -162,7 +179,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     pairs = [line.partition(":") for line in lines]
     if any(not reason.strip() for _, _, reason in pairs):
-        msg = "contract_waivers: every line is `case: reason`, and the reason is printed with each report"
+        msg = (
+            "contract_waivers: every line is `case: reason`, and the reason is printed with "
+            "each report"
+        )
         raise pytest.UsageError(msg)
     waivers = [Waiver(case.strip(), reason.strip()) for case, _, reason in pairs]
     names = [case.name for case in all_cases()]
@@ -174,8 +194,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def _no_such_case(wrong: str, names: list[str]) -> str:
     """Tell what may have been meant: a waiver of no case would hide nothing, and the case that fails would fail."""
     near = get_close_matches(wrong, names, n=3, cutoff=0.5)
-    near += [name for name in names if name.partition("[")[0] == wrong and name not in near]  # it has variants
-    hint = f"near it are {', '.join(near)}" if near else "a run prints their names (`mqcore contract run URL`)"
+    near += [
+        name for name in names if name.partition("[")[0] == wrong and name not in near
+    ]  # it has variants
+    hint = (
+        f"near it are {', '.join(near)}"
+        if near
+        else "a run prints their names (`mqcore contract run URL`)"
+    )
     return f"contract_waivers: no case is named {wrong!r}; {hint}"
 
 
@@ -186,7 +212,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         run = metafunc.config.stash[_KEY].of(metafunc.module.__name__)
         run.smoke = getattr(metafunc.module, "contract_smoke", False)
-        cases = [case for case in all_cases() if case.profile == "core" or case.hooks or not run.smoke]
+        cases = [
+            case for case in all_cases() if case.profile == "core" or case.hooks or not run.smoke
+        ]
         run.expected += len(cases)
         metafunc.parametrize("contract_case", cases, ids=[case.name for case in cases])
 
@@ -199,7 +227,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "contract_case" in item.fixturenames:
             places.setdefault(item.module.__name__, []).append(place)
     for own in places.values():
-        found = sorted((items[place] for place in own), key=lambda item: not _case_of(item).exclusive)
+        found = sorted(
+            (items[place] for place in own), key=lambda item: not _case_of(item).exclusive
+        )
         for place, item in zip(own, found, strict=True):
             items[place] = item
 
@@ -215,7 +245,9 @@ def contract(request: pytest.FixtureRequest) -> Contract:
     return request.config.stash[_KEY].of(request.module.__name__)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say what the run is worth, and write the report; of several backends each beside the other, by name."""
     reports = config.stash[_KEY].reports()
     for run, report in reports:
@@ -232,7 +264,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             path = Path(given)
             if len(reports) > 1:
                 path = path.with_stem(f"{path.stem}-{report.capabilities.backend}")
-            path.write_text(report.markdown() if path.suffix == ".md" else report.json(), encoding="utf-8")
+            path.write_text(
+                report.markdown() if path.suffix == ".md" else report.json(), encoding="utf-8"
+            )
         folder = config.getoption("--mqcore-contract-reports")
         if folder and not run.smoke:
             Path(folder).mkdir(parents=True, exist_ok=True)

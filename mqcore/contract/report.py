@@ -1,7 +1,7 @@
 """What a run found, for machines (JSON), for readers (Markdown) and for a README (a badge).
 
-Only a *whole* run is a proof: where cases were left out by hand the report says *partial* and bears no badge. The documentation's
-capability table is made of these reports and never typed.
+Only a *whole* run is a proof: where cases were left out by hand the report says *partial* and bears
+no badge. The documentation's capability table is made of these reports and never typed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _STATUSES = ("passed", "failed", "waived", "not applicable", "not shown")
 
 @dataclass(frozen=True)
 class Report:
-    """The results of one run. `whole` is False when cases were deselected; `server` is what the harness says of the server."""
+    """The results of one run.
+
+    `whole` is False when cases were deselected; `server` is what the harness says of the server.
+    """
 
     results: Sequence[Result]
     capabilities: Capabilities
@@ -49,7 +52,9 @@ class Report:
 
     def counts(self, profile: str | None = None) -> Counter[str]:
         """How many cases ended how, of one profile or of all."""
-        return Counter(result.status for result in self.results if profile in (None, result.case.profile))
+        return Counter(
+            result.status for result in self.results if profile in (None, result.case.profile)
+        )
 
     def data(self) -> dict[str, Any]:
         """Everything, as plain data for JSON."""
@@ -61,11 +66,16 @@ class Report:
             "server": self.server,
             "durability": self.capabilities.durability.word,
             "capabilities": {
-                one.name: {"level": self.capabilities[one].level.value, "limits": dict(self.capabilities[one].limits)}
+                one.name: {
+                    "level": self.capabilities[one].level.value,
+                    "limits": dict(self.capabilities[one].limits),
+                }
                 for one in Capability
             },
             "counts": dict(self.counts()),
-            "measured": {name: value for result in self.results for name, value in result.measured.items()},
+            "measured": {
+                name: value for result in self.results for name, value in result.measured.items()
+            },
             "waivers": [{"case": waiver.case, "reason": waiver.reason} for waiver in self.waivers],
             "cases": [
                 {
@@ -90,7 +100,8 @@ class Report:
         lines = [
             f"# Contract report: {self.capabilities.backend}",
             "",
-            f"**{self.verdict}** · {self.server} · durability *{self.capabilities.durability.word}* · "
+            f"**{self.verdict}** · {self.server} · durability "
+            f"*{self.capabilities.durability.word}* · "
             + ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status]),
             "",
             "| capability | level | limits |",
@@ -98,16 +109,28 @@ class Report:
         ]
         for one in Capability:
             support = self.capabilities[one]
-            lines.append(f"| {one.name} | {support.level.value} | {cell(limits_in_words(support.limits))} |")
-        lines += ["", "| profile | " + " | ".join(_STATUSES) + " |", "|---" * (len(_STATUSES) + 1) + "|"]
+            lines.append(
+                f"| {one.name} | {support.level.value} | {cell(limits_in_words(support.limits))} |"
+            )
+        lines += [
+            "",
+            "| profile | " + " | ".join(_STATUSES) + " |",
+            "|---" * (len(_STATUSES) + 1) + "|",
+        ]
         for profile in dict.fromkeys(result.case.profile for result in self.results):
             found = self.counts(profile)
-            lines.append(f"| {profile} | " + " | ".join(str(found[status]) for status in _STATUSES) + " |")
+            lines.append(
+                f"| {profile} | " + " | ".join(str(found[status]) for status in _STATUSES) + " |"
+            )
         measured = self.data()["measured"]
         if measured:
             lines += ["", "| measured | |", "|---|---|"]
             lines += [f"| {name} | {value:.4g} |" for name, value in measured.items()]
-        for status, title in (("failed", "Failed"), ("waived", "Waived"), ("not shown", "Not shown")):
+        for status, title in (
+            ("failed", "Failed"),
+            ("waived", "Waived"),
+            ("not shown", "Not shown"),
+        ):
             some = [result for result in self.results if result.status == status]
             if some:
                 lines += ["", f"## {title}", ""]
@@ -122,8 +145,12 @@ class Report:
         """An SVG for a README; None unless the run was whole."""
         if not self.whole:
             return None
-        text = f"{self.counts()['passed']} passed" if self.ok else f"{self.counts()['failed']} failed"
-        return _BADGE.format(text=text, color="#2a7f4f" if self.ok else "#b03030", backend=self.capabilities.backend)
+        text = (
+            f"{self.counts()['passed']} passed" if self.ok else f"{self.counts()['failed']} failed"
+        )
+        return _BADGE.format(
+            text=text, color="#2a7f4f" if self.ok else "#b03030", backend=self.capabilities.backend
+        )
 
 
 def _told(result: Result) -> str:
@@ -134,7 +161,9 @@ def _told(result: Result) -> str:
 
 def _row(result: Result) -> str:
     """One line of a case; why one means nothing here is said beside it, for it is said nowhere else."""
-    status = f"{result.status}: {result.text}" if result.status == "not applicable" else result.status
+    status = (
+        f"{result.status}: {result.text}" if result.status == "not applicable" else result.status
+    )
     name = result.case.name.partition(".")[2]
     return f"| {name} | {' '.join(result.case.guarantees)} | {cell(status)} |"
 

@@ -66,7 +66,9 @@ class Rig:
         kit = self.kit
         await kit.open(kit.backend)
         self.lease = 4.0 if self.virtual else 2.0
-        self.model = Model(Rules.of(kit.capabilities, self.lease, 0.0 if self.virtual else _REAL_SLACK))
+        self.model = Model(
+            Rules.of(kit.capabilities, self.lease, 0.0 if self.virtual else _REAL_SLACK)
+        )
         self.names = {name: await kit.queue() for name in WORK}
         self.names["dead"] = f"{self.names['jobs']}.dlq"
         for name in QUEUES:
@@ -75,7 +77,9 @@ class Rig:
 
     async def subscribe(self, name: str) -> None:
         """Start the queue's one consumer."""
-        self.consumers[name] = await self.kit.subscribe(self.names[name], prefetch=_PREFETCH, lease=self.lease)
+        self.consumers[name] = await self.kit.subscribe(
+            self.names[name], prefetch=_PREFETCH, lease=self.lease
+        )
 
     def level(self, wanted: int) -> int:
         """Return a priority that the backend tells from others, or the only one."""
@@ -101,7 +105,9 @@ class Rig:
         ttl = ttl * self.unit + delay if ttl is not None and has(Capability.EXPIRY) else None
         level, first = self.level(priority), len(self.stored)
         batch = [
-            Outgoing(self.names[name], kit.message(f"m{first + number}", priority=level), delay, ttl)
+            Outgoing(
+                self.names[name], kit.message(f"m{first + number}", priority=level), delay, ttl
+            )
             for number in range(count)
         ]
         outcomes, at = await self.timed(kit.publish(*batch))
@@ -119,35 +125,54 @@ class Rig:
             return f"{out.message.id} is not repeated: it may be outside of the window"
         out = replace(out, to=self.names[name])
         outcomes, at = await self.timed(kit.publish(out))
-        kit.same(outcomes, [Stored(duplicate=known)], "stored once in each queue", "Backend.publish: DEDUP")
+        kit.same(
+            outcomes,
+            [Stored(duplicate=known)],
+            "stored once in each queue",
+            "Backend.publish: DEDUP",
+        )
         if not known:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
-        return f"{out.message.id} (priority {out.message.priority}) {'duplicate' if known else 'stored'}"
+        return (
+            f"{out.message.id} (priority {out.message.priority}) "
+            f"{'duplicate' if known else 'stored'}"
+        )
 
     async def receive(self, name: str, limit: int) -> list[Delivery]:
         """Receive until `limit` have come or nothing comes."""
 
         async def receive() -> list[Delivery]:
             got: list[Delivery] = []
-            while len(got) < limit and (batch := await self.kit.receive(self.consumers[name], limit - len(got))):
+            while len(got) < limit and (
+                batch := await self.kit.receive(self.consumers[name], limit - len(got))
+            ):
                 got += batch
             return got
 
         got, at = await self.timed(receive())
         leases = self.model.received(self.names[name], got, limit, at)
-        self.given += [(delivery, lease, self.consumers[name]) for delivery, lease in zip(got, leases, strict=True)]
+        self.given += [
+            (delivery, lease, self.consumers[name])
+            for delivery, lease in zip(got, leases, strict=True)
+        ]
         return got
 
-    async def settle(self, name: str, *batch: tuple[Given, str], to: str = "dead", delay: float = 0.0) -> str:
+    async def settle(
+        self, name: str, *batch: tuple[Given, str], to: str = "dead", delay: float = 0.0
+    ) -> str:
         """Settle in one batch what was received once from one queue; it may be settled already, or lost."""
         atomic = self.kit.capabilities.has(Capability.ATOMIC_MOVE)
         items: list[tuple[Given, str, Settlement]] = []
         for (delivery, lease, consumer), how in batch:
             if how == "move" and lease.state != "live" and not atomic:
                 continue  # its successor may be stored although it is stale
-            settlement: Settlement = Release(delivery.receipt) if how == "release" else Ack(delivery.receipt)
-            settlement = self.move(delivery, self.names[name], to, delay) if how == "move" else settlement
+            settlement: Settlement = (
+                Release(delivery.receipt) if how == "release" else Ack(delivery.receipt)
+            )
+            settlement = (
+                self.move(delivery, self.names[name], to, delay) if how == "move" else settlement
+            )
             items.append(((delivery, lease, consumer), how, settlement))
         if not items:
             return "nothing to settle"
@@ -155,14 +180,19 @@ class Rig:
         outcomes, at = await self.timed(settling)
         self.kit.same(len(outcomes), len(items), "an outcome for each", "Subscription.settle")
         for ((_, lease, _), how, settlement), outcome in zip(items, outcomes, strict=True):
-            self.kit.true(isinstance(outcome, Done | Stale), "Done or Stale", outcome, "Subscription.settle")
+            self.kit.true(
+                isinstance(outcome, Done | Stale), "Done or Stale", outcome, "Subscription.settle"
+            )
             expires = lease.copy.expires
             self.model.settled(lease, how, isinstance(outcome, Done), at)
             if isinstance(settlement, Move) and isinstance(outcome, Done):
                 for_ever = settlement.to.message.expires_at is None
                 self.model.put(settlement.to, at, None if for_ever else expires)
         endings = zip(items, outcomes, strict=True)
-        return ", ".join(f"{how} {it[0].message.id} {type(outcome).__name__}" for (it, how, _), outcome in endings)
+        return ", ".join(
+            f"{how} {it[0].message.id} {type(outcome).__name__}"
+            for (it, how, _), outcome in endings
+        )
 
     def move(self, delivery: Delivery, source: str, to: str, delay: float) -> Move:
         """Make a retry, which keeps its expiry and waits no longer than that, or a dead letter, which never expires."""
@@ -170,8 +200,13 @@ class Rig:
         if to != "dead":
             delay = delay * self.unit if self.kit.capabilities.has(Capability.DELAY) else 0.0
             delay = 0.0 if delivery.expires_in is not None else delay
-            return Move(delivery.receipt, Outgoing(self.names[to], old.moved(source, attempt=old.attempt + 1), delay))
-        death = Death(reason=Reason.REJECTED, queue=source, attempts=old.attempt, first_at=now, last_at=now)
+            return Move(
+                delivery.receipt,
+                Outgoing(self.names[to], old.moved(source, attempt=old.attempt + 1), delay),
+            )
+        death = Death(
+            reason=Reason.REJECTED, queue=source, attempts=old.attempt, first_at=now, last_at=now
+        )
         message = old.moved(source, attempt=1, expires_at=None, death=death)
         return Move(delivery.receipt, Outgoing(self.names["dead"], message))
 
@@ -200,12 +235,20 @@ class Rig:
         deadline = self.kit.now + self.kit.harness.patience
         while True:
             ((counts,), at) = await self.timed(self.kit.within(backend.count([self.names[name]])))
-            came, wanted = (counts.ready, counts.leased, counts.delayed), self.model.counts(self.names[name], at)
+            came, wanted = (
+                (counts.ready, counts.leased, counts.delayed),
+                self.model.counts(self.names[name], at),
+            )
             if self.virtual and wanted is not None:
                 self.kit.same(came, wanted, f"ready, leased and delayed in {name}", "count")
             if sum(came) == len(self.model.of(self.names[name])):
                 return "ready, leased, delayed: {}, {}, {}".format(*came)
-            self.kit.true(self.kit.now < deadline, f"{len(self.model.of(self.names[name]))} in {name}", came, "count")
+            self.kit.true(
+                self.kit.now < deadline,
+                f"{len(self.model.of(self.names[name]))} in {name}",
+                came,
+                "count",
+            )
             await self.kit.advance(0.1)
 
     async def end(self) -> None:
@@ -224,6 +267,15 @@ class Rig:
                 else:
                     break
             left = [named(copy) for copy in self.model.of(self.names[name])]
-            self.kit.true(not left, f"all that was in {name}", f"{', '.join(left)} never came", "Subscription.receive")
+            self.kit.true(
+                not left,
+                f"all that was in {name}",
+                f"{', '.join(left)} never came",
+                "Subscription.receive",
+            )
         if self.kit.lost:
-            raise ContractError("an unbroken connection", repr(self.kit.lost[0]), "Backend.open: when `lost` is called")
+            raise ContractError(
+                "an unbroken connection",
+                repr(self.kit.lost[0]),
+                "Backend.open: when `lost` is called",
+            )

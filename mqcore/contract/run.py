@@ -24,13 +24,17 @@ __all__ = ["Result", "Status", "Waiver", "run_case", "run_contract"]
 
 Status = Literal["passed", "failed", "waived", "not applicable", "not shown"]
 _CASE_LIMIT, _VIRTUAL_LIMIT = 120.0, 30.0
-"""Seconds of real time after which a case is hanging, whatever its own deadlines say; the second under a virtual clock."""
+"""Seconds of real time after which a case is hanging, whatever its own deadlines say; the second under a virtual clock.
+"""
 _SPINS = "a loop that sleeps for no time never lets a virtual clock go on"
 
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
-    """A case that is known to fail, and why that is accepted. It is printed with every report, and fails when the case passes."""
+    """A case that is known to fail, and why that is accepted.
+
+    It is printed with every report, and fails when the case passes.
+    """
 
     case: str
     reason: str
@@ -51,8 +55,8 @@ class Result:
 def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Result:
     """Run one case in an event loop of its own, and say what it found; never raises for the backend's sake.
 
-    A case whose capabilities the backend does not declare is *not applicable*: another case sees to it that they are refused.
-    One whose hooks the harness lacks is *not shown*.
+    A case whose capabilities the backend does not declare is *not applicable*: another case sees to
+    it that they are refused. One whose hooks the harness lacks is *not shown*.
     """
     missing = [hook for hook in case.hooks if not harness.has(hook)]
     if missing:
@@ -131,7 +135,9 @@ async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:
         return "not applicable", reason
     await case.run(kit)
     if kit.lost:
-        raise ContractError("an unbroken connection", repr(kit.lost[0]), "Backend.open: when `lost` is called")
+        raise ContractError(
+            "an unbroken connection", repr(kit.lost[0]), "Backend.open: when `lost` is called"
+        )
     return "passed", ""
 
 
@@ -139,7 +145,9 @@ def _not_applicable(case: Case, kit: Kit) -> str:
     absent = [capability.name for capability in case.needs if not kit.capabilities.has(capability)]
     if absent:
         return f"declares no {', '.join(absent)}"
-    without = [protocol.__name__ for protocol in case.protocols if not isinstance(kit.backend, protocol)]
+    without = [
+        protocol.__name__ for protocol in case.protocols if not isinstance(kit.backend, protocol)
+    ]
     return f"has no {', '.join(without)}" if without else ""
 
 

@@ -1,9 +1,10 @@
 """Random steps on any backend, held against the model: what no author of cases thought of.
 
-`check_model` lets Hypothesis choose the steps; `compare_with_memory` runs one trace here and on `memory://`, the reference, and
-compares what their users saw. A trace that fails is told step by step, with a line that does it again (`replay`). Where the clock
-is virtual no real time passes, and there are many long examples; on a server there are few and short ones
-(`MQCORE_CONTRACT_EXAMPLES` says how many).
+`check_model` lets Hypothesis choose the steps; `compare_with_memory` runs one trace here and on
+`memory://`, the reference, and compares what their users saw. A trace that fails is told step by
+step, with a line that does it again (`replay`). Where the clock is virtual no real time passes, and
+there are many long examples; on a server there are few and short ones (`MQCORE_CONTRACT_EXAMPLES`
+says how many).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _HOWS = st.sampled_from(["ack", "release", "move", "move"])
 _TEST = "-k test_model"
 
 _TRIES = 3
-"""A real server may give the same messages in other portions the second time, which is its right; Hypothesis then gives up."""
+"""A real server may give the same messages in other portions the second time, which is its right; Hypothesis then gives up.
+"""
 
 
 class ContractMachine(RuleBasedStateMachine):
@@ -76,7 +78,9 @@ class ContractMachine(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 0.0, 0.0, 0.5, 2.0, 5.0]),
         ttl=st.sampled_from([None, None, None, 1.5, 6.0]),
     )
-    def publish(self, name: str, count: int, priority: int, delay: float, ttl: float | None) -> None:
+    def publish(
+        self, name: str, count: int, priority: int, delay: float, ttl: float | None
+    ) -> None:
         """Publish new messages."""
         self.run(self.player.do("publish", name, count, priority, delay, ttl))
 
@@ -91,7 +95,11 @@ class ContractMachine(RuleBasedStateMachine):
         """Receive some."""
         self.run(self.player.do("receive", name, limit))
 
-    @rule(name=st.sampled_from(QUEUES), hows=st.lists(_HOWS, min_size=1, max_size=4), to=st.sampled_from(QUEUES))
+    @rule(
+        name=st.sampled_from(QUEUES),
+        hows=st.lists(_HOWS, min_size=1, max_size=4),
+        to=st.sampled_from(QUEUES),
+    )
     def work(self, name: str, hows: list[str], to: str) -> None:
         """Receive some, and settle them at once in one batch, in the opposite order."""
         self.run(self.player.do("work", name, "+".join(hows), to))
@@ -140,15 +148,22 @@ class ContractMachine(RuleBasedStateMachine):
             self.runner.close()
 
 
-def check_model(make_harness: Callable[[], Harness], *, examples: int | None = None, test: str = _TEST) -> None:
+def check_model(
+    make_harness: Callable[[], Harness], *, examples: int | None = None, test: str = _TEST
+) -> None:
     """Run random examples, each with a harness from `make_harness`; raises what failed, with the trace as a note.
 
-    Where time is virtual, shorter traces are then looked for: to fail again with fewer steps takes seconds, while Hypothesis would
-    shrink a long trace for minutes. `test` is what pytest calls the test, for the line that does the trace again.
+    Where time is virtual, shorter traces are then looked for: to fail again with fewer steps takes
+    seconds, while Hypothesis would shrink a long trace for minutes. `test` is what pytest calls the
+    test, for the line that does the trace again.
     """
     virtual = isinstance(make_harness().clock, VirtualClock)
     count = examples or int(os.environ.get("MQCORE_CONTRACT_EXAMPLES") or (500 if virtual else 20))
-    machine = type("ContractMachine", (ContractMachine,), {"make_harness": staticmethod(make_harness), "test": test})
+    machine = type(
+        "ContractMachine",
+        (ContractMachine,),
+        {"make_harness": staticmethod(make_harness), "test": test},
+    )
     try:
         _run(machine, count, 50 if virtual else 20)
     except Exception:
@@ -181,8 +196,8 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
 def replay(harness: Harness, text: str, *, test: str = _TEST) -> None:
     """Do the steps of a trace again, as they were printed when it failed.
 
-    What each `take` brought is then compared with memory's, as `compare_with_memory` does it. Raises `StepsError` for text
-    that is not made of steps.
+    What each `take` brought is then compared with memory's, as `compare_with_memory` does it.
+    Raises `StepsError` for text that is not made of steps.
     """
     steps = read_steps(text)
     _compare(harness, steps if steps[-1:] == [_END] else [*steps, _END], "memory gave", test)
@@ -191,14 +206,22 @@ def replay(harness: Harness, text: str, *, test: str = _TEST) -> None:
 # The same trace here and there
 
 
-def compare_with_memory(harness: Harness, *, seed: int = 3, steps: int | None = None, test: str = _TEST) -> None:
+def compare_with_memory(
+    harness: Harness, *, seed: int = 3, steps: int | None = None, test: str = _TEST
+) -> None:
     """Run one trace on this backend and on memory; fail unless their users saw the same.
 
-    Each step takes all that is ready, and time passes in strides beyond every tolerance, so that nothing hangs on who was quicker.
-    What each stride brought is compared as a multiset for each queue; where both have the same order, in its order.
+    Each step takes all that is ready, and time passes in strides beyond every tolerance, so that
+    nothing hangs on who was quicker. What each stride brought is compared as a multiset for each
+    queue; where both have the same order, in its order.
     """
     rounds = steps or (40 if isinstance(harness.clock, VirtualClock) else 12)
-    _compare(harness, [*_chosen(random.Random(seed), rounds), _END], f"memory gave in the trace of seed {seed}", test)
+    _compare(
+        harness,
+        [*_chosen(random.Random(seed), rounds), _END],
+        f"memory gave in the trace of seed {seed}",
+        test,
+    )
 
 
 _END = Step("end", ())
@@ -212,7 +235,9 @@ def _compare(harness: Harness, steps: Sequence[Step], what: str, test: str) -> N
 
     for number, (came, wanted) in enumerate(zip(here.seen, reference.seen, strict=True), 1):
         if came != wanted and (kept or Counter(came) != Counter(wanted)):
-            error = ContractError(f"what {what}, at take {number}: {wanted}", came, "Subscription.receive")
+            error = ContractError(
+                f"what {what}, at take {number}: {wanted}", came, "Subscription.receive"
+            )
             error.add_note(here.told(test))
             raise error
 
@@ -235,7 +260,10 @@ def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player,
 
     asyncio.run(play())
     rules = rig.model.rules
-    return player, rules.ordered and rules.by_priority and rules.release_in_place and rules.delay_to_the_end
+    return (
+        player,
+        rules.ordered and rules.by_priority and rules.release_in_place and rules.delay_to_the_end,
+    )
 
 
 def _chosen(choose: random.Random, rounds: int) -> Iterator[Step]:

@@ -2,8 +2,8 @@
 
     publish jobs 2 9 0.5 -; receive jobs 3; settle 0 1 move other 1.0; crash jobs; wait 2.8
 
-A trace that has failed is printed in this form, so that one line replays it: `pytest --mqcore-steps '…'`. Each word is a step of
-`Player`, and its arguments are those of the method.
+A trace that has failed is printed in this form, so that one line replays it: `pytest --mqcore-steps
+'…'`. Each word is a step of `Player`, and its arguments are those of the method.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["Player", "Seen", "Step", "StepsError", "read_steps"]
 
 Argument = str | int | float | None
 Seen = tuple[str, str, int, bool, bool]
-"""Queue, id, attempt, redelivered, and whether it was taken over: what a user of a queue sees of a delivery."""
+"""Queue, id, attempt, redelivered, and whether it was taken over: what a user of a queue sees of a delivery.
+"""
 _ALL = 100
 
 
@@ -80,7 +81,9 @@ def read_steps(text: str) -> list[Step]:
         try:
             arguments = tuple(reader(it) for reader, it in zip(readers, rest, strict=True))
         except ValueError:
-            raise StepsError(f"{part!r}: an argument is not valid; see mqcore.contract.steps.Player") from None
+            raise StepsError(
+                f"{part!r}: an argument is not valid; see mqcore.contract.steps.Player"
+            ) from None
         steps.append(Step(word, arguments))
     return steps
 
@@ -111,19 +114,29 @@ class Player:
     def told(self, test: str) -> str:
         """Return the steps with their times and answers, and the line that does them again; `test` is what pytest calls it."""
         text = "; ".join(str(step) for step in self.steps)
-        return "\n".join(["steps:", *self._lines, "", f"replay: pytest {test} --mqcore-steps '{text}'"])
+        return "\n".join(
+            ["steps:", *self._lines, "", f"replay: pytest {test} --mqcore-steps '{text}'"]
+        )
 
     # The steps
 
-    async def _publish(self, name: str, count: int, priority: int, delay: float, ttl: float | None) -> str:
+    async def _publish(
+        self, name: str, count: int, priority: int, delay: float, ttl: float | None
+    ) -> str:
         """Publish `count` new messages in one batch."""
         batch = await self.rig.publish(name, count, priority, delay, ttl)
-        return ", ".join(f"{out.message.id} (priority {out.message.priority}) stored" for out in batch)
+        return ", ".join(
+            f"{out.message.id} (priority {out.message.priority}) stored" for out in batch
+        )
 
     async def _again(self, name: str, pick: int) -> str:
         """Publish one of the last again, counted from the last, to the same queue or to another."""
         stored = list(self.rig.stored.values())
-        return await self.rig.publish_again(name, stored[-1 - pick % len(stored)]) if stored else "nothing to repeat"
+        return (
+            await self.rig.publish_again(name, stored[-1 - pick % len(stored)])
+            if stored
+            else "nothing to repeat"
+        )
 
     async def _receive(self, name: str, limit: int) -> str:
         """Receive up to `limit`."""
@@ -133,7 +146,11 @@ class Player:
         """Receive some, and settle them at once in one batch, in the opposite order; `hows` is such as `ack+move`."""
         rig, ways = self.rig, hows.split("+")
         got = await rig.receive(name, len(ways))
-        held = [given for given in rig.given if given[1].state == "live" and given[2] is rig.consumers[name]]
+        held = [
+            given
+            for given in rig.given
+            if given[1].state == "live" and given[2] is rig.consumers[name]
+        ]
         settled = await rig.settle(name, *zip(reversed(held), ways, strict=False), to=to)
         return f"{_described(got)}; {settled}"
 
@@ -145,7 +162,9 @@ class Player:
         given = rig.given[-1 - pick % len(rig.given)]
         same = [it for it in rig.given if it[2] is given[2] and it is not given]
         name = next(name for name, real in rig.names.items() if real == given[1].copy.queue)
-        return await rig.settle(name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay)
+        return await rig.settle(
+            name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay
+        )
 
     async def _renew(self, pick: int) -> str:
         """Renew one of the last that came."""
@@ -181,7 +200,9 @@ class Player:
     async def _take(self, name: str) -> str:
         """Receive all that is there."""
         got = await self.rig.receive(name, _ALL)
-        self.seen.append([(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got])
+        self.seen.append(
+            [(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
+        )
         return _described(got)
 
     async def _rest(self, name: str, hows: str, to: str) -> str:

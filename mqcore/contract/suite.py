@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["test_contract", "test_model"]
 
 
-def test_contract(contract_case: Case, harness: Harness, contract: Contract, request: pytest.FixtureRequest) -> None:
+def test_contract(
+    contract_case: Case, harness: Harness, contract: Contract, request: pytest.FixtureRequest
+) -> None:
     """Run one case of the contract; the plugin makes a test of each."""
-    result = contract.run(contract_case, harness, [item for item in request.session.items if _beside(item, request)])
+    result = contract.run(
+        contract_case, harness, [item for item in request.session.items if _beside(item, request)]
+    )
     contract.add(result, harness)
     if result.status == "failed":
         guarantees = " ".join(contract_case.guarantees)
@@ -29,7 +33,11 @@ def test_contract(contract_case: Case, harness: Harness, contract: Contract, req
 
 def _beside(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
     """Whether a test of the run is a case of the same module."""
-    return isinstance(item, pytest.Function) and item.module is request.module and "contract_case" in item.fixturenames
+    return (
+        isinstance(item, pytest.Function)
+        and item.module is request.module
+        and "contract_case" in item.fixturenames
+    )
 
 
 def test_model(harness: Harness, request: pytest.FixtureRequest) -> None:

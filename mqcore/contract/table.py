@@ -31,23 +31,41 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """
     alike: dict[str, list[Mapping[str, Any]]] = {}
     for report in reports:
-        said = json.dumps([report[name] for name in ("backend", "durability", "capabilities")], sort_keys=True)
+        said = json.dumps(
+            [report[name] for name in ("backend", "durability", "capabilities")], sort_keys=True
+        )
         alike.setdefault(said, []).append(report)
     columns = [same[0] for same in alike.values()]
     servers = [", ".join(report["server"] for report in same) for same in alike.values()]
-    heads = [f"{column['backend']}<br>{cell(names)}" for column, names in zip(columns, servers, strict=True)]
+    heads = [
+        f"{column['backend']}<br>{cell(names)}"
+        for column, names in zip(columns, servers, strict=True)
+    ]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
     for one in Capability:
-        supports = [column["capabilities"].get(one.name, {"level": "none", "limits": {}}) for column in columns]
-        cells = [f"{support['level']}: {limits_in_words(support['limits'])}".rstrip(": ") for support in supports]
+        supports = [
+            column["capabilities"].get(one.name, {"level": "none", "limits": {}})
+            for column in columns
+        ]
+        cells = [
+            f"{support['level']}: {limits_in_words(support['limits'])}".rstrip(": ")
+            for support in supports
+        ]
         rows.append([one.name, *map(cell, cells)])
     rows.append(["durability", *(cell(column["durability"]) for column in columns)])
-    rows.append(["the run", *(cell(", ".join(dict.fromkeys(map(_counts, same)))) for same in alike.values())])
+    rows.append(
+        [
+            "the run",
+            *(cell(", ".join(dict.fromkeys(map(_counts, same)))) for same in alike.values()),
+        ]
+    )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _counts(report: Mapping[str, Any]) -> str:
-    return f"{report['verdict']}: " + ", ".join(f"{count:,} {status}" for status, count in report["counts"].items())
+    return f"{report['verdict']}: " + ", ".join(
+        f"{count:,} {status}" for status, count in report["counts"].items()
+    )
 
 
 def _value(name: str, value: object) -> str:
@@ -57,7 +75,9 @@ def _value(name: str, value: object) -> str:
         return str(value)
     if name not in _SECONDS:
         return f"{value:,.10g}"
-    return next((f"{value / size:,.4g} {unit}" for size, unit in _UNITS if value >= size), f"{value:g} s")
+    return next(
+        (f"{value / size:,.4g} {unit}" for size, unit in _UNITS if value >= size), f"{value:g} s"
+    )
 
 
 def cell(text: str) -> str:

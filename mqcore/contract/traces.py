@@ -1,6 +1,7 @@
 """What is left in this process of something that was closed: the sockets, threads and tasks that were not there before.
 
-Only a case that is alone can say so, for the sockets and threads of other cases would be counted too.
+Only a case that is alone can say so, for the sockets and threads of other cases would be counted
+too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ __all__ = ["Traces"]
 
 _DESCRIPTORS = Path("/dev/fd")
 _SHARED = "asyncio_"
-"""How the threads of an event loop's own pool are called. They belong to the loop, and end with it."""
+"""How the threads of an event loop's own pool are called.
+
+They belong to the loop, and end with it.
+"""
 _SOON = 2.0
-"""Seconds of real time in which what was closed has gone: a socket's other end and a thread may take a moment."""
+"""Seconds of real time in which what was closed has gone: a socket's other end and a thread may take a moment.
+"""
 _BETWEEN = 0.02
 
 
@@ -34,7 +39,11 @@ class Traces:
 
     def __init__(self) -> None:
         """Look now."""
-        self._sockets, self._threads, self._tasks = _sockets(), set(threading.enumerate()), asyncio.all_tasks()
+        self._sockets, self._threads, self._tasks = (
+            _sockets(),
+            set(threading.enumerate()),
+            asyncio.all_tasks(),
+        )
 
     async def gone(self, what: str, look: str) -> None:
         """Fail unless everything that has come since has gone, or goes soon."""
@@ -46,11 +55,19 @@ class Traces:
             await asyncio.sleep(_BETWEEN)
 
     def _left(self) -> list[str]:
-        threads = [it for it in threading.enumerate() if it not in self._threads and not it.name.startswith(_SHARED)]
+        threads = [
+            it
+            for it in threading.enumerate()
+            if it not in self._threads and not it.name.startswith(_SHARED)
+        ]
         tasks: AbstractSet[asyncio.Task[Any]] = asyncio.all_tasks() - self._tasks
         here = asyncio.current_task()
 
-        left = [f"{len(new)} socket{'s' * (len(new) > 1)}"] if (new := _sockets() - self._sockets) else []
+        left = (
+            [f"{len(new)} socket{'s' * (len(new) > 1)}"]
+            if (new := _sockets() - self._sockets)
+            else []
+        )
         left += [f"thread {thread.name}" for thread in threads]
         left += [f"task {name_of(task) or task.get_name()}" for task in tasks if task is not here]
         return left

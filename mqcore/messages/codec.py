@@ -1,9 +1,10 @@
 """Bytes and values: what a payload is on the wire, and what may come back from it. Pure.
 
-One message passing through: `Payload.encode` checks the value against the queue's type, a codec writes it, and the
-content type goes along. On the other side the content type picks the codec out of an allow-list, the codec reads the
-body and the queue's type checks what came out. Whatever a publish accepts, the same queue's consumer can read: a value
-that JSON would change silently (NaN becomes null) or that would not validate again is refused before it is sent.
+One message passing through: `Payload.encode` checks the value against the queue's type, a codec
+writes it, and the content type goes along. On the other side the content type picks the codec out
+of an allow-list, the codec reads the body and the queue's type checks what came out. Whatever a
+publish accepts, the same queue's consumer can read: a value that JSON would change silently (NaN
+becomes null) or that would not validate again is refused before it is sent.
 
 No codec here or in a plugin may execute anything that a message says: no pickle, no import by name.
 """
@@ -32,11 +33,13 @@ _SHOWN = 3
 
 
 class Codec(Protocol):
-    """One way to write values as bytes. A plugin brings its own with the hook `mqcore_register_codecs`.
+    """One way to write values as bytes.
 
-    `name` is how a queue and the settings ask for it; `content_types` are those that it reads, the first is the one
-    that it writes. Both methods must be pure, must not keep or change their arguments, and must never execute or import
-    anything that the body names.
+    A plugin brings its own with the hook `mqcore_register_codecs`.
+
+    `name` is how a queue and the settings ask for it; `content_types` are those that it reads, the
+    first is the one that it writes. Both methods must be pure, must not keep or change their
+    arguments, and must never execute or import anything that the body names.
     """
 
     name: str
@@ -48,17 +51,18 @@ class Codec(Protocol):
     def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
         """Read and validate.
 
-        Raises mqcore's `DecodeError` for a body that cannot be read. For a wrong value pydantic's own `ValidationError`
-        may pass through: it is turned into mqcore's, without its input.
+        Raises mqcore's `DecodeError` for a body that cannot be read. For a wrong value pydantic's
+        own `ValidationError` may pass through: it is turned into mqcore's, without its input.
         """
 
 
 class JsonCodec:
     """`application/json`, and by `Codecs` every `application/…+json`. Written and read by pydantic.
 
-    Field names go by alias; computed fields are left out, since they could not be read back. NaN and Infinity, also as
-    `1e400` or as a string read into a float, are invalid in both directions. With duplicate keys the last wins. A body
-    nests at most about 200 levels deep and a whole number has at most 4,300 digits (the parser's bounds).
+    Field names go by alias; computed fields are left out, since they could not be read back. NaN
+    and Infinity, also as `1e400` or as a string read into a float, are invalid in both directions.
+    With duplicate keys the last wins. A body nests at most about 200 levels deep and a whole number
+    has at most 4,300 digits (the parser's bounds).
     """
 
     name = "json"
@@ -67,10 +71,13 @@ class JsonCodec:
     def encode(self, value: object, adapter: TypeAdapter[Any]) -> bytes:
         """Write JSON; raises `ValidationError` for NaN, Infinity and whatever JSON cannot carry."""
         try:
-            body = adapter.serializer.to_json(value, by_alias=True, round_trip=True, warnings="error")
+            body = adapter.serializer.to_json(
+                value, by_alias=True, round_trip=True, warnings="error"
+            )
         except PydanticSerializationError as error:
             raise ValidationError(_unwritable(str(error))) from None
-        # pydantic writes NaN as null, and as the key "None", unless the type's own configuration says otherwise
+        # pydantic writes NaN as null, and as the key "None", unless the type's own configuration
+        # says otherwise
         if (b"null" in body or b"None" in body or _may_overflow(body)) and not _finite(value):
             raise ValidationError(_NOT_FINITE)
         return body
@@ -82,7 +89,9 @@ class JsonCodec:
         except Invalid as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             if first["type"] == "json_invalid" and not first["loc"]:
-                raise DecodeError(f"not JSON: {first['msg'].removeprefix('Invalid JSON: ')}") from None
+                raise DecodeError(
+                    f"not JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+                ) from None
             raise
         if _may_overflow(body) and not _finite(value):
             raise ValidationError(_NOT_FINITE)
@@ -131,7 +140,10 @@ class BytesCodec:
 
 
 class Codecs:
-    """The codecs that a broker may use: an allow-list. A content type that is not on it is never guessed at."""
+    """The codecs that a broker may use: an allow-list.
+
+    A content type that is not on it is never guessed at.
+    """
 
     def __init__(self, codecs: Iterable[Codec]) -> None:
         """Raises `ConfigurationError` when two codecs claim one name or one content type."""
@@ -140,10 +152,15 @@ class Codecs:
         self._names: dict[str, Codec] = {}
         self._types: dict[str, Codec] = {}
         for codec in codecs:
-            claims = [(self._names, codec.name), *((self._types, kind.lower()) for kind in codec.content_types)]
+            claims = [
+                (self._names, codec.name),
+                *((self._types, kind.lower()) for kind in codec.content_types),
+            ]
             for table, key in claims:
                 if table.setdefault(key, codec) is not codec:
-                    raise ConfigurationError(f"two codecs claim {key!r}: {table[key].name!r} and {codec.name!r}")
+                    raise ConfigurationError(
+                        f"two codecs claim {key!r}: {table[key].name!r} and {codec.name!r}"
+                    )
 
     @classmethod
     def default(cls) -> "Codecs":
@@ -174,7 +191,9 @@ class Codecs:
         codec = self._names.get(name)
         if codec is None:
             allowed = ", ".join(self.names)
-            raise ConfigurationError(f"codec {name!r} is not installed or not allowed; allowed are: {allowed}")
+            raise ConfigurationError(
+                f"codec {name!r} is not installed or not allowed; allowed are: {allowed}"
+            )
         return codec
 
     def accepting(self, content_type: str) -> Codec:
@@ -188,20 +207,25 @@ class Codecs:
         codec = self._types.get(kind)
         if codec is None:
             allowed = ", ".join(self._types)
-            raise DecodeError(f"content type {content_type!r:.100} is not allowed; allowed are: {allowed}")
+            raise DecodeError(
+                f"content type {content_type!r:.100} is not allowed; allowed are: {allowed}"
+            )
         return codec
 
 
 class Payload(Generic[T]):
     """What a queue carries: a type, checked at publish and on receipt, and the codec that writes it.
 
-    Built once for each queue. The codec is `bytes` for bytes, `text` for str and `json` for everything else, unless one
-    is named. A payload written with the codec `bytes` gives and takes the raw body, whatever its content type says.
+    Built once for each queue. The codec is `bytes` for bytes, `text` for str and `json` for
+    everything else, unless one is named. A payload written with the codec `bytes` gives and takes
+    the raw body, whatever its content type says.
     """
 
     def __init__(self, type_: type[T] | TypeAdapter[T], codec: str | None = None) -> None:
         """Take a type, or a `TypeAdapter` for what is no class (a union); `ConfigurationError` when it is unusable."""
-        self.name = type_.__name__ if isinstance(type_, type) else str(type_).removeprefix("TypeAdapter")
+        self.name = (
+            type_.__name__ if isinstance(type_, type) else str(type_).removeprefix("TypeAdapter")
+        )
         self.kind: object = None if isinstance(type_, TypeAdapter) else type_
         """The type as it was given; None for a `TypeAdapter`."""
         self.adapter = _adapter(type_)
@@ -214,34 +238,46 @@ class Payload(Generic[T]):
     def encode(self, value: T, codecs: Codecs) -> tuple[bytes, str]:
         """Return body and content type; `ValidationError` for a value that is not of the type or cannot be written.
 
-        The check is strict: nothing is converted, "5" is no int and a dict is no model. Raises `ConfigurationError`
-        when the codec is not among `codecs`.
+        The check is strict: nothing is converted, "5" is no int and a dict is no model. Raises
+        `ConfigurationError` when the codec is not among `codecs`.
         """
         return _write(value, self.adapter, codecs.named(self.codec), self.name)
 
-    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None = None) -> T:
+    def decode(
+        self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None = None
+    ) -> T:
         """Return the value of a body.
 
-        `encoding` is its content encoding, which is undone first, and so is the charset of its content type.
+        `encoding` is its content encoding, which is undone first, and so is the charset of its
+        content type.
 
-        One without content type, as a foreign message may be, is read by the payload's own codec. Raises `DecodeError`
-        (undecodable) when the bytes cannot be read as their content type says, and `ValidationError` (invalid) when
-        what they say is not of the type. Neither text repeats the input.
+        One without content type, as a foreign message may be, is read by the payload's own codec.
+        Raises `DecodeError` (undecodable) when the bytes cannot be read as their content type says,
+        and `ValidationError` (invalid) when what they say is not of the type. Neither text repeats
+        the input.
         """
         raw = not content_type or self.codec == BytesCodec.name
         try:
-            codec = codecs.named(self.codec) if raw or content_type is None else codecs.accepting(content_type)
+            codec = (
+                codecs.named(self.codec)
+                if raw or content_type is None
+                else codecs.accepting(content_type)
+            )
             charset = charset_of(content_type) if content_type else None
             if (encoding or charset is not None) and self.codec != BytesCodec.name:
                 body = undone(body, encoding, charset, codecs.most)
             return cast("T", codec.decode(body, self.adapter))
         except Invalid as error:
-            raise ValidationError(f"the payload does not match {self.name}: {_problems(error)}") from None
+            raise ValidationError(
+                f"the payload does not match {self.name}: {_problems(error)}"
+            ) from None
         except (DecodeError, ValidationError) as error:
             raise type(error)(f"the payload cannot be read as {self.name}: {error}") from None
         except (ConfigurationError, MemoryError):
             raise
-        except Exception as error:  # a user's validator or a plugin's codec, fed with what came over the wire
+        except (
+            Exception
+        ) as error:  # a user's validator or a plugin's codec, fed with what came over the wire
             raise ValidationError(
                 f"the payload does not match {self.name}: its check raised {type(error).__name__}"
             ) from error
@@ -250,7 +286,8 @@ class Payload(Generic[T]):
 def encode_any(value: object, codecs: Codecs) -> tuple[bytes, str]:
     """Return body and content type of a value for a queue known only by name.
 
-    bytes go as bytes, str as text and everything else as JSON. Raises `ValidationError` as `Payload.encode` does.
+    bytes go as bytes, str as text and everything else as JSON. Raises `ValidationError` as
+    `Payload.encode` does.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _write(bytes(value), _ANY, codecs.named(BytesCodec.name), "bytes")
@@ -282,7 +319,9 @@ def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) ->
     except (ConfigurationError, MemoryError):
         raise
     except Exception as error:  # as in `decode`
-        raise ValidationError(f"the payload does not match {name}: its check raised {type(error).__name__}") from error
+        raise ValidationError(
+            f"the payload does not match {name}: its check raised {type(error).__name__}"
+        ) from error
 
 
 def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> None:
@@ -290,7 +329,9 @@ def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], code
     try:
         read = codec.decode(body, adapter)
     except Invalid as error:
-        raise ValidationError(f"what it is written as cannot be read back: {_problems(error)}") from None
+        raise ValidationError(
+            f"what it is written as cannot be read back: {_problems(error)}"
+        ) from None
     except DecodeError as error:
         raise ValidationError(f"what it is written as cannot be read back: {error}") from None
 
@@ -305,10 +346,14 @@ def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], code
 def _adapter(type_: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
     try:
         adapter = type_ if isinstance(type_, TypeAdapter) else TypeAdapter(type_)
-        adapter.core_schema.get("type")  # one that waits for a name to be defined fails here, not at the first message
+        adapter.core_schema.get(
+            "type"
+        )  # one that waits for a name to be defined fails here, not at the first message
     except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as error:
         why = str(error).partition("\n")[0]
-        raise ConfigurationError(f"the payload type {type_!r:.100} cannot be checked: {why:.200}") from None
+        raise ConfigurationError(
+            f"the payload type {type_!r:.100} cannot be checked: {why:.200}"
+        ) from None
     return adapter
 
 
@@ -324,9 +369,12 @@ _UNWRITABLE = {
     "surrogates not allowed": _SURROGATE,
     "Circular reference": "it contains itself",
     "Maximum serialization depth": _TOO_DEEP,
-    "invalid utf-8": "it holds bytes that are not UTF-8; pydantic's ser_json_bytes='base64' writes them as text",
+    "invalid utf-8": "it holds bytes that are not UTF-8; pydantic's ser_json_bytes='base64' writes them as "
+    "text",
 }
-_UNEXPECTED = re.compile(r"^  PydanticSerializationUnexpectedValue\((Expected [^\n]{1,80}?) - ", re.MULTILINE)
+_UNEXPECTED = re.compile(
+    r"^  PydanticSerializationUnexpectedValue\((Expected [^\n]{1,80}?) - ", re.MULTILINE
+)
 _GIVEN = re.compile(r"input_type=(\w{1,80})\]\)?$", re.MULTILINE)
 _FIELD = re.compile(r"\[field_name='(\w{1,80})'")
 _UNKNOWN_TYPE = re.compile(r"Unable to serialize unknown type: (<class '[^']{1,120}'>)")
@@ -340,7 +388,9 @@ def _unwritable(text: str) -> str:
         return f"{place}{found[0].replace('Expected', 'expected', 1)}{other}"
     if unknown := _UNKNOWN_TYPE.search(text):
         return f"no way is known to write {unknown[1]} as JSON"
-    return next((why for part, why in _UNWRITABLE.items() if part in text), "it cannot be written as JSON")
+    return next(
+        (why for part, why in _UNWRITABLE.items() if part in text), "it cannot be written as JSON"
+    )
 
 
 def _problems(error: Invalid) -> str:
@@ -369,17 +419,22 @@ _STEP = 150
 def _may_overflow(body: bytes) -> bool:
     """Whether a number in the text could be read as NaN or Infinity: by name, by exponent, by more than 308 digits.
 
-    A quick look that saves the walk through nearly every value; true too often does no harm. Among more than 300 digits
-    in a row, one aligned piece of 150 is all digits.
+    A quick look that saves the walk through nearly every value; true too often does no harm. Among
+    more than 300 digits in a row, one aligned piece of 150 is all digits.
     """
     low = body.lower()
     if b"nan" in low or b"inf" in low or _EXPONENT.search(low):
         return True
-    return len(low) > 2 * _STEP and any(low[at : at + _STEP].isdigit() for at in range(0, len(low), _STEP))
+    return len(low) > 2 * _STEP and any(
+        low[at : at + _STEP].isdigit() for at in range(0, len(low), _STEP)
+    )
 
 
 def _finite(value: object) -> bool:
-    """Whether no float or Decimal anywhere in a value is NaN or infinite. A loop: the value may be deep."""
+    """Whether no float or Decimal anywhere in a value is NaN or infinite.
+
+    A loop: the value may be deep.
+    """
     waiting: list[Any] = [value]
     while waiting:
         item = waiting.pop()
@@ -394,7 +449,11 @@ def _finite(value: object) -> bool:
         elif isinstance(item, Decimal):
             if not item.is_finite():
                 return False
-        elif (names := getattr(kind, "__pydantic_fields__", getattr(kind, "__dataclass_fields__", None))) is not None:
+        elif (
+            names := getattr(
+                kind, "__pydantic_fields__", getattr(kind, "__dataclass_fields__", None)
+            )
+        ) is not None:
             waiting.extend([getattr(item, name, None) for name in names])
             waiting.append(getattr(item, "__pydantic_extra__", None))
         elif isinstance(item, Mapping):

@@ -16,7 +16,8 @@ from mqcore.errors import DecodeError
 __all__ = ["MOST", "charset_of", "undone"]
 
 MOST = 1024 * 1024
-"""Bytes that a body may have after it was decompressed, where nothing else is set: as many as a payload."""
+"""Bytes that a body may have after it was decompressed, where nothing else is set: as many as a payload.
+"""
 _LAYERS = 3
 """Encodings of one body at most: each is another chance for a small body to become a large one."""
 _NONE = {"", "identity", "binary", "7bit", "8bit"}
@@ -24,10 +25,31 @@ _COMPRESSED = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Names of compressions, and how zlib calls their format."""
 _RAW_DEFLATE = -15
 _CHARSETS = {
-    *("utf-8", "ascii", "iso8859-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"),
+    *(
+        "utf-8",
+        "ascii",
+        "iso8859-1",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "utf-32-le",
+        "utf-32-be",
+    ),
     *(f"iso8859-{part}" for part in (*range(2, 12), *range(13, 17))),
     *(f"cp125{page}" for page in range(9)),
-    *("koi8-r", "koi8-u", "shift_jis", "euc_jp", "iso2022_jp", "euc_kr", "gb2312", "gbk", "gb18030", "big5"),
+    *(
+        "koi8-r",
+        "koi8-u",
+        "shift_jis",
+        "euc_jp",
+        "iso2022_jp",
+        "euc_kr",
+        "gb2312",
+        "gbk",
+        "gb18030",
+        "big5",
+    ),
 }
 """By Python's names. Python has others that are no charsets, or that take quadratic time (idna)."""
 
@@ -48,8 +70,8 @@ def charset_of(content_type: str) -> str | None:
 def undone(body: bytes, encoding: str | None, charset: str | None, most: int) -> bytes:
     """Return a body without its content encodings, as UTF-8.
 
-    Raises `DecodeError` that names the encoding or charset when it is not supported, when the body is
-    not written in it, and when the result would have more than `most` bytes.
+    Raises `DecodeError` that names the encoding or charset when it is not supported, when the body
+    is not written in it, and when the result would have more than `most` bytes.
     """
     names = [name.strip().lower() for name in (encoding or "").split(",")]
     if len(names) > _LAYERS:
@@ -64,7 +86,10 @@ def undone(body: bytes, encoding: str | None, charset: str | None, most: int) ->
             charset = charset or name
         else:
             supported = ", ".join(_COMPRESSED)
-            raise DecodeError(f"content encoding {name!r:.60} is not supported; supported are {supported} and charsets")
+            raise DecodeError(
+                f"content encoding {name!r:.60} is not supported; supported are {supported} and "
+                "charsets"
+            )
 
     return body if charset is None else _utf8(body, charset)
 
@@ -81,11 +106,14 @@ def _decompressed(body: bytes, name: str, most: int) -> bytes:
         try:
             found += decompressor.decompress(body, most + 1 - len(found))
         except zlib.error:
-            raise DecodeError(f"content encoding {name!r}: the body is not compressed so, or is damaged") from None
+            raise DecodeError(
+                f"content encoding {name!r}: the body is not compressed so, or is damaged"
+            ) from None
 
         if len(found) > most:
             raise DecodeError(
-                f"content encoding {name!r}: the body has more than {most:,} bytes when decompressed; "
+                f"content encoding {name!r}: the body has more than {most:,} bytes when "
+                "decompressed; "
                 "a larger payload is allowed by limits=Limits(payload=...)"
             )
         if not decompressor.eof:
@@ -98,7 +126,11 @@ def _decompressed(body: bytes, name: str, most: int) -> bytes:
 
 def _has_zlib_header(body: bytes) -> bool:
     """Whether a body begins as RFC 1950 says: the method deflate, and a check of the first two bytes."""
-    return len(body) > 1 and body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
+    return (
+        len(body) > 1
+        and body[0] & 0x0F == zlib.DEFLATED
+        and int.from_bytes(body[:2], "big") % 31 == 0
+    )
 
 
 def _is_charset(name: str) -> bool:

@@ -1,8 +1,9 @@
 """What travels: the message, as its publisher made it and as every backend must give it back.
 
-`Message` is plain, frozen data. Core fills it in `Producer`, a driver stores it, a consumer gets an equal one. Fields that only
-core understands (`attempt`, `hop`, the death record) go along as flat strings under the reserved prefix `mq-`: `pack` and
-`unpack` are the one place that knows their names, so that every driver writes the same wire format.
+`Message` is plain, frozen data. Core fills it in `Producer`, a driver stores it, a consumer gets an
+equal one. Fields that only core understands (`attempt`, `hop`, the death record) go along as flat
+strings under the reserved prefix `mq-`: `pack` and `unpack` are the one place that knows their
+names, so that every driver writes the same wire format.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class Reason(Enum):
 class Death:
     """The record that a dead letter carries beside its original body, id and headers (G11).
 
-    `queue` is where it died, `attempts` how often a handler was started, `first_at` and `last_at` (seconds since the epoch) the
-    first and the last failure. The error's type, text and traceback are bounded text.
+    `queue` is where it died, `attempts` how often a handler was started, `first_at` and `last_at`
+    (seconds since the epoch) the first and the last failure. The error's type, text and traceback
+    are bounded text.
     """
 
     reason: Reason
@@ -77,14 +79,15 @@ class Death:
 class Message:
     """One message.
 
-    `id` is the same on every delivery. `content_type` is None on a foreign message that states none. `encoding` is the content
-    encoding of a foreign message, such as `gzip`: the body is as it was sent, and is decoded for the handler. `attempt` starts at
-    1 (G4);
-    `hop` counts Moves and `lineage` says out of which queues they went: with the id they name one stored copy (G1).
-    `published_at` is the publisher's wall clock, None on foreign messages. `expires_at` is in the broker's own time: opaque, set
-    by the driver from a ttl and only ever copied (G6).
-    `failed_at` is the first failure, `redriven` how often the message came back from a dead-letter queue. `takeovers` is how
-    often the copies before this one were taken over, where the broker itself cannot count that (`Delivery.counted`, G4).
+    `id` is the same on every delivery. `content_type` is None on a foreign message that states
+    none. `encoding` is the content encoding of a foreign message, such as `gzip`: the body is as it
+    was sent, and is decoded for the handler. `attempt` starts at 1 (G4); `hop` counts Moves and
+    `lineage` says out of which queues they went: with the id they name one stored copy (G1).
+    `published_at` is the publisher's wall clock, None on foreign messages. `expires_at` is in the
+    broker's own time: opaque, set by the driver from a ttl and only ever copied (G6). `failed_at`
+    is the first failure, `redriven` how often the message came back from a dead-letter queue.
+    `takeovers` is how often the copies before this one were taken over, where the broker itself
+    cannot count that (`Delivery.counted`, G4).
     """
 
     id: str
@@ -113,9 +116,10 @@ class Message:
     def moved(self, source: str, **changes: Any) -> Message:
         """Return the successor that a Move out of queue `source` stores, with these fields changed.
 
-        It has one hop more, and its lineage tells it from the successors of other copies: the copies of one routed message share
-        id and hop, and may meet again in a shared dead-letter queue or after a redrive. The same Move repeated gives the same
-        name, so that it stores one copy.
+        It has one hop more, and its lineage tells it from the successors of other copies: the
+        copies of one routed message share id and hop, and may meet again in a shared dead-letter
+        queue or after a redrive. The same Move repeated gives the same name, so that it stores one
+        copy.
         """
         lineage = f"{zlib.crc32(f'{self.lineage}/{source}'.encode()):08x}"
         return replace(self, hop=self.hop + 1, lineage=lineage, **changes)
@@ -144,26 +148,40 @@ class Limits:
         for name in ("payload", "headers", "header_bytes", "header_value"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigurationError(f"limits: {name}={value!r:.60} is not usable; give a whole number from 0")
+                raise ConfigurationError(
+                    f"limits: {name}={value!r:.60} is not usable; give a whole number from 0"
+                )
 
     def check(self, message: Message, queue: str) -> None:
         """Raise `MessageTooLarge` when the message exceeds a limit, naming the queue, the id and both numbers."""
         size = len(message.body)
         if size > self.payload:
-            self._refuse(message, queue, f"its payload has {size:,} bytes, {self.payload:,} are allowed")
+            self._refuse(
+                message, queue, f"its payload has {size:,} bytes, {self.payload:,} are allowed"
+            )
         headers = message.headers
         if not headers:
             return
         if len(headers) > self.headers:
-            self._refuse(message, queue, f"it has {len(headers):,} headers, {self.headers} are allowed")
+            self._refuse(
+                message, queue, f"it has {len(headers):,} headers, {self.headers} are allowed"
+            )
         total = 0
         for name, value in headers.items():
             length = len(value.encode())
             if length > self.header_value:
-                self._refuse(message, queue, f"header {name!r} has {length:,} bytes, {self.header_value:,} are allowed")
+                self._refuse(
+                    message,
+                    queue,
+                    f"header {name!r} has {length:,} bytes, {self.header_value:,} are allowed",
+                )
             total += len(name) + length
         if total > self.header_bytes:
-            self._refuse(message, queue, f"its headers have {total:,} bytes in all, {self.header_bytes:,} are allowed")
+            self._refuse(
+                message,
+                queue,
+                f"its headers have {total:,} bytes in all, {self.header_bytes:,} are allowed",
+            )
 
     def _refuse(self, message: Message, queue: str, why: str) -> None:
         msg = f"message {message.id} for {queue!r} was not sent: {why}"
@@ -177,8 +195,9 @@ os.register_at_fork(after_in_child=_ids.seed)
 def new_id() -> str:
     """Return 128 random bits in hex, at a fifth of the cost of `uuid4`.
 
-    The generator is our own, seeded by the system and again after a fork: an application that calls `random.seed(0)` in each of
-    its processes must not publish the same ids from all of them, or deduplication would take its messages away.
+    The generator is our own, seeded by the system and again after a fork: an application that calls
+    `random.seed(0)` in each of its processes must not publish the same ids from all of them, or
+    deduplication would take its messages away.
     """
     return f"{_ids.getrandbits(128):032x}"
 
@@ -186,7 +205,10 @@ def new_id() -> str:
 def check_id(value: object) -> str:
     """Return an id given by a user, or raise `ValidationError`: 1 to 128 printable ASCII characters without spaces."""
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        msg = f"message id {value!r:.140} is not usable: an id is 1 to 128 printable ASCII characters without spaces"
+        msg = (
+            f"message id {value!r:.140} is not usable: an id is 1 to 128 printable ASCII "
+            "characters without spaces"
+        )
         raise ValidationError(msg)
     return value
 
@@ -194,7 +216,10 @@ def check_id(value: object) -> str:
 def check_priority(value: object) -> int:
     """Return the priority, or raise `ValidationError` when it is no whole number from 0 (lowest) to 10 (highest) (G8)."""
     if isinstance(value, bool) or not isinstance(value, int) or not LOWEST <= value <= HIGHEST:
-        msg = f"priority {value!r} is out of range: {LOWEST} (lowest) to {HIGHEST} (highest), {DEFAULT_PRIORITY} by default"
+        msg = (
+            f"priority {value!r} is out of range: {LOWEST} (lowest) to {HIGHEST} (highest), "
+            f"{DEFAULT_PRIORITY} by default"
+        )
         raise ValidationError(msg)
     return value
 
@@ -202,23 +227,30 @@ def check_priority(value: object) -> int:
 def check_headers(headers: object) -> Mapping[str, str]:
     """Return a read-only copy of a user's headers, or raise `ValidationError` naming the first that cannot be sent and why.
 
-    Names: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with the reserved `mq-` or `x-`. Values: text that UTF-8 can
-    carry, without control characters other than tab. Their size is checked by `Limits`.
+    Names: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with the reserved `mq-` or `x-`.
+    Values: text that UTF-8 can carry, without control characters other than tab. Their size is
+    checked by `Limits`.
     """
     if not isinstance(headers, Mapping):
         msg = f"headers are a mapping of text to text, not {type(headers).__name__}"
         raise ValidationError(msg)
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            msg = f"header name {name!r:.140} is not usable: 1 to 128 characters of A-Z a-z 0-9 . _ -"
+            msg = (
+                f"header name {name!r:.140} is not usable: 1 to 128 characters of A-Z a-z 0-9 . _ -"
+            )
             raise ValidationError(msg)
         if _RESERVED.match(name):
             msg = (
-                f"header name {name!r} is reserved: names beginning with 'mq-' or 'x-' belong to mqcore and to brokers"
+                f"header name {name!r} is reserved: names beginning with 'mq-' or 'x-' belong "
+                "to mqcore and to brokers"
             )
             raise ValidationError(msg)
         if not isinstance(value, str):
-            msg = f"header {name!r} has a value of type {type(value).__name__}: header values are text"
+            msg = (
+                f"header {name!r} has a value of type {type(value).__name__}: header values are "
+                "text"
+            )
             raise ValidationError(msg)
         if _CONTROL.search(value):
             msg = f"header {name!r} has a control character in its value"
@@ -238,17 +270,23 @@ _DEATH = ("queue", "error_type", "error", "traceback")
 def pack(message: Message) -> dict[str, str]:
     """Return core's own fields as flat `mq-` strings, for a driver whose broker carries headers of text.
 
-    Not among them, because every broker has a place of its own for these: body, id, content_type, headers, priority, expires_at,
-    correlation_id, reply_to.
+    Not among them, because every broker has a place of its own for these: body, id, content_type,
+    headers, priority, expires_at, correlation_id, reply_to.
     """
     flat = {
-        PREFIX + name: str(getattr(message, name)) for name in _NUMBERS if getattr(message, name) or name == "attempt"
+        PREFIX + name: str(getattr(message, name))
+        for name in _NUMBERS
+        if getattr(message, name) or name == "attempt"
     }
     if message.encoding:
         flat[PREFIX + "encoding"] = message.encoding
     if message.lineage:
         flat[PREFIX + "lineage"] = message.lineage
-    flat |= {PREFIX + name: repr(value) for name in _TIMES if (value := getattr(message, name)) is not None}
+    flat |= {
+        PREFIX + name: repr(value)
+        for name in _TIMES
+        if (value := getattr(message, name)) is not None
+    }
     if (death := message.death) is not None:
         flat |= {
             PREFIX + "death-reason": death.reason.value,
@@ -256,14 +294,17 @@ def pack(message: Message) -> dict[str, str]:
             PREFIX + "death-first_at": repr(death.first_at),
             PREFIX + "death-last_at": repr(death.last_at),
         }
-        flat |= {f"{PREFIX}death-{name}": value for name in _DEATH if (value := getattr(death, name))}
+        flat |= {
+            f"{PREFIX}death-{name}": value for name in _DEATH if (value := getattr(death, name))
+        }
     return flat
 
 
 def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     """Return the message with the fields that `pack` wrote; what is missing or forged into nonsense keeps its default.
 
-    Its headers are read-only from then on: an edit by a handler must not come with the next attempt (G10).
+    Its headers are read-only from then on: an edit by a handler must not come with the next attempt
+    (G10).
     """
     found: dict[str, object] = {}
     if type(message.headers) is not MappingProxyType:
@@ -281,7 +322,9 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     if (reason := flat.get(PREFIX + "death-reason")) in {member.value for member in Reason}:
         found["death"] = Death(
             reason=Reason(reason),
-            attempts=1 if (attempts := _number(flat.get(PREFIX + "death-attempts", ""))) is None else attempts,
+            attempts=1
+            if (attempts := _number(flat.get(PREFIX + "death-attempts", ""))) is None
+            else attempts,
             first_at=_moment(flat.get(PREFIX + "death-first_at")) or 0.0,
             last_at=_moment(flat.get(PREFIX + "death-last_at")) or 0.0,
             **{name: flat.get(f"{PREFIX}death-{name}", "") for name in _DEATH},
@@ -290,7 +333,9 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < len("1000000000") else None
+    return (
+        int(text) if text.isascii() and text.isdigit() and len(text) < len("1000000000") else None
+    )
 
 
 def _moment(text: str | None) -> float | None:

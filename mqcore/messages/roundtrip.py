@@ -3,9 +3,9 @@
     value ── codec.encode ──► body ── codec.decode ──► read
       └──────────────── difference ─────────────────────┘
 
-`difference` walks both values and the schema of the queue's payload type. It returns the first place
-that differs, and the reason. Most values are equal and have equal types. `_same` finds that quickly,
-and the walk along the schema is only for the others.
+`difference` walks both values and the schema of the queue's payload type. It returns the first
+place that differs, and the reason. Most values are equal and have equal types. `_same` finds that
+quickly, and the walk along the schema is only for the others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ __all__ = ["Difference", "difference", "is_exact"]
 
 _Found = tuple[tuple[object, ...], str]
 _TEXTS = (str, bytes, bytearray)
-_SCALARS = frozenset({str, int, float, bool, bytes, type(None), datetime, date, time, timedelta, Decimal, UUID})
+_SCALARS = frozenset(
+    {str, int, float, bool, bytes, type(None), datetime, date, time, timedelta, Decimal, UUID}
+)
 _JSON_LEAVES = (str, int, float, type(None))
 _JSON = {dict, list, bool, *_JSON_LEAVES}
 _MISSING = object()
@@ -102,7 +104,9 @@ def _same(given: Any, read: Any) -> bool:
 
     if kind is dict:
         kinds_equal = list(map(type, given)) == list(map(type, read))
-        return kinds_equal and list(given) == list(read) and _same_items(given.values(), read.values())
+        return (
+            kinds_equal and list(given) == list(read) and _same_items(given.values(), read.values())
+        )
 
     if issubclass(kind, (list, tuple, deque)):
         return len(given) == len(read) and _same_items(given, read)
@@ -111,7 +115,11 @@ def _same(given: Any, read: Any) -> bool:
         fields, read_fields = given.__dict__, read.__dict__
         names_equal = list(fields) == list(read_fields)
         extra, read_extra = given.__pydantic_extra__, read.__pydantic_extra__
-        return names_equal and _same_items(fields.values(), read_fields.values()) and _same(extra, read_extra)
+        return (
+            names_equal
+            and _same_items(fields.values(), read_fields.values())
+            and _same(extra, read_extra)
+        )
 
     return issubclass(kind, Enum) and given is read
 
@@ -184,7 +192,9 @@ def _why(model: object, name: str) -> str | None:
     return None
 
 
-def _find_in_mapping(given: Mapping[Any, Any], read: Mapping[Any, Any], place: Place) -> _Found | None:
+def _find_in_mapping(
+    given: Mapping[Any, Any], read: Mapping[Any, Any], place: Place
+) -> _Found | None:
     pairs: Iterable[tuple[Any, Any, Any]]
     if place.keys.admits_any:
         if len(given) != len(read):
@@ -277,7 +287,11 @@ def _find_in_any(given: Any, read: Any) -> _Found | None:
             f"the consumer gets {len(read):,} items in place of {len(given):,}",
         )
     else:
-        return None if isinstance(given, (*_JSON_LEAVES, bytes, bytearray)) else _find_as_own_type(given)
+        return (
+            None
+            if isinstance(given, (*_JSON_LEAVES, bytes, bytearray))
+            else _find_as_own_type(given)
+        )
 
     if len(given) != len(read):
         return (), lost
@@ -294,7 +308,12 @@ def _find_as_own_type(given: object) -> _Found | None:
         adapter = _adapter_of(cast("Hashable", type(given)))
         body = adapter.serializer.to_json(given, by_alias=True, round_trip=True)
         read = adapter.validator.validate_json(body)
-    except (PydanticUserError, PydanticUndefinedAnnotation, PydanticSerializationError, ValidationError):
+    except (
+        PydanticUserError,
+        PydanticUndefinedAnnotation,
+        PydanticSerializationError,
+        ValidationError,
+    ):
         return None  # it has a JSON form and no way back: that is what Any says
     return _find(given, read, Place.root(adapter.core_schema))
 

@@ -1,8 +1,8 @@
 """What a payload type's schema says about one place in it, and whether its values are sure to come back equal. Pure.
 
-pydantic compiles a type to a core schema: nested mappings with a `type`. `Place` walks along it, for
-`mqcore.messages.roundtrip`. `exact_classes` judges a whole schema once, so that most types need no look at each
-message. What neither knows is taken as the stricter case.
+pydantic compiles a type to a core schema: nested mappings with a `type`. `Place` walks along it,
+for `mqcore.messages.roundtrip`. `exact_classes` judges a whole schema once, so that most types need
+no look at each message. What neither knows is taken as the stricter case.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Place:
     @property
     def keys(self) -> Place:
         """Return the place of the keys of a dict."""
-        keys = [schema.get("keys_schema", _ANY) for schema in self._schemas if schema["type"] == "dict"]
+        keys = [
+            schema.get("keys_schema", _ANY) for schema in self._schemas if schema["type"] == "dict"
+        ]
         return Place(keys, self._named)
 
     @property
@@ -57,7 +59,9 @@ class Place:
 
     def below(self, name: object) -> Place:
         """Return the place of a field, a key or an item."""
-        return Place([found for schema in self._schemas for found in _below(schema, name)], self._named)
+        return Place(
+            [found for schema in self._schemas for found in _below(schema, name)], self._named
+        )
 
     def _flat(self, schema: Schema) -> Iterator[Schema]:
         """Look through what only wraps a schema, and into all choices."""
@@ -108,7 +112,9 @@ def _below(schema: Schema, name: Any) -> Sequence[Schema]:
 
     if kind == "tuple":
         items = schema["items_schema"]
-        return cast("Sequence[Schema]", items if "variadic_item_index" in schema else items[name : name + 1])
+        return cast(
+            "Sequence[Schema]", items if "variadic_item_index" in schema else items[name : name + 1]
+        )
 
     if kind in {"dict", "list", "set", "frozenset", "deque", "generator"}:
         return [schema.get("values_schema" if kind == "dict" else "items_schema", _ANY)]
@@ -125,8 +131,8 @@ def exact_classes(schema: Schema) -> tuple[type, ...] | None:
     """Return the models of a schema whose JSON is always read as the value that was written; None for any other schema.
 
     Such a schema has only int, float, bool, str, UUID, None, enums and literals of text, and lists,
-    dicts and models of them, without a validator, a serializer or a name that is written and not read.
-    An instance of a subclass of one of its models may still have more fields.
+    dicts and models of them, without a validator, a serializer or a name that is written and not
+    read. An instance of a subclass of one of its models may still have more fields.
     """
     named = {item["ref"]: item for item in schema.get("definitions", ())}
     models: dict[str, type] = {}
@@ -145,7 +151,11 @@ def _is_exact(schema: Schema, named: Mapping[str, Schema], models: dict[str, typ
         return False
 
     if kind in {"literal", "enum"}:
-        values = schema["expected"] if kind == "literal" else [member.value for member in schema["members"]]
+        values = (
+            schema["expected"]
+            if kind == "literal"
+            else [member.value for member in schema["members"]]
+        )
         return all(type(value) is str for value in values)
 
     if kind == "model":
@@ -156,7 +166,9 @@ def _is_exact(schema: Schema, named: Mapping[str, Schema], models: dict[str, typ
         schema.get("custom_init")
         or not schema.get("config", {}).keys() <= _EXACT_CONFIG
         or (kind == "dict" and schema.get("keys_schema", _ANY)["type"] != "str")
-        or any(field.get("validation_alias") != field.get("serialization_alias") for field in fields)
+        or any(
+            field.get("validation_alias") != field.get("serialization_alias") for field in fields
+        )
     ):
         return False
 
@@ -165,7 +177,9 @@ def _is_exact(schema: Schema, named: Mapping[str, Schema], models: dict[str, typ
 
 
 _NEUTRAL_KEYS = frozenset({"type", "ref", "metadata", "strict"})
-_BOUNDS = frozenset({"gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern", "allow_inf_nan"})
+_BOUNDS = frozenset(
+    {"gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern", "allow_inf_nan"}
+)
 _EXACT_KEYS = {
     "int": _BOUNDS,
     "float": _BOUNDS,

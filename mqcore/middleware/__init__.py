@@ -1,7 +1,8 @@
 """Middleware: what happens around every handler and every publish, without the handler knowing.
 
-A middleware is an object with up to three hooks. `handle` wraps the run of a handler, the first in the list outermost; `outgoing`
-sees every message before it is sent; `on_event` hears of everything in `mqcore.events.EVENTS`. None of them knows a broker.
+A middleware is an object with up to three hooks. `handle` wraps the run of a handler, the first in
+the list outermost; `outgoing` sees every message before it is sent; `on_event` hears of everything
+in `mqcore.events.EVENTS`. None of them knows a broker.
 """
 
 from mqcore.middleware.base import Middleware

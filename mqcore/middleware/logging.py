@@ -34,7 +34,10 @@ _LEVELS = {
     "consumer.stopped": logging.INFO,
     "reply.failed": logging.WARNING,
 }
-"""What is worth a line; what happens to every message of a healthy system is DEBUG. Bodies and headers are never logged."""
+"""What is worth a line; what happens to every message of a healthy system is DEBUG.
+
+Bodies and headers are never logged.
+"""
 
 
 class Logging(Middleware):
@@ -50,13 +53,22 @@ class Logging(Middleware):
         logger = self._logger or log()
         if not logger.isEnabledFor(level):
             return
-        about = [("queue", event.queue), ("id", event.message_id), ("attempt", event.attempt), *event.fields.items()]
-        words = " ".join(f"{name}={_short(value)}" for name, value in about if value not in ("", 0, 0.0))
+        about = [
+            ("queue", event.queue),
+            ("id", event.message_id),
+            ("attempt", event.attempt),
+            *event.fields.items(),
+        ]
+        words = " ".join(
+            f"{name}={_short(value)}" for name, value in about if value not in ("", 0, 0.0)
+        )
         logger.log(level, "%s %s", event.name, words, extra={"mqcore": event})
 
 
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(value).split()))
+    text = "".join(
+        char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(value).split())
+    )
     return text if len(text) <= 200 else text[:199] + "…"  # noqa: PLR2004 - a log line, not a record

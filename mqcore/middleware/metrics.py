@@ -19,8 +19,8 @@ _REPLY = "mq.reply"
 class Metrics(Middleware):
     """Calls `count(name, labels, 1)` for every event, and `observe("message.seconds", labels, seconds)` for every handled message.
 
-    Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a label, and the reply queues that
-    each client has for its requests are told as one, `mq.reply`.
+    Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a
+    label, and the reply queues that each client has for its requests are told as one, `mq.reply`.
     """
 
     def __init__(

@@ -17,10 +17,13 @@ __all__ = ["Timeout"]
 
 
 class Timeout(Middleware):
-    """Ends a run after `limit` seconds with `HandlerTimeout`, one attempt. Every consumer has one as its innermost middleware.
+    """Ends a run after `limit` seconds with `HandlerTimeout`, one attempt.
 
-    An async handler is cancelled. A thread cannot be: its message is settled, and its slot stays taken until it ends. A process is
-    killed. A handler that blocks the event loop past the limit is told so when it returns.
+    Every consumer has one as its innermost middleware.
+
+    An async handler is cancelled. A thread cannot be: its message is settled, and its slot stays
+    taken until it ends. A process is killed. A handler that blocks the event loop past the limit is
+    told so when it returns.
     """
 
     def __init__(self, limit: float, clock: Clock) -> None:
@@ -28,7 +31,9 @@ class Timeout(Middleware):
         self.limit = limit
         self.clock = clock
 
-    async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+    async def handle(
+        self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+    ) -> object:
         """Run the rest under the limit."""
         began, own = self.clock.monotonic(), None
         try:
@@ -49,4 +54,6 @@ class Timeout(Middleware):
         return result
 
     def _late(self, ctx: Context) -> HandlerTimeout:
-        return HandlerTimeout(f"the handler of {ctx.queue!r} ran longer than {self.limit:g} s with message {ctx.id}")
+        return HandlerTimeout(
+            f"the handler of {ctx.queue!r} ran longer than {self.limit:g} s with message {ctx.id}"
+        )

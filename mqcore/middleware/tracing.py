@@ -1,7 +1,7 @@
 """A hook for tracing: the W3C `traceparent` travels with every message, through retries, dead letters and redrives.
 
-Format: https://www.w3.org/TR/trace-context/#traceparent-header. `Tracing` knows no tracing library; `on_span` is where one is
-joined.
+Format: https://www.w3.org/TR/trace-context/#traceparent-header. `Tracing` knows no tracing library;
+`on_span` is where one is joined.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Tracing(Middleware):
         span = _current.get() or Span(_hex(128), _hex(64), "", "01")
         return replace(message, headers={**message.headers, _HEADER: span.traceparent})
 
-    async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+    async def handle(
+        self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+    ) -> object:
         """Run the handler in a span of its own, a child of the message's."""
         found = _FORMAT.fullmatch(ctx.headers.get(_HEADER, ""))
         trace, parent, flags = found.groups() if found else (_hex(128), "", "01")

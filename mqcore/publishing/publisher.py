@@ -2,7 +2,8 @@
 
     payload ─ encode ─► Message ─ middleware ─► limits ─► route ─► Outgoing ─ connection ─► outcome ─► Receipt or error
 
-Everything that can be refused is refused before any I/O; what was sent has exactly three endings (G1).
+Everything that can be refused is refused before any I/O; what was sent has exactly three endings
+(G1).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _AGAIN = 0.05
 Target = Queue[T] | Router[T] | str
-"""Where a message can go: a typed queue or router, which is declared when needed, or an existing queue by name."""
+"""Where a message can go: a typed queue or router, which is declared when needed, or an existing queue by name.
+"""
 
 _KINDS: dict[ErrorKind, type[PublishFailed]] = {
     ErrorKind.NOT_FOUND: QueueNotFound,
@@ -71,10 +73,11 @@ _KINDS: dict[ErrorKind, type[PublishFailed]] = {
 class PublishOptions(TypedDict, total=False):
     """What may be said of one publish.
 
-    `key`: the routing key, for routers. `priority`: 0 lowest to 10 highest, 5 when not given (G8). `ttl`: seconds until the
-    message expires (G6). `delay`: seconds before it may be handled (G7). `id`: an own id; publishing an unknown again with the
-    same one is safe where the backend has DEDUP (G1). `headers`: text for text. `timeout`: seconds until the publish ends, 10 when
-    not given.
+    `key`: the routing key, for routers. `priority`: 0 lowest to 10 highest, 5 when not given (G8).
+    `ttl`: seconds until the message expires (G6). `delay`: seconds before it may be handled (G7).
+    `id`: an own id; publishing an unknown again with the same one is safe where the backend has
+    DEDUP (G1). `headers`: text for text. `timeout`: seconds until the publish ends, 10 when not
+    given.
     """
 
     key: str
@@ -90,8 +93,8 @@ class PublishOptions(TypedDict, total=False):
 class Receipt:
     """The broker has confirmed the message at the durability in force.
 
-    `queues` are those that took it (with native routing, the router's name). `duplicate`: it had been stored before with this id,
-    and still one copy is stored (G1).
+    `queues` are those that took it (with native routing, the router's name). `duplicate`: it had
+    been stored before with this id, and still one copy is stored (G1).
     """
 
     id: str
@@ -122,12 +125,18 @@ class Publisher:
         self._clock = connection.clock
         self._events = connection.events
 
-    async def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+    async def publish(
+        self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
+    ) -> Receipt:
         """Publish one payload; see `Broker.publish`."""
         return await self.publish_message(to, payload, None, options)
 
     async def publish_message(
-        self, to: Target[T], payload: T, change: Callable[[Message], Message] | None, options: PublishOptions
+        self,
+        to: Target[T],
+        payload: T,
+        change: Callable[[Message], Message] | None,
+        options: PublishOptions,
     ) -> Receipt:
         """Publish one payload whose message `change` completes, for instance with where a reply shall go."""
         _check(to, options)
@@ -150,19 +159,30 @@ class Publisher:
         until = self._deadline(to, options)
         try:
             queue = await self._declared(to, until)
-            attempts = [Outbound(message, await self._plan(queue, message, options, until)) for message in messages]
+            attempts = [
+                Outbound(message, await self._plan(queue, message, options, until))
+                for message in messages
+            ]
         except PublishFailed as error:
             return [type(error)(str(error), id=message.id) for message in messages]
         return await self._endings(queue, attempts, options, until)
 
     async def send(
-        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, timeout: float
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        message: Message,
+        options: PublishOptions,
+        timeout: float,
     ) -> Receipt:
         """Send a message made by core; its receipt, or its typed error (G1)."""
         return await self._send(to, message, options, self._clock.monotonic() + timeout)
 
     async def _send(
-        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, until: float
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        message: Message,
+        options: PublishOptions,
+        until: float,
     ) -> Receipt:
         attempt = Outbound(message, await self._plan(to, message, options, until))
         (ending,) = await self._endings(to, [attempt], options, until)
@@ -171,11 +191,16 @@ class Publisher:
         return ending
 
     async def _endings(
-        self, to: Queue[Any] | Router[Any] | str, attempts: Sequence[Outbound], options: PublishOptions, until: float
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        attempts: Sequence[Outbound],
+        options: PublishOptions,
+        until: float,
     ) -> list[Receipt | MqcoreError]:
         """Send messages to one target, and say how each ended.
 
-        What another process has deleted is declared again, and what found it gone is sent once more: it is certainly not stored.
+        What another process has deleted is declared again, and what found it gone is sent once
+        more: it is certainly not stored.
         """
         await self._send_all(attempts, until)
         hint = ""
@@ -206,39 +231,62 @@ class Publisher:
 
     def _gone_queues(self, attempts: Sequence[Outbound]) -> list[str]:
         """Return the queues that were missing although this process has declared them."""
-        missing = dict.fromkeys(to for attempt in attempts for to in attempt.missing() if isinstance(to, str))
+        missing = dict.fromkeys(
+            to for attempt in attempts for to in attempt.missing() if isinstance(to, str)
+        )
         return [name for name in missing if self._topology.declares(name)]
 
-    def _gone_router(self, router: Router[Any], attempts: Sequence[Outbound], options: PublishOptions) -> bool:
+    def _gone_router(
+        self, router: Router[Any], attempts: Sequence[Outbound], options: PublishOptions
+    ) -> bool:
         """Whether nothing took a message that a binding of this process should have taken."""
         key = options.get("key", "")
-        unrouted = [it for it in attempts if it.unroutable or any(isinstance(to, Route) for to in it.missing())]
-        return any(self._topology.routes(router, key, attempt.message.headers) for attempt in unrouted)
+        unrouted = [
+            it
+            for it in attempts
+            if it.unroutable or any(isinstance(to, Route) for to in it.missing())
+        ]
+        return any(
+            self._topology.routes(router, key, attempt.message.headers) for attempt in unrouted
+        )
 
     def check_size(self, message: Message, name: str) -> None:
         """Raise `MessageTooLarge` for what exceeds this broker's limits, or what the live server can carry (G12)."""
         self._limits.check(message, name)
         capabilities, size = self._connection.capabilities, len(message.body)
         if capabilities.max_payload is not None and size > capabilities.max_payload:
-            why = f"its payload has {size:,} bytes, and the backend {capabilities.backend!r} takes {capabilities.max_payload:,}"
-            raise MessageTooLarge(f"message {message.id} for {name!r} was not sent: {why}", id=message.id)
+            why = (
+                f"its payload has {size:,} bytes, and the backend {capabilities.backend!r} "
+                f"takes {capabilities.max_payload:,}"
+            )
+            raise MessageTooLarge(
+                f"message {message.id} for {name!r} was not sent: {why}", id=message.id
+            )
 
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
-        timeout = duration("timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name)
+        timeout = duration(
+            "timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name
+        )
         return self._clock.monotonic() + timeout
 
     def _left(self, until: float) -> float:
         return max(until - self._clock.monotonic(), 0.0)
 
-    async def _declared(self, to: Target[Any], until: float, id: str = "") -> Queue[Any] | Router[Any] | str:
+    async def _declared(
+        self, to: Target[Any], until: float, id: str = ""
+    ) -> Queue[Any] | Router[Any] | str:
         """Declare what is not declared yet; a name is taken as it is."""
         if isinstance(to, str):
             return to
         if (known := self._topology.known(to)) is not None:
             return known
-        return await self._before_sending(to.name, id, until, partial(self._topology.ensure_either, to))
+        return await self._before_sending(
+            to.name, id, until, partial(self._topology.ensure_either, to)
+        )
 
-    async def _before_sending(self, name: str, id: str, until: float, work: Callable[[], Awaitable[R]]) -> R:
+    async def _before_sending(
+        self, name: str, id: str, until: float, work: Callable[[], Awaitable[R]]
+    ) -> R:
         """Do what must come first, again after a lost connection; `PublishFailed` at the deadline: nothing has been sent (G1)."""
         doing, error = f"publishing to {name!r}", self._connection.error
         if not self._connection.connected:
@@ -257,14 +305,20 @@ class Publisher:
         except TimeoutError:
             why = f" ({error})" if error else ""
             self._events.emit("publish.failed", name, id, error=f"not connected in time{why}")
-            raise PublishFailed(f"{doing}: not connected in time, nothing was sent{why}", id=id) from error
+            raise PublishFailed(
+                f"{doing}: not connected in time, nothing was sent{why}", id=id
+            ) from error
 
-    def _message(self, to: Queue[Any] | Router[Any] | str, payload: object, options: PublishOptions) -> Message:
+    def _message(
+        self, to: Queue[Any] | Router[Any] | str, payload: object, options: PublishOptions
+    ) -> Message:
         """Encode and check; raises `ValidationError` and `MessageTooLarge`."""
         name = _name(to)
         try:
             body, content_type = (
-                encode_any(payload, self._codecs) if isinstance(to, str) else to.payload.encode(payload, self._codecs)
+                encode_any(payload, self._codecs)
+                if isinstance(to, str)
+                else to.payload.encode(payload, self._codecs)
             )
         except ValidationError as error:
             msg = f"nothing was sent to {name!r}: {error}"
@@ -274,7 +328,9 @@ class Publisher:
             body=body,
             content_type=content_type,
             headers=check_headers(options["headers"]) if "headers" in options else NO_HEADERS,
-            priority=check_priority(options["priority"]) if "priority" in options else DEFAULT_PRIORITY,
+            priority=check_priority(options["priority"])
+            if "priority" in options
+            else DEFAULT_PRIORITY,
             published_at=self._clock.now(),
         )
         return self.checked(message, name)
@@ -287,12 +343,21 @@ class Publisher:
         return message
 
     async def _plan(
-        self, to: Queue[Any] | Router[Any] | str, message: Message, options: PublishOptions, until: float
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        message: Message,
+        options: PublishOptions,
+        until: float,
     ) -> list[Outgoing] | Unroutable:
-        """Choose the queues. Raises `ValidationError` and `UnsupportedFeature` for options that cannot be kept."""
+        """Choose the queues.
+
+        Raises `ValidationError` and `UnsupportedFeature` for options that cannot be kept.
+        """
         ttl, delay = self._times(to, options)
         if message.priority != DEFAULT_PRIORITY:
-            self._connection.capabilities.require(Capability.PRIORITY, f"priority={message.priority}")
+            self._connection.capabilities.require(
+                Capability.PRIORITY, f"priority={message.priority}"
+            )
         if not isinstance(to, Router):
             if "key" in options:
                 msg = f"key={options['key']!r} is for routers, and {_name(to)!r} is a queue"
@@ -306,26 +371,39 @@ class Publisher:
             return [Outgoing(Route(to.name, key), message, delay, ttl)]
         backend = self._connection.supporting(SupportsBind, f"router {to.name!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
         reading = partial(
-            self._connection.call, f"reading the bindings of router {to.name!r}", partial(backend.bindings, to.name)
+            self._connection.call,
+            f"reading the bindings of router {to.name!r}",
+            partial(backend.bindings, to.name),
         )
         bindings = await self._before_sending(to.name, message.id, until, reading)
         queues = route(bindings, key, message.headers)
         if not queues:
             bound = (
-                ", ".join(sorted({repr(binding.pattern or dict(binding.headers)) for binding in bindings})) or "nothing"
+                ", ".join(
+                    sorted({repr(binding.pattern or dict(binding.headers)) for binding in bindings})
+                )
+                or "nothing"
             )
-            text = f"message {message.id}: no binding of router {to.name!r} takes key {key!r}; bound is: {bound}"
+            text = (
+                f"message {message.id}: no binding of router {to.name!r} takes key {key!r}; "
+                f"bound is: {bound}"
+            )
             return Unroutable(text, id=message.id)
         return [Outgoing(queue, message, delay, ttl) for queue in queues]
 
-    def _times(self, to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> tuple[float | None, float]:
+    def _times(
+        self, to: Queue[Any] | Router[Any] | str, options: PublishOptions
+    ) -> tuple[float | None, float]:
         """Return ttl and delay in seconds, checked (G6, G7)."""
         name = _name(to)
         given = options.get("ttl")
         ttl = None if given is None else duration("ttl", given, name)
         delay = duration("delay", options.get("delay", 0.0), name)
         if ttl is not None and not (0 < ttl < math.inf):
-            msg = f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave ttl out for no expiry"
+            msg = (
+                f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave "
+                "ttl out for no expiry"
+            )
             raise ValidationError(msg)
         if ttl is not None:
             self._connection.capabilities.require(Capability.EXPIRY, f"ttl={ttl:g}")
@@ -333,18 +411,28 @@ class Publisher:
             msg = f"delay={delay:g} for {name!r}: a delay is 0 seconds or more"
             raise ValidationError(msg)
         if delay:
-            longest = self._connection.capabilities.require(Capability.DELAY, f"delay={delay:g}").limits.get("max")
+            longest = self._connection.capabilities.require(
+                Capability.DELAY, f"delay={delay:g}"
+            ).limits.get("max")
             if longest is not None and delay > float(longest):
-                msg = f"delay={delay:g} for {name!r}: this backend delays by at most {float(longest):g} seconds"
+                msg = (
+                    f"delay={delay:g} for {name!r}: this backend delays by at most "
+                    f"{float(longest):g} seconds"
+                )
                 raise ValidationError(msg)
         queue_ttl = to.ttl if isinstance(to, Queue) else None
         lives = min((limit for limit in (ttl, queue_ttl) if limit is not None), default=None)
         if lives is not None and delay >= lives:
-            msg = f"delay={delay:g} for {name!r} ends after the message has expired (ttl {lives:g}): nobody would ever handle it"
+            msg = (
+                f"delay={delay:g} for {name!r} ends after the message has expired (ttl "
+                f"{lives:g}): nobody would ever handle it"
+            )
             raise ValidationError(msg)
         return ttl, delay
 
-    def _ending(self, to: Queue[Any] | Router[Any] | str, attempt: Outbound, hint: str) -> Receipt | MqcoreError:
+    def _ending(
+        self, to: Queue[Any] | Router[Any] | str, attempt: Outbound, hint: str
+    ) -> Receipt | MqcoreError:
         """Say how a publish ended: stored in all its queues, in none for certain, or unknown."""
         message, plan, outcomes = attempt.message, attempt.plan, list(attempt.outcomes.values())
         if isinstance(plan, Unroutable):
@@ -363,21 +451,36 @@ class Publisher:
         said = {name: _say(outcome) for name, outcome in zip(names, outcomes, strict=True)}
         text = ", ".join(f"{name!r}: {word}" for name, word in said.items())
         self._events.emit("publish.unknown", names[0], message.id, error=text)
-        msg = f"message {message.id} may or may not be stored ({text}). Publish it again with id={message.id!r} to be sure"
+        msg = (
+            f"message {message.id} may or may not be stored ({text}). Publish it again with "
+            f"id={message.id!r} to be sure"
+        )
         error = PublishUnknown(msg, id=message.id, outcomes=said)
-        error.__cause__ = next((outcome.cause for outcome in outcomes if not isinstance(outcome, Stored)), None)
+        error.__cause__ = next(
+            (outcome.cause for outcome in outcomes if not isinstance(outcome, Stored)), None
+        )
         return error
 
     def _failure(
         self, to: Queue[Any] | Router[Any] | str, message: Message, failed: Failed, hint: str
     ) -> PublishFailed:
         name, missing = _name(to), failed.kind is ErrorKind.NOT_FOUND
-        cls = Unroutable if missing and isinstance(to, Router) else _KINDS.get(failed.kind, PublishFailed)
+        cls = (
+            Unroutable
+            if missing and isinstance(to, Router)
+            else _KINDS.get(failed.kind, PublishFailed)
+        )
         text = failed.text
         if cls is QueueNotFound and isinstance(to, Queue) and not to.declare:
-            text = "the queue does not exist, and declare=False says not to make it: it is for its maker to declare"
+            text = (
+                "the queue does not exist, and declare=False says not to make it: it is for its "
+                "maker to declare"
+            )
         elif cls is QueueNotFound and not hint:
-            text = "the queue does not exist. Publish to a Queue(...) to declare it, or start its consumer once"
+            text = (
+                "the queue does not exist. Publish to a Queue(...) to declare it, or start its "
+                "consumer once"
+            )
         self._events.emit("publish.failed", name, message.id, error=f"{text}{hint}")
         error = cls(f"message {message.id} for {name!r} is not stored: {text}{hint}", id=message.id)
         error.__cause__ = failed.cause
@@ -386,7 +489,9 @@ class Publisher:
 
 def _check(to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> None:
     if not isinstance(to, (str, Queue, Router)):
-        raise ConfigurationError(f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}")
+        raise ConfigurationError(
+            f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}"
+        )
     if options:
         check_options(options, PublishOptions, f"publishing to {_name(to)!r}")
 
@@ -398,7 +503,11 @@ def _name(to: Queue[Any] | Router[Any] | str) -> str:
 def _say(outcome: Outcome) -> str:
     if isinstance(outcome, Stored):
         return "stored"
-    return f"not stored ({outcome.text})" if isinstance(outcome, Failed) else f"unknown ({outcome.text})"
+    return (
+        f"not stored ({outcome.text})"
+        if isinstance(outcome, Failed)
+        else f"unknown ({outcome.text})"
+    )
 
 
 def duration(what: str, value: object, name: str) -> float:
@@ -408,7 +517,9 @@ def duration(what: str, value: object, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isnan(number):
-        raise ValidationError(f"{what}={value!r:.60} for {name!r} is no duration; give seconds or a timedelta")
+        raise ValidationError(
+            f"{what}={value!r:.60} for {name!r} is no duration; give seconds or a timedelta"
+        )
     return number
 
 

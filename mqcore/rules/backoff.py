@@ -1,7 +1,8 @@
 """How long to wait before something that failed is tried again.
 
-The wait doubles with each failure up to a cap. It begins anew only after a period of real use: a server that accepts connections
-and then fails every request would otherwise be connected to again dozens of times a second.
+The wait doubles with each failure up to a cap. It begins anew only after a period of real use: a
+server that accepts connections and then fails every request would otherwise be connected to again
+dozens of times a second.
 """
 
 from __future__ import annotations

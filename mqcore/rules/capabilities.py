@@ -1,7 +1,8 @@
 """What a backend can do, as an object that the program reads (G16).
 
-A driver builds one `Capabilities` in `open`, after it has looked at the live server. Core asks it before anything is sent, the
-contract kit holds it against what the server really does, and `mqcore doctor` prints it. Nobody writes these claims in prose.
+A driver builds one `Capabilities` in `open`, after it has looked at the live server. Core asks it
+before anything is sent, the contract kit holds it against what the server really does, and `mqcore
+doctor` prints it. Nobody writes these claims in prose.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class Durability(IntEnum):
 class Support:
     """Level of one capability and its limits (names and numbers; each capability's meaning is in `docs/semantics.md`).
 
-    Those of DURABLE say why the durability is what it is. The limit `warning` of any of them is a sentence for the operator: what
-    is wrong with the server's configuration, and what to do; `mqcore doctor` shows it as a problem.
+    Those of DURABLE say why the durability is what it is. The limit `warning` of any of them is a
+    sentence for the operator: what is wrong with the server's configuration, and what to do;
+    `mqcore doctor` shows it as a problem.
     """
 
     level: Level
@@ -90,11 +92,12 @@ NONE = Support(Level.NONE)
 class Capabilities:
     """What the live server behind one connection can do.
 
-    `backend` is the plugin's name, `server` the product and version for people to read, `durability` the highest level that a
-    message can have there, `supports` the level and limits of each capability; one left out counts as `none`. `max_payload` is how
-    many bytes the body of a message may have, None where the broker's own limit is above all that core would send: core refuses
-    more before any I/O (G12). What mqcore adds to a body (headers, and the record of a death, up to 32 KiB together) must fit
-    beside it.
+    `backend` is the plugin's name, `server` the product and version for people to read,
+    `durability` the highest level that a message can have there, `supports` the level and limits of
+    each capability; one left out counts as `none`. `max_payload` is how many bytes the body of a
+    message may have, None where the broker's own limit is above all that core would send: core
+    refuses more before any I/O (G12). What mqcore adds to a body (headers, and the record of a
+    death, up to 32 KiB together) must fit beside it.
     """
 
     backend: str
@@ -130,7 +133,8 @@ class Capabilities:
         """Raise `DurabilityUnavailable` when the live server gives less than `wanted`."""
         if wanted > self.durability:
             msg = (
-                f"durability {wanted.word!r} was asked for, but {self.server} gives {self.durability.word!r} as it is "
+                f"durability {wanted.word!r} was asked for, but {self.server} gives "
+                f"{self.durability.word!r} as it is "
                 "configured. `mqcore doctor` shows why"
             )
             raise DurabilityUnavailable(msg)

@@ -1,7 +1,7 @@
 """Options as calls take them: a name that there is not is refused, and a number that means nothing.
 
-Most calls take theirs as a TypedDict by `Unpack`, which mypy checks and Python does not; and nothing is silently ignored. No
-message passes through here.
+Most calls take theirs as a TypedDict by `Unpack`, which mypy checks and Python does not; and
+nothing is silently ignored. No message passes through here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["check_count", "check_flag", "check_kinds", "check_options", "check_seconds", "check_text", "no_such_option"]
+__all__ = [
+    "check_count",
+    "check_flag",
+    "check_kinds",
+    "check_options",
+    "check_seconds",
+    "check_text",
+    "no_such_option",
+]
 
 
 def check_options(given: Iterable[str], kind: type, where: str) -> None:
-    """Raise `ConfigurationError` for the first name that `kind`, a TypedDict, does not have. `where` begins the error's text."""
+    """Raise `ConfigurationError` for the first name that `kind`, a TypedDict, does not have.
+
+    `where` begins the error's text.
+    """
     known = kind.__annotations__
     for name in given:
         if name not in known:
@@ -38,14 +49,19 @@ def check_kinds(name: str, values: Iterable[object], kind: type, where: str) -> 
     """Raise `ConfigurationError` unless all values are instances of the class."""
     for value in values:
         if not isinstance(value, kind):
-            msg = f"{where}: {name}= takes a list of {kind.__name__} instances, and {value!r:.60} is not one"
+            msg = (
+                f"{where}: {name}= takes a list of {kind.__name__} instances, and {value!r:.60} "
+                "is not one"
+            )
             raise ConfigurationError(msg)
 
 
 def check_count(name: str, value: object, where: str) -> int:
     """Return a whole number from 1, or raise `ConfigurationError`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a whole number from 1")
+        raise ConfigurationError(
+            f"{where}: {name}={value!r:.60} is not usable; give a whole number from 1"
+        )
     return value
 
 
@@ -71,5 +87,7 @@ def check_seconds(name: str, value: object, where: str, *, zero: bool = False) -
         number = nan
     if not 0 < number < inf and not (zero and number == 0):
         bound = "from 0" if zero else "above 0"
-        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give seconds {bound}, or leave it out")
+        raise ConfigurationError(
+            f"{where}: {name}={value!r:.60} is not usable; give seconds {bound}, or leave it out"
+        )
     return number

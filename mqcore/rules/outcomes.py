@@ -1,6 +1,7 @@
 """What an exception means for its message: one judgment for every executor, here and nowhere else.
 
-A handler in the event loop, in a thread and in a process of its own raises the same things, so they mean the same.
+A handler in the event loop, in a thread and in a process of its own raises the same things, so they
+mean the same.
 """
 
 from __future__ import annotations
@@ -65,13 +66,16 @@ def outcome_of_decoding(error: BaseException) -> Outcome:
 def _decision_in(error: BaseException) -> BaseException:
     """Return the one decision that an exception group holds, whatever failed beside it; else the exception itself.
 
-    A task group wraps what its tasks raise. Decisions that differ cancel each other out, and the group is a failure.
+    A task group wraps what its tasks raise. Decisions that differ cancel each other out, and the
+    group is a failure.
     """
     if not isinstance(error, BaseExceptionGroup):
         return error
 
     with suppress(Exception):  # a group class of the user's may break what is asked of it
         decisions = [each for each in exceptions_in(error) if isinstance(each, _DECISIONS)]
-        if decisions and (len(decisions) == 1 or all(isinstance(each, Reject) for each in decisions)):
+        if decisions and (
+            len(decisions) == 1 or all(isinstance(each, Reject) for each in decisions)
+        ):
             return decisions[0]
     return error

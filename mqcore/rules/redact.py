@@ -18,9 +18,9 @@ _AFTER_HASH = re.compile(r"#.*", re.DOTALL)
 def mask_url(url: str) -> str:
     """Return any text that was meant as a URL without what may be secret in it, on one line, at most 300 characters.
 
-    Masks the password, and the values of options that sound secret. Where an `@` is in an unusual place nobody knows
-    where a password ends, so all but the scheme goes; what stands in place of a port and is no number may be one, too,
-    and what follows a `#`.
+    Masks the password, and the values of options that sound secret. Where an `@` is in an unusual
+    place nobody knows where a password ends, so all but the scheme goes; what stands in place of a
+    port and is no number may be one, too, and what follows a `#`.
     """
     scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -56,5 +56,7 @@ def is_secret(option: str) -> bool:
 def _masked(pair: re.Match[str]) -> str:
     start, name, equals, value = pair.groups()
     if not equals:
-        return f"{start}***" if name else start  # no option: perhaps the end of a secret that holds a raw `&`
+        return (
+            f"{start}***" if name else start
+        )  # no option: perhaps the end of a secret that holds a raw `&`
     return f"{start}{name}={'***' if is_secret(name) else value}"

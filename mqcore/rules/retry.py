@@ -1,7 +1,8 @@
 """What becomes of a message: every rule of retry, expiry and dead-lettering, and nothing else.
 
-All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`Outcome`), `decide` answers with the settlement to
-send. Where is expiry decided? Here. Who counts attempts? `decide`, by the attempt that it writes into a Move's message (G4).
+All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`Outcome`), `decide`
+answers with the settlement to send. Where is expiry decided? Here. Who counts attempts? `decide`,
+by the attempt that it writes into a Move's message (G4).
 """
 
 from __future__ import annotations
@@ -46,17 +47,19 @@ _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
 _PROGRAM = ("__main__", "__mp_main__")
 _END_WAIT = 1.0
-"""Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin."""
+"""Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin.
+"""
 _FAR = 10.0 * 365 * 86_400
-"""Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float."""
+"""Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """How long to wait before the next attempt: `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
 
-    With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what failed together does not come back
-    together. Made by `fixed`, `linear` and `exponential`.
+    With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what
+    failed together does not come back together. Made by `fixed`, `linear` and `exponential`.
     """
 
     base: float
@@ -68,7 +71,9 @@ class Backoff:
     def __post_init__(self) -> None:
         """Refuse figures that cannot be waited for."""
         figures = (self.base, self.step, self.factor, self.cap)
-        are_numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in figures)
+        are_numbers = all(
+            isinstance(each, (int, float)) and not isinstance(each, bool) for each in figures
+        )
         if not (
             are_numbers
             and all(0 <= each <= _FAR for each in (self.base, self.step, self.cap))
@@ -76,14 +81,20 @@ class Backoff:
             and isinstance(self.jitter, bool)
         ):
             raise ConfigurationError(
-                f"backoff {self!r:.200} is not usable: base, step and cap are 0 seconds to ten years, the factor is a number "
+                f"backoff {self!r:.200} is not usable: base, step and cap are 0 seconds to ten "
+                "years, the factor is a number "
                 "from 1, and jitter is True or False"
             )
 
     def wait(self, attempt: int, chance: float = 1.0) -> float:
-        """Seconds to wait after `attempt` (from 1) failed. `chance`, from 0 to 1, is the draw that jitter uses."""
+        """Seconds to wait after `attempt` (from 1) failed.
+
+        `chance`, from 0 to 1, is the draw that jitter uses.
+        """
         try:
-            ceiling = min(self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1))
+            ceiling = min(
+                self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1)
+            )
         except OverflowError:
             ceiling = self.cap if self.base else min(self.cap, self.step * (attempt - 1))
         return ceiling * chance if self.jitter else ceiling
@@ -94,14 +105,20 @@ def fixed(delay: float | timedelta, *, jitter: bool = False) -> Backoff:
     return Backoff(_in_seconds(delay), jitter=jitter)
 
 
-def linear(step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True) -> Backoff:
+def linear(
+    step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True
+) -> Backoff:
     """Wait `step` seconds more each time, at most `cap`."""
     each = _in_seconds(step)
     return Backoff(each, step=each, cap=_in_seconds(cap), jitter=jitter)
 
 
 def exponential(
-    base: float | timedelta, *, cap: float | timedelta = 60.0, factor: float = 2.0, jitter: bool = True
+    base: float | timedelta,
+    *,
+    cap: float | timedelta = 60.0,
+    factor: float = 2.0,
+    jitter: bool = True,
 ) -> Backoff:
     """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
     return Backoff(_in_seconds(base), factor=factor, cap=_in_seconds(cap), jitter=jitter)
@@ -112,16 +129,18 @@ def _in_seconds(value: float | timedelta) -> float:
 
 
 _ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
-"""How long a suspect waits after it was lost alone, where a lost connection cannot be told from a death."""
+"""How long a suspect waits after it was lost alone, where a lost connection cannot be told from a death.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and when a failed message is handled again (G10).
 
-    `max_attempts` counts the first one. `max_age` (seconds since the first publish) gives up earlier. Only exceptions of the
-    classes in `retry_on` are retried, and none of those in `give_up_on`: both go by the class and its bases, and look into
-    exception groups. Raises `ConfigurationError` for what could not be acted on later.
+    `max_attempts` counts the first one. `max_age` (seconds since the first publish) gives up
+    earlier. Only exceptions of the classes in `retry_on` are retried, and none of those in
+    `give_up_on`: both go by the class and its bases, and look into exception groups. Raises
+    `ConfigurationError` for what could not be acted on later.
     """
 
     max_attempts: int = 3
@@ -132,11 +151,16 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Refuse what could not be acted on when a handler fails."""
-        check_count("max_attempts", self.max_attempts, "retry policy (the first run counts, so 1 means no retry)")
+        check_count(
+            "max_attempts",
+            self.max_attempts,
+            "retry policy (the first run counts, so 1 means no retry)",
+        )
 
         if not isinstance(self.backoff, Backoff):
             raise ConfigurationError(
-                f"retry policy: backoff={self.backoff!r:.60} is not usable; give fixed(5), linear(5) or exponential(1), "
+                f"retry policy: backoff={self.backoff!r:.60} is not usable; give fixed(5), "
+                "linear(5) or exponential(1), "
                 "in seconds"
             )
         if self.max_age is not None:
@@ -144,26 +168,37 @@ class RetryPolicy:
 
         for name in ("retry_on", "give_up_on"):
             classes = getattr(self, name)
-            if not (isinstance(classes, tuple) and all(_is_exception_class(each) for each in classes)):
+            if not (
+                isinstance(classes, tuple) and all(_is_exception_class(each) for each in classes)
+            ):
                 raise ConfigurationError(
-                    f"retry policy: {name}={classes!r:.100} is not usable; give a tuple of exception classes, for instance "
+                    f"retry policy: {name}={classes!r:.100} is not usable; give a tuple of "
+                    "exception classes, for instance "
                     "(OSError,)"
                 )
 
     def retries(self, failure: Failure | None) -> bool:
         """Whether a failure of this kind is worth another attempt.
 
-        An exception group is, if every exception in it is. Both lists may name the group's own class, too.
+        An exception group is, if every exception in it is. Both lists may name the group's own
+        class, too.
         """
         if failure is None:
             return True
 
-        retry_on, give_up_on = set(map(qualified, self.retry_on)), set(map(qualified, self.give_up_on))
-        if give_up_on.intersection(failure.types) or any(give_up_on.intersection(each) for each in failure.members):
+        retry_on, give_up_on = (
+            set(map(qualified, self.retry_on)),
+            set(map(qualified, self.give_up_on)),
+        )
+        if give_up_on.intersection(failure.types) or any(
+            give_up_on.intersection(each) for each in failure.members
+        ):
             return False
         if retry_on.intersection(failure.types):
             return True
-        return bool(failure.members) and all(retry_on.intersection(each) for each in failure.members)
+        return bool(failure.members) and all(
+            retry_on.intersection(each) for each in failure.members
+        )
 
 
 def _is_exception_class(value: object) -> bool:
@@ -173,8 +208,8 @@ def _is_exception_class(value: object) -> bool:
 def qualified(cls: type) -> str:
     """Return the name by which a class is compared across processes; never resolved back to code.
 
-    The program has one name in the worker (`__main__`) and another in the process of a handler: `__mp_main__` for a script, and
-    for `python -m` the module's own. A class has one name in both.
+    The program has one name in the worker (`__main__`) and another in the process of a handler:
+    `__mp_main__` for a script, and for `python -m` the module's own. A class has one name in both.
     """
     module = cls.__module__
     if module in _PROGRAM:
@@ -202,14 +237,19 @@ class Failure:
             with suppress(Exception):  # a group class of the user's may break what is asked of it
                 inner = [(_names(type(each)), _text_of(each)) for each in exceptions_in(error)]
                 members = dict.fromkeys(names for names, _ in inner)
-                each_text = (f"{names[0].removeprefix('builtins.')}: {each}" for names, each in inner[:_NAMED])
+                each_text = (
+                    f"{names[0].removeprefix('builtins.')}: {each}"
+                    for names, each in inner[:_NAMED]
+                )
                 text = f"{text}: {'; '.join(each_text)}"
 
         try:
             trace = "".join(traceback.format_exception(error))
         except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
             trace = ""
-        return cls(_names(type(error)), _clean(text)[:_TEXT], _clean(trace)[-_TRACE:], tuple(members))
+        return cls(
+            _names(type(error)), _clean(text)[:_TEXT], _clean(trace)[-_TRACE:], tuple(members)
+        )
 
     @property
     def type(self) -> str:
@@ -301,11 +341,13 @@ def check_after_crash(value: object, where: str) -> AfterCrash:
 class Rules:
     """What `decide` must know of the queue that a delivery came from.
 
-    `queue` is the base queue, `source` the one received from: the same, or its quarantine. `dead_letter` is None when the queue
-    has none, `quarantine` is None when suspected messages run like any other (dead-letter and temporary queues). A dead-letter
-    queue names itself as its `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is the
-    backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its second one on, `count` takes each
-    for a failed attempt (G4). `notes_starts`: the backend keeps a note of each suspect that is started (`SupportsStart`).
+    `queue` is the base queue, `source` the one received from: the same, or its quarantine.
+    `dead_letter` is None when the queue has none, `quarantine` is None when suspected messages run
+    like any other (dead-letter and temporary queues). A dead-letter queue names itself as its
+    `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is
+    the backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its
+    second one on, `count` takes each for a failed attempt (G4). `notes_starts`: the backend keeps a
+    note of each suspect that is started (`SupportsStart`).
     """
 
     queue: str
@@ -336,7 +378,8 @@ class Decision:
 def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
     """Return the delivery as its handler may see it, or None when its takeovers must be settled first, by `decide` (G4). Pure.
 
-    A first takeover raises no suspicion: the message runs at once among the others, as soon as the takeover is on record.
+    A first takeover raises no suspicion: the message runs at once among the others, as soon as the
+    takeover is on record.
     """
     message, taken = delivery.message, _takeovers(delivery)
     if rules.source == rules.quarantine:
@@ -373,12 +416,18 @@ def _is_recorded(delivery: Delivery) -> bool:
 
 
 def decide(
-    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float = 1.0
+    outcome: Outcome,
+    delivery: Delivery,
+    rules: Rules,
+    *,
+    now: float,
+    expires_in: float | None,
+    chance: float = 1.0,
 ) -> Decision:
     """Say what becomes of a delivery (G2 to G6, G10, G11). Pure.
 
-    `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message has left, None for ever;
-    `chance` (0 to 1) the draw for jitter.
+    `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message
+    has left, None for ever; `chance` (0 to 1) the draw for jitter.
     """
     happened = outcome.happened
     if happened is Happened.SUCCEEDED:
@@ -394,7 +443,11 @@ def decide(
 
 
 def _give_back(delivery: Delivery, rules: Rules) -> Decision:
-    """Release. In the quarantine by a Move to the same queue, or else the next owner would take it for a crash (G4)."""
+    """Release.
+
+    In the quarantine by a Move to the same queue, or else the next owner would take it for a crash
+    (G4).
+    """
     if rules.source == rules.quarantine:
         return Decision(_move(delivery, rules, rules.source), "released")
     return Decision(Release(delivery.receipt), "released")
@@ -424,7 +477,8 @@ _CRASHED = Failure((), "the process that handled it died, or lost the message")
 def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
     """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4).
 
-    Where a lost connection looks like a death, the next run waits: an outage of a minute must not use up all attempts.
+    Where a lost connection looks like a death, the next run waits: an outage of a minute must not
+    use up all attempts.
     """
     message = delivery.message
     if message.attempt >= rules.retry.max_attempts:
@@ -437,7 +491,13 @@ def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float 
 
 
 def _again(
-    outcome: Outcome, delivery: Delivery, rules: Rules, *, now: float, expires_in: float | None, chance: float
+    outcome: Outcome,
+    delivery: Delivery,
+    rules: Rules,
+    *,
+    now: float,
+    expires_in: float | None,
+    chance: float,
 ) -> Decision:
     message, policy = delivery.message, rules.retry
     if outcome.happened is Happened.FAILED and not policy.retries(outcome.failure):
@@ -445,7 +505,9 @@ def _again(
     if message.attempt >= policy.max_attempts:
         return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
     wait = policy.backoff.wait(message.attempt, chance) if outcome.delay is None else outcome.delay
-    wait = min(max(0.0, wait), rules.max_delay)  # in this order a NaN that a handler asked for is no wait
+    wait = min(
+        max(0.0, wait), rules.max_delay
+    )  # in this order a NaN that a handler asked for is no wait
     if _too_old(message, policy, now + wait):
         return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
     if expires_in is not None and wait >= expires_in:
@@ -458,16 +520,29 @@ def _again(
 def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
     if policy.max_age is None or message.published_at is None:
         return False
-    limit = policy.max_age if isinstance(policy.max_age, (int, float)) else policy.max_age.total_seconds()
+    limit = (
+        policy.max_age
+        if isinstance(policy.max_age, (int, float))
+        else policy.max_age.total_seconds()
+    )
     return then - message.published_at > limit
 
 
 def _bury(
-    delivery: Delivery, rules: Rules, reason: Reason, failure: Failure | None, now: float, *, started: bool = True
+    delivery: Delivery,
+    rules: Rules,
+    reason: Reason,
+    failure: Failure | None,
+    now: float,
+    *,
+    started: bool = True,
 ) -> Decision:
-    """Dead-letter, or drop where there is no dead-letter queue. A dead letter never expires again (G6).
+    """Dead-letter, or drop where there is no dead-letter queue.
 
-    `started` says whether this attempt's handler ever ran; the record counts only attempts that did.
+    A dead letter never expires again (G6).
+
+    `started` says whether this attempt's handler ever ran; the record counts only attempts that
+    did.
     """
     message = delivery.message
     if rules.dead_letter is None:
@@ -484,13 +559,33 @@ def _bury(
     )
     wait = 0.0
     if rules.dead_letter == rules.queue:
-        death = message.death or death  # the record of the first death tells more than "its consumer failed too"
+        death = (
+            message.death or death
+        )  # the record of the first death tells more than "its consumer failed too"
         wait = min(max(_END_WAIT, rules.retry.backoff.wait(message.attempt)), rules.max_delay)
-    move = _move(delivery, rules, rules.dead_letter, wait, attempt=1, expires_at=None, failed_at=None, death=death)
+    move = _move(
+        delivery,
+        rules,
+        rules.dead_letter,
+        wait,
+        attempt=1,
+        expires_at=None,
+        failed_at=None,
+        death=death,
+    )
     return Decision(move, "dead", reason, wait)
 
 
-def _move(delivery: Delivery, rules: Rules, to: str, delay: float = 0.0, takeovers: int = 0, **changes: Any) -> Move:
+def _move(
+    delivery: Delivery,
+    rules: Rules,
+    to: str,
+    delay: float = 0.0,
+    takeovers: int = 0,
+    **changes: Any,
+) -> Move:
     """Move to another queue or to the end of this one; the successor's takeovers are counted from 0 again."""
     changes["takeovers"] = takeovers
-    return Move(delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay))
+    return Move(
+        delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay)
+    )

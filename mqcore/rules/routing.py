@@ -1,7 +1,8 @@
 """Which bindings take a message: the four matchers, pure (G15).
 
-`direct` compares the key, `topic` matches words (`*` one, `#` any number), `fanout` takes all, `headers` compares headers. The
-matchers are our own and take no regular expression from anybody: a binding is data that came over the wire.
+`direct` compares the key, `topic` matches words (`*` one, `#` any number), `fanout` takes all,
+`headers` compares headers. The matchers are our own and take no regular expression from anybody: a
+binding is data that came over the wire.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _LONGEST_KEY = 255
 class Binding:
     """One arrow from a router to a queue.
 
-    `pattern` is the key of a direct or topic binding. `headers` (name and value pairs, sorted) and `match` (`all` or `any` of
-    them) are a headers binding's.
+    `pattern` is the key of a direct or topic binding. `headers` (name and value pairs, sorted) and
+    `match` (`all` or `any` of them) are a headers binding's.
     """
 
     router: str
@@ -40,10 +41,15 @@ class Binding:
         if self.kind in {"direct", "topic"}:
             check_key(self.pattern, f"router {self.router!r}")
         if self.match not in ("all", "any"):
-            msg = f"router {self.router!r}: match={self.match!r:.60} is unknown; it is 'all' or 'any'"
+            msg = (
+                f"router {self.router!r}: match={self.match!r:.60} is unknown; it is 'all' or 'any'"
+            )
             raise ConfigurationError(msg)
         if self.kind == "headers" and not self.headers:
-            msg = f"router {self.router!r}: a headers binding to {self.queue!r} needs at least one header to compare"
+            msg = (
+                f"router {self.router!r}: a headers binding to {self.queue!r} needs at least "
+                "one header to compare"
+            )
             raise ConfigurationError(msg)
 
     def takes(self, key: str, headers: Mapping[str, str]) -> bool:
@@ -61,10 +67,16 @@ class Binding:
 def check_meant(binding: Binding) -> Binding:
     """Return a binding as somebody wrote it, or raise `ConfigurationError` when it says what its kind does not look at."""
     if binding.headers and binding.kind != "headers":
-        msg = f"router {binding.router!r} is of kind {binding.kind!r}: headers are compared by kind='headers' only"
+        msg = (
+            f"router {binding.router!r} is of kind {binding.kind!r}: headers are compared by "
+            "kind='headers' only"
+        )
         raise ConfigurationError(msg)
     if binding.pattern and binding.kind not in {"direct", "topic"}:
-        msg = f"router {binding.router!r} is of kind {binding.kind!r}: a routing key is compared by kind='direct' or 'topic' only"
+        msg = (
+            f"router {binding.router!r} is of kind {binding.kind!r}: a routing key is compared "
+            "by kind='direct' or 'topic' only"
+        )
         raise ConfigurationError(msg)
     return binding
 
@@ -99,7 +111,9 @@ def _words_match(pattern: Sequence[str], words: Sequence[str]) -> bool:
             first = next((i for i, ok in enumerate(reached) if ok), len(reached))
             reached = [i >= first for i in range(len(reached))]
         else:
-            reached = [False] + [ok and piece in ("*", word) for ok, word in zip(reached, words, strict=False)]
+            reached = [False] + [
+                ok and piece in ("*", word) for ok, word in zip(reached, words, strict=False)
+            ]
     return reached[-1]
 
 

@@ -55,13 +55,18 @@ class Executor(Protocol):
         """
 
     async def run(self, ctx: Context) -> Any:
-        """Run the handler once and return what it returns; raises what it raises. Cancelling ends it as far as that is possible."""
+        """Run the handler once and return what it returns; raises what it raises.
+
+        Cancelling ends it as far as that is possible.
+        """
 
     async def close(self) -> None:
         """End what is idle, and kill what can be killed."""
 
 
-def executor_for(spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]) -> Executor:
+def executor_for(
+    spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]
+) -> Executor:
     """Return the executor that the handler's registration asks for; it calls `freed` when a stuck slot may be free again."""
     if spec.mode == "process":
         return _Processes(spec, clock, codecs)
@@ -83,7 +88,11 @@ class _Coroutines:
         return
 
     async def run(self, ctx: Context) -> Any:
-        return await (self._spec.call(ctx.payload, ctx) if self._spec.takes_context else self._spec.call(ctx.payload))
+        return await (
+            self._spec.call(ctx.payload, ctx)
+            if self._spec.takes_context
+            else self._spec.call(ctx.payload)
+        )
 
     async def close(self) -> None:
         return
@@ -115,7 +124,10 @@ class _Threads:
             result = await self._pool.run(call)
         if inspect.isawaitable(result):
             _drop(result)
-            msg = "the handler returned an awaitable that nobody awaits, so nothing was done; make it `async def`"
+            msg = (
+                "the handler returned an awaitable that nobody awaits, so nothing was done; "
+                "make it `async def`"
+            )
             raise TypeError(msg)
         return result
 
@@ -136,7 +148,9 @@ class _Processes:
     def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:
         self._clock = clock
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
-        self._slots = [ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)]
+        self._slots = [
+            ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)
+        ]
         self._idle = list(self._slots)
         self._closed = asyncio.Event()
 
@@ -151,7 +165,8 @@ class _Processes:
     async def ready(self, handed: int, /) -> None:
         """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start.
 
-        Those that were handed out and have no process yet take theirs first, so there is one more than they need.
+        Those that were handed out and have no process yet take theirs first, so there is one more
+        than they need.
         """
         coming = max(handed - (len(self._slots) - len(self._idle)), 0)
         for slot in self._idle[-1 - coming :][::-1]:
@@ -159,7 +174,9 @@ class _Processes:
 
     async def _up(self, slot: ProcessSlot) -> None:
         wait = _FIRST_WAIT
-        while not self._closed.is_set() and slot in self._idle:  # one that a run has taken is started by it
+        while (
+            not self._closed.is_set() and slot in self._idle
+        ):  # one that a run has taken is started by it
             try:
                 with self._clock.busy():
                     await slot.start()
@@ -178,7 +195,9 @@ class _Processes:
         slot = self._idle.pop()
         message = ctx.delivery.message
         wants_result = message.reply_to is not None
-        request = SlotRequest(queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result)
+        request = SlotRequest(
+            queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result
+        )
         try:
             with self._clock.busy():
                 result = await slot.run(request)
@@ -190,7 +209,9 @@ class _Processes:
         self._idle.append(slot)
         if result.outcome.happened is not Happened.SUCCEEDED:
             raise Ended(result.outcome)
-        return Encoded((result.body, result.content_type or "")) if result.body is not None else None
+        return (
+            Encoded((result.body, result.content_type or "")) if result.body is not None else None
+        )
 
     async def close(self) -> None:
         self._closed.set()

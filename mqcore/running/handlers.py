@@ -38,12 +38,14 @@ class _AnyHandler(TypedDict, total=False):
 class ConsumerOptions(_AnyHandler, total=False):
     """How a handler is run.
 
-    `retry`: the policy, in place of the queue's own (G10). `concurrency`: how many at once, 10. `prefetch`: how many messages
-    may be held unsettled, twice the concurrency (G12). `timeout`: seconds for one run, 300, None for no limit (G4). `process`:
-    run a blocking handler in a killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
-    `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a message alone from the second
-    time on that its consumer died, `"count"` takes each such death for a failed attempt and never isolates (G4). `name`:
-    for logs and metrics, the function's own by default.
+    `retry`: the policy, in place of the queue's own (G10). `concurrency`: how many at once, 10.
+    `prefetch`: how many messages may be held unsettled, twice the concurrency (G12). `timeout`:
+    seconds for one run, 300, None for no limit (G4). `process`: run a blocking handler in a
+    killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
+    `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a
+    message alone from the second time on that its consumer died, `"count"` takes each such death
+    for a failed attempt and never isolates (G4). `name`: for logs and metrics, the function's own
+    by default.
     """
 
     process: bool
@@ -67,7 +69,10 @@ class HandlerOptions(ConsumerOptions, BatchOptions, total=False):
 
 @dataclass(frozen=True)
 class HandlerSpec:
-    """One registered handler. Raises `ConfigurationError` for a handler or setting that could not work."""
+    """One registered handler.
+
+    Raises `ConfigurationError` for a handler or setting that could not work.
+    """
 
     queue: Queue[Any]
     call: Callable[..., Any]
@@ -102,7 +107,9 @@ class HandlerSpec:
         return HandlerSpec.of(self.queue, self.call, options)
 
     @classmethod
-    def of(cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions) -> HandlerSpec:
+    def of(
+        cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions
+    ) -> HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
         name = check_text("name", options.get("name", name_of(call)), f"handler {name_of(call)}")
         where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
@@ -111,7 +118,9 @@ class HandlerSpec:
         for flag in ("process", "ack_first"):
             check_flag(flag, options.get(flag, False), where)
         batch = options.get("batch", 0)
-        signature = Signature.of(call, where, batched=bool(batch), process=bool(options.get("process")))
+        signature = Signature.of(
+            call, where, batched=bool(batch), process=bool(options.get("process"))
+        )
         if isinstance(queue, str):
             queue = _queue_for(queue, signature, where)
         signature.check_payload(queue.payload.kind, where)
@@ -121,7 +130,11 @@ class HandlerSpec:
             queue=queue,
             call=call,
             options=options,
-            mode="process" if options.get("process") else "async" if signature.is_async else "thread",
+            mode="process"
+            if options.get("process")
+            else "async"
+            if signature.is_async
+            else "thread",
             takes_context=signature.takes_context,
             concurrency=concurrency,
             prefetch=max(options.get("prefetch", 2 * concurrency), batch),
@@ -139,7 +152,10 @@ class HandlerSpec:
 
     def _check(self, where: str) -> None:
         checks = [
-            (bool(self.batch) and self.takes_context, "a batch handler takes one list; each item in it has the facts"),
+            (
+                bool(self.batch) and self.takes_context,
+                "a batch handler takes one list; each item in it has the facts",
+            ),
             (
                 bool(self.batch) and self.mode == "process",
                 "a batch handler cannot run in a process: its items could not be settled there",
@@ -164,7 +180,9 @@ class HandlerSpec:
                 raise ConfigurationError(msg)
 
 
-_NESTED = "process=True needs a function at the top level of a module: its process imports it by name"
+_NESTED = (
+    "process=True needs a function at the top level of a module: its process imports it by name"
+)
 
 
 def _check_numbers(options: HandlerOptions, where: str) -> None:
@@ -185,7 +203,8 @@ def _queue_for(name: str, signature: Signature, where: str) -> Queue[Any]:
     """A bare name takes its payload type from the handler's annotation; an existing dead-letter queue is adopted."""
     if signature.unreadable:
         raise ConfigurationError(
-            f"{where}: the annotation of {signature.first!r} cannot be read ({signature.unreadable}). "
+            f"{where}: the annotation of {signature.first!r} cannot be read "
+            f"({signature.unreadable}). "
             "Pass a Queue(...) with its type instead"
         )
     payload = bytes if signature.payload is None else signature.payload

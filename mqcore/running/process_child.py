@@ -1,13 +1,13 @@
 """The child of a `process=True` handler: what runs in it, and what passes between it and its parent.
 
-A message comes as one frame: the lengths of a header and a body, the header as JSON, the body as it is. The child
-decodes the body by the handler's own payload type, calls the handler, and answers with one frame that says what
-happened. Nothing else is ever read or written there, nothing in a frame is executed, and which handler to run is said
-once, by the parent, at the start.
+A message comes as one frame: the lengths of a header and a body, the header as JSON, the body as it
+is. The child decodes the body by the handler's own payload type, calls the handler, and answers
+with one frame that says what happened. Nothing else is ever read or written there, nothing in a
+frame is executed, and which handler to run is said once, by the parent, at the start.
 
-Beside the handler a thread reads the frames, so that the end of the parent is noticed while the handler runs, and ends
-the child. What a handler prints goes to standard error: the descriptor that carries the frames is not one that it
-knows.
+Beside the handler a thread reads the frames, so that the end of the parent is noticed while the
+handler runs, and ends the child. What a handler prints goes to standard error: the descriptor that
+carries the frames is not one that it knows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ FRAME = struct.Struct("!II")
 _SCRIPT = "__mp_main__"
 """The name of the program in the child, where what is below `if __name__ == "__main__"` must not run.
 
-It is the name that multiprocessing gives to the program in a child that it spawns, so what a handler pickles is found there.
+It is the name that multiprocessing gives to the program in a child that it spawns, so what a
+handler pickles is found there.
 """
 _PART = 256 * 1024
 """Bytes to read at once: more than a socket holds."""
@@ -81,8 +82,8 @@ def frame(header: Header, body: bytes = b"") -> bytes:
 class SlotRequest:
     """One message for a handler in a child.
 
-    `queue` is the base queue. Of `message` only what a handler may see crosses over. `wants_result`: whether what the
-    handler returns is encoded and sent back, for a reply.
+    `queue` is the base queue. Of `message` only what a handler may see crosses over.
+    `wants_result`: whether what the handler returns is encoded and sent back, for a reply.
     """
 
     queue: str
@@ -94,7 +95,11 @@ class SlotRequest:
         """Return the frame that `unframed` reads."""
         header = {name: getattr(self.message, name) for name in _FACTS}
         header["headers"] = dict(self.message.headers)
-        rest = {"queue": self.queue, "redelivered": self.redelivered, "wants_result": self.wants_result}
+        rest = {
+            "queue": self.queue,
+            "redelivered": self.redelivered,
+            "wants_result": self.wants_result,
+        }
         return frame(header | rest, self.message.body)
 
     @classmethod
@@ -106,7 +111,10 @@ class SlotRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotResult:
-    """What happened in the child. `body` is what the handler returned, None when that was not wanted or was None."""
+    """What happened in the child.
+
+    `body` is what the handler returned, None when that was not wanted or was None.
+    """
 
     outcome: Outcome
     body: bytes | None = None
@@ -135,7 +143,9 @@ class SlotResult:
 
 
 class _Payload(Protocol):
-    def decode(self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None, /) -> object: ...
+    def decode(
+        self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None, /
+    ) -> object: ...
 
 
 class HandlerSpec(Protocol):
@@ -155,22 +165,31 @@ class SlotContext(Facts):
 
     def publish(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: the broker's connection is in the parent."""
-        msg = "publish from process=True handlers is not possible: return the value or use a thread handler"
+        msg = (
+            "publish from process=True handlers is not possible: return the value or use a "
+            "thread handler"
+        )
         raise ConfigurationError(msg)
 
     def request(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: as `publish`."""
-        msg = "request from process=True handlers is not possible: use an async handler and a broker of its own"
+        msg = (
+            "request from process=True handlers is not possible: use an async handler and a "
+            "broker of its own"
+        )
         raise ConfigurationError(msg)
 
 
 Run = Callable[[Awaitable[Any]], Any]
 
 
-def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, run: Run) -> SlotResult:
+def invoke(
+    handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, run: Run
+) -> SlotResult:
     """Decode, call, and say what happened; never raises, whatever the handler does.
 
-    `run` runs what an async handler returns. Core adapts the child to its handlers here and nowhere else.
+    `run` runs what an async handler returns. Core adapts the child to its handlers here and nowhere
+    else.
     """
     spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # load has made sure that it is there
     message = request.message
@@ -195,7 +214,8 @@ def invoke(handler: Callable[..., Any], request: SlotRequest, codecs: Codecs, ru
 def load(target: str, script: str | None) -> Callable[..., Any]:
     """Import the handler named by `target`, "module:qualname"; with `script`, from that file in place of the module.
 
-    Raises whatever the import raises, and `ConfigurationError` when what is found there is not a handler.
+    Raises whatever the import raises, and `ConfigurationError` when what is found there is not a
+    handler.
     """
     name, _, qualname = target.partition(":")
     found: Any = importlib.import_module(name) if script is None else _import_script(script)
@@ -204,7 +224,8 @@ def load(target: str, script: str | None) -> Callable[..., Any]:
     if not callable(found) or not hasattr(found, "__mqcore__"):
         msg = (
             f"{target!r} is not registered as a handler where its module alone has been imported: "
-            "decorate it with @app.consumer(..., process=True) in that module, and leave its name to it"
+            "decorate it with @app.consumer(..., process=True) in that module, and leave its "
+            "name to it"
         )
         raise ConfigurationError(msg)
     return cast("Callable[..., Any]", found)
@@ -217,7 +238,9 @@ def _import_script(path: str) -> ModuleType:
         msg = f"{path!r} is not a Python source file"
         raise ConfigurationError(msg)
     module = importlib.util.module_from_spec(spec)
-    module.__spec__ = None  # as in a script: multiprocessing then runs the file again in a child that it spawns
+    module.__spec__ = (
+        None  # as in a script: multiprocessing then runs the file again in a child that it spawns
+    )
     sys.modules[_SCRIPT] = sys.modules["__main__"] = module
     loader.exec_module(module)
     return module
@@ -227,7 +250,9 @@ def main() -> None:
     """Be the child: read what to run, say that it is ready, then answer frame after frame until the parent ends."""
     channel = _take_channel()
     frames: SimpleQueue[tuple[bytes, bytes]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, frames), name="mqcore-parent", daemon=True).start()
+    threading.Thread(
+        target=_listen, args=(channel, frames), name="mqcore-parent", daemon=True
+    ).start()
     start: Header = json.loads(frames.get()[0])
     sys.argv = start["argv"]
     try:
@@ -235,10 +260,14 @@ def main() -> None:
         codecs = default_plugins().codecs(start["codecs"]).bounded(start["most"])
     except BaseException as error:  # noqa: BLE001 - whatever an import raises, SystemExit too, is for the parent to report
         failure = Failure.of(error)
-        channel.sendall(frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback}))
+        channel.sendall(
+            frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback})
+        )
         return
     channel.sendall(frame({"refused": None}))
-    runner = asyncio.Runner()  # one loop for the child's life: a client that a handler keeps may belong to it
+    runner = (
+        asyncio.Runner()
+    )  # one loop for the child's life: a client that a handler keeps may belong to it
     while True:
         header, body = frames.get()
         request = SlotRequest.unframed(json.loads(header), body)
@@ -254,7 +283,9 @@ def _take_channel() -> socket.socket:
     ignore_stop_signals()
     faulthandler.enable()
     channel = socket.socket(fileno=os.dup(0))
-    os.register_at_fork(after_in_child=channel.close)  # or the parent would not notice this child's death
+    os.register_at_fork(
+        after_in_child=channel.close
+    )  # or the parent would not notice this child's death
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -267,7 +298,8 @@ def _listen(channel: socket.socket, frames: SimpleQueue[tuple[bytes, bytes]]) ->
         while True:
             header, body = FRAME.unpack(_receive(channel, FRAME.size))
             frames.put((_receive(channel, header), _receive(channel, body)))
-    # The parent is gone, and with it whoever would have settled the message: end, with what the handler has started.
+    # The parent is gone, and with it whoever would have settled the message: end, with what the
+    # handler has started.
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)

@@ -1,9 +1,10 @@
 """One killable process for a `process=True` handler.
 
-A message comes in by `ProcessSlot.run`, goes as one frame to a child that has imported the handler before, and what the
-child answers is returned. A child that dies instead raises `SlotDied`: that message, and no other, was in it. When
-`run` is cancelled (a time limit), the child is killed with everything that it started, and the next message gets a new
-one. The child's side is `mqcore.running.process_child`.
+A message comes in by `ProcessSlot.run`, goes as one frame to a child that has imported the handler
+before, and what the child answers is returned. A child that dies instead raises `SlotDied`: that
+message, and no other, was in it. When `run` is cancelled (a time limit), the child is killed with
+everything that it started, and the next message gets a new one. The child's side is
+`mqcore.running.process_child`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from mqcore.running.process_child import FRAME, Header, SlotRequest, SlotResult,
 
 __all__ = ["ProcessSlot", "SlotDied", "SlotRequest", "SlotResult", "describe_exit"]
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mqcore.running.process_child import main; main()"
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from "
+    "mqcore.running.process_child import main; main()"
+)
 _GONE = 2.0
 """Seconds that a killed process may take to disappear."""
 _FIRST_LOOK, _LAST_LOOK = 0.001, 0.05
@@ -33,8 +37,8 @@ _FIRST_LOOK, _LAST_LOOK = 0.001, 0.05
 class SlotDied(MqcoreError):
     """The child died: by itself, by a signal, or from outside.
 
-    `code` is its exit code, negative for a signal, None when it could not be had. `ready`: whether it had imported the
-    handler; if not, no message was in it.
+    `code` is its exit code, negative for a signal, None when it could not be had. `ready`: whether
+    it had imported the handler; if not, no message was in it.
     """
 
     def __init__(self, target: str, code: int | None, *, ready: bool) -> None:
@@ -59,10 +63,10 @@ def describe_exit(code: int | None) -> str:
 class ProcessSlot:
     """Runs one handler in a process of its own, one message at a time. Used from one event loop.
 
-    `target` is "module:qualname" of the handler function, `codecs` names the allowed codecs (None: the built-in ones), and `most`
-    is how many bytes a compressed body may have when it is decompressed. Raises
-    `ConfigurationError` when a fresh process could not find it there. The process is started by the first `run` or `start`, and
-    again after each death.
+    `target` is "module:qualname" of the handler function, `codecs` names the allowed codecs (None:
+    the built-in ones), and `most` is how many bytes a compressed body may have when it is
+    decompressed. Raises `ConfigurationError` when a fresh process could not find it there. The
+    process is started by the first `run` or `start`, and again after each death.
     """
 
     def __init__(self, target: str, codecs: Sequence[str] | None = None, most: int = MOST) -> None:
@@ -81,9 +85,9 @@ class ProcessSlot:
     async def start(self) -> None:
         """Have a process ready, so that its start is not on a message's time.
 
-        Raises `ConfigurationError` with the child's own words when the handler cannot be imported there, `SlotDied`
-        when the process died on the way, `OSError` when the system starts no more, `RuntimeError` when the slot is
-        closed.
+        Raises `ConfigurationError` with the child's own words when the handler cannot be imported
+        there, `SlotDied` when the process died on the way, `OSError` when the system starts no
+        more, `RuntimeError` when the slot is closed.
         """
         async with self._lock:
             await self._ready()
@@ -91,15 +95,18 @@ class ProcessSlot:
     async def run(self, request: SlotRequest) -> SlotResult:
         """Hand one message to the handler and return what happened; a second caller waits for the first.
 
-        Raises `SlotDied` when the process died before it answered, and what `start` raises. When cancelled, the process
-        is killed, and gone before the cancellation goes on.
+        Raises `SlotDied` when the process died before it answered, and what `start` raises. When
+        cancelled, the process is killed, and gone before the cancellation goes on.
         """
         async with self._lock:
             child = await self._ready()
             return SlotResult.unframed(*await self._exchange(child, request.frame()))
 
     async def close(self) -> None:
-        """Kill the process and wait until it is gone, at most 2 s. A `run` under way raises `SlotDied`."""
+        """Kill the process and wait until it is gone, at most 2 s.
+
+        A `run` under way raises `SlotDied`.
+        """
         self._closed = True
         if self._child is not None:
             self._child.kill()
@@ -117,13 +124,19 @@ class ProcessSlot:
                 return self._child
             await self._end()  # it died with no message in it
         child = self._child = _Child(self.target)
-        start: Header = {"target": self.target, "script": self._script, "argv": sys.argv, "codecs": self._codecs}
+        start: Header = {
+            "target": self.target,
+            "script": self._script,
+            "argv": sys.argv,
+            "codecs": self._codecs,
+        }
         start["most"] = self._most
         answer, _ = await self._exchange(child, frame(start))
         if answer["refused"] is not None:
             await self._end()
             error = ConfigurationError(
-                f"handler {self.target!r} cannot be imported in a process of its own: {answer['refused']}"
+                f"handler {self.target!r} cannot be imported in a process of its own: "
+                f"{answer['refused']}"
             )
             error.add_note(answer["traceback"])
             raise error
@@ -142,7 +155,10 @@ class ProcessSlot:
             raise
 
     async def _end(self) -> int | None:
-        """Kill the process and return its exit code when it is gone. Goes on in the background when cancelled."""
+        """Kill the process and return its exit code when it is gone.
+
+        Goes on in the background when cancelled.
+        """
         child, self._child = self._child, None
         if child is None:
             return None
@@ -153,7 +169,10 @@ class ProcessSlot:
 
 
 class _Child:
-    """One process and the channel to it. It leads a process group, so that what a handler started is killed with it."""
+    """One process and the channel to it.
+
+    It leads a process group, so that what a handler started is killed with it.
+    """
 
     def __init__(self, target: str) -> None:
         ours, theirs = socket.socketpair()
@@ -188,9 +207,14 @@ class _Child:
         return data
 
     def kill(self) -> None:
-        """Kill the group. Nobody else waits for the process, so its id cannot have become another's meanwhile."""
+        """Kill the group.
+
+        Nobody else waits for the process, so its id cannot have become another's meanwhile.
+        """
         if self.process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):  # what is said of a group of the dead
+            with suppress(
+                ProcessLookupError, PermissionError
+            ):  # what is said of a group of the dead
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     async def end(self) -> int | None:
@@ -198,7 +222,9 @@ class _Child:
         self.kill()
         self._channel.close()
         deadline, look = asyncio.get_running_loop().time() + _GONE, _FIRST_LOOK
-        while (code := self.process.poll()) is None and asyncio.get_running_loop().time() < deadline:
+        while (
+            code := self.process.poll()
+        ) is None and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(look)
             look = min(look * 2, _LAST_LOOK)
         return code
@@ -209,7 +235,8 @@ def _findable(target: str) -> tuple[str, str | None]:
     module, _, qualname = target.partition(":")
     if not module or not qualname or "<" in qualname:
         msg = (
-            f"handler {target!r} cannot run in a process of its own: it must be a function at the top level of a "
+            f"handler {target!r} cannot run in a process of its own: it must be a function at "
+            "the top level of a "
             "module, where a new process can import it"
         )
         raise ConfigurationError(msg)
@@ -221,7 +248,8 @@ def _findable(target: str) -> tuple[str, str | None]:
     path = getattr(program, "__file__", None)
     if path is None or not os.path.isfile(path):  # noqa: PTH113 - a plain look at a plain string
         msg = (
-            f"handler {target!r} cannot run in a process of its own: the program is not a file that a new process can "
+            f"handler {target!r} cannot run in a process of its own: the program is not a file "
+            "that a new process can "
             "import it from. Put the handler into a module"
         )
         raise ConfigurationError(msg)

@@ -2,7 +2,8 @@
 
     intake.next() ─► decode ─► middleware ─► executor ─► outcome ─► reply ─► intake.finish
 
-Whatever a handler raises, `SystemExit` included, becomes the outcome of its message and of nothing else (G4).
+Whatever a handler raises, `SystemExit` included, becomes the outcome of its message and of nothing
+else (G4).
 """
 
 from __future__ import annotations
@@ -87,9 +88,15 @@ class Runner:
         await self.intake.start()
 
     async def run(self) -> None:
-        """Start handlers as messages and slots allow, until the intake is stopped. Raises what ended consuming."""
+        """Start handlers as messages and slots allow, until the intake is stopped.
+
+        Raises what ended consuming.
+        """
         while True:
-            while len(self._running) + self._executor.stuck >= self.spec.concurrency and not self.intake.stopped:
+            while (
+                len(self._running) + self._executor.stuck >= self.spec.concurrency
+                and not self.intake.stopped
+            ):
                 self._freed.clear()
                 await self._freed.wait()
             if self.intake.stopped:
@@ -129,7 +136,8 @@ class Runner:
             self.intake.finish(held, _SUCCEEDED)
             await held.wait_settled()
             if held.lease_lost or not await held.lane.proven(held):
-                return  # it may come again, and at most once means that no handler has begun it (G2)
+                # it may come again, and at most once means that no handler has begun it (G2)
+                return
             if not self._may_start_acknowledged(held):
                 return
         began = self._clock.monotonic()
@@ -143,17 +151,25 @@ class Runner:
         The message is acknowledged, so one that may not start is gone.
         """
         if held.expired(self._clock.monotonic()):
-            reason, error = "expired", "it expired while it was acknowledged, before its handler was started"
+            reason, error = (
+                "expired",
+                "it expired while it was acknowledged, before its handler was started",
+            )
         elif self._grace_is_over:
             reason, error = (
                 "",
-                "the grace of the worker ended while it was acknowledged, before its handler was started",
+                (
+                    "the grace of the worker ended while it was acknowledged, before its handler "
+                    "was started"
+                ),
             )
         else:
             return True
         message = held.delivery.message
         queue = self.spec.queue.name
-        self._events.emit("message.dropped", queue, message.id, message.attempt, reason=reason, error=error)
+        self._events.emit(
+            "message.dropped", queue, message.id, message.attempt, reason=reason, error=error
+        )
         return False
 
     async def _conclude(self, held: Held, outcome: Outcome, result: object, took: float) -> None:
@@ -165,7 +181,9 @@ class Runner:
         reply: tuple[bytes, str] | None = None
         if outcome.happened is Happened.SUCCEEDED:
             try:
-                reply = result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
+                reply = (
+                    result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
+                )
                 self._replies.check(message, reply[0])
             except Exception as error:  # noqa: BLE001 - a value of the user's, written by code of his: the handler's failure
                 reply = None
@@ -194,14 +212,22 @@ class Runner:
             held.on_lost = partial(self._lost, task, ctx, held)
             if self.spec.timeout is not None:
                 held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
-            self._events.emit("message.started", self.spec.queue.name, held.delivery.message.id, held.delivery.attempt)
+            self._events.emit(
+                "message.started",
+                self.spec.queue.name,
+                held.delivery.message.id,
+                held.delivery.attempt,
+            )
         self._cancellable.add(task)
         ending: tuple[Outcome, object]
         try:
             ending = _SUCCEEDED, await self._call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
             interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
-            ending = _INTERRUPTED if interrupted else outcome_of(error), None  # who cancels itself has failed (G4)
+            ending = (
+                _INTERRUPTED if interrupted else outcome_of(error),
+                None,
+            )  # who cancels itself has failed (G4)
         self._cancellable.discard(task)
         self._interrupted.discard(task)
         for held in batch:
@@ -214,7 +240,10 @@ class Runner:
         task.cancel()
 
     def _lost(self, task: asyncio.Task[None], ctx: Context, held: Held) -> None:
-        """The lease is gone: an async handler is cancelled, a thread can only be told (G5). Nobody waits for it at the gate."""
+        """The lease is gone: an async handler is cancelled, a thread can only be told (G5).
+
+        Nobody waits for it at the gate.
+        """
         ctx.lose_lease()
         self.intake.leave(held)
         if self.spec.mode == "async" and task in self._cancellable:
@@ -228,7 +257,10 @@ class Runner:
             held.lane.spawn(self._concluded(held, outcome))
 
     async def _concluded(self, held: Held, outcome: Outcome, took: float = 0.0) -> None:
-        """Conclude one item of a batch. An error of ours is the end of this message and of no other."""
+        """Conclude one item of a batch.
+
+        An error of ours is the end of this message and of no other.
+        """
         try:
             await self._conclude(held, outcome, None, took)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
@@ -304,5 +336,7 @@ async def _at_rest(task: asyncio.Task[None]) -> None:
             task.uncancel()
 
 
-async def _with_next(one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context) -> object:
+async def _with_next(
+    one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context
+) -> object:
     return await one.handle(ctx, call_next)

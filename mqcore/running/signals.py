@@ -1,13 +1,15 @@
 """SIGTERM and SIGINT, for everything in this process that drains at one.
 
-Python keeps one handler for each signal. All workers of a process share the one in this module: it calls each of them, then the
-handler that was set before, so a server or an application around the workers hears of the signal too. When the last worker has
-ended, the previous handlers are set again.
+Python keeps one handler for each signal. All workers of a process share the one in this module: it
+calls each of them, then the handler that was set before, so a server or an application around the
+workers hears of the signal too. When the last worker has ended, the previous handlers are set
+again.
 
-A signal also wakes the event loop of the main thread, by a socket that Python writes to (the wakeup descriptor): the handler runs
-between two instructions of Python, and a loop that waits for its sockets executes none. A process that a message handler forks
-must not write there, or a signal to the child would be taken for one to the worker. So signals wait while a process forks, and the
-child begins with the previous handlers and without a wakeup descriptor, whoever set it.
+A signal also wakes the event loop of the main thread, by a socket that Python writes to (the wakeup
+descriptor): the handler runs between two instructions of Python, and a loop that waits for its
+sockets executes none. A process that a message handler forks must not write there, or a signal to
+the child would be taken for one to the worker. So signals wait while a process forks, and the child
+begins with the previous handlers and without a wakeup descriptor, whoever set it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ __all__ = ["STOP_SIGNALS", "call_at_stop_signals", "ignore_stop_signals"]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_Handler = Any  # what `signal.getsignal` returns: a function, SIG_DFL, SIG_IGN, or None for one that is not Python's
+# what `signal.getsignal` returns: a function, SIG_DFL, SIG_IGN, or None for one that is not
+# Python's
+_Handler = Any
 
 
 class _Waker:
@@ -90,12 +94,14 @@ _forking = threading.local()
 
 
 @contextmanager
-def call_at_stop_signals(call: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None) -> Iterator[None]:
+def call_at_stop_signals(
+    call: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None
+) -> Iterator[None]:
     """Within the block, call `call` at each SIGTERM and SIGINT: in `loop`, the caller's own, or without one in the signal handler.
 
-    In the signal handler it runs between two instructions of whatever the main thread does, so it may do no more than
-    `SimpleQueue.put`. Only the main thread can set handlers. A block in another thread is told of signals while one in the main
-    thread is open.
+    In the signal handler it runs between two instructions of whatever the main thread does, so it
+    may do no more than `SimpleQueue.put`. Only the main thread can set handlers. A block in another
+    thread is told of signals while one in the main thread is open.
     """
     if loop is not None:
         call = partial(loop.call_soon_threadsafe, call)
@@ -143,7 +149,11 @@ def _on_signal(number: int, frame: Any) -> None:
     previous = _previous.get(number, signal.SIG_DFL)
     if not called:
         _act_as(previous, number, frame)
-    elif callable(previous) and previous is not signal.default_int_handler and not _is_of_a_loop(previous):
+    elif (
+        callable(previous)
+        and previous is not signal.default_int_handler
+        and not _is_of_a_loop(previous)
+    ):
         _chain(previous, number, frame)
 
 
@@ -176,7 +186,8 @@ def _is_of_a_loop(handler: _Handler) -> bool:
 def ignore_stop_signals() -> None:
     """Leave it to the parent to end this process.
 
-    It is an empty handler and not SIG_IGN: what this process starts, forks or programs, does not inherit it.
+    It is an empty handler and not SIG_IGN: what this process starts, forks or programs, does not
+    inherit it.
     """
     for number in STOP_SIGNALS:
         _previous[number] = signal.signal(number, _ignore)
@@ -207,9 +218,13 @@ def _reset_in_child() -> None:
         for number, handler in _previous.items():
             if signal.getsignal(number) in (_on_signal, _ignore):
                 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-                signal.signal(number, default if handler is None or _is_of_a_loop(handler) else handler)
+                signal.signal(
+                    number, default if handler is None or _is_of_a_loop(handler) else handler
+                )
         _previous.clear()
     _release_signals()
 
 
-os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_reset_in_child)
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_release_signals, after_in_child=_reset_in_child
+)

@@ -36,8 +36,8 @@ _UNKNOWN = object()
 class Signature:
     """What a handler takes.
 
-    `payload` is the type of the payload by the handler's annotation, for a batch the type of one item's;
-    None when it has no annotation. `unreadable` says why the annotations cannot be read.
+    `payload` is the type of the payload by the handler's annotation, for a batch the type of one
+    item's; None when it has no annotation. `unreadable` says why the annotations cannot be read.
     """
 
     is_async: bool
@@ -48,7 +48,10 @@ class Signature:
 
     @classmethod
     def of(cls, call: Callable[..., Any], where: str, *, batched: bool, process: bool) -> Signature:
-        """Look at a handler. Raises `ConfigurationError` for one that cannot be called with a payload."""
+        """Look at a handler.
+
+        Raises `ConfigurationError` for one that cannot be called with a payload.
+        """
         _check_kind(call, where)
         functions = list(_functions(call))
         is_async = inspect.iscoroutinefunction(functions[0])
@@ -63,11 +66,17 @@ class Signature:
             payload = _payload_of_items(*first, where)
         else:
             payload = _payload_of_one(*first, where)
-            contexts = [Context, BlockingContext] if process else [Context if is_async else BlockingContext]
+            contexts = (
+                [Context, BlockingContext]
+                if process
+                else [Context if is_async else BlockingContext]
+            )
             for name, annotation in more:
                 _check_context(name, annotation, contexts, where)
 
-        return cls(is_async, bool(more), None if payload is _UNKNOWN else payload, unreadable, first[0])
+        return cls(
+            is_async, bool(more), None if payload is _UNKNOWN else payload, unreadable, first[0]
+        )
 
     def check_payload(self, kind: object, where: str) -> None:
         """Raise `ConfigurationError` when the queue carries values that the annotation excludes."""
@@ -78,7 +87,8 @@ class Signature:
 
         wanted = getattr(self.payload, "__name__", self.payload)
         raise ConfigurationError(
-            f"{where}: parameter {self.first!r} is annotated as {wanted}, and the queue carries {carried.__name__}. "
+            f"{where}: parameter {self.first!r} is annotated as {wanted}, and the queue carries "
+            f"{carried.__name__}. "
             f"Declare Queue(..., {wanted}), or change the annotation"
         )
 
@@ -99,8 +109,14 @@ def _check_kind(call: object, where: str) -> None:
         )
 
     if inspect.isclass(call) or not callable(call):
-        kind = f"the class {call.__qualname__}" if inspect.isclass(call) else f"{type(call).__name__!r}"
-        raise ConfigurationError(f"{where}: {kind} is not a handler. Register a function or a method of an instance")
+        kind = (
+            f"the class {call.__qualname__}"
+            if inspect.isclass(call)
+            else f"{type(call).__name__!r}"
+        )
+        raise ConfigurationError(
+            f"{where}: {kind} is not a handler. Register a function or a method of an instance"
+        )
 
 
 def _functions(call: Any) -> Iterator[Any]:
@@ -127,9 +143,13 @@ def _check_functions(functions: Sequence[Any], where: str, *, process: bool) -> 
     called, *wrapped = functions
 
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise ConfigurationError(f"{where}: a generator is not a handler. Return when the message is handled")
+        raise ConfigurationError(
+            f"{where}: a generator is not a handler. Return when the message is handled"
+        )
 
-    if process or inspect.iscoroutinefunction(called):  # what a child's handler returns is awaited there
+    if process or inspect.iscoroutinefunction(
+        called
+    ):  # what a child's handler returns is awaited there
         return
 
     kinds = {
@@ -140,7 +160,8 @@ def _check_functions(functions: Sequence[Any], where: str, *, process: bool) -> 
     for kind, is_kind in kinds.items():
         if any(map(is_kind, wrapped)):
             raise ConfigurationError(
-                f"{where}: a plain function wraps {kind}, and whether it runs it to its end cannot be known. "
+                f"{where}: a plain function wraps {kind}, and whether it runs it to its end "
+                "cannot be known. "
                 "Write the wrapper as `async def` and await the function in it"
             )
 
@@ -159,18 +180,22 @@ def _parameters(call: Any, hints: dict[str, Any], where: str) -> list[inspect.Pa
         signature = inspect.signature(call)
     except (TypeError, ValueError):  # whose text shows what a partial holds
         raise ConfigurationError(
-            f"{where}: its parameters cannot be read. It is a partial whose arguments do not fit, or a builtin"
+            f"{where}: its parameters cannot be read. It is a partial whose arguments do not "
+            "fit, or a builtin"
         ) from None
 
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     everything = list(signature.parameters.values())
     plain = [each for each in everything if each.kind in positional]
     required = [each for each in plain if each.default is each.empty]
-    keywords = [each for each in everything if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
+    keywords = [
+        each for each in everything if each.kind is each.KEYWORD_ONLY and each.default is each.empty
+    ]
 
     if keywords or not 1 <= len(required) <= len(("payload", "context")):
         raise ConfigurationError(
-            f"{where}: a handler takes the payload, or the payload and a context; {_shown(everything)}"
+            f"{where}: a handler takes the payload, or the payload and a context; "
+            f"{_shown(everything)}"
             + (". Give keyword arguments by functools.partial" if keywords else "")
         )
 
@@ -181,7 +206,8 @@ def _parameters(call: Any, hints: dict[str, Any], where: str) -> list[inspect.Pa
     for each in everything:
         if each not in filled and _names_context(hints.get(each.name, _UNKNOWN)):
             raise ConfigurationError(
-                f"{where}: parameter {each.name!r} is annotated as a context and would never get one. "
+                f"{where}: parameter {each.name!r} is annotated as a context and would never "
+                "get one. "
                 "The context is the second parameter, after the payload"
             )
     return filled
@@ -191,7 +217,11 @@ def _shown(parameters: Sequence[inspect.Parameter]) -> str:
     """Name the parameters without their defaults, which may be secrets that a partial holds."""
     stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
     names = [stars.get(each.kind.name, "") + each.name for each in parameters]
-    hint = ". A wrapper needs functools.wraps" if any(each.kind.name in stars for each in parameters) else ""
+    hint = (
+        ". A wrapper needs functools.wraps"
+        if any(each.kind.name in stars for each in parameters)
+        else ""
+    )
     return f"this one takes ({', '.join(names)}){hint}"
 
 
@@ -201,7 +231,8 @@ def _check_self(call: Any, first: inspect.Parameter, where: str) -> None:
         call = call.func
     if inspect.isfunction(call) and first.name in {"self", "cls"}:
         raise ConfigurationError(
-            f"{where}: it is a method without its object, and its {first.name!r} would be the payload. "
+            f"{where}: it is a method without its object, and its {first.name!r} would be the "
+            "payload. "
             "Register the method of an instance: app.register(queue, instance.method, {})"
         )
 
@@ -216,7 +247,8 @@ def _payload_of_one(name: str, annotation: Any, where: str) -> Any:
     items = [annotation, *(item for each in _choices(annotation) for item in get_args(each))]
     if any((get_origin(item) or item) is Received for item in items):
         raise ConfigurationError(
-            f"{where}: parameter {name!r} is annotated with Received, which a handler with batch= gets"
+            f"{where}: parameter {name!r} is annotated with Received, which a handler with "
+            "batch= gets"
         )
     return annotation
 
@@ -249,11 +281,13 @@ def _check_context(name: str, annotation: Any, contexts: Sequence[type], where: 
     if _names_context(annotation):
         raise ConfigurationError(
             f"{where}: parameter {name!r} gets a {contexts[0].__name__}, and is annotated as "
-            f"{getattr(annotation, '__name__', annotation)}. An async handler gets a Context, a blocking one a BlockingContext"
+            f"{getattr(annotation, '__name__', annotation)}. An async handler gets a Context, a "
+            "blocking one a BlockingContext"
         )
     raise ConfigurationError(
         f"{where}: parameter {name!r} would get the context, and is annotated as "
-        f"{getattr(annotation, '__name__', annotation)}. Give other arguments by functools.partial or from ctx.state"
+        f"{getattr(annotation, '__name__', annotation)}. Give other arguments by "
+        "functools.partial or from ctx.state"
     )
 
 
@@ -275,7 +309,11 @@ def _admits(annotation: Any, kind: type) -> bool:
     """Whether an annotation may describe a value of `kind`; only a plain class can exclude it."""
     for each in _choices(annotation):
         declared = get_origin(each) or each
-        if declared is Any or not isinstance(declared, type) or getattr(declared, "_is_protocol", False):
+        if (
+            declared is Any
+            or not isinstance(declared, type)
+            or getattr(declared, "_is_protocol", False)
+        ):
             return True
         if issubclass(kind, declared) or {kind, declared} <= _NUMBERS:
             return True

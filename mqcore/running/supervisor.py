@@ -1,13 +1,13 @@
 """`Supervisor`: N processes of one worker command, kept alive until they are told to stop.
 
-It knows nothing of messages. Each place has a process, its exit code says what comes next: a worker that died is
-started again after a wait that grows while it keeps dying, one that recycled itself (`RECYCLE`) at once, and one that
-cannot start as it is configured ends them all. SIGTERM and SIGINT are passed on, the workers drain (G13), and whoever
-is late is killed.
+It knows nothing of messages. Each place has a process, its exit code says what comes next: a worker
+that died is started again after a wait that grows while it keeps dying, one that recycled itself
+(`RECYCLE`) at once, and one that cannot start as it is configured ends them all. SIGTERM and SIGINT
+are passed on, the workers drain (G13), and whoever is late is killed.
 
-Each process leads a group of its own, so that Ctrl-C on a terminal reaches it once, through here. Its standard input is
-a pipe that ends when the supervisor does, however that came about: a worker that looks at it need not outlive its
-supervisor.
+Each process leads a group of its own, so that Ctrl-C on a terminal reaches it once, through here.
+Its standard input is a pipe that ends when the supervisor does, however that came about: a worker
+that looks at it need not outlive its supervisor.
 """
 
 from __future__ import annotations
@@ -52,15 +52,22 @@ _STATM = Path("/proc/self/statm")
 class Supervisor:
     """Runs `processes` copies of `command`; each is started anew when it ends, until the supervisor is told to stop.
 
-    `grace` is what the workers take at most to drain, in seconds. Raises `ConfigurationError` for figures that make no
-    sense.
+    `grace` is what the workers take at most to drain, in seconds. Raises `ConfigurationError` for
+    figures that make no sense.
     """
 
     def __init__(
-        self, command: Sequence[str], processes: int, *, grace: float = 30.0, clock: Clock | None = None
+        self,
+        command: Sequence[str],
+        processes: int,
+        *,
+        grace: float = 30.0,
+        clock: Clock | None = None,
     ) -> None:
         if not command:
-            raise ConfigurationError("supervisor: the command is empty; give the words that start a worker")
+            raise ConfigurationError(
+                "supervisor: the command is empty; give the words that start a worker"
+            )
         check_count("processes", processes, "supervisor")
         check_seconds("grace", grace, "supervisor", zero=True)
         self._command = list(command)
@@ -82,9 +89,9 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the workers running until `stop`, SIGTERM or SIGINT, and return the exit code for this process.
 
-        0 when all have drained, 1 when one had to be killed or failed while draining, 2 when one could not start as it
-        is configured (what it wrote is on standard error). Called on the main thread, once. When cancelled, the workers
-        are killed.
+        0 when all have drained, 1 when one had to be killed or failed while draining, 2 when one
+        could not start as it is configured (what it wrote is on standard error). Called on the main
+        thread, once. When cancelled, the workers are killed.
         """
         loop = asyncio.get_running_loop()
         with ExitStack() as stack:
@@ -100,7 +107,10 @@ class Supervisor:
         return self._code
 
     def stop(self) -> None:
-        """Let the workers drain, and `run` return when they have. Called again: let them end at once."""
+        """Let the workers drain, and `run` return when they have.
+
+        Called again: let them end at once.
+        """
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
@@ -118,7 +128,10 @@ class Supervisor:
                 self._note_drained(place, code)
                 return
             if code == MISCONFIGURED and not healthy:
-                log().error("worker %d cannot start as it is configured; what it wrote above says why", place)
+                log().error(
+                    "worker %d cannot start as it is configured; what it wrote above says why",
+                    place,
+                )
                 self._code = MISCONFIGURED
                 self.stop()
                 return
@@ -127,7 +140,12 @@ class Supervisor:
                 continue
             deaths = 1 if healthy else deaths + 1
             wait = _BACKOFF.wait(deaths, random.random())
-            log().error("worker %d ended: %s; the next is started in %.1f s", place, describe_exit(code), wait)
+            log().error(
+                "worker %d ended: %s; the next is started in %.1f s",
+                place,
+                describe_exit(code),
+                wait,
+            )
             with suppress(TimeoutError):
                 async with self._clock.timeout(wait):
                     await self._stopping.wait()
@@ -159,7 +177,9 @@ class Supervisor:
                 await self._hurry.wait()
                 await self._clock.sleep(_LATE)
         for place, process in self._running.items():
-            log().error("worker %d (process %d) did not end in time and is killed", place, process.pid)
+            log().error(
+                "worker %d (process %d) did not end in time and is killed", place, process.pid
+            )
             process.kill()
         await self._clock.sleep(_GONE)
         self._code = self._code or 1
@@ -167,7 +187,10 @@ class Supervisor:
             task.cancel()
 
     def _note_drained(self, place: int, code: int | None) -> None:
-        """Once it is time to stop. A worker that SIGTERM killed had not come as far as to look at signals."""
+        """Once it is time to stop.
+
+        A worker that SIGTERM killed had not come as far as to look at signals.
+        """
         if code not in {0, RECYCLE, -signal.SIGTERM}:
             log().error("worker %d ended while draining: %s", place, describe_exit(code))
             self._code = self._code or 1

@@ -1,10 +1,10 @@
 """Threads for blocking handlers, of which a stuck one costs its own slot and nothing else.
 
-A handler's call comes in by `run`, takes a slot, and is put into a queue that daemon threads read. The thread keeps
-whatever comes of it, result or exception of any class, as a plain value, and hands it to the loop; `run` returns or
-raises it where it was awaited. When the caller has gone meanwhile (a time limit, a shutdown), nobody can stop the
-thread: the slot stays taken until it ends, what it brings is dropped, and the end of the process does not wait for it.
-`ThreadPoolExecutor` would.
+A handler's call comes in by `run`, takes a slot, and is put into a queue that daemon threads read.
+The thread keeps whatever comes of it, result or exception of any class, as a plain value, and hands
+it to the loop; `run` returns or raises it where it was awaited. When the caller has gone meanwhile
+(a time limit, a shutdown), nobody can stop the thread: the slot stays taken until it ends, what it
+brings is dropped, and the end of the process does not wait for it. `ThreadPoolExecutor` would.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ class ThreadPool:
     async def run(self, call: Callable[[], R]) -> R:
         """Call `call` in a thread, with a copy of the caller's context variables, and return what it returns.
 
-        Waits for a free slot first. Raises what the call raised, `SystemExit` and `KeyboardInterrupt` included, in this
-        coroutine and nowhere else. `StopIteration` and `asyncio.CancelledError` cannot travel so without meaning
-        something else; they come as the cause of a `RuntimeError`, so a cancellation that comes out of here is always
-        the caller's own. `RuntimeError` also when the pool is closed.
+        Waits for a free slot first. Raises what the call raised, `SystemExit` and
+        `KeyboardInterrupt` included, in this coroutine and nowhere else. `StopIteration` and
+        `asyncio.CancelledError` cannot travel so without meaning something else; they come as the
+        cause of a `RuntimeError`, so a cancellation that comes out of here is always the caller's
+        own. `RuntimeError` also when the pool is closed.
         """
         await self.wait_free()
         if self._closed:
@@ -102,7 +103,8 @@ class ThreadPool:
             result: R = job.result
             return result
         finally:
-            # the traceback of its error holds this frame: both would live until the next garbage collection
+            # the traceback of its error holds this frame: both would live until the next garbage
+            # collection
             del job
 
     def close(self) -> None:
@@ -114,7 +116,9 @@ class ThreadPool:
 
     def _submit(self, job: _Job) -> None:
         if self._taken == self._threads:
-            work = threading.Thread(target=_work, args=(self._queue, self._end), name=self._next_name(), daemon=True)
+            work = threading.Thread(
+                target=_work, args=(self._queue, self._end), name=self._next_name(), daemon=True
+            )
             work.start()
             self._threads += 1
         self._taken += 1

@@ -6,13 +6,16 @@
             for delivery in deliveries:
                 delivery.ack()
 
-One message: the call is handed to an event loop in a daemon thread of the broker's own, `mqcore.Broker` does there what it always
-does, and the caller waits for the ending. Nothing is decided here, so both APIs act alike (G17); a test compares their signatures.
+One message: the call is handed to an event loop in a daemon thread of the broker's own,
+`mqcore.Broker` does there what it always does, and the caller waits for the ending. Nothing is
+decided here, so both APIs act alike (G17); a test compares their signatures.
 
-All of it may be used from several threads at once. Ctrl-C cancels the call that waits. Where an event loop is running a call
-would stand still with all that lives in that loop, so it is refused: use `mqcore.Broker` and `await` there, or another thread.
-Middleware runs in the broker's thread. Close a broker, best by `with`: one that is forgotten keeps no program from ending, but
-what its consumers hold then comes back as after a crash (G4). After `os.fork` connect a new one: threads stay behind.
+All of it may be used from several threads at once. Ctrl-C cancels the call that waits. Where an
+event loop is running a call would stand still with all that lives in that loop, so it is refused:
+use `mqcore.Broker` and `await` there, or another thread. Middleware runs in the broker's thread.
+Close a broker, best by `with`: one that is forgotten keeps no program from ending, but what its
+consumers hold then comes back as after a crash (G4). After `os.fork` connect a new one: threads
+stay behind.
 """
 
 from __future__ import annotations
@@ -60,13 +63,19 @@ class Broker:
     """A broker, connected, for programs that block; see `mqcore.Broker`, whose methods these are."""
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
-        """Read the settings and find the plugin; no I/O yet. Raises `ConfigurationError` and `BackendNotFound`."""
+        """Read the settings and find the plugin; no I/O yet.
+
+        Raises `ConfigurationError` and `BackendNotFound`.
+        """
         self._broker = AsyncBroker(url, **options)
         self._loop = LoopThread(self._broker.close)
 
     @classmethod
     def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
-        """Return a broker for `with`. Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`."""
+        """Return a broker for `with`.
+
+        Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`.
+        """
         return cls(url, **options)
 
     def __enter__(self) -> Self:
@@ -75,7 +84,10 @@ class Broker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         self.close()
@@ -85,7 +97,10 @@ class Broker:
         self._loop.run(self._broker.open())
 
     def close(self) -> None:
-        """As `mqcore.Broker.close`; waits until the broker's thread has ended, too. Idempotent and bounded."""
+        """As `mqcore.Broker.close`; waits until the broker's thread has ended, too.
+
+        Idempotent and bounded.
+        """
         self._loop.close()
 
     @property
@@ -108,7 +123,10 @@ class Broker:
         return self._loop.run(self._broker.diagnose())
 
     def unwrap(self, kind: type[R]) -> R:
-        """As `mqcore.Broker.unwrap`. What it returns belongs to the broker's own thread and loop."""
+        """As `mqcore.Broker.unwrap`.
+
+        What it returns belongs to the broker's own thread and loop.
+        """
         return self._broker.unwrap(kind)
 
     def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
@@ -118,7 +136,10 @@ class Broker:
     def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
     ) -> list[Receipt | MqcoreError]:
-        """As `mqcore.Broker.publish_many`. The payloads are gathered here, in the caller's thread."""
+        """As `mqcore.Broker.publish_many`.
+
+        The payloads are gathered here, in the caller's thread.
+        """
         return self._loop.run(self._broker.publish_many(to, list(payloads), **options))
 
     def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
@@ -127,11 +148,18 @@ class Broker:
 
     @overload
     def request(
-        self, to: Target[T], payload: T, *, result: type[R] | TypeAdapter[R], **options: Unpack[PublishOptions]
+        self,
+        to: Target[T],
+        payload: T,
+        *,
+        result: type[R] | TypeAdapter[R],
+        **options: Unpack[PublishOptions],
     ) -> R: ...
     @overload
     def request(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Any: ...
-    def request(self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]) -> Any:
+    def request(
+        self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]
+    ) -> Any:
         """As `mqcore.Broker.request`."""
         return self._loop.run(self._broker.request(to, payload, result=result, **options))
 
@@ -165,7 +193,9 @@ class Broker:
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[Any]:
         """As `mqcore.Broker.consume`: a consumer for `with` and `for`."""
-        consumer = self._broker.consume(queue, prefetch=prefetch, retry=retry, lease=lease, after_crash=after_crash)
+        consumer = self._broker.consume(
+            queue, prefetch=prefetch, retry=retry, lease=lease, after_crash=after_crash
+        )
         return Consumer(self._loop, consumer)
 
     def declare(self, *things: Queue[Any] | Router[Any]) -> None:
@@ -180,7 +210,9 @@ class Broker:
         """As `mqcore.Broker.bindings`."""
         return self._loop.run(self._broker.bindings(router))
 
-    def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    def delete(
+        self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False
+    ) -> bool:
         """As `mqcore.Broker.delete`."""
         return self._loop.run(self._broker.delete(queue, if_empty=if_empty, if_unused=if_unused))
 
@@ -192,7 +224,9 @@ class Broker:
         """As `mqcore.Broker.purge`."""
         return self._loop.run(self._broker.purge(queue))
 
-    def peek(self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None) -> Sequence[Entry]:
+    def peek(
+        self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None
+    ) -> Sequence[Entry]:
         """As `mqcore.Broker.peek`."""
         return self._loop.run(self._broker.peek(queue, limit, after))
 
@@ -221,8 +255,13 @@ class Producer(Generic[T]):
         """As `mqcore.Producer.publish`."""
         return self._loop.run(self._producer.publish(payload, **options))
 
-    def publish_many(self, payloads: Iterable[T], **options: Unpack[PublishOptions]) -> list[Receipt | MqcoreError]:
-        """As `mqcore.Producer.publish_many`. The payloads are gathered here, in the caller's thread."""
+    def publish_many(
+        self, payloads: Iterable[T], **options: Unpack[PublishOptions]
+    ) -> list[Receipt | MqcoreError]:
+        """As `mqcore.Producer.publish_many`.
+
+        The payloads are gathered here, in the caller's thread.
+        """
         return self._loop.run(self._producer.publish_many(list(payloads), **options))
 
 
@@ -249,7 +288,9 @@ class Received(Facts, Generic[T]):
         """As `mqcore.Received.release`."""
         self._settle(self._received.release())
 
-    def retry(self, delay: float | timedelta | None = None, error: BaseException | None = None) -> None:
+    def retry(
+        self, delay: float | timedelta | None = None, error: BaseException | None = None
+    ) -> None:
         """As `mqcore.Received.retry`."""
         self._settle(self._received.retry(delay, error))
 
@@ -281,7 +322,10 @@ class Consumer(Generic[T]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close."""
         self.close()

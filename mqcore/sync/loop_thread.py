@@ -1,8 +1,8 @@
 """An event loop in a daemon thread, for callers that block: what `mqcore.sync` stands on.
 
-One call: `run` hands a coroutine to the loop and waits for its ending in the caller's thread. `close` runs the last coroutine,
-lets calls of other threads end, and ends the thread. Whoever has closed, forked or forgotten gets an answer, and never waits for a
-thread that is not there.
+One call: `run` hands a coroutine to the loop and waits for its ending in the caller's thread.
+`close` runs the last coroutine, lets calls of other threads end, and ends the thread. Whoever has
+closed, forked or forgotten gets an answer, and never waits for a thread that is not there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["LoopThread"]
 
 R = TypeVar("R")
 _LAST_CALLS = 1.0
-"""Seconds that calls which wait in other threads get to end by themselves after the last coroutine."""
+"""Seconds that calls which wait in other threads get to end by themselves after the last coroutine.
+"""
 
 
 class LoopThread:
@@ -42,10 +43,13 @@ class LoopThread:
         self._closing = False
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run it on the loop, and return or raise as it ends. Interrupted by Ctrl-C it is cancelled.
+        """Run it on the loop, and return or raise as it ends.
 
-        After `close` it runs on a loop of the moment, so that what is closed says so itself. Raises `ConfigurationError` where an
-        event loop is running, and `ConnectionLost` when the thread ends before the call, or is left behind by a fork.
+        Interrupted by Ctrl-C it is cancelled.
+
+        After `close` it runs on a loop of the moment, so that what is closed says so itself. Raises
+        `ConfigurationError` where an event loop is running, and `ConnectionLost` when the thread
+        ends before the call, or is left behind by a fork.
         """
         future: Future[R] | None = None
         try:
@@ -68,7 +72,10 @@ class LoopThread:
                 future.cancel()
 
     def close(self) -> None:
-        """Run the last coroutine and end the thread; raises what that coroutine raises. Idempotent."""
+        """Run the last coroutine and end the thread; raises what that coroutine raises.
+
+        Idempotent.
+        """
         if sys.is_finalizing() or self._left_behind():
             return
         _refuse_to_block_a_loop()
@@ -81,14 +88,21 @@ class LoopThread:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if sys.is_finalizing() or self._left_behind():
-            msg = "the thread of this broker is gone, by a fork or the interpreter's end; connect one in each process"
+            msg = (
+                "the thread of this broker is gone, by a fork or the interpreter's end; connect "
+                "one in each process"
+            )
             raise ConnectionLost(msg)
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
             arguments = (loop, self._last, self._stop, self._stopped)
-            self._thread = threading.Thread(target=_serve, args=arguments, name="mqcore-sync", daemon=True)
+            self._thread = threading.Thread(
+                target=_serve, args=arguments, name="mqcore-sync", daemon=True
+            )
             self._thread.start()
-            weakref.finalize(self, _abandon, loop, self._stop, self._stopped, self._thread).atexit = False
+            weakref.finalize(
+                self, _abandon, loop, self._stop, self._stopped, self._thread
+            ).atexit = False
         return self._loop
 
     def _left_behind(self) -> bool:
@@ -101,7 +115,8 @@ def _refuse_to_block_a_loop() -> None:
     except RuntimeError:
         return
     msg = (
-        "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker and await there, or call from a "
+        "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker and "
+        "await there, or call from a "
         "thread without a loop"
     )
     raise ConfigurationError(msg)
@@ -133,10 +148,18 @@ async def _until(stop: asyncio.Event, last: Callable[[], Coroutine[Any, Any, Non
 
 
 def _abandon(
-    loop: asyncio.AbstractEventLoop, stop: asyncio.Event, stopped: Future[None], thread: threading.Thread
+    loop: asyncio.AbstractEventLoop,
+    stop: asyncio.Event,
+    stopped: Future[None],
+    thread: threading.Thread,
 ) -> None:
-    """Nobody can call any more. This runs wherever the garbage was found, so it starts the end and does not wait for it."""
+    """Nobody can call any more.
+
+    This runs wherever the garbage was found, so it starts the end and does not wait for it.
+    """
     if thread.is_alive() and not stop.is_set() and not stopped.done():
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(stop.set)
-        warnings.warn("a Broker of mqcore.sync was never closed; use `with`", ResourceWarning, stacklevel=2)
+        warnings.warn(
+            "a Broker of mqcore.sync was never closed; use `with`", ResourceWarning, stacklevel=2
+        )

@@ -1,8 +1,8 @@
 """The seam over the store: URL, options and capabilities, and the waiting that the store leaves to asyncio.
 
-One message: `publish` is a plain call into the store and never waits. `receive` claims; when there is nothing it sleeps
-until the store wakes it or the clock does, and claims again. Between the claim and the return there is no await: a
-cancelled `receive` has claimed nothing.
+One message: `publish` is a plain call into the store and never waits. `receive` claims; when there
+is nothing it sleeps until the store wakes it or the clock does, and claims again. Between the claim
+and the return there is no await: a cancelled `receive` has claimed nothing.
 """
 
 import asyncio
@@ -52,7 +52,9 @@ def capabilities(options: MemoryOptions) -> Capabilities:
         Capability.DELAY: Support(native, {"granularity": 0.005, "max": options.max_delay}),
         Capability.PRIORITY: Support(native, {"levels": 11}),
         Capability.EXPIRY: Support(native, {"sweep": True}),
-        Capability.DEDUP: Support(native, {"window": options.dedup_window, "size": options.dedup_size}),
+        Capability.DEDUP: Support(
+            native, {"window": options.dedup_window, "size": options.dedup_size}
+        ),
         Capability.ATOMIC_MOVE: Support(native),
         Capability.LEASE: Support(native),
         Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
@@ -73,21 +75,30 @@ class MemoryBackend(Backend):
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
         if not isinstance(options, MemoryOptions):
-            raise ConfigurationError(f"the memory backend takes MemoryOptions, not {type(options).__name__}")
+            raise ConfigurationError(
+                f"the memory backend takes MemoryOptions, not {type(options).__name__}"
+            )
         self._options = options
         self._clock = options.clock
         parts = urlsplit(url)
         place, at = parts.netloc.rpartition("@")[2], "@" in parts.netloc
         if at and parts.scheme == "memory":
-            raise ConfigurationError("memory:// has no users and no passwords; its URL is memory:// or memory://NAME")
-        self._name = f"{place}{parts.path}".strip("/") or "default"  # errors tell it: nothing secret may be in it
+            raise ConfigurationError(
+                "memory:// has no users and no passwords; its URL is memory:// or memory://NAME"
+            )
+        self._name = (
+            f"{place}{parts.path}".strip("/") or "default"
+        )  # errors tell it: nothing secret may be in it
         self._capabilities = capabilities(options)
         self._subscriptions: set[MemorySubscription] = set()
         self._open: MemoryStore | None = None
         self._owner = Holder()
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:  # noqa: ARG002 - memory is never lost
-        """Find the store, or make it. Raises `ConfigurationError` when it is open under another clock."""
+        """Find the store, or make it.
+
+        Raises `ConfigurationError` when it is open under another clock.
+        """
         if self._open is None:
             self._open = attach(self._name, self._options)
         return self._capabilities
@@ -103,7 +114,10 @@ class MemoryBackend(Backend):
         detach(store)
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Create what is missing. Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than memory."""
+        """Create what is missing.
+
+        Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than memory.
+        """
         for spec in queues:
             if spec.durability is not None:
                 self._capabilities.require_durability(spec.durability)
@@ -115,7 +129,9 @@ class MemoryBackend(Backend):
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
         """Start to consume. Raises `QueueNotFound`."""
-        subscription = MemorySubscription(self._store, queue, Holder(prefetch, lease), self._options)
+        subscription = MemorySubscription(
+            self._store, queue, Holder(prefetch, lease), self._options
+        )
         self._subscriptions.add(subscription)
         subscription.closed = self._subscriptions.discard
         return subscription
@@ -156,7 +172,9 @@ class MemoryBackend(Backend):
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
-        return self._store.delete(queue, self._clock.monotonic(), if_empty=if_empty, if_unused=if_unused)
+        return self._store.delete(
+            queue, self._clock.monotonic(), if_empty=if_empty, if_unused=if_unused
+        )
 
     async def alter(self, queue: str, settings: Alterations) -> None:
         """Give a queue other settings. Raises `QueueNotFound`."""
@@ -177,14 +195,18 @@ class MemoryBackend(Backend):
     @property
     def _store(self) -> MemoryStore:
         if self._open is None:
-            raise ConnectionLost(f"the connection to memory://{self._name} is closed; open it first")
+            raise ConnectionLost(
+                f"the connection to memory://{self._name} is closed; open it first"
+            )
         return self._open
 
 
 class MemorySubscription(Subscription):
     """One consumer: claims from the store, and waits between the claims without costing anything."""
 
-    def __init__(self, store: MemoryStore, queue: str, holder: Holder, options: MemoryOptions) -> None:
+    def __init__(
+        self, store: MemoryStore, queue: str, holder: Holder, options: MemoryOptions
+    ) -> None:
         self.closed: Callable[[MemorySubscription], None] = lambda _: None
         self._store = store
         self._queue = queue
@@ -198,10 +220,17 @@ class MemorySubscription(Subscription):
         store.subscribe(queue, holder, self._clock.monotonic())
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
-        """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
+        """Claim, or wait until there is something to claim.
+
+        Raises `QueueNotFound` once the queue was deleted.
+        """
         if not self._open:
-            raise ConnectionLost(f"the subscription of queue {self._queue!r} is closed; subscribe again")
-        await asyncio.sleep(0)  # a consumer that always finds something must not keep the loop for itself
+            raise ConnectionLost(
+                f"the subscription of queue {self._queue!r} is closed; subscribe again"
+            )
+        await asyncio.sleep(
+            0
+        )  # a consumer that always finds something must not keep the loop for itself
         now = self._clock.monotonic()
         deadline = now + timeout
         while self._open:
@@ -215,7 +244,10 @@ class MemorySubscription(Subscription):
         return []
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:  # noqa: ARG002 - it never waits
-        """Settle the batch at once. After a close everything is stale, for it has come back to the queue."""
+        """Settle the batch at once.
+
+        After a close everything is stale, for it has come back to the queue.
+        """
         return self._store.settle(self._queue, batch, self._clock.monotonic())
 
     async def close(self) -> None:

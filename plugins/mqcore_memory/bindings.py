@@ -8,7 +8,10 @@ __all__ = ["Bindings"]
 
 
 class Bindings:
-    """Bindings by router, in the order in which they came. A router is there as long as it has one."""
+    """Bindings by router, in the order in which they came.
+
+    A router is there as long as it has one.
+    """
 
     def __init__(self) -> None:
         self._routers: dict[str, dict[Binding, None]] = {}
@@ -20,7 +23,8 @@ class Bindings:
             kind = kinds.setdefault(binding.router, binding.kind)
             if kind != binding.kind:
                 raise TopologyMismatch(
-                    f"router {binding.router!r} exists with kind={kind!r} and was declared with kind={binding.kind!r}: "
+                    f"router {binding.router!r} exists with kind={kind!r} and was declared with "
+                    f"kind={binding.kind!r}: "
                     "use the same everywhere, another name, or remove its bindings first"
                 )
         for binding in bindings:

@@ -11,8 +11,9 @@ Key = tuple[str, int, str]
 class Window:
     """The names of the copies stored in the last `seconds`, at most the last `size` of them; after their ack as well.
 
-    Each name goes with the number of the entry that was stored. It tells a Move its own successor from a copy of an
-    earlier life: an id that its owner uses again when its window is over may meet the hops of its first retries.
+    Each name goes with the number of the entry that was stored. It tells a Move its own successor
+    from a copy of an earlier life: an id that its owner uses again when its window is over may meet
+    the hops of its first retries.
     """
 
     __slots__ = ("_numbers", "_order", "_seconds", "_size")

@@ -14,9 +14,10 @@ T = TypeVar("T", int, bytes)
 class Heap(Generic[T]):
     """Items in the order of their keys, least first; equal keys in the order of the items.
 
-    Nothing is ever removed from the middle: `alive(key, item)` says whether an item still counts, and a dead one is
-    dropped when it comes up. So that the dead do not pile up behind a living one, all of them are dropped whenever the
-    heap has doubled since the last time. Items are numbers or receipts: what is dead here keeps no body in memory.
+    Nothing is ever removed from the middle: `alive(key, item)` says whether an item still counts,
+    and a dead one is dropped when it comes up. So that the dead do not pile up behind a living one,
+    all of them are dropped whenever the heap has doubled since the last time. Items are numbers or
+    receipts: what is dead here keeps no body in memory.
     """
 
     __slots__ = ("_alive", "_items", "_limit")
@@ -31,7 +32,10 @@ class Heap(Generic[T]):
         return len(self._items)
 
     def push(self, key: float, item: T) -> None:
-        """Add an item. The same pair may be there already: whoever pops it the second time finds it dead."""
+        """Add an item.
+
+        The same pair may be there already: whoever pops it the second time finds it dead.
+        """
         items = self._items
         heappush(items, (key, item))
         if len(items) > self._limit:

@@ -14,8 +14,9 @@ TEN_YEARS = 10.0 * 365 * 86_400
 class MemoryOptions(Options):
     """Options of the memory backend; times in seconds.
 
-    `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers what was published to
-    it, whichever ends first. `max_delay`: a longer delay is refused. `clock` is filled in by core: the Broker's own.
+    `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers
+    what was published to it, whichever ends first. `max_delay`: a longer delay is refused. `clock`
+    is filled in by core: the Broker's own.
     """
 
     clock: Annotated[Clock, SkipValidation] = Field(default_factory=SystemClock, repr=False)

@@ -4,8 +4,9 @@
                                ▲                │
                                └──── release ───┘   (also when the lease ends: a takeover)
 
-A message keeps its *place* in its level of priority while it is leased, and comes back to it. What is delayed gets its
-place when it falls due. Before anything else is asked of a queue it must be told the time, with `tick(now)`.
+A message keeps its *place* in its level of priority while it is leased, and comes back to it. What
+is delayed gets its place when it falls due. Before anything else is asked of a queue it must be
+told the time, with `tick(now)`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +23,19 @@ from mqcore_memory.waiting import Holder, Waiters
 __all__ = ["TICK", "Copy", "MemoryQueue"]
 
 TICK = 1e-6
-"""What is due within a microsecond is due: a timer for a certain moment may fire one rounding error before it."""
+"""What is due within a microsecond is due: a timer for a certain moment may fire one rounding error before it.
+"""
 _LEVELS = 11
 
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """One stored copy of a message. `place` is 0 until it has one in its level; `due` is 0 but for delayed ones.
+    """One stored copy of a message.
 
-    `noted`: whoever holds it has noted that a handler starts. `started`: one who was lost with it had.
+    `place` is 0 until it has one in its level; `due` is 0 but for delayed ones.
+
+    `noted`: whoever holds it has noted that a handler starts. `started`: one who was lost with it
+    had.
     """
 
     number: int
@@ -51,11 +56,13 @@ class Copy:
 class MemoryQueue:
     """The copies in one queue, in all the orders in which they are asked for.
 
-    `numbers` and `receipts` are the store's: no two copies in it share a number, no two claims a receipt. A temporary
-    queue has an `owner`. Whoever changes a queue ends with `nudge`.
+    `numbers` and `receipts` are the store's: no two copies in it share a number, no two claims a
+    receipt. A temporary queue has an `owner`. Whoever changes a queue ends with `nudge`.
     """
 
-    def __init__(self, spec: QueueSpec, window: Window, numbers: Iterator[int], receipts: Iterator[bytes]) -> None:
+    def __init__(
+        self, spec: QueueSpec, window: Window, numbers: Iterator[int], receipts: Iterator[bytes]
+    ) -> None:
         self.spec = spec
         self.window = window
         self.owner: Holder | None = None
@@ -71,7 +78,9 @@ class MemoryQueue:
         self._delays: Heap[int] = Heap(self._waits)  # by due time
         self._ends: Heap[bytes] = Heap(self._holds)  # by the end of the lease
         self._expiries: Heap[int] = Heap(self._exists)  # by expiry
-        self._ages: Heap[int] = Heap(self._exists)  # by the time of storing, where there is a retention
+        self._ages: Heap[int] = Heap(
+            self._exists
+        )  # by the time of storing, where there is a retention
 
     # Time
 
@@ -109,12 +118,17 @@ class MemoryQueue:
     # In
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
-        """Store a message that is the queue's own. One that expires inside its delay is due then, to be buried."""
+        """Store a message that is the queue's own.
+
+        One that expires inside its delay is due then, to be buried.
+        """
         number = self._last = next(self._numbers)
         copy = self.copies[number] = Copy(number, message, now)
         self.published += 1
         if delay > TICK:
-            copy.due = now + delay if message.expires_at is None else min(now + delay, message.expires_at)
+            copy.due = (
+                now + delay if message.expires_at is None else min(now + delay, message.expires_at)
+            )
             self._delay(copy)
         else:
             copy.place = number
@@ -124,13 +138,16 @@ class MemoryQueue:
     def remember(self, message: Message, now: float) -> None:
         """Know the copy that was just stored by its name, when it is published again (G1).
 
-        Not the successor of a Move: its source went in the same step and cannot ask again, and another copy of the same id may.
+        Not the successor of a Move: its source went in the same step and cannot ask again, and
+        another copy of the same id may.
         """
         self.window.add(message.copy_name, self._last, now)
 
     def evict(self) -> Message:
         """Take away the oldest ready message of the lowest priority; there must be one."""
-        copy = self.copies[next(number for level in self._levels if (number := level.pop()) is not None)]
+        copy = self.copies[
+            next(number for level in self._levels if (number := level.pop()) is not None)
+        ]
         self._forget(copy)
         return copy.message
 
@@ -157,16 +174,30 @@ class MemoryQueue:
     def take(self, holder: Holder, keys: Sequence[str], until: float, now: float) -> list[Delivery]:
         """Lease what these keys of `browse` name, where it is still there and not leased."""
         numbers = dict.fromkeys(_position(key)[-1] for key in keys)
-        copies = [copy for number in numbers if (copy := self.copies.get(number)) and copy.state != "leased"]
+        copies = [
+            copy
+            for number in numbers
+            if (copy := self.copies.get(number)) and copy.state != "leased"
+        ]
         return [self._lease(copy, holder, until, now) for copy in copies]
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
-        """Show a page: the ready in the order of delivery, then the delayed by due time. The leased are not shown."""
+        """Show a page: the ready in the order of delivery, then the delayed by due time.
+
+        The leased are not shown.
+        """
         start = _position(after) if after is not None else _START
         found = ((_place_of(copy), copy) for copy in self.copies.values() if copy.state != "leased")
-        page = nsmallest(limit, (pair for pair in found if pair[0] > start), key=lambda pair: pair[0])
+        page = nsmallest(
+            limit, (pair for pair in found if pair[0] > start), key=lambda pair: pair[0]
+        )
         return [
-            Entry("/".join(map(repr, place)), copy.message, copy.state, max(0.0, copy.due - now) if copy.due else 0.0)
+            Entry(
+                "/".join(map(repr, place)),
+                copy.message,
+                copy.state,
+                max(0.0, copy.due - now) if copy.due else 0.0,
+            )
             for place, copy in page
         ]
 
@@ -180,7 +211,10 @@ class MemoryQueue:
     # Claims
 
     def release(self, copy: Copy, *, lost: bool) -> None:
-        """End a claim: the message goes back to its old place, or to the rest of its delay. One that is lost is counted (G4)."""
+        """End a claim: the message goes back to its old place, or to the rest of its delay.
+
+        One that is lost is counted (G4).
+        """
         self._let_go(copy)
         copy.redelivered = True
         copy.takeovers += lost
@@ -247,7 +281,9 @@ class MemoryQueue:
         left = None if copy.message.expires_at is None else copy.message.expires_at - now
         if left is not None and left <= TICK:
             left = min(left, 0.0)
-        return Delivery(copy.message, receipt, left, copy.redelivered, copy.takeovers, started=copy.started)
+        return Delivery(
+            copy.message, receipt, left, copy.redelivered, copy.takeovers, started=copy.started
+        )
 
     def _let_go(self, copy: Copy) -> None:
         del self.leases[copy.receipt]
@@ -284,7 +320,8 @@ class MemoryQueue:
 
 
 Position = tuple[int, float, float, int]
-"""Where `browse` shows a copy: behind all ready ones or not, its priority and place or its due time, its number."""
+"""Where `browse` shows a copy: behind all ready ones or not, its priority and place or its due time, its number.
+"""
 _START: Position = (0, 0.0, 0.0, 0)
 _END: Position = (3, inf, inf, 0)
 

@@ -25,28 +25,35 @@ _stores: dict[str, _Shared] = {}
 def attach(name: str, options: MemoryOptions) -> MemoryStore:
     """Return the store of this name, a new one when there is none. It stays until the process ends.
 
-    Times of two clocks cannot be compared. A store that is open under one clock cannot be opened under another, unless
-    both are real (`ConfigurationError`); when nobody has it open, whoever comes with another clock gets a new, empty
-    one. Two ideas of the dedup window are refused as well.
+    Times of two clocks cannot be compared. A store that is open under one clock cannot be opened
+    under another, unless both are real (`ConfigurationError`); when nobody has it open, whoever
+    comes with another clock gets a new, empty one. Two ideas of the dedup window are refused as
+    well.
     """
     with _lock:
         shared = _stores.get(name)
         if shared is not None and not _same(shared.clock, options.clock):
             if shared.users:
                 raise ConfigurationError(
-                    f"memory://{name} is open in this process under another clock; give every Broker that uses it "
+                    f"memory://{name} is open in this process under another clock; give every "
+                    "Broker that uses it "
                     "the same clock, or use another name in the URL"
                 )
             shared = None
         if shared is None:
             store = MemoryStore(
-                name, dedup_window=options.dedup_window, dedup_size=options.dedup_size, max_delay=options.max_delay
+                name,
+                dedup_window=options.dedup_window,
+                dedup_size=options.dedup_size,
+                max_delay=options.max_delay,
             )
             shared = _stores[name] = _Shared(store, options.clock)
         if shared.store.dedup != (options.dedup_window, options.dedup_size):
             raise ConfigurationError(
-                f"memory://{name} exists in this process with dedup_window={shared.store.dedup[0]:g} and "
-                f"dedup_size={shared.store.dedup[1]}; use the same everywhere, or another name in the URL"
+                f"memory://{name} exists in this process with "
+                f"dedup_window={shared.store.dedup[0]:g} and "
+                f"dedup_size={shared.store.dedup[1]}; use the same everywhere, or another name "
+                "in the URL"
             )
         shared.users += 1
         return shared.store

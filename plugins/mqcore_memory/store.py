@@ -1,8 +1,9 @@
 """A broker in memory: named queues and bindings behind one lock, without asyncio and without a clock of its own.
 
-One message: `publish` copies it into its queue and wakes a waiting consumer; `claim` leases it; `settle` removes it,
-gives it back or moves it, in one step under the lock. Every operation is told the time (`now`, monotonic seconds), so
-that tests can tell it any; `wall` (seconds since the epoch) is for the records that people read.
+One message: `publish` copies it into its queue and wakes a waiting consumer; `claim` leases it;
+`settle` removes it, gives it back or moves it, in one step under the lock. Every operation is told
+the time (`now`, monotonic seconds), so that tests can tell it any; `wall` (seconds since the epoch)
+is for the records that people read.
 """
 
 import secrets
@@ -70,13 +71,18 @@ class MemoryStore:
         self._queues: dict[str, MemoryQueue] = {}
         self._bindings = Bindings()
         self._numbers = count(1)
-        self._receipts: Iterator[bytes] = map(Struct(">8sQ").pack, repeat(secrets.token_bytes(8)), count(1))
+        self._receipts: Iterator[bytes] = map(
+            Struct(">8sQ").pack, repeat(secrets.token_bytes(8)), count(1)
+        )
         """Fencing tokens: each claim has its own, and nobody guesses one of another store."""
 
     # Topology
 
     def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
-        """Create the queues that are missing. Raises `TopologyMismatch` when one differs, and creates none then."""
+        """Create the queues that are missing.
+
+        Raises `TopologyMismatch` when one differs, and creates none then.
+        """
         with self._lock:
             self._end_idle(now)
             wanted = {name: queue.spec for name, queue in self._queues.items()}
@@ -89,7 +95,9 @@ class MemoryStore:
                     queue.idle_since = now
                     self._queues[name] = queue
 
-    def delete(self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    def delete(
+        self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False
+    ) -> bool:
         """Remove a queue, its quarantine and the bindings to it; False when a condition is not met."""
         with self._lock:
             family = self._family(self._queue(name, now), now)
@@ -108,7 +116,10 @@ class MemoryStore:
             queue.alter(replace(queue.spec, **settings))
 
     def bind(self, bindings: Sequence[Binding]) -> None:
-        """Add bindings. Raises `TopologyMismatch` when a router would have two kinds, and adds none then."""
+        """Add bindings.
+
+        Raises `TopologyMismatch` when a router would have two kinds, and adds none then.
+        """
         with self._lock:
             self._bindings.add(bindings)
 
@@ -143,15 +154,23 @@ class MemoryStore:
             _nudge(touched)
             return settled
 
-    def claim(self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False) -> list[Delivery]:
-        """Lease up to `limit` ready messages. Raises `QueueNotFound` when the queue was deleted under the holder.
+    def claim(
+        self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False
+    ) -> list[Delivery]:
+        """Lease up to `limit` ready messages.
 
-        With `wait`, a holder that gets none is woken when there may be one, and shall come again by `holder.until`.
+        Raises `QueueNotFound` when the queue was deleted under the holder.
+
+        With `wait`, a holder that gets none is woken when there may be one, and shall come again by
+        `holder.until`.
         """
         with self._lock:
             queue = self._queues.get(name)
             if queue is None or holder not in queue.consumers:
-                raise QueueNotFound(f"queue {name!r} was deleted while it was consumed; declare it and subscribe again")
+                raise QueueNotFound(
+                    f"queue {name!r} was deleted while it was consumed; declare it and "
+                    "subscribe again"
+                )
             queue.waiters.remove(holder)
             queue.tick(now)
             claimed = queue.claim(holder, limit, now)
@@ -220,15 +239,22 @@ class MemoryStore:
         with self._lock:
             self._end_idle(now)
             if names is None:
-                names = [name for name, queue in self._queues.items() if queue.spec.role not in _HIDDEN]
+                names = [
+                    name for name, queue in self._queues.items() if queue.spec.role not in _HIDDEN
+                ]
             return [self._count(self._queues[name], now) for name in names if name in self._queues]
 
     def browse(self, name: str, limit: int, after: str | None, now: float) -> list[Entry]:
-        """Show up to `limit` messages behind the key `after`, changing nothing. Raises `QueueNotFound`."""
+        """Show up to `limit` messages behind the key `after`, changing nothing.
+
+        Raises `QueueNotFound`.
+        """
         with self._lock:
             return self._queue(name, now).browse(limit, after, now)
 
-    def take(self, name: str, keys: Sequence[str], lease: float, owner: Holder, now: float) -> list[Delivery]:
+    def take(
+        self, name: str, keys: Sequence[str], lease: float, owner: Holder, now: float
+    ) -> list[Delivery]:
         """Lease the named entries that are ready or delayed. Raises `QueueNotFound`."""
         with self._lock:
             queue = self._queue(name, now)
@@ -236,7 +262,9 @@ class MemoryStore:
             queue.nudge()
             return taken
 
-    def sweep(self, name: str, limit: int, lease: float, owner: Holder, now: float) -> list[Delivery]:
+    def sweep(
+        self, name: str, limit: int, lease: float, owner: Holder, now: float
+    ) -> list[Delivery]:
         """Lease up to `limit` expired messages, wherever they stand. Raises `QueueNotFound`."""
         with self._lock:
             queue = self._queue(name, now)
@@ -245,7 +273,10 @@ class MemoryStore:
             return swept
 
     def purge(self, name: str, now: float) -> int:
-        """Remove what is ready or delayed, in the quarantine too; the number removed. Raises `QueueNotFound`."""
+        """Remove what is ready or delayed, in the quarantine too; the number removed.
+
+        Raises `QueueNotFound`.
+        """
         with self._lock:
             return sum(queue.purge() for queue in self._family(self._queue(name, now), now))
 
@@ -260,7 +291,10 @@ class MemoryStore:
             return _DUPLICATE
         bounded = spec.max_length is not None and message.hop == 0 and out.delay <= 0
         if bounded and spec.overflow == "reject" and queue.ready >= (spec.max_length or 0):
-            return Failed(ErrorKind.FULL, f"queue {spec.name!r} holds max_length={spec.max_length:,} ready messages")
+            return Failed(
+                ErrorKind.FULL,
+                f"queue {spec.name!r} holds max_length={spec.max_length:,} ready messages",
+            )
         queue.put(_copy(out, now, spec.ttl), now, out.delay)
         queue.remember(message, now)
         while bounded and queue.ready > (spec.max_length or 0):
@@ -281,22 +315,30 @@ class MemoryStore:
             first_at=message.failed_at or wall,
             last_at=wall,
         )
-        letter = message.moved(queue.spec.name, attempt=1, expires_at=None, failed_at=None, death=death)
+        letter = message.moved(
+            queue.spec.name, attempt=1, expires_at=None, failed_at=None, death=death
+        )
         target.put(letter, now)
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         entry = source.leases.get(item.receipt)
         if entry is None:
             return STALE
         if isinstance(item, Release):
             source.release(entry, lost=False)
             return DONE
-        if isinstance(item, Move) and (failed := self._store_successor(entry, item.to, now, touched)):
+        if isinstance(item, Move) and (
+            failed := self._store_successor(entry, item.to, now, touched)
+        ):
             return failed
         source.remove(entry)
         return DONE
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         target = self._target(out, now, touched)
         if isinstance(target, Failed):
             return target
@@ -306,9 +348,15 @@ class MemoryStore:
 
     def _target(self, out: Outgoing, now: float, touched: Touched) -> MemoryQueue | Failed:
         if not isinstance(out.to, str):
-            return Failed(ErrorKind.PERMANENT, f"memory does not route: {out.to} has to be resolved to queues first")
+            return Failed(
+                ErrorKind.PERMANENT,
+                f"memory does not route: {out.to} has to be resolved to queues first",
+            )
         if out.delay > self.max_delay:
-            return Failed(ErrorKind.PERMANENT, f"a delay of {out.delay:g} s is above max_delay={self.max_delay:g} s")
+            return Failed(
+                ErrorKind.PERMANENT,
+                f"a delay of {out.delay:g} s is above max_delay={self.max_delay:g} s",
+            )
         queue = self._touch(out.to, now, touched)
         return queue if queue is not None else Failed(ErrorKind.NOT_FOUND, self._missing(out.to))
 
@@ -383,16 +431,25 @@ def _nudge(touched: Touched) -> None:
 
 
 def _copy(out: Outgoing, now: float, queue_ttl: float | None) -> Message:
-    """Copy a message as it will be stored. The queue's ttl counts for what is published, not for what is moved (G6)."""
+    """Copy a message as it will be stored.
+
+    The queue's ttl counts for what is published, not for what is moved (G6).
+    """
     message = out.message
     expires = message.expires_at if out.ttl is None else now + out.ttl
     if queue_ttl is not None and message.hop == 0:
         expires = now + queue_ttl if expires is None else min(expires, now + queue_ttl)
-    return message.copy() if expires == message.expires_at else replace(message, expires_at=expires).copy()
+    return (
+        message.copy()
+        if expires == message.expires_at
+        else replace(message, expires_at=expires).copy()
+    )
 
 
 def _compare(have: QueueSpec, want: QueueSpec) -> None:
     for field in fields(QueueSpec):
         old, new = getattr(have, field.name), getattr(want, field.name)
         if old != new and field.name != "durability":
-            raise mismatch(have.name, field.name, old, new, alterable=field.name in Alterations.__annotations__)
+            raise mismatch(
+                have.name, field.name, old, new, alterable=field.name in Alterations.__annotations__
+            )

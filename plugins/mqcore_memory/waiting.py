@@ -1,8 +1,9 @@
 """Who waits at a queue, and whom to wake.
 
-A waiting consumer costs nothing: it sleeps until somebody wakes it. A message wakes one consumer, which wakes the next
-when it leaves something behind. Time wakes as well (a delay ends, a lease ends): one of the waiting, the *keeper*, sets
-its timer for all of them, and when it leaves another takes over.
+A waiting consumer costs nothing: it sleeps until somebody wakes it. A message wakes one consumer,
+which wakes the next when it leaves something behind. Time wakes as well (a delay ends, a lease
+ends): one of the waiting, the *keeper*, sets its timer for all of them, and when it leaves another
+takes over.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,16 @@ __all__ = ["Holder", "Waiters"]
 class Holder:
     """Whoever holds claims: a Subscription, or a Backend for what it took and swept.
 
-    `held` counts them, and is never more than `prefetch`. `lease` in seconds. `wake` must be quick and may be called
-    from any thread; it answers False when nobody is left to wake. `until` is when one that waits comes by itself.
+    `held` counts them, and is never more than `prefetch`. `lease` in seconds. `wake` must be quick
+    and may be called from any thread; it answers False when nobody is left to wake. `until` is when
+    one that waits comes by itself.
     """
 
     __slots__ = ("held", "lease", "prefetch", "until", "wake")
 
-    def __init__(self, prefetch: float = inf, lease: float = inf, wake: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, prefetch: float = inf, lease: float = inf, wake: Callable[[], bool] = lambda: True
+    ) -> None:
         self.prefetch = prefetch
         self.lease = lease
         self.wake = wake
@@ -45,7 +49,10 @@ class Waiters:
             self._keeper, holder.until = holder, event
 
     def remove(self, holder: Holder) -> None:
-        """Let `holder` go, if it waits. A `nudge` must follow: what it was to do may be left to others now."""
+        """Let `holder` go, if it waits.
+
+        A `nudge` must follow: what it was to do may be left to others now.
+        """
         self._waiting.pop(holder, None)
         if holder is self._keeper:
             self._keeper = None

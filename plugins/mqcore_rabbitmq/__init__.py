@@ -1,10 +1,11 @@
 """`amqp://` and `amqps://`: RabbitMQ 3.10 to 4.x by pika, without any plugin of the server and without its management API.
 
-One message: `backend` is the seam. `sender` asks the `topology` for the queue (`layout`: which queues of the broker make one of
-ours) and the `plan` for the way, which leads through the `ladder` for what waits, and has it confirmed by the `outbox`
-(`confirms`), on a connection that `link` keeps. `subscription` consumes, `window` holds what is unsettled, `settling` lets go of
-it; `wire` is the format. `admin`, `manage` (with `looking`) and `routes` ask, look and bind; `registry` knows what AMQP cannot
-tell, `delayed` what this instance has put off.
+One message: `backend` is the seam. `sender` asks the `topology` for the queue (`layout`: which
+queues of the broker make one of ours) and the `plan` for the way, which leads through the `ladder`
+for what waits, and has it confirmed by the `outbox` (`confirms`), on a connection that `link`
+keeps. `subscription` consumes, `window` holds what is unsettled, `settling` lets go of it; `wire`
+is the format. `admin`, `manage` (with `looking`) and `routes` ask, look and bind; `registry` knows
+what AMQP cannot tell, `delayed` what this instance has put off.
 """
 
 import logging

@@ -16,7 +16,13 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import TopologyMismatch
-from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by, missing
+from mqcore_rabbitmq.errors import (
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    RESOURCE_LOCKED,
+    closed_by,
+    missing,
+)
 from mqcore_rabbitmq.ladder import exit_to, foot
 from mqcore_rabbitmq.layout import Layout, Server
 from mqcore_rabbitmq.link import Channel, Link
@@ -51,7 +57,10 @@ class Admin:
             self._idle.append(channel)
 
     async def run(self, *requests: Any) -> list[Any]:
-        """Send requests in a row; their answers. Raises what closed the channel for the first that is refused."""
+        """Send requests in a row; their answers.
+
+        Raises what closed the channel for the first that is refused.
+        """
         async with self.channel() as channel:
             return await gather(*map(channel.ask, requests))
 
@@ -66,17 +75,23 @@ class Admin:
         return True
 
     async def declare(self, layouts: Iterable[Layout]) -> None:
-        """Make sure of queues and of the way by which delayed messages reach them. Raises `TopologyMismatch`.
+        """Make sure of queues and of the way by which delayed messages reach them.
 
-        A temporary one goes with this connection. Where somebody is still deleting what was declared a moment ago, its way is
-        not found: then all is declared again.
+        Raises `TopologyMismatch`.
+
+        A temporary one goes with this connection. Where somebody is still deleting what was
+        declared a moment ago, its way is not found: then all is declared again.
         """
         requests: list[Any] = [foot()]
         for layout in layouts:
             own = layout.spec.role == "temporary"
             for queue in layout.queues:
                 arguments = layout.arguments(queue, self.server)
-                requests.append(spec.Queue.Declare(queue=queue, durable=not own, exclusive=own, arguments=arguments))
+                requests.append(
+                    spec.Queue.Declare(
+                        queue=queue, durable=not own, exclusive=own, arguments=arguments
+                    )
+                )
                 requests.append(exit_to(queue))
         for left in reversed(range(_TRIES)):
             try:
@@ -96,7 +111,9 @@ class Admin:
         while left:  # the first that is missing ends a row
             try:
                 async with self.channel() as channel:
-                    for answer in [channel.ask(spec.Queue.Declare(queue=queue, passive=True)) for queue in left]:
+                    for answer in [
+                        channel.ask(spec.Queue.Declare(queue=queue, passive=True)) for queue in left
+                    ]:
                         found[left[0]] = await answer
                         left.popleft()
             except ChannelClosedByBroker as error:
@@ -106,7 +123,10 @@ class Admin:
         return found
 
     async def count(self, queue: str, others: Iterable[str]) -> dict[str, spec.Queue.DeclareOk]:
-        """As `counts`, for a queue and those that belong to it. Raises `QueueNotFound` for the first."""
+        """As `counts`, for a queue and those that belong to it.
+
+        Raises `QueueNotFound` for the first.
+        """
         found = await self.counts([queue, *others])
         if queue not in found:
             raise missing(queue)
@@ -119,7 +139,9 @@ def _mismatch(error: ChannelClosedByBroker) -> TopologyMismatch:
     queue = found[1] if found else "?"
     setting = next((f" ({ours})" for theirs, ours in _KNOWN.items() if theirs in text), "")
     return TopologyMismatch(
-        f"queue {queue!r} exists on RabbitMQ with other settings{setting} than it was declared with: {text}. "
-        "RabbitMQ fixes them when a queue is made: declare what is there, take it as it is with declare=False, or redrive or "
+        f"queue {queue!r} exists on RabbitMQ with other settings{setting} than it was declared "
+        f"with: {text}. "
+        "RabbitMQ fixes them when a queue is made: declare what is there, take it as it is with "
+        "declare=False, or redrive or "
         f'consume what it holds and delete it with "mqcore queues delete {queue}"'
     )

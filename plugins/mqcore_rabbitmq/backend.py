@@ -1,8 +1,9 @@
 """The seam: two connections, and what is done on them.
 
-publish ─► sender ─► ladder, confirms ─► the publishing connection
-subscribe ─► subscription ─► window ─► the consuming connection, so that a blocked publisher never stops an acknowledgement
-declare, count, browse, bind ─► topology, manage, routes ─► either, and the registry for what AMQP does not tell
+publish ─► sender ─► ladder, confirms ─► the publishing connection subscribe ─► subscription ─►
+window ─► the consuming connection, so that a blocked publisher never stops an acknowledgement
+declare, count, browse, bind ─► topology, manage, routes ─► either, and the registry for what AMQP
+does not tell
 """
 
 import asyncio
@@ -54,7 +55,9 @@ class _Open:
         self.server = Server(product, version, publishing.user, publishing.room)
         self.publishing, self.consuming = publishing, consuming
         self.outbox = Outbox(publishing)
-        admin = Admin(consuming, self.server)  # a connection that has published is not read at all while an alarm is on
+        admin = Admin(
+            consuming, self.server
+        )  # a connection that has published is not read at all while an alarm is on
         registry = Registry(admin, self.outbox)
         self.topology = Topology(admin, registry)
         self.sender = Sender(self.outbox, self.topology, native_routes=not options.quorum)
@@ -74,7 +77,9 @@ class RabbitBackend(Backend):
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
         if not isinstance(options, RabbitOptions):
-            raise ConfigurationError(f"the RabbitMQ backend takes RabbitOptions, not {type(options).__name__}")
+            raise ConfigurationError(
+                f"the RabbitMQ backend takes RabbitOptions, not {type(options).__name__}"
+            )
         self._clock = options.clock
         self._options = options
         self._hosts = parameters(url, options)
@@ -84,7 +89,10 @@ class RabbitBackend(Backend):
     # Connecting
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        """Connect twice and look at the server. Raises what the driver says, DENIED for a login or vhost that is refused."""
+        """Connect twice and look at the server.
+
+        Raises what the driver says, DENIED for a login or vhost that is refused.
+        """
         await self.close()
         now: _Open | None = None
         told: list[Exception] = []
@@ -99,7 +107,9 @@ class RabbitBackend(Backend):
             await publishing.open(self._hosts)
             await consuming.open(self._hosts)
             now = _Open(publishing, consuming, self._options)
-            self._capabilities = capabilities_of(now.server, self._options, await now.outbox.alarm())
+            self._capabilities = capabilities_of(
+                now.server, self._options, await now.outbox.alarm()
+            )
             if told:
                 raise told[0]  # noqa: TRY301 - as if the driver had raised it
         except BaseException:
@@ -134,24 +144,33 @@ class RabbitBackend(Backend):
     # Queues
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Make sure of queues. Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than this server gives."""
+        """Make sure of queues.
+
+        Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than this server gives.
+        """
         await self._open.topology.declare([self._layout(spec) for spec in queues])
 
     def _layout(self, spec: QueueSpec) -> Layout:
         if spec.durability is not None:
             self._capabilities.require_durability(spec.durability)
         if spec.max_length is not None and spec.overflow != "reject":
-            raise ConfigurationError(f"queue {spec.name!r}: RabbitMQ keeps max_length with overflow='reject' only")
+            raise ConfigurationError(
+                f"queue {spec.name!r}: RabbitMQ keeps max_length with overflow='reject' only"
+            )
         layout = Layout.of(spec, quorum=self._options.quorum, bands=self._options.bands)
         if layout.quorum and spec.max_length is not None:
-            raise ConfigurationError(f"queue {spec.name!r}: max_length cannot be kept with quorum queues in bands")
+            raise ConfigurationError(
+                f"queue {spec.name!r}: max_length cannot be kept with quorum queues in bands"
+            )
         return layout
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now = self._open
         consumers = [it for it in now.subscriptions if it.queue in (queue, f"{queue}.again")]
-        gone = await now.manager.delete(queue, used=bool(consumers), if_empty=if_empty, if_unused=if_unused)
+        gone = await now.manager.delete(
+            queue, used=bool(consumers), if_empty=if_empty, if_unused=if_unused
+        )
         for subscription in consumers if gone else ():
             subscription.gone()
         return gone
@@ -172,7 +191,9 @@ class RabbitBackend(Backend):
         await now.topology.refresh([queue])  # others may have declared it anew, with other bands
         channel = await now.consuming.channel()
         try:
-            subscription = RabbitSubscription(queue, prefetch, channel, now.topology, now.settler, self._clock)
+            subscription = RabbitSubscription(
+                queue, prefetch, channel, now.topology, now.settler, self._clock
+            )
             await subscription.start()
         except BaseException:
             channel.abandon()
@@ -204,7 +225,10 @@ class RabbitBackend(Backend):
         return await self._open.topology.registry.diagnose()
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Change what mqcore itself keeps of a queue: its ttl. Raises `QueueNotFound`, and `TopologyMismatch` for the rest."""
+        """Change what mqcore itself keeps of a queue: its ttl.
+
+        Raises `QueueNotFound`, and `TopologyMismatch` for the rest.
+        """
         await self._open.topology.alter(queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:

@@ -2,12 +2,13 @@
 
     publish(batch) ── slot, slot, slot ──► channel ──► basic.ack / basic.nack / basic.return ──► an outcome for each
 
-A `basic.return` carries no number. It comes before the ack of its message, so it is matched by id, exchange and key to the first
-slot that fits, and the ack decides.
+A `basic.return` carries no number. It comes before the ack of its message, so it is matched by id,
+exchange and key to the first slot that fits, and the ack decides.
 
-A missing exchange closes the channel, and the broker does not say for which message. Some of those before may have been stored
-and not confirmed yet, when the exchange was deleted just now. So each batch begins with a question whether its exchanges are
-there, whose answer nobody waits for: what follows a question without an answer was not read.
+A missing exchange closes the channel, and the broker does not say for which message. Some of those
+before may have been stored and not confirmed yet, when the exchange was deleted just now. So each
+batch begins with a question whether its exchanges are there, whose answer nobody waits for: what
+follows a question without an answer was not read.
 """
 
 import asyncio
@@ -34,9 +35,10 @@ _UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
 class Sending:
     """One message on its way.
 
-    `queue` is what errors call its destination. `refusal` is what a nack means: `full` in a bounded queue, for a `route` that one
-    of several queues refused, else nothing in particular. `needs` names what must be there first, by kind and name. `due`: when it
-    comes out of the ladder. `stored` is called as soon as it is confirmed, unless the call has ended by then.
+    `queue` is what errors call its destination. `refusal` is what a nack means: `full` in a bounded
+    queue, for a `route` that one of several queues refused, else nothing in particular. `needs`
+    names what must be there first, by kind and name. `due`: when it comes out of the ladder.
+    `stored` is called as soon as it is confirmed, unless the call has ended by then.
     """
 
     exchange: str
@@ -85,7 +87,8 @@ class Confirms:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._slots: dict[int, tuple[_Call, int]] = {}
-        """What is not answered yet, by the broker's number: its call, and its place in the batch."""
+        """What is not answered yet, by the broker's number: its call, and its place in the batch.
+        """
         self._returned: set[int] = set()
         self._next = 1
         self._loop = asyncio.get_running_loop()
@@ -104,17 +107,25 @@ class Confirms:
         return cls(channel)
 
     async def publish(self, batch: Sequence[Sending], timeout: float) -> list[Outcome]:
-        """Send a batch and wait for its confirms; `Unknown` for what has none by then. Raises when nothing was sent."""
+        """Send a batch and wait for its confirms; `Unknown` for what has none by then.
+
+        Raises when nothing was sent.
+        """
         if (reason := self.channel.shut) is not None:
             raise ConnectionLost("the channel to RabbitMQ is closed") from reason
         call = _Call(batch, self._loop.create_future())
         exchanges = [name for name in dict.fromkeys(item.exchange for item in batch) if name]
-        call.checks = [self.channel.ask(spec.Exchange.Declare(exchange=name, passive=True)) for name in exchanges]
+        call.checks = [
+            self.channel.ask(spec.Exchange.Declare(exchange=name, passive=True))
+            for name in exchanges
+        ]
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
             except _UNFIT as error:  # pika encodes all of a message before it writes, so the broker does not count it
-                text = f"RabbitMQ cannot carry this message for {item.queue!r}: {type(error).__name__}"
+                text = (
+                    f"RabbitMQ cannot carry this message for {item.queue!r}: {type(error).__name__}"
+                )
                 call.end(index, Failed(ErrorKind.PERMANENT, text, error))
             except Exception as error:  # noqa: BLE001 - whatever it is, some of the batch may have been written (G1)
                 self._give_up(call, index, error)
@@ -128,16 +139,21 @@ class Confirms:
                 await call.done
             except Exception as error:  # noqa: BLE001 - the batch was written: no fault of ours makes it *failed* (G1)
                 return [
-                    outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error) for outcome in call.outcomes
+                    outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
+                    for outcome in call.outcomes
                 ]
             finally:
                 timer.cancel()
-        return [outcome or Unknown("not answered in time by RabbitMQ; it may be stored") for outcome in call.outcomes]
+        return [
+            outcome or Unknown("not answered in time by RabbitMQ; it may be stored")
+            for outcome in call.outcomes
+        ]
 
     def _give_up(self, call: _Call, index: int, error: Exception) -> None:
         """End the batch as unknown, and close the channel.
 
-        Nobody knows whether the broker counts this message, so a later confirm could be taken for another's.
+        Nobody knows whether the broker counts this message, so a later confirm could be taken for
+        another's.
         """
         for left in range(index, len(call.batch)):
             call.end(left, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
@@ -156,13 +172,20 @@ class Confirms:
         if number in self._returned:
             self._returned.discard(number)
             if item.refusal == "route":
-                text = f"no binding of router {item.queue!r} takes key {item.key!r}. `mqcore routes {item.queue}` shows them"
+                text = (
+                    f"no binding of router {item.queue!r} takes key {item.key!r}. `mqcore "
+                    f"routes {item.queue}` shows them"
+                )
                 return Failed(ErrorKind.NOT_FOUND, text)
-            return Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no queue {item.queue!r}: declare it first")
+            return Failed(
+                ErrorKind.NOT_FOUND, f"RabbitMQ has no queue {item.queue!r}: declare it first"
+            )
         if stored:
             return STORED
         if item.refusal == "route":
-            return Unknown(f"a queue of router {item.queue!r} refused the message; others may have stored it")
+            return Unknown(
+                f"a queue of router {item.queue!r} refused the message; others may have stored it"
+            )
         if item.refusal == "full":
             return Failed(ErrorKind.FULL, f"queue {item.queue!r} holds max_length ready messages")
         return Failed(ErrorKind.TRANSIENT, f"RabbitMQ refused a message for {item.queue!r}")
@@ -171,12 +194,18 @@ class Confirms:
         name = (received.message_id, method.exchange, method.routing_key)
         for number, (call, index) in self._slots.items():
             item = call.batch[index]
-            if number not in self._returned and (item.properties.message_id, item.exchange, item.key) == name:
+            if (
+                number not in self._returned
+                and (item.properties.message_id, item.exchange, item.key) == name
+            ):
                 self._returned.add(number)
                 return
 
     def _on_closed(self, reason: BaseException) -> None:
-        """Nothing will be answered any more. What the broker had not come to, when it missed an exchange, is not stored (G1)."""
+        """Nothing will be answered any more.
+
+        What the broker had not come to, when it missed an exchange, is not stored (G1).
+        """
         cause = reason if isinstance(reason, Exception) else None
         missing = closed_by(reason, NOT_FOUND)
         slots, self._slots = self._slots, {}
@@ -184,9 +213,13 @@ class Confirms:
             exchange = call.batch[index].exchange
             outcome: Outcome
             if not missing or call.may_be_read:
-                outcome = Unknown(f"the connection to RabbitMQ broke before it answered: {reason}", cause)
+                outcome = Unknown(
+                    f"the connection to RabbitMQ broke before it answered: {reason}", cause
+                )
             elif f"'{exchange}'" in str(reason):
-                outcome = Failed(ErrorKind.NOT_FOUND, f"RabbitMQ has no exchange {exchange!r}", cause)
+                outcome = Failed(
+                    ErrorKind.NOT_FOUND, f"RabbitMQ has no exchange {exchange!r}", cause
+                )
             else:
                 text = "the channel was closed for another message before this one"
                 outcome = Failed(ErrorKind.TRANSIENT, text, cause)

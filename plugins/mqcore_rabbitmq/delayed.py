@@ -28,7 +28,9 @@ class Delayed:
 
     def count(self, queue: str, now: float) -> int:
         """Return how many are not due yet."""
-        waiting = {at: number for at, number in self._due.get(queue, {}).items() if at > now * _PARTS}
+        waiting = {
+            at: number for at, number in self._due.get(queue, {}).items() if at > now * _PARTS
+        }
         if queue in self._due:
             self._due[queue] = waiting
         return sum(waiting.values())

@@ -1,7 +1,8 @@
 """What pika raises, and what core must know of it.
 
-A driver's exception goes up as it is; `classify` says what kind it is when core asks. Where pika's own words would not help (a
-TLS failure wrapped four times, a login refused while "probably tuning"), `cause_of` digs out the exception that tells.
+A driver's exception goes up as it is; `classify` says what kind it is when core asks. Where pika's
+own words would not help (a TLS failure wrapped four times, a login refused while "probably
+tuning"), `cause_of` digs out the exception that tells.
 """
 
 import ssl
@@ -13,7 +14,13 @@ from mqcore.spi import ConfigurationError, ConnectionLost, ErrorKind, QueueNotFo
 __all__ = ["CannotConnect", "cause_of", "classify", "closed_by", "missing"]
 
 NOT_FOUND, ACCESS_REFUSED, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 403, 405, 406
-CONTENT_TOO_LARGE, CONNECTION_FORCED, INVALID_PATH, NOT_ALLOWED, INTERNAL_ERROR = 311, 320, 402, 530, 541
+CONTENT_TOO_LARGE, CONNECTION_FORCED, INVALID_PATH, NOT_ALLOWED, INTERNAL_ERROR = (
+    311,
+    320,
+    402,
+    530,
+    541,
+)
 _CODES = {
     NOT_FOUND: ErrorKind.NOT_FOUND,
     ACCESS_REFUSED: ErrorKind.DENIED,
@@ -75,14 +82,25 @@ def cause_of(error: BaseException, vhost: str) -> Exception:
     text = f"{innermost}"
     if isinstance(innermost, ssl.SSLCertVerificationError):
         said = f"TLS: the broker's certificate is not trusted: {innermost.verify_message}"
-        return CannotConnect(f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost)
+        return CannotConnect(
+            f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost
+        )
     if isinstance(innermost, ssl.SSLError):
-        return CannotConnect(f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost)
+        return CannotConnect(
+            f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost
+        )
     if (other := _other_protocol(innermost, text)) is not None:
         return CannotConnect(other, ErrorKind.TRANSIENT, innermost)
     if isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
-        return CannotConnect("the broker refused the login: check user name and password", ErrorKind.DENIED, innermost)
-    if isinstance(innermost, (amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker)) and "vhost" in text:
+        return CannotConnect(
+            "the broker refused the login: check user name and password",
+            ErrorKind.DENIED,
+            innermost,
+        )
+    if (
+        isinstance(innermost, (amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker))
+        and "vhost" in text
+    ):
         why = "does not exist" if "not found" in text else "is not open to this user"
         return CannotConnect(f"the vhost {vhost!r} {why}", ErrorKind.DENIED, innermost)
     return innermost if isinstance(innermost, Exception) else amqp.AMQPConnectionError(text)
@@ -92,12 +110,14 @@ def _other_protocol(innermost: BaseException, text: str) -> str | None:
     """Say so when not one frame of AMQP came."""
     if isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
         return (
-            "the connection ended before a word of AMQP came: a broker that is starting, or a port for something else"
+            "the connection ended before a word of AMQP came: a broker that is starting, or a "
+            "port for something else"
         )
 
     if "Timeout while setting up AMQP" in text:
         return (
-            "nothing there speaks AMQP, or the broker hangs. RabbitMQ has port 5672, with TLS 5671; Redis is redis://"
+            "nothing there speaks AMQP, or the broker hangs. RabbitMQ has port 5672, with TLS "
+            "5671; Redis is redis://"
         )
     return None
 

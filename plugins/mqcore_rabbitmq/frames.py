@@ -218,7 +218,10 @@ _SIZED_BY_LENGTH = {b"S", b"x", b"A", b"F"}
 
 
 def _end_of_value(table: bytes, at: int) -> int:
-    """Return where a value ends. Nested tables and arrays are skipped by their length, however deep."""
+    """Return where a value ends.
+
+    Nested tables and arrays are skipped by their length, however deep.
+    """
     kind = table[at : at + 1]
 
     if kind in _SIZED_BY_LENGTH:
@@ -260,7 +263,8 @@ _VALUES: dict[bytes, Callable[[bytes], Any]] = {
     b"S": lambda raw: raw[4:],
     b"x": lambda raw: raw[4:],
 }
-"""How the value of each type is read; a table, an array and a void have none that a header of text could show."""
+"""How the value of each type is read; a table, an array and a void have none that a header of text could show.
+"""
 
 
 def _write_table(pieces: list[bytes], headers: dict[str | bytes, Any]) -> None:

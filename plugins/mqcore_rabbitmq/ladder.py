@@ -2,14 +2,17 @@
 
     publish(delay) ─► mq.delay.in ─► .05 ─ waits 2 s ─► .04 ─(bit 0: straight on)─► … ─► mq.delay.out ─► the queue
 
-Level i holds every message exactly 2^i units of 62.5 ms, so that each is first in, first out in time and a short delay is never
-behind a long one. The routing key says the way: a word for each level, 1 to wait and 0 to pass, then the destination. Levels are
-quorum queues with at-least-once dead-lettering: on classic ones a killed broker lost 6 % to 73 % of what had been confirmed. What
-finds no destination at its end, or no next level because somebody has deleted that, goes to `mq.lost` by an alternate exchange, for
-without one it would hold up everybody. The entrance has none: who finds no first level hears of it, and declares the ladder anew.
+Level i holds every message exactly 2^i units of 62.5 ms, so that each is first in, first out in
+time and a short delay is never behind a long one. The routing key says the way: a word for each
+level, 1 to wait and 0 to pass, then the destination. Levels are quorum queues with at-least-once
+dead-lettering: on classic ones a killed broker lost 6 % to 73 % of what had been confirmed. What
+finds no destination at its end, or no next level because somebody has deleted that, goes to
+`mq.lost` by an alternate exchange, for without one it would hold up everybody. The entrance has
+none: who finds no first level hears of it, and declares the ladder anew.
 
-Quorum queues of 4.0 to 4.2 know two levels of priority and let the higher pass inside a level, which would make the lower late:
-what needs AMQP's own priority at a classic exit takes one ladder for each class that the server tells apart.
+Quorum queues of 4.0 to 4.2 know two levels of priority and let the higher pass inside a level,
+which would make the lower late: what needs AMQP's own priority at a classic exit takes one ladder
+for each class that the server tells apart.
 """
 
 from hashlib import blake2b
@@ -20,7 +23,17 @@ from pika import spec
 
 from mqcore_rabbitmq.layout import LEVELS, LOST, NO_LIMIT, Server
 
-__all__ = ["GRANULARITY", "LONGEST", "entrance", "exit_to", "foot", "ladder_for", "rounded", "rungs", "way"]
+__all__ = [
+    "GRANULARITY",
+    "LONGEST",
+    "entrance",
+    "exit_to",
+    "foot",
+    "ladder_for",
+    "rounded",
+    "rungs",
+    "way",
+]
 
 UNIT = 0.0625
 COUNT = 27
@@ -74,8 +87,9 @@ def ladder_for(server: Server, level: int | None) -> str:
 def rungs(ladder: str) -> list[Any]:
     """Return the requests that declare a ladder, in their order.
 
-    The queue declared last is never used. A broker that is killed may forget the quorum queue that it was told of last: it comes
-    back without a leader, takes messages and never confirms them (3.10 and 4.0).
+    The queue declared last is never used. A broker that is killed may forget the quorum queue that
+    it was told of last: it comes back without a leader, takes messages and never confirms them
+    (3.10 and 4.0).
     """
     return [
         foot(),

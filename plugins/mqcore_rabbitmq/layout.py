@@ -4,7 +4,8 @@
     orders (quorum)    ─► orders, orders.p0 …    a quorum queue for each level of priority; the default level bears the name
     orders (bounded)   ─► orders, orders.due     and what may not be refused (a Move, what falls due) goes to the second
 
-`.dlq`, `.again` and temporary queues are one queue each. A plain client finds `orders` under its name.
+`.dlq`, `.again` and temporary queues are one queue each. A plain client finds `orders` under its
+name.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +15,26 @@ from typing import Any
 
 from mqcore.spi import Durability, QueueSpec, TopologyMismatch, mismatch
 
-__all__ = ["ALTERABLE", "CONSUMER_TIMEOUT", "LEVELS", "LOST", "NO_LIMIT", "PARKED", "Layout", "Server", "compare"]
+__all__ = [
+    "ALTERABLE",
+    "CONSUMER_TIMEOUT",
+    "LEVELS",
+    "LOST",
+    "NO_LIMIT",
+    "PARKED",
+    "Layout",
+    "Server",
+    "compare",
+]
 
 LEVELS = 11
 LOST = "mq.lost"
 """The queue of what fell due after its own had gone; listed while it holds something."""
 NO_LIMIT = 2_000_000_000
-"""Deliveries after which a quorum queue takes a message away: never. Without a limit it puts what is given back at its end."""
+"""Deliveries after which a quorum queue takes a message away: never.
+
+Without a limit it puts what is given back at its end.
+"""
 _DEFAULT = 5
 _THREE = (0, 0, 0, 0, 5, 5, 5, 10, 10, 10, 10)
 """With three bands: the band of each of the eleven levels."""
@@ -46,7 +60,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Layout:
-    """One queue of ours on this broker. `bands` is how many levels its quorum queues tell apart; 1: a single queue."""
+    """One queue of ours on this broker.
+
+    `bands` is how many levels its quorum queues tell apart; 1: a single queue.
+    """
 
     spec: QueueSpec
     quorum: bool = False
@@ -57,7 +74,9 @@ class Layout:
         """Choose the queues for a spec; `quorum` and `bands` are those of the connection."""
         wanted = spec.durability is not None and spec.durability >= Durability.MACHINE
         quorum = (quorum or wanted) and spec.role != "temporary"
-        return cls(replace(spec, durability=None), quorum, bands if quorum and spec.role == "work" else 1)
+        return cls(
+            replace(spec, durability=None), quorum, bands if quorum and spec.role == "work" else 1
+        )
 
     @property
     def name(self) -> str:
@@ -95,7 +114,9 @@ class Layout:
         """The arguments with which one of `queues` is declared; plain clients declare passively, or with the same."""
         spec = self.spec
         arguments: dict[str, Any] = {"x-queue-type": "quorum" if self.quorum else "classic"}
-        arguments |= {"x-delivery-limit": NO_LIMIT} if self.quorum else {"x-max-priority": LEVELS - 1}
+        arguments |= (
+            {"x-delivery-limit": NO_LIMIT} if self.quorum else {"x-max-priority": LEVELS - 1}
+        )
         if spec.max_length is not None and queue != self.due:
             arguments |= {"x-max-length": spec.max_length, "x-overflow": "reject-publish"}
         if spec.retention is not None:
@@ -112,8 +133,15 @@ class Layout:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Layout":
-        """Read what `record` wrote. Raises `KeyError`, `TypeError` or `ValueError` for what it never wrote."""
-        fields = {name: record[short] for short, name in _RECORD.items() if short in record or short in _REQUIRED}
+        """Read what `record` wrote.
+
+        Raises `KeyError`, `TypeError` or `ValueError` for what it never wrote.
+        """
+        fields = {
+            name: record[short]
+            for short, name in _RECORD.items()
+            if short in record or short in _REQUIRED
+        }
         quorum, bands = record.get("quorum", False), record.get("bands", 1)
 
         for name, value in fields.items():
@@ -160,7 +188,8 @@ _IS_VALID: Mapping[str, Callable[[object], bool]] = {
 """What a record may hold: anybody who may publish may write one."""
 
 ALTERABLE = ("ttl",)
-"""What the driver itself keeps: all other settings are arguments of the broker's queue, which are fixed when that is made."""
+"""What the driver itself keeps: all other settings are arguments of the broker's queue, which are fixed when that is made.
+"""
 
 
 def compare(have: Layout, want: Layout) -> None:
@@ -171,6 +200,7 @@ def compare(have: Layout, want: Layout) -> None:
             raise mismatch(have.name, setting, old, new, alterable=setting in ALTERABLE)
     if want.quorum and not have.quorum:
         raise TopologyMismatch(
-            f"queue {have.name!r} exists as a classic queue (durability 'process') and was declared with durability "
+            f"queue {have.name!r} exists as a classic queue (durability 'process') and was "
+            "declared with durability "
             "'machine', which takes a quorum queue: empty and delete it first"
         )

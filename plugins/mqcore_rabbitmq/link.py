@@ -3,11 +3,12 @@
     Link ── one pika connection: writes joined per loop turn, a watchdog of its own, a close that ends
       └─ Channel ── requests in a row, each with a future, all of them ended when the channel closes
 
-Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals, its `close` never ends while the broker blocks
-publishers, an RPC's callback never comes when the channel closes first, and neither does that of a connect which is reset the very
-moment it is made. Each has its answer here. Private parts of pika are used (`_AsyncioIOServicesAdapter`, `_adapter_emit_data`,
-`_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why its next minor release is
-excluded.
+Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals, its `close` never
+ends while the broker blocks publishers, an RPC's callback never comes when the channel closes
+first, and neither does that of a connect which is reset the very moment it is made. Each has its
+answer here. Private parts of pika are used (`_AsyncioIOServicesAdapter`, `_adapter_emit_data`,
+`_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why
+its next minor release is excluded.
 """
 
 import asyncio
@@ -48,13 +49,18 @@ _REPLIES = [
 
 
 class _Services(_AsyncioIOServicesAdapter):
-    """pika's way to asyncio. A socket that is not connected any more is an answer here, where pika raises it into the loop."""
+    """pika's way to asyncio.
+
+    A socket that is not connected any more is an answer here, where pika raises it into the loop.
+    """
 
     def create_streaming_connection(
         self, protocol_factory: Any, sock: Any, on_done: Callable[..., None], *tls: Any, **more: Any
     ) -> AbstractIOReference:
         try:
-            return super().create_streaming_connection(protocol_factory, sock, on_done, *tls, **more)
+            return super().create_streaming_connection(
+                protocol_factory, sock, on_done, *tls, **more
+            )
         except ValueError as error:
             reset = ConnectionResetError("the connection was reset while it was made")
             reset.__cause__ = error
@@ -100,7 +106,10 @@ class _Connection(AsyncioConnection):
 
 
 class Channel:
-    """One open channel. `serial` is its name in receipts: no other channel of this process ever has it."""
+    """One open channel.
+
+    `serial` is its name in receipts: no other channel of this process ever has it.
+    """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -108,12 +117,16 @@ class Channel:
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
         self._waiting: dict[str, deque[asyncio.Future[Any]]] = defaultdict(deque)
-        """Requests under way, by the name of the answer: a queue answers for itself, and may be later than the channel."""
+        """Requests under way, by the name of the answer: a queue answers for itself, and may be later than the channel.
+        """
         raw.add_callback(self._answered, _REPLIES, one_shot=False)
         raw.add_on_close_callback(self._on_close)
 
     def ask(self, method: Any) -> asyncio.Future[Any]:
-        """Send a request; the future has the broker's answer. Many may be under way: those of one kind are answered in order."""
+        """Send a request; the future has the broker's answer.
+
+        Many may be under way: those of one kind are answered in order.
+        """
         future = asyncio.get_running_loop().create_future()
         if (reason := self.shut) is not None:
             _fail(future, reason)
@@ -162,8 +175,9 @@ class Channel:
     def abandon(self) -> None:
         """Close without waiting for the answer, also while it opens.
 
-        The close ends all consumers. pika would cancel them first, which they must not be before the broker has said that they have
-        begun: its channel crashes then, and takes the connection with it (seen on 4.0).
+        The close ends all consumers. pika would cancel them first, which they must not be before
+        the broker has said that they have begun: its channel crashes then, and takes the connection
+        with it (seen on 4.0).
         """
         if not (self.raw.is_closed or self.raw.is_closing):
             self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - what it takes for cancelled already
@@ -173,8 +187,8 @@ class Channel:
     def shut(self) -> BaseException | None:
         """Why nothing may be sent any more.
 
-        A frame that follows our own `channel.close` is one of a channel that the broker does not know:
-        it closes the whole connection, 504 "expected 'channel.open'" (seen on 3.10 and 4.0).
+        A frame that follows our own `channel.close` is one of a channel that the broker does not
+        know: it closes the whole connection, 504 "expected 'channel.open'" (seen on 3.10 and 4.0).
         """
         if self.closed is None and (self.raw.is_closing or self.raw.is_closed):
             return ConnectionLost("this channel is being closed")
@@ -224,7 +238,11 @@ class Link:
     @property
     def user(self) -> str:
         """The user that the broker knows us as."""
-        return str(getattr(self._parameters.credentials, "username", "")) if self._parameters is not None else ""
+        return (
+            str(getattr(self._parameters.credentials, "username", ""))
+            if self._parameters is not None
+            else ""
+        )
 
     @property
     def room(self) -> int:
@@ -298,7 +316,10 @@ class Link:
         await asyncio.wait([self._gone], timeout=_CLOSE)
 
     def _watch(self, seen: int, silent: int) -> None:
-        """Count the seconds without a byte. A loop that was blocked itself counts one, however long it took."""
+        """Count the seconds without a byte.
+
+        A loop that was blocked itself counts one, however long it took.
+        """
         connection = self._connection
         if connection is None or not connection.is_open:
             return

@@ -1,7 +1,8 @@
 """Looking into a queue over AMQP, which has no way to look: messages are consumed on a channel of its own and given back.
 
-They keep their places, but the broker marks them as delivered before, so that a consumer takes them for taken over: BROWSE is
-declared approximate for it, and what waits in the delay ladder is not seen at all.
+They keep their places, but the broker marks them as delivered before, so that a consumer takes them
+for taken over: BROWSE is declared approximate for it, and what waits in the delay ladder is not
+seen at all.
 """
 
 import asyncio
@@ -30,18 +31,21 @@ _STUCK = 10.0
 """Seconds without a message, although some are left, after which a look is given up."""
 _BACK, _CONSUMED = 5.0, 5
 """Seconds to wait until the queues have back what was looked at, and how many times in a row they must be seen
-with a consumer for that to be somebody else's. A quorum queue writes both to its log first, and a slow disk takes
-its time: it still counts a consumer of ours that has gone, and counts what is back only later."""
+with a consumer for that to be somebody else's. A quorum queue writes both to its log first, and a
+slow disk takes its time: it still counts a consumer of ours that has gone, and counts what is back
+only later.
+"""
 _KEPT, _READERS = 30.0, 4
-"""Seconds for which the pages of a queue are remembered, and how many look at one queue side by side."""
+"""Seconds for which the pages of a queue are remembered, and how many look at one queue side by side.
+"""
 
 
 @asynccontextmanager
 async def alone(link: Link, queue: str) -> AsyncIterator[None]:
     """Be the only one on this broker who looks into a queue: another would see nothing of what is held meanwhile.
 
-    The lock is a queue that only its connection may declare; it goes with the connection, whatever happens. Those of one connection
-    take turns. Raises `TimeoutError`.
+    The lock is a queue that only its connection may declare; it goes with the connection, whatever
+    happens. Those of one connection take turns. Raises `TimeoutError`.
     """
     lock = f"mq.look.{queue}"
     async with asyncio.timeout(_PATIENCE) as patience, link.turns.setdefault(queue, asyncio.Lock()):
@@ -83,7 +87,9 @@ async def reading(link: Link, queue: str) -> AsyncIterator["Reading"]:
             yield look
             if not look.kept:
                 await look.give_all_back(link)
-    except BaseException:  # also of whoever is cancelled on the way out: nobody would know what is kept
+    except (
+        BaseException
+    ):  # also of whoever is cancelled on the way out: nobody would know what is kept
         if look is not None:
             look.channel.abandon()
         raise
@@ -101,11 +107,11 @@ class Reading:
     async def read(self, queue: str, count: int, most: int = 0) -> bool:
         """Hold the next `count` messages of a queue of the broker that nobody else has; False when there are no more.
 
-        Silence proves nothing: a busy broker pauses. The end is reached when the broker has no message
-        left that is ready. Raises `TimeoutError` when it has some and sends none.
+        Silence proves nothing: a busy broker pauses. The end is reached when the broker has no
+        message left that is ready. Raises `TimeoutError` when it has some and sends none.
 
-        With `most` it goes on to the end, up to so many. A quorum queue must be read so: what is given back by
-        two consumers changes places.
+        With `most` it goes on to the end, up to so many. A quorum queue must be read so: what is
+        given back by two consumers changes places.
         """
         came: list[Held] = []
         arrived = asyncio.Event()
@@ -146,12 +152,16 @@ class Reading:
         return bool(names) and all(name in self.found for name in names)
 
     async def _has_more(self, queue: str, arrived: asyncio.Event) -> bool:
-        """Whether a queue has sent, or is going to send, anything more. Raises `TimeoutError` when it does not send what it has."""
+        """Whether a queue has sent, or is going to send, anything more.
+
+        Raises `TimeoutError` when it does not send what it has.
+        """
         deadline = asyncio.get_running_loop().time() + _STUCK
 
         while True:
-            # The channel may answer the first question before it passes on what the queue had sent by
-            # then, and the second one after that: measured on 3.10 and 4.0, and so it is written there.
+            # The channel may answer the first question before it passes on what the queue had sent
+            # by then, and the second one after that: measured on 3.10 and 4.0, and so it is written
+            # there.
             await self.ready(queue)
             left = await self.ready(queue)
             if arrived.is_set() or not left:
@@ -178,9 +188,9 @@ class Reading:
     async def give_all_back(self, link: Link) -> None:
         """Give all back to its place; return when the queues have it, or after a moment.
 
-        By closing the channel, for `basic.nack` keeps no places in a quorum queue of 3.10: more than 32
-        at once come back in the order of a hash, and where there is no delivery limit (queues that
-        mqcore did not declare) all of them come behind the others.
+        By closing the channel, for `basic.nack` keeps no places in a quorum queue of 3.10: more
+        than 32 at once come back in the order of a hash, and where there is no delivery limit
+        (queues that mqcore did not declare) all of them come behind the others.
         """
         await self.channel.close()
 
@@ -217,8 +227,8 @@ async def _has_back(channel: Channel, queue: str, count: int) -> None:
 class Pages:
     """What was read of each queue, so that a page follows the last one, although its entries may have gone meanwhile.
 
-    The first page of a queue is read alone. The second one reads all that is there, and further pages
-    come out of that: a hundred pages cost two reads.
+    The first page of a queue is read alone. The second one reads all that is there, and further
+    pages come out of that: a hundred pages cost two reads.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,8 @@ __all__ = ["Manager"]
 _LOOKS, _BETWEEN = 4, 0.05
 """How often, and after how many seconds, consumers are counted again."""
 _CHUNK = 200
-"""Messages that are read at first where chosen ones are looked for; then twice as many, and so on."""
+"""Messages that are read at first where chosen ones are looked for; then twice as many, and so on.
+"""
 _MOST = 50_000
 """Messages of a queue that one look takes out at most."""
 _A_MOMENT = 0.1
@@ -40,8 +41,9 @@ class Manager:
     async def count(self, names: Sequence[str] | None, now: float) -> list[QueueCounts]:
         """Count the named queues that exist, or all but quarantines and temporary ones.
 
-        AMQP tells what is ready; what we have fetched and not handed out is ready as well. What is leased is what this instance
-        has handed out, what is delayed is what it has delayed: of others AMQP tells nothing.
+        AMQP tells what is ready; what we have fetched and not handed out is ready as well. What is
+        leased is what this instance has handed out, what is delayed is what it has delayed: of
+        others AMQP tells nothing.
         """
         if names is None:
             await self._topology.refresh()
@@ -50,7 +52,9 @@ class Manager:
             if any(it.message_count for it in (await self._admin.counts([LOST])).values()):
                 names.append(LOST)
         families = {name: await self._family(name) for name in names}
-        answers = await self._admin.counts(queue for family in families.values() for queue in family)
+        answers = await self._admin.counts(
+            queue for family in families.values() for queue in family
+        )
         delayed = self._topology.delayed
         found: list[QueueCounts] = []
         for name, family in families.items():
@@ -78,7 +82,9 @@ class Manager:
         if after is None:
             entries = await self._look(queue, limit)
             page, layout = entries[:limit], self._topology.layout(queue)
-            if layout is not None and layout.quorum:  # all of it was read: further pages need no second look
+            if (
+                layout is not None and layout.quorum
+            ):  # all of it was read: further pages need no second look
                 self._pages.complete(queue, entries)
             else:
                 self._pages.begin(queue, page)
@@ -131,16 +137,21 @@ class Manager:
             asyncio.get_running_loop().call_later(_A_MOMENT, window.channel.abandon)
 
     async def purge(self, queue: str) -> int:
-        """Remove what is ready, in the quarantine too; the number removed. Raises `QueueNotFound`."""
+        """Remove what is ready, in the quarantine too; the number removed.
+
+        Raises `QueueNotFound`.
+        """
         there = await self._admin.count(queue, await self._family(queue))
         answers = await self._admin.run(*(spec.Queue.Purge(queue=name) for name in there))
         return sum(int(answer.message_count) for answer in answers)
 
     async def delete(self, queue: str, *, used: bool, if_empty: bool, if_unused: bool) -> bool:
-        """Remove a queue and its quarantine. Raises `QueueNotFound`. `used`: this instance has a consumer.
+        """Remove a queue and its quarantine.
 
-        Quorum queues know no conditions, so they are asked first. What others hold unsettled is not told: a queue that somebody
-        consumes is not taken for empty.
+        Raises `QueueNotFound`. `used`: this instance has a consumer.
+
+        Quorum queues know no conditions, so they are asked first. What others hold unsettled is not
+        told: a queue that somebody consumes is not taken for empty.
         """
         family = await self._family(queue)
         answers = await self._settled_counts(queue, family)
@@ -152,11 +163,15 @@ class Manager:
         classic = layout is None or not layout.quorum
         if_empty, if_unused = if_empty and classic, if_unused and classic
         sure = not (if_empty or if_unused)
-        if sure:  # first: a consumer elsewhere declares it anew as soon as it is gone, and that must stand
+        # first: a consumer elsewhere declares it anew as soon as it is gone, and that must stand
+        if sure:
             await self._topology.forget([*family, f"{queue}.again"])
         try:
             await self._admin.run(
-                *(spec.Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_unused) for name in family)
+                *(
+                    spec.Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_unused)
+                    for name in family
+                )
             )
         except ChannelClosedByBroker as error:
             if closed_by(error, PRECONDITION_FAILED):
@@ -166,8 +181,13 @@ class Manager:
             await self._topology.forget([*family, f"{queue}.again"])
         return True
 
-    async def _settled_counts(self, queue: str, family: Sequence[str]) -> list[spec.Queue.DeclareOk]:
-        """Count; a quorum queue may take a moment until it knows that a consumer has gone. Raises `QueueNotFound`."""
+    async def _settled_counts(
+        self, queue: str, family: Sequence[str]
+    ) -> list[spec.Queue.DeclareOk]:
+        """Count; a quorum queue may take a moment until it knows that a consumer has gone.
+
+        Raises `QueueNotFound`.
+        """
         for _ in range(_LOOKS):
             found = list((await self._admin.count(queue, family)).values())
             if not any(answer.consumer_count for answer in found):
@@ -181,25 +201,34 @@ class Manager:
         layout, again = self._topology.layout(queue), self._topology.layout(f"{queue}.again")
         if layout is None:
             return [queue]
-        return [*layout.queues, *(again.queues if again is not None and again.spec.role == "quarantine" else ())]
+        return [
+            *layout.queues,
+            *(again.queues if again is not None and again.spec.role == "quarantine" else ()),
+        ]
 
     def _held(self, family: Sequence[str]) -> list[Held]:
         """Return what this instance holds of these queues."""
         windows = [window for window in self._settler.windows.values() if window.alive]
         return [held for window in windows for held in window.held.values() if held.queue in family]
 
-    async def _read(self, look: Reading, queue: str, count: int | None, *, until: Sequence[str] = ()) -> None:
-        """Hold the head of a queue, its highest band first; None: all of it. Raises `QueueNotFound`.
+    async def _read(
+        self, look: Reading, queue: str, count: int | None, *, until: Sequence[str] = ()
+    ) -> None:
+        """Hold the head of a queue, its highest band first; None: all of it.
+
+        Raises `QueueNotFound`.
 
         `until`: no more than is needed to find these, where that leaves the order as it was.
 
-        A quorum queue gives out first what was given back to it, and puts that behind what was given back before: only who holds
-        all of it leaves the order as it was.
+        A quorum queue gives out first what was given back to it, and puts that behind what was
+        given back before: only who holds all of it leaves the order as it was.
         """
         await self._topology.look_up(queue)
         layout = self._topology.layout(queue)
         queues = (queue,) if layout is None else layout.descending
-        ready = {name: it.message_count for name, it in (await self._admin.count(queue, queues)).items()}
+        ready = {
+            name: it.message_count for name, it in (await self._admin.count(queue, queues)).items()
+        }
         whole = (count is None and not until) or (layout is not None and layout.quorum)
         limit = _MOST if whole or count is None else count
         chunk = limit if whole or not until else max(len(until), _CHUNK)
@@ -211,5 +240,6 @@ class Manager:
                 if not await look.read(name, wanted, limit - len(look.found) if whole else 0):
                     break
                 chunk *= 2
-                # The count was that of a moment ago: what came, or was given back, since then counts too.
+                # The count was that of a moment ago: what came, or was given back, since then
+                # counts too.
                 left = await look.ready(name) if limit > wanted else 0

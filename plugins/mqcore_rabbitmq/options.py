@@ -1,7 +1,8 @@
 """What an `amqp://` URL and its options say.
 
-`amqp://user:password@host:5672/vhost?durability=machine`, several hosts with commas for failover, the vhost percent-encoded, no
-path for the vhost `/`. We read the URL ourselves: pika evaluates parts of a URL's query as Python literals, and never gets ours.
+`amqp://user:password@host:5672/vhost?durability=machine`, several hosts with commas for failover,
+the vhost percent-encoded, no path for the vhost `/`. We read the URL ourselves: pika evaluates
+parts of a URL's query as Python literals, and never gets ours.
 """
 
 import ssl
@@ -31,10 +32,12 @@ def _number(value: object) -> object:
 class RabbitOptions(Options):
     """Options of the RabbitMQ backend; times in seconds.
 
-    `durability`: `process` takes classic durable queues, `machine` and `replicated` quorum queues. `cluster`: the operator says
-    that this is a cluster of three nodes or more, so that quorum queues are replicated. `bands`: with quorum queues, how many
-    levels of priority there are, 11 or 3. `connect_timeout`: for each host. `cafile`, `certfile`, `keyfile`, `server_name`: for
-    `amqps`. `heartbeat`: the interval asked for; a silent broker is noticed 2 s after it. `clock` is filled in by core.
+    `durability`: `process` takes classic durable queues, `machine` and `replicated` quorum queues.
+    `cluster`: the operator says that this is a cluster of three nodes or more, so that quorum
+    queues are replicated. `bands`: with quorum queues, how many levels of priority there are, 11 or
+    3. `connect_timeout`: for each host. `cafile`, `certfile`, `keyfile`, `server_name`: for
+    `amqps`. `heartbeat`: the interval asked for; a silent broker is noticed 2 s after it. `clock`
+    is filled in by core.
     """
 
     clock: Annotated[Clock, SkipValidation] = Field(default_factory=SystemClock, repr=False)
@@ -55,21 +58,28 @@ class RabbitOptions(Options):
 
 
 def parameters(url: str, options: RabbitOptions) -> list[pika.ConnectionParameters]:
-    """Return what pika needs for each host of the URL, in its order. Raises `ConfigurationError`, without secrets."""
+    """Return what pika needs for each host of the URL, in its order.
+
+    Raises `ConfigurationError`, without secrets.
+    """
     parts = urlsplit(url)
     login, _, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     tls = parts.scheme.lower() == "amqps"
     vhost = unquote(parts.path[1:]) if len(parts.path) > 1 else "/"
     if "/" in parts.path[1:]:
-        raise ConfigurationError("the vhost of an AMQP URL is one part: a '/' inside its name is written as %2F")
+        raise ConfigurationError(
+            "the vhost of an AMQP URL is one part: a '/' inside its name is written as %2F"
+        )
     context = _context(options) if tls else None
     return [
         pika.ConnectionParameters(
             host=host,
             port=port or (TLS_PORT if tls else PORT),
             virtual_host=vhost,
-            credentials=pika.PlainCredentials(unquote(user) or "guest", unquote(password) if login else "guest"),
+            credentials=pika.PlainCredentials(
+                unquote(user) or "guest", unquote(password) if login else "guest"
+            ),
             heartbeat=options.heartbeat,
             connection_attempts=1,
             socket_timeout=options.connect_timeout,
@@ -89,16 +99,23 @@ def _places(text: str) -> list[tuple[str, int | None]]:
             parts = urlsplit(f"//{place}")
             found.append((parts.hostname or "localhost", parts.port))
         except ValueError:
-            raise ConfigurationError("the AMQP URL names a host or port that cannot be read") from None
+            raise ConfigurationError(
+                "the AMQP URL names a host or port that cannot be read"
+            ) from None
     return found
 
 
 def _context(options: RabbitOptions) -> ssl.SSLContext:
-    """Make the TLS context: names and certificates are always checked. Raises `ConfigurationError` for unreadable files."""
+    """Make the TLS context: names and certificates are always checked.
+
+    Raises `ConfigurationError` for unreadable files.
+    """
     try:
         context = ssl.create_default_context(cafile=options.cafile)
         if options.certfile is not None:
             context.load_cert_chain(options.certfile, options.keyfile)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"TLS: cafile, certfile or keyfile cannot be used: {error}") from None
+        raise ConfigurationError(
+            f"TLS: cafile, certfile or keyfile cannot be used: {error}"
+        ) from None
     return context

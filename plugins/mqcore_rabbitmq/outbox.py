@@ -1,8 +1,9 @@
 """Ways out: a confirm channel for each kind of messages, opened when it is needed.
 
-What is sent to queues goes by one, the rest by another: a missing exchange closes its channel and makes all that is under way on it
-unknown. Nothing is written while the broker has said that it takes no publishes: what is written then is stored when the alarm
-ends, long after its publisher was told that it failed.
+What is sent to queues goes by one, the rest by another: a missing exchange closes its channel and
+makes all that is under way on it unknown. Nothing is written while the broker has said that it
+takes no publishes: what is written then is stored when the alarm ends, long after its publisher was
+told that it failed.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ __all__ = ["EXCHANGES", "QUEUES", "RECORDS", "Outbox"]
 
 QUEUES, EXCHANGES, RECORDS = "queues", "exchanges", "records"
 _PROBE = 0.5
-"""Seconds that a connect waits for the answer to its first message; without an alarm it comes in a few milliseconds."""
+"""Seconds that a connect waits for the answer to its first message; without an alarm it comes in a few milliseconds.
+"""
 
 
 class Outbox:
@@ -41,9 +43,15 @@ class Outbox:
         return self._link.blocked
 
     async def send(self, kind: str, batch: Sequence[Sending], timeout: float) -> list[Outcome]:
-        """Send messages of one kind; an outcome for each, in order. Raises when nothing was sent and the connection is lost."""
+        """Send messages of one kind; an outcome for each, in order.
+
+        Raises when nothing was sent and the connection is lost.
+        """
         if self.blocked:
-            text = f"RabbitMQ takes no publishes: the broker's memory or disk alarm is on ({self._link.blocked})"
+            text = (
+                "RabbitMQ takes no publishes: the broker's memory or disk alarm is on "
+                f"({self._link.blocked})"
+            )
             return [Failed(ErrorKind.TRANSIENT, text)] * len(batch)
         confirms = self._open.get(kind)
         if confirms is None or confirms.channel.shut is not None:

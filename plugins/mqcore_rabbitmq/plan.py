@@ -21,7 +21,8 @@ LADDER, EXIT, ROUTER = "ladder", "exit", "router"
 
 
 _MUCH = 16_384
-"""Characters of headers from which on they are measured: fewer fit in the smallest frame that is usual."""
+"""Characters of headers from which on they are measured: fewer fit in the smallest frame that is usual.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +32,22 @@ class Successor(Outgoing):
     received: Properties | None = None
 
 
-def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool) -> Sending:
+def plan(
+    out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool
+) -> Sending:
     """Plan one message for a queue of this layout (None: mqcore did not declare it) or for a router.
 
-    `moved`: it is a successor, which neither a bound nor the queue's ttl concerns. Raises `ValueError` for what cannot be sent.
+    `moved`: it is a successor, which neither a bound nor the queue's ttl concerns. Raises
+    `ValueError` for what cannot be sent.
     """
     message = out.message
     expires = message.expires_at if out.ttl is None else now + out.ttl
     if isinstance(out.to, Route):
         router, given = out.to.router, properties(message, expires, ageless=True)
         _check_size(out, given, server)
-        return Sending(router, out.to.key, given, message.body, router, "route", ((ROUTER, router),))
+        return Sending(
+            router, out.to.key, given, message.body, router, "route", ((ROUTER, router),)
+        )
     if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
         expires = now + layout.spec.ttl if expires is None else min(expires, now + layout.spec.ttl)
     native, ageless = layout is None or not layout.quorum, layout is None
@@ -58,7 +64,9 @@ def plan(out: Outgoing, layout: Layout | None, server: Server, now: float, *, mo
         ladder = ladder_for(server, message.priority if native else None)
         foot = out.to if layout is None else layout.target(message.priority, refusable=False)
         key, needs = way(out.delay, foot), ((LADDER, ladder), (EXIT, foot))
-        return Sending(entrance(ladder), key, given, message.body, out.to, needs=needs, due=now + out.delay)
+        return Sending(
+            entrance(ladder), key, given, message.body, out.to, needs=needs, due=now + out.delay
+        )
     if layout is None:
         return Sending("", out.to, given, message.body, out.to)
     target = layout.target(message.priority, refusable=not moved)
@@ -74,6 +82,7 @@ def _check_size(out: Outgoing, given: Properties, server: Server) -> None:
     size = sum(map(len, given.encode()))
     if size > server.room:
         raise ValueError(
-            f"the properties of message {out.message.id} have {size:,} bytes, and RabbitMQ takes {server.room:,}: "
+            f"the properties of message {out.message.id} have {size:,} bytes, and RabbitMQ "
+            f"takes {server.room:,}: "
             "send shorter headers"
         )

@@ -2,12 +2,13 @@
 
     declare, delete, bind, unbind ──► records in JSON ──► `mq.registry`, a queue that nobody empties ──► folded into a picture
 
-The picture is read when it is needed and no sooner: for a queue that this instance has not declared, for a list of all, for
-bindings. To read is to take all messages out and to give them back, to their places, with nobody else at it. A queue beside it,
-`mq.registry.changes`, holds one empty message for each write, so that one question (how many?) tells whether there is news. When
-there are ten thousand, a reader adds one to `mq.registry.emptied` and then takes them away: the two numbers together are never seen
-again. All three are classic durable queues: a stream keeps what is read, but one that was killed in its first seconds stayed
-without a leader.
+The picture is read when it is needed and no sooner: for a queue that this instance has not
+declared, for a list of all, for bindings. To read is to take all messages out and to give them
+back, to their places, with nobody else at it. A queue beside it, `mq.registry.changes`, holds one
+empty message for each write, so that one question (how many?) tells whether there is news. When
+there are ten thousand, a reader adds one to `mq.registry.emptied` and then takes them away: the two
+numbers together are never seen again. All three are classic durable queues: a stream keeps what is
+read, but one that was killed in its first seconds stayed without a leader.
 """
 
 import asyncio
@@ -32,7 +33,8 @@ __all__ = ["Picture", "Registry", "record_of"]
 
 REGISTER, CHANGES, EMPTIED = "mq.registry", "mq.registry.changes", "mq.registry.emptied"
 _MANY, _TOO_MANY = 100, 10_000
-"""Messages in the registry from which on a reader puts one in their place, and changes from which on he begins to count anew."""
+"""Messages in the registry from which on a reader puts one in their place, and changes from which on he begins to count anew.
+"""
 _WRITE, _TRIES = 2.0, 3
 _NEVER = (0, -1)
 
@@ -52,7 +54,8 @@ class Picture:
     bound: dict[Binding, None] = field(default_factory=dict)
     version: tuple[int, int] = _NEVER
     unreadable: int = 0
-    """How many records are not as mqcore writes them: anybody who may publish may put such there."""
+    """How many records are not as mqcore writes them: anybody who may publish may put such there.
+    """
 
     def read(self, body: bytes) -> None:
         """Add what one message holds. Never raises."""
@@ -64,7 +67,10 @@ class Picture:
         self.fold(records)
 
     def fold(self, records: object) -> None:
-        """Add what one write holds. A record that cannot be read is counted and says nothing. Never raises."""
+        """Add what one write holds.
+
+        A record that cannot be read is counted and says nothing. Never raises.
+        """
         if not isinstance(records, list):
             self.unreadable += 1
             return
@@ -72,10 +78,19 @@ class Picture:
         for record in records:
             try:
                 self._fold_one(**record)
-            except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ConfigurationError):
+            except (
+                AttributeError,
+                KeyError,
+                TypeError,
+                ValueError,
+                OverflowError,
+                ConfigurationError,
+            ):
                 self.unreadable += 1
 
-    def _fold_one(self, *, gone: str = "", bind: Any = None, unbind: Any = None, **queue: Any) -> None:
+    def _fold_one(
+        self, *, gone: str = "", bind: Any = None, unbind: Any = None, **queue: Any
+    ) -> None:
         if gone:
             self.queues.pop(_text(gone), None)
             self.bound = {binding: None for binding in self.bound if binding.queue != gone}
@@ -116,7 +131,9 @@ class Registry:
         async with self._lock:
             await self._append([])
             counts = await self._counts()
-            if counts is not None and (counts.version != self.picture.version or self._writes > _MANY):
+            if counts is not None and (
+                counts.version != self.picture.version or self._writes > _MANY
+            ):
                 await self._read()
         return self.picture
 
@@ -126,8 +143,10 @@ class Registry:
         if not picture.unreadable:
             return []
         text = (
-            f"{picture.unreadable:,} records in queue {REGISTER!r} are not as mqcore writes them and are skipped: another "
-            f"client publishes there. Take its right to write to {REGISTER!r}. mqcore removes the records when it next "
+            f"{picture.unreadable:,} records in queue {REGISTER!r} are not as mqcore writes "
+            "them and are skipped: another "
+            f"client publishes there. Take its right to write to {REGISTER!r}. mqcore removes "
+            "the records when it next "
             "shortens the queue"
         )
         return [text]
@@ -155,7 +174,10 @@ class Registry:
         if written:
             self._unwritten.clear()
             emptied, changes = self.picture.version
-            self.picture.version = emptied, changes + 1  # if others wrote too, the count will differ, and all is read
+            self.picture.version = (
+                emptied,
+                changes + 1,
+            )  # if others wrote too, the count will differ, and all is read
             self._writes += 1
 
     async def _write(self, queue: str, records: Sequence[dict[str, Any]] = ()) -> bool:
@@ -167,7 +189,8 @@ class Registry:
     async def _counts(self) -> _Counts | None:
         """Declare the three queues and count what is in them; None where this user may not.
 
-        In this order: who empties the changes says so before, so that no count is ever seen twice with different records.
+        In this order: who empties the changes says so before, so that no count is ever seen twice
+        with different records.
         """
         if self._denied:
             return None
@@ -175,7 +198,10 @@ class Registry:
         names = REGISTER, CHANGES, EMPTIED
         try:
             answers = await self._admin.run(
-                *(spec.Queue.Declare(queue=name, durable=True, arguments=arguments) for name in names)
+                *(
+                    spec.Queue.Declare(queue=name, durable=True, arguments=arguments)
+                    for name in names
+                )
             )
         except ChannelClosedByBroker as error:
             self._denied = closed_by(error, ACCESS_REFUSED)
@@ -183,15 +209,20 @@ class Registry:
                 return None
             if closed_by(error, PRECONDITION_FAILED, RESOURCE_LOCKED):
                 raise TopologyMismatch(
-                    f"{REGISTER!r} and what begins with it keep what mqcore knows of its queues on RabbitMQ, and one of "
-                    f"them is not as mqcore makes it: {error.reply_text}. Delete that queue, and declare yours again"
+                    f"{REGISTER!r} and what begins with it keep what mqcore knows of its queues "
+                    "on RabbitMQ, and one of "
+                    f"them is not as mqcore makes it: {error.reply_text}. Delete that queue, "
+                    "and declare yours again"
                 ) from error
             raise
         records, changes, emptied = (int(answer.message_count) for answer in answers)
         return _Counts(records, (emptied, changes))
 
     async def _read(self) -> None:
-        """Read all; what could not be written yet counts as well. What was not all is read again with the next look."""
+        """Read all; what could not be written yet counts as well.
+
+        What was not all is read again with the next look.
+        """
         for _ in range(_TRIES):
             picture = await self._read_once()
             if picture.version != _NEVER:
@@ -236,7 +267,12 @@ def _binding(data: Any) -> Binding:
     router, kind, queue, pattern, headers, match = data
     pairs = tuple((str(name), str(value)) for name, value in headers)
     return Binding(
-        router=_text(router), kind=_kind(kind), queue=_text(queue), pattern=_text(pattern), headers=pairs, match=match
+        router=_text(router),
+        kind=_kind(kind),
+        queue=_text(queue),
+        pattern=_text(pattern),
+        headers=pairs,
+        match=match,
     )
 
 

@@ -32,7 +32,9 @@ class Routes:
             await self._admin.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
         except ChannelClosedByBroker as error:
             if closed_by(error, NOT_FOUND):
-                names = [binding.queue for binding in bindings if f"'{binding.queue}'" in str(error)]
+                names = [
+                    binding.queue for binding in bindings if f"'{binding.queue}'" in str(error)
+                ]
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
         fresh = [binding for binding in dict.fromkeys(bindings) if binding not in picture.bound]
@@ -58,11 +60,17 @@ class Routes:
             if not closed_by(error, PRECONDITION_FAILED):
                 raise
             if used:
-                raise TopologyMismatch(f"router {router!r} is no {kind!r} exchange on RabbitMQ: {error}") from error
+                raise TopologyMismatch(
+                    f"router {router!r} is no {kind!r} exchange on RabbitMQ: {error}"
+                ) from error
             try:
-                await self._admin.run(spec.Exchange.Delete(exchange=router, if_unused=True), declare)
+                await self._admin.run(
+                    spec.Exchange.Delete(exchange=router, if_unused=True), declare
+                )
             except ChannelClosedByBroker:
-                raise TopologyMismatch(f"router {router!r} exists on RabbitMQ with other settings: {error}") from error
+                raise TopologyMismatch(
+                    f"router {router!r} exists on RabbitMQ with other settings: {error}"
+                ) from error
 
 
 def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
@@ -71,14 +79,19 @@ def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
         kind = kinds.setdefault(binding.router, binding.kind)
         if kind != binding.kind:
             raise TopologyMismatch(
-                f"router {binding.router!r} exists with kind={kind!r} and was declared with kind={binding.kind!r}: "
+                f"router {binding.router!r} exists with kind={kind!r} and was declared with "
+                f"kind={binding.kind!r}: "
                 "use the same everywhere, another name, or remove its bindings first"
             )
 
 
 def _native(binding: Binding) -> dict[str, Any]:
     """Return what names a binding to the broker."""
-    found: dict[str, Any] = {"queue": binding.queue, "exchange": binding.router, "routing_key": binding.pattern}
+    found: dict[str, Any] = {
+        "queue": binding.queue,
+        "exchange": binding.router,
+        "routing_key": binding.pattern,
+    }
     if binding.kind == "headers":
         headers = {escaped(name): value for name, value in binding.headers}
         found["arguments"] = {"x-match": binding.match, **headers}

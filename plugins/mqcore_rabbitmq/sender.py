@@ -2,7 +2,8 @@
 
     Outgoing ─ plan ─► Sending ─ what it needs ─ outbox, confirms ─► an outcome for each, in order
 
-What must be asked first (a queue that is not known, a ladder, a router) is asked before anything is sent.
+What must be asked first (a queue that is not known, a ladder, a router) is asked before anything is
+sent.
 """
 
 import asyncio
@@ -10,7 +11,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
 
-from mqcore.spi import STORED, ConfigurationError, ErrorKind, Failed, Outcome, Outgoing, Route, Stored, Unknown
+from mqcore.spi import (
+    STORED,
+    ConfigurationError,
+    ErrorKind,
+    Failed,
+    Outcome,
+    Outgoing,
+    Route,
+    Stored,
+    Unknown,
+)
 from mqcore_rabbitmq.confirms import Sending
 from mqcore_rabbitmq.errors import classify
 from mqcore_rabbitmq.outbox import EXCHANGES, QUEUES, Outbox
@@ -43,13 +54,17 @@ class Sender:
     ) -> list[Outcome]:
         """Publish a batch; what is planned already is sent as it is.
 
-        `moved`: these are successors, which a bound does not stop. `stored` hears at once of each that was confirmed, by its place.
+        `moved`: these are successors, which a bound does not stop. `stored` hears at once of each
+        that was confirmed, by its place.
         """
         until = monotonic() + timeout
         try:
             plans = await self._plans(batch, until, now, moved=moved)
         except TimeoutError as error:
-            text = f"RabbitMQ did not answer within {timeout:g} s what had to be asked first; nothing was sent"
+            text = (
+                f"RabbitMQ did not answer within {timeout:g} s what had to be asked first; "
+                "nothing was sent"
+            )
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
         outcomes: list[Outcome] = [it if isinstance(it, Failed) else Unknown() for it in plans]
         ways: dict[str, dict[int, Sending]] = {}
@@ -59,7 +74,10 @@ class Sender:
                 if stored is not None:
                     it.stored = partial(stored, at)
         left = until - monotonic()
-        parts = [(list(way), self._outbox.send(kind, list(way.values()), left)) for kind, way in ways.items()]
+        parts = [
+            (list(way), self._outbox.send(kind, list(way.values()), left))
+            for kind, way in ways.items()
+        ]
         routes = {at: it for at, it in enumerate(plans) if isinstance(it, Outgoing)}
         parts += [([at], self._delayed_route(it, until, now)) for at, it in routes.items()]
         for places, found in await _all(parts):
@@ -78,7 +96,10 @@ class Sender:
     async def _plans(
         self, batch: Sequence[Outgoing | Sending], until: float, now: float, *, moved: bool
     ) -> list[Sending | Failed | Outgoing]:
-        """Plan all, and make sure of what they need. Raises `TimeoutError`; a timer is set only where something must be asked."""
+        """Plan all, and make sure of what they need.
+
+        Raises `TimeoutError`; a timer is set only where something must be asked.
+        """
         queues = {out.to for out in batch if isinstance(out, Outgoing) and isinstance(out.to, str)}
         if not self._topology.knows(queues):
             async with asyncio.timeout(until - monotonic()):
@@ -86,10 +107,15 @@ class Sender:
         plans = [self._plan(out, now, moved=moved) for out in batch]
         if any(isinstance(it, Sending) and it.needs for it in plans):
             async with asyncio.timeout(until - monotonic()):
-                return [await self._with_needs(it) if isinstance(it, Sending) and it.needs else it for it in plans]
+                return [
+                    await self._with_needs(it) if isinstance(it, Sending) and it.needs else it
+                    for it in plans
+                ]
         return plans
 
-    def _plan(self, out: Outgoing | Sending, now: float, *, moved: bool) -> Sending | Failed | Outgoing:
+    def _plan(
+        self, out: Outgoing | Sending, now: float, *, moved: bool
+    ) -> Sending | Failed | Outgoing:
         """Plan one, unless it is planned; a delayed routed message is left for `_delayed_route`."""
         if isinstance(out, Sending):
             return out
@@ -117,7 +143,10 @@ class Sender:
             if not there:
                 text = f"RabbitMQ has no queue {sending.queue!r}: declare it first"
                 if kind == ROUTER:  # it is made with its first binding
-                    text = f"no queue is bound to router {sending.queue!r}. Bind one: Router(...).bind(queue)"
+                    text = (
+                        f"no queue is bound to router {sending.queue!r}. Bind one: "
+                        "Router(...).bind(queue)"
+                    )
                 return Failed(ErrorKind.NOT_FOUND, text)
         return sending
 
@@ -132,21 +161,33 @@ class Sender:
         except Exception as error:  # noqa: BLE001 - as in `_answered`
             return [_not_sent(error)]
         bindings = picture.bindings(route.router)
-        queues = dict.fromkeys(it.queue for it in bindings if it.takes(route.key, out.message.headers))
+        queues = dict.fromkeys(
+            it.queue for it in bindings if it.takes(route.key, out.message.headers)
+        )
         if not queues:
-            return [Failed(ErrorKind.NOT_FOUND, f"no binding of router {route.router!r} takes key {route.key!r}")]
+            return [
+                Failed(
+                    ErrorKind.NOT_FOUND,
+                    f"no binding of router {route.router!r} takes key {route.key!r}",
+                )
+            ]
         copies = [Outgoing(queue, out.message, out.delay, out.ttl) for queue in queues]
         outcomes = await self.publish(copies, until - monotonic(), now)
         failed = [outcome for outcome in outcomes if not isinstance(outcome, Stored)]
         if not failed:
             return [STORED]
-        if isinstance(failed[0], Failed) and all(isinstance(outcome, Failed) for outcome in outcomes):
+        if isinstance(failed[0], Failed) and all(
+            isinstance(outcome, Failed) for outcome in outcomes
+        ):
             return [failed[0]]
         return [Unknown(f"not every queue of router {route.router!r} took it: {failed[0]}")]
 
 
 async def _all(parts: Sequence[_Part]) -> list[_Answers]:
-    """Send all parts side by side. What goes wrong with one before it was sent is its outcome: others may have been stored."""
+    """Send all parts side by side.
+
+    What goes wrong with one before it was sent is its outcome: others may have been stored.
+    """
     if len(parts) == 1:
         return [(parts[0][0], await parts[0][1])]
     return await asyncio.gather(*(_answered(places, part) for places, part in parts))

@@ -3,9 +3,10 @@
     settle ─┬─ Ack ───────────────────────────────────────────► acknowledged
             └─ Move, Release ─► stored, confirmed one by one ──► acknowledged, each as soon as its own successor is there
 
-Confirm and acknowledgement go by two connections, so a successor may be delivered before its source has been let go. Whoever died
-of it then would leave two copies. So nobody in this process gets the successor until the broker has answered that it has read the
-acknowledgement: what was only written is lost when the process dies with something unread.
+Confirm and acknowledgement go by two connections, so a successor may be delivered before its source
+has been let go. Whoever died of it then would leave two copies. So nobody in this process gets the
+successor until the broker has answered that it has read the acknowledgement: what was only written
+is lost when the process dies with something unread.
 """
 
 import asyncio
@@ -112,7 +113,9 @@ class Settler:
             finally:
                 for it in leaving.values():
                     it.held.busy = False
-                letting_in = asyncio.create_task(self._let_in([it for it in leaving.values() if it.name is not None]))
+                letting_in = asyncio.create_task(
+                    self._let_in([it for it in leaving.values() if it.name is not None])
+                )
                 self._letting_in.add(letting_in)
                 letting_in.add_done_callback(self._letting_in.discard)
             for at, it in leaving.items():
@@ -121,7 +124,9 @@ class Settler:
 
     async def _let_in(self, moved: Sequence[_Leaving]) -> None:
         """Hand out successors once their sources are gone for certain: who dies of one leaves no other copy (G3)."""
-        with suppress(Exception):  # a channel that is lost takes its sources back, and what waits here with them
+        with suppress(
+            Exception
+        ):  # a channel that is lost takes its sources back, and what waits here with them
             async with asyncio.timeout(_PROOF):
                 await asyncio.gather(*(window.prove() for window in {it.window for it in moved}))
         for it in moved:
@@ -132,7 +137,11 @@ class Settler:
         serial, tag = read_receipt(receipt, self.generation)
         window = self.windows.get(serial)
         held = window.held.get(tag) if window is not None and window.alive else None
-        return (window, held) if window is not None and held is not None and held.out and not held.busy else None
+        return (
+            (window, held)
+            if window is not None and held is not None and held.out and not held.busy
+            else None
+        )
 
     async def _store(self, leaving: Sequence[_Leaving], timeout: float) -> None:
         """Store successors and given-back copies, and let go of the source of each at once."""
@@ -140,19 +149,25 @@ class Settler:
         for it in leaving:
             if it.name is not None:
                 self._on_their_way.setdefault(it.name, [])
-        with suppress(Exception):  # a channel that is lost, or a broker that does not answer: what follows tells
+        with suppress(
+            Exception
+        ):  # a channel that is lost, or a broker that does not answer: what follows tells
             async with asyncio.timeout(timeout / 2):
                 releasing = {it.window for it in leaving if isinstance(it.item, Release)}
                 await asyncio.gather(*(window.pause() for window in releasing))
         now = self._clock.now()
-        outcomes = await self._send(leaving, [self._successor(it.item, it.held) for it in leaving], until, now)
+        outcomes = await self._send(
+            leaving, [self._successor(it.item, it.held) for it in leaving], until, now
+        )
 
         # A full queue refuses what is given back to it, and that may exceed the bound (G12).
         refused = [at for at, outcome in enumerate(outcomes) if _is_full(leaving[at].item, outcome)]
         if refused:
             full = [leaving[at] for at in refused]
             copies = [self._copy(it.held, refusable=False) for it in full]
-            for at, outcome in zip(refused, await self._send(full, copies, until, now), strict=True):
+            for at, outcome in zip(
+                refused, await self._send(full, copies, until, now), strict=True
+            ):
                 outcomes[at] = outcome
 
         for it, outcome in zip(leaving, outcomes, strict=True):
@@ -162,7 +177,11 @@ class Settler:
         await written()  # who dies after our answer leaves no source behind
 
     async def _send(
-        self, leaving: Sequence[_Leaving], items: Sequence[Outgoing | Sending], until: float, now: float
+        self,
+        leaving: Sequence[_Leaving],
+        items: Sequence[Outgoing | Sending],
+        until: float,
+        now: float,
     ) -> list[Outcome]:
         """Store these, and let go of the source of each that is confirmed."""
 
@@ -170,7 +189,11 @@ class Settler:
             leaving[at].let_go()
 
         try:
-            return list(await self._sender.publish(items, until - monotonic(), now, moved=True, stored=stored))
+            return list(
+                await self._sender.publish(
+                    items, until - monotonic(), now, moved=True, stored=stored
+                )
+            )
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
             return [Unknown(f"storing the successor failed: {error!r}", error)] * len(items)
 
@@ -189,9 +212,13 @@ class Settler:
         layout = self._topology.layout(held.queue)
         due = layout.due if layout is not None else None
         queue = held.queue if refusable or due is None else due
-        given = released(held.properties, held.expires, held.takeovers, _native_priority(held, layout))
+        given = released(
+            held.properties, held.expires, held.takeovers, _native_priority(held, layout)
+        )
         fit(given, self._topology.admin.server.room)
-        return Sending("", queue, given, held.body, queue, "full" if due not in (None, queue) else "")
+        return Sending(
+            "", queue, given, held.body, queue, "full" if due not in (None, queue) else ""
+        )
 
     def holds_up(self, properties: Properties, take_in: Callable[[], None]) -> bool:
         """Whether a delivery is a successor whose source is still there; `take_in` is called when it is gone, or stays for good."""
@@ -214,14 +241,16 @@ class Settler:
 
 
 def _is_full(item: Move | Release, outcome: Outcome) -> bool:
-    return isinstance(item, Release) and isinstance(outcome, Failed) and outcome.kind is ErrorKind.FULL
+    return (
+        isinstance(item, Release) and isinstance(outcome, Failed) and outcome.kind is ErrorKind.FULL
+    )
 
 
 def _native_priority(held: Held, layout: Layout | None) -> int | None:
     """Return AMQP's own priority for a message that is given back to this queue (None: not one of ours).
 
-    A quorum queue of 4.0 and later delivers what has one above 4 before what has none, and ours have
-    none there: their levels are queues of their own.
+    A quorum queue of 4.0 and later delivers what has one above 4 before what has none, and ours
+    have none there: their levels are queues of their own.
     """
     if layout is None:
         return held.properties.priority

@@ -2,9 +2,9 @@
 
     basic.deliver ─► buffer (highest priority first) ─ receive ─► Delivery ─ settle ─► ack │ successor stored, then ack
 
-One channel, and on it a consumer for each queue of the broker that makes the queue of ours. A delivery that the broker marks as
-redelivered was taken over. A release stores a copy with a mark of ours and lets go of the original, for AMQP's own way to give back
-cannot be told from a crash.
+One channel, and on it a consumer for each queue of the broker that makes the queue of ours. A
+delivery that the broker marks as redelivered was taken over. A release stores a copy with a mark of
+ours and lets go of the original, for AMQP's own way to give back cannot be told from a crash.
 """
 
 import asyncio
@@ -38,12 +38,19 @@ _RELEASED = 10.0
 class RabbitSubscription(Subscription):
     """Consumes one queue of ours; `prefetch` is the most that is handed out and unsettled.
 
-    A quarantine is read carefully, for what comes back there counts as a crash: nothing is taken from the broker but while
-    somebody waits in `receive`, and what is left over is given back as released.
+    A quarantine is read carefully, for what comes back there counts as a crash: nothing is taken
+    from the broker but while somebody waits in `receive`, and what is left over is given back as
+    released.
     """
 
     def __init__(
-        self, queue: str, prefetch: int, channel: Channel, topology: Topology, settler: Settler, clock: Clock
+        self,
+        queue: str,
+        prefetch: int,
+        channel: Channel,
+        topology: Topology,
+        settler: Settler,
+        clock: Clock,
     ) -> None:
         self.queue = queue
         self.on_end: Callable[[], None] = lambda: None
@@ -72,10 +79,18 @@ class RabbitSubscription(Subscription):
         channel.raw.add_on_cancel_callback(lambda _: self.gone())
 
     async def start(self) -> None:
-        """Make sure that the queues are there; nothing is consumed before somebody receives. Raises `QueueNotFound`."""
-        there = [self._channel.ask(spec.Queue.Declare(queue=queue, passive=True)) for queue in self._queues]
+        """Make sure that the queues are there; nothing is consumed before somebody receives.
+
+        Raises `QueueNotFound`.
+        """
+        there = [
+            self._channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+            for queue in self._queues
+        ]
         try:
-            await asyncio.gather(*there, self._channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch)))
+            await asyncio.gather(
+                *there, self._channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))
+            )
         except Exception:
             self._check()
             raise
@@ -91,8 +106,8 @@ class RabbitSubscription(Subscription):
     async def _pause(self) -> None:
         """Take nothing more for now: before a release, or its copy comes straight back into our own buffer.
 
-        Whoever releases and asks for more is served again; one who drains has nothing in the buffer that nobody started, which the
-        broker would give to the next consumer as taken over.
+        Whoever releases and asks for more is served again; one who drains has nothing in the buffer
+        that nobody started, which the broker would give to the next consumer as taken over.
         """
         if self._wake is None and self._channel.closed is None:
             await self._stop()
@@ -128,15 +143,22 @@ class RabbitSubscription(Subscription):
                 self._release_unseen()
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
-        """Hand out what is there, or wait for it. Raises after a loss, and `QueueNotFound` once the queue was deleted."""
+        """Hand out what is there, or wait for it.
+
+        Raises after a loss, and `QueueNotFound` once the queue was deleted.
+        """
         self._check()
-        await asyncio.sleep(0)  # a consumer that always finds something must not keep the loop for itself
+        await asyncio.sleep(
+            0
+        )  # a consumer that always finds something must not keep the loop for itself
         await self._come(self._loop.time() + timeout)
         if self._closed or self._paused:
             return []
         self._check()
         if self._careful:
-            self._cancel()  # the broker reads this before any settlement, which would make room for the next message
+            # the broker reads this before any settlement, which would make room for the next
+            # message
+            self._cancel()
         return self._hand_out(limit)
 
     async def _come(self, deadline: float) -> None:
@@ -197,7 +219,8 @@ class RabbitSubscription(Subscription):
         """Consume no more, and release what came and was not asked for: the broker would mark it as it marks a crash."""
         self._paused = True
         self._rouse()
-        await self._stop()  # not before the broker has said that they have begun; what was on its way is here after it
+        # not before the broker has said that they have begun; what was on its way is here after it
+        await self._stop()
         self._release_unseen()
         while self._releasing is not None:
             await asyncio.shield(self._releasing)
@@ -216,7 +239,9 @@ class RabbitSubscription(Subscription):
                 self._settler.windows.pop(self._channel.serial, None)
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_WORD):
-                    await self._channel.give_all_back()  # the queues know of it now, and not some time after the close
+                    await (
+                        self._channel.give_all_back()
+                    )  # the queues know of it now, and not some time after the close
             await self._channel.close()
         finally:  # also when we are cancelled: the connection may last, and would keep what was sent to this channel
             self._channel.abandon()
@@ -229,9 +254,9 @@ class RabbitSubscription(Subscription):
     async def _release_buffer(self) -> None:
         """Release what is in the buffer, and what comes into it meanwhile, in the order of delivery.
 
-        A copy goes to the end of its level. What was handed out is older, so what is being released of
-        that is stored first (G9). What has no answer is left to the close, which gives it back as after
-        a crash.
+        A copy goes to the end of its level. What was handed out is older, so what is being released
+        of that is stored first (G9). What has no answer is left to the close, which gives it back
+        as after a crash.
         """
         try:
             while self._buffer and not self._closed:
@@ -243,7 +268,9 @@ class RabbitSubscription(Subscription):
                 now, ttl = self._clock.now(), self._topology.ttl(self.queue)
                 deliveries = [self._window.hand_out(held, ttl, now) for _, _, held in unseen]
                 with suppress(Exception):
-                    await self._settler.settle([Release(it.receipt) for it in deliveries], _RELEASED)
+                    await self._settler.settle(
+                        [Release(it.receipt) for it in deliveries], _RELEASED
+                    )
         finally:
             self._releasing = None
 
@@ -281,7 +308,9 @@ class RabbitSubscription(Subscription):
         if self._error is not None and not self._closed:
             raise self._error
         if self._closed:
-            raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
+            raise ConnectionLost(
+                f"the subscription of queue {self.queue!r} is closed; subscribe again"
+            )
 
     def _room(self) -> bool:
         return self._window.out < self._prefetch

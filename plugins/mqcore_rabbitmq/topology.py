@@ -2,8 +2,8 @@
 
     layout(queue) ─► a temporary one of our own, or `mq.lost` │ what the registry says │ None: mqcore did not declare it
 
-What is known may be out of date, for others delete and declare too. That shows when a message finds no queue: what was thought of
-it is then in doubt, and asked again before the next one.
+What is known may be out of date, for others delete and declare too. That shows when a message finds
+no queue: what was thought of it is then in doubt, and asked again before the next one.
 """
 
 import asyncio
@@ -27,10 +27,14 @@ from mqcore_rabbitmq.registry import Registry
 __all__ = ["Topology"]
 
 _CANCELS_WITHIN = 0.5
-"""Seconds in which RabbitMQ cancels the consumers of a quorum queue that was deleted. If the queue is declared again sooner, its
-channel takes up their consumers itself, and what it sends to those never arrives (seen on 3.10, also with pika alone)."""
+"""Seconds in which RabbitMQ cancels the consumers of a quorum queue that was deleted.
+
+If the queue is declared again sooner, its channel takes up their consumers itself, and what it
+sends to those never arrives (seen on 3.10, also with pika alone).
+"""
 _FORGET = 2.0
-"""Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again."""
+"""Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again.
+"""
 
 
 class Topology:
@@ -45,7 +49,8 @@ class Topology:
         self._there: set[tuple[str, str]] = set()
         """Ladders, ways from their foot and exchanges that we have made sure of."""
         self._look_at: dict[str, float] = {}
-        """When to ask again: at once for those in doubt, later for those that nobody knew just now."""
+        """When to ask again: at once for those in doubt, later for those that nobody knew just now.
+        """
         self._missing: dict[str, float] = {}
         """When a message found these queues deleted."""
         self._fresh = False
@@ -73,7 +78,9 @@ class Topology:
 
     def _unknown(self, queues: Iterable[str]) -> list[str]:
         now, known = monotonic(), self._look_at
-        return [it for it in queues if known.get(it, 0.0 if self.layout(it) is None else inf) <= now]
+        return [
+            it for it in queues if known.get(it, 0.0 if self.layout(it) is None else inf) <= now
+        ]
 
     async def refresh(self, queues: Sequence[str] = ()) -> None:
         """Read what others have declared, and take note of those that are unknown all the same."""
@@ -102,7 +109,9 @@ class Topology:
         """Take nothing for granted of where this was sent: it found no queue."""
         self._look_at[sending.queue] = self._missing[sending.queue] = monotonic()
         layout = self.layout(sending.queue)
-        self._there.difference_update(sending.needs, _exits(layout.queues if layout else [sending.queue]))
+        self._there.difference_update(
+            sending.needs, _exits(layout.queues if layout else [sending.queue])
+        )
 
     # Declaring
 
@@ -117,7 +126,9 @@ class Topology:
         await self.admin.declare([*lasting, *own.values()])
         self._own |= own
         known = self.registry.picture.queues
-        await self.registry.append([layout.record() for layout in lasting if known.get(layout.name) != layout])
+        await self.registry.append(
+            [layout.record() for layout in lasting if known.get(layout.name) != layout]
+        )
 
     async def _let_consumers_end(self, layouts: Sequence[Layout]) -> None:
         """Wait until the broker has cancelled the consumers of quorum queues that were found deleted just now."""
@@ -127,14 +138,18 @@ class Topology:
             await asyncio.sleep(wait)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Write down what we keep ourselves. Raises `QueueNotFound`, and `TopologyMismatch` for what the broker's queue fixes."""
+        """Write down what we keep ourselves.
+
+        Raises `QueueNotFound`, and `TopologyMismatch` for what the broker's queue fixes.
+        """
         await self.refresh()
         have = self.registry.picture.queues.get(queue)
         if not await self.admin.counts([queue]):
             raise missing(queue)
         if have is None:
             raise ConfigurationError(
-                f"queue {queue!r} was not declared by mqcore, so that its settings are not ours to alter"
+                f"queue {queue!r} was not declared by mqcore, so that its settings are not ours "
+                "to alter"
             )
         for setting, value in settings.items():
             if setting not in ALTERABLE and (old := getattr(have.spec, setting)) != value:

@@ -1,7 +1,8 @@
 """What one channel has delivered and nobody has settled, and acknowledging it with few words.
 
-Every delivery has a tag, and tags only grow. Settled ones are told to the broker once a loop turn: those below the lowest open tag
-together, the others one by one, so that a slow first handler holds back one credit and not all.
+Every delivery has a tag, and tags only grow. Settled ones are told to the broker once a loop turn:
+those below the lowest open tag together, the others one by one, so that a slow first handler holds
+back one credit and not all.
 """
 
 import asyncio
@@ -27,14 +28,32 @@ _RECEIPT = struct.Struct(">4sIQ")
 class Held:
     """One delivery. `out`: it has been handed out; `busy`: a settlement of it is under way."""
 
-    __slots__ = ("body", "busy", "expires", "level", "out", "properties", "queue", "redelivered", "tag", "takeovers")
+    __slots__ = (
+        "body",
+        "busy",
+        "expires",
+        "level",
+        "out",
+        "properties",
+        "queue",
+        "redelivered",
+        "tag",
+        "takeovers",
+    )
 
     def __init__(self, queue: str, method: Any, properties: Properties, body: bytes) -> None:
-        self.queue, self.tag, self.properties, self.body = queue, method.delivery_tag, properties, body
+        self.queue, self.tag, self.properties, self.body = (
+            queue,
+            method.delivery_tag,
+            properties,
+            body,
+        )
         self.level = level_of(properties)
         given_back, before = released_as(properties)
         self.redelivered: bool = method.redelivered or given_back
-        self.takeovers: int = before + bool(method.redelivered)  # AMQP has a flag, and says once what happened twice
+        self.takeovers: int = before + bool(
+            method.redelivered
+        )  # AMQP has a flag, and says once what happened twice
         self.expires: float | None = None
         self.out = self.busy = False
 
@@ -48,7 +67,10 @@ class Held:
 
 
 class Window:
-    """The open deliveries of one channel. `on_room` is called when one was settled, `pause` before one is released."""
+    """The open deliveries of one channel.
+
+    `on_room` is called when one was settled, `pause` before one is released.
+    """
 
     def __init__(self, channel: Channel, generation: bytes, prefetch: int = 0) -> None:
         self.channel = channel
@@ -61,7 +83,8 @@ class Window:
         self._prefetch = prefetch
         self._by_queue: Counter[str] = Counter()
         self.full: dict[str, int] = {}
-        """Queues of which the broker may have more that our prefetch has kept back until just now, and their levels."""
+        """Queues of which the broker may have more that our prefetch has kept back until just now, and their levels.
+        """
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -74,7 +97,10 @@ class Window:
         return self.alive and held.tag in self.held
 
     def add(self, held: Held) -> None:
-        """Take note of a delivery. Must be called in the order of the tags: the first that is held is the lowest."""
+        """Take note of a delivery.
+
+        Must be called in the order of the tags: the first that is held is the lowest.
+        """
         self.held[held.tag] = held
         self._by_queue[held.queue] += 1
         self.full.pop(held.queue, None)
@@ -117,7 +143,10 @@ class Window:
         self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
 
     def drop_all(self) -> None:
-        """Forget everything: the queue has gone, or the channel. What was settled is told first, while it is known what was not."""
+        """Forget everything: the queue has gone, or the channel.
+
+        What was settled is told first, while it is known what was not.
+        """
         self.flush()
         self.held.clear()
         self._by_queue.clear()
@@ -132,7 +161,9 @@ class Window:
         lowest = next(iter(self.held), settled[-1] + 1)
         together = sum(tag < lowest for tag in settled)
         if together:
-            self.channel.tell(spec.Basic.Ack(delivery_tag=settled[together - 1], multiple=together > 1))
+            self.channel.tell(
+                spec.Basic.Ack(delivery_tag=settled[together - 1], multiple=together > 1)
+            )
         for tag in settled[together:]:
             self.channel.tell(spec.Basic.Ack(delivery_tag=tag))
 

@@ -2,9 +2,10 @@
 
     Message ─ properties ─► broker ─► message_of ─► an equal Message
 
-Any client can read it: `message_id`, `content_type`, `correlation_id`, `reply_to` and `priority` are the native ones, the user's
-headers are headers. Ours begin with `mq-`. What begins with `x-` belongs to brokers and is never copied: a copy that kept its
-`x-death` is confirmed and then silently dropped by 3.10, which takes it for a loop.
+Any client can read it: `message_id`, `content_type`, `correlation_id`, `reply_to` and `priority`
+are the native ones, the user's headers are headers. Ours begin with `mq-`. What begins with `x-`
+belongs to brokers and is never copied: a copy that kept its `x-death` is confirmed and then
+silently dropped by 3.10, which takes it for a loop.
 
 A plain client's message keeps what `Message` has no field for: `properties` of its successor takes
 `type`, `app_id`, `timestamp` and the headers that are not text over from the properties received.
@@ -46,11 +47,13 @@ HOP, LINEAGE = "mq-hop", "mq-lineage"
 _RELEASED, _TAKEN = "1", "takeovers="
 _OURS, _BROKERS, _ESCAPED, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
-"""Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped."""
+"""Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped.
+"""
 _DEFAULT, _HIGHEST, _LONG = 5, 10, 10
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _USER = "mq-user-id"
-"""The `user_id` of the first publisher: RabbitMQ refuses a native one that is not the connection's own user."""
+"""The `user_id` of the first publisher: RabbitMQ refuses a native one that is not the connection's own user.
+"""
 _KEPT = ("type", "app_id", "cluster_id", "timestamp")
 """Native properties that `Message` has no field for."""
 _KEPT_RAW = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id")
@@ -65,12 +68,17 @@ def escaped(name: str) -> str:
 
 
 def properties(
-    message: Message, expires: float | None, *, native: bool = True, ageless: bool = False, to: str | None = None
+    message: Message,
+    expires: float | None,
+    *,
+    native: bool = True,
+    ageless: bool = False,
+    to: str | None = None,
 ) -> Properties:
     """Return a message's properties.
 
-    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts when it is received. `to`: it is
-    delayed, for this queue.
+    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts
+    when it is received. `to`: it is delayed, for this queue.
     """
     headers = {escaped(name): value for name, value in message.headers.items()}
     headers |= pack(message)
@@ -91,7 +99,9 @@ def properties(
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
         message_id=message.id,
-        timestamp=int(message.published_at) if message.published_at and message.published_at > 0 else None,
+        timestamp=int(message.published_at)
+        if message.published_at and message.published_at > 0
+        else None,
     )
 
 
@@ -136,9 +146,9 @@ def _others(received: Properties) -> dict[str | bytes, Field]:
 def fit(given: Properties, room: int) -> None:
     """Shorten the headers of a message until its properties fit in `room` bytes, a frame of the connection.
 
-    RabbitMQ closes the connection for a larger frame, and would do so again with each try. Only a plain
-    client has headers of that size. The traceback of a dead letter goes first, then the longest headers
-    that are not ours.
+    RabbitMQ closes the connection for a larger frame, and would do so again with each try. Only a
+    plain client has headers of that size. The traceback of a dead letter goes first, then the
+    longest headers that are not ours.
     """
     size = sum(map(len, given.encode()))
     headers: dict[str | bytes, Any] = given.headers or {}  # type: ignore[assignment]  # as `_write_table` takes them
@@ -159,7 +169,9 @@ def _is_ours(name: str | bytes) -> bool:
     return isinstance(name, str) and name.startswith(_OURS) and not name.startswith(_ESCAPED)
 
 
-def released(received: Properties, expires: float | None, takeovers: int, priority: int | None) -> Properties:
+def released(
+    received: Properties, expires: float | None, takeovers: int, priority: int | None
+) -> Properties:
     """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over.
 
     `priority` is AMQP's own, as the queue needs it; ours stays what it was.
@@ -189,7 +201,9 @@ def released_as(received: BasicProperties) -> tuple[bool, int]:
     """Whether the message was released, and how often it had been taken over then."""
     mark = (received.headers or {}).get(RELEASED)
     number = mark.removeprefix(_TAKEN) if isinstance(mark, str) and mark.startswith(_TAKEN) else ""
-    return mark is not None, int(number) if number.isascii() and number.isdigit() and len(number) < _LONG else 0
+    return mark is not None, int(number) if number.isascii() and number.isdigit() and len(
+        number
+    ) < _LONG else 0
 
 
 def parked(received: BasicProperties, message: Message) -> Message:
@@ -225,11 +239,11 @@ def _expires(headers: Mapping[str, Any]) -> float | None:
 def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: float) -> Message:
     """Return the message that was received; one from a plain client is a first attempt with a new id if it has none.
 
-    Never raises, whatever the properties hold. A property that is not UTF-8 is left out, but for the id
-    and the content type, which are shown escaped.
+    Never raises, whatever the properties hold. A property that is not UTF-8 is left out, but for
+    the id and the content type, which are shown escaped.
 
-    `ttl` is that of its queue: it counts here if it did not at publish, for its publisher did not know it, or knows nothing of
-    mqcore (G6).
+    `ttl` is that of its queue: it counts here if it did not at publish, for its publisher did not
+    know it, or knows nothing of mqcore (G6).
     """
     given = received.headers or {}
     headers: dict[str, str] = {}
@@ -240,7 +254,9 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
         elif name.startswith(_OURS):
             if isinstance(value, str):
                 flat[name] = value
-        elif not name.startswith(_BROKERS) and isinstance(value, (str, bytes, bool, int, float, Decimal, datetime)):
+        elif not name.startswith(_BROKERS) and isinstance(
+            value, (str, bytes, bool, int, float, Decimal, datetime)
+        ):
             headers[name] = _text(value)
     message = Message(
         id=id_of(received) or new_id(),
@@ -257,7 +273,9 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
     if ttl is None or message.hop or not (AGELESS in given or _ATTEMPT not in given):
         return message
     end = (now if message.published_at is None else message.published_at) + ttl
-    return replace(message, expires_at=end if message.expires_at is None else min(end, message.expires_at))
+    return replace(
+        message, expires_at=end if message.expires_at is None else min(end, message.expires_at)
+    )
 
 
 def id_of(received: BasicProperties) -> str:

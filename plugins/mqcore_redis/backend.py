@@ -1,4 +1,7 @@
-"""The seam: each request, and the scripts that it takes. What lives from `open` to `close` is made anew by each `open`."""
+"""The seam: each request, and the scripts that it takes.
+
+What lives from `open` to `close` is made anew by each `open`.
+"""
 
 import asyncio
 import json
@@ -66,12 +69,17 @@ class RedisBackend(Backend):
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
         if not isinstance(options, RedisOptions):
-            raise ConfigurationError(f"the Redis backend takes RedisOptions, not {type(options).__name__}")
+            raise ConfigurationError(
+                f"the Redis backend takes RedisOptions, not {type(options).__name__}"
+            )
         self._place = read(url, options)
         self._open: _Opened | None = None
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        """Connect, load the scripts and look at the server. Raises redis-py's exceptions, and `ConfigurationError`."""
+        """Connect, load the scripts and look at the server.
+
+        Raises redis-py's exceptions, and `ConfigurationError`.
+        """
         await self.close()
         session = Session(self._place, lost)
         try:
@@ -80,18 +88,28 @@ class RedisBackend(Backend):
         except BaseException as error:
             await session.close()
             if isinstance(error, ResponseError) and denied(error):
-                raise NoPermissionError(f"{error} (mqcore needs: {RIGHTS})", status_code="NOPERM") from error
+                raise NoPermissionError(
+                    f"{error} (mqcore needs: {RIGHTS})", status_code="NOPERM"
+                ) from error
             raise
         batches = Batches(session)
-        self._open = _Opened(session, capabilities, batches, Bindings(session), Consumers(session, batches))
+        self._open = _Opened(
+            session, capabilities, batches, Bindings(session), Consumers(session, batches)
+        )
         return capabilities
 
     async def close(self) -> None:
-        """End the consumers and the temporary queues declared here, within 2 s. What is held comes back when its lease ends."""
+        """End the consumers and the temporary queues declared here, within 2 s.
+
+        What is held comes back when its lease ends.
+        """
         opened, self._open = self._open, None
         if opened is None:
             return
-        queues = [opened.session.ask("delete", name, 0, 0, also=f"{name}.again") for name in opened.temporary]
+        queues = [
+            opened.session.ask("delete", name, 0, 0, also=f"{name}.again")
+            for name in opened.temporary
+        ]
         try:
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_CALLS):
@@ -130,14 +148,18 @@ class RedisBackend(Backend):
 
     async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
         """Note that handlers start with these claims, whichever instance made them."""
-        (answer,) = await self._now.session.gather([Call("start", self._now.session.keys.of(queue), receipts)])
+        (answer,) = await self._now.session.gather(
+            [Call("start", self._now.session.keys.of(queue), receipts)]
+        )
         return [noted == 1 for noted in told(answer)]
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones, in one write; a missing one is left out."""
         session, keys = self._now.session, self._now.session.keys
         if queues is None:
-            queues = sorted(name.decode() for name in await session.command("SMEMBERS", keys.queues))
+            queues = sorted(
+                name.decode() for name in await session.command("SMEMBERS", keys.queues)
+            )
         calls = [Call("count", keys.of(name) + keys.of(f"{name}.again"), ()) for name in queues]
         answers = zip(queues, await session.gather(calls), strict=True)
         return [counted(name, json.loads(answer)) for name, answer in answers if told(answer) != -1]
@@ -191,8 +213,12 @@ class RedisBackend(Backend):
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now, names = self._now, self._now.session.keys.queues
-        listed = await now.session.command("SREM", names, queue)  # first: who is woken by its end may make it anew
-        if not await now.session.ask("delete", queue, int(if_empty), int(if_unused), also=f"{queue}.again"):
+        listed = await now.session.command(
+            "SREM", names, queue
+        )  # first: who is woken by its end may make it anew
+        if not await now.session.ask(
+            "delete", queue, int(if_empty), int(if_unused), also=f"{queue}.again"
+        ):
             if listed:
                 await now.session.run("relist", [names], queue)
             return False
@@ -205,7 +231,12 @@ class RedisBackend(Backend):
         await self._now.bindings.of()
         if not (count := self._now.bindings.unreadable):
             return []
-        return [f"{count:,} bindings in Redis are not as mqcore writes them and are skipped: bind those routers again"]
+        return [
+            (
+                f"{count:,} bindings in Redis are not as mqcore writes them and are skipped: bind "
+                "those routers again"
+            )
+        ]
 
     async def alter(self, queue: str, settings: Alterations) -> None:
         """Give a queue other settings, for every instance at once. Raises `QueueNotFound`."""
@@ -230,7 +261,9 @@ class RedisBackend(Backend):
     @property
     def _now(self) -> _Opened:
         if self._open is None:
-            raise ConnectionLost(f"the connection to Redis at {self._place.shown} is closed; open it first")
+            raise ConnectionLost(
+                f"the connection to Redis at {self._place.shown} is closed; open it first"
+            )
         self._open.session.check()
         return self._open
 

@@ -1,7 +1,7 @@
 """A batch of messages or settlements put into script calls, and the answers read back: an outcome for each item, in order.
 
-A call carries at most 500 messages and 1 MiB, so that the server is held up for a few milliseconds and no longer. Deadlines
-are by the loop's clock.
+A call carries at most 500 messages and 1 MiB, so that the server is held up for a few milliseconds
+and no longer. Deadlines are by the loop's clock.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,8 @@ __all__ = ["BYTES", "MESSAGES", "Batches"]
 MESSAGES, BYTES = 500, 1024 * 1024
 _STORED = {1: STORED, 2: Stored(duplicate=True)}
 _Part = list[tuple[int, bytes]]
-"""What goes into one call: which items of the batch, each with the record that it stores (none: nothing)."""
+"""What goes into one call: which items of the batch, each with the record that it stores (none: nothing).
+"""
 
 
 class Batches:
@@ -46,7 +47,9 @@ class Batches:
         self._letters: dict[str, str] = {}
         """Of queues that overflow into a dead-letter queue, which one."""
 
-    async def publish(self, batch: Sequence[Outgoing], deadline: float, since: int | None = None) -> list[Outcome]:
+    async def publish(
+        self, batch: Sequence[Outgoing], deadline: float, since: int | None = None
+    ) -> list[Outcome]:
         """Store a batch; calls of one queue go out in their order."""
         outcomes: dict[int, Outcome] = {}
         lines: dict[str, _Part] = {}
@@ -56,7 +59,9 @@ class Batches:
             else:
                 lines.setdefault(str(out.to), []).append((item, encode(out.message)))
         parts = [(queue, part) for queue, line in lines.items() for part in _cut(line)]
-        answers = await self._store([(queue, _copies(batch, part, since)) for queue, part in parts], deadline)
+        answers = await self._store(
+            [(queue, _copies(batch, part, since)) for queue, part in parts], deadline
+        )
         for (queue, part), answer in zip(parts, answers, strict=True):
             for index, (item, _) in enumerate(part):
                 outcomes[item] = self._outcome(queue, answer, index)
@@ -65,10 +70,14 @@ class Batches:
     async def _store(self, asked: Sequence[tuple[str, list[Any]]], deadline: float) -> list[Answer]:
         """Run `publish` for each queue and its copies, and once more with the keys of a dead-letter queue that it asks for."""
         answers = await self._session.gather([self._publishing(*it) for it in asked], deadline)
-        again = [index for index, answer in enumerate(answers) if isinstance(answer, bytes)]  # nothing was done
+        again = [
+            index for index, answer in enumerate(answers) if isinstance(answer, bytes)
+        ]  # nothing was done
         for index in again:
             self._letters[asked[index][0]] = answers[index].decode()
-        more = await self._session.gather([self._publishing(*asked[index]) for index in again], deadline)
+        more = await self._session.gather(
+            [self._publishing(*asked[index]) for index in again], deadline
+        )
         for index, answer in zip(again, more, strict=True):
             answers[index] = answer
         return answers
@@ -82,9 +91,13 @@ class Batches:
         if not isinstance(answer, list):
             return self._trouble(queue, answer)
         stored = _STORED.get(answer[index])
-        return stored or Failed(ErrorKind.FULL, f"queue {queue!r} holds its max_length of ready messages")
+        return stored or Failed(
+            ErrorKind.FULL, f"queue {queue!r} holds its max_length of ready messages"
+        )
 
-    async def settle(self, queue: str, batch: Sequence[Settlement], deadline: float) -> list[Settled]:
+    async def settle(
+        self, queue: str, batch: Sequence[Settlement], deadline: float
+    ) -> list[Settled]:
         """Settle a batch of claims on one queue."""
         settled: dict[int, Settled] = {}
         here: _Part = []
@@ -98,7 +111,9 @@ class Batches:
             else:
                 here.append((item, encode(settlement.to.message)))
         parts = list(_cut(here))
-        answers = await self._session.gather([self._settling(queue, batch, part) for part in parts], deadline)
+        answers = await self._session.gather(
+            [self._settling(queue, batch, part) for part in parts], deadline
+        )
         for part, answer in zip(parts, answers, strict=True):
             for index, (item, _) in enumerate(part):
                 settled[item] = self._ending(queue, batch[item], answer, index)
@@ -108,14 +123,24 @@ class Batches:
         """Return how many microseconds are left of each claim, extended to `lease` seconds unless that is 0. Raises errors."""
         parts = [receipts[start : start + MESSAGES] for start in range(0, len(receipts), MESSAGES)]
         keys, until = self._keys.of(queue), round(lease * 1e6)
-        answers = await self._session.gather([Call("renew", keys, (until, *part)) for part in parts])
+        answers = await self._session.gather(
+            [Call("renew", keys, (until, *part)) for part in parts]
+        )
         return [rest for answer in answers for rest in told(answer)]
 
     def abandoning(self, queue: str, unseen: Iterable[bytes], lost: Iterable[bytes]) -> list[Call]:
         """Return calls that give claims back: those that nobody saw, and those whose owner goes without a word."""
-        words = [word for how, receipts in (("U", unseen), ("L", lost)) for it in receipts for word in (how, it)]
+        words = [
+            word
+            for how, receipts in (("U", unseen), ("L", lost))
+            for it in receipts
+            for word in (how, it)
+        ]
         size = 2 * MESSAGES
-        return [self._ends(queue, {}, words[start : start + size]) for start in range(0, len(words), size)]
+        return [
+            self._ends(queue, {}, words[start : start + size])
+            for start in range(0, len(words), size)
+        ]
 
     def _settling(self, queue: str, batch: Sequence[Settlement], part: _Part) -> Call:
         targets: dict[str, int] = {}
@@ -125,7 +150,14 @@ class Batches:
             if isinstance(settlement, Move):
                 out = settlement.to
                 target = targets.setdefault(str(out.to), len(targets) + 1)
-                words += ("M", settlement.receipt, target, name_of(out.message), wanted(out), record)
+                words += (
+                    "M",
+                    settlement.receipt,
+                    target,
+                    name_of(out.message),
+                    wanted(out),
+                    record,
+                )
             else:
                 words += ("R" if isinstance(settlement, Release) else "A", settlement.receipt)
         return self._ends(queue, targets, words)
@@ -143,7 +175,9 @@ class Batches:
 
     async def _move_far(self, queue: str, move: Move, deadline: float) -> Settled:
         """Move to another slot of a cluster: store the successor, then let go; repeated, it finds its own successor."""
-        (ours,) = await self._session.gather([Call("renew", self._keys.of(queue), (0, move.receipt))], deadline)
+        (ours,) = await self._session.gather(
+            [Call("renew", self._keys.of(queue), (0, move.receipt))], deadline
+        )
         if not isinstance(ours, list):
             return self._trouble(queue, ours)
         if not ours[0]:
@@ -157,7 +191,10 @@ class Batches:
 
     def _refused(self, out: Outgoing) -> Failed | None:
         if not isinstance(out.to, str):
-            return Failed(ErrorKind.PERMANENT, f"Redis does not route: {out.to} has to be resolved to queues first")
+            return Failed(
+                ErrorKind.PERMANENT,
+                f"Redis does not route: {out.to} has to be resolved to queues first",
+            )
         if out.delay > self._max_delay:
             text = f"a delay of {out.delay:g} s is above max_delay={self._max_delay:g} s"
             return Failed(ErrorKind.PERMANENT, text)
@@ -178,7 +215,9 @@ class Batches:
 def _copies(batch: Sequence[Outgoing], part: _Part, since: int | None) -> list[Any]:
     """Return the words by which `publish` is told of each copy."""
     return [
-        word for item, record in part for word in (name_of(batch[item].message), wanted(batch[item], since), record)
+        word
+        for item, record in part
+        for word in (name_of(batch[item].message), wanted(batch[item], since), record)
     ]
 
 

@@ -1,6 +1,7 @@
 """The arrows from routers to queues (G15): one sorted set of JSON in Redis, the same for every process; core matches.
 
-They are asked for at each routed publish. What is answered comes from memory, after one look at the version.
+They are asked for at each routed publish. What is answered comes from memory, after one look at the
+version.
 """
 
 import json
@@ -28,11 +29,14 @@ class Bindings:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
         if not bindings:
             return
-        clash = await self._session.run("bind", (self._key, self._version_key), *map(_text, bindings))
+        clash = await self._session.run(
+            "bind", (self._key, self._version_key), *map(_text, bindings)
+        )
         if clash:
             router, kind, wanted = (word.decode() for word in clash)
             raise TopologyMismatch(
-                f"router {router!r} exists with kind={kind!r} and was declared with kind={wanted!r}: "
+                f"router {router!r} exists with kind={kind!r} and was declared with "
+                f"kind={wanted!r}: "
                 "use the same everywhere, another name, or remove its bindings first"
             )
 
@@ -50,7 +54,9 @@ class Bindings:
             found = [_binding(text) for text in texts]
             self._known = [binding for binding in found if binding is not None]
             self.unreadable = len(found) - len(self._known)
-            self._version = version  # read before the bindings: what changed in between is read again
+            self._version = (
+                version  # read before the bindings: what changed in between is read again
+            )
         return [binding for binding in self._known if router is None or binding.router == router]
 
     async def forget(self, queue: str) -> None:
@@ -71,5 +77,11 @@ def _binding(text: bytes) -> Binding | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigurationError):
         return None
 
-    texts = (binding.router, binding.kind, binding.queue, binding.pattern, *(word for pair in headers for word in pair))
+    texts = (
+        binding.router,
+        binding.kind,
+        binding.queue,
+        binding.pattern,
+        *(word for pair in headers for word in pair),
+    )
     return binding if all(isinstance(text, str) for text in texts) else None

@@ -1,7 +1,8 @@
 """What kind a trouble is: narrow before wide, for redis-py's tree is not what its names say.
 
-`AuthenticationError` and `BusyLoadingError` are `ConnectionError`s there, `TimeoutError` and `ConnectionError` are not the
-built-in ones, and much is told only by the first word of the server's answer.
+`AuthenticationError` and `BusyLoadingError` are `ConnectionError`s there, `TimeoutError` and
+`ConnectionError` are not the built-in ones, and much is told only by the first word of the server's
+answer.
 """
 
 import ssl
@@ -13,7 +14,9 @@ from mqcore.spi import ConnectionLost, ErrorKind, QueueNotFound
 __all__ = ["certain", "is_answer", "kind_of", "other_protocol"]
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ConnectionLost, OSError)
-_LATER = "READONLY NOREPLICAS LOADING MISCONF BUSY MASTERDOWN CLUSTERDOWN TRYAGAIN MOVED ASK UNKILLABLE"
+_LATER = (
+    "READONLY NOREPLICAS LOADING MISCONF BUSY MASTERDOWN CLUSTERDOWN TRYAGAIN MOVED ASK UNKILLABLE"
+)
 _WORDS = {
     "OOM": ErrorKind.FULL,
     **dict.fromkeys(("NOPERM", "NOAUTH", "WRONGPASS"), ErrorKind.DENIED),
@@ -28,7 +31,9 @@ def kind_of(error: BaseException) -> ErrorKind:
         return ErrorKind.NOT_FOUND
     if (told := certain(error)) is not None:
         return told
-    if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError)) or _untrusted(error):
+    if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError)) or _untrusted(
+        error
+    ):
         return ErrorKind.DENIED
     return ErrorKind.TRANSIENT if isinstance(error, _TRANSIENT) else ErrorKind.PERMANENT
 
@@ -43,13 +48,17 @@ def certain(error: BaseException) -> ErrorKind | None:
 
 def is_answer(error: BaseException) -> bool:
     """Whether an exception of redis-py is a server's answer to one command, and the connection as good as before."""
-    return isinstance(error, (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError))
+    return isinstance(
+        error, (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError)
+    )
 
 
 def other_protocol(error: redis.InvalidResponse) -> redis.InvalidResponse:
     """Return the error for a port that answers in another protocol, in plain words, with redis-py's own as its cause."""
     first = str(error).rpartition('got "')[2][:1]
-    kind = {"A": " It looks like AMQP: use amqp:// for RabbitMQ.", "H": " It looks like HTTP."}.get(first, "")
+    kind = {"A": " It looks like AMQP: use amqp:// for RabbitMQ.", "H": " It looks like HTTP."}.get(
+        first, ""
+    )
     found = redis.InvalidResponse(
         f"the server does not speak Redis' protocol: is this the port of a Redis server?{kind}"
     )

@@ -25,7 +25,8 @@ _ANSWER = 8.0
 """Seconds for one command; a BLPOP of the waker waits less."""
 _AT_ONCE, _MANY = 32, 100_000
 """Scripts under way at a time, each on a connection of its own; connections that there may be: each slot with idle consumers
-blocks one."""
+blocks one.
+"""
 _CLOSED = "the connection to the Redis cluster was closed"
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
 
@@ -67,7 +68,9 @@ class ClusterLink:
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
         """Run commands whose name may have several words; for each the answers of all masters, errors among them."""
         masters = self.client.get_primaries()
-        return [await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands]
+        return [
+            await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands
+        ]
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
         """Send a command; the future never raises, an error is its result: also where `close` cancels what is under way."""

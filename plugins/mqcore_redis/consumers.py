@@ -24,15 +24,22 @@ class Consumers:
         """Start a consumer. Raises `QueueNotFound`."""
         group = self._session.keys.group(queue)
         waker = self._wakers.setdefault(group, Waker(self._session, group))
-        consumer = RedisSubscription(self._session, self._batches, waker, queue, prefetch=prefetch, lease=lease)
+        consumer = RedisSubscription(
+            self._session, self._batches, waker, queue, prefetch=prefetch, lease=lease
+        )
         await consumer.start()
         self._open.add(consumer)
         consumer.closed = self._open.discard
         return consumer
 
     async def end(self) -> None:
-        """End them all. What they hold is not given back: after a reconnect core goes on with it."""
-        await asyncio.gather(*(consumer.end(lost=False) for consumer in list(self._open)), return_exceptions=True)
+        """End them all.
+
+        What they hold is not given back: after a reconnect core goes on with it.
+        """
+        await asyncio.gather(
+            *(consumer.end(lost=False) for consumer in list(self._open)), return_exceptions=True
+        )
 
     async def close(self) -> None:
         """Let go of what wakes them."""
@@ -48,5 +55,7 @@ class Consumers:
         """Keep the consumers registered that hold all they may, and so do not claim."""
         while True:
             await asyncio.sleep(ALIVE / 3)
-            signs = [sign for consumer in self._open if (sign := consumer.sign_of_life()) is not None]
+            signs = [
+                sign for consumer in self._open if (sign := consumer.sign_of_life()) is not None
+            ]
             await self._session.gather(signs)

@@ -49,7 +49,10 @@ def plain_settings() -> dict[str, Any]:
 
 
 async def dial(place: Place) -> AbstractConnection:
-    """Connect to the server, or to the master that Sentinel names. Raises the driver's own exception, nothing is left open."""
+    """Connect to the server, or to the master that Sentinel names.
+
+    Raises the driver's own exception, nothing is left open.
+    """
     address = await _master(place) if place.kind == "sentinel" else next(iter(place.hosts), None)
     return await _connect(place, address, _login(place))
 
@@ -72,13 +75,19 @@ def _settings(
     if address is None:
         return UnixDomainSocketConnection, {"path": place.path, **settings}
     options = place.options
-    settings |= {"host": address[0], "port": address[1], "socket_connect_timeout": options.connect_timeout}
+    settings |= {
+        "host": address[0],
+        "port": address[1],
+        "socket_connect_timeout": options.connect_timeout,
+    }
     if place.tls is None:
         return Connection, settings
     return _Tls, {"context": place.tls, "server_name": options.server_name, **settings}
 
 
-async def _connect(place: Place, address: tuple[str, int] | None, who: dict[str, Any]) -> AbstractConnection:
+async def _connect(
+    place: Place, address: tuple[str, int] | None, who: dict[str, Any]
+) -> AbstractConnection:
     kind, settings = _settings(place, address, who)
     connection, options = kind(**settings), place.options
     try:
@@ -87,14 +96,20 @@ async def _connect(place: Place, address: tuple[str, int] | None, who: dict[str,
     except (TimeoutError, RedisTimeoutError):
         await connection.disconnect(nowait=True)
         hint = ": does this port speak TLS?" if isinstance(connection, _Tls) else ""
-        raise RedisTimeoutError(f"no answer from Redis within {options.connect_timeout:g} s{hint}") from None
+        raise RedisTimeoutError(
+            f"no answer from Redis within {options.connect_timeout:g} s{hint}"
+        ) from None
     except InvalidResponse as error:
         await connection.disconnect(nowait=True)
         raise other_protocol(error) from error
     except BaseException as error:
         await connection.disconnect(nowait=True)
-        if getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA:  # redis-py tells only the text of it
-            raise RedisConnectionError(f"{error}; name the file of the CA's certificate with ?cafile=FILE") from error
+        if (
+            getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA
+        ):  # redis-py tells only the text of it
+            raise RedisConnectionError(
+                f"{error}; name the file of the CA's certificate with ?cafile=FILE"
+            ) from error
         raise
     return connection
 
@@ -122,7 +137,9 @@ async def _ask(sentinel: AbstractConnection, options: RedisOptions) -> Any:
     """Return host and port of the master, None when this Sentinel does not know it."""
     try:
         async with asyncio.timeout(options.connect_timeout):
-            await sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", options.master, check_health=False)
+            await sentinel.send_command(
+                "SENTINEL", "GET-MASTER-ADDR-BY-NAME", options.master, check_health=False
+            )
             return await sentinel.read_response(timeout=math.inf)
     finally:
         with suppress(RedisError, OSError):

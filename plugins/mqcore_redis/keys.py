@@ -2,9 +2,10 @@
 
     mq:{orders}:r      mq:{orders}.dlq:r      mq:{orders}.again:r
 
-What stands in braces decides the slot in a cluster: a queue, its dead letters and its quarantine share one, so a Move
-between them is one step. The twelve keys of a queue always go to a script together and in this order, as `common.lua`
-expects them; their meaning is told in `docs/backends/redis.md`.
+What stands in braces decides the slot in a cluster: a queue, its dead letters and its quarantine
+share one, so a Move between them is one step. The twelve keys of a queue always go to a script
+together and in this order, as `common.lua` expects them; their meaning is told in
+`docs/backends/redis.md`.
 """
 
 __all__ = ["KINDS", "Keys"]
@@ -14,7 +15,10 @@ _EXTENSIONS = (".dlq", ".again")
 
 
 class Keys:
-    """The keys under one prefix. With `tag` all queues share one slot; `spread` says that slots matter: this is a cluster."""
+    """The keys under one prefix.
+
+    With `tag` all queues share one slot; `spread` says that slots matter: this is a cluster.
+    """
 
     def __init__(self, prefix: str, tag: str | None = None, *, spread: bool = False) -> None:
         self._prefix, self._tag, self._spread = prefix, tag, spread

@@ -1,8 +1,9 @@
 """One connection, used by everybody at once: commands of the same loop turn leave in one write, answers come in their order.
 
-A caller that is cancelled or stops waiting takes nothing with it: its answer still arrives and is thrown away. So a cancelled
-call never costs the connection, and a claim under way is never lost. A silent peer is noticed by its silence: the oldest
-command must be answered while the watch looks `patience` times.
+A caller that is cancelled or stops waiting takes nothing with it: its answer still arrives and is
+thrown away. So a cancelled call never costs the connection, and a claim under way is never lost. A
+silent peer is noticed by its silence: the oldest command must be answered while the watch looks
+`patience` times.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from mqcore_redis.classify import is_answer, other_protocol
 __all__ = ["PATIENCE", "Answer", "Link"]
 
 Answer = Any
-"""What the server said: bytes, a number, a list, None; or the exception that it, or the lost connection, stands for."""
+"""What the server said: bytes, a number, a list, None; or the exception that it, or the lost connection, stands for.
+"""
 PATIENCE = 7
 """Looks of the watch, one a second, that a command may go unanswered."""
 GOODBYE = 0.4
@@ -33,10 +35,16 @@ _QUIET = 3
 
 
 class Link:
-    """A connected connection. `broken` is called once, on the loop, when it fails; not after `close`."""
+    """A connected connection.
+
+    `broken` is called once, on the loop, when it fails; not after `close`.
+    """
 
     def __init__(
-        self, connection: AbstractConnection, broken: Callable[[Exception], None], patience: int = PATIENCE
+        self,
+        connection: AbstractConnection,
+        broken: Callable[[Exception], None],
+        patience: int = PATIENCE,
     ) -> None:
         self.connection, self._broken, self._patience = connection, broken, patience
         self._loop = asyncio.get_running_loop()
@@ -45,7 +53,9 @@ class Link:
         self._wanted = asyncio.Event()
         self._error: Exception | None = None
         self._quiet = 0
-        self._tasks = [asyncio.create_task(work) for work in (self._send(), self._read(), self._watch())]
+        self._tasks = [
+            asyncio.create_task(work) for work in (self._send(), self._read(), self._watch())
+        ]
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
         """Send a command; the future never raises, an error is its result."""
@@ -107,7 +117,9 @@ class Link:
         try:
             while True:
                 try:
-                    answer = await self.connection.read_response(timeout=math.inf, disconnect_on_error=False)
+                    answer = await self.connection.read_response(
+                        timeout=math.inf, disconnect_on_error=False
+                    )
                 except RedisError as error:
                     if not is_answer(error):
                         raise
@@ -132,6 +144,8 @@ class Link:
             oldest = first
             self._quiet += 1
             if looks > self._patience:
-                self._fail(ConnectionLost(f"Redis has not answered for more than {self._patience} s"))
+                self._fail(
+                    ConnectionLost(f"Redis has not answered for more than {self._patience} s")
+                )
             elif first is None and self._quiet >= _QUIET:
                 self.call("PING")

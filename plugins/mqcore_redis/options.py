@@ -1,6 +1,7 @@
 """What an URL such as `redis://user:password@host:6379/0?prefix=mq` and its options say.
 
-We read the URL ourselves: redis-py takes any argument of its own from an URL's query, retries among them, and never gets ours.
+We read the URL ourselves: redis-py takes any argument of its own from an URL's query, retries among
+them, and never gets ours.
 """
 
 import re
@@ -19,18 +20,24 @@ __all__ = ["Place", "RedisOptions", "read"]
 TEN_YEARS = 10.0 * 365 * 86_400
 _PORT, _SENTINEL_PORT = 6379, 26379
 _Kind = Literal["tcp", "unix", "sentinel", "cluster"]
-_KINDS: dict[str, _Kind] = {"unix": "unix", "redis+sentinel": "sentinel", "redis+cluster": "cluster"}
+_KINDS: dict[str, _Kind] = {
+    "unix": "unix",
+    "redis+sentinel": "sentinel",
+    "redis+cluster": "cluster",
+}
 
 
 class RedisOptions(Options):
     """Options of the Redis backend; times in seconds.
 
-    `db`: number of the database, as the path of a URL is; for a local socket, whose path is the socket, it is the only way.
-    `prefix` begins every key. `tag` puts all queues into one slot of a cluster: a Move between any two of them is one step, and
-    they all live on one node. `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers what
-    was published to it, whichever ends first. `max_delay`: a longer delay is refused. `assume_durability`: what the operator
-    states of a server that does not let us look. `master` and `sentinel_password`: for `redis+sentinel`. `cafile`, `certfile`,
-    `keyfile`, `server_name`: for TLS, which `rediss` has, and `tls=true` gives to Sentinel and Cluster.
+    `db`: number of the database, as the path of a URL is; for a local socket, whose path is the
+    socket, it is the only way. `prefix` begins every key. `tag` puts all queues into one slot of a
+    cluster: a Move between any two of them is one step, and they all live on one node.
+    `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers
+    what was published to it, whichever ends first. `max_delay`: a longer delay is refused.
+    `assume_durability`: what the operator states of a server that does not let us look. `master`
+    and `sentinel_password`: for `redis+sentinel`. `cafile`, `certfile`, `keyfile`, `server_name`:
+    for TLS, which `rediss` has, and `tls=true` gives to Sentinel and Cluster.
     """
 
     db: int | None = Field(default=None, ge=0, le=9999)
@@ -52,7 +59,10 @@ class RedisOptions(Options):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the server is, who we are there, and the options that hold there. `shown` names it in errors."""
+    """Where the server is, who we are there, and the options that hold there.
+
+    `shown` names it in errors.
+    """
 
     kind: _Kind
     shown: str
@@ -66,27 +76,40 @@ class Place:
 
 
 def read(url: str, options: RedisOptions) -> Place:
-    """Return what an URL says. Raises `ConfigurationError`, without secrets, when it says nothing that could be meant."""
+    """Return what an URL says.
+
+    Raises `ConfigurationError`, without secrets, when it says nothing that could be meant.
+    """
     parts = urlsplit(url)
     kind = _KINDS.get(parts.scheme, "tcp")
     login, _, places = parts.netloc.rpartition("@")
     username, _, password = (unquote(part) or None for part in login.partition(":"))
     path = unquote(parts.path)
     if kind == "unix":
-        return Place(kind, path, options, path=path, db=options.db or 0, username=username, password=password)
+        return Place(
+            kind, path, options, path=path, db=options.db or 0, username=username, password=password
+        )
     if kind == "sentinel" and not options.master:
         raise ConfigurationError("redis+sentinel:// needs the name of the master: ?master=NAME")
     hosts = tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
     if kind == "tcp" and len(hosts) > 1:
-        raise ConfigurationError("redis:// has one host; several are for redis+sentinel:// or redis+cluster://")
+        raise ConfigurationError(
+            "redis:// has one host; several are for redis+sentinel:// or redis+cluster://"
+        )
     number = path.strip("/")
     if not re.fullmatch("[0-9]{0,4}", number):
-        raise ConfigurationError(f"the path of a Redis URL is the number of a database, not {number!r:.40}")
+        raise ConfigurationError(
+            f"the path of a Redis URL is the number of a database, not {number!r:.40}"
+        )
     if number and options.db not in (None, int(number)):
-        raise ConfigurationError(f"the Redis URL names two databases: {number} in its path and db={options.db}")
+        raise ConfigurationError(
+            f"the Redis URL names two databases: {number} in its path and db={options.db}"
+        )
     db = int(number or options.db or 0)
     if kind == "cluster" and db:
-        raise ConfigurationError("a Redis cluster has the database 0 alone; leave the path out of the URL")
+        raise ConfigurationError(
+            "a Redis cluster has the database 0 alone; leave the path out of the URL"
+        )
     shown = ", ".join(f"{host}:{port}" for host, port in hosts)
     tls = _context(options) if parts.scheme == "rediss" or options.tls else None
     return Place(kind, shown, options, hosts, db=db, username=username, password=password, tls=tls)
@@ -101,11 +124,16 @@ def _hosts(text: str, port: int) -> list[tuple[str, int]]:
 
 
 def _context(options: RedisOptions) -> ssl.SSLContext:
-    """Make the TLS context: names and certificates are always checked. Raises `ConfigurationError` for unreadable files."""
+    """Make the TLS context: names and certificates are always checked.
+
+    Raises `ConfigurationError` for unreadable files.
+    """
     try:
         context = ssl.create_default_context(cafile=options.cafile)
         if options.certfile is not None:
             context.load_cert_chain(options.certfile, options.keyfile)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"TLS: cafile, certfile or keyfile cannot be used: {error}") from None
+        raise ConfigurationError(
+            f"TLS: cafile, certfile or keyfile cannot be used: {error}"
+        ) from None
     return context

@@ -1,7 +1,8 @@
 """A look at the live server: what it is, what survives on it, and what an operator should know.
 
-What a confirmed message survives is told by the append-only file and how often it is written through. CONFIG tells all of it
-and is often denied; INFO tells half and may be denied too; then the least is assumed, or what the operator states.
+What a confirmed message survives is told by the append-only file and how often it is written
+through. CONFIG tells all of it and is often denied; INFO tells half and may be denied too; then the
+least is assumed, or what the operator states.
 """
 
 from collections.abc import Mapping
@@ -16,30 +17,46 @@ from mqcore_redis.session import Session, told
 __all__ = ["RIGHTS", "denied", "probe"]
 
 _OLDEST = (7, 0)
-_CONFIG = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
+_CONFIG = (
+    "appendonly",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "maxmemory",
+    "maxmemory-policy",
+)
 _NEARLY_FULL = 0.8
 _DENIED = ("permission", "can't run this command")
 """How servers say that a user lacks a right, the second from inside a script of 7.0."""
-RIGHTS = "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get, in a cluster +cluster|slots"
+RIGHTS = (
+    "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get, in a "
+    "cluster +cluster|slots"
+)
 Facts = Mapping[str, str]
 
 
 async def probe(session: Session) -> Capabilities:
     """Return what the server can do.
 
-    Raises `ConfigurationError` for one that is too old, the driver's own exception for rights that are missing, and
-    `ReadOnlyError` for a replica, which may be a master later.
+    Raises `ConfigurationError` for one that is too old, the driver's own exception for rights that
+    are missing, and `ReadOnlyError` for a replica, which may be a master later.
     """
     place, cluster = session.place, session.place.kind == "cluster"
     infos, configs = await session.main.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
     nodes = [(_info(info), _config(config)) for info, config in zip(infos, configs, strict=True)]
     if any(info.get("role") == "slave" for info, _ in nodes):
-        raise ReadOnlyError(f"the Redis at {place.shown} is a replica: connect to its master", status_code="READONLY")
+        raise ReadOnlyError(
+            f"the Redis at {place.shown} is a replica: connect to its master",
+            status_code="READONLY",
+        )
     if not cluster and any(info.get("cluster_enabled") == "1" for info, _ in nodes):
-        raise ConfigurationError(f"the Redis at {place.shown} is a node of a cluster: use redis+cluster://")
+        raise ConfigurationError(
+            f"the Redis at {place.shown} is a node of a cluster: use redis+cluster://"
+        )
     server = _server(nodes[0][0])
     await session.run("probe", [f"{place.options.prefix}:probe"] if cluster else [])
-    durability, why = min((_durability(*node, place.options) for node in nodes), key=lambda found: found[0])
+    durability, why = min(
+        (_durability(*node, place.options) for node in nodes), key=lambda found: found[0]
+    )
     return Capabilities("redis", server, durability, _supports(place, durability, why))
 
 
@@ -52,19 +69,29 @@ def _server(info: Facts) -> str:
     product = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = info.get("valkey_version") or info.get("redis_version", "")
     if version and tuple(int(part) for part in info["redis_version"].split(".")[:2]) < _OLDEST:
-        raise ConfigurationError(f"{product} {version} is too old: its scripts know no flags; 7.0 or later is needed")
+        raise ConfigurationError(
+            f"{product} {version} is too old: its scripts know no flags; 7.0 or later is needed"
+        )
     return f"{product} {version}".strip()
 
 
-def _supports(place: Place, durability: Durability, why: Mapping[str, str | bool]) -> dict[Capability, Support]:
+def _supports(
+    place: Place, durability: Durability, why: Mapping[str, str | bool]
+) -> dict[Capability, Support]:
     native, options = Level.NATIVE, place.options
-    slots = {"across_slots": "publish, then ack"} if place.kind == "cluster" and options.tag is None else {}
+    slots = (
+        {"across_slots": "publish, then ack"}
+        if place.kind == "cluster" and options.tag is None
+        else {}
+    )
     durable = native if durability >= Durability.PROCESS else Level.NONE
     return {
         Capability.DELAY: Support(native, {"granularity": 0.1, "max": options.max_delay}),
         Capability.PRIORITY: Support(native, {"levels": 11}),
         Capability.EXPIRY: Support(native, {"sweep": True}),
-        Capability.DEDUP: Support(native, {"window": options.dedup_window, "size": options.dedup_size}),
+        Capability.DEDUP: Support(
+            native, {"window": options.dedup_window, "size": options.dedup_size}
+        ),
         Capability.ATOMIC_MOVE: Support(native, slots),
         Capability.LEASE: Support(native),
         Capability.DURABLE: Support(durable, why),
@@ -75,7 +102,9 @@ def _supports(place: Place, durability: Durability, why: Mapping[str, str | bool
     }
 
 
-def _durability(info: Facts, config: Facts, options: RedisOptions) -> tuple[Durability, dict[str, str | bool]]:
+def _durability(
+    info: Facts, config: Facts, options: RedisOptions
+) -> tuple[Durability, dict[str, str | bool]]:
     """Return what a confirmed message survives, and why: by CONFIG, or by what INFO tells of it, or as it is stated."""
     facts = {
         "maxmemory": info.get("maxmemory", "0"),
@@ -85,7 +114,10 @@ def _durability(info: Facts, config: Facts, options: RedisOptions) -> tuple[Dura
     }
     durability = Durability.MEMORY
     if facts.get("appendonly") == "yes":
-        always = config.get("appendfsync") == "always" and config.get("no-appendfsync-on-rewrite") != "yes"
+        always = (
+            config.get("appendfsync") == "always"
+            and config.get("no-appendfsync-on-rewrite") != "yes"
+        )
         durability = Durability.MACHINE if always else Durability.PROCESS
     why: dict[str, str | bool] = {name: facts[name] for name in _CONFIG[:3] if name in facts}
     why["verified"] = bool(info or config)
@@ -95,7 +127,9 @@ def _durability(info: Facts, config: Facts, options: RedisOptions) -> tuple[Dura
     if info or config:
         why["maxmemory_policy"] = facts["maxmemory-policy"]
     elif "stated" not in why:
-        why["warning"] = "neither CONFIG nor INFO may be asked: state what you know with assume_durability"
+        why["warning"] = (
+            "neither CONFIG nor INFO may be asked: state what you know with assume_durability"
+        )
     lossy, worth_knowing = _warnings(info, facts)
     if lossy or worth_knowing:
         why["warning"] = "; ".join((*lossy, *worth_knowing))
@@ -109,11 +143,17 @@ def _warnings(info: Facts, facts: Facts) -> tuple[list[str], list[str]]:
     if limit and policy != "noeviction":
         lossy.append(f"maxmemory-policy {policy} evicts messages: set noeviction")
     if info.get("aof_enabled") == "1" and info.get("aof_last_write_status", "ok") != "ok":
-        lossy.append("the append-only file could not be written: look at the disk and the server's log")
+        lossy.append(
+            "the append-only file could not be written: look at the disk and the server's log"
+        )
     if facts.get("appendonly") == "no":
-        others.append("appendonly no: messages are lost with the server's process; set appendonly yes")
+        others.append(
+            "appendonly no: messages are lost with the server's process; set appendonly yes"
+        )
     if limit and int(info.get("used_memory", 0)) > _NEARLY_FULL * limit:
-        others.append("used_memory is above 80 % of maxmemory: publishing will be refused when it is full")
+        others.append(
+            "used_memory is above 80 % of maxmemory: publishing will be refused when it is full"
+        )
     return lossy, others
 
 

@@ -2,11 +2,13 @@ r"""A message as it stands in Redis: one line of JSON with everything but the bo
 
     {"id": "9f...", "content_type": "application/json", "headers": {...}, "mq-attempt": "1", ...}\\n<body>
 
-A record that the server itself has dead-lettered (overflow) has a line more in front, which says why; each time one more:
+A record that the server itself has dead-lettered (overflow) has a line more in front, which says
+why; each time one more:
 
     !{"queue": "orders", "at": "1763..."}\\n{"id": ...}\\n<body>
 
-What is not there has its default, so a body that a plain client has pushed is a first attempt of priority 5.
+What is not there has its default, so a body that a plain client has pushed is a first attempt of
+priority 5.
 """
 
 import json
@@ -25,7 +27,10 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def encode(message: Message) -> bytes:
-    """Return a message's record. Its expiry is not in it: that is the queue's, by the server's clock."""
+    """Return a message's record.
+
+    Its expiry is not in it: that is the queue's, by the server's clock.
+    """
     fields: dict[str, Any] = {"id": message.id}
     fields.update((name, value) for name in _PLAIN if (value := getattr(message, name)) is not None)
     if message.priority != 5:  # noqa: PLR2004 - the default priority
@@ -37,14 +42,20 @@ def encode(message: Message) -> bytes:
 
 
 def decode(record: bytes, expires: bytes) -> Message:
-    """Return the message of a record; `expires` is in the server's microseconds, empty for never. Never raises."""
+    """Return the message of a record; `expires` is in the server's microseconds, empty for never.
+
+    Never raises.
+    """
     return read(record, expires)[0]
 
 
 def read(record: bytes, expires: bytes) -> tuple[Message, str]:
-    """Return the message of a record, and what is wrong with the record, empty when nothing is. Never raises.
+    """Return the message of a record, and what is wrong with the record, empty when nothing is.
 
-    A record that is not as `encode` writes it is a message whose body is all of it. Core dead-letters it.
+    Never raises.
+
+    A record that is not as `encode` writes it is a message whose body is all of it. Core
+    dead-letters it.
     """
     try:
         message = _read(record, expires)
@@ -110,13 +121,15 @@ def name_of(message: Message) -> str:
     """Return the name of a stored copy for the dedup window: the id, with hop and lineage before it where it was moved."""
     if not message.hop and not message.lineage:
         return message.id
-    return f"{message.hop} {message.lineage} {message.id}"  # an id has no spaces, so no name is another's
+    # an id has no spaces, so no name is another's
+    return f"{message.hop} {message.lineage} {message.id}"
 
 
 def wanted(out: Outgoing, since: int | None = None) -> str:
     """Return how a copy is to be stored, as `wanted` of `common.lua` reads it; times in microseconds.
 
-    `since`: it counts as a duplicate only if it was stored after this number, as the successor of a Move does.
+    `since`: it counts as a duplicate only if it was stored after this number, as the successor of a
+    Move does.
     """
     message = out.message
     priority = min(max(message.priority, 0), 10)

@@ -25,13 +25,21 @@ def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
         left = (int(expires) - at) / 1e6 if expires else None
         message, unreadable = read(record, expires)
         number, started = int(taken.rstrip(b"+*") or 0), taken.endswith(b"*")
-        found.append(Delivery(message, receipt, left, taken != b"", number, started=started, unreadable=unreadable))
+        found.append(
+            Delivery(
+                message, receipt, left, taken != b"", number, started=started, unreadable=unreadable
+            )
+        )
     return found
 
 
 def aged(delivery: Delivery, age: float) -> Delivery:
     """Return a delivery as it is so many seconds after its claim was sent: the server had read its clock later than that (G6)."""
-    return delivery if delivery.expires_in is None else replace(delivery, expires_in=delivery.expires_in - age)
+    return (
+        delivery
+        if delivery.expires_in is None
+        else replace(delivery, expires_in=delivery.expires_in - age)
+    )
 
 
 def entries(now: bytes, rows: Sequence[bytes]) -> list[Entry]:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 __all__ = ["NAMES", "Script", "script"]
 
 _FOLDER = files(__package__) / "lua"
-NAMES = tuple(sorted(it.name.removesuffix(".lua") for it in _FOLDER.iterdir() if it.name != "common.lua"))
+NAMES = tuple(
+    sorted(it.name.removesuffix(".lua") for it in _FOLDER.iterdir() if it.name != "common.lua")
+)
 
 
 class Script(NamedTuple):

@@ -44,14 +44,22 @@ class Session:
         self._client: Redis | None = None
 
     async def open(self) -> None:
-        """Connect and load the scripts. Raises the driver's own exception; the caller closes then."""
+        """Connect and load the scripts.
+
+        Raises the driver's own exception; the caller closes then.
+        """
         self.main = await self.connect()
-        for answers in await self.main.everywhere(*(("SCRIPT LOAD", script(name).text) for name in NAMES)):
+        for answers in await self.main.everywhere(
+            *(("SCRIPT LOAD", script(name).text) for name in NAMES)
+        ):
             for answer in answers:
                 told(answer)
 
     async def connect(self, patience: int = PATIENCE) -> Link | ClusterLink:
-        """Return a connection more, for what blocks; it is closed with the session. A cluster has the one alone."""
+        """Return a connection more, for what blocks; it is closed with the session.
+
+        A cluster has the one alone.
+        """
         if self.place.kind == "cluster":
             if not self._links:
                 nodes = ClusterLink(self.place, self.broken)
@@ -97,7 +105,9 @@ class Session:
 
     def missing(self, queue: str) -> QueueNotFound:
         """Return the error for a queue that is not there."""
-        return QueueNotFound(f"there is no queue {queue!r} at {self.place.shown}, or it was deleted")
+        return QueueNotFound(
+            f"there is no queue {queue!r} at {self.place.shown}, or it was deleted"
+        )
 
     async def command(self, *command: Any) -> Answer:
         """Run one plain command. Raises its error."""
@@ -127,9 +137,13 @@ class Session:
         if not calls:
             return []
         answers = await self._wait([self._evaluate(call) for call in calls], deadline)
-        forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        forgotten = [
+            index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)
+        ]
         if forgotten:
-            again = await self._wait([self._evaluate(calls[index], by_text=True) for index in forgotten], deadline)
+            again = await self._wait(
+                [self._evaluate(calls[index], by_text=True) for index in forgotten], deadline
+            )
             for index, answer in zip(forgotten, again, strict=True):
                 answers[index] = answer
         demoted = next((answer for answer in answers if isinstance(answer, ReadOnlyError)), None)
@@ -143,8 +157,12 @@ class Session:
         return self.main.call(*start, len(call.keys), *call.keys, *call.args)
 
     @staticmethod
-    async def _wait(futures: Sequence["asyncio.Future[Answer]"], deadline: float | None) -> list[Answer]:
-        timeout = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+    async def _wait(
+        futures: Sequence["asyncio.Future[Answer]"], deadline: float | None
+    ) -> list[Answer]:
+        timeout = (
+            None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+        )
         await asyncio.wait(futures, timeout=timeout)
         return [future.result() if future.done() else None for future in futures]
 

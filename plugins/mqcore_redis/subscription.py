@@ -1,9 +1,10 @@
 """One consumer of one queue: it claims, sleeps until there may be something, and claims again.
 
-A claim runs in a task of its own, and who waits for it may be cancelled: what it brings is for the next `receive`, if that
-has begun by then, and goes back at once if not: who drains asks no more, and closes much later. Time is not waited for at the
-server: the answer to a claim says when a delay or a lease ends next, and our own timer is precise. Once a second an idle or a
-full consumer looks in any case, all of a session at the same moment, so that their claims leave in one write.
+A claim runs in a task of its own, and who waits for it may be cancelled: what it brings is for the
+next `receive`, if that has begun by then, and goes back at once if not: who drains asks no more,
+and closes much later. Time is not waited for at the server: the answer to a claim says when a delay
+or a lease ends next, and our own timer is precise. Once a second an idle or a full consumer looks
+in any case, all of a session at the same moment, so that their claims leave in one write.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from mqcore_redis.waker import Waker
 __all__ = ["ALIVE", "RedisSubscription"]
 
 POLL = 1.0
-"""Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late."""
+"""Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late.
+"""
 ALIVE = 30
 """Seconds after its last look that a consumer is believed to live."""
 _LAST_CALLS = 1.0
@@ -30,7 +32,14 @@ class RedisSubscription(Subscription):
     """Made by `Consumers.subscribe`, which calls `start`."""
 
     def __init__(
-        self, session: Session, batches: Batches, waker: Waker, queue: str, *, prefetch: int, lease: float
+        self,
+        session: Session,
+        batches: Batches,
+        waker: Waker,
+        queue: str,
+        *,
+        prefetch: int,
+        lease: float,
     ) -> None:
         self.queue = queue
         self.closed: Callable[[RedisSubscription], None] = lambda _: None
@@ -56,13 +65,20 @@ class RedisSubscription(Subscription):
         await self._fetch(0)
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
-        """Claim, or wait until there is something to claim. Raises `QueueNotFound` once the queue was deleted."""
+        """Claim, or wait until there is something to claim.
+
+        Raises `QueueNotFound` once the queue was deleted.
+        """
         if not self._open:
-            raise ConnectionLost(f"the subscription of queue {self.queue!r} is closed; subscribe again")
+            raise ConnectionLost(
+                f"the subscription of queue {self.queue!r} is closed; subscribe again"
+            )
         self._wanted = True
         try:
             return await self._receive(limit, self._loop.time() + timeout)
-        except asyncio.CancelledError:  # we may have been woken, or mind the next delay: let another look instead
+        except (
+            asyncio.CancelledError
+        ):  # we may have been woken, or mind the next delay: let another look instead
             self._wanted = False
             if self._arrived and self._open:
                 self._start(self._give_back())
@@ -101,7 +117,10 @@ class RedisSubscription(Subscription):
         await self.end(lost=True)
 
     async def end(self, *, lost: bool) -> None:
-        """Close. Without `lost`, what is held is kept until its lease ends: its handlers may still settle it."""
+        """Close.
+
+        Without `lost`, what is held is kept until its lease ends: its handlers may still settle it.
+        """
         if not self._open:
             return
         self._open = False
@@ -112,7 +131,9 @@ class RedisSubscription(Subscription):
                 if self._claiming is not None:
                     await asyncio.wait([self._claiming])
                 unseen = self._unseen()
-                back = self._batches.abandoning(self.queue, unseen, list(self._held) if lost else [])
+                back = self._batches.abandoning(
+                    self.queue, unseen, list(self._held) if lost else []
+                )
                 await self._session.gather([*back, self._call(0, alive=0)])
 
     def wake(self) -> None:
@@ -140,7 +161,9 @@ class RedisSubscription(Subscription):
 
     async def _claim(self, room: int) -> None:
         try:
-            if self._claiming is not None and not self._claiming.done():  # of a receive that was cancelled
+            if (
+                self._claiming is not None and not self._claiming.done()
+            ):  # of a receive that was cancelled
                 await asyncio.shield(self._claiming)
             if self._open and not self._arrived:
                 await asyncio.shield(self._start(self._fetch(room)))
@@ -150,7 +173,9 @@ class RedisSubscription(Subscription):
 
     def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         self._claiming = asyncio.create_task(work)
-        self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
+        self._claiming.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # maybe nobody waits
         return self._claiming
 
     def _leave(self) -> None:
@@ -167,7 +192,9 @@ class RedisSubscription(Subscription):
         self._next = self._looked + soonest / 1e6 if soonest >= 0 else float("inf")
         arrived = deliveries(now, rows)
         self._arrived += [(before, delivery) for delivery in arrived]
-        self._held |= dict.fromkeys((delivery.receipt for delivery in arrived), before + self._lease)
+        self._held |= dict.fromkeys(
+            (delivery.receipt for delivery in arrived), before + self._lease
+        )
         if self._arrived and not self._wanted and self._open:
             await self._give_back()
 
@@ -189,7 +216,11 @@ class RedisSubscription(Subscription):
         """Give what has arrived, unless its lease ended while nobody asked for it."""
         now = self._loop.time()
         got, self._arrived = self._arrived[:limit], self._arrived[limit:]
-        return [aged(delivery, now - sent) for sent, delivery in got if self._held.get(delivery.receipt, now) > now]
+        return [
+            aged(delivery, now - sent)
+            for sent, delivery in got
+            if self._held.get(delivery.receipt, now) > now
+        ]
 
     def _look_again(self, now: float, room: int) -> float:
         phase = self._waker.phase

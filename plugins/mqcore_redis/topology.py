@@ -3,7 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mqcore.spi import Alterations, ConfigurationError, QueueCounts, QueueSpec, TopologyMismatch, mismatch
+from mqcore.spi import (
+    Alterations,
+    ConfigurationError,
+    QueueCounts,
+    QueueSpec,
+    TopologyMismatch,
+    mismatch,
+)
 from mqcore_redis.session import Session
 
 __all__ = ["alter", "counted", "declare"]
@@ -12,7 +19,9 @@ _LISTED = {"work", "dead_letter"}
 
 
 async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
-    """Create what is missing, all or none of those that share a slot. Raises `TopologyMismatch`, `ConfigurationError`.
+    """Create what is missing, all or none of those that share a slot.
+
+    Raises `TopologyMismatch`, `ConfigurationError`.
 
     What is there already writes nothing, so a full server refuses only what is new.
     """
@@ -23,10 +32,14 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
             _check_slot(session, spec.name, spec.dead_letter)
         groups.setdefault(keys.group(spec.name), []).append(spec)
     listed = [spec.name for spec in specs if spec.role in _LISTED]
-    await _list(session, listed)  # first: a listed queue that is missing is left out, one that is not listed is hidden
+    await _list(
+        session, listed
+    )  # first: a listed queue that is missing is left out, one that is not listed is hidden
     for group in groups.values():
         settings = [keys.one(spec.name, "q") for spec in group]
-        clash = await session.run("declare", settings, *(value for spec in group for value in _fields(spec)))
+        clash = await session.run(
+            "declare", settings, *(value for spec in group for value in _fields(spec))
+        )
         if clash:
             number, field, found = clash
             raise _mismatch(group[number - 1], field.decode(), found.decode())
@@ -34,7 +47,10 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
 
 
 async def alter(session: Session, queue: str, settings: Alterations) -> None:
-    """Give a queue other settings. Raises `QueueNotFound`, and `ConfigurationError` where a cluster cannot keep them."""
+    """Give a queue other settings.
+
+    Raises `QueueNotFound`, and `ConfigurationError` where a cluster cannot keep them.
+    """
     keys = session.keys
     key = keys.one(queue, "q")
     if settings.get("overflow") == "dead_letter":
@@ -77,9 +93,17 @@ def _word(field: str, value: Any) -> Any:
 
 def counted(name: str, found: dict[str, Any]) -> QueueCounts:
     """Read what the script has counted, with the settings of the queue."""
-    settings = {field: found.pop(field) for field in ("ttl", "retention", "max_length", "overflow") if field in found}
-    settings |= {field: settings[field] / 1e6 for field in ("ttl", "retention") if field in settings}
-    spec = QueueSpec(name=name, role=found["role"], dead_letter=found.get("dead_letter"), **settings)
+    settings = {
+        field: found.pop(field)
+        for field in ("ttl", "retention", "max_length", "overflow")
+        if field in found
+    }
+    settings |= {
+        field: settings[field] / 1e6 for field in ("ttl", "retention") if field in settings
+    }
+    spec = QueueSpec(
+        name=name, role=found["role"], dead_letter=found.get("dead_letter"), **settings
+    )
     return QueueCounts(name=name, **found, spec=spec)
 
 
@@ -93,4 +117,6 @@ _READ: dict[str, Callable[[str], Any]] = {"ttl": _seconds, "retention": _seconds
 def _mismatch(spec: QueueSpec, field: str, found: str) -> TopologyMismatch:
     """Say how an existing queue differs from what was declared: the first field, and what the server has there."""
     have = _READ.get(field, str)(found) if found else None
-    return mismatch(spec.name, field, have, getattr(spec, field), alterable=field in Alterations.__annotations__)
+    return mismatch(
+        spec.name, field, have, getattr(spec, field), alterable=field in Alterations.__annotations__
+    )

@@ -1,9 +1,10 @@
 """Who is idle, and one blocked connection that wakes them.
 
-A publish leaves a token on its queue's list `w`. One BLPOP waits for tokens of all queues at which somebody here is idle; a
-token wakes one consumer, which claims. A token that finds nobody idle any more is put back, for somebody elsewhere may be,
-and its queue is left out until it is idle again: a busy queue pays for no BLPOP. A BLPOP under way is never cancelled; a list
-of our own, among its keys, ends it when another queue becomes idle.
+A publish leaves a token on its queue's list `w`. One BLPOP waits for tokens of all queues at which
+somebody here is idle; a token wakes one consumer, which claims. A token that finds nobody idle any
+more is put back, for somebody elsewhere may be, and its queue is left out until it is idle again: a
+busy queue pays for no BLPOP. A BLPOP under way is never cancelled; a list of our own, among its
+keys, ends it when another queue becomes idle.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ class Waker:
         self._session, self._keys = session, session.keys
         self._kick = f"{self._keys.kick(group)}:{new_id()}"
         self.phase = random.random()
-        """When in a second its sleepers look by themselves: at the same moment, and not with those of other processes."""
+        """When in a second its sleepers look by themselves: at the same moment, and not with those of other processes.
+        """
         self._idle: dict[str, dict[Sleeper, None]] = {}
         self._listened: dict[str, None] = {}
         self._asked: frozenset[str] = frozenset()

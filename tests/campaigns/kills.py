@@ -2,11 +2,11 @@
 
     python tests/campaigns/kills.py redis-7 valkey-8 rabbitmq-3 rabbitmq-4+quorum --kills 300
 
-Every second one of five worker processes gets SIGKILL and another one starts, while messages of 0.05 to
-0.8 seconds are published. With `--poisons` some of them kill their process themselves, until they are
-dead-lettered. It prints one row a server, with the time from a kill until what had run in that process was
-started again, and ends with 1 when a row is not clean. On a busy machine kills wait until three of the five
-are at work.
+Every second one of five worker processes gets SIGKILL and another one starts, while messages of
+0.05 to 0.8 seconds are published. With `--poisons` some of them kill their process themselves,
+until they are dead-lettered. It prints one row a server, with the time from a kill until what had
+run in that process was started again, and ends with 1 when a row is not clean. On a busy machine
+kills wait until three of the five are at work.
 """
 
 from __future__ import annotations
@@ -29,17 +29,25 @@ QUORUM = "+quorum"
 
 def main() -> int:
     """Run it on each server that is named, and print a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("servers", nargs="+", help=f"of the catalogue: redis-7, rabbitmq-4, rabbitmq-4{QUORUM}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "servers", nargs="+", help=f"of the catalogue: redis-7, rabbitmq-4, rabbitmq-4{QUORUM}"
+    )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two kills")
     parser.add_argument("--rate", type=float, default=8.0, help="messages published a second")
-    parser.add_argument("--longest", type=float, default=0.8, help="most seconds that a message takes")
+    parser.add_argument(
+        "--longest", type=float, default=0.8, help="most seconds that a message takes"
+    )
     parser.add_argument("--poisons", type=int, default=0, help="messages that kill their process")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--provider", default="auto")
     options = parser.parse_args()
-    load = Load(options.kills, options.every, options.rate, options.longest, options.poisons, options.seed)
+    load = Load(
+        options.kills, options.every, options.rate, options.longest, options.poisons, options.seed
+    )
     clean = True
 
     with Brokers(options.provider) as brokers:

@@ -28,12 +28,20 @@ QUORUM = "+quorum"
 
 def main() -> int:
     """Run it on each server that is named, and print a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("servers", nargs="+", help=f"of the catalogue: redis-7, rabbitmq-4, rabbitmq-4{QUORUM}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "servers", nargs="+", help=f"of the catalogue: redis-7, rabbitmq-4, rabbitmq-4{QUORUM}"
+    )
     parser.add_argument("--restarts", type=int, default=60)
-    parser.add_argument("--late", type=float, default=1.0, help="most seconds that an answer is late")
+    parser.add_argument(
+        "--late", type=float, default=1.0, help="most seconds that an answer is late"
+    )
     parser.add_argument("--rate", type=float, default=40.0, help="messages published a second")
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between a start and the next SIGTERM")
+    parser.add_argument(
+        "--pause", type=float, default=0.5, help="seconds between a start and the next SIGTERM"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--provider", default="auto")
     options = parser.parse_args()

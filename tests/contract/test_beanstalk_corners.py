@@ -46,7 +46,9 @@ async def jobs(backend: Any, *tubes: str) -> int:
     """Count the jobs of tubes, in whatever state."""
     replies = await backend.main.ask(*(f"stats-tube {tube}\r\n".encode() for tube in tubes))
     return sum(
-        int(count) for reply in replies for count in re.findall(rb"current-jobs-(?!urgent).*: (\d+)", reply.data)
+        int(count)
+        for reply in replies
+        for count in re.findall(rb"current-jobs-(?!urgent).*: (\d+)", reply.data)
     )
 
 
@@ -57,7 +59,9 @@ async def eventually(what: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_plain_clients_job_is_a_first_attempt_in_its_queue(backend: Any, harness: Harness) -> None:
+async def test_a_plain_clients_job_is_a_first_attempt_in_its_queue(
+    backend: Any, harness: Harness
+) -> None:
     name = harness.unique_name()
     await backend.declare([QueueSpec(name=name)])
     await backend.main.ask(b"use %b\r\n" % name.encode(), b"put 1024 0 1 5\r\nplain\r\n")
@@ -71,12 +75,17 @@ async def test_a_plain_clients_job_is_a_first_attempt_in_its_queue(backend: Any,
     assert await again.settle([Ack(second.receipt)], timeout=5) == [DONE]
 
 
-async def test_of_many_who_declare_at_once_one_makes_the_queue(backend: Any, harness: Harness) -> None:
+async def test_of_many_who_declare_at_once_one_makes_the_queue(
+    backend: Any, harness: Harness
+) -> None:
     name, others = harness.unique_name(), [harness.make_backend() for _ in range(6)]
     for other in others:
         await other.open(lambda _: None)
     outcomes = await asyncio.gather(
-        *(one.declare([QueueSpec(name=name, ttl=60.0 + number % 2)]) for number, one in enumerate(others)),
+        *(
+            one.declare([QueueSpec(name=name, ttl=60.0 + number % 2)])
+            for number, one in enumerate(others)
+        ),
         return_exceptions=True,
     )
     await asyncio.gather(*(other.close() for other in others))
@@ -102,9 +111,13 @@ async def test_a_temporary_queue_lives_as_long_as_its_owner(
     assert lost.is_set()
     await owner.close()
     await owner.open(lambda _: None)
-    await owner.declare([spec])  # its marker is still there, and would have ended with the old connection
+    await owner.declare(
+        [spec]
+    )  # its marker is still there, and would have ended with the old connection
     for _ in range(30):
-        assert await backend.publish([Outgoing(name, Message(id="a", body=b"x"))], timeout=5) == [STORED]
+        assert await backend.publish([Outgoing(name, Message(id="a", body=b"x"))], timeout=5) == [
+            STORED
+        ]
         await asyncio.sleep(0.1)
 
     await harness.kill(owner)
@@ -125,8 +138,12 @@ async def test_a_temporary_queue_lives_as_long_as_its_owner(
 
 async def test_a_deleted_queue_leaves_no_job_in_the_server(backend: Any, harness: Harness) -> None:
     name = harness.unique_name()
-    await backend.declare([QueueSpec(name=name), QueueSpec(name=f"{name}.again", role="quarantine")])
-    batch = [Outgoing(name, Message(id=f"{n}", body=b"x"), delay=60.0 * (n % 2)) for n in range(300)]
+    await backend.declare(
+        [QueueSpec(name=name), QueueSpec(name=f"{name}.again", role="quarantine")]
+    )
+    batch = [
+        Outgoing(name, Message(id=f"{n}", body=b"x"), delay=60.0 * (n % 2)) for n in range(300)
+    ]
     assert set(await backend.publish(batch, timeout=10)) == {STORED}
     consumer = await backend.subscribe(name, prefetch=9, lease=30)
     assert await consumer.receive(9, 5.0)
@@ -137,10 +154,14 @@ async def test_a_deleted_queue_leaves_no_job_in_the_server(backend: Any, harness
     assert await jobs(backend, name, f"mq;{name}", f"{name}.again", f"mq;{name}.again") == 0
 
 
-async def test_a_job_above_the_servers_limit_is_too_large_and_spoils_no_other(backend: Any, harness: Harness) -> None:
+async def test_a_job_above_the_servers_limit_is_too_large_and_spoils_no_other(
+    backend: Any, harness: Harness
+) -> None:
     name = harness.unique_name()
     await backend.declare([QueueSpec(name=name)])
-    batch = [Outgoing(name, Message(id=f"{n}", body=b"x" * (5_000_000 * (n == 1)))) for n in range(3)]
+    batch = [
+        Outgoing(name, Message(id=f"{n}", body=b"x" * (5_000_000 * (n == 1)))) for n in range(3)
+    ]
     first, large, last = await backend.publish(batch, timeout=10)
     assert (first, last) == (STORED, STORED)
     assert isinstance(large, Failed)

@@ -21,7 +21,9 @@ PLACES = [(name, provider) for name in ("redis", "rabbitmq") for provider in ("d
 
 
 @pytest.fixture(params=PLACES, ids="-".join)
-def server(request: pytest.FixtureRequest, broker_server: Callable[..., Server]) -> Iterator[Server]:
+def server(
+    request: pytest.FixtureRequest, broker_server: Callable[..., Server]
+) -> Iterator[Server]:
     name, provider = request.param
     found = broker_server(name, provider=provider)
     yield found
@@ -109,7 +111,9 @@ def test_a_paused_server_can_be_killed(server: Server) -> None:
 def test_only_this_machine_reaches_it(server: Server) -> None:
     assert server.host == "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.connect(("192.0.2.1", 9))  # sends nothing: it asks which address an outgoing packet would have
+        found.connect(
+            ("192.0.2.1", 9)
+        )  # sends nothing: it asks which address an outgoing packet would have
         own = found.getsockname()[0]
     if own == "127.0.0.1":
         pytest.skip("this machine has no other address")
@@ -142,7 +146,10 @@ def test_a_local_server_leaves_no_process_and_no_file() -> None:
                 raise
             pytest.skip(str(error))
         assert isinstance(server, LocalServer)
-        folder, pids = server._processes.folder, [process.pid for process in server._processes.running]
+        folder, pids = (
+            server._processes.folder,
+            [process.pid for process in server._processes.running],
+        )
         assert folder is not None
         assert folder.is_dir()
     assert not folder.exists()
@@ -151,7 +158,9 @@ def test_a_local_server_leaves_no_process_and_no_file() -> None:
     assert not answers(server)
 
 
-def test_a_server_that_does_not_come_up_says_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_come_up_says_its_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("mqcore.contract.brokers.local.REDIS_SETTINGS", ("--no-such-setting", "1"))
     with Brokers("local") as brokers:
         with pytest.raises(BrokerUnavailable) as caught:
@@ -180,16 +189,27 @@ def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> No
     with Brokers("url", [f"{server.product.slug}={server.url}"]) as brokers:
         given = brokers.server(server.product.slug)
         assert (given.url, given.version, given.controllable) == (server.url, server.version, False)
-        for touch in (given.kill, given.start, given.pause, given.restart, lambda: given.run("redis-cli", "ping")):
+        for touch in (
+            given.kill,
+            given.start,
+            given.pause,
+            given.restart,
+            lambda: given.run("redis-cli", "ping"),
+        ):
             with pytest.raises(TypeError, match="it is not ours"):
                 touch()
-        assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == {"kill"}
+        assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == {
+            "kill"
+        }
     assert answers(server)
 
 
 def test_a_tool_beside_the_server_is_run(server: Server) -> None:
     if server.product.scheme == "redis":
-        asked, told = ("redis-cli", "-p", str(server.port if server.provider == "local" else 6379), "ping"), "PONG"
+        asked, told = (
+            ("redis-cli", "-p", str(server.port if server.provider == "local" else 6379), "ping"),
+            "PONG",
+        )
     else:
         asked, told = ("rabbitmqctl", "list_vhosts"), "/"
     assert told in server.run(*asked)

@@ -35,7 +35,9 @@ class DirectoryHarness(UrlHarness):
         """Count the files with this body; every folder is a place."""
         text, found = base64.b64encode(body), Counter[str]()
         for path in self.folder.rglob("*"):
-            found[str(path.parent if path.is_file() else path)] += path.is_file() and text in path.read_bytes()
+            found[str(path.parent if path.is_file() else path)] += (
+                path.is_file() and text in path.read_bytes()
+            )
         return found
 
 

@@ -50,7 +50,10 @@ def test_the_model_catches_a_broken_backend(broken: type) -> None:
 
 def test_a_trace_is_told_with_priorities_marks_and_times() -> None:
     with pytest.raises(ContractError) as found:
-        replay(MutantHarness(LastInFirstOut), "publish jobs 2 9 0.0 -; wait 1.5; crash jobs; receive jobs 2")
+        replay(
+            MutantHarness(LastInFirstOut),
+            "publish jobs 2 9 0.0 -; wait 1.5; crash jobs; receive jobs 2",
+        )
     assert "expected: m0 (priority 9) first" in str(found.value)
     assert "came: m1 (priority 9) came before it" in str(found.value)
     assert [" ".join(line.split()) for line in note_of(found.value).splitlines()] == [
@@ -60,27 +63,36 @@ def test_a_trace_is_told_with_priorities_marks_and_times() -> None:
         "1.500 to 1.500 s crash jobs another consumer",
         "1.500 to 1.500 s receive jobs 2 <- here it fails",
         "",
-        "replay: pytest -k test_model --mqcore-steps 'publish jobs 2 9 0.0 -; wait 1.5; crash jobs; receive jobs 2'",
+        (
+            "replay: pytest -k test_model --mqcore-steps 'publish jobs 2 9 0.0 -; wait 1.5; crash "
+            "jobs; receive jobs 2'"
+        ),
     ]
 
 
 def test_the_steps_of_a_trace_that_passes_can_be_anything() -> None:
     replay(
         MutantHarness(None),
-        "publish jobs 3 4 0.5 6.0; again other 0; wait 1.0; receive jobs 2; settle 0 1 move dead 0.0; renew 0; "
-        "work other ack+release other; count jobs; crash dead; publish other 1 10 1.0 -; quiet; take other; "
+        "publish jobs 3 4 0.5 6.0; again other 0; wait 1.0; receive jobs 2; settle 0 1 move "
+        "dead 0.0; renew 0; "
+        "work other ack+release other; count jobs; crash dead; publish other 1 10 1.0 -; quiet; "
+        "take other; "
         "rest other ack+move jobs",
     )
 
 
-@pytest.mark.parametrize("text", ["jump jobs", "publish jobs", "receive jobs some", "receive nowhere 1", "wait -; end"])
+@pytest.mark.parametrize(
+    "text", ["jump jobs", "publish jobs", "receive jobs some", "receive nowhere 1", "wait -; end"]
+)
 def test_what_is_no_step_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(text.partition(";")[0]))):
         replay(MutantHarness(None), f"publish jobs 1 5 0.0 -; {text}")
 
 
 def note_of(error: BaseException) -> str:
-    (note,) = [note for note in error.__notes__ if "replay:" in note]  # under CI=true Hypothesis adds one of its own
+    (note,) = [
+        note for note in error.__notes__ if "replay:" in note
+    ]  # under CI=true Hypothesis adds one of its own
     return str(note)
 
 

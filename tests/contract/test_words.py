@@ -9,13 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqcore.contract import Case, Harness, Kit, MemoryHarness, Report, all_cases, run_case, run_contract
+from mqcore.contract import (
+    Case,
+    Harness,
+    Kit,
+    MemoryHarness,
+    Report,
+    all_cases,
+    run_case,
+    run_contract,
+)
 from mqcore.contract import run as running
 from mqcore.contract.table import capability_table, limits_in_words
 from mqcore.errors import QueueNotFound
 from mqcore.queue import Queue
 from mqcore.router import Router
-from mqcore.spi import Backend, Capabilities, ErrorKind, Outcome, Outgoing, QueueSpec, Subscription, SupportsBind
+from mqcore.spi import (
+    Backend,
+    Capabilities,
+    ErrorKind,
+    Outcome,
+    Outgoing,
+    QueueSpec,
+    Subscription,
+    SupportsBind,
+)
 from mqcore_memory.backend import MemoryBackend
 from mqcore_memory.options import MemoryOptions
 
@@ -93,7 +111,9 @@ class Impatient(MemoryBackend):
 
 
 def said(
-    steps: Callable[[Kit], Awaitable[None]], kind: type[MemoryBackend] = MemoryBackend, harness: Harness | None = None
+    steps: Callable[[Kit], Awaitable[None]],
+    kind: type[MemoryBackend] = MemoryBackend,
+    harness: Harness | None = None,
 ) -> str:
     case = Case("own.case", "own", (), (), "One of ours.", steps)
     return run_case(case, harness or BrokenHarness(kind)).text
@@ -134,7 +154,9 @@ def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
         await kit.raises(Exception, kit.backend.publish([], timeout=1.0), "any error")
 
     async def behind_core(kit: Kit) -> None:
-        await kit.raises(QueueNotFound, (await kit.broker()).publish("nowhere", b""), "QueueNotFound")
+        await kit.raises(
+            QueueNotFound, (await kit.broker()).publish("nowhere", b""), "QueueNotFound"
+        )
 
     texts = [said(steps, Forgetful) for steps in (straight, any_error_will_do, behind_core)]
     for text in texts:
@@ -147,10 +169,15 @@ def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
 def test_an_exception_in_cores_words_is_looked_for_where_it_was_raised_first() -> None:
     async def steps(kit: Kit) -> None:
         await kit.raises(
-            QueueNotFound, (await kit.broker()).publish("nowhere", b""), "QueueNotFound", "Backend.publish"
+            QueueNotFound,
+            (await kit.broker()).publish("nowhere", b""),
+            "QueueNotFound",
+            "Backend.publish",
         )
 
-    assert f"look at: Backend.publish, {line_of(Forgetful.publish, 'raise self.error')}" in said(steps, Mistaken)
+    assert f"look at: Backend.publish, {line_of(Forgetful.publish, 'raise self.error')}" in said(
+        steps, Mistaken
+    )
 
 
 def test_a_timeout_of_the_driver_is_reported_as_it_is() -> None:
@@ -174,7 +201,9 @@ def test_a_timeout_of_the_driver_names_the_await_that_took_too_long() -> None:
     assert text.partition("look at: ")[2] == place
 
 
-def test_a_case_that_hangs_names_the_call_that_it_awaits_and_no_idle_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_hangs_names_the_call_that_it_awaits_and_no_idle_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def steps(kit: Kit) -> None:
         await kit.within(kit.backend.declare([QueueSpec(name="never")]), float("inf"))
 
@@ -185,7 +214,9 @@ def test_a_case_that_hangs_names_the_call_that_it_awaits_and_no_idle_task(monkey
     assert "wait_for_work" not in text
 
 
-def test_a_case_that_hangs_in_a_call_of_its_own_names_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_hangs_in_a_call_of_its_own_names_that_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def steps(kit: Kit) -> None:
         await kit.backend.declare([QueueSpec(name="never")])
 
@@ -201,7 +232,9 @@ def test_a_runtime_error_of_the_driver_is_looked_for_where_it_was_raised() -> No
 
     text = said(steps, Impatient)
     assert "came: RuntimeError: a pool is closed" in text
-    assert text.partition("look at: ")[2] == line_of(Impatient.declare, 'raise RuntimeError("a pool is closed")')
+    assert text.partition("look at: ")[2] == line_of(
+        Impatient.declare, 'raise RuntimeError("a pool is closed")'
+    )
 
 
 class Losing(MemoryBackend):
@@ -238,14 +271,18 @@ def test_what_was_lost_before_is_told_with_what_failed_then() -> None:
 
 def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
     async def steps(kit: Kit) -> None:
-        kit.kind(await kit.raises(TypeError, kit.put("nowhere", "a"), "TypeError"), ErrorKind.NOT_FOUND)
+        kit.kind(
+            await kit.raises(TypeError, kit.put("nowhere", "a"), "TypeError"), ErrorKind.NOT_FOUND
+        )
 
     text = said(steps, Mistaken)
     assert "expected: an exception of the kind NOT_FOUND" in text
     assert "came: PERMANENT: TypeError('a tuple is not supported')" in text
 
 
-def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     async def steps(kit: Kit) -> None:
         logging.getLogger("mqcore").warning("the publish failed")
         await asyncio.to_thread(logging.getLogger("mqcore").warning, "another case's")
@@ -255,7 +292,9 @@ def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(capf
     assert capfd.readouterr().err == ""
 
 
-def test_a_backend_that_spins_in_virtual_time_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_spins_in_virtual_time_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def steps(kit: Kit) -> None:
         await kit.subscribe(await kit.queue())
 
@@ -340,7 +379,10 @@ def test_reports_stand_side_by_side() -> None:
     rows = capability_table([one, other]).splitlines()
     assert rows[0] == "|  | one<br>One 1.0 | other<br>a\\|b |"
     assert rows[2] == "| DELAY | native: granularity 100 ms | none |"
-    assert rows[-2:] == ["| durability | memory | memory |", "| the run | passed: 3 passed | passed: 3 passed |"]
+    assert rows[-2:] == [
+        "| durability | memory | memory |",
+        "| the run | passed: 3 passed | passed: 3 passed |",
+    ]
 
 
 def test_servers_that_can_do_the_same_share_a_column() -> None:
@@ -352,7 +394,10 @@ def test_servers_that_can_do_the_same_share_a_column() -> None:
         "counts": {"passed": 3},
         "capabilities": {},
     }
-    eight, less = {**seven, "server": "Redis 8.0"}, {**seven, "server": "Redis 6.0", "durability": "memory"}
+    eight, less = (
+        {**seven, "server": "Redis 8.0"},
+        {**seven, "server": "Redis 6.0", "durability": "memory"},
+    )
     rows = capability_table([seven, less, eight]).splitlines()
     assert rows[0] == "|  | redis<br>Redis 7.0, Redis 8.0 | redis<br>Redis 6.0 |"
     assert rows[-1] == "| the run | passed: 3 passed | passed: 3 passed |"

@@ -42,7 +42,11 @@ def hooks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Report) -> Mod
 
 def shown(hooks: ModuleType, name: str) -> str:
     page: Any = SimpleNamespace(file=SimpleNamespace(src_uri=name))
-    return str(hooks.on_page_markdown((DOCS / name).read_text(encoding="utf-8"), page=page, config=None, files=None))
+    return str(
+        hooks.on_page_markdown(
+            (DOCS / name).read_text(encoding="utf-8"), page=page, config=None, files=None
+        )
+    )
 
 
 def test_every_report_has_a_column(hooks: ModuleType, found: Report, tmp_path: Path) -> None:
@@ -61,5 +65,7 @@ def test_a_backends_own_page_has_its_own_column_alone(hooks: ModuleType) -> None
 
 
 def test_no_capability_is_typed_in_the_semantics() -> None:
-    section = (DOCS / "semantics.md").read_text(encoding="utf-8").partition("\n## Capabilities\n")[2]
+    section = (
+        (DOCS / "semantics.md").read_text(encoding="utf-8").partition("\n## Capabilities\n")[2]
+    )
     assert not [line for line in section.splitlines() if line.startswith("|") and "native" in line]

@@ -1,8 +1,8 @@
 """Runs the code blocks of the README and the documentation, so that what they show is true.
 
-A `python` block runs in a namespace of its own, in an empty folder, `await` at the top level allowed. `python continue`
-goes on where the block before it on the page ended; such a chain is one test. `python notest: REASON` does not run.
-A `toml` block must parse.
+A `python` block runs in a namespace of its own, in an empty folder, `await` at the top level
+allowed. `python continue` goes on where the block before it on the page ended; such a chain is one
+test. `python notest: REASON` does not run. A `toml` block must parse.
 """
 
 import ast
@@ -19,7 +19,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(page for top in (".", "docs/**", "plugins/**", "examples/**") for page in ROOT.glob(f"{top}/*.md"))
+PAGES = sorted(
+    page
+    for top in (".", "docs/**", "plugins/**", "examples/**")
+    for page in ROOT.glob(f"{top}/*.md")
+)
 KNOWN = "`python`, `python continue` after a block, or `python notest: REASON`"
 
 
@@ -36,7 +40,9 @@ def blocks(text: str, page: str, language: str) -> Iterator[Block]:
     """Yield the blocks of one language on a page, wherever they are nested."""
     for token in MarkdownIt().parse(text):
         if token.type == "fence" and token.map and token.info.split()[:1] == [language]:
-            yield Block(page, token.map[0] + 1, token.info.removeprefix(language).strip(), token.content)
+            yield Block(
+                page, token.map[0] + 1, token.info.removeprefix(language).strip(), token.content
+            )
 
 
 def chains(text: str, page: str) -> Iterator[list[Block]]:
@@ -62,7 +68,9 @@ def run(chain: list[Block], module: ModuleType) -> None:
     """Execute the blocks one after the other; tracebacks point into the page."""
     for page, line, _, text in chain:
         source = "\n" * line + text
-        code = compile(source, str(ROOT / page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        code = compile(
+            source, str(ROOT / page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+        )
         result = eval(code, module.__dict__)  # noqa: S307 - the documentation's own code is what is tested
         if inspect.iscoroutine(result):
             asyncio.run(result)
@@ -78,7 +86,9 @@ TOML = [block for page, text in pages() for block in blocks(text, page, "toml")]
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: f"{chain[0].page}:{chain[0].line}")
-def test_python_block_runs(chain: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_block_runs(
+    chain: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = ModuleType("docs_code_block")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
@@ -95,7 +105,10 @@ def test_the_readme_shows_something_that_runs() -> None:
 
 
 def test_blocks_share_a_namespace_only_where_they_say_so() -> None:
-    chained = "```python\nx = 1\n```\n```python continue\nimport asyncio\nx += await asyncio.sleep(0, 1)\n```\n"
+    chained = (
+        "```python\nx = 1\n```\n```python continue\nimport asyncio\nx += await asyncio.sleep(0, "
+        "1)\n```\n"
+    )
     page = f"{chained}```python\ny = 1\n```\n"
     first, second = (ModuleType("first"), ModuleType("second"))
     for chain, module in zip(chains(page, "page.md"), (first, second), strict=True):
@@ -108,10 +121,15 @@ def test_a_wrong_block_fails_and_names_its_page_and_line() -> None:
     (chain,) = chains("text\n\n```python\nassert 1 == 2\n```\n", "page.md")
     with pytest.raises(AssertionError) as caught:
         run(chain, ModuleType("wrong"))
-    assert (Path(str(caught.traceback[-1].path)).name, caught.traceback[-1].lineno) == ("page.md", 3)
+    assert (Path(str(caught.traceback[-1].path)).name, caught.traceback[-1].lineno) == (
+        "page.md",
+        3,
+    )
 
 
-@pytest.mark.parametrize("fence", ["python notest", "python notest:", "python continue", "python contniue"])
+@pytest.mark.parametrize(
+    "fence", ["python notest", "python notest:", "python continue", "python contniue"]
+)
 def test_a_fence_that_hides_its_block_without_a_reason_is_refused(fence: str) -> None:
     with pytest.raises(ValueError, match=r"page\.md:1"):
         list(chains(f"```{fence}\nx = 1\n```\n", "page.md"))

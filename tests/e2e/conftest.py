@@ -74,7 +74,9 @@ def filled(url: str) -> str:
     """A broker with a shop: orders ready and delayed, one of them in quite some words."""
 
     async def fill(broker: Broker) -> None:
-        shop = Router("shop", JSON, kind="topic").bind(orders, "order.placed").bind(audit, "order.*")
+        shop = (
+            Router("shop", JSON, kind="topic").bind(orders, "order.placed").bind(audit, "order.*")
+        )
         await broker.declare(shop, raw)
         await broker.publish(orders, {"n": 1}, id="first", headers={"tenant": "a"})
         await broker.publish(orders, {"n": 2}, id="urgent", priority=9)
@@ -91,7 +93,13 @@ def buried(filled: str) -> str:
 
     async def bury(broker: Broker) -> None:
         for number, why in enumerate(("no such customer", "no such customer", "\x1b[31mtoo late")):
-            await broker.publish(orders, {"dead": number}, id=f"dead-{number}", priority=10, headers={"n": str(number)})
+            await broker.publish(
+                orders,
+                {"dead": number},
+                id=f"dead-{number}",
+                priority=10,
+                headers={"n": str(number)},
+            )
             async with broker.consume(orders) as consumer:
                 async for delivery in consumer:
                     await delivery.reject(why)

@@ -33,7 +33,9 @@ async def one(url):
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def project(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     """Run pytest on one test file, in a process of its own and without our settings."""
     for name in [name for name in os.environ if name.startswith("MQCORE_")]:
         monkeypatch.delenv(name)
@@ -63,7 +65,12 @@ def test_a_broker_that_is_not_there_is_a_skip_with_a_count_and_a_reason(
     )
     found.assert_outcomes(passed=1, skipped=2)
     found.stdout.fnmatch_lines(
-        ["redis: not there, 2 tests could not run. there is no redis: url: no URL was given for redis"]
+        [
+            (
+                "redis: not there, 2 tests could not run. there is no redis: url: no URL was given "
+                "for redis"
+            )
+        ]
     )
 
 
@@ -93,13 +100,19 @@ def test_an_option_that_means_nothing_ends_the_run(
     assert "hunter2" not in found.stdout.str() + found.stderr.str()
 
 
-def test_a_variable_that_means_nothing_ends_the_run(project: Callable[..., pytest.RunResult]) -> None:
+def test_a_variable_that_means_nothing_ends_the_run(
+    project: Callable[..., pytest.RunResult],
+) -> None:
     found = project("def test_one(redis_url): ...", MQCORE_BROKERS="cloud")
     assert found.ret == pytest.ExitCode.USAGE_ERROR
-    assert "no provider is called 'cloud'; there are: docker, local, url, auto" in found.stdout.str()
+    assert (
+        "no provider is called 'cloud'; there are: docker, local, url, auto" in found.stdout.str()
+    )
 
 
-def test_who_asks_for_no_broker_hears_nothing_of_them(project: Callable[..., pytest.RunResult]) -> None:
+def test_who_asks_for_no_broker_hears_nothing_of_them(
+    project: Callable[..., pytest.RunResult],
+) -> None:
     found = project("def test_one(): ...", "--mqcore-brokers=url")
     found.assert_outcomes(passed=1)
     assert "mqcore brokers" not in found.stdout.str()
@@ -162,7 +175,11 @@ def test_a_run_that_is_asked_to_end_leaves_no_server(
     run = pytester.popen([sys.executable, "-m", "pytest", "-s"], stdin=pytester.CLOSE_STDIN)
     with run:
         lines = (line.decode() for line in run.stdout or ())
-        port = next(int(found[1]) for line in lines if (found := re.search(r"(?:^| )(\d{5})$", line.strip())))
+        port = next(
+            int(found[1])
+            for line in lines
+            if (found := re.search(r"(?:^| )(\d{5})$", line.strip()))
+        )
         assert ask("127.0.0.1", port, 5.0).product == "Redis"
         run.send_signal(signal.SIGTERM)
         assert "KeyboardInterrupt" in "".join(lines)

@@ -30,11 +30,25 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_publish_shows_the_receipt(run: Run, filled: str) -> None:
-    said = run("publish", "orders", '{"n": 4}', "--id", "mine", "--priority", "8", "--header", "a=b=c", "--url", filled)
+    said = run(
+        "publish",
+        "orders",
+        '{"n": 4}',
+        "--id",
+        "mine",
+        "--priority",
+        "8",
+        "--header",
+        "a=b=c",
+        "--url",
+        filled,
+    )
     assert (said.code, said.out) == (0, "mine is stored in orders\n")
     again = run("publish", "orders", '{"n": 4}', "--id", "mine", "--url", filled, "--json")
     assert again.data == {"id": "mine", "queues": ["orders"], "duplicate": True}
-    stored = {entry["id"]: entry for entry in run("peek", "orders", "--json", "--url", filled).data}["mine"]
+    stored = {
+        entry["id"]: entry for entry in run("peek", "orders", "--json", "--url", filled).data
+    }["mine"]
     assert (stored["priority"], stored["headers"], stored["body"]) == (8, {"a": "b=c"}, '{"n":4}')
 
 
@@ -84,7 +98,9 @@ def test_publish_to_a_router_asks_the_broker_for_its_kind(run: Run, filled: str)
         await broker.declare(Router("all", JSON, kind="fanout").bind(audit))
 
     on(filled, fan)
-    assert run("publish", "all", "{}", "--router", "--json", "--url", filled).data["queues"] == ["audit"]
+    assert run("publish", "all", "{}", "--router", "--json", "--url", filled).data["queues"] == [
+        "audit"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +139,9 @@ def test_publish_refuses_what_cannot_be_sent(
 
 
 def test_a_message_that_no_binding_takes_is_a_failure(refused: Refused, filled: str) -> None:
-    assert "no binding of router 'shop'" in refused("publish", "shop", "1", "--key", "nope", "--url", filled, code=1)
+    assert "no binding of router 'shop'" in refused(
+        "publish", "shop", "1", "--key", "nope", "--url", filled, code=1
+    )
 
 
 # peek
@@ -140,7 +158,9 @@ def test_peek_shows_messages_in_the_order_of_delivery_and_takes_none(run: Run, f
     assert [row[0] for row in second.rows] == [row[0] for row in first.rows]
 
 
-def test_peek_escapes_and_cuts_what_a_table_shows_and_gives_programs_all(run: Run, filled: str) -> None:
+def test_peek_escapes_and_cuts_what_a_table_shows_and_gives_programs_all(
+    run: Run, filled: str
+) -> None:
     shown = run("peek", "raw", "--url", filled).out
     assert r"\x1b[31m[bold]\xff\x00\nxxx" in shown
     assert shown.rstrip().endswith("x…")
@@ -203,9 +223,13 @@ def test_queues_counts_what_each_holds(run: Run, buried: str) -> None:
     }
 
 
-def test_a_dead_letter_queue_whose_queue_is_gone_has_a_line_of_its_own(run: Run, buried: str) -> None:
+def test_a_dead_letter_queue_whose_queue_is_gone_has_a_line_of_its_own(
+    run: Run, buried: str
+) -> None:
     run("queues", "delete", "orders", "--yes", "--url", buried)
-    assert ["orders.dlq", "3", "0", "0", "-", "-", "-"] in run("queues", "--interval", "0", "--url", buried).rows
+    assert ["orders.dlq", "3", "0", "0", "-", "-", "-"] in run(
+        "queues", "--interval", "0", "--url", buried
+    ).rows
 
 
 @pytest.fixture
@@ -259,7 +283,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, url: str, *words: str, terminal: bo
     return stream.read()
 
 
-def test_queues_without_rates_are_watched_at_a_pace(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queues_without_rates_are_watched_at_a_pace(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits: list[float] = []
 
     def looks(_: object, interval: float) -> AsyncIterator[list[object]]:
@@ -290,9 +316,17 @@ def test_queues_watches_on_a_terminal_and_in_a_pipe(
 def test_queues_delete(run: Run, refused: Refused, filled: str) -> None:
     assert "holds 1 message" in refused("queues", "delete", "raw", "--url", filled)
     assert "--yes" in refused("queues", "delete", "raw", "--url", filled)
-    assert "is not deleted" in refused("queues", "delete", "raw", "--if-empty", "--yes", "--url", filled, code=1)
-    assert run("queues", "delete", "raw", "--yes", "--json", "--url", filled).data == {"queue": "raw", "deleted": True}
-    assert run("queues", "delete", "audit", "--if-empty", "--if-unused", "--yes", "--url", filled).code == 0
+    assert "is not deleted" in refused(
+        "queues", "delete", "raw", "--if-empty", "--yes", "--url", filled, code=1
+    )
+    assert run("queues", "delete", "raw", "--yes", "--json", "--url", filled).data == {
+        "queue": "raw",
+        "deleted": True,
+    }
+    assert (
+        run("queues", "delete", "audit", "--if-empty", "--if-unused", "--yes", "--url", filled).code
+        == 0
+    )
     assert "'raw'" in refused("queues", "delete", "raw", "--yes", "--url", filled)
     assert [row[0] for row in run("queues", "--interval", "0", "--url", filled).rows] == [
         "audit.dlq",
@@ -317,7 +351,10 @@ def test_on_a_terminal_it_asks(
     said = capsys.readouterr()
     assert "Delete it" in said.err
     assert "Traceback" not in said.err
-    assert len([1 for counts in on(url, lambda broker: broker.counts()) if counts.name == "raw"]) == left
+    assert (
+        len([1 for counts in on(url, lambda broker: broker.counts()) if counts.name == "raw"])
+        == left
+    )
 
 
 # dlq
@@ -328,7 +365,9 @@ def test_dlq_list_shows_why(run: Run, buried: str) -> None:
     assert [row[:4] for row in rows] == [[f"dead-{n}", "rejected", "orders", "1"] for n in range(3)]
     assert rows[0][-3:] == ["no", "such", "customer"]
     assert rows[2][-2:] == [r"\x1b[31mtoo", "late"]
-    assert [letter["id"] for letter in run("dlq", "list", "orders.dlq", "--json", "--url", buried).data] == [
+    assert [
+        letter["id"] for letter in run("dlq", "list", "orders.dlq", "--json", "--url", buried).data
+    ] == [
         "dead-0",
         "dead-1",
         "dead-2",
@@ -357,7 +396,14 @@ def test_dlq_list_filters(run: Run, buried: str, words: tuple[str, ...], found: 
 
 def test_dlq_show_shows_all_of_one(run: Run, refused: Refused, buried: str) -> None:
     text = run("dlq", "show", "orders", "dead-2", "--url", buried).out
-    for part in ("dead-2", "rejected", r"\x1b[31mtoo late", "header n", '{"dead":2}', "body (10 bytes)"):
+    for part in (
+        "dead-2",
+        "rejected",
+        r"\x1b[31mtoo late",
+        "header n",
+        '{"dead":2}',
+        "body (10 bytes)",
+    ):
         assert part in text
     data = run("dlq", "show", "orders", "dead-0", "--json", "--url", buried).data
     assert (data["reason"], data["error"], data["queue"], data["attempts"]) == (
@@ -394,20 +440,35 @@ def test_dlq_show_keeps_the_lines_of_a_traceback_and_of_a_body(run: Run, url: st
 
 def test_dlq_redrive_sends_back_what_was_chosen(run: Run, refused: Refused, buried: str) -> None:
     assert "--all" in refused("dlq", "redrive", "orders", "--url", buried)
-    assert "exclude" in refused("dlq", "redrive", "orders", "--all", "--reason", "rejected", "--url", buried)
-    assert run("dlq", "redrive", "orders", "--error", "late", "--url", buried).out == "1 redriven, 0 left\n"
-    said = run("dlq", "redrive", "orders", "--id", "dead-0", "--id", "gone", "--json", "--url", buried)
-    assert (said.code, said.data) == (1, {"moved": ["dead-0"], "left": {"gone": "there is no such dead letter"}})
-    assert run("dlq", "redrive", "orders", "--all", "--to", "audit", "--json", "--url", buried).data["moved"] == [
-        "dead-1"
-    ]
-    ids = {entry["id"]: entry["redriven"] for entry in run("peek", "orders", "--json", "--url", buried).data}
+    assert "exclude" in refused(
+        "dlq", "redrive", "orders", "--all", "--reason", "rejected", "--url", buried
+    )
+    assert (
+        run("dlq", "redrive", "orders", "--error", "late", "--url", buried).out
+        == "1 redriven, 0 left\n"
+    )
+    said = run(
+        "dlq", "redrive", "orders", "--id", "dead-0", "--id", "gone", "--json", "--url", buried
+    )
+    assert (said.code, said.data) == (
+        1,
+        {"moved": ["dead-0"], "left": {"gone": "there is no such dead letter"}},
+    )
+    assert run(
+        "dlq", "redrive", "orders", "--all", "--to", "audit", "--json", "--url", buried
+    ).data["moved"] == ["dead-1"]
+    ids = {
+        entry["id"]: entry["redriven"]
+        for entry in run("peek", "orders", "--json", "--url", buried).data
+    }
     assert ids == {"dead-0": 1, "dead-2": 1, "urgent": 0, "first": 0, "tomorrow": 0}
     assert run("peek", "audit", "--json", "--url", buried).data[0]["id"] == "dead-1"
 
 
 def test_dlq_redrive_says_what_stays_and_why(run: Run, refused: Refused, buried: str) -> None:
-    assert "'nowhere'" in refused("dlq", "redrive", "orders", "--all", "--to", "nowhere", "--url", buried)
+    assert "'nowhere'" in refused(
+        "dlq", "redrive", "orders", "--all", "--to", "nowhere", "--url", buried
+    )
     run("queues", "delete", "orders", "--yes", "--url", buried)
     said = run("dlq", "redrive", "orders", "--id", "dead-0", "--url", buried)
     assert said.code == 1
@@ -428,15 +489,25 @@ def test_dlq_redrive_stops_a_loop_unless_forced(run: Run, url: str) -> None:
         on(url, reject)
         assert run("dlq", "redrive", "raw", "--all", "--url", url).code == 0
     on(url, reject)
-    assert "5 times already" in run("dlq", "redrive", "raw", "--all", "--json", "--url", url).data["left"]["stubborn"]
+    assert (
+        "5 times already"
+        in run("dlq", "redrive", "raw", "--all", "--json", "--url", url).data["left"]["stubborn"]
+    )
     assert run("dlq", "redrive", "raw", "--all", "--force", "--url", url).code == 0
 
 
 def test_dlq_purge(run: Run, refused: Refused, buried: str) -> None:
     assert "--all" in refused("dlq", "purge", "orders", "--yes", "--url", buried)
-    assert "3 dead letters of 'orders'" in refused("dlq", "purge", "orders", "--all", "--url", buried)
-    assert run("dlq", "purge", "orders", "--error", "late", "--yes", "--url", buried).out == "1 purged\n"
-    assert run("dlq", "purge", "orders", "--all", "--yes", "--json", "--url", buried).data == {"purged": 2}
+    assert "3 dead letters of 'orders'" in refused(
+        "dlq", "purge", "orders", "--all", "--url", buried
+    )
+    assert (
+        run("dlq", "purge", "orders", "--error", "late", "--yes", "--url", buried).out
+        == "1 purged\n"
+    )
+    assert run("dlq", "purge", "orders", "--all", "--yes", "--json", "--url", buried).data == {
+        "purged": 2
+    }
     assert run("dlq", "list", "orders", "--json", "--url", buried).data == []
 
 
@@ -467,7 +538,9 @@ def test_routes_shows_bindings(run: Run, refused: Refused, filled: str) -> None:
     ]
 
     async def more(broker: Broker) -> None:
-        await broker.declare(Router("by-tenant", JSON, kind="headers").bind(audit, headers={"tenant": "a", "b": "c"}))
+        await broker.declare(
+            Router("by-tenant", JSON, kind="headers").bind(audit, headers={"tenant": "a", "b": "c"})
+        )
 
     on(filled, more)
     assert run("routes", "by-tenant", "--json", "--url", filled).data == [
@@ -484,17 +557,25 @@ def test_routes_shows_bindings(run: Run, refused: Refused, filled: str) -> None:
     assert "'nobody'" in refused("routes", "nobody", "--url", filled)
 
 
-def test_routes_prune_removes_what_neither_code_nor_configuration_has(run: Run, refused: Refused, filled: str) -> None:
+def test_routes_prune_removes_what_neither_code_nor_configuration_has(
+    run: Run, refused: Refused, filled: str
+) -> None:
     write("shop.py", SHOP)
-    write("mqcore.toml", '[routers.shop]\nkind = "topic"\nbindings = [{ queue = "raw", key = "order.raw" }]\n')
+    write(
+        "mqcore.toml",
+        '[routers.shop]\nkind = "topic"\nbindings = [{ queue = "raw", key = "order.raw" }]\n',
+    )
 
     async def more(broker: Broker) -> None:
         await broker.declare(
-            Router("shop", bytes, kind="topic").bind(raw, "order.raw"), Router("other", JSON, kind="fanout").bind(audit)
+            Router("shop", bytes, kind="topic").bind(raw, "order.raw"),
+            Router("other", JSON, kind="fanout").bind(audit),
         )
 
     on(filled, more)
-    assert "shop (topic) -> audit, order.*" in refused("routes", "prune", "shop:app", "--url", filled)
+    assert "shop (topic) -> audit, order.*" in refused(
+        "routes", "prune", "shop:app", "--url", filled
+    )
     said = run("routes", "prune", "shop:app", "--yes", "--json", "--url", filled)
     assert [(gone["queue"], gone["key"]) for gone in said.data["removed"]] == [("audit", "order.*")]
     assert sorted(row[:1] + row[2:3] for row in run("routes", "--url", filled).rows) == [
@@ -505,11 +586,19 @@ def test_routes_prune_removes_what_neither_code_nor_configuration_has(run: Run, 
     assert run("routes", "prune", "shop:app", "--url", filled).out == "0 bindings removed\n"
 
 
-@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "command &"])
+@pytest.mark.parametrize(
+    "sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "command &"]
+)
 def test_sigterm_interrupts_a_command_which_lets_go_of_what_it_holds(
-    run: Run, filled: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, sigint: Any
+    run: Run,
+    filled: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    sigint: Any,
 ) -> None:
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, sigint)))
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, sigint))
+    )
     released: list[bool] = []
 
     async def redrive(*_: object, **__: object) -> None:
@@ -531,7 +620,16 @@ def test_queues_alter(run: Run, refused: Refused, filled: str) -> None:
     assert "queue 'orders' has ttl=60.0, max_length=5 from now on" in said.out
 
     data = run(
-        "queues", "alter", "orders", "--ttl", "none", "--overflow", "dead_letter", "--json", "--url", filled
+        "queues",
+        "alter",
+        "orders",
+        "--ttl",
+        "none",
+        "--overflow",
+        "dead_letter",
+        "--json",
+        "--url",
+        filled,
     ).data
     assert data == {"queue": "orders", "altered": {"ttl": None, "overflow": "dead_letter"}}
 
@@ -539,5 +637,7 @@ def test_queues_alter(run: Run, refused: Refused, filled: str) -> None:
     assert run("queues", "alter", "orders", "--retention", "60", "--yes", "--url", filled).code == 0
 
     assert "nothing to change" in refused("queues", "alter", "orders", "--url", filled)
-    assert "number of seconds" in refused("queues", "alter", "orders", "--ttl", "soon", "--url", filled)
+    assert "number of seconds" in refused(
+        "queues", "alter", "orders", "--ttl", "soon", "--url", filled
+    )
     assert "'nowhere'" in refused("queues", "alter", "nowhere", "--ttl", "5", "--url", filled)

@@ -17,7 +17,16 @@ from mqcore.cli import new_backend
 from mqcore.config.plugins import Plugins
 from mqcore.contract import UrlHarness, all_cases, run_case
 from mqcore.contract.brokers import ProcessServer, ServerHarness
-from mqcore.spi import STORED, Backend, Capabilities, Capability, Durability, Level, Support, hookimpl
+from mqcore.spi import (
+    STORED,
+    Backend,
+    Capabilities,
+    Capability,
+    Durability,
+    Level,
+    Support,
+    hookimpl,
+)
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -63,17 +72,27 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> None:
 # the run
 
 
-def test_a_whole_run_passes_and_writes_its_report_and_badge(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_passes_and_writes_its_report_and_badge(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = [case for case in all_cases() if case.profile == "core"][:4]
     monkeypatch.setattr("mqcore.cli.contract.all_cases", lambda: few)
     monkeypatch.setenv("CI", "true")
-    said = run("contract", "run", memory_url(), "--report", "report.json", "--badge", "contract.svg")
+    said = run(
+        "contract", "run", memory_url(), "--report", "report.json", "--badge", "contract.svg"
+    )
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert [line.split()[:2] for line in lines[: len(few)]] == [["passed", case.name] for case in few]
+    assert [line.split()[:2] for line in lines[: len(few)]] == [
+        ["passed", case.name] for case in few
+    ]
     assert lines[-1] == "passed"
     report = json.loads(Path("report.json").read_text())
-    assert (report["verdict"], report["backend"], len(report["cases"])) == ("passed", "memory", len(few))
+    assert (report["verdict"], report["backend"], len(report["cases"])) == (
+        "passed",
+        "memory",
+        len(few),
+    )
     assert f"{len(few)} passed" in Path("contract.svg").read_text()
 
 
@@ -82,10 +101,13 @@ def test_what_fails_may_be_waived_with_a_reason_and_a_waiver_that_is_not_needed_
 ) -> None:
     lease = "capability.what_works_is_declared[LEASE]"
     monkeypatch.setattr(
-        "mqcore.cli.contract.all_cases", lambda: [case for case in all_cases() if "what_works" in case.name]
+        "mqcore.cli.contract.all_cases",
+        lambda: [case for case in all_cases() if "what_works" in case.name],
     )
     monkeypatch.setenv("CI", "true")
-    said = run("contract", "run", "liar://x/", "--waive", f"{lease}: it is a liar", "--report", "report.md")
+    said = run(
+        "contract", "run", "liar://x/", "--waive", f"{lease}: it is a liar", "--report", "report.md"
+    )
     assert (said.code, said.out.splitlines()[-1]) == (0, "passed")
     assert f"waived: {lease}: it is a liar" in said.out
     assert "it is a liar" in Path("report.md").read_text()
@@ -113,14 +135,28 @@ def test_virtual_time_takes_a_backend_that_goes_by_a_clock(
     assert "no field `clock`" in refused("contract", "run", "acme-mq://x", "--virtual")
 
 
-def test_what_fails_for_one_reason_is_told_once(run: Run, acme: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_for_one_reason_is_told_once(
+    run: Run, acme: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mqcore.cli.contract.default_plugins", lambda: acme)
-    said = run("contract", "run", "acme-mq://x", "--profile", "core", "--profile", "routing", "--profile", "capability")
+    said = run(
+        "contract",
+        "run",
+        "acme-mq://x",
+        "--profile",
+        "core",
+        "--profile",
+        "routing",
+        "--profile",
+        "capability",
+    )
     assert said.code == 1
     causes = [line for line in said.out.splitlines() if line.strip().startswith("came:")]
     assert len(causes) == len(set(causes)) == 3
     assert all("NotImplementedError: write AcmeMq" in cause for cause in causes)
-    looks = [line.split()[2] for line in said.out.splitlines() if line.strip().startswith("look at:")]
+    looks = [
+        line.split()[2] for line in said.out.splitlines() if line.strip().startswith("look at:")
+    ]
     assert sorted(looks) == ["declare", "publish", "subscribe"]
 
 
@@ -135,15 +171,22 @@ def test_what_core_refuses_by_itself_is_shown_before_anything_is_written(
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
-@pytest.mark.parametrize("chosen", [("--case", f"{SOME[:10]}*{SOME[12:]}"), ("--profile", "core", "--case", SOME[4:])])
+@pytest.mark.parametrize(
+    "chosen", [("--case", f"{SOME[:10]}*{SOME[12:]}"), ("--profile", "core", "--case", SOME[4:])]
+)
 def test_a_run_with_cases_left_out_is_partial(
     run: Run, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, ...], ci: str, code: int
 ) -> None:
     monkeypatch.setenv("CI", ci)
-    said = run("contract", "run", memory_url(), *chosen, "--report", "report.md", "--badge", "contract.svg")
+    said = run(
+        "contract", "run", memory_url(), *chosen, "--report", "report.md", "--badge", "contract.svg"
+    )
     assert said.code == code
     assert f"passed          {SOME}" in said.out
-    assert said.out.splitlines()[-2:] == ["cases were left out: this is no proof, and bears no badge", "partial"]
+    assert said.out.splitlines()[-2:] == [
+        "cases were left out: this is no proof, and bears no badge",
+        "partial",
+    ]
     assert "**partial**" in Path("report.md").read_text()
     assert not Path("contract.svg").exists()
 
@@ -189,7 +232,10 @@ def test_a_timeout_of_the_driver_is_not_taken_for_the_commands(refused: Refused)
         (("memory://", "--report", "missing/report.md"), "does not exist"),
         (("memory://", "--badge", "badge.png"), ".svg"),
         (("memory://", "--waive", SOME), "CASE:REASON"),
-        (("memory://", "--waive", "core.no_such_case: why"), "no case is named 'core.no_such_case'"),
+        (
+            ("memory://", "--waive", "core.no_such_case: why"),
+            "no case is named 'core.no_such_case'",
+        ),
         ((), "URL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -223,7 +269,9 @@ def test_a_new_package_is_whole(acme: Plugins) -> None:
     for path in root.rglob("*"):
         assert "@" not in path.name
         if path.is_file() and path.suffix != ".pyc":
-            assert not any(f"@{word}@" in path.read_text() for word in ("name", "package", "Class", "version"))
+            assert not any(
+                f"@{word}@" in path.read_text() for word in ("name", "package", "Class", "version")
+            )
     assert acme.backend_for("acme-mq").__name__ == "AcmeMqBackend"
 
 
@@ -237,13 +285,24 @@ def test_its_own_server_works_once_the_lines_are_uncommented(acme: Plugins) -> N
     code = code.replace('@pytest.fixture(scope="module")\n', "")
     own = '"acme-mq-server", "--listen", "127.0.0.1:{port}", "--data", "{folder}"'
     assert own in code
-    words = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", "{folder}"]
+    words = [
+        sys.executable,
+        "-m",
+        "http.server",
+        "{port}",
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        "{folder}",
+    ]
     code = code.replace(own, ", ".join(map(repr, words)))
 
     names: dict[str, Any] = {}
     exec(compile(f"{plain}\n{code}", "test_contract.py", "exec"), names)  # noqa: S102 - what the author would run
     with ExitStack() as started:
-        harness = names["harness"](lambda *given, **more: started.enter_context(ProcessServer(*given, **more)))
+        harness = names["harness"](
+            lambda *given, **more: started.enter_context(ProcessServer(*given, **more))
+        )
         assert type(harness) is ServerHarness
         assert harness.url == f"acme-mq://127.0.0.1:{harness.server.port}"
         assert all(harness.has(hook) for hook in ("restart", "cut", "kill"))
@@ -251,7 +310,10 @@ def test_its_own_server_works_once_the_lines_are_uncommented(acme: Plugins) -> N
 
 def test_every_method_of_the_seam_stands_in_it_and_says_must(acme: Plugins) -> None:
     module = sys.modules["mqcore_acme_mq.backend"]
-    for cls, seam in ((module.AcmeMqBackend, Backend), (module.AcmeMqSubscription, module.Subscription)):
+    for cls, seam in (
+        (module.AcmeMqBackend, Backend),
+        (module.AcmeMqSubscription, module.Subscription),
+    ):
         for name in seam.__abstractmethods__:
             assert " must " in f" {vars(cls)[name].__doc__.lower()} ", name
 
@@ -274,7 +336,11 @@ def test_its_contract_starts_red_and_says_case_by_case_what_to_write(
     async def subscribe(self: object, queue: str, *, prefetch: int, lease: float) -> object:
         return sys.modules["mqcore_acme_mq.backend"].AcmeMqSubscription()
 
-    for what, written in (("Backend.declare", declare), ("Backend.publish", publish), ("Backend.subscribe", subscribe)):
+    for what, written in (
+        ("Backend.declare", declare),
+        ("Backend.publish", publish),
+        ("Backend.subscribe", subscribe),
+    ):
         found = words()
         assert f"write AcmeMq{what} next: " in found
         assert f"look at: {what.partition('.')[2]} (" in found
@@ -283,7 +349,9 @@ def test_its_contract_starts_red_and_says_case_by_case_what_to_write(
 
 
 def test_what_it_declares_is_nothing_that_it_does_not_do(acme: Plugins) -> None:
-    honest = [case for case in all_cases() if case.name.startswith("capability.a_capability_has_a_level")]
+    honest = [
+        case for case in all_cases() if case.name.startswith("capability.a_capability_has_a_level")
+    ]
     results = [run_case(case, UrlHarness("acme-mq://127.0.0.1", plugins=acme)) for case in honest]
     assert {result.status for result in results} == {"passed"}
     assert all(
@@ -316,4 +384,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(refused: Refused) -> None:
 
 
 def test_the_templates_are_where_the_command_looks_for_them() -> None:
-    assert (Path(new_backend.__file__).parents[1] / "contract" / "template" / "pyproject.toml.tmpl").is_file()
+    assert (
+        Path(new_backend.__file__).parents[1] / "contract" / "template" / "pyproject.toml.tmpl"
+    ).is_file()

@@ -55,8 +55,13 @@ class Elsewhere(MemoryBackend):
             await asyncio.sleep(3600)
         capabilities = await super().open(lost)
         if "evicts" in self.url:
-            why = Support(Level.NATIVE, {"policy": "allkeys-lru", "warning": "the server evicts: set noeviction"})
-            return replace(capabilities, supports={**capabilities.supports, Capability.DURABLE: why})
+            why = Support(
+                Level.NATIVE,
+                {"policy": "allkeys-lru", "warning": "the server evicts: set noeviction"},
+            )
+            return replace(
+                capabilities, supports={**capabilities.supports, Capability.DURABLE: why}
+            )
         return capabilities
 
     def classify(self, error: Exception) -> ErrorKind:
@@ -98,7 +103,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=" ".join,
 )
-def test_a_broker_that_is_down_is_one_line_without_its_password(refused: Refused, words: tuple[str, ...]) -> None:
+def test_a_broker_that_is_down_is_one_line_without_its_password(
+    refused: Refused, words: tuple[str, ...]
+) -> None:
     write("shop.py", SHOP)
     assert "nobody listens" in refused(*words, "--url", f"elsewhere://user:{CANARY}@down/", code=1)
 
@@ -108,7 +115,9 @@ def test_a_broker_that_does_not_answer_is_not_waited_for_for_ever() -> None:
     async def work(broker: Broker) -> None:
         await broker.counts()
 
-    with pytest.raises(BrokerError, match=r"no answer from elsewhere://user:\*\*\*@silent/ within 0.05 s"):
+    with pytest.raises(
+        BrokerError, match=r"no answer from elsewhere://user:\*\*\*@silent/ within 0.05 s"
+    ):
         At(f"elsewhere://user:{CANARY}@silent/").run(work, patience=0.05)
 
 
@@ -127,7 +136,9 @@ def test_doctor_tells_what_is_wrong_with_the_servers_configuration(run: Run) -> 
     assert said.code == 1
     assert "problem: the server evicts: set noeviction" in said.out
     assert said.out.count("noeviction") == 1
-    assert run("doctor", "elsewhere://evicts/", "--json").data["problems"] == ["the server evicts: set noeviction"]
+    assert run("doctor", "elsewhere://evicts/", "--json").data["problems"] == [
+        "the server evicts: set noeviction"
+    ]
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -135,7 +146,9 @@ def test_backends_says_where_a_servers_capabilities_are_shown(run: Run) -> None:
     assert "mqcore doctor elsewhere://" in run("backends").out
 
 
-def test_a_plugin_that_is_broken_is_listed_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_is_broken_is_listed_with_the_reason(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugins = Plugins([EntryPoint("broken", "no_such_plugin_module", "mqcore")])
     monkeypatch.setattr("mqcore.cli.backends.default_plugins", lambda: plugins)
     broken = run("backends", "--json").data[0]
@@ -171,7 +184,10 @@ def test_a_backend_that_was_added_stands_first_and_what_cannot_be_used_is_one_li
     module = ModuleType("zebra_backend")
     module.mqcore_register_backends = hookimpl(lambda: [Added])  # type: ignore[attr-defined]  # a plugin's module
     monkeypatch.setitem(sys.modules, "zebra_backend", module)
-    ours = [("memory", "mqcore_memory"), *((name, "no_such_client") for name in ("redis", "rediss", "unix"))]
+    ours = [
+        ("memory", "mqcore_memory"),
+        *((name, "no_such_client") for name in ("redis", "rediss", "unix")),
+    ]
     points = [EntryPoint(name, module, "mqcore")._for(_Dist("mqcore")) for name, module in ours]  # type: ignore[attr-defined]
     points.append(EntryPoint("zebra", "zebra_backend", "mqcore")._for(_Dist("mqcore-zebra")))  # type: ignore[attr-defined]
     plugins = Plugins(points)
@@ -190,7 +206,12 @@ def test_doctor_finds_a_healthy_broker_healthy(run: Run, filled: str) -> None:
     said = run("doctor", filled)
     assert said.code == 0
     assert said.out.endswith("\nok\n")
-    for part in ("connects    yes", "lost with the broker's process", "granularity=0.005", "orders.dlq"):
+    for part in (
+        "connects    yes",
+        "lost with the broker's process",
+        "granularity=0.005",
+        "orders.dlq",
+    ):
         assert part in said.out
     assert run("doctor", filled, "--json").data["problems"] == []
 
@@ -202,7 +223,9 @@ def test_doctor_finds_dead_letters_and_leftovers(run: Run, buried: str) -> None:
     assert data["dead_letters"] == {"orders.dlq": {"rejected": 3}}
     assert [binding["queue"] for binding in data["leftover_bindings"]] == ["audit"]
     assert len(data["problems"]) == 2
-    assert "3 dead letters (3 rejected), and belongs to no queue that is there" in data["problems"][0]
+    assert (
+        "3 dead letters (3 rejected), and belongs to no queue that is there" in data["problems"][0]
+    )
     assert "orders, later" in data["notes"][0]
     said = run("doctor", buried, "--app", "shop:app")
     assert said.code == 1
@@ -252,7 +275,9 @@ def test_the_url_comes_from_the_command_line_then_environment_then_files(
     ],
     ids=" ".join,
 )
-def test_an_empty_memory_broker_is_another_processs(refused: Refused, url: str, words: tuple[str, ...]) -> None:
+def test_an_empty_memory_broker_is_another_processs(
+    refused: Refused, url: str, words: tuple[str, ...]
+) -> None:
     assert "lives in one process" in refused(*words, "--url", url)
 
 
@@ -322,13 +347,19 @@ def test_an_app_that_cannot_be_had_is_one_line(
 ) -> None:
     write("shop.py", SHOP)
     write(
-        "failing.py", "import os\ndef connect(url):\n    raise OSError(f'no way to {url}')\nconnect(os.environ['X'])\n"
+        "failing.py",
+        "import os\ndef connect(url):\n    raise OSError(f'no way to "
+        "{url}')\nconnect(os.environ['X'])\n",
     )
     write("leaving.py", "raise SystemExit(7)\n")
     write("needing.py", "import no_such_library\n")
     write("mistyped.py", "app = (\n")
     monkeypatch.setenv("X", f"redis://u:{CANARY}@host")
-    for words in (("worker", target), ("doctor", filled, "--app", target), ("routes", "prune", target, "--yes")):
+    for words in (
+        ("worker", target),
+        ("doctor", filled, "--app", target),
+        ("routes", "prune", target, "--yes"),
+    ):
         at = () if words[0] == "doctor" else ("--url", filled)
         assert why in refused(*words, *at)
 
@@ -418,7 +449,9 @@ def test_a_password_in_the_url_of_memory_is_not_repeated(refused: Refused) -> No
     assert "no users and no passwords" in refused("doctor", url)
 
 
-def test_without_typer_it_says_what_to_install(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_typer_it_says_what_to_install(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "typer", None)
     monkeypatch.delitem(sys.modules, "mqcore.cli.app")
     assert "pip install 'mqcore[cli]'" in refused("peek", "orders")

@@ -30,7 +30,8 @@ USES = {
     ("backends",): "--json",
     ("doctor",): "--app",
 }
-"""Every command, and a word that its help must have; those of groups are asked in-process, in `test_cli_setup.py`."""
+"""Every command, and a word that its help must have; those of groups are asked in-process, in `test_cli_setup.py`.
+"""
 MISUSES = {
     ("walk",): "'walk'",
     ("worker", "shop:app", "--processes", "2"): "lives in one process",
@@ -132,7 +133,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
     facts = place / "elsewhere_plugin-1.2.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere-plugin\nVersion: 1.2\n")
-    (facts / "entry_points.txt").write_text("[mqcore]\nelsewhere = elsewhere_plugin\nlost = no_such_module\n")
+    (facts / "entry_points.txt").write_text(
+        "[mqcore]\nelsewhere = elsewhere_plugin\nlost = no_such_module\n"
+    )
     return str(place)
 
 
@@ -145,7 +148,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ended(place: Path, environment: dict[str, str]) -> Callable[..., Ended]:
-    """Run a command to its end. All those whose words are known before are run at once, on two threads."""
+    """Run a command to its end.
+
+    All those whose words are known before are run at once, on two threads.
+    """
 
     def run(*words: str, **changes: str) -> Ended:
         done = subprocess.run(
@@ -193,12 +199,18 @@ def test_plugins_bring_backends_and_commands(ended: Callable[..., Ended], plugin
     assert ended("elsewhere", "greet", PYTHONPATH=plugin) == (
         0,
         "hello from a plugin\n",
-        "mqcore: a plugin's command is left out: it is no Typer application with a name that is still free\n",
+        (
+            "mqcore: a plugin's command is left out: it is no Typer application with a name that is "
+            "still free\n"
+        ),
     )
     code, out, _ = ended("backends", "--json", PYTHONPATH=plugin)
     lines = {line["scheme"]: line for line in json.loads(out)}
     assert code == 0
-    assert (lines["elsewhere"]["distribution"], lines["elsewhere"]["version"]) == ("elsewhere-plugin", "1.2")
+    assert (lines["elsewhere"]["distribution"], lines["elsewhere"]["version"]) == (
+        "elsewhere-plugin",
+        "1.2",
+    )
     assert (lines["lost"]["usable"], lines["elsewhere"]["usable"]) == (False, True)
 
 
@@ -280,7 +292,9 @@ def test_a_worker_consumes_says_so_and_drains_at_a_signal(
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["consumer.stopped"]
 
 
-def test_a_worker_lets_a_running_handler_end_and_starts_no_other(worker: Callable[..., Worker]) -> None:
+def test_a_worker_lets_a_running_handler_end_and_starts_no_other(
+    worker: Callable[..., Worker],
+) -> None:
     one = worker("shop:slow", "--url", "memory://", "--queues", "orders")
     assert one.line() == "begun 1\n"
     code, out, err = one.end()
@@ -298,14 +312,20 @@ def test_a_worker_without_grace_leaves_at_once(worker: Callable[..., Worker]) ->
     assert one.end()[:2] == (0, "")
 
 
-def test_a_worker_that_has_done_its_share_asks_for_a_fresh_process(worker: Callable[..., Worker]) -> None:
+def test_a_worker_that_has_done_its_share_asks_for_a_fresh_process(
+    worker: Callable[..., Worker],
+) -> None:
     assert worker("shop:app", "--max-messages", "2", "--json").end(None).code == 75
 
 
-def test_a_worker_whose_app_fails_at_start_says_where(worker: Callable[..., Worker], place: Path) -> None:
+def test_a_worker_whose_app_fails_at_start_says_where(
+    worker: Callable[..., Worker], place: Path
+) -> None:
     code, out, err = worker("shop:broken", "--url", "memory://").end(None)
     assert (code, out) == (1, "")
-    line = (SHOP.splitlines().index(f'    raise OSError("no way to redis://user:{CANARY}@host")')) + 1
+    line = (
+        SHOP.splitlines().index(f'    raise OSError("no way to redis://user:{CANARY}@host")')
+    ) + 1
     assert err.splitlines()[-1].startswith(
         f"mqcore: OSError: no way to redis://user:***@host ({place / 'shop.py'}, line {line})"
     )
@@ -334,10 +354,16 @@ def test_several_workers_are_supervised_and_drained(several: Worker, tmp_path: P
         assert CANARY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     code, out, err = several.end()
     assert (code, err) == (0, "")
-    assert [json.loads(line).get("event") for line in out.splitlines()].count("consumer.stopped") == 2
+    assert [json.loads(line).get("event") for line in out.splitlines()].count(
+        "consumer.stopped"
+    ) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
 
 
 def test_workers_whose_supervisor_was_killed_end_by_themselves(several: Worker) -> None:
-    _, out, _ = several.end(signal.SIGKILL)  # the pipe has ended: so have all that could write to it
-    assert [json.loads(line).get("event") for line in out.splitlines()].count("consumer.stopped") == 2
+    _, out, _ = several.end(
+        signal.SIGKILL
+    )  # the pipe has ended: so have all that could write to it
+    assert [json.loads(line).get("event") for line in out.splitlines()].count(
+        "consumer.stopped"
+    ) == 2

@@ -27,7 +27,9 @@ def harness():
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def project(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     for name in [name for name in os.environ if name.startswith(("MQCORE_", "PYTEST_ADDOPTS"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CI", "true")
@@ -48,7 +50,9 @@ def test_a_smoke_run_is_less_from_the_start_and_no_proof(
     assert not (pytester.path / "reports").exists()
 
 
-def test_a_smoke_run_with_cases_left_out_is_partial(project: Callable[..., pytest.RunResult]) -> None:
+def test_a_smoke_run_with_cases_left_out_is_partial(
+    project: Callable[..., pytest.RunResult],
+) -> None:
     found = project("-k", "core and not classify", test_some=SMOKE.format(smoke=True))
     assert found.ret == pytest.ExitCode.TESTS_FAILED
     found.stdout.fnmatch_lines(["*mqcore contract: partial*"])
@@ -58,15 +62,22 @@ def test_each_module_has_a_report_of_its_own(
     project: Callable[..., pytest.RunResult], pytester: pytest.Pytester
 ) -> None:
     whole = SMOKE.format(smoke=False)
-    found = project("--mqcore-contract-reports=reports", "-k", "core", test_one_4=whole, test_other=whole)
+    found = project(
+        "--mqcore-contract-reports=reports", "-k", "core", test_one_4=whole, test_other=whole
+    )
     assert found.ret == pytest.ExitCode.TESTS_FAILED
-    assert sorted(path.name for path in (pytester.path / "reports").iterdir()) == ["one_4.json", "other.json"]
+    assert sorted(path.name for path in (pytester.path / "reports").iterdir()) == [
+        "one_4.json",
+        "other.json",
+    ]
     report = json.loads((pytester.path / "reports" / "other.json").read_text())
     assert (report["backend"], report["verdict"]) == ("memory", "partial")
 
 
 @pytest.mark.parametrize("old", ["--brokers=local", "--broker=redis", "--contract-report"])
-def test_an_old_option_name_is_answered_with_the_new_one(project: Callable[..., pytest.RunResult], old: str) -> None:
+def test_an_old_option_name_is_answered_with_the_new_one(
+    project: Callable[..., pytest.RunResult], old: str
+) -> None:
     found = project(old, test_some="def test_one(): ...")
     assert found.ret == pytest.ExitCode.USAGE_ERROR
     name = old.partition("=")[0]

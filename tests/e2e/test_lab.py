@@ -1,7 +1,7 @@
 """The lab of docs/lab.md in terminals: each step's commands, as they stand on the page, on RabbitMQ and on Redis.
 
-Only what must differ does: the broker, the queue's name, and how long a second of work takes. The page's first half runs as code
-blocks, in tests/docs.
+Only what must differ does: the broker, the queue's name, and how long a second of work takes. The
+page's first half runs as code blocks, in tests/docs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def steps() -> dict[str, list[str]]:
     for part in half.split("\n### ")[1:]:
         heading, _, text = part.partition("\n")
         blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        found[heading] = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+        found[heading] = [
+            line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")
+        ]
     return found
 
 
@@ -135,7 +137,9 @@ class Lab:
 
     def words(self, command: str, *more: str) -> tuple[list[str], dict[str, str]]:
         """Return what to execute for a command of the page, and its environment."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+        }
         environment |= {"MQCORE_URL": self.url, "PYTHONUNBUFFERED": "1"} if self.url else {}
         words = shlex.split(command, comments=True)
         while re.match(r"[A-Z_]+=", words[0]):
@@ -146,13 +150,28 @@ class Lab:
             return [sys.executable, "-m", "mqcore", *rest, *more], environment
         assert program == "python", command
         script, *rest = rest
-        return [sys.executable, "-W", "error", script, "--queue", self.queue, *more, *rest], environment
+        return [
+            sys.executable,
+            "-W",
+            "error",
+            script,
+            "--queue",
+            self.queue,
+            *more,
+            *rest,
+        ], environment
 
     def run(self, command: str) -> Said:
         """Run a command to its end."""
         words, environment = self.words(command)
         ended = subprocess.run(
-            words, cwd=LAB, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+            words,
+            cwd=LAB,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         assert "Traceback" not in ended.stderr
         return Said(ended.returncode, ended.stdout, ended.stderr)
@@ -193,7 +212,9 @@ def lab(broker_url: str) -> Iterator[Lab]:
 def step(heading: str, commands: int) -> list[str]:
     """Return a step's commands; the test of a step knows how many it has."""
     found = STEPS[heading]
-    assert len(found) == commands, f"the step {heading!r} has other commands now: its test must follow"
+    assert len(found) == commands, (
+        f"the step {heading!r} has other commands now: its test must follow"
+    )
     return found
 
 
@@ -210,12 +231,18 @@ def test_each_step_of_the_page_has_its_test() -> None:
     assert set(STEPS) == tested
 
 
-@pytest.mark.parametrize("command", sorted({one for found in STEPS.values() for one in found if ".py" in one}))
+@pytest.mark.parametrize(
+    "command", sorted({one for found in STEPS.values() for one in found if ".py" in one})
+)
 def test_the_scripts_know_the_options_of_the_page(command: str) -> None:
     words = shlex.split(command, comments=True)
     script = next(number for number, word in enumerate(words) if word.endswith(".py"))
     said = subprocess.run(
-        [sys.executable, *words[script:], "--help"], cwd=LAB, capture_output=True, text=True, check=False
+        [sys.executable, *words[script:], "--help"],
+        cwd=LAB,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert said.returncode == 0, said.stderr
 
@@ -231,8 +258,12 @@ def test_the_scripts_know_the_options_of_the_page(command: str) -> None:
         (["--queue", "no such name", "--url", "redis://127.0.0.1:1"], "'no such name'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(script: str, words: list[str], why: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
+def test_what_cannot_be_done_is_said_in_a_line(
+    script: str, words: list[str], why: str, tmp_path: Path
+) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+    }
     said = subprocess.run(
         [sys.executable, str(LAB / script), *words],
         cwd=tmp_path,
@@ -249,13 +280,17 @@ def test_what_cannot_be_done_is_said_in_a_line(script: str, words: list[str], wh
     assert "canary" not in said.stderr
 
 
-def test_a_password_may_hold_any_character_and_is_asked_for_when_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_may_hold_any_character_and_is_asked_for_when_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(LAB)
     import lab  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415 - found only now
 
     monkeypatch.setattr(lab.getpass, "getpass", lambda question: "a:s/k@e%d ✓")
     words = ["--host", "10.0.0.5", "--vhost", "ada/2", "--username", "ada@home"]
-    given = urlsplit(lab.broker_url(lab.parser("").parse_args([*words, "--password", "1Pass/word"])))
+    given = urlsplit(
+        lab.broker_url(lab.parser("").parse_args([*words, "--password", "1Pass/word"]))
+    )
     asked = urlsplit(lab.broker_url(lab.parser("").parse_args(words)))
     assert (given.scheme, given.hostname, given.port) == ("amqp", "10.0.0.5", 5672)
     assert [unquote(part or "") for part in (given.username, given.password, given.path)] == [
@@ -291,7 +326,14 @@ def test_lines_that_are_typed_are_sent(lab: Lab) -> None:
     words, environment = lab.words("python sender.py")
     typed = "Hello World!\n\nHow are you?\n"
     said = subprocess.run(
-        words, cwd=LAB, env=environment, input=typed, capture_output=True, text=True, check=False, timeout=PATIENCE
+        words,
+        cwd=LAB,
+        env=environment,
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert (said.returncode, said.stdout.count("[x] Sent")) == (0, 2), said
     assert lab.waiting() == 2
@@ -396,7 +438,9 @@ def test_restarting_the_broker(lab: Lab, brokers: Brokers) -> None:
     if not server.controllable:
         pytest.skip("a broker that was given by its URL is not ours to restart")
     lab.send(send)
-    time.sleep(3)  # RabbitMQ 3.10 may never find a replicated queue again that was just made when it is killed
+    time.sleep(
+        3
+    )  # RabbitMQ 3.10 may never find a replicated queue again that was just made when it is killed
     server.restart()
     worker = lab.worker(start)
     worker.until(lambda: worker.done == ["still here?"])
@@ -428,7 +472,9 @@ def test_a_broker_in_parts(lab: Lab) -> None:
     if not lab.url.startswith("amqp"):
         pytest.skip("the options --host, --vhost, … are for RabbitMQ")
     parts = urlsplit(lab.url)
-    words = [f"--host {parts.hostname} --port {parts.port} --vhost {unquote(parts.path)[1:] or '/'}"]
+    words = [
+        f"--host {parts.hostname} --port {parts.port} --vhost {unquote(parts.path)[1:] or '/'}"
+    ]
     words.append(f"--username {parts.username} --password {parts.password}")
     lab.url = ""  # no variable either
     said = lab.run(f"python sender.py {' '.join(words)} hello-there")

@@ -179,11 +179,15 @@ def test_close_leaves_no_process_and_no_folder(server: ProcessServer) -> None:
 def test_a_server_that_ends_at_once_shows_its_last_words(tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text("raise SystemExit('the disk is missing')")
-    with pytest.raises(BrokerUnavailable, match="ended with 1 after its start\nthe disk is missing"):
+    with pytest.raises(
+        BrokerUnavailable, match="ended with 1 after its start\nthe disk is missing"
+    ):
         ProcessServer([sys.executable, "-S", str(script)]).open()
 
 
-def test_a_server_that_is_never_ready_is_given_up(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_never_ready_is_given_up(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mqcore.contract.brokers.server._STARTS_WITHIN", 1.0)
     with pytest.raises(BrokerUnavailable, match=r"within 1 s of its start: .* returned False"):
         ProcessServer(command, ready=lambda _: False).open()
@@ -195,7 +199,9 @@ def test_a_command_that_is_not_installed_is_named() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_test_run_that_is_ended_leaves_nothing_behind(command: list[str], tmp_path: Path, number: int) -> None:
+def test_a_test_run_that_is_ended_leaves_nothing_behind(
+    command: list[str], tmp_path: Path, number: int
+) -> None:
     test = tmp_path / "test_it.py"
     test.write_text(
         "import time\n"
@@ -205,8 +211,20 @@ def test_a_test_run_that_is_ended_leaves_nothing_behind(command: list[str], tmp_
         "    print('STARTED', processes.running[0].pid, processes.folder, flush=True)\n"
         "    time.sleep(50)\n"
     )
-    words = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", str(test)]
-    run = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "CI": "false"})
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        str(test),
+    ]
+    run = subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "CI": "false"}
+    )
     with run:
         assert run.stdout is not None
         started = next(line for line in run.stdout if "STARTED" in line)
@@ -221,7 +239,10 @@ def test_its_storage_is_searched_at_its_own_port(command: list[str]) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as conversation:
             return {"kept": told(conversation, "look").split().count(body.decode())}
 
-    with ProcessServer(command, ready=version, stored=stored) as server, connect(server) as conversation:
+    with (
+        ProcessServer(command, ready=version, stored=stored) as server,
+        connect(server) as conversation,
+    ):
         told(conversation, "one")
         told(conversation, "one")
         assert server.product.stored is not None
@@ -243,7 +264,13 @@ def test_a_server_that_is_not_installed_skips_its_tests_and_fails_under_ci(
     )
     words = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(test)]
     done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "CI": ci}, check=False, timeout=50
+        words,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CI": ci},
+        check=False,
+        timeout=50,
     )
     assert ending in done.stdout
     assert "no-such-server is not installed" in done.stdout

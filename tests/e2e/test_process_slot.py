@@ -192,7 +192,9 @@ async def test_a_handler_gets_its_payload_and_the_facts_of_its_message(slot: Mak
         published_at=1000.5,
         correlation_id="c-1",
     )
-    result = await slot("facts").run(SlotRequest(queue="orders", message=message, wants_result=True))
+    result = await slot("facts").run(
+        SlotRequest(queue="orders", message=message, wants_result=True)
+    )
     assert result.outcome.happened is Happened.SUCCEEDED
     assert result.body is not None
     assert json.loads(result.body) == {
@@ -227,7 +229,11 @@ async def test_one_process_serves_many_messages_in_one_loop(slot: Make) -> None:
 
 async def test_what_nobody_wants_is_not_sent_back(slot: Make) -> None:
     result = await slot("unwritable").run(replace(request(), wants_result=False))
-    assert (result.outcome.happened, result.body, result.content_type) == (Happened.SUCCEEDED, None, None)
+    assert (result.outcome.happened, result.body, result.content_type) == (
+        Happened.SUCCEEDED,
+        None,
+        None,
+    )
 
 
 async def test_a_wanted_result_that_cannot_be_written_is_a_failure(slot: Make) -> None:
@@ -237,7 +243,9 @@ async def test_a_wanted_result_that_cannot_be_written_is_a_failure(slot: Make) -
     assert result.outcome.failure.type == "mqcore.errors.ValidationError"
 
 
-@pytest.mark.parametrize("body", [b"", b"\x00\xff", os.urandom(1024 * 1024)], ids=["empty", "bytes", "1MiB"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\x00\xff", os.urandom(1024 * 1024)], ids=["empty", "bytes", "1MiB"]
+)
 async def test_bodies_pass_unchanged_in_both_directions(slot: Make, body: bytes) -> None:
     result = await slot("echo").run(request(body))
     assert (result.body, result.content_type) == (body, "application/octet-stream")
@@ -284,11 +292,19 @@ async def test_a_handler_says_what_shall_become_of_its_message(
 
 
 @pytest.mark.parametrize("name", ["raises", "raises_async"])
-async def test_no_exception_ends_the_process(slot: Make, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_no_exception_ends_the_process(
+    slot: Make, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     handler = slot(name)
     await handler.start()
     pid = handler.pid
-    for kind in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError", "MemoryError"):
+    for kind in (
+        "SystemExit",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "CancelledError",
+        "MemoryError",
+    ):
         outcome = (await handler.run(request(f"{kind}('on purpose')"))).outcome
         assert outcome.happened is Happened.FAILED
         assert outcome.failure is not None
@@ -328,7 +344,10 @@ async def test_what_a_handler_prints_goes_to_standard_error(
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     result = await slot("prints").run(request())
-    assert (result.outcome.happened, result.body) == (Happened.SUCCEEDED, b"")  # and standard input is empty
+    assert (result.outcome.happened, result.body) == (
+        Happened.SUCCEEDED,
+        b"",
+    )  # and standard input is empty
     printed = capfd.readouterr()
     assert printed.out == ""
     for text in ("by print", "without an end", "by descriptor", "by a program"):
@@ -351,7 +370,9 @@ async def test_a_process_that_dies_is_reported_and_replaced(
     slot: Make, capfd: pytest.CaptureFixture[str], code: str, exit_code: int, text: str
 ) -> None:
     handler = slot("executes")
-    with pytest.raises(SlotDied, match=f"'slot_handlers:executes' died while it handled a message: {text}") as caught:
+    with pytest.raises(
+        SlotDied, match=f"'slot_handlers:executes' died while it handled a message: {text}"
+    ) as caught:
         await handler.run(request(code))
     assert (caught.value.code, caught.value.ready) == (exit_code, True)
     assert handler.pid is None
@@ -372,7 +393,9 @@ async def test_a_cancelled_call_kills_the_process(slot: Make, fifo: Path) -> Non
     assert await end == b""
 
 
-async def test_a_time_limit_kills_the_process_and_the_next_message_gets_a_new_one(slot: Make, fifo: Path) -> None:
+async def test_a_time_limit_kills_the_process_and_the_next_message_gets_a_new_one(
+    slot: Make, fifo: Path
+) -> None:
     handler = slot("hangs")
 
     async def limited(limit: asyncio.Timeout) -> None:
@@ -450,7 +473,10 @@ async def test_signals_to_a_group_are_left_to_the_parent(slot: Make, number: int
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (
+            "import nowhere_to_be_found",
+            "ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+        ),
         ("raise SystemExit('not today')", "SystemExit: not today"),
         ("x = 1", "AttributeError: module 'unusable' has no attribute 'handler'"),
         ("def handler(body): ...", "'unusable:handler' is not registered as a handler"),
@@ -490,7 +516,9 @@ async def test_a_cancelled_start_leaves_nothing(slot: Make, tmp_path: Path, fifo
     assert await end == b""
 
 
-@pytest.mark.parametrize("target", ["module:outer.<locals>.handler", "module:<lambda>", "module", ":handler"])
+@pytest.mark.parametrize(
+    "target", ["module:outer.<locals>.handler", "module:<lambda>", "module", ":handler"]
+)
 def test_a_handler_that_no_process_could_find_is_refused_at_once(target: str) -> None:
     with pytest.raises(ConfigurationError, match="must be a function at the top level of a module"):
         ProcessSlot(target)
@@ -531,22 +559,34 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [(["script.py"], "__mp_main__"), (["-m", "script"], "script")], ids=["path", "module"]
+    ("command", "name"),
+    [(["script.py"], "__mp_main__"), (["-m", "script"], "script")],
+    ids=["path", "module"],
 )
 def test_a_handler_in_the_program_itself_runs_without_its_main_part(
     tmp_path: Path, command: list[str], name: str
 ) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, *command, "--flag"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, *command, "--flag"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert json.loads(done.stdout) == [name, 1, ["--flag"], name == "__mp_main__"]
     assert done.stderr.splitlines() == ["imported as __main__", f"imported as {name}"]
 
 
 def test_a_handler_of_a_program_without_a_file_is_refused_at_once() -> None:
-    done = subprocess.run([sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=30, check=False)
-    assert "'__main__:handler' cannot run in a process of its own: the program is not a file" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (
+        "'__main__:handler' cannot run in a process of its own: the program is not a file"
+        in done.stderr
+    )
 
 
 # how the parent ends
@@ -569,7 +609,9 @@ asyncio.run(main())
 async def test_a_process_ends_with_its_parent_even_while_its_handler_runs(
     slot: Make, tmp_path: Path, fifo: Path, handler: str
 ) -> None:
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, str(fifo), handler, cwd=tmp_path)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, str(fifo), handler, cwd=tmp_path
+    )
     end = await announced(fifo)
     parent.kill()
     assert await parent.wait() == -signal.SIGKILL

@@ -36,11 +36,17 @@ def test_premium_images_are_processed_before_regular_ones(demo: Demo) -> None:
     for row in demo.report["images"]:
         orders[row["tier"]].append(row["order"])
     assert max(orders["premium"]) < min(orders["regular"])
-    assert sorted(orders["premium"] + orders["regular"]) == list(range(1, len(demo.report["images"]) + 1))
+    assert sorted(orders["premium"] + orders["regular"]) == list(
+        range(1, len(demo.report["images"]) + 1)
+    )
 
 
 def test_images_are_segmented_for_real(demo: Demo) -> None:
-    assert [demo.image(name)["objects"] for name in ("coins.png", "cell.png", "mine.png")] == [24, 1, 24]
+    assert [demo.image(name)["objects"] for name in ("coins.png", "cell.png", "mine.png")] == [
+        24,
+        1,
+        24,
+    ]
     with Image.open(demo.image("coins.png")["labels"]) as labels:
         assert labels.size == (384, 303)
         assert labels.getextrema() == (0, 24)
@@ -52,7 +58,9 @@ def test_a_busy_storage_costs_an_attempt_and_no_more(demo: Demo) -> None:
     assert "busy-storage.png" not in {row["image"] for row in demo.report["first_dead_letters"]}
 
 
-def test_broken_images_are_dead_letters_with_their_reasons_before_and_after_the_redrive(demo: Demo) -> None:
+def test_broken_images_are_dead_letters_with_their_reasons_before_and_after_the_redrive(
+    demo: Demo,
+) -> None:
     for moment in ("first_dead_letters", "dead_letters"):
         letters = {row["image"]: row for row in demo.report[moment]}
         for name, error in BROKEN.items():
@@ -62,11 +70,16 @@ def test_broken_images_are_dead_letters_with_their_reasons_before_and_after_the_
 
 def test_a_late_upload_exhausts_its_attempts_and_is_segmented_by_the_redrive(demo: Demo) -> None:
     letters = {row["image"]: row for row in demo.report["first_dead_letters"]}
-    assert (letters["late-upload.png"]["reason"], letters["late-upload.png"]["attempts"]) == ("retries_exhausted", 3)
+    assert (letters["late-upload.png"]["reason"], letters["late-upload.png"]["attempts"]) == (
+        "retries_exhausted",
+        3,
+    )
     assert demo.report["redriven"] == len(letters)
     late = demo.image("late-upload.png")
     assert (late["attempts"], late["objects"], late["redriven"]) == (1, 12, True)
-    assert {row["image"] for row in demo.report["dead_letters"]} == letters.keys() - {"late-upload.png"}
+    assert {row["image"] for row in demo.report["dead_letters"]} == letters.keys() - {
+        "late-upload.png"
+    }
 
 
 def test_a_folder_is_taken_by_what_its_files_claim_to_be(demo: Demo) -> None:
@@ -86,7 +99,9 @@ def test_the_contact_sheet_shows_a_tile_for_each_image(demo: Demo) -> None:
         columns, rows = sheet.width // 324, sheet.height // 277
         assert sheet.mode == "RGB"
         assert columns * rows >= len(demo.report["images"]) > columns * (rows - 1)
-        colours = {colour: pixels for pixels, colour in sheet.getcolors(sheet.width * sheet.height) or []}
+        colours = {
+            colour: pixels for pixels, colour in sheet.getcolors(sheet.width * sheet.height) or []
+        }
         assert colours[OUTLINE] > 1000
 
 
@@ -98,7 +113,9 @@ def test_the_contact_sheet_shows_a_tile_for_each_image(demo: Demo) -> None:
         (["--processes", "-1"], "0 or more"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path, options: list[str], said: str) -> None:
+def test_what_cannot_be_run_is_said_in_a_line(
+    tmp_path: Path, options: list[str], said: str
+) -> None:
     found = run_demo(tmp_path, *options)
     assert found.exit_code == 2
     assert said in found.errors.splitlines()[-1]
@@ -106,7 +123,15 @@ def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path, options: list[str]
 
 
 def test_the_service_runs_by_the_worker_command_and_ends_at_sigterm() -> None:
-    command = [sys.executable, "-m", "mqcore", "worker", "examples.segmentation.app:app", "--url", "memory://"]
+    command = [
+        sys.executable,
+        "-m",
+        "mqcore",
+        "worker",
+        "examples.segmentation.app:app",
+        "--url",
+        "memory://",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr is not None
         said = next(line for line in worker.stderr if "consumer.started" in line)

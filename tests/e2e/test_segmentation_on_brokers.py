@@ -16,7 +16,9 @@ BROKEN = {"blank.png", "dot.png", "empty.png", "notes.jpg", "truncated.png"}
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_every_image_ends_as_it_does_on_memory(broker_url: str, tmp_path: Path, processes: int) -> None:
+def test_every_image_ends_as_it_does_on_memory(
+    broker_url: str, tmp_path: Path, processes: int
+) -> None:
     found = run_demo(tmp_path, "--url", broker_url, "--processes", str(processes), "--limit", "2")
     assert found.exit_code == 0, found.output + found.errors
     report = found.report
@@ -25,6 +27,8 @@ def test_every_image_ends_as_it_does_on_memory(broker_url: str, tmp_path: Path, 
     late = found.image("late-upload.png")
     assert (late["attempts"], late["redriven"]) == (1, True)
     first = {row["image"]: (row["reason"], row["attempts"]) for row in report["first_dead_letters"]}
-    assert first == {"late-upload.png": ("retries_exhausted", 3)} | dict.fromkeys(BROKEN, ("rejected", 1))
+    assert first == {"late-upload.png": ("retries_exhausted", 3)} | dict.fromkeys(
+        BROKEN, ("rejected", 1)
+    )
     assert report["redriven"] == len(first)
     assert {row["image"] for row in report["dead_letters"]} == BROKEN

@@ -34,7 +34,11 @@ QUICK = "def test_quick(): pass\n"
 
 def tree(folder: Path, slow: tuple[str, ...]) -> None:
     """Make a tree of tests like ours, of which some start a container and take their time."""
-    for name in ("tests/test_plain.py", "tests/contract/servers/test_one.py", "tests/e2e/servers/test_two.py"):
+    for name in (
+        "tests/test_plain.py",
+        "tests/contract/servers/test_one.py",
+        "tests/e2e/servers/test_two.py",
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(SLOW if name in slow else QUICK)
@@ -51,7 +55,10 @@ def exists(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "slow",
-    [("tests/test_plain.py",), ("tests/contract/servers/test_one.py", "tests/e2e/servers/test_two.py")],
+    [
+        ("tests/test_plain.py",),
+        ("tests/contract/servers/test_one.py", "tests/e2e/servers/test_two.py"),
+    ],
     ids=["the first run", "runs beside each other"],
 )
 @pytest.mark.parametrize(
@@ -69,9 +76,14 @@ def test_a_runner_that_is_told_to_end_leaves_nothing(
     if words:
         slow = slow[:1]
     tree(tmp_path, slow)
-    environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:randomly -o timeout=0"}
+    environment = {
+        **os.environ,
+        "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:randomly -o timeout=0",
+    }
     command = [sys.executable, str(tmp_path / "tests" / "side_by_side.py"), *words]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         try:
             deadline = time.monotonic() + 40
             up = [(tmp_path / name).with_suffix(".up") for name in slow]

@@ -76,7 +76,10 @@ say("orphaned" if sys.stdin.read() == "" else "odd")
 
 
 def exits(code: int) -> str:
-    return SAY + f"say('started', os.getpid())\nprint('this is what is wrong', file=sys.stderr)\nsys.exit({code})\n"
+    return (
+        SAY + "say('started', os.getpid())\nprint('this is what is wrong', "
+        f"file=sys.stderr)\nsys.exit({code})\n"
+    )
 
 
 class Reports:
@@ -85,7 +88,9 @@ class Reports:
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
         self.path = path
-        self._stream = os.fdopen(os.open(path, os.O_RDWR), "rb", 0)  # for writing too: never at its end
+        self._stream = os.fdopen(
+            os.open(path, os.O_RDWR), "rb", 0
+        )  # for writing too: never at its end
         self._reader = asyncio.StreamReader()
         self._transport: asyncio.BaseTransport | None = None
 
@@ -141,7 +146,10 @@ async def ended(task: asyncio.Task[int]) -> int:
 
 
 class Impatient(SystemClock):
-    """Notes each backoff it is asked for and lets none last. Whoever looks at it finds it `step` later than before."""
+    """Notes each backoff it is asked for and lets none last.
+
+    Whoever looks at it finds it `step` later than before.
+    """
 
     def __init__(self, step: float = 1.0) -> None:
         self.step = step
@@ -213,7 +221,9 @@ async def test_a_dead_worker_is_replaced_and_the_others_stay(
     os.kill(int(first), signal.SIGKILL)
     third, _ = await reports.next("started")
     assert sorted(supervisor.pids) == sorted([int(second), int(third)])
-    assert any("killed by SIGKILL; the next is started in 0.0 s" in text for text in caplog.messages)
+    assert any(
+        "killed by SIGKILL; the next is started in 0.0 s" in text for text in caplog.messages
+    )
     supervisor.stop()
     assert await ended(task) == 0
 
@@ -300,7 +310,8 @@ except FileExistsError:
         + "exec(sys.argv[2 if first else 3])\n"
     )
     good = (
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(say('drained')))\nsay('started')\nwhile True: signal.pause()"
+        "signal.signal(signal.SIGTERM, lambda *_: "
+        "sys.exit(say('drained')))\nsay('started')\nwhile True: signal.pause()"
     )
     bad = "print('no such queue', file=sys.stderr)\nopen(sys.argv[4]).read()\nsys.exit(2)"
     gate = tmp_path / "gate"
@@ -325,9 +336,13 @@ async def test_a_worker_that_was_healthy_before_is_tried_again(reports: Reports)
     assert await ended(task) == 2
 
 
-async def test_a_command_that_there_is_not_is_a_configuration_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_command_that_there_is_not_is_a_configuration_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert await Supervisor(["/no/such/command"], 2).run() == 2
-    assert any("cannot be started" in text and "/no/such/command" in text for text in caplog.messages)
+    assert any(
+        "cannot be started" in text and "/no/such/command" in text for text in caplog.messages
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,7 +350,9 @@ async def test_a_command_that_there_is_not_is_a_configuration_error(caplog: pyte
     [([], 1, 1, "the command is empty"), (["x"], 0, 1, "processes=0"), (["x"], 1, -1, "grace=-1")],
     ids=["no command", "no processes", "no grace"],
 )
-def test_figures_that_run_nothing_are_refused(words: list[str], processes: int, grace: float, why: str) -> None:
+def test_figures_that_run_nothing_are_refused(
+    words: list[str], processes: int, grace: float, why: str
+) -> None:
     with pytest.raises(ConfigurationError, match=why):
         Supervisor(words, processes, grace=grace)
 
@@ -369,7 +386,9 @@ async def test_a_second_signal_is_passed_on_and_who_obeys_is_not_killed(reports:
     assert await ended(task) == 0
 
 
-async def test_who_does_not_obey_the_second_signal_is_killed_after_a_second(reports: Reports) -> None:
+async def test_who_does_not_obey_the_second_signal_is_killed_after_a_second(
+    reports: Reports,
+) -> None:
     clock = VirtualClock()
     supervisor = Supervisor(command(STUBBORN, reports), 1, clock=clock)
     task = asyncio.create_task(supervisor.run())
@@ -410,8 +429,12 @@ sys.exit(asyncio.run(Supervisor(sys.argv[1:], 2).run()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_the_workers_and_ends_the_program(reports: Reports, number: int) -> None:
-    program = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, *command(DRAINS, reports))
+async def test_a_signal_drains_the_workers_and_ends_the_program(
+    reports: Reports, number: int
+) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, *command(DRAINS, reports)
+    )
     await reports.all("started", 2)
     program.send_signal(number)
     await reports.all("drained", 2)
@@ -421,7 +444,11 @@ async def test_a_signal_drains_the_workers_and_ends_the_program(reports: Reports
 
 async def test_a_worker_can_see_that_its_supervisor_was_killed(reports: Reports) -> None:
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, *command(LOOKS_AT_ITS_INPUT, reports), stdin=subprocess.DEVNULL
+        sys.executable,
+        "-c",
+        PROGRAM,
+        *command(LOOKS_AT_ITS_INPUT, reports),
+        stdin=subprocess.DEVNULL,
     )
     await reports.all("started", 2)
     program.kill()
@@ -442,6 +469,8 @@ def test_the_memory_in_use_is_told_in_bytes() -> None:
     assert block.count(0) == 64 * 1024 * 1024
 
 
-def test_where_the_system_does_not_tell_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_system_does_not_tell_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_STATM", tmp_path / "none")
     assert resident_memory() is None

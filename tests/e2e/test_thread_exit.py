@@ -26,6 +26,10 @@ print("left")
 
 def test_a_stuck_thread_does_not_keep_the_process() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("left\n", "", 0)

@@ -77,7 +77,9 @@ def run(folder: Path, configuration: str, *options: str) -> Said:
     """Run the worker until it has handled all three messages."""
     at_import, in_lifespan = CONFIGURATIONS[configuration]
     (folder / "loud.py").write_text(APP.format(at_import=at_import, in_lifespan=in_lifespan))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+    }
     words = ["worker", "loud:app", "--url", "memory://", "--max-messages", "3", *options]
     done = subprocess.run(
         [sys.executable, "-m", "mqcore", *words],
@@ -99,7 +101,9 @@ def test_with_json_standard_output_has_nothing_else(tmp_path: Path, configuratio
     lines: list[dict[str, Any]] = [json.loads(line) for line in out]
     dead = [line["queue"] for line in lines if line.get("event") == "message.dead"]
     assert sorted(dead) == sorted(QUEUES)
-    assert [line["event"] for line in lines if line.get("event") == "consumer.stopped"] == ["consumer.stopped"] * 3
+    assert [line["event"] for line in lines if line.get("event") == "consumer.stopped"] == [
+        "consumer.stopped"
+    ] * 3
     for name in QUEUES:
         for how in ("printed", "written", "echoed"):
             assert f"{how} by {name}\n" in err
@@ -140,7 +144,9 @@ def handler(name: str) -> None:
 """
 
 
-def test_a_program_of_a_supervised_workers_handler_does_not_read_the_supervisors_pipe(tmp_path: Path) -> None:
+def test_a_program_of_a_supervised_workers_handler_does_not_read_the_supervisors_pipe(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "reads.py").write_text(READS)
     words = ["worker", "reads:app", "--url", "memory://", "--supervised", "--max-messages", "1"]
     with subprocess.Popen(
@@ -185,7 +191,12 @@ asyncio.run(main())
 def test_the_log_survives_a_configuration_after_the_connection_too(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(LIBRARY)
     done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "mqcore message.dead queue=jobs" in done.stderr

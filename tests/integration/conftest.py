@@ -127,7 +127,9 @@ async def kill(worker: Worker) -> None:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Worker], Awaitable[None]]:
-    monkeypatch.setattr("mqcore.consuming.subscription.ANSWERED", 0.001)  # real seconds, and nobody answers here
+    monkeypatch.setattr(
+        "mqcore.consuming.subscription.ANSWERED", 0.001
+    )  # real seconds, and nobody answers here
     return kill
 
 
@@ -137,7 +139,9 @@ def suspect(broker: Broker) -> Callable[[Queue[Any], int], Awaitable[None]]:
 
     async def suspect(queue: Queue[Any], count: int) -> None:
         for _ in range(2):
-            subscription = await broker._connection.backend.subscribe(queue.name, prefetch=count, lease=30)
+            subscription = await broker._connection.backend.subscribe(
+                queue.name, prefetch=count, lease=30
+            )
             assert len(await subscription.receive(count, 0)) == count
             await subscription.close()
 

@@ -25,7 +25,9 @@ async def test_it_is_published_to_and_consumed(broker: Broker, theirs: Queue[str
         await delivery.ack()
     async with broker.consume("theirs"):
         pass
-    assert [counts.name for counts in await broker.counts()] == ["theirs"]  # nothing was made beside it
+    assert [counts.name for counts in await broker.counts()] == [
+        "theirs"
+    ]  # nothing was made beside it
 
 
 async def test_what_fails_there_is_tried_again_and_then_dropped_and_counted(

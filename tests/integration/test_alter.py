@@ -57,14 +57,20 @@ async def test_a_mismatch_says_what_to_do_and_that_ends_it(
         await other.declare(old)
 
 
-async def test_a_dead_letter_queue_cannot_be_altered_and_the_error_says_so(broker: Broker, other: Broker) -> None:
+async def test_a_dead_letter_queue_cannot_be_altered_and_the_error_says_so(
+    broker: Broker, other: Broker
+) -> None:
     await broker.declare(old)
-    with pytest.raises(TopologyMismatch, match=r'fixes dead_letter.*"mqcore queues delete orders".*declare=False'):
+    with pytest.raises(
+        TopologyMismatch, match=r'fixes dead_letter.*"mqcore queues delete orders".*declare=False'
+    ):
         await other.declare(Queue("orders", str, ttl=60, max_length=2, dead_letter="grave"))
 
 
 @pytest.mark.parametrize("dead_letter", ["grave", None])
-async def test_another_dead_letter_queue_is_not_ignored(broker: Broker, dead_letter: str | None) -> None:
+async def test_another_dead_letter_queue_is_not_ignored(
+    broker: Broker, dead_letter: str | None
+) -> None:
     await broker.declare(old)
 
     with pytest.raises(TopologyMismatch, match=r"dead_letter='orders.dlq'.*cannot be altered"):
@@ -99,7 +105,10 @@ async def test_configuration_wins_here_too(broker: Broker, url: str, clock: Virt
 async def test_a_process_that_runs_with_the_old_settings_comes_back_after_a_loss(
     faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock
 ) -> None:
-    """The queue is there. That somebody has altered it must not keep a worker away for ever (G14)."""
+    """The queue is there.
+
+    That somebody has altered it must not keep a worker away for ever (G14).
+    """
     seen: list[str] = []
     app = App("shop")
 
@@ -147,7 +156,9 @@ async def test_the_process_that_alters_keeps_to_it_after_a_loss(
         ("bare", {"overflow": "dead_letter"}, "no dead-letter queue"),
     ],
 )
-async def test_what_cannot_be_kept_is_refused(broker: Broker, name: str, options: Any, match: str) -> None:
+async def test_what_cannot_be_kept_is_refused(
+    broker: Broker, name: str, options: Any, match: str
+) -> None:
     await broker.declare(old, Queue("bare", dead_letter=None))
     before = await spec(broker)
     with pytest.raises(ConfigurationError, match=match):

@@ -1,4 +1,7 @@
-"""What runs around handlers and publishes: its order, what it may decide, and what it hears. Tracing as OpenTelemetry reads it."""
+"""What runs around handlers and publishes: its order, what it may decide, and what it hears.
+
+Tracing as OpenTelemetry reads it.
+"""
 
 import asyncio
 import logging
@@ -37,7 +40,9 @@ TWICE = RetryPolicy(2, fixed(1))
 Next = Callable[[Context], Awaitable[object]]
 
 
-async def run(app: App, clock: VirtualClock, url: str, *messages: str, wait: float = 10, **options: Any) -> Broker:
+async def run(
+    app: App, clock: VirtualClock, url: str, *messages: str, wait: float = 10, **options: Any
+) -> Broker:
     """Let an app handle messages of `jobs`, and return its broker, closed."""
     async with app.connect(url, clock=clock, settings=Settings(), **options) as broker:
         for message in messages:
@@ -53,7 +58,8 @@ async def dead(clock: VirtualClock, url: str) -> list[DeadLetter]:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "attempts"), [(Reject("not here"), "rejected", 1), (Retry(delay=3), "retries_exhausted", 2)]
+    ("error", "reason", "attempts"),
+    [(Reject("not here"), "rejected", 1), (Retry(delay=3), "retries_exhausted", 2)],
 )
 @pytest.mark.parametrize("after", [False, True])
 async def test_what_it_raises_decides(
@@ -127,7 +133,10 @@ async def test_metrics_are_numbers_with_few_labels(clock: VirtualClock, url: str
         counted[name, given["queue"], given.get("reason", "")] += int(number)
 
     app = App(
-        "test", middleware=[Metrics(count, lambda name, given, took: observed.append((name, given["queue"], took)))]
+        "test",
+        middleware=[
+            Metrics(count, lambda name, given, took: observed.append((name, given["queue"], took)))
+        ],
     )
 
     @app.consumer(jobs, retry=TWICE, concurrency=1)
@@ -153,12 +162,18 @@ async def test_metrics_are_numbers_with_few_labels(clock: VirtualClock, url: str
     assert counted["message.dead", "jobs", "rejected"] == 1
     assert counted["message.dead", "jobs", "retries_exhausted"] == 1
     assert [one for one in observed if one[1] == "jobs"] == [("message.seconds", "jobs", 2.0)] * 3
-    assert {queue for _, queue, _ in counted} == {"", "jobs", "mq.reply"}  # one name for everybody's reply queue
+    assert {queue for _, queue, _ in counted} == {
+        "",
+        "jobs",
+        "mq.reply",
+    }  # one name for everybody's reply queue
 
 
 def read(headers: Mapping[str, str]) -> trace.SpanContext:
     """Return what OpenTelemetry makes of the headers."""
-    return trace.get_current_span(TraceContextTextMapPropagator().extract(dict(headers))).get_span_context()
+    return trace.get_current_span(
+        TraceContextTextMapPropagator().extract(dict(headers))
+    ).get_span_context()
 
 
 class Spans:
@@ -170,7 +185,9 @@ class Spans:
         return [span for span in self.spans if span.queue == queue]
 
 
-async def test_a_trace_goes_through_retries_and_nested_publishes(clock: VirtualClock, url: str) -> None:
+async def test_a_trace_goes_through_retries_and_nested_publishes(
+    clock: VirtualClock, url: str
+) -> None:
     spans = Spans()
     headers: list[Mapping[str, str]] = []
 
@@ -229,28 +246,42 @@ async def test_the_publishers_own_trace_is_taken_up(clock: VirtualClock, url: st
     spans = Spans()
     context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(0))
     headers: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(headers, trace.set_span_in_context(trace.NonRecordingSpan(context)))
+    TraceContextTextMapPropagator().inject(
+        headers, trace.set_span_in_context(trace.NonRecordingSpan(context))
+    )
     spans.app.consumer(jobs)(lambda _: None)
-    async with spans.app.connect(url, clock=clock, settings=Settings()) as broker, Worker(spans.app, broker):
+    async with (
+        spans.app.connect(url, clock=clock, settings=Settings()) as broker,
+        Worker(spans.app, broker),
+    ):
         await broker.publish(jobs, "x", headers=headers)
         await clock.settle()
     (span,) = spans.spans
     assert (int(span.trace_id, 16), int(span.parent_id, 16), span.flags) == (0xABC, 0xDEF, "00")
 
 
-@pytest.mark.parametrize("header", ["", "nonsense", f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'A' * 32}-{'1' * 16}-01"])
-async def test_a_header_that_is_no_trace_begins_a_new_one(clock: VirtualClock, url: str, header: str) -> None:
+@pytest.mark.parametrize(
+    "header", ["", "nonsense", f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'A' * 32}-{'1' * 16}-01"]
+)
+async def test_a_header_that_is_no_trace_begins_a_new_one(
+    clock: VirtualClock, url: str, header: str
+) -> None:
     assert not read({"traceparent": header}).is_valid
     spans = Spans()
     spans.app.consumer(jobs)(lambda _: None)
-    async with spans.app.connect(url, clock=clock, settings=Settings()) as broker, Worker(spans.app, broker):
+    async with (
+        spans.app.connect(url, clock=clock, settings=Settings()) as broker,
+        Worker(spans.app, broker),
+    ):
         await broker.publish(jobs, "x", headers={"traceparent": header})
         await clock.settle()
     (span,) = spans.spans
     assert (span.parent_id, read({"traceparent": span.traceparent}).is_valid) == ("", True)
 
 
-async def test_outside_of_handlers_each_publish_begins_a_trace(clock: VirtualClock, url: str) -> None:
+async def test_outside_of_handlers_each_publish_begins_a_trace(
+    clock: VirtualClock, url: str
+) -> None:
     spans = Spans()
     assert Tracing.current() is None
     spans.app.consumer(jobs, concurrency=1)(lambda _: None)
@@ -268,7 +299,10 @@ async def test_a_reconnect_is_one_line_each_for_loss_and_return(
     for name in ("a", "b", "c"):
         app.consumer(Queue(name, str))(lambda _: None)
     faulty = url.replace("memory://", "faulty://")
-    async with app.connect(faulty, clock=clock, settings=Settings(), plugins=plugins) as broker, Worker(app, broker):
+    async with (
+        app.connect(faulty, clock=clock, settings=Settings(), plugins=plugins) as broker,
+        Worker(app, broker),
+    ):
         caplog.clear()
         faults.next("open", raised(Broken("not yet")))
         faults.lose()
@@ -295,7 +329,11 @@ def a_slow_handler(clock: VirtualClock, began: float) -> Callable[[str], Awaitab
     ("text", "reason", "error"),
     [
         ("own", "retries_exhausted", "TimeoutError: of something else"),
-        ("slow", "timeout", "mqcore.errors.HandlerTimeout: the handler of 'jobs' ran longer than 0.1 s"),
+        (
+            "slow",
+            "timeout",
+            "mqcore.errors.HandlerTimeout: the handler of 'jobs' ran longer than 0.1 s",
+        ),
     ],
 )
 @pytest.mark.parametrize("began", [0.0, 0.7, 12.3], ids=str)
@@ -310,7 +348,9 @@ async def test_the_handlers_own_timeout_is_not_the_limits(
     assert (letter.reason, letter.error.startswith(error)) == (reason, True)
 
 
-async def test_a_timeout_as_middleware_ends_what_is_inside_of_it(clock: VirtualClock, url: str) -> None:
+async def test_a_timeout_as_middleware_ends_what_is_inside_of_it(
+    clock: VirtualClock, url: str
+) -> None:
     app = App("test", middleware=[Timeout(5, clock)])
 
     @app.consumer(jobs, timeout=60, retry=RetryPolicy(1))
@@ -322,7 +362,9 @@ async def test_a_timeout_as_middleware_ends_what_is_inside_of_it(clock: VirtualC
     assert (letter.reason, "longer than 5 s" in letter.error) == ("timeout", True)
 
 
-async def test_who_turns_the_cancellation_into_a_timeout_is_still_late(clock: VirtualClock, url: str) -> None:
+async def test_who_turns_the_cancellation_into_a_timeout_is_still_late(
+    clock: VirtualClock, url: str
+) -> None:
     app = App("test")
 
     @app.consumer(jobs, timeout=5, retry=RetryPolicy(1))

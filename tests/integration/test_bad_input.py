@@ -1,6 +1,7 @@
 """Whatever comes in, each bad thing ends in a typed error or in a dead letter of the right reason, and disturbs nothing else.
 
-Every bad input here carries a secret, and no error, no record of a death and no line of the log may repeat it.
+Every bad input here carries a secret, and no error, no record of a death and no line of the log may
+repeat it.
 """
 
 import asyncio
@@ -78,7 +79,9 @@ def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]
 async def stored(broker: Broker, queue: Queue[Any], message: Message) -> None:
     """Store what a plain client of the broker may send, past all checks of this library."""
     await broker.declare(queue)
-    assert await broker._connection.backend.publish([Outgoing(queue.name, message)], timeout=5) == [Stored()]
+    assert await broker._connection.backend.publish([Outgoing(queue.name, message)], timeout=5) == [
+        Stored()
+    ]
 
 
 async def between_neighbours(
@@ -120,7 +123,12 @@ UNREADABLE: list[tuple[str, bytes, str | None, str]] = [
     ("latin-1", order('"ü"'.encode("latin-1")), JSON, "undecodable"),
     ("utf-16", order(b"1").decode().encode("utf-16"), JSON, "undecodable"),
     ("utf-16 without a mark", order(b"1").decode().encode("utf-16-le"), JSON, "undecodable"),
-    ("utf-16 that says utf-32", order(b"1").decode().encode("utf-16"), f"{JSON}; charset=utf-32", "undecodable"),
+    (
+        "utf-16 that says utf-32",
+        order(b"1").decode().encode("utf-16"),
+        f"{JSON}; charset=utf-32",
+        "undecodable",
+    ),
     ("a byte order mark", b"\xef\xbb\xbf" + order(b"1"), JSON, "undecodable"),
     ("a lone surrogate", order(b'"\\ud800"'), JSON, "undecodable"),
     ("a lone surrogate in bytes", order(b'"\xed\xa0\x80"'), JSON, "undecodable"),
@@ -135,7 +143,12 @@ UNREADABLE: list[tuple[str, bytes, str | None, str]] = [
     ("no json, no content type", SECRET.encode(), None, "undecodable"),
     ("an unknown content type", order(b"1"), "application/x-unknown", "undecodable"),
     ("a content type of 100,000 characters", order(b"1"), "x" * 100_000, "undecodable"),
-    ("a content type with line breaks", order(b"1"), f"text/x\r\nSet-Cookie: a={'b' * 10}", "undecodable"),
+    (
+        "a content type with line breaks",
+        order(b"1"),
+        f"text/x\r\nSet-Cookie: a={'b' * 10}",
+        "undecodable",
+    ),
     ("a content type that is none", order(b"1"), "\0", "undecodable"),
     ("html", b"<html>" + SECRET.encode(), "text/html", "undecodable"),
     ("NaN", order(b"NaN"), JSON, "invalid"),
@@ -155,16 +168,30 @@ UNREADABLE: list[tuple[str, bytes, str | None, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "reason"), [case[1:] for case in UNREADABLE], ids=[case[0] for case in UNREADABLE]
+    ("body", "content_type", "reason"),
+    [case[1:] for case in UNREADABLE],
+    ids=[case[0] for case in UNREADABLE],
 )
 async def test_what_cannot_be_read_is_dead_lettered_as_it_came(
-    broker: Broker, serve: Any, dead: Dead, clock: VirtualClock, body: bytes, content_type: str | None, reason: str
+    broker: Broker,
+    serve: Any,
+    dead: Dead,
+    clock: VirtualClock,
+    body: bytes,
+    content_type: str | None,
+    reason: str,
 ) -> None:
-    message = Message(id=new_id(), body=body, content_type=content_type, headers={"from": "elsewhere"}, priority=5)
+    message = Message(
+        id=new_id(), body=body, content_type=content_type, headers={"from": "elsewhere"}, priority=5
+    )
     await between_neighbours(broker, serve, clock, lambda: stored(broker, orders, message))
     (letter,) = await dead(orders)
     assert (letter.reason, letter.attempts, letter.id) == (reason, 0, message.id)
-    assert (letter.body, letter.message.content_type, letter.headers) == (body, content_type, {"from": "elsewhere"})
+    assert (letter.body, letter.message.content_type, letter.headers) == (
+        body,
+        content_type,
+        {"from": "elsewhere"},
+    )
     assert letter.error
     assert SECRET not in letter.error + letter.death.traceback
     assert len(letter.error) < 500
@@ -182,7 +209,9 @@ READABLE: list[tuple[str, Queue[Any], bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("queue", "body", "content_type"), [case[1:] for case in READABLE], ids=[case[0] for case in READABLE]
+    ("queue", "body", "content_type"),
+    [case[1:] for case in READABLE],
+    ids=[case[0] for case in READABLE],
 )
 async def test_what_is_odd_and_can_be_read_is_handled(
     broker: Broker,
@@ -238,7 +267,9 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("content_type", [*EXECUTING, JSON, "text/plain", "application/octet-stream", "", None])
+@pytest.mark.parametrize(
+    "content_type", [*EXECUTING, JSON, "text/plain", "application/octet-stream", "", None]
+)
 @pytest.mark.parametrize("queue", [orders, anything, words], ids=lambda queue: queue.name)
 async def test_nothing_that_a_message_says_is_executed(
     broker: Broker,
@@ -268,7 +299,14 @@ async def test_nothing_that_a_message_says_is_executed(
 async def test_foreign_headers_change_no_rule_and_survive_every_move(
     broker: Broker, serve: Any, dead: Dead, clock: VirtualClock
 ) -> None:
-    odd = {"mq-attempt": "99", "X-Death": "7", "": "", "Ключ": "значение", "a\r\nb": "\0", "big": "x" * 100_000}
+    odd = {
+        "mq-attempt": "99",
+        "X-Death": "7",
+        "": "",
+        "Ключ": "значение",
+        "a\r\nb": "\0",
+        "big": "x" * 100_000,
+    }
     seen: list[tuple[int, Any]] = []
 
     async def handler(_: Order, ctx: Context) -> None:
@@ -296,7 +334,13 @@ REFUSED: list[tuple[str, Queue[Any] | Router[Any], Any, dict[str, Any], type[Mqc
     ("Infinity", orders, Order(number=1, total=-math.inf, note=SECRET), {}, ValidationError),
     ("NaN deep inside", orders, Order(number=1, note=[{SECRET: math.nan}]), {}, ValidationError),
     ("a lone surrogate", words, f"{SECRET}\ud800", {}, ValidationError),
-    ("a lone surrogate in a model", orders, Order(number=1, note=f"{SECRET}\ud800"), {}, ValidationError),
+    (
+        "a lone surrogate in a model",
+        orders,
+        Order(number=1, note=f"{SECRET}\ud800"),
+        {},
+        ValidationError,
+    ),
     ("nested 1,000 deep", anything, DEEP, {}, ValidationError),
     ("an object", anything, object(), {}, ValidationError),
     ("a model made invalid", orders, Order.model_construct(number=SECRET), {}, ValidationError),
@@ -309,15 +353,42 @@ REFUSED: list[tuple[str, Queue[Any] | Router[Any], Any, dict[str, Any], type[Mqc
     ],
     *[
         (f"ttl {ttl!r}", orders, Order(number=3), {"ttl": ttl}, ValidationError)
-        for ttl in (0, -1, -math.inf, math.inf, math.nan, timedelta(0), timedelta(seconds=-1), "soon")
+        for ttl in (
+            0,
+            -1,
+            -math.inf,
+            math.inf,
+            math.nan,
+            timedelta(0),
+            timedelta(seconds=-1),
+            "soon",
+        )
     ],
     *[
         (f"delay {delay!r}", orders, Order(number=3), {"delay": delay}, ValidationError)
         for delay in (-1, math.inf, math.nan, timedelta(seconds=-1), None, "later", 1e15)
     ],
-    ("a delay as long as the ttl", orders, Order(number=3), {"delay": 60, "ttl": 60}, ValidationError),
-    ("a delay beyond the expiry", orders, Order(number=3), {"delay": 61, "ttl": timedelta(minutes=1)}, ValidationError),
-    ("a delay beyond the queue's ttl", Queue("short", int, ttl=5), 1, {"delay": 6}, ValidationError),
+    (
+        "a delay as long as the ttl",
+        orders,
+        Order(number=3),
+        {"delay": 60, "ttl": 60},
+        ValidationError,
+    ),
+    (
+        "a delay beyond the expiry",
+        orders,
+        Order(number=3),
+        {"delay": 61, "ttl": timedelta(minutes=1)},
+        ValidationError,
+    ),
+    (
+        "a delay beyond the queue's ttl",
+        Queue("short", int, ttl=5),
+        1,
+        {"delay": 6},
+        ValidationError,
+    ),
     *[
         (f"id {id_!r:.20}", orders, Order(number=3), {"id": id_}, ValidationError)
         for id_ in ("", " ", "a b", "a\nb", "ü", "x" * 129, 5, None, b"id", "\0")
@@ -340,7 +411,13 @@ REFUSED: list[tuple[str, Queue[Any] | Router[Any], Any, dict[str, Any], type[Mqc
             "pairs": [("a", SECRET)],
         }.items()
     ],
-    ("65 headers", orders, Order(number=3), {"headers": {f"h{i}": SECRET for i in range(65)}}, MessageTooLarge),
+    (
+        "65 headers",
+        orders,
+        Order(number=3),
+        {"headers": {f"h{i}": SECRET for i in range(65)}},
+        MessageTooLarge,
+    ),
     ("a huge header", orders, Order(number=3), {"headers": {"a": SECRET * 1_000}}, MessageTooLarge),
     (
         "many large headers",
@@ -352,10 +429,21 @@ REFUSED: list[tuple[str, Queue[Any] | Router[Any], Any, dict[str, Any], type[Mqc
     ("a key for a queue", orders, Order(number=3), {"key": "order.new"}, ValidationError),
     *[
         (f"key {name}", topic, Order(number=3), {"key": key}, ValidationError)
-        for name, key in {"long": "x" * 256, "none": None, "number": 5, "surrogate": "order.\ud800"}.items()
+        for name, key in {
+            "long": "x" * 256,
+            "none": None,
+            "number": 5,
+            "surrogate": "order.\ud800",
+        }.items()
     ],
     ("a typo", orders, Order(number=3), {"dealy": 30}, ConfigurationError),
-    ("a keyword of another library", orders, Order(number=3), {"countdown": 30}, ConfigurationError),
+    (
+        "a keyword of another library",
+        orders,
+        Order(number=3),
+        {"countdown": 30},
+        ConfigurationError,
+    ),
 ]
 
 
@@ -372,14 +460,18 @@ def by_context(broker: Broker, to: Any, payload: Any, options: Any) -> Awaitable
 WAYS: dict[str, Callable[[Broker, Any, Any, dict[str, Any]], Awaitable[Any]]] = {
     "publish": lambda broker, to, payload, options: broker.publish(to, payload, **options),
     "publish_many": by_publish_many,
-    "producer": lambda broker, to, payload, options: broker.producer(to).publish(payload, **options),
+    "producer": lambda broker, to, payload, options: broker.producer(to).publish(
+        payload, **options
+    ),
     "ctx.publish": by_context,
     "request": lambda broker, to, payload, options: broker.request(to, payload, **options),
 }
 
 
 @pytest.mark.parametrize(
-    ("to", "payload", "options", "error"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+    ("to", "payload", "options", "error"),
+    [case[1:] for case in REFUSED],
+    ids=[case[0] for case in REFUSED],
 )
 @pytest.mark.parametrize("way", WAYS)
 async def test_what_cannot_be_sent_is_refused_and_sends_nothing(
@@ -430,7 +522,9 @@ NOWHERE: dict[str, Callable[[Broker], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("doing", NOWHERE)
-async def test_an_unknown_queue_is_named(broker: Broker, serve: Any, clock: VirtualClock, doing: str) -> None:
+async def test_an_unknown_queue_is_named(
+    broker: Broker, serve: Any, clock: VirtualClock, doing: str
+) -> None:
     async def bad() -> None:
         with pytest.raises(QueueNotFound, match="nowhere") as caught:
             await NOWHERE[doing](broker)
@@ -499,7 +593,9 @@ HOW: dict[str, Callable[[str, Path, pytest.MonkeyPatch], Any]] = {
     "app": lambda url, *_: App("shop").connect(url),
     "environment": lambda url, _, patch: (patch.setenv("MQCORE_URL", url), Broker.connect()),
     "file": lambda url, path, _: (
-        (path / "mqcore.toml").write_text(f"url = {TypeAdapter(str).dump_json(url).decode()}", "utf-8"),
+        (path / "mqcore.toml").write_text(
+            f"url = {TypeAdapter(str).dump_json(url).decode()}", "utf-8"
+        ),
         Broker.connect(),
     ),
 }
@@ -519,7 +615,10 @@ def test_a_url_that_is_none_is_refused_in_one_line_without_its_secrets(
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 900
-    assert SECRET not in shown(caught.value) or url in (SECRET, "redis://" + SECRET * 1_000)  # no place of a secret
+    assert SECRET not in shown(caught.value) or url in (
+        SECRET,
+        "redis://" + SECRET * 1_000,
+    )  # no place of a secret
     if url.startswith(("nosuch://user", "redsi", "javascript", "file", "http")):
         assert isinstance(caught.value, BackendNotFound)
 
@@ -532,9 +631,13 @@ def test_a_url_is_text(url: Any) -> None:
 
 async def test_an_open_broker_shows_no_secret() -> None:
     url = f"{memory_url()}?dedup_window=60"
-    settings = Settings(url=url, backends={"memory": {"dedup_window": 60.0}, "redis": {"password": SECRET}})
+    settings = Settings(
+        url=url, backends={"memory": {"dedup_window": 60.0}, "redis": {"password": SECRET}}
+    )
     async with Broker.connect(settings=settings) as broker:
-        assert SECRET not in repr(broker) + repr(settings) + repr(broker.health()) + repr(broker.capabilities)
+        assert SECRET not in repr(broker) + repr(settings) + repr(broker.health()) + repr(
+            broker.capabilities
+        )
 
 
 TYPOS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -636,7 +739,9 @@ NAMED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("place", NAMED)
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_a_name_that_some_broker_would_misread_is_refused(name: Any, place: str) -> None:
-    if (place == "consume" and not isinstance(name, str)) or (place == "dead letters" and name is None):
+    if (place == "consume" and not isinstance(name, str)) or (
+        place == "dead letters" and name is None
+    ):
         return  # no name: an object, which is mypy's to refuse, or none, which is allowed there
     with pytest.raises(ConfigurationError, match=r"name .* is not usable") as caught:
         NAMED[place](name)
@@ -659,7 +764,12 @@ def test_no_router_takes_a_brokers_own_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if isinstance(name, str)], ids=ascii)
 async def test_a_bare_name_that_is_odd_is_just_not_there(broker: Broker, name: str) -> None:
-    for call in (broker.publish(name, 1), broker.counts(name), broker.purge(name), broker.delete(name)):
+    for call in (
+        broker.publish(name, 1),
+        broker.counts(name),
+        broker.purge(name),
+        broker.delete(name),
+    ):
         with pytest.raises((QueueNotFound, ConfigurationError)):
             await call
 
@@ -675,8 +785,12 @@ NUMBERS: list[tuple[str, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("option", "value"), [(name, value) for name, values in NUMBERS for value in values], ids=repr)
-def test_a_number_that_means_nothing_is_refused_where_a_handler_is_registered(option: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [(name, value) for name, values in NUMBERS for value in values], ids=repr
+)
+def test_a_number_that_means_nothing_is_refused_where_a_handler_is_registered(
+    option: str, value: Any
+) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}="):
         App("a").register(orders, lambda payload: payload, {option: value})  # type: ignore[misc]  # wrong on purpose
 
@@ -694,17 +808,24 @@ def test_a_number_that_means_nothing_is_refused_where_a_handler_is_registered(op
     ],
     ids=repr,
 )
-def test_a_setting_that_means_nothing_is_refused_where_a_queue_is_described(options: dict[str, Any]) -> None:
+def test_a_setting_that_means_nothing_is_refused_where_a_queue_is_described(
+    options: dict[str, Any],
+) -> None:
     with pytest.raises(ConfigurationError, match="orders"):
         Queue("orders", Order, **options)
 
 
 @pytest.mark.parametrize(
     "options",
-    [*({"prefetch": value} for value in (0, -1, 2.5, "3")), *({"lease": value} for value in (0, -1, math.nan, "30"))],
+    [
+        *({"prefetch": value} for value in (0, -1, 2.5, "3")),
+        *({"lease": value} for value in (0, -1, math.nan, "30")),
+    ],
     ids=repr,
 )
-def test_a_pull_consumer_that_would_never_get_anything_is_refused(broker: Broker, options: dict[str, Any]) -> None:
+def test_a_pull_consumer_that_would_never_get_anything_is_refused(
+    broker: Broker, options: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigurationError, match="orders"):
         broker.consume(orders, **options)
 
@@ -805,7 +926,9 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("queue", [orders, "orders"], ids=["queue", "name"])
-def test_a_handler_of_the_wrong_shape_is_refused_at_registration(shape: str, queue: Queue[Any] | str) -> None:
+def test_a_handler_of_the_wrong_shape_is_refused_at_registration(
+    shape: str, queue: Queue[Any] | str
+) -> None:
     handler, options, why = SHAPES[shape]
     app = App("shop")
     with pytest.raises(ConfigurationError, match=why) as caught:
@@ -819,7 +942,9 @@ def test_an_annotation_that_cannot_be_read_is_named() -> None:
         App("shop").consumer("orders")(unreadable)
 
 
-async def test_a_codec_that_is_not_allowed_is_told_before_the_first_message(broker: Broker, serve: Any) -> None:
+async def test_a_codec_that_is_not_allowed_is_told_before_the_first_message(
+    broker: Broker, serve: Any
+) -> None:
     queue = Queue("packed", int, codec="pickle")
     with pytest.raises(ConfigurationError, match="'pickle' is not installed or not allowed"):
         async with serve(queue, lambda _: None):

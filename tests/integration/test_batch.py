@@ -28,7 +28,9 @@ def batches() -> Batches:
     return Batches()
 
 
-async def test_up_to_batch_at_once(broker: Broker, clock: VirtualClock, serve: Any, batches: Batches) -> None:
+async def test_up_to_batch_at_once(
+    broker: Broker, clock: VirtualClock, serve: Any, batches: Batches
+) -> None:
     await broker.publish_many(numbers, range(10))
     async with serve(numbers, batches, batch=4, linger=1, concurrency=1):
         await clock.advance(2)
@@ -36,14 +38,18 @@ async def test_up_to_batch_at_once(broker: Broker, clock: VirtualClock, serve: A
     assert (await broker.counts(numbers))[0].ready == 0
 
 
-async def test_a_full_batch_does_not_linger(broker: Broker, clock: VirtualClock, serve: Any, batches: Batches) -> None:
+async def test_a_full_batch_does_not_linger(
+    broker: Broker, clock: VirtualClock, serve: Any, batches: Batches
+) -> None:
     await broker.publish_many(numbers, range(4))
     async with serve(numbers, batches, batch=4, linger=60):
         await clock.settle()
         assert batches.seen == [[0, 1, 2, 3]]
 
 
-async def test_linger_counts_from_the_first(broker: Broker, clock: VirtualClock, serve: Any, batches: Batches) -> None:
+async def test_linger_counts_from_the_first(
+    broker: Broker, clock: VirtualClock, serve: Any, batches: Batches
+) -> None:
     async with serve(numbers, batches, batch=10, linger=5):
         for n in range(4):
             await broker.publish(numbers, n)
@@ -70,7 +76,9 @@ async def test_prefetch_is_at_least_the_batch(
     assert batches.seen == [list(range(50))]
 
 
-async def test_items_are_settled_apart(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_items_are_settled_apart(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     seen: list[list[tuple[int, int]]] = []
 
     async def handler(items: list[Received[int]]) -> None:
@@ -119,7 +127,9 @@ async def test_a_batch_that_raises_is_retried_in_batches_of_one(
     assert (letter.body, letter.attempts) == (b"2", 2)
 
 
-async def test_what_was_settled_before_the_raise_stays_settled(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_what_was_settled_before_the_raise_stays_settled(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     seen: list[list[int]] = []
 
     async def handler(items: list[Received[int]]) -> None:
@@ -145,7 +155,9 @@ async def test_an_invalid_item_is_dead_lettered_alone(
     async with serve(numbers, batches, batch=3):
         await clock.settle()
     assert batches.seen == [[1, 3]]
-    assert [(letter.id, letter.reason) for letter in await dead(numbers)] == [("bad", "undecodable")]
+    assert [(letter.id, letter.reason) for letter in await dead(numbers)] == [
+        ("bad", "undecodable")
+    ]
 
 
 async def test_a_batch_of_nothing_good_runs_nothing(
@@ -191,7 +203,9 @@ async def test_concurrent_batches(broker: Broker, clock: VirtualClock, serve: An
     assert (await broker.counts(numbers))[0].ready == 0
 
 
-@pytest.mark.parametrize("options", [{"process": True}, {"ack_first": True}, {"batch": -1}, {"linger": -1}], ids=repr)
+@pytest.mark.parametrize(
+    "options", [{"process": True}, {"ack_first": True}, {"batch": -1}, {"linger": -1}], ids=repr
+)
 def test_what_does_not_go_with_a_batch_is_refused(options: dict[str, Any]) -> None:
     async def handler(items: list[Received[int]]) -> None: ...
 

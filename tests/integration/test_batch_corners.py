@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from mqcore import App, Broker, Context, DeadLetter, Queue, Received, RetryPolicy, Settings, Worker, fixed
+from mqcore import (
+    App,
+    Broker,
+    Context,
+    DeadLetter,
+    Queue,
+    Received,
+    RetryPolicy,
+    Settings,
+    Worker,
+    fixed,
+)
 from mqcore.middleware import Middleware
 from mqcore.testing import VirtualClock
 
@@ -27,11 +38,15 @@ class Batches:
             raise ValueError
 
 
-async def test_an_invalid_item_is_not_started_and_not_the_batchs_face(clock: VirtualClock, url: str) -> None:
+async def test_an_invalid_item_is_not_started_and_not_the_batchs_face(
+    clock: VirtualClock, url: str
+) -> None:
     faces: list[str] = []
 
     class Looking(Middleware):
-        async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+        async def handle(
+            self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+        ) -> object:
             faces.append(ctx.id)
             return await call_next(ctx)
 
@@ -50,7 +65,9 @@ async def test_an_invalid_item_is_not_started_and_not_the_batchs_face(clock: Vir
     assert (letter.id, letter.reason, letter.attempts) == ("invalid", "invalid", 0)
 
 
-async def test_a_later_attempt_does_not_sit_among_first_ones(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_later_attempt_does_not_sit_among_first_ones(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     batches = Batches()
     await broker.publish_many(numbers, [-1, 2])
     async with serve(numbers, batches, batch=8, linger=1, concurrency=1, retry=TWICE):
@@ -60,7 +77,9 @@ async def test_a_later_attempt_does_not_sit_among_first_ones(broker: Broker, clo
     assert batches.seen == [[-1, 2], [3, 4], [-1], [2]]
 
 
-async def test_suspects_come_alone(broker: Broker, clock: VirtualClock, serve: Any, suspect: Any) -> None:
+async def test_suspects_come_alone(
+    broker: Broker, clock: VirtualClock, serve: Any, suspect: Any
+) -> None:
     batches = Batches()
     await broker.publish_many(numbers, [1, 2, 3])
     await suspect(numbers, 2)
@@ -69,7 +88,9 @@ async def test_suspects_come_alone(broker: Broker, clock: VirtualClock, serve: A
     assert sorted(batches.seen) == [[1], [2], [3]]
 
 
-async def test_a_stop_while_it_waits_for_more_gives_back(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_stop_while_it_waits_for_more_gives_back(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     batches = Batches()
     async with serve(numbers, batches, batch=8, linger=60) as worker:
         await broker.publish_many(numbers, [1, 2])

@@ -6,7 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.faulty import Faults, FaultyBackend, FaultySubscription, hung, late_answer, plugin_for, slow
+from support.faulty import (
+    Faults,
+    FaultyBackend,
+    FaultySubscription,
+    hung,
+    late_answer,
+    plugin_for,
+    slow,
+)
 from support.waiting import eventually
 
 from mqcore import App, Broker, ConnectionLost, Queue, Settings, Worker
@@ -21,7 +29,9 @@ jobs = Queue("jobs", str)
 
 async def contents(broker: Broker) -> list[tuple[bytes, int]]:
     """Receive what is in the queue: each body, and how often it was taken over."""
-    subscription: Subscription = await broker._connection.backend.subscribe("jobs", prefetch=100, lease=30)
+    subscription: Subscription = await broker._connection.backend.subscribe(
+        "jobs", prefetch=100, lease=30
+    )
     got = await subscription.receive(100, 0)
     return sorted((it.message.body, it.takeovers) for it in got)
 
@@ -51,7 +61,9 @@ async def test_a_consumer_whose_close_is_cancelled_while_it_waits_for_answers(
 
 
 @pytest.mark.parametrize("turns", range(1, 7))
-async def test_a_close_that_is_cancelled_early(faulty: Broker, clock: VirtualClock, turns: int) -> None:
+async def test_a_close_that_is_cancelled_early(
+    faulty: Broker, clock: VirtualClock, turns: int
+) -> None:
     await faulty.publish_many(jobs, ["a", "b"])
     consumer = faulty.consume(jobs)
     await anext(consumer)
@@ -133,7 +145,9 @@ async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
         assert handled.is_set()
 
 
-async def test_a_close_while_the_broker_is_being_opened(faults: Faults, clock: VirtualClock, url: str) -> None:
+async def test_a_close_while_the_broker_is_being_opened(
+    faults: Faults, clock: VirtualClock, url: str
+) -> None:
     """Nobody would close the connection that comes after the close."""
     plugins = Plugins()
     plugins.register(plugin_for(faults))
@@ -150,7 +164,12 @@ async def test_a_close_while_the_broker_is_being_opened(faults: Faults, clock: V
 
 
 async def test_a_connection_lost_while_receiving_stops_is_subscribed_once(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any, monkeypatch: pytest.MonkeyPatch
+    faulty: Broker,
+    faults: Faults,
+    clock: VirtualClock,
+    serve: Any,
+    held: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody would close the first of two subscriptions."""
     receive = FaultySubscription.receive

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mqcore import App, Broker, BrokerError, ConfigurationError, ConnectionLost, Queue, Settings, Worker
+from mqcore import (
+    App,
+    Broker,
+    BrokerError,
+    ConfigurationError,
+    ConnectionLost,
+    Queue,
+    Settings,
+    Worker,
+)
 from mqcore.middleware import Middleware
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
@@ -65,5 +74,7 @@ def test_what_is_not_of_the_kind_is_refused_at_connect(app: App, wrong: str) -> 
 
 def test_a_worker_with_swapped_arguments_is_refused() -> None:
     app = App("shop")
-    with pytest.raises(ConfigurationError, match=r"Worker\(app, broker\) takes the app first, not a Broker"):
+    with pytest.raises(
+        ConfigurationError, match=r"Worker\(app, broker\) takes the app first, not a Broker"
+    ):
         Worker(app.connect(memory_url()), app)  # type: ignore[arg-type]  # the mistake

@@ -73,7 +73,13 @@ async def stored(broker: Broker, queue: str, body: bytes, content_type: str | No
     ],
 )
 async def test_what_cannot_be_read_is_kept_byte_for_byte(
-    broker: Broker, serve: Any, dead: Dead, clock: VirtualClock, body: bytes, content_type: str | None, reason: str
+    broker: Broker,
+    serve: Any,
+    dead: Dead,
+    clock: VirtualClock,
+    body: bytes,
+    content_type: str | None,
+    reason: str,
 ) -> None:
     started: list[Order] = []
 
@@ -107,7 +113,9 @@ async def test_a_foreign_message_is_a_first_attempt_of_default_priority(broker: 
     assert (delivery.value, delivery.attempt, delivery.priority) == (Order(number=7), 1, 5)
 
 
-async def test_a_timeout_is_its_own_reason(broker: Broker, serve: Any, dead: Dead, clock: VirtualClock) -> None:
+async def test_a_timeout_is_its_own_reason(
+    broker: Broker, serve: Any, dead: Dead, clock: VirtualClock
+) -> None:
     await broker.publish(words, "x")
     async with serve(words, forever, timeout=30, retry=RetryPolicy(2, fixed(1))):
         await clock.advance(61)
@@ -189,7 +197,9 @@ async def test_an_unknown_filter_is_an_error(broker: Broker, wanted: dict[str, A
         await broker.dead_letters(words).purge(**wanted)
 
 
-async def test_redrive_all_begins_anew(broker: Broker, serve: Any, dead: Dead, clock: VirtualClock) -> None:
+async def test_redrive_all_begins_anew(
+    broker: Broker, serve: Any, dead: Dead, clock: VirtualClock
+) -> None:
     await broker.publish(words, "x", id="me", priority=8, headers={"k": "v"}, ttl=5)
     async with serve(words, refuse, retry=ONCE):
         await clock.settle()
@@ -217,7 +227,9 @@ async def test_redrive_one_some_and_elsewhere(broker: Broker, dead: Dead) -> Non
     assert [entry.message.body for entry in await broker.peek(words)] == [b"b"]
 
 
-async def test_a_redrive_to_a_missing_queue_leaves_it_where_it_is(broker: Broker, dead: Dead) -> None:
+async def test_a_redrive_to_a_missing_queue_leaves_it_where_it_is(
+    broker: Broker, dead: Dead
+) -> None:
     await kill(broker, words, "a")
     done = await broker.dead_letters(words).redrive(to="nowhere")
     assert done.moved == ()
@@ -239,13 +251,19 @@ async def test_a_redrive_loop_is_stopped_unless_forced(broker: Broker, dead: Dea
         assert len((await letters.redrive(force=True)).moved) == 1
 
 
-async def test_concurrent_redrives_move_each_once(broker: Broker, other: Broker, dead: Dead) -> None:
+async def test_concurrent_redrives_move_each_once(
+    broker: Broker, other: Broker, dead: Dead
+) -> None:
     bodies = [str(n) for n in range(450)]
     await kill(broker, words, *bodies)
-    first, second = await asyncio.gather(broker.dead_letters(words).redrive(), other.dead_letters("words").redrive())
+    first, second = await asyncio.gather(
+        broker.dead_letters(words).redrive(), other.dead_letters("words").redrive()
+    )
     assert len(first.moved) + len(second.moved) == len(set(first.moved + second.moved)) == 450
     assert await dead(words) == []
-    assert sorted(entry.message.body.decode() for entry in await broker.peek(words, 1000)) == sorted(bodies)
+    assert sorted(
+        entry.message.body.decode() for entry in await broker.peek(words, 1000)
+    ) == sorted(bodies)
 
 
 async def test_a_redrive_does_not_meet_what_comes_back(
@@ -257,10 +275,14 @@ async def test_a_redrive_does_not_meet_what_comes_back(
         done = await broker.dead_letters(words).redrive()
         await clock.settle()
     assert len(done.moved) == 300
-    assert {letter.message.redriven for letter in await broker.dead_letters(words).list(1000)} == {1}
+    assert {letter.message.redriven for letter in await broker.dead_letters(words).list(1000)} == {
+        1
+    }
 
 
-async def test_a_routed_message_dies_in_each_of_its_queues(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_a_routed_message_dies_in_each_of_its_queues(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     """Copies of one id, in queues that share a dead-letter queue: neither death may hide the other."""
     one, two = (Queue(name, str, dead_letter="graves") for name in ("one", "two"))
     router = Router("all", str, kind="fanout").bind(one).bind(two)
@@ -297,7 +319,9 @@ async def test_copies_of_one_routed_message_stay_two_wherever_they_meet(broker: 
                 break
     moved = await broker.dead_letters("graves").redrive(to="manual")
     assert moved.moved == (receipt.id, receipt.id)
-    assert (await broker.counts("manual"))[0].ready == 2, "G3: each Move stored a successor before its source went"
+    assert (await broker.counts("manual"))[0].ready == 2, (
+        "G3: each Move stored a successor before its source went"
+    )
 
 
 async def test_what_a_consumer_of_dead_letters_fails_goes_to_its_end(
@@ -310,7 +334,9 @@ async def test_what_a_consumer_of_dead_letters_fails_goes_to_its_end(
         seen.append(word)
         raise Reject("the second death")
 
-    async with serve(Queue("words.dlq", str, declare=False), handler, concurrency=1, prefetch=1, run={"grace": 0}):
+    async with serve(
+        Queue("words.dlq", str, declare=False), handler, concurrency=1, prefetch=1, run={"grace": 0}
+    ):
         await clock.settle()
         assert seen == ["a", "b"], "what has failed waits before it comes round again"
         await clock.advance(2.5)
@@ -320,7 +346,9 @@ async def test_what_a_consumer_of_dead_letters_fails_goes_to_its_end(
     assert {letter.death.error for letter in letters} == {"first death"}
 
 
-async def test_a_consumer_of_dead_letters_can_finish_them(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_a_consumer_of_dead_letters_can_finish_them(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     await kill(broker, words, "a")
 
     async def handler(word: str) -> None:
@@ -340,7 +368,9 @@ async def test_purge_all_and_filtered(broker: Broker, dead: Dead) -> None:
     assert await dead(words) == []
 
 
-async def test_retention_lets_dead_letters_go(broker: Broker, dead: Dead, clock: VirtualClock) -> None:
+async def test_retention_lets_dead_letters_go(
+    broker: Broker, dead: Dead, clock: VirtualClock
+) -> None:
     brief = Queue("brief", str, retention=100)
     await kill(broker, brief, "a")
     await clock.advance(60)
@@ -384,7 +414,9 @@ async def test_what_somebody_put_there_by_hand_is_told_as_such(broker: Broker) -
 
 async def test_what_was_forged_into_a_record_changes_no_rule(broker: Broker) -> None:
     await broker.declare(words)
-    death = Death(reason=Reason.CRASHED, queue="nowhere", attempts=10**6, first_at=-1, last_at=float("nan"))
+    death = Death(
+        reason=Reason.CRASHED, queue="nowhere", attempts=10**6, first_at=-1, last_at=float("nan")
+    )
     message = Message(id="forged", body=b"x", death=death)
     await broker._connection.publish([Outgoing("words.dlq", message)], 1)
     letters = broker.dead_letters(words)
@@ -426,7 +458,9 @@ async def test_an_interrupted_redrive_releases_what_it_holds_at_once(
     assert (len(done.moved), dict(done.left)) == (3, {})
 
 
-async def test_an_interrupted_redrive_does_not_release_what_it_is_moving(faulty: Broker, faults: Faults) -> None:
+async def test_an_interrupted_redrive_does_not_release_what_it_is_moving(
+    faulty: Broker, faults: Faults
+) -> None:
     """Where a Move takes two steps, the letter would be in its queue and among the dead letters as well (G3)."""
     await kill(faulty, words, *"abc")
     began = asyncio.Event()
@@ -447,14 +481,18 @@ async def test_an_interrupted_redrive_does_not_release_what_it_is_moving(faulty:
     assert sorted(entry.message.body for entry in await faulty.peek(words)) == [b"a", b"b", b"c"]
 
 
-async def test_a_letter_without_an_answer_is_not_said_to_have_stayed(faulty: Broker, faults: Faults) -> None:
+async def test_a_letter_without_an_answer_is_not_said_to_have_stayed(
+    faulty: Broker, faults: Faults
+) -> None:
     await kill(faulty, words, "a")
     faults.next("settle", dropped_answer())
     (why,) = (await faulty.dead_letters(words).redrive()).left.values()
     assert why.startswith("it may or may not have been moved")
 
 
-async def test_a_letter_that_another_consumer_keeps_is_left_and_said_so(broker: Broker, other: Broker) -> None:
+async def test_a_letter_that_another_consumer_keeps_is_left_and_said_so(
+    broker: Broker, other: Broker
+) -> None:
     await kill(broker, words, "a", "b")
     subscription = await other._connection.backend.subscribe("words.dlq", prefetch=1, lease=30)
     dead_letters = broker.dead_letters(words)

@@ -29,7 +29,9 @@ async def test_publishing_goes_on(broker: Broker, other: Broker) -> None:
     assert {counts.name for counts in await other.counts()} == {"jobs", "jobs.dlq"}
 
 
-async def test_a_batch_is_sent_once_more_and_no_message_twice(broker: Broker, other: Broker) -> None:
+async def test_a_batch_is_sent_once_more_and_no_message_twice(
+    broker: Broker, other: Broker
+) -> None:
     await broker.declare(jobs)
     await other.delete("jobs")
 
@@ -58,7 +60,9 @@ async def test_by_its_name_when_this_process_has_declared_it(broker: Broker, oth
     assert await ready(other, "raw") == 1
 
 
-async def test_what_this_process_deleted_or_only_adopted_stays_away(broker: Broker, other: Broker) -> None:
+async def test_what_this_process_deleted_or_only_adopted_stays_away(
+    broker: Broker, other: Broker
+) -> None:
     await broker.declare(jobs)
     await broker.delete(jobs)
     with pytest.raises(QueueNotFound):
@@ -72,7 +76,9 @@ async def test_what_this_process_deleted_or_only_adopted_stays_away(broker: Brok
         await broker.publish(adopted, "x")
 
 
-async def test_the_context_of_a_handler(broker: Broker, other: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_the_context_of_a_handler(
+    broker: Broker, other: Broker, clock: VirtualClock, serve: Any
+) -> None:
     receipts: list[object] = []
 
     async def handler(job: str, ctx: Context) -> None:
@@ -130,7 +136,9 @@ async def test_a_router_whose_queue_was_deleted(broker: Broker, other: Broker) -
     assert len(await other.bindings("events")) == 2
 
 
-async def test_what_no_binding_of_ours_takes_is_unroutable_at_once(faulty: Broker, faults: Faults) -> None:
+async def test_what_no_binding_of_ours_takes_is_unroutable_at_once(
+    faulty: Broker, faults: Faults
+) -> None:
     router = Router("events", str).bind(jobs, "job.*")
     await faulty.declare(router)
     calls = faults.calls["declare"]
@@ -166,7 +174,9 @@ async def test_what_prevents_declaring_again_is_said(broker: Broker, other: Brok
     assert "declared again" in str(caught.value)
 
 
-async def test_of_a_routed_message_only_the_missing_copies_are_sent_again(faulty: Broker, faults: Faults) -> None:
+async def test_of_a_routed_message_only_the_missing_copies_are_sent_again(
+    faulty: Broker, faults: Faults
+) -> None:
     """One queue of two has gone at the broker without a word to the bindings, as a plain client does it."""
     router = Router("events", str, kind="fanout").bind(jobs).bind(mails)
     await faulty.declare(router)
@@ -174,7 +184,9 @@ async def test_of_a_routed_message_only_the_missing_copies_are_sent_again(faulty
     async def one_is_gone(_backend: object, do: Any, batch: Any) -> Any:
         kept = [out for out in batch if out.to == "mails"]
         stored = dict(zip([out.to for out in kept], await do(kept), strict=True))
-        return [stored.get(out.to, Failed(ErrorKind.NOT_FOUND, f"no queue {out.to!r}")) for out in batch]
+        return [
+            stored.get(out.to, Failed(ErrorKind.NOT_FOUND, f"no queue {out.to!r}")) for out in batch
+        ]
 
     faults.next("publish", one_is_gone)
     receipt = await faulty.publish(router, "a")

@@ -16,7 +16,17 @@ import pytest
 from support.faulty import Faults, hung, raised
 from support.waiting import eventually
 
-from mqcore import App, Broker, ConfigurationError, Context, MqcoreError, Queue, RetryPolicy, Worker, fixed
+from mqcore import (
+    App,
+    Broker,
+    ConfigurationError,
+    Context,
+    MqcoreError,
+    Queue,
+    RetryPolicy,
+    Worker,
+    fixed,
+)
 from mqcore.testing import VirtualClock
 
 jobs = Queue("jobs", str)
@@ -62,7 +72,9 @@ async def test_what_is_unfinished_after_the_grace_is_released_and_not_counted(
         assert (await anext(deliveries)).attempt == 1
 
 
-async def test_a_drain_leaves_priority_and_place(broker: Broker, clock: VirtualClock, serve: Any, held: Any) -> None:
+async def test_a_drain_leaves_priority_and_place(
+    broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
     await broker.publish_many(jobs, ["a", "b", "c"])
     await broker.publish(jobs, "high", priority=9)
     async with serve(jobs, held, concurrency=2, prefetch=4, run={"grace": 0}):
@@ -70,7 +82,9 @@ async def test_a_drain_leaves_priority_and_place(broker: Broker, clock: VirtualC
     assert [entry.message.body for entry in await broker.peek(jobs)] == [b"high", b"a", b"b", b"c"]
 
 
-async def test_a_batch_that_lingers_is_not_begun(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_batch_that_lingers_is_not_begun(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     batches: list[list[Any]] = []
 
     async def handler(items: list[Any]) -> None:
@@ -99,7 +113,9 @@ async def test_a_thread_that_never_ends_holds_nothing_up(
     try:
         async with asyncio.timeout(20):
             policy = RetryPolicy(2, fixed(1))
-            async with serve(jobs, handler, concurrency=1, timeout=timeout, retry=policy, run={"grace": 0}):
+            async with serve(
+                jobs, handler, concurrency=1, timeout=timeout, retry=policy, run={"grace": 0}
+            ):
                 await clock.settle()
                 await eventually(started.is_set)
                 await clock.advance(6)
@@ -130,7 +146,9 @@ async def test_a_handler_that_swallows_its_cancellation_holds_nothing_up(
     await asyncio.sleep(0)
 
 
-async def test_a_handler_may_clean_up_after_the_grace(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_handler_may_clean_up_after_the_grace(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     log: list[str] = []
 
     async def handler(_: str) -> None:
@@ -146,7 +164,9 @@ async def test_a_handler_may_clean_up_after_the_grace(broker: Broker, clock: Vir
     assert log == ["clean"]
 
 
-async def test_a_second_call_ends_the_grace(broker: Broker, clock: VirtualClock, serve: Any, held: Any) -> None:
+async def test_a_second_call_ends_the_grace(
+    broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
     await broker.publish(jobs, "a")
     async with serve(jobs, held) as worker:
         await clock.settle()
@@ -159,7 +179,9 @@ async def test_a_second_call_ends_the_grace(broker: Broker, clock: VirtualClock,
     assert await left(broker) == (1, 0, 0)
 
 
-async def test_drain_is_idempotent_and_the_broker_stays_open(broker: Broker, serve: Any, held: Any) -> None:
+async def test_drain_is_idempotent_and_the_broker_stays_open(
+    broker: Broker, serve: Any, held: Any
+) -> None:
     async with serve(jobs, held) as worker:
         await worker.drain()
         await worker.drain()
@@ -181,7 +203,9 @@ async def test_a_worker_is_one_shot(broker: Broker, held: Any) -> None:
         await worker.start()
 
 
-async def test_a_start_that_fails_leaves_nothing_running(faulty: Broker, faults: Faults, held: Any) -> None:
+async def test_a_start_that_fails_leaves_nothing_running(
+    faulty: Broker, faults: Faults, held: Any
+) -> None:
     other = Queue("other", str)
     ended: list[str] = []
 
@@ -296,10 +320,14 @@ def handler(_):
     ],
     ids=["ends", "ends-int", "hangs", "hangs-twice", "blocks", "blocks-twice"],
 )
-def test_signals(tmp_path: Path, handler: str, grace: float, signals: list[int], said: list[str]) -> None:
+def test_signals(
+    tmp_path: Path, handler: str, grace: float, signals: list[int], said: list[str]
+) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(handler=handler.strip(), grace=grace))
-    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "began\n"
         began = time.monotonic()
@@ -308,5 +336,7 @@ def test_signals(tmp_path: Path, handler: str, grace: float, signals: list[int],
             time.sleep(0.03)
         lines = process.stdout.read().split("\n")
         assert process.wait() == 0
-    assert time.monotonic() - began < min(grace, 1) + 4  # the promise is 1; the rest is for a noisy machine
+    assert (
+        time.monotonic() - began < min(grace, 1) + 4
+    )  # the promise is 1; the rest is for a noisy machine
     assert lines[:-1] == said

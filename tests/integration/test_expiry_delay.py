@@ -52,9 +52,16 @@ async def test_it_starts_just_before(broker: Broker, clock: VirtualClock, serve:
     assert log.times == {"x": 3599.9}
 
 
-@pytest.mark.parametrize(("queue_ttl", "ttl", "lives"), [(10, 100, 10), (100, 10, 10), (10, None, 10)])
+@pytest.mark.parametrize(
+    ("queue_ttl", "ttl", "lives"), [(10, 100, 10), (100, 10, 10), (10, None, 10)]
+)
 async def test_the_shorter_ttl_wins(
-    broker: Broker, clock: VirtualClock, dead: Dead, queue_ttl: float, ttl: float | None, lives: float
+    broker: Broker,
+    clock: VirtualClock,
+    dead: Dead,
+    queue_ttl: float,
+    ttl: float | None,
+    lives: float,
 ) -> None:
     brief = Queue("brief", str, ttl=queue_ttl)
     await broker.publish(brief, "x", ttl=ttl)
@@ -123,7 +130,9 @@ async def test_an_expired_one_deep_in_the_queue_is_swept(
         assert [letter.body for letter in await dead(words)] == [b"brief"]
 
 
-async def test_a_dead_letter_does_not_expire_again(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_a_dead_letter_does_not_expire_again(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     await broker.publish(words, "x", ttl=10)
     await clock.advance(10)
     async with serve(words, Log(clock)):
@@ -146,7 +155,9 @@ async def test_expired_without_a_dead_letter_queue_is_dropped_and_counted(
     assert (await broker.counts(loose))[0].ready == 0
 
 
-async def test_the_pull_api_does_not_hand_out_what_has_expired(broker: Broker, clock: VirtualClock, dead: Dead) -> None:
+async def test_the_pull_api_does_not_hand_out_what_has_expired(
+    broker: Broker, clock: VirtualClock, dead: Dead
+) -> None:
     await broker.publish(words, "a")
     await broker.publish(words, "b", ttl=10)
     async with broker.consume(words) as deliveries:
@@ -182,7 +193,9 @@ async def test_in_order_of_due_time_and_a_short_one_is_not_stuck_behind_a_long_o
     assert list(log.times) == ["0", "5", "20", "35", "50", "500"]
 
 
-async def test_many_that_fall_due_at_once_keep_their_order(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_many_that_fall_due_at_once_keep_their_order(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     await broker.publish_many(words, [f"{n}" for n in range(200)], delay=60)
     log = Log(clock)
     async with serve(words, log, concurrency=1):
@@ -190,7 +203,9 @@ async def test_many_that_fall_due_at_once_keep_their_order(broker: Broker, clock
     assert list(log.times) == [f"{n}" for n in range(200)]
 
 
-async def test_a_delayed_message_keeps_its_priority(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_delayed_message_keeps_its_priority(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     await broker.publish(words, "low", delay=10, priority=1)
     await broker.publish(words, "high", delay=10, priority=9)
     await clock.advance(10)
@@ -200,7 +215,9 @@ async def test_a_delayed_message_keeps_its_priority(broker: Broker, clock: Virtu
     assert list(log.times) == ["high", "low"]
 
 
-async def test_a_delay_survives_a_client(broker: Broker, other: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_delay_survives_a_client(
+    broker: Broker, other: Broker, clock: VirtualClock, serve: Any
+) -> None:
     await other.publish(words, "x", delay=100)
     await other.close()
     await clock.advance(100)
@@ -211,7 +228,9 @@ async def test_a_delay_survives_a_client(broker: Broker, other: Broker, clock: V
 
 
 @pytest.mark.parametrize(("delay", "ttl"), [(10, 10), (11, 10)])
-async def test_a_delay_beyond_the_expiry_is_an_error(broker: Broker, delay: float, ttl: float) -> None:
+async def test_a_delay_beyond_the_expiry_is_an_error(
+    broker: Broker, delay: float, ttl: float
+) -> None:
     with pytest.raises(ValidationError, match="expired"):
         await broker.publish(words, "x", delay=delay, ttl=ttl)
     with pytest.raises(ValidationError, match="expired"):
@@ -261,7 +280,14 @@ async def test_a_blocking_handler_does_not_start_what_expired_while_it_waited_fo
     await broker.publish(words, "stuck")
     await broker.publish(words, "brief", ttl=60)
     try:
-        async with serve(words, handler, concurrency=1, timeout=10, retry=RetryPolicy(1, fixed(0)), run={"grace": 0}):
+        async with serve(
+            words,
+            handler,
+            concurrency=1,
+            timeout=10,
+            retry=RetryPolicy(1, fixed(0)),
+            run={"grace": 0},
+        ):
             await clock.advance(30)  # the first is settled, its thread goes on
             assert [letter.reason for letter in await dead(words)] == ["timeout"]
             await clock.advance(60)

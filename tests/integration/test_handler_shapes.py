@@ -8,7 +8,16 @@ from typing import Annotated, Any, Optional, Protocol, TypeVar
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
-from mqcore import App, BlockingContext, Broker, ConfigurationError, Context, Queue, Received, Worker
+from mqcore import (
+    App,
+    BlockingContext,
+    Broker,
+    ConfigurationError,
+    Context,
+    Queue,
+    Received,
+    Worker,
+)
 from mqcore.consuming.context import Facts
 from mqcore.testing import VirtualClock
 
@@ -142,10 +151,19 @@ ORDER = Order(order_id=7)
 CALLED: dict[str, tuple[Any, list[Any]]] = {
     "a partial": (functools.partial(with_database, database), [database, ORDER]),
     "a partial by keyword": (functools.partial(database_last, db=database), [database, ORDER]),
-    "a blocking partial with a context": (functools.partial(blocking_with_database, database), [database, ORDER]),
-    "a partial of a partial": (functools.partial(functools.partial(with_database), database), [database, ORDER]),
+    "a blocking partial with a context": (
+        functools.partial(blocking_with_database, database),
+        [database, ORDER],
+    ),
+    "a partial of a partial": (
+        functools.partial(functools.partial(with_database), database),
+        [database, ORDER],
+    ),
     "a partial of an object": (functools.partial(service), [database, Context, ORDER]),
-    "a partial of a wrapper": (functools.partial(logged(with_database), database), ["logged", database, ORDER]),
+    "a partial of a wrapper": (
+        functools.partial(logged(with_database), database),
+        ["logged", database, ORDER],
+    ),
     "a partial of a method": (functools.partial(Service.handle, service), [database, ORDER]),
     "a wrapper": (decorated, ["logged", Context, ORDER]),
     "two wrappers": (decorated_twice, ["measured", "measured", ORDER]),
@@ -181,7 +199,11 @@ async def test_a_handler_gets_the_payload_as_its_type_whatever_it_is_wrapped_in(
 
 def test_a_name_never_shows_what_a_partial_or_an_object_holds() -> None:
     app = App("shop")
-    for queue, handler in {"a": functools.partial(with_database, database), "b": service, "c": Blocking()}.items():
+    for queue, handler in {
+        "a": functools.partial(with_database, database),
+        "b": service,
+        "c": Blocking(),
+    }.items():
         app.register(queue, handler, {})
     assert [spec.name for spec in app.handlers] == ["with_database", "Service", "Blocking"]
     with pytest.raises(ConfigurationError) as caught:
@@ -233,15 +255,43 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "swapped": (swapped, {}, r"'ctx' is annotated as a context and would get the payload"),
     "swapped, optional": (swapped_optional, {}, "The payload comes first"),
     "only a context": (only_context, {}, "would get the payload"),
-    "a second argument that is no context": (database_second, {}, r"'db' would get the context.*functools.partial"),
-    "a method in its class": (Service.handle, {}, r"its 'self' would be the payload.*instance.method"),
-    "a wrapped method in its class": (logged(Service.handle), {}, "its 'self' would be the payload"),
+    "a second argument that is no context": (
+        database_second,
+        {},
+        r"'db' would get the context.*functools.partial",
+    ),
+    "a method in its class": (
+        Service.handle,
+        {},
+        r"its 'self' would be the payload.*instance.method",
+    ),
+    "a wrapped method in its class": (
+        logged(Service.handle),
+        {},
+        "its 'self' would be the payload",
+    ),
     "a partial of a method": (functools.partial(Service.block), {}, "takes the payload"),
-    "a class method in its class": (vars(Service)["of_class"], {}, "Register it after the class is defined"),
+    "a class method in its class": (
+        vars(Service)["of_class"],
+        {},
+        "Register it after the class is defined",
+    ),
     "a class": (Service, {}, "the class Service is not a handler"),
-    "a plain wrapper of an async function": (measured(with_database.__get__(database)), {}, "wraps an async function"),
-    "a plain wrapper inside a partial": (functools.partial(measured(with_database), database), {}, "wraps an async"),
-    "a plain wrapper inside a plain wrapper": (measured(measured(service.handle)), {}, "wraps an async function"),
+    "a plain wrapper of an async function": (
+        measured(with_database.__get__(database)),
+        {},
+        "wraps an async function",
+    ),
+    "a plain wrapper inside a partial": (
+        functools.partial(measured(with_database), database),
+        {},
+        "wraps an async",
+    ),
+    "a plain wrapper inside a plain wrapper": (
+        measured(measured(service.handle)),
+        {},
+        "wraps an async function",
+    ),
     "a cached async function": (functools.lru_cache(service.handle), {}, "wraps an async function"),
     "a context manager": (managed, {}, "wraps a generator"),
     "a plain wrapper of an async generator": (measured(streaming), {}, "wraps an async generator"),
@@ -250,8 +300,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"\(\*args, \*\*kwargs\). A wrapper needs functools",
     ),
-    "a keyword that nobody gives": (with_keyword, {}, r"this one takes \(order, db\).*functools.partial"),
-    "a partial by keyword of the first": (functools.partial(with_database, db=database), {}, "takes the payload"),
+    "a keyword that nobody gives": (
+        with_keyword,
+        {},
+        r"this one takes \(order, db\).*functools.partial",
+    ),
+    "a partial by keyword of the first": (
+        functools.partial(with_database, db=database),
+        {},
+        "takes the payload",
+    ),
     "a context that blocks": (blocking_context, {}, "An async handler gets a Context"),
     "a context that does not block": (async_context, {}, "a blocking one a BlockingContext"),
     "a received message": (received, {}, "a handler with batch="),
@@ -268,7 +326,9 @@ NOT_THIS_PAYLOAD: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("queue", [orders, "orders"], ids=["queue", "name"])
 @pytest.mark.parametrize("shape", REFUSED)
-def test_what_could_not_be_called_rightly_is_refused_with_the_reason(shape: str, queue: Any) -> None:
+def test_what_could_not_be_called_rightly_is_refused_with_the_reason(
+    shape: str, queue: Any
+) -> None:
     handler, options, why = REFUSED[shape]
     app = App("shop")
     with pytest.raises(ConfigurationError, match=why) as caught:
@@ -288,7 +348,10 @@ def test_a_method_that_is_decorated_in_its_class_is_refused() -> None:
 
 
 def test_a_decorator_without_its_queue_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"needs the queue that block_order handles: @app.consumer\(queue\)"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"needs the queue that block_order handles: @app.consumer\(queue\)",
+    ):
 
         @App("shop").consumer  # type: ignore[call-overload]  # the mistake
         def block_order(order: Order) -> None: ...

@@ -1,7 +1,7 @@
 """What a handler does to the world around it: its message bears it, its neighbours and the worker do not (G4).
 
-That any exception of any class is one attempt is in test_retry.py, deaths of processes are in test_process_handlers.py, and
-threads that never end in test_drain.py.
+That any exception of any class is one attempt is in test_retry.py, deaths of processes are in
+test_process_handlers.py, and threads that never end in test_drain.py.
 """
 
 import asyncio
@@ -132,7 +132,9 @@ async def test_it_costs_its_own_message_two_attempts_and_nobody_else(
         assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
     assert [payload for payload in handled if payload != "bad"] == ["good 1", "good 2"]
     letters = await dead(jobs)
-    assert [(letter.reason, letter.attempts) for letter in letters] == ([(reason, 2)] if reason else [])
+    assert [(letter.reason, letter.attempts) for letter in letters] == (
+        [(reason, 2)] if reason else []
+    )
     assert all(len(letter.death.traceback) <= 4_000 for letter in letters)
 
 
@@ -165,7 +167,9 @@ async def test_a_handler_that_goes_on_past_its_limit_keeps_its_slot_and_has_time
     assert [(letter.reason, letter.attempts) for letter in await dead(jobs)] == [("timeout", 2)]
 
 
-async def test_a_payload_that_is_changed_comes_back_unchanged(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_a_payload_that_is_changed_comes_back_unchanged(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     seen: list[list[int]] = []
 
     async def handler(basket: list[int]) -> None:
@@ -179,7 +183,9 @@ async def test_a_payload_that_is_changed_comes_back_unchanged(broker: Broker, se
     assert seen == [[1], [1]]
 
 
-async def test_facts_cannot_be_changed(broker: Broker, serve: Any, dead: Dead, clock: VirtualClock) -> None:
+async def test_facts_cannot_be_changed(
+    broker: Broker, serve: Any, dead: Dead, clock: VirtualClock
+) -> None:
     async def handler(_: str, ctx: Context) -> None:
         ctx.headers["who"] = "me"  # type: ignore[index]  # read-only, which is the point
 
@@ -191,7 +197,9 @@ async def test_facts_cannot_be_changed(broker: Broker, serve: Any, dead: Dead, c
     assert letter.error.startswith("TypeError")
 
 
-async def test_a_context_variable_stays_with_its_message(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_a_context_variable_stays_with_its_message(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     tenant = contextvars.ContextVar("tenant", default="nobody")
     seen: list[str] = []
 
@@ -222,7 +230,9 @@ async def test_an_awaitable_that_nobody_awaits_is_no_success(
     assert "async def" in letter.error
 
 
-async def test_a_blocking_publish_on_the_loop_itself_is_refused_and_blocks_nothing(broker: Broker) -> None:
+async def test_a_blocking_publish_on_the_loop_itself_is_refused_and_blocks_nothing(
+    broker: Broker,
+) -> None:
     ctx = BlockingContext("jobs", Delivery(Message(id="x", body=b""), b""), broker.publisher)
     with pytest.raises(ConfigurationError, match="call it from a thread"):
         ctx.publish(jobs, "y")
@@ -249,7 +259,9 @@ async def test_an_item_that_is_settled_after_its_batch_is_settled_once(
     assert broker.events.counts["message.done"] == 2
 
 
-async def test_a_handler_may_stop_its_worker(broker: Broker, clock: VirtualClock, dead: Dead) -> None:
+async def test_a_handler_may_stop_its_worker(
+    broker: Broker, clock: VirtualClock, dead: Dead
+) -> None:
     app, ran = App("shop"), []
 
     @app.consumer(jobs, concurrency=1)
@@ -295,7 +307,9 @@ async def test_a_secret_in_an_exception_goes_nowhere(
     caplog.set_level(logging.DEBUG)
 
     async def handler(_: str) -> None:
-        raise ConnectionError("no route to " + f"postgresql://user:{SECRET}@db:5432/shop?sslpassword={SECRET}")
+        raise ConnectionError(
+            "no route to " + f"postgresql://user:{SECRET}@db:5432/shop?sslpassword={SECRET}"
+        )
 
     async with serve(jobs, handler, retry=TWICE):
         asking = asyncio.create_task(broker.request(jobs, "x"))

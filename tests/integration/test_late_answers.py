@@ -41,7 +41,9 @@ async def real(faults: Faults) -> AsyncIterator[Broker]:
 
 async def contents(broker: Broker, queue: str = "jobs") -> list[tuple[bytes, int]]:
     """Receive what is in a queue: each body, and how often it was taken over."""
-    subscription: Subscription = await broker._connection.backend.subscribe(queue, prefetch=100, lease=30)
+    subscription: Subscription = await broker._connection.backend.subscribe(
+        queue, prefetch=100, lease=30
+    )
     got = await subscription.receive(100, 0)
     return sorted((it.message.body, it.takeovers) for it in got)
 
@@ -50,7 +52,9 @@ async def reject(_: str) -> None:
     raise Reject("as the test says")
 
 
-async def test_a_drain_waits_for_late_answers_as_long_as_its_grace(real: Broker, faults: Faults, serve: Any) -> None:
+async def test_a_drain_waits_for_late_answers_as_long_as_its_grace(
+    real: Broker, faults: Faults, serve: Any
+) -> None:
     await real.publish_many(jobs, ["a", "b", "c"])
     faults.next("settle", *[stored_first(LATE)] * 3)
     async with serve(jobs, reject, on=real, run={"grace": 20}):
@@ -75,7 +79,9 @@ async def test_without_an_answer_at_the_end_the_source_is_left_to_the_broker(
     assert len([event for event in seen if event.name == "settle.unanswered"]) == 3
 
 
-async def test_a_second_signal_ends_the_wait_for_answers(real: Broker, faults: Faults, serve: Any) -> None:
+async def test_a_second_signal_ends_the_wait_for_answers(
+    real: Broker, faults: Faults, serve: Any
+) -> None:
     await real.publish(jobs, "a")
     faults.next("settle", hung())
     async with serve(jobs, reject, on=real) as worker:

@@ -10,7 +10,17 @@ import pytest
 from support.faulty import Broken, Faults, late_answer, raised
 from support.waiting import eventually
 
-from mqcore import App, BlockingContext, Broker, Context, LeaseLost, Queue, Settings, SystemClock, Worker
+from mqcore import (
+    App,
+    BlockingContext,
+    Broker,
+    Context,
+    LeaseLost,
+    Queue,
+    Settings,
+    SystemClock,
+    Worker,
+)
 from mqcore.consuming.leases import LeaseKeeper
 from mqcore.spi import DONE, STALE, Ack, Capabilities
 from mqcore.testing import VirtualClock, memory_url
@@ -54,7 +64,9 @@ async def test_a_renewal_that_notices_our_own_ack_first_takes_nothing_for_lost(
         assert delivery is not None
         faults.next("settle", late_answer(5))
         acking = asyncio.create_task(delivery.ack())
-        await clock.advance(6)  # the claim is gone at the broker, which the renewal hears before the ack does
+        await clock.advance(
+            6
+        )  # the claim is gone at the broker, which the renewal hears before the ack does
         await acking
     assert not delivery.lease_lost
     assert faulty.events.counts["lease.lost"] == 0
@@ -79,7 +91,9 @@ async def test_what_waits_in_the_buffer_is_kept_too(
     assert starts == ["a", "b", "c"]
 
 
-async def test_leases_of_different_lengths_are_each_kept(broker: Broker, other: Broker, clock: VirtualClock) -> None:
+async def test_leases_of_different_lengths_are_each_kept(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
     starts: list[str] = []
     short = Queue("short", str)
 
@@ -144,7 +158,9 @@ async def test_a_dead_consumers_messages_go_to_another_in_time(
     assert clock.monotonic() - began <= 31
 
 
-async def test_a_late_settlement_is_refused(broker: Broker, other: Broker, clock: VirtualClock) -> None:
+async def test_a_late_settlement_is_refused(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
     await broker.publish(jobs, "x")
     async with broker.consume(jobs, prefetch=1) as deliveries:
         held = await anext(deliveries)
@@ -155,12 +171,16 @@ async def test_a_late_settlement_is_refused(broker: Broker, other: Broker, clock
             await held.ack()
         assert held.lease_lost
         assert (taken.message.id, taken.takeovers) == (held.id, 1)
-        assert await rival.settle([Ack(taken.receipt)], timeout=1) == [DONE], "the late ack took it from its new owner"
+        assert await rival.settle([Ack(taken.receipt)], timeout=1) == [DONE], (
+            "the late ack took it from its new owner"
+        )
     assert broker.events.counts["settle.stale"] == 1
 
 
 @pytest.mark.parametrize("how", ["release", "retry", "reject"])
-async def test_no_late_settlement_makes_a_copy(broker: Broker, other: Broker, clock: VirtualClock, how: str) -> None:
+async def test_no_late_settlement_makes_a_copy(
+    broker: Broker, other: Broker, clock: VirtualClock, how: str
+) -> None:
     await broker.publish(jobs, "x")
     async with broker.consume(jobs, prefetch=1) as deliveries:
         held = await anext(deliveries)
@@ -174,7 +194,9 @@ async def test_no_late_settlement_makes_a_copy(broker: Broker, other: Broker, cl
     assert (main.ready, main.delayed, main.leased, dlq.ready) == (0, 0, 0, 0)
 
 
-async def test_a_lost_lease_cancels_an_async_handler(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_lost_lease_cancels_an_async_handler(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     seen: list[bool] = []
 
     async def handler(_: str, ctx: Context) -> None:
@@ -195,7 +217,9 @@ async def test_a_lost_lease_cancels_an_async_handler(broker: Broker, clock: Virt
     assert (await broker.counts(jobs))[0].ready == 0
 
 
-async def test_a_lost_lease_is_told_to_a_thread(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_lost_lease_is_told_to_a_thread(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     started, told = threading.Event(), threading.Event()
 
     def handler(_: str, ctx: BlockingContext) -> None:
@@ -239,7 +263,10 @@ async def test_a_loop_blocked_for_three_leases_duplicates_nothing(serve: Any) ->
             blocked.wait(5)
 
             async def consume() -> None:
-                async with Broker.connect(url, settings=Settings()) as two, two.consume(jobs) as deliveries:
+                async with (
+                    Broker.connect(url, settings=Settings()) as two,
+                    two.consume(jobs) as deliveries,
+                ):
                     while not over.is_set():
                         if (delivery := await deliveries.get(timeout=0.02)) is not None:
                             rival_saw.append(delivery.value)
@@ -302,12 +329,16 @@ async def test_a_receipt_of_another_store_is_stale(broker: Broker, clock: Virtua
             theirs = await anext(others)
             lane = held.held.lane
             assert lane._subscription is not None
-            (answer,) = await lane._subscription.settle([Ack(theirs.held.delivery.receipt)], timeout=1)
+            (answer,) = await lane._subscription.settle(
+                [Ack(theirs.held.delivery.receipt)], timeout=1
+            )
             assert answer == STALE
             await held.ack()
 
 
-async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     opening, go_on = threading.Event(), threading.Event()
 
     class Slow:

@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 
-from mqcore import App, Broker, Limits, MessageTooLarge, Queue, RemoteError, RetryPolicy, Settings, Worker
+from mqcore import (
+    App,
+    Broker,
+    Limits,
+    MessageTooLarge,
+    Queue,
+    RemoteError,
+    RetryPolicy,
+    Settings,
+    Worker,
+)
 from mqcore.spi import Capabilities
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend, MemoryOptions
@@ -24,7 +34,9 @@ def stating(limit: int, url: str) -> Any:
 
 
 async def test_publish_and_publish_many_refuse_before_any_io() -> None:
-    async with Broker.connect(make_backend=stating(10, memory_url()), settings=Settings()) as broker:
+    async with Broker.connect(
+        make_backend=stating(10, memory_url()), settings=Settings()
+    ) as broker:
         with pytest.raises(MessageTooLarge, match=r"11 bytes.*'memory' takes 10") as caught:
             await broker.publish(raw, b"x" * 11, id="mine")
         assert caught.value.id == "mine"
@@ -37,7 +49,9 @@ async def test_publish_and_publish_many_refuse_before_any_io() -> None:
 
 async def test_the_lower_of_both_limits_holds() -> None:
     make = stating(10, memory_url())
-    async with Broker.connect(make_backend=make, settings=Settings(), limits=Limits(payload=5)) as broker:
+    async with Broker.connect(
+        make_backend=make, settings=Settings(), limits=Limits(payload=5)
+    ) as broker:
         with pytest.raises(MessageTooLarge, match="5 are allowed"):
             await broker.publish(raw, b"x" * 6)
 

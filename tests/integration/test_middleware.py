@@ -38,7 +38,9 @@ class Named(Middleware):
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
-    async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+    async def handle(
+        self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+    ) -> object:
         self.log.append(f"{self.name} in")
         try:
             return await call_next(ctx)
@@ -50,7 +52,10 @@ class Named(Middleware):
 
 
 async def run(
-    middleware: list[Middleware], clock: VirtualClock, *handlers: tuple[Queue[str], Callable[..., Any]], **options: Any
+    middleware: list[Middleware],
+    clock: VirtualClock,
+    *handlers: tuple[Queue[str], Callable[..., Any]],
+    **options: Any,
 ) -> Broker:
     """Handle one message with these middlewares; the broker is returned closed, with its counts."""
     app = App("test")
@@ -84,7 +89,9 @@ async def test_the_first_is_outermost(clock: VirtualClock) -> None:
 
 async def test_a_middleware_may_decide_about_the_message(clock: VirtualClock) -> None:
     class Refuses(Middleware):
-        async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+        async def handle(
+            self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+        ) -> object:
             raise Reject(f"not {ctx.payload}")
 
     ran: list[str] = []
@@ -101,7 +108,9 @@ async def test_a_middleware_sees_timeouts_and_may_change_the_payload(clock: Virt
     seen: list[object] = []
 
     class Shouts(Middleware):
-        async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+        async def handle(
+            self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+        ) -> object:
             ctx.payload = ctx.payload.upper()
             try:
                 return await call_next(ctx)
@@ -158,7 +167,9 @@ async def test_a_trace_goes_on_through_retry_and_nested_publish(clock: VirtualCl
     one, two, three = spans
     assert len({span.trace_id for span in spans}) == 1
     assert one.parent_id == two.parent_id, "both attempts are children of the publish"
-    assert three.parent_id == two.span_id, "the second publish is a child of the handler that made it"
+    assert three.parent_id == two.span_id, (
+        "the second publish is a child of the handler that made it"
+    )
     assert [(span.queue, span.attempt, span.error) for span in spans] == [
         ("jobs", 1, "ValueError"),
         ("jobs", 2, ""),
@@ -183,8 +194,12 @@ async def test_a_trace_goes_on_through_a_thread(clock: VirtualClock) -> None:
     assert (two.parent_id, two.trace_id) == (one.span_id, one.trace_id)
 
 
-@pytest.mark.parametrize("header", ["garbage", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "00-ab-cd-01", "ff"])
-async def test_a_foreign_trace_that_cannot_be_read_begins_a_new_one(clock: VirtualClock, header: str) -> None:
+@pytest.mark.parametrize(
+    "header", ["garbage", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "00-ab-cd-01", "ff"]
+)
+async def test_a_foreign_trace_that_cannot_be_read_begins_a_new_one(
+    clock: VirtualClock, header: str
+) -> None:
     spans: list[Span] = []
     app = App("test")
     app.consumer(jobs)(ok)
@@ -206,23 +221,32 @@ async def test_log_lines_tell_what_happened_and_no_content(
     lines = [record.getMessage() for record in caplog.records if record.name == "mqcore"]
     assert any(line.startswith("connection.opened") for line in lines)
     assert any(line.startswith("message.retried queue=jobs id=") for line in lines)
-    assert any(line.startswith("message.dead queue=jobs") and "reason=retries_exhausted" in line for line in lines)
+    assert any(
+        line.startswith("message.dead queue=jobs") and "reason=retries_exhausted" in line
+        for line in lines
+    )
     assert not any("the body" in line or "the header" in line for line in lines)
     assert not any("\n" in line for line in lines)
-    record = next(record for record in caplog.records if record.getMessage().startswith("message.dead"))
+    record = next(
+        record for record in caplog.records if record.getMessage().startswith("message.dead")
+    )
     assert record.levelno == logging.WARNING
     event = record.mqcore  # type: ignore[attr-defined]  # Logging sets it
     assert isinstance(event, Event)
     assert (event.queue, event.attempt) == ("jobs", 2)
 
 
-async def test_a_log_line_cannot_be_forged(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_log_line_cannot_be_forged(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async def forge(_: str) -> None:
         raise ValueError("x\r\nmessage.done queue=jobs \x1b[31m")
 
     caplog.set_level(logging.DEBUG, "mqcore")
     await run([], clock, (jobs, forge), retry=RetryPolicy(1))
-    assert not any("\n" in record.getMessage() or "\r" in record.getMessage() for record in caplog.records)
+    assert not any(
+        "\n" in record.getMessage() or "\r" in record.getMessage() for record in caplog.records
+    )
 
 
 class Counted:
@@ -236,7 +260,9 @@ class Counted:
 
 
 @pytest.mark.parametrize(("level", "lines"), [(logging.ERROR, 0), (logging.WARNING, 1)])
-def test_the_loggers_level_is_respected(caplog: pytest.LogCaptureFixture, level: int, lines: int) -> None:
+def test_the_loggers_level_is_respected(
+    caplog: pytest.LogCaptureFixture, level: int, lines: int
+) -> None:
     logger, reason = logging.getLogger("mqcore.tests.quiet"), Counted()
     with caplog.at_level(level, logger.name):
         Logging(logger).on_event(Event("message.dead", "jobs", "id", 1, {"reason": reason}))
@@ -244,14 +270,18 @@ def test_the_loggers_level_is_respected(caplog: pytest.LogCaptureFixture, level:
     assert reason.written == lines, "no text is made for a line that nobody reads"
 
 
-async def test_what_connect_names_is_added_to_the_apps_own_nearer_to_the_handler(clock: VirtualClock) -> None:
+async def test_what_connect_names_is_added_to_the_apps_own_nearer_to_the_handler(
+    clock: VirtualClock,
+) -> None:
     order: list[str] = []
 
     class Named(Middleware):
         def __init__(self, name: str) -> None:
             self.name = name
 
-        async def handle(self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]) -> object:
+        async def handle(
+            self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+        ) -> object:
             order.append(self.name)
             return await call_next(ctx)
 
@@ -261,13 +291,18 @@ async def test_what_connect_names_is_added_to_the_apps_own_nearer_to_the_handler
     async def handler(_: str) -> None:
         order.append("handler")
 
-    async with app.connect(memory_url(), clock=clock, middleware=[Named("connect")]) as broker, Worker(app, broker):
+    async with (
+        app.connect(memory_url(), clock=clock, middleware=[Named("connect")]) as broker,
+        Worker(app, broker),
+    ):
         await broker.publish(jobs, "x")
         await clock.settle()
     assert order == ["app", "connect", "handler"]
 
 
-async def test_a_listener_that_raises_changes_nothing(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_that_raises_changes_nothing(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Middleware):
         calls = 0
 
@@ -288,7 +323,9 @@ async def test_an_outgoing_hook_that_raises_is_the_publishers_error(clock: Virtu
         def outgoing(self, message: Message) -> Message:
             raise KeyError("hook")
 
-    async with Broker.connect(memory_url(), clock=clock, settings=Settings(), middleware=[Broken()]) as broker:
+    async with Broker.connect(
+        memory_url(), clock=clock, settings=Settings(), middleware=[Broken()]
+    ) as broker:
         with pytest.raises(KeyError, match="hook"):
             await broker.publish(jobs, "x")
 
@@ -299,7 +336,9 @@ async def test_every_event_is_known_and_counted(clock: VirtualClock) -> None:
     assert broker.health().counts["message.dead"] == 1
 
 
-async def test_the_apps_middleware_is_never_silently_left_out(clock: VirtualClock, broker: Broker) -> None:
+async def test_the_apps_middleware_is_never_silently_left_out(
+    clock: VirtualClock, broker: Broker
+) -> None:
     log: list[str] = []
     app = App("test", middleware=[Named("a", log)])
     app.consumer(jobs)(ok)

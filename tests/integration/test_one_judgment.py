@@ -26,7 +26,9 @@ async def in_a_task_group(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "handler", [coroutine, in_a_thread, in_a_task_group, None], ids=["async", "thread", "task group", "process"]
+    "handler",
+    [coroutine, in_a_thread, in_a_task_group, None],
+    ids=["async", "thread", "task group", "process"],
 )
 async def test_what_a_handler_raises_means_the_same_everywhere(
     url: str, handler: Callable[[str], Awaitable[None] | None] | None

@@ -26,8 +26,12 @@ from mqcore_memory import MemoryBackend, MemoryOptions
 @pytest.fixture
 async def made(broker: Broker) -> Broker:
     """A queue of mqcore's with every setting, and one that lacks all that mqcore declares beside its own."""
-    await broker.declare(Queue("ours", str, ttl=60, max_length=5, overflow="dead_letter", retention=600))
-    await broker._connection.backend.declare([QueueSpec(name="theirs"), QueueSpec(name="grave", role="dead_letter")])
+    await broker.declare(
+        Queue("ours", str, ttl=60, max_length=5, overflow="dead_letter", retention=600)
+    )
+    await broker._connection.backend.declare(
+        [QueueSpec(name="theirs"), QueueSpec(name="grave", role="dead_letter")]
+    )
     return broker
 
 
@@ -49,7 +53,9 @@ async def test_a_named_dead_letter_queue_of_an_adopted_queue_is_used(made: Broke
     assert [letter.reason for letter in await made.dead_letters(adopted).list()] == ["rejected"]
 
 
-async def test_one_that_does_not_exist_is_refused_at_connect(made: Broker, url: str, clock: VirtualClock) -> None:
+async def test_one_that_does_not_exist_is_refused_at_connect(
+    made: Broker, url: str, clock: VirtualClock
+) -> None:
     adopted = Queue("theirs", str, declare=False, dead_letter="nowhere")
 
     with pytest.raises(QueueNotFound, match=r"'nowhere'.*'theirs'"):
@@ -76,13 +82,17 @@ async def test_an_adopted_queue_with_other_settings_is_a_mismatch(
         await made.declare(Queue("ours", str, declare=False, **options))
 
 
-@pytest.mark.parametrize("options", [{"ttl": 60}, {"max_length": 5, "overflow": "dead_letter"}, {"retention": 600}])
+@pytest.mark.parametrize(
+    "options", [{"ttl": 60}, {"max_length": 5, "overflow": "dead_letter"}, {"retention": 600}]
+)
 async def test_the_same_settings_are_fine(made: Broker, options: dict[str, Any]) -> None:
     await made.declare(Queue("ours", str, declare=False, **options))
     await made.publish(Queue("ours", str, declare=False, dead_letter="ours.dlq"), "x")
 
 
-async def test_configuration_is_held_to_as_code_is(made: Broker, url: str, clock: VirtualClock) -> None:
+async def test_configuration_is_held_to_as_code_is(
+    made: Broker, url: str, clock: VirtualClock
+) -> None:
     settings = Settings(queues={"ours": QueueSettings(ttl=5.0)})
     async with Broker.connect(url, clock=clock, settings=settings) as other:
         with pytest.raises(TopologyMismatch, match="ttl"):
@@ -102,26 +112,36 @@ async def test_what_can_neither_be_set_nor_checked_is_refused() -> None:
         async def count(self, queues: Any = None) -> Any:
             return [replace(counts, spec=None) for counts in await super().count(queues)]
 
-    broker = Broker.connect(make_backend=lambda: CannotTell(memory_url(), MemoryOptions()), settings=Settings())
+    broker = Broker.connect(
+        make_backend=lambda: CannotTell(memory_url(), MemoryOptions()), settings=Settings()
+    )
     async with broker:
         await broker._connection.backend.declare([QueueSpec(name="theirs")])
         with pytest.raises(ConfigurationError, match=r"ttl=5.*declare=False"):
             await broker.declare(Queue("theirs", str, declare=False, ttl=5))
 
 
-async def test_adopting_without_a_dead_letter_queue_warns_once(made: Broker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_adopting_without_a_dead_letter_queue_warns_once(
+    made: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "mqcore")
     for _ in range(2):
         async with made.consume("theirs"), made.consume(Queue("theirs", str, declare=False)):
             pass
 
-    warned = [record.getMessage() for record in caplog.records if "dead-letter queue" in record.getMessage()]
+    warned = [
+        record.getMessage()
+        for record in caplog.records
+        if "dead-letter queue" in record.getMessage()
+    ]
     assert len(warned) == 1
     assert "'theirs'" in warned[0]
     assert "dropped" in warned[0]
 
 
-@pytest.mark.parametrize("queue", [Queue("theirs", str, declare=False, dead_letter=None), "ours", "ours.dlq"])
+@pytest.mark.parametrize(
+    "queue", [Queue("theirs", str, declare=False, dead_letter=None), "ours", "ours.dlq"]
+)
 async def test_and_not_where_it_was_asked_for_or_is_there(
     made: Broker, caplog: pytest.LogCaptureFixture, queue: Queue[str] | str
 ) -> None:
@@ -131,7 +151,9 @@ async def test_and_not_where_it_was_asked_for_or_is_there(
     assert not caplog.records
 
 
-async def test_the_dead_letters_of_an_adopted_queue_are_where_the_broker_puts_them(broker: Broker) -> None:
+async def test_the_dead_letters_of_an_adopted_queue_are_where_the_broker_puts_them(
+    broker: Broker,
+) -> None:
     await broker.declare(Queue("shop", str, dead_letter="shared"))
     adopted = Queue("shop", str, declare=False)
     await broker.publish(adopted, "x")
@@ -157,7 +179,9 @@ async def test_a_retention_without_a_dead_letter_queue_is_refused(broker: Broker
 
 async def test_a_url_beside_a_backend_that_was_made_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="make_backend"):
-        Broker.connect(memory_url(), make_backend=lambda: MemoryBackend(memory_url(), MemoryOptions()))
+        Broker.connect(
+            memory_url(), make_backend=lambda: MemoryBackend(memory_url(), MemoryOptions())
+        )
 
 
 def test_a_linger_without_a_batch_is_refused() -> None:
@@ -167,7 +191,9 @@ def test_a_linger_without_a_batch_is_refused() -> None:
         App("app").register(Queue("jobs", str), handle, {"linger": 1.0})
 
 
-async def test_a_worker_on_an_adopted_queue_dead_letters_where_it_was_told(made: Broker, clock: VirtualClock) -> None:
+async def test_a_worker_on_an_adopted_queue_dead_letters_where_it_was_told(
+    made: Broker, clock: VirtualClock
+) -> None:
     app = App("adopting")
 
     @app.consumer(Queue("theirs", str, declare=False, dead_letter="grave"))

@@ -6,7 +6,18 @@ import threading
 import pytest
 from support.other_loop import CALLS, elsewhere
 
-from mqcore import App, Broker, ConfigurationError, ConnectionLost, Context, Queue, Router, Settings, Worker, sync
+from mqcore import (
+    App,
+    Broker,
+    ConfigurationError,
+    ConnectionLost,
+    Context,
+    Queue,
+    Router,
+    Settings,
+    Worker,
+    sync,
+)
 from mqcore.testing import memory_url
 
 queue = Queue("loops", str)
@@ -34,7 +45,10 @@ async def test_a_call_from_another_loop_is_refused(url: str, name: str) -> None:
 
 
 async def test_a_message_is_settled_in_its_own_loop(url: str) -> None:
-    async with Broker.connect(url, settings=Settings(), queues=[queue]) as broker, broker.consume(queue) as deliveries:
+    async with (
+        Broker.connect(url, settings=Settings(), queues=[queue]) as broker,
+        broker.consume(queue) as deliveries,
+    ):
         await broker.publish(queue, "x")
         received = await anext(deliveries)
 

@@ -1,6 +1,7 @@
 """An error of mqcore's own, or of a driver or codec, around a handler: its message is dead-lettered, and no other is concerned.
 
-Where there are no leases nobody else would ever get the message, and a place of the prefetch would be gone for good.
+Where there are no leases nobody else would ever get the message, and a place of the prefetch would
+be gone for good.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def spoiled(**changes: Any) -> Fault:
 
     async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         found: Sequence[Delivery] = await do(batch)
-        return [replace(it, message=replace(it.message, **changes)) if it.message.id in BAD else it for it in found]
+        return [
+            replace(it, message=replace(it.message, **changes)) if it.message.id in BAD else it
+            for it in found
+        ]
 
     return fault
 
@@ -75,7 +79,9 @@ async def all_but_the_good_one_are_dead(broker: Broker, error: str) -> None:
     assert all(error in letter.error for letter in letters)
 
 
-async def test_while_a_message_is_concluded(faulty: Broker, faults: Faults, serve: Any, shown: list[Any]) -> None:
+async def test_while_a_message_is_concluded(
+    faulty: Broker, faults: Faults, serve: Any, shown: list[Any]
+) -> None:
     """A fact of the wrong type, such as a driver once made of bytes that are not UTF-8."""
     handled: list[str] = []
 
@@ -123,7 +129,9 @@ async def test_while_a_message_comes_in(
         handled.append(value)
 
     await published(faulty)
-    monkeypatch.setattr("mqcore.consuming.receiver.heapq", SimpleNamespace(heappush=broken, heappop=heapq.heappop))
+    monkeypatch.setattr(
+        "mqcore.consuming.receiver.heapq", SimpleNamespace(heappush=broken, heappop=heapq.heappop)
+    )
     async with serve(jobs, handle, on=faulty, concurrency=1, prefetch=PREFETCH):
         await eventually(lambda: handled == ["good"])
         await all_but_the_good_one_are_dead(faulty, "KeyError: 'a bug'")
@@ -191,13 +199,17 @@ async def test_while_the_pull_api_decodes(faulty: Broker, greedy: Callable[[], N
         await all_but_the_good_one_are_dead(faulty, "MemoryError")
 
 
-async def test_what_a_driver_cannot_read_is_undecodable(faulty: Broker, faults: Faults, serve: Any) -> None:
+async def test_what_a_driver_cannot_read_is_undecodable(
+    faulty: Broker, faults: Faults, serve: Any
+) -> None:
     """The driver names it, core dead-letters it, no handler sees it, and a suspected one goes through no quarantine (G11)."""
 
     async def unreadable(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         found: Sequence[Delivery] = await do(batch)
         bad = "the property p is not UTF-8"
-        return [replace(it, unreadable=bad, takeovers=2) if it.message.id in BAD else it for it in found]
+        return [
+            replace(it, unreadable=bad, takeovers=2) if it.message.id in BAD else it for it in found
+        ]
 
     handled: list[str] = []
 

@@ -19,7 +19,9 @@ async def filled(broker: Broker, *names: str, priorities: list[int]) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [1, 7, 200])
-async def test_the_highest_first_and_inside_a_level_first_in_first_out(broker: Broker, prefetch: int) -> None:
+async def test_the_highest_first_and_inside_a_level_first_in_first_out(
+    broker: Broker, prefetch: int
+) -> None:
     priorities = [random.randint(0, 10) for _ in range(100)]
     await filled(broker, *[f"{n}" for n in range(100)], priorities=priorities)
     expected = sorted(range(100), key=lambda n: (-priorities[n], n))
@@ -60,7 +62,9 @@ async def test_inversion_is_bounded_by_what_handlers_hold(
     assert log[: prefetch + 1][-1] == "high" or log.index("high") <= prefetch
 
 
-async def test_with_prefetch_one_the_high_one_is_next(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_with_prefetch_one_the_high_one_is_next(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     log: list[str] = []
 
     async def handler(word: str) -> None:
@@ -90,7 +94,9 @@ async def test_the_buffer_is_sorted_too(broker: Broker, clock: VirtualClock, ser
     assert log == ["first", "high", "middle", "low"]
 
 
-async def test_priority_survives_retry_dead_letter_and_redrive(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_priority_survives_retry_dead_letter_and_redrive(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async def fail(_: str) -> None:
         raise ValueError
 
@@ -116,7 +122,9 @@ async def test_a_released_message_returns_to_its_old_place(broker: Broker) -> No
         assert (second.value, second.redelivered) == ("b", False)
 
 
-async def test_a_retried_message_goes_to_the_end_of_its_level(broker: Broker, clock: VirtualClock) -> None:
+async def test_a_retried_message_goes_to_the_end_of_its_level(
+    broker: Broker, clock: VirtualClock
+) -> None:
     await broker.publish_many(words, ["a", "b", "c"])
     async with broker.consume(words, prefetch=1, retry=RetryPolicy(3, fixed(0))) as deliveries:
         await (await anext(deliveries)).retry()
@@ -128,7 +136,9 @@ async def test_a_retried_message_goes_to_the_end_of_its_level(broker: Broker, cl
     assert seen == ["b", "c", "a"]
 
 
-async def test_one_consumer_sees_publish_order(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_one_consumer_sees_publish_order(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     log: list[str] = []
 
     async def handler(word: str) -> None:
@@ -161,7 +171,9 @@ async def test_prefetch_is_an_exact_ceiling_whatever_the_depth(
     assert most == prefetch
 
 
-async def test_a_deep_queue_is_not_taken_in(broker: Broker, clock: VirtualClock, serve: Any, held: Any) -> None:
+async def test_a_deep_queue_is_not_taken_in(
+    broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
     await broker.publish_many(words, [""] * 20_000)
     async with serve(words, held, concurrency=4, prefetch=6, run={"grace": 0}) as worker:
         await clock.settle()
@@ -172,7 +184,9 @@ async def test_a_deep_queue_is_not_taken_in(broker: Broker, clock: VirtualClock,
     assert (await broker.counts(words))[0].ready == 20_000
 
 
-async def test_a_thousand_at_once(broker: Broker, clock: VirtualClock, serve: Any, held: Any) -> None:
+async def test_a_thousand_at_once(
+    broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
     await broker.publish_many(words, [""] * 3000)
     async with serve(words, held, concurrency=1000):
         await clock.settle()
@@ -196,7 +210,10 @@ async def test_two_workers_share_and_each_message_is_handled_once(
         return handle
 
     await broker.publish_many(words, [f"{n}" for n in range(300)])
-    async with serve(words, handler("one"), concurrency=5), serve(words, handler("two"), concurrency=5, on=other):
+    async with (
+        serve(words, handler("one"), concurrency=5),
+        serve(words, handler("two"), concurrency=5, on=other),
+    ):
         await clock.advance(1)
     assert sorted(word for _, word in log) == sorted(f"{n}" for n in range(300))
     assert {name for name, _ in log} == {"one", "two"}

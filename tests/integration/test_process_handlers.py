@@ -38,7 +38,9 @@ def working(real: Broker) -> Callable[..., AbstractAsyncContextManager[Worker]]:
 async def done(broker: Broker, queue: str, **wanted: int) -> None:
     """Wait until this has happened."""
     counts = broker.events.counts
-    await eventually(lambda: all(counts[f"message.{name}"] >= count for name, count in wanted.items()), 10)
+    await eventually(
+        lambda: all(counts[f"message.{name}"] >= count for name, count in wanted.items()), 10
+    )
 
     async def settled() -> bool:
         return not (await broker.counts(queue))[0].leased
@@ -77,7 +79,9 @@ async def test_every_ending_costs_one_attempt_and_not_the_worker(
     (letter,) = await real.dead_letters(jobs).list()
     assert (letter.reason, letter.attempts, letter.body) == (reason, 2, job.encode())
     assert error in letter.error
-    assert real.events.counts["message.quarantined"] == 0, "its own process died: nobody has to guess"
+    assert real.events.counts["message.quarantined"] == 0, (
+        "its own process died: nobody has to guess"
+    )
 
 
 async def test_a_reject_is_final(real: Broker, working: Any) -> None:
@@ -125,7 +129,9 @@ async def test_a_body_that_cannot_be_read_is_told_apart(real: Broker, working: A
     }
 
 
-async def test_a_crash_is_told_to_who_asked(real: Broker, working: Any, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_crash_is_told_to_who_asked(
+    real: Broker, working: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with working():
         with pytest.raises(RemoteError) as caught:
             await real.request(jobs, "exit 4")

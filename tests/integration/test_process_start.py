@@ -32,7 +32,9 @@ async def test_a_process_that_does_not_come_up_again_costs_no_attempt_and_no_tim
     async with Broker.connect(url, settings=Settings()) as broker:
         worker = Worker(processed.app, broker, queues=["deeds"])
         await worker.start()
-        monkeypatch.setenv("MQCORE_TEST_DIE", "1")  # every process from now on dies while it imports its handlers
+        monkeypatch.setenv(
+            "MQCORE_TEST_DIE", "1"
+        )  # every process from now on dies while it imports its handlers
         await broker.publish(deeds, Deed(what="exit", path=str(seen)))
         await until(lambda: broker.health().counts.get("message.retried") == 1)
         await asyncio.sleep(0.3)
@@ -44,7 +46,9 @@ async def test_a_process_that_does_not_come_up_again_costs_no_attempt_and_no_tim
     assert (entry.state, entry.message.attempt) == ("ready", 2)
 
 
-async def test_each_message_that_is_handed_out_finds_its_process_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_message_that_is_handed_out_finds_its_process_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started: list[object] = []
 
     class Slot:
@@ -57,7 +61,9 @@ async def test_each_message_that_is_handed_out_finds_its_process_up(monkeypatch:
 
     monkeypatch.setattr("mqcore.running.executors.ProcessSlot", Slot)
     [spec] = [spec for spec in processed.app.handlers if spec.queue.name == "deeds"]
-    executor = executor_for(replace(spec, concurrency=3), SystemClock(), default_plugins().codecs([]), lambda: None)
+    executor = executor_for(
+        replace(spec, concurrency=3), SystemClock(), default_plugins().codecs([]), lambda: None
+    )
     await executor.ready(0)
     assert len(started) == 1
     await executor.ready(1)  # its run has not begun: the next message needs a second process
@@ -88,12 +94,18 @@ async def test_neighbours_go_on_beside_the_dying(url: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("what", "kind", "text"),
     [
-        ("publish", "mqcore.errors.ConfigurationError", "publish from process=True handlers is not possible"),
+        (
+            "publish",
+            "mqcore.errors.ConfigurationError",
+            "publish from process=True handlers is not possible",
+        ),
         ("object", "mqcore.errors.ValidationError", "no way is known to write"),
         ("sys.exit", "SystemExit", "7"),
     ],
 )
-async def test_what_is_refused_in_a_process_is_told(url: str, what: str, kind: str, text: str) -> None:
+async def test_what_is_refused_in_a_process_is_told(
+    url: str, what: str, kind: str, text: str
+) -> None:
     async with (
         Broker.connect(url, settings=Settings()) as broker,
         Worker(processed.app, broker, queues=["deeds"], grace=0),

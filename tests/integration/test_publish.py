@@ -187,7 +187,9 @@ async def test_the_driver_fails_for_certain(faulty: Broker, faults: Faults) -> N
 async def test_each_kind_of_refusal_has_its_error(
     faulty: Broker, faults: Faults, kind: ErrorKind, error: type[PublishFailed]
 ) -> None:
-    faults.next("publish", failed(kind), failed(kind))  # a queue that is missing is declared again, and tried once more
+    faults.next(
+        "publish", failed(kind), failed(kind)
+    )  # a queue that is missing is declared again, and tried once more
     with pytest.raises(error) as caught:
         await faulty.publish(numbers, 1, id="a")
     assert type(caught.value) is error
@@ -223,7 +225,9 @@ async def test_a_deadline_does_not_cancel_the_others_share_of_the_call(
     assert faults.calls["publish"] == 1
 
 
-async def test_an_unknown_can_be_published_again(faulty: Broker, faults: Faults, broker: Broker) -> None:
+async def test_an_unknown_can_be_published_again(
+    faulty: Broker, faults: Faults, broker: Broker
+) -> None:
     faults.next("publish", dropped_answer())
     with pytest.raises(PublishUnknown) as caught:
         await faulty.publish(numbers, 1)
@@ -231,7 +235,9 @@ async def test_an_unknown_can_be_published_again(faulty: Broker, faults: Faults,
     assert await ready(broker) == 1
 
 
-async def test_a_loss_before_sending_is_waited_out(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_a_loss_before_sending_is_waited_out(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     await faulty.declare(numbers)
     faults.next("publish", lost())
     publishing = asyncio.create_task(faulty.publish(numbers, 1))
@@ -240,7 +246,9 @@ async def test_a_loss_before_sending_is_waited_out(faulty: Broker, faults: Fault
     assert await ready(faulty) == 1
 
 
-async def test_a_loss_after_sending_is_unknown(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_a_loss_after_sending_is_unknown(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     await faulty.declare(numbers)
     faults.next("publish", lost_answer())
     with pytest.raises(PublishUnknown):
@@ -316,7 +324,9 @@ async def test_closing_does_not_wait_for_a_driver_that_hangs(
         await publishing
 
 
-@pytest.mark.parametrize("to", [numbers, "numbers", Queue("new", int)], ids=["known", "name", "new"])
+@pytest.mark.parametrize(
+    "to", [numbers, "numbers", Queue("new", int)], ids=["known", "name", "new"]
+)
 async def test_a_closed_broker_publishes_no_more(broker: Broker, to: Queue[int] | str) -> None:
     await broker.declare(numbers)
     await broker.close()
@@ -351,8 +361,15 @@ async def test_before_open_nothing_works_and_nothing_hangs(clock: VirtualClock, 
     await broker.close()
 
 
-async def test_an_unsupported_wish_is_refused(faulty: Broker, faults: Faults, clock: VirtualClock, url: str) -> None:
-    faults.without = {Capability.DELAY, Capability.PRIORITY, Capability.ROUTING, Capability.MAX_LENGTH}
+async def test_an_unsupported_wish_is_refused(
+    faulty: Broker, faults: Faults, clock: VirtualClock, url: str
+) -> None:
+    faults.without = {
+        Capability.DELAY,
+        Capability.PRIORITY,
+        Capability.ROUTING,
+        Capability.MAX_LENGTH,
+    }
     plugins = Plugins()
     plugins.register(plugin_for(faults))
     where = url.replace("memory", "faulty")
@@ -370,7 +387,9 @@ async def test_an_unsupported_wish_is_refused(faulty: Broker, faults: Faults, cl
         assert faults.calls["publish"] == calls
 
 
-async def test_a_declared_queue_with_other_settings_is_a_mismatch(broker: Broker, other: Broker) -> None:
+async def test_a_declared_queue_with_other_settings_is_a_mismatch(
+    broker: Broker, other: Broker
+) -> None:
     await broker.declare(numbers)
     with pytest.raises(TopologyMismatch, match="ttl"):
         await other.publish(Queue("numbers", int, ttl=5), 1)
@@ -392,13 +411,17 @@ async def test_payloads_are_copied(broker: Broker) -> None:
         assert (await anext(deliveries)).value == [{"a": 1}]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("attached to a different loop"), ValueError("a driver's bug")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("attached to a different loop"), ValueError("a driver's bug")]
+)
 async def test_an_error_that_the_driver_does_not_know_leaves_the_ending_open(
     faulty: Broker, faults: Faults, error: Exception
 ) -> None:
     """It was stored before the driver failed: to call that failed would be a lie (G1)."""
 
-    async def stored_and_raised(_backend: object, do: Callable[..., Awaitable[object]], batch: object) -> object:
+    async def stored_and_raised(
+        _backend: object, do: Callable[..., Awaitable[object]], batch: object
+    ) -> object:
         await do(batch)
         raise error
 
@@ -409,5 +432,7 @@ async def test_an_error_that_the_driver_does_not_know_leaves_the_ending_open(
     assert caught.value.__cause__ is error
     assert await ready(faulty) == 1
 
-    assert [type(ending) for ending in await faulty.publish_many(numbers, [2, 3])] == [PublishUnknown] * 2
+    assert [type(ending) for ending in await faulty.publish_many(numbers, [2, 3])] == [
+        PublishUnknown
+    ] * 2
     assert (await faulty.publish(numbers, 1, id="a")).duplicate, "so it can be published again (G1)"

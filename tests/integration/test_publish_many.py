@@ -40,26 +40,39 @@ async def test_concurrent_publishes_share_one_call(faulty: Broker, faults: Fault
     receipts = await asyncio.gather(*(faulty.publish(numbers, n) for n in range(100)))
     assert len({receipt.id for receipt in receipts}) == 100
     assert faults.calls["publish"] == 1
-    assert [int(entry.message.body) for entry in await faulty.peek(numbers, 200)] == list(range(100))
+    assert [int(entry.message.body) for entry in await faulty.peek(numbers, 200)] == list(
+        range(100)
+    )
 
 
-async def test_a_routed_publish_of_which_half_failed_is_unknown_with_outcomes(faulty: Broker, faults: Faults) -> None:
+async def test_a_routed_publish_of_which_half_failed_is_unknown_with_outcomes(
+    faulty: Broker, faults: Faults
+) -> None:
     router = Router("all", int, kind="fanout").bind(numbers).bind(Queue("second", int))
     faults.next("publish", first_failed(ErrorKind.FULL))
     with pytest.raises(PublishUnknown) as caught:
         await faulty.publish(router, 1)
-    assert caught.value.outcomes == {"numbers": "not stored (refused by the test)", "second": "stored"}
+    assert caught.value.outcomes == {
+        "numbers": "not stored (refused by the test)",
+        "second": "stored",
+    }
 
 
-async def test_answers_that_are_unknown_for_all_carry_the_id(faulty: Broker, faults: Faults) -> None:
+async def test_answers_that_are_unknown_for_all_carry_the_id(
+    faulty: Broker, faults: Faults
+) -> None:
     faults.next("publish", answered(Unknown("alarm")))
     endings = await faulty.publish_many(numbers, [1, 2])
-    assert all(isinstance(ending, PublishUnknown) and ending.id in str(ending) for ending in endings)
+    assert all(
+        isinstance(ending, PublishUnknown) and ending.id in str(ending) for ending in endings
+    )
 
 
 async def test_a_thousand_cancelled_publishes_leave_all_usable(broker: Broker) -> None:
     for turn in range(300):
-        tasks = [asyncio.create_task(broker.publish(Queue(f"q{turn % 7}", int), n)) for n in range(4)]
+        tasks = [
+            asyncio.create_task(broker.publish(Queue(f"q{turn % 7}", int), n)) for n in range(4)
+        ]
         for _ in range(turn % 9):
             await asyncio.sleep(0)
         tasks[turn % 4].cancel()

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from mqcore import App, Broker, Context, DeadLetter, Queue, Received, Retry, RetryPolicy, Worker, fixed
+from mqcore import (
+    App,
+    Broker,
+    Context,
+    DeadLetter,
+    Queue,
+    Received,
+    Retry,
+    RetryPolicy,
+    Worker,
+    fixed,
+)
 from mqcore.consuming.isolation import Gate
 from mqcore.testing import VirtualClock
 
@@ -93,7 +104,9 @@ async def test_two_killers_among_others(broker: Broker, fleet: Fleet, dead: Dead
     assert len(fleet.done) == 20
 
 
-async def test_a_redriven_killer_gets_no_more_than_another_round(broker: Broker, fleet: Fleet, dead: Dead) -> None:
+async def test_a_redriven_killer_gets_no_more_than_another_round(
+    broker: Broker, fleet: Fleet, dead: Dead
+) -> None:
     await broker.publish(jobs, "killer")
     await fleet.run(jobs, 5, retry=POLICY)
     await broker.dead_letters(jobs).redrive()
@@ -109,7 +122,11 @@ async def test_a_suspect_is_not_counted_and_keeps_all(broker: Broker, suspect: S
     async with broker.consume(jobs) as deliveries:
         delivery = await anext(deliveries)
         assert (delivery.id, delivery.attempt, delivery.priority) == ("me", 1, 9)
-        assert (dict(delivery.headers), delivery.queue, delivery.redelivered) == ({"k": "v"}, "jobs", True)
+        assert (dict(delivery.headers), delivery.queue, delivery.redelivered) == (
+            {"k": "v"},
+            "jobs",
+            True,
+        )
         await delivery.ack()
     assert (await broker.counts(jobs))[0].ready == 0
 
@@ -152,7 +169,9 @@ async def test_a_suspect_waits_for_others_and_keeps_newcomers_out(
             assert log[4:6] == ["+suspect", "-suspect"]
     alone = log.index("+suspect")
     assert log[alone + 1] == "-suspect"
-    assert sorted(log) == sorted(f"{sign}{job}" for sign in "+-" for job in ("suspect", "long-1", "long-2", "newcomer"))
+    assert sorted(log) == sorted(
+        f"{sign}{job}" for sign in "+-" for job in ("suspect", "long-1", "long-2", "newcomer")
+    )
 
 
 async def test_a_waiting_suspect_keeps_newcomers_of_all_queues_out(
@@ -281,7 +300,9 @@ async def test_a_batch_consumer_gets_suspects_alone(
     assert all(len(batch) == 1 for batch in batches if batch[0].startswith("s"))
 
 
-async def test_the_pull_api_hands_out_a_suspect_alone(broker: Broker, clock: VirtualClock, suspect: Suspect) -> None:
+async def test_the_pull_api_hands_out_a_suspect_alone(
+    broker: Broker, clock: VirtualClock, suspect: Suspect
+) -> None:
     await broker.publish_many(jobs, ["s1", "s2"])
     await suspect(jobs, 2)
     await broker.publish_many(jobs, ["a", "b"])
@@ -300,7 +321,9 @@ async def test_the_pull_api_hands_out_a_suspect_alone(broker: Broker, clock: Vir
     assert sorted(seen) == ["a", "b", "s1", "s2"]
 
 
-async def test_a_pull_that_holds_one_still_gets_the_next(broker: Broker, clock: VirtualClock) -> None:
+async def test_a_pull_that_holds_one_still_gets_the_next(
+    broker: Broker, clock: VirtualClock
+) -> None:
     await broker.declare(jobs)
     await broker.publish_many(jobs, ["a", "b"])
     await broker.publish("jobs.again", "suspect")
@@ -326,7 +349,9 @@ async def test_dead_letters_and_temporary_queues_know_no_suspicion(
         assert (delivery.value, delivery.attempt) == ("x", 1)
 
 
-async def test_the_quarantine_is_hidden_counted_and_purged(broker: Broker, clock: VirtualClock) -> None:
+async def test_the_quarantine_is_hidden_counted_and_purged(
+    broker: Broker, clock: VirtualClock
+) -> None:
     await broker.declare(jobs)
     await broker.publish("jobs.again", "x")
     assert [counts.name for counts in await broker.counts()] == ["jobs", "jobs.dlq"]
@@ -355,7 +380,12 @@ async def test_what_has_expired_does_not_take_the_turn_before_a_suspect(
 
 
 async def test_a_suspect_whose_start_cannot_be_noted_does_not_start_and_is_not_counted(
-    broker: Broker, clock: VirtualClock, suspect: Suspect, serve: Any, dead: Dead, monkeypatch: pytest.MonkeyPatch
+    broker: Broker,
+    clock: VirtualClock,
+    suspect: Suspect,
+    serve: Any,
+    dead: Dead,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attempts: list[int] = []
     tries = 0
@@ -422,7 +452,9 @@ async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
     await broker.publish("jobs.again", "innocent")
     await clock.settle()
     for _ in range(3):
-        holder = next((worker for worker in workers if worker._runners[0].intake.holding > 1), workers[0])
+        holder = next(
+            (worker for worker in workers if worker._runners[0].intake.holding > 1), workers[0]
+        )
         workers.remove(holder)
         await killed(holder)
         await clock.settle()

@@ -117,7 +117,9 @@ async def test_what_was_deleted_on_purpose_stays_away(
         await broker.counts(jobs)
 
 
-async def test_a_loss_while_coming_back_is_a_loss(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_a_loss_while_coming_back_is_a_loss(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     """The driver tells of it while core declares the topology, and the declaring itself does not fail."""
     await faulty.declare(jobs)
 
@@ -134,10 +136,19 @@ async def test_a_loss_while_coming_back_is_a_loss(faulty: Broker, faults: Faults
     assert faults.calls["open"] == 3
 
 
-@pytest.mark.parametrize("point", ["open", "declare", "subscribe", "receive", "sweep", "settle", "renew", "publish"])
+@pytest.mark.parametrize(
+    "point", ["open", "declare", "subscribe", "receive", "sweep", "settle", "renew", "publish"]
+)
 @pytest.mark.parametrize("keeps_claims", [True, False])
 async def test_a_loss_at_any_point_is_mended(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, point: str, *, keeps_claims: bool
+    faulty: Broker,
+    faults: Faults,
+    clock: VirtualClock,
+    serve: Any,
+    log: Log,
+    point: str,
+    *,
+    keeps_claims: bool,
 ) -> None:
     faults.keeps_claims = keeps_claims
     async with serve(jobs, log, on=faulty, lease=6):
@@ -167,7 +178,9 @@ async def test_an_error_without_a_loss_is_mended_too(
         assert faulty.health().ok
 
 
-async def test_a_worker_never_needs_a_restart(faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any) -> None:
+async def test_a_worker_never_needs_a_restart(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
     """Losses at random for a long while: nothing is lost, little is done twice."""
     seen: Counter[str] = Counter()
 
@@ -183,7 +196,8 @@ async def test_a_worker_never_needs_a_restart(faulty: Broker, faults: Faults, cl
                 faults.lose()
             if random.random() < 0.3:
                 faults.next(
-                    random.choice(["settle", "publish"]), random.choice([lost(), lost_answer(), dropped_answer()])
+                    random.choice(["settle", "publish"]),
+                    random.choice([lost(), lost_answer(), dropped_answer()]),
                 )
             await clock.advance(0.5)
         await clock.advance(200)
@@ -271,7 +285,10 @@ async def test_without_leases_a_full_consumer_hears_at_once_that_its_subscriptio
         await clock.settle()
         assert (held.began, held.cancelled) == (["a"], [])
         await clock.advance(1.0)
-        assert (held.began, held.cancelled) == (["a"], ["a"])  # and what was only buffered is not begun
+        assert (held.began, held.cancelled) == (
+            ["a"],
+            ["a"],
+        )  # and what was only buffered is not begun
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
@@ -296,7 +313,9 @@ async def test_without_leases_an_ack_that_the_loss_outran_is_not_taken_for_done(
 
 
 @pytest.mark.parametrize("error", [WrongPassword("no"), Broken("down"), ValueError("a bug")])
-async def test_the_first_connect_tells_at_once(faults: Faults, clock: VirtualClock, url: str, error: Exception) -> None:
+async def test_the_first_connect_tells_at_once(
+    faults: Faults, clock: VirtualClock, url: str, error: Exception
+) -> None:
     plugins = Plugins()
     plugins.register(plugin_for(faults))
     faults.next("open", raised(error))
@@ -310,7 +329,9 @@ async def test_the_first_connect_tells_at_once(faults: Faults, clock: VirtualClo
     assert faults.calls["close"] >= 1
 
 
-async def test_a_password_that_changed_is_not_tried_often(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_a_password_that_changed_is_not_tried_often(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     faults.next("open", *[raised(WrongPassword("no"))] * 1000)
     faults.lose()
     await clock.advance(600)
@@ -395,7 +416,9 @@ async def test_a_thousand_cancelled_calls_while_it_comes_and_goes(
     assert faulty.health().connected
 
 
-async def test_replies_survive_a_reconnect(faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any) -> None:
+async def test_replies_survive_a_reconnect(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
     async def double(word: str) -> str:
         return word * 2
 
@@ -465,7 +488,10 @@ async def test_one_lane_that_meets_the_loss_tells_the_others(
 async def test_a_server_that_accepts_and_then_fails_every_publish_is_not_hammered(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
-    """A full disk is like that. Each reconnect succeeds, and says nothing of whether the next request will."""
+    """A full disk is like that.
+
+    Each reconnect succeeds, and says nothing of whether the next request will.
+    """
     await faulty.declare(jobs)
     faults.next("publish", *[raised(Broken("disk full"))] * 5000)
     publishing = asyncio.create_task(faulty.publish(jobs, "a", timeout=13))
@@ -500,7 +526,9 @@ async def test_nor_one_that_fails_every_receive(
         faults.next("receive", *[raised(error)] * 5000)
         faults.lose()
         await clock.advance(13)
-        assert 10 < faults.calls["subscribe"] < 120, "two subscriptions: of the queue and of its quarantine"
+        assert 10 < faults.calls["subscribe"] < 120, (
+            "two subscriptions: of the queue and of its quarantine"
+        )
 
 
 async def test_after_a_time_of_real_use_the_waits_begin_anew(

@@ -36,7 +36,9 @@ async def tea(_: str) -> str:
     return "tea"
 
 
-async def test_the_failure_arrives_only_when_it_is_final(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_the_failure_arrives_only_when_it_is_final(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     times: list[float] = []
 
     async def failing(_: str) -> None:
@@ -52,10 +54,16 @@ async def test_the_failure_arrives_only_when_it_is_final(broker: Broker, clock: 
             await request
     assert times == [0, 10, 20]
     error = told.value
-    assert (error.reason, error.type, error.text) == ("retries_exhausted", "LookupError", "no such tea")
+    assert (error.reason, error.type, error.text) == (
+        "retries_exhausted",
+        "LookupError",
+        "no such tea",
+    )
 
 
-async def test_the_reply_of_a_later_attempt_is_the_reply(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_the_reply_of_a_later_attempt_is_the_reply(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     errors: list[Exception] = [ValueError("first"), Retry(delay=3)]
 
     async def third(_: str) -> str:
@@ -90,7 +98,9 @@ async def test_a_remote_error_carries_reason_type_and_text(
     assert (told.value.reason, told.value.type, told.value.text) == (reason, kind, text)
 
 
-async def test_a_handler_past_its_limit_is_told_as_such(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_handler_past_its_limit_is_told_as_such(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async def hangs(_: str) -> None:
         await asyncio.Event().wait()
 
@@ -102,7 +112,9 @@ async def test_a_handler_past_its_limit_is_told_as_such(broker: Broker, clock: V
     assert (told.value.reason, told.value.type) == ("timeout", "mqcore.errors.HandlerTimeout")
 
 
-async def test_a_late_answer_disturbs_nobody(broker: Broker, clock: VirtualClock, serve: Any, held: Any) -> None:
+async def test_a_late_answer_disturbs_nobody(
+    broker: Broker, clock: VirtualClock, serve: Any, held: Any
+) -> None:
     async with serve(questions, held):
         request = asyncio.create_task(broker.request(questions, "x", timeout=7))
         await clock.advance(7)
@@ -138,7 +150,9 @@ async def test_a_retry_that_would_come_too_late_is_told_at_once(
     assert (told.value.reason, told.value.text) == ("expired", "why")
 
 
-async def test_many_at_once_get_their_own_replies(broker: Broker, other: Broker, clock: VirtualClock) -> None:
+async def test_many_at_once_get_their_own_replies(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
     async def later(number: int) -> int:
         await clock.sleep(100 - number)  # the last asked is the first answered
         return number * number
@@ -147,7 +161,9 @@ async def test_many_at_once_get_their_own_replies(broker: Broker, other: Broker,
     squares = Queue("squares", int)
     app.consumer(squares, concurrency=100)(later)
     async with Worker(app, broker):
-        asked = [(broker, other)[n % 2].request(squares, n, result=int, timeout=200) for n in range(100)]
+        asked = [
+            (broker, other)[n % 2].request(squares, n, result=int, timeout=200) for n in range(100)
+        ]
         answers = asyncio.gather(*asked)
         await clock.advance(100)
         assert await answers == [n * n for n in range(100)]
@@ -179,7 +195,9 @@ async def test_what_cannot_be_sent_back_is_a_failure_of_the_handler(
     assert (letter.reason, letter.death.error_type) == ("retries_exhausted", told.value.type)
 
 
-async def test_a_codec_that_is_not_allowed_is_a_failure_of_the_handler(clock: VirtualClock, url: str) -> None:
+async def test_a_codec_that_is_not_allowed_is_a_failure_of_the_handler(
+    clock: VirtualClock, url: str
+) -> None:
     app = App("json only")
     numbers = Queue("numbers", int)
 
@@ -196,7 +214,9 @@ async def test_a_codec_that_is_not_allowed_is_a_failure_of_the_handler(clock: Vi
             await request
 
 
-async def test_nobody_asked_for_what_cannot_be_sent_back(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_nobody_asked_for_what_cannot_be_sent_back(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     async def odd(_: str) -> object:
         return Odd()
 
@@ -212,24 +232,40 @@ async def test_a_routed_request(broker: Broker, serve: Any) -> None:
         assert await broker.request(router, "?", key="drinks") == "tea"
 
 
-@pytest.mark.parametrize("option", [{"timeout": "soon"}, {"ttl": 5}, {"priority": 11}, {"delay": 31}], ids=str)
-async def test_options_that_make_no_sense_are_refused(broker: Broker, option: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "option", [{"timeout": "soon"}, {"ttl": 5}, {"priority": 11}, {"delay": 31}], ids=str
+)
+async def test_options_that_make_no_sense_are_refused(
+    broker: Broker, option: dict[str, Any]
+) -> None:
     with pytest.raises(ValidationError, match=next(iter(option))):
         await broker.request(questions, "x", **option)
 
 
-async def test_a_request_expires_at_its_own_time_and_keeps_its_options(broker: Broker, serve: Any) -> None:
+async def test_a_request_expires_at_its_own_time_and_keeps_its_options(
+    broker: Broker, serve: Any
+) -> None:
     seen: list[Any] = []
 
     async def handler(_: str, ctx: Any) -> None:
-        seen.append((ctx.id, ctx.priority, dict(ctx.headers), bool(ctx.correlation_id), ctx.delivery.expires_in))
+        seen.append(
+            (
+                ctx.id,
+                ctx.priority,
+                dict(ctx.headers),
+                bool(ctx.correlation_id),
+                ctx.delivery.expires_in,
+            )
+        )
 
     async with serve(questions, handler):
         await broker.request(questions, "x", id="me", priority=7, headers={"a": "b"}, timeout=12)
     assert seen == [("me", 7, {"a": "b"}, True, 12)]
 
 
-async def test_a_deleted_reply_queue_comes_back(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_deleted_reply_queue_comes_back(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async with serve(questions, tea):
         assert await broker.request(questions, "?") == "tea"
         name = broker._requests._queue
@@ -242,7 +278,9 @@ async def test_a_deleted_reply_queue_comes_back(broker: Broker, clock: VirtualCl
         assert await request == "tea"
 
 
-async def test_closing_ends_what_still_waits(client: Callable[[], Awaitable[Broker]], clock: VirtualClock) -> None:
+async def test_closing_ends_what_still_waits(
+    client: Callable[[], Awaitable[Broker]], clock: VirtualClock
+) -> None:
     asking = await client()
     request = asyncio.create_task(asking.request(questions, "x", timeout=60))
     await clock.settle()

@@ -53,7 +53,9 @@ async def test_the_return_value_is_the_reply(broker: Broker, serve: Any, handler
     async with serve(numbers, handler):
         assert await broker.request(numbers, [1, 2], result=Sum) == Sum(total=3)
         assert await broker.request(numbers, [1, 2]) == {"total": 3}
-        assert await broker.request(numbers, [1, 2], result=TypeAdapter(dict[str, int])) == {"total": 3}
+        assert await broker.request(numbers, [1, 2], result=TypeAdapter(dict[str, int])) == {
+            "total": 3
+        }
     assert (await broker.counts(numbers))[0].ready == 0
 
 
@@ -84,7 +86,9 @@ async def test_a_reply_that_cannot_be_sent_is_a_failure(broker: Broker, serve: A
     assert caught.value.type == "mqcore.errors.ValidationError"
 
 
-async def test_only_the_final_outcome_is_told(broker: Broker, serve: Any, clock: VirtualClock) -> None:
+async def test_only_the_final_outcome_is_told(
+    broker: Broker, serve: Any, clock: VirtualClock
+) -> None:
     async with serve(numbers, fail, retry=TWICE):
         asking = asyncio.create_task(broker.request(numbers, [1]))
         await clock.advance(9)
@@ -93,7 +97,11 @@ async def test_only_the_final_outcome_is_told(broker: Broker, serve: Any, clock:
         with pytest.raises(RemoteError) as caught:
             await asking
     error = caught.value
-    assert (error.reason, error.type, error.text) == ("retries_exhausted", "KeyError", "'secret place'")
+    assert (error.reason, error.type, error.text) == (
+        "retries_exhausted",
+        "KeyError",
+        "'secret place'",
+    )
 
 
 async def test_a_retry_can_still_succeed(broker: Broker, serve: Any, clock: VirtualClock) -> None:
@@ -111,7 +119,9 @@ async def test_a_retry_can_still_succeed(broker: Broker, serve: Any, clock: Virt
         assert await asking == 7
 
 
-@pytest.mark.parametrize(("payload", "reason"), [([1], "rejected"), ([2], "timeout")], ids=["reject", "timeout"])
+@pytest.mark.parametrize(
+    ("payload", "reason"), [([1], "rejected"), ([2], "timeout")], ids=["reject", "timeout"]
+)
 async def test_each_final_reason(
     broker: Broker, serve: Any, clock: VirtualClock, payload: list[int], reason: str
 ) -> None:
@@ -161,7 +171,9 @@ async def test_a_request_nobody_waits_for_any_more_is_not_started(
     assert broker.events.counts["reply.failed"] == 0
 
 
-async def test_a_late_reply_disturbs_nobody(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_late_reply_disturbs_nobody(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async def handler(values: list[int]) -> int:
         await clock.sleep(values[0])
         return values[0]
@@ -189,15 +201,21 @@ async def test_a_missing_reply_queue_is_counted_and_holds_up_nothing(
     assert broker.events.counts["message.done"] == 1
 
 
-async def test_a_reply_to_nowhere_is_counted(broker: Broker, clock: VirtualClock, serve: Any) -> None:
-    await broker.publisher.publish_message(numbers, [1], lambda m: replace(m, reply_to="mq.reply.gone"), {})
+async def test_a_reply_to_nowhere_is_counted(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
+    await broker.publisher.publish_message(
+        numbers, [1], lambda m: replace(m, reply_to="mq.reply.gone"), {}
+    )
     async with serve(numbers, add):
         await clock.settle()
     assert broker.events.counts["reply.failed"] == 1
     assert broker.events.counts["message.done"] == 1
 
 
-async def test_many_at_once_each_get_their_own(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_many_at_once_each_get_their_own(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async def handler(values: list[int]) -> int:
         await clock.sleep((values[0] * 7919) % 13 / 10)
         return values[0] * 2
@@ -213,11 +231,15 @@ async def test_two_brokers_get_their_own(broker: Broker, other: Broker, serve: A
         return values[0]
 
     async with serve(numbers, handler):
-        results = await asyncio.gather(*(one.request(numbers, [n]) for n in range(20) for one in (broker, other)))
+        results = await asyncio.gather(
+            *(one.request(numbers, [n]) for n in range(20) for one in (broker, other))
+        )
     assert results == [n for n in range(20) for _ in (0, 1)]
 
 
-async def test_a_cancelled_request_leaves_nothing(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_cancelled_request_leaves_nothing(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async with serve(numbers, add):
         for turn in range(60):
             asking = asyncio.create_task(broker.request(numbers, [turn]))
@@ -250,13 +272,18 @@ async def test_while_disconnected_a_request_ends_at_its_deadline(
     ids=["nowhere", "payload", "no duration", "no time"],
 )
 async def test_what_publish_refuses_is_refused(
-    broker: Broker, clock: VirtualClock, ask: Callable[[Broker], Awaitable[Any]], error: type[Exception]
+    broker: Broker,
+    clock: VirtualClock,
+    ask: Callable[[Broker], Awaitable[Any]],
+    error: type[Exception],
 ) -> None:
     with pytest.raises(error):
         await ask(broker)
 
 
-async def test_the_reply_queue_goes_with_its_owner(broker: Broker, other: Broker, serve: Any) -> None:
+async def test_the_reply_queue_goes_with_its_owner(
+    broker: Broker, other: Broker, serve: Any
+) -> None:
     async with serve(numbers, add):
         await other.request(numbers, [1])
         name = other._requests._queue
@@ -274,13 +301,17 @@ async def test_a_forged_error_reply_is_only_data(broker: Broker, clock: VirtualC
         await clock.settle()
         correlation = next(iter(broker._requests._waiting))
         kind = "application/vnd.mqcore.error+json"
-        reply = Message(id=f"m{len(body)}", body=body, content_type=kind, correlation_id=correlation)
+        reply = Message(
+            id=f"m{len(body)}", body=body, content_type=kind, correlation_id=correlation
+        )
         await broker._connection.publish([Outgoing(broker._requests._queue, reply)], 1)
         with pytest.raises(RemoteError):
             await asking
 
 
-async def test_a_batch_handler_answers_each(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_a_batch_handler_answers_each(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     async def handler(items: list[Any]) -> None:
         for item in items[1:]:
             await item.ack()

@@ -34,7 +34,12 @@ THREE = RetryPolicy(max_attempts=3, backoff=fixed(10))
 class Failing:
     """A handler that notes when it ran and what it knew, and raises."""
 
-    def __init__(self, clock: VirtualClock, *errors: BaseException | None, always: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        clock: VirtualClock,
+        *errors: BaseException | None,
+        always: BaseException | None = None,
+    ) -> None:
         self.clock, self.errors, self.always = clock, list(errors), always
         self.times: list[float] = []
         self.seen: list[Context] = []
@@ -52,7 +57,10 @@ class Failing:
 
     @property
     def waits(self) -> list[float]:
-        return [round(after - before, 6) for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [
+            round(after - before, 6)
+            for before, after in zip(self.times, self.times[1:], strict=False)
+        ]
 
 
 async def test_five_attempts_of_exponential_backoff_in_no_time(
@@ -90,7 +98,9 @@ async def test_the_sequence_of_waits(
     assert handler.waits == waits
 
 
-async def test_jitter_draws_from_nothing_to_the_full_wait(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_jitter_draws_from_nothing_to_the_full_wait(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     waits: list[float] = []
     began: dict[str, float] = {}
 
@@ -101,7 +111,9 @@ async def test_jitter_draws_from_nothing_to_the_full_wait(broker: Broker, clock:
         waits.append(clock.monotonic() - began[ctx.id])
 
     await broker.publish_many(jobs, ["x"] * 200)
-    async with serve(jobs, handler, retry=RetryPolicy(max_attempts=2, backoff=fixed(100, jitter=True))):
+    async with serve(
+        jobs, handler, retry=RetryPolicy(max_attempts=2, backoff=fixed(100, jitter=True))
+    ):
         await clock.advance(101)
     assert len(waits) == 200
     assert 0 <= min(waits) < 10
@@ -131,7 +143,9 @@ async def test_retry_does_not_override_max_attempts(
     assert [letter.reason for letter in await dead(jobs)] == ["retries_exhausted"]
 
 
-@pytest.mark.parametrize("delay", ["soon", float("nan"), -5, object()], ids=["text", "nan", "negative", "object"])
+@pytest.mark.parametrize(
+    "delay", ["soon", float("nan"), -5, object()], ids=["text", "nan", "negative", "object"]
+)
 async def test_a_senseless_delay_is_a_failure_like_any_other(
     broker: Broker, clock: VirtualClock, serve: Any, delay: Any
 ) -> None:
@@ -143,7 +157,9 @@ async def test_a_senseless_delay_is_a_failure_like_any_other(
     assert handler.attempts == [1, 2]
 
 
-async def test_an_endless_delay_is_cut_to_what_the_backend_can(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_an_endless_delay_is_cut_to_what_the_backend_can(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     handler = Failing(clock, Retry(delay=float("inf")))
     await broker.publish(jobs, "x")
     async with serve(jobs, handler, retry=THREE):
@@ -163,7 +179,9 @@ async def test_reject_goes_straight_to_the_dead_letters(
     assert (letter.reason, letter.attempts, letter.death.error) == ("rejected", 1, "bad customer")
 
 
-async def test_only_what_is_in_retry_on_is_retried(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_only_what_is_in_retry_on_is_retried(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     handler = Failing(clock, ConnectionResetError(), KeyError("k"))
     await broker.publish(jobs, "x")
     async with serve(jobs, handler, retry=RetryPolicy(5, fixed(1), retry_on=(OSError,))):
@@ -183,7 +201,9 @@ async def test_what_is_in_give_up_on_is_not_retried(
     assert handler.attempts == [1]
 
 
-async def test_an_explicit_retry_is_not_subject_to_retry_on(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_an_explicit_retry_is_not_subject_to_retry_on(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     handler = Failing(clock, Retry(delay=1), None)
     await broker.publish(jobs, "x")
     async with serve(jobs, handler, retry=RetryPolicy(5, fixed(1), retry_on=(OSError,))):
@@ -203,7 +223,9 @@ async def test_max_age_gives_up_earlier(
     assert [letter.reason for letter in await dead(jobs)] == ["retries_exhausted"]
 
 
-async def test_retry_does_not_reset_the_expiry(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_retry_does_not_reset_the_expiry(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     handler = Failing(clock, always=ValueError())
     await broker.publish(jobs, "x", ttl=25)
     async with serve(jobs, handler, retry=RetryPolicy(100, fixed(10))):
@@ -214,7 +236,9 @@ async def test_retry_does_not_reset_the_expiry(broker: Broker, clock: VirtualClo
     assert letter.death.error_type == "ValueError"
 
 
-async def test_the_queues_ttl_does_not_begin_anew(broker: Broker, clock: VirtualClock, serve: Any, dead: Dead) -> None:
+async def test_the_queues_ttl_does_not_begin_anew(
+    broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
+) -> None:
     brief = Queue("brief", str, ttl=25)
     handler = Failing(clock, always=ValueError())
     await broker.publish(brief, "x")
@@ -226,7 +250,9 @@ async def test_the_queues_ttl_does_not_begin_anew(broker: Broker, clock: Virtual
 
 async def test_what_a_retry_keeps(broker: Broker, clock: VirtualClock, serve: Any) -> None:
     handler = Failing(clock, ValueError(), None)
-    await broker.publish(jobs, "x", id="me", priority=9, headers={"tenant": "t", "traceparent": "00-ab"})
+    await broker.publish(
+        jobs, "x", id="me", priority=9, headers={"tenant": "t", "traceparent": "00-ab"}
+    )
     async with serve(jobs, handler, retry=THREE):
         await clock.advance(10)
     first, second = handler.seen
@@ -324,7 +350,9 @@ async def test_any_exception_is_one_attempt_of_its_message_and_nothing_else(
     assert len(letter.death.traceback) <= 4000
 
 
-async def test_the_pull_api_retries_by_the_policy(broker: Broker, clock: VirtualClock, dead: Dead) -> None:
+async def test_the_pull_api_retries_by_the_policy(
+    broker: Broker, clock: VirtualClock, dead: Dead
+) -> None:
     await broker.publish(jobs, "x")
     async with broker.consume(jobs, retry=THREE) as deliveries:
         await (await anext(deliveries)).retry(error=ValueError("because"))
@@ -354,7 +382,9 @@ async def test_configuration_wins_over_code(clock: VirtualClock, url: str) -> No
     assert handler.times == [0, 5]
 
 
-async def test_the_consumers_policy_wins_over_the_queues(broker: Broker, clock: VirtualClock, serve: Any) -> None:
+async def test_the_consumers_policy_wins_over_the_queues(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
     patient = Queue("patient", str, retry=RetryPolicy(4, fixed(2)))
     handler = Failing(clock, always=ValueError())
     await broker.publish(patient, "x")

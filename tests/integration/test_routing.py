@@ -95,7 +95,9 @@ async def test_headers(broker: Broker) -> None:
         .bind(one, headers={"tier": "gold", "eu": "1"})
         .bind(two, headers={"tier": "gold", "eu": "1"}, match="any")
     )
-    assert (await broker.publish(router, "x", headers={"tier": "gold", "eu": "1", "more": "z"})).queues == (
+    assert (
+        await broker.publish(router, "x", headers={"tier": "gold", "eu": "1", "more": "z"})
+    ).queues == (
         "one",
         "two",
     )
@@ -166,7 +168,12 @@ async def test_bindings_from_configuration(clock: VirtualClock, url: str) -> Non
 
 async def test_an_outcome_for_each_queue(faulty: Broker, faults: Faults) -> None:
     router = Router("r", str, kind="fanout").bind(one).bind(two)
-    faults.next("publish", first_failed(ErrorKind.FULL), answered(Unknown("gone quiet")), failed(ErrorKind.FULL))
+    faults.next(
+        "publish",
+        first_failed(ErrorKind.FULL),
+        answered(Unknown("gone quiet")),
+        failed(ErrorKind.FULL),
+    )
     with pytest.raises(PublishUnknown) as caught:
         await faulty.publish(router, "x")
     assert list(caught.value.outcomes) == ["one", "two"]
@@ -193,7 +200,9 @@ async def test_half_of_a_route_can_be_completed_by_its_id(broker: Broker) -> Non
 async def test_many_through_a_router(broker: Broker) -> None:
     router = Router("r", str).bind(one, "a").bind(two, "#")
     endings = await broker.publish_many(router, ["x", "y"], key="a")
-    assert [ending.queues for ending in endings if isinstance(ending, Receipt)] == [("one", "two")] * 2
+    assert [ending.queues for ending in endings if isinstance(ending, Receipt)] == [
+        ("one", "two")
+    ] * 2
     nobody = await broker.publish_many(Router("none", str), ["x"], key="a")
     assert [type(ending) for ending in nobody] == [Unroutable]
 
@@ -211,7 +220,11 @@ async def test_routed_messages_keep_id_priority_and_headers(broker: Broker) -> N
     await broker.publish(router, "x", id="me", priority=7, headers={"k": "v"})
     for queue in (one, two):
         (entry,) = await broker.peek(queue)
-        assert (entry.message.id, entry.message.priority, dict(entry.message.headers)) == ("me", 7, {"k": "v"})
+        assert (entry.message.id, entry.message.priority, dict(entry.message.headers)) == (
+            "me",
+            7,
+            {"k": "v"},
+        )
 
 
 async def test_a_worker_declares_its_apps_routers(broker: Broker) -> None:
@@ -224,7 +237,9 @@ async def test_a_worker_declares_its_apps_routers(broker: Broker) -> None:
         assert {binding.queue for binding in await broker.bindings("r")} == {"one"}
 
 
-async def test_each_copy_is_handled_and_fails_for_itself(broker: Broker, clock: VirtualClock) -> None:
+async def test_each_copy_is_handled_and_fails_for_itself(
+    broker: Broker, clock: VirtualClock
+) -> None:
     app = App("test", routers=[router := Router("r", str, kind="fanout").bind(one).bind(two)])
     seen: list[str] = []
 
@@ -292,6 +307,8 @@ async def test_many_words_do_not_take_for_ever(broker: Broker) -> None:
         ("direct", {"queue": "one", "key": "a", "headers": {"x": "y"}}),
     ],
 )
-def test_what_a_binding_in_configuration_would_ignore_is_refused(kind: str, binding: dict[str, object]) -> None:
+def test_what_a_binding_in_configuration_would_ignore_is_refused(
+    kind: str, binding: dict[str, object]
+) -> None:
     with pytest.raises(ConfigurationError, match="routers"):
         Settings.load(routers={"r": {"kind": kind, "bindings": [binding]}})

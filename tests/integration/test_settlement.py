@@ -4,7 +4,16 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.faulty import Broken, Faults, dropped_answer, failed, first_failed, hung, lost_answer, raised
+from support.faulty import (
+    Broken,
+    Faults,
+    dropped_answer,
+    failed,
+    first_failed,
+    hung,
+    lost_answer,
+    raised,
+)
 
 from mqcore import Broker, LeaseLost, Queue, RetryPolicy
 from mqcore.spi import ErrorKind
@@ -29,7 +38,13 @@ def log() -> Log:
 
 @pytest.mark.parametrize(
     "fault",
-    [failed(), failed(ErrorKind.PERMANENT), raised(Broken("busy")), dropped_answer(), lost_answer()],
+    [
+        failed(),
+        failed(ErrorKind.PERMANENT),
+        raised(Broken("busy")),
+        dropped_answer(),
+        lost_answer(),
+    ],
     ids=["failed", "refused", "raised", "dropped", "lost"],
 )
 async def test_a_settlement_without_a_good_answer_is_repeated(

@@ -46,7 +46,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_handler_that_was_set_before_is_called_and_set_again(program_of: Start, number: signal.Signals) -> None:
+def test_a_handler_that_was_set_before_is_called_and_set_again(
+    program_of: Start, number: signal.Signals
+) -> None:
     program = program_of(AROUND + OWN_HANDLER)
     assert program.line() == "handled a"
     assert program.end(number)[:2] == (0, [f"own handler {number.name}", "restored True"])
@@ -120,7 +122,11 @@ asyncio.run(main())
 
 def test_one_signal_ends_all_workers_of_the_process(program_of: Start) -> None:
     program = program_of(AROUND + SEVERAL)
-    assert {program.line() for _ in range(3)} == {"handled jobs", "handled others", "handled thirds"}
+    assert {program.line() for _ in range(3)} == {
+        "handled jobs",
+        "handled others",
+        "handled thirds",
+    }
     code, lines, errors = program.end(signal.SIGTERM)
     assert code == -signal.SIGTERM, errors
     assert sorted(lines) == ["drained jobs", "drained others", "drained thirds"]
@@ -265,7 +271,9 @@ def test_processes_of_handlers_work_as_they_do_anywhere(
     said = [program.line() for _ in range(4)]
     code, lines, errors = program.end(signal.SIGTERM)
     ended = f"{-signal.SIGTERM} [1, 4, 9] 0"
-    assert said == [f"fork {ended}", f"spawn {ended}", f"program {-signal.SIGTERM}", "runs True"], errors
+    assert said == [f"fork {ended}", f"spawn {ended}", f"program {-signal.SIGTERM}", "runs True"], (
+        errors
+    )
     assert (code, lines) == (0, []), errors
 
 

@@ -36,13 +36,19 @@ async def waiting(broker: Broker) -> list[tuple[str, int]]:
     """Return body and attempt of what is ready in the first queue, and see that nothing is held."""
     (counts,) = await broker.counts(first)
     assert counts.leased == 0
-    return [(entry.message.body.decode(), entry.message.attempt) for entry in await broker.peek(first)]
+    return [
+        (entry.message.body.decode(), entry.message.attempt) for entry in await broker.peek(first)
+    ]
 
 
-async def test_a_stop_between_two_consumers_starts_nothing(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_a_stop_between_two_consumers_starts_nothing(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     app, started = an_app()
     await faulty.publish_many(first, ["a", "b"])
-    faults.next("subscribe", slow(0), slow(0), slow(5))  # the queue, its quarantine, then the second queue
+    faults.next(
+        "subscribe", slow(0), slow(0), slow(5)
+    )  # the queue, its quarantine, then the second queue
     worker = Worker(app, faulty)
     running = asyncio.create_task(worker.run())
     await clock.advance(1)
@@ -75,7 +81,9 @@ async def test_a_stop_at_the_last_step_of_the_start_starts_nothing(
     assert await waiting(faulty) == [("a", 1), ("b", 1)]
 
 
-async def test_nothing_starts_in_the_turn_of_the_loop_that_stops(broker: Broker, clock: VirtualClock) -> None:
+async def test_nothing_starts_in_the_turn_of_the_loop_that_stops(
+    broker: Broker, clock: VirtualClock
+) -> None:
     app, started = App("test"), list[str]()
 
     @app.consumer(first, concurrency=2, prefetch=10)
@@ -94,7 +102,9 @@ async def test_nothing_starts_in_the_turn_of_the_loop_that_stops(broker: Broker,
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["cancellable", "deaf"])
-async def test_a_lifespan_that_opens_slowly_is_interrupted(broker: Broker, clock: VirtualClock, *, deaf: bool) -> None:
+async def test_a_lifespan_that_opens_slowly_is_interrupted(
+    broker: Broker, clock: VirtualClock, *, deaf: bool
+) -> None:
     """One that swallows its cancellation may go on to its yield; then it is closed, and nothing is consumed."""
     notes: list[str] = []
 
@@ -157,7 +167,9 @@ async def test_a_block_whose_worker_was_stopped_while_it_started_runs_and_consum
     assert await waiting(broker) == [("a", 1)]
 
 
-async def test_a_lifespan_that_closes_slowly_gets_what_the_drain_has_left(broker: Broker, clock: VirtualClock) -> None:
+async def test_a_lifespan_that_closes_slowly_gets_what_the_drain_has_left(
+    broker: Broker, clock: VirtualClock
+) -> None:
     notes: list[str] = []
 
     @asynccontextmanager
@@ -257,14 +269,35 @@ async def fast(text: str) -> None: ...
 @pytest.mark.parametrize(
     ("source", "codes"),
     [(SLOW, {0}), (LATE, {0}), (DEAF, {1}), (BLOCKS, {1})],
-    ids=["process slot", "lifespan", "lifespan that cannot be cancelled", "lifespan that blocks the loop"],
+    ids=[
+        "process slot",
+        "lifespan",
+        "lifespan that cannot be cancelled",
+        "lifespan that blocks the loop",
+    ],
 )
-def test_the_command_ends_in_time_whatever_is_being_started(tmp_path: Path, source: str, codes: set[int]) -> None:
+def test_the_command_ends_in_time_whatever_is_being_started(
+    tmp_path: Path, source: str, codes: set[int]
+) -> None:
     began = tmp_path / "began"
     (tmp_path / "starting.py").write_text(source.format(began=str(began)))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
-    command = [sys.executable, "-m", "mqcore", "worker", "starting:app", "--grace", "0.5", "--url", "memory://"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mqcore",
+        "worker",
+        "starting:app",
+        "--grace",
+        "0.5",
+        "--url",
+        "memory://",
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             deadline = time.monotonic() + 40
             while not began.exists():
@@ -276,6 +309,8 @@ def test_the_command_ends_in_time_whatever_is_being_started(tmp_path: Path, sour
             _, said = process.communicate(timeout=10)
         finally:
             process.kill()
-    assert time.monotonic() - at < 1.5 + 3, said  # the promise is 1.5; the rest is for a noisy machine
+    assert time.monotonic() - at < 1.5 + 3, (
+        said
+    )  # the promise is 1.5; the rest is for a noisy machine
     assert process.returncode in codes, said
     assert "Traceback" not in said

@@ -107,13 +107,19 @@ def test_what_is_published_is_consumed_and_settled(broker: Broker) -> None:
     with broker.consume(JOBS) as deliveries:
         for delivery in deliveries:
             assert (delivery.value, delivery.id, delivery.priority) == (7, receipt.id, 8)
-            assert (delivery.queue, delivery.attempt, delivery.headers) == ("jobs", 1, {"who": "me"})
+            assert (delivery.queue, delivery.attempt, delivery.headers) == (
+                "jobs",
+                1,
+                {"who": "me"},
+            )
             assert not delivery.finished
             delivery.ack()
             assert delivery.finished
             break
         assert deliveries.get(0.01) is None
-    assert [(counts.name, counts.ready + counts.leased) for counts in broker.counts("jobs")] == [("jobs", 0)]
+    assert [(counts.name, counts.ready + counts.leased) for counts in broker.counts("jobs")] == [
+        ("jobs", 0)
+    ]
 
 
 def test_many_are_published_from_a_generator_and_by_a_producer(broker: Broker) -> None:
@@ -121,7 +127,14 @@ def test_many_are_published_from_a_generator_and_by_a_producer(broker: Broker) -
     producer = broker.producer(JOBS, priority=9)
     receipts += [producer.publish(3), *producer.publish_many([4, 5])]
     assert all(isinstance(receipt, Receipt) for receipt in receipts)
-    assert [entry.message.body for entry in broker.peek(JOBS)] == [b"3", b"4", b"5", b"0", b"1", b"2"]
+    assert [entry.message.body for entry in broker.peek(JOBS)] == [
+        b"3",
+        b"4",
+        b"5",
+        b"0",
+        b"1",
+        b"2",
+    ]
 
 
 def test_a_message_is_released_retried_rejected_and_redriven(broker: Broker) -> None:
@@ -182,12 +195,18 @@ def test_a_received_message_shows_what_the_asyncio_one_shows(broker: Broker, url
     broker.publish(JOBS, 1)
 
     async def seen() -> set[str]:
-        async with mqcore.Broker.connect(url, settings=Settings()) as other, other.consume(JOBS) as deliveries:
+        async with (
+            mqcore.Broker.connect(url, settings=Settings()) as other,
+            other.consume(JOBS) as deliveries,
+        ):
             return {name for name in dir(await anext(deliveries)) if name[0] != "_"}
 
     expected = asyncio.run(seen())
     with broker.consume(JOBS) as deliveries:
-        assert {name for name in dir(next(deliveries)) if name[0] != "_"} == expected - {"held", "finish"}
+        assert {name for name in dir(next(deliveries)) if name[0] != "_"} == expected - {
+            "held",
+            "finish",
+        }
 
 
 def test_it_is_used_from_several_threads_at_once(broker: Broker) -> None:
@@ -224,7 +243,10 @@ def test_an_interrupted_call_is_cancelled_and_takes_no_message(broker: Broker) -
         raise KeyboardInterrupt
 
     deliveries = broker.consume(JOBS)
-    with signalled(lambda: broker.health().consuming == {"jobs": True}, interrupt), pytest.raises(KeyboardInterrupt):
+    with (
+        signalled(lambda: broker.health().consuming == {"jobs": True}, interrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
         deliveries.get()
     broker.publish(JOBS, 1)
     delivery = deliveries.get(5)
@@ -286,12 +308,16 @@ def test_what_a_consumer_holds_is_released_at_close(url: str) -> None:
         assert (entry.message.attempt, entry.state) == (1, "ready")
 
 
-def test_calls_of_other_threads_end_when_the_broker_closes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_other_threads_end_when_the_broker_closes(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop_thread, "_LAST_CALLS", 0.01)
     with Broker.connect(url, settings=Settings()) as broker, ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(list, broker.consume(JOBS))
         asking = pool.submit(broker.request, BOUND, 1, timeout=60)
-        while broker.health().consuming.get("jobs") is not True or not broker.health().counts.get("message.published"):
+        while broker.health().consuming.get("jobs") is not True or not broker.health().counts.get(
+            "message.published"
+        ):
             threading.Event().wait(0.001)
         broker.close()
         assert waiting.result(5) == []
@@ -299,11 +325,15 @@ def test_calls_of_other_threads_end_when_the_broker_closes(url: str, monkeypatch
             asking.result(5)
 
 
-def test_a_publish_under_way_at_close_still_tells_its_ending(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_under_way_at_close_still_tells_its_ending(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began, go = threading.Event(), threading.Event()
     publish = MemoryBackend.publish
 
-    async def slow(self: MemoryBackend, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+    async def slow(
+        self: MemoryBackend, batch: Sequence[Outgoing], *, timeout: float
+    ) -> Sequence[Outcome]:
         began.set()
         await asyncio.to_thread(go.wait, 5)
         return await publish(self, batch, timeout=timeout)
@@ -319,7 +349,9 @@ def test_a_publish_under_way_at_close_still_tells_its_ending(url: str, monkeypat
 
 
 def test_a_signal_handler_may_close_the_broker_inside_any_call(broker: Broker) -> None:
-    with broker._loop._lock:  # as if the signal had come while a call of this thread was being handed over
+    with (
+        broker._loop._lock
+    ):  # as if the signal had come while a call of this thread was being handed over
         broker.close()
     assert threads() == []
 
@@ -466,9 +498,18 @@ def test_a_program_ends_whatever_became_of_its_broker(ending: str) -> None:
     program = textwrap.dedent(OPENED) + textwrap.dedent(ENDINGS[ending])
     environment = {**os.environ, "PYTHONWARNINGS": "default"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False, env=environment
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=environment,
     )
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "lost" * (ending == "closed by a finalizer"))
+    assert (done.returncode, done.stderr, done.stdout) == (
+        0,
+        "",
+        "lost" * (ending == "closed by a finalizer"),
+    )
 
 
 def test_a_closed_broker_refuses_as_a_failed_publish(url: str) -> None:

@@ -57,11 +57,23 @@ async def unwrapping(clock: VirtualClock, url: str) -> AsyncIterator[Broker]:
     Unwrapping.found = ()
 
 
-NOT_CLIENTS: list[type] = [str, bytes, dict, object, Backend, MemoryBackend, MemoryStore, VirtualClock, Other]
+NOT_CLIENTS: list[type] = [
+    str,
+    bytes,
+    dict,
+    object,
+    Backend,
+    MemoryBackend,
+    MemoryStore,
+    VirtualClock,
+    Other,
+]
 
 
 @pytest.mark.parametrize("kind", NOT_CLIENTS)
-async def test_nothing_is_unwrapped_where_there_is_no_client(broker: Broker, faulty: Broker, kind: type) -> None:
+async def test_nothing_is_unwrapped_where_there_is_no_client(
+    broker: Broker, faulty: Broker, kind: type
+) -> None:
     for each in (broker, faulty):
         with pytest.raises(ConfigurationError, match=r"has no client of the class .*It has: none"):
             each.unwrap(kind)
@@ -110,5 +122,8 @@ async def _refused(*_: Any) -> Any:
 
 
 def test_the_blocking_api_unwraps_the_same(url: str) -> None:
-    with sync.Broker.connect(url) as broker, pytest.raises(ConfigurationError, match="has no client of the class"):
+    with (
+        sync.Broker.connect(url) as broker,
+        pytest.raises(ConfigurationError, match="has no client of the class"),
+    ):
         broker.unwrap(str)

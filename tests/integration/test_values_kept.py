@@ -44,7 +44,9 @@ WAYS: dict[str, Publish] = {
 async def test_a_value_that_would_arrive_as_another_is_not_sent_on_any_way(
     faulty: Broker, faults: Faults, publish: Publish
 ) -> None:
-    with pytest.raises(ValidationError, match=r"password: a SecretStr is written as asterisks") as caught:
+    with pytest.raises(
+        ValidationError, match=r"password: a SecretStr is written as asterisks"
+    ) as caught:
         await publish(faulty, Account(password=SecretStr(SECRET)))
     assert SECRET not in str(caught.value)
     assert faults.calls["publish"] == 0

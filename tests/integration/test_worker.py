@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from support.faulty import Faults
 
-from mqcore import App, Broker, ConfigurationError, Context, Queue, QueueNotFound, RetryPolicy, Settings, Worker
+from mqcore import (
+    App,
+    Broker,
+    ConfigurationError,
+    Context,
+    Queue,
+    QueueNotFound,
+    RetryPolicy,
+    Settings,
+    Worker,
+)
 from mqcore.spi import Capability, Level, Support
 from mqcore.testing import VirtualClock
 
@@ -77,7 +87,9 @@ async def test_a_lifespan_that_fails_prevents_the_start(broker: Broker) -> None:
     assert broker.health().consuming == {}
 
 
-async def test_what_prevents_the_start_leaves_nothing_running(broker: Broker, clock: VirtualClock) -> None:
+async def test_what_prevents_the_start_leaves_nothing_running(
+    broker: Broker, clock: VirtualClock
+) -> None:
     closed: list[bool] = []
 
     @asynccontextmanager
@@ -120,7 +132,9 @@ async def test_it_consumes_the_queues_that_are_named(broker: Broker, clock: Virt
     ],
     ids=["unknown", "none", "typo", "zero"],
 )
-async def test_what_makes_no_sense_is_refused(broker: Broker, options: dict[str, Any], text: str) -> None:
+async def test_what_makes_no_sense_is_refused(
+    broker: Broker, options: dict[str, Any], text: str
+) -> None:
     app, _ = an_app(one, two)
     with pytest.raises(ConfigurationError, match=text):
         Worker(app, broker, **options)
@@ -131,7 +145,9 @@ async def test_an_app_without_consumers_is_refused(broker: Broker) -> None:
         Worker(App("empty"), broker)
 
 
-async def test_concurrency_can_be_overridden(broker: Broker, clock: VirtualClock, held: Any) -> None:
+async def test_concurrency_can_be_overridden(
+    broker: Broker, clock: VirtualClock, held: Any
+) -> None:
     app = App("test")
     app.consumer(one, concurrency=1)(held)
     await broker.publish_many(one, [str(n) for n in range(10)])
@@ -142,7 +158,9 @@ async def test_concurrency_can_be_overridden(broker: Broker, clock: VirtualClock
         held.go.set()
 
 
-async def test_two_workers_share_the_work(broker: Broker, other: Broker, clock: VirtualClock) -> None:
+async def test_two_workers_share_the_work(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
     by: dict[str, list[str]] = {"a": [], "b": []}
 
     def app(name: str) -> App:
@@ -162,7 +180,9 @@ async def test_two_workers_share_the_work(broker: Broker, other: Broker, clock: 
     assert len(by["a"]) == len(by["b"]) == 10
 
 
-async def test_health_tells_connected_and_consuming_apart(faulty: Broker, faults: Faults, clock: VirtualClock) -> None:
+async def test_health_tells_connected_and_consuming_apart(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
     app, _ = an_app(one)
     async with Worker(app, faulty) as worker:
         health = worker.health()
@@ -216,7 +236,9 @@ async def test_a_health_file_that_cannot_be_written_stops_nothing(
     broker: Broker, clock: VirtualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     app, handled = an_app(one)
-    async with Worker(app, broker, health_file=tmp_path / "missing" / "health.json", max_messages=1) as worker:
+    async with Worker(
+        app, broker, health_file=tmp_path / "missing" / "health.json", max_messages=1
+    ) as worker:
         await broker.publish(one, "x")
         await clock.settle()
         assert worker.recycle
@@ -224,7 +246,9 @@ async def test_a_health_file_that_cannot_be_written_stops_nothing(
     assert "cannot be written" in caplog.text
 
 
-async def test_after_so_many_messages_it_wants_a_fresh_process(broker: Broker, clock: VirtualClock) -> None:
+async def test_after_so_many_messages_it_wants_a_fresh_process(
+    broker: Broker, clock: VirtualClock
+) -> None:
     app, handled = an_app(one, two)
     worker = Worker(app, broker, max_messages=3)
     running = asyncio.create_task(worker.run())
@@ -252,7 +276,9 @@ async def test_stop_ends_run_and_is_no_recycling(broker: Broker, clock: VirtualC
     assert broker.health().consuming == {}
 
 
-async def test_cancelling_run_leaves_nothing_running(broker: Broker, clock: VirtualClock, held: Any) -> None:
+async def test_cancelling_run_leaves_nothing_running(
+    broker: Broker, clock: VirtualClock, held: Any
+) -> None:
     app = App("test")
     app.consumer(one)(held)
     await broker.publish(one, "x")
@@ -270,7 +296,9 @@ async def test_cancelling_run_leaves_nothing_running(broker: Broker, clock: Virt
     assert (counts.ready, counts.leased) == (1, 0)
 
 
-async def test_what_ends_consuming_ends_the_worker(broker: Broker, other: Broker, clock: VirtualClock) -> None:
+async def test_what_ends_consuming_ends_the_worker(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
     app, _ = an_app(Queue("one", str, declare=False), two)
     await broker.declare(one)
     running = asyncio.create_task(Worker(app, broker).run())
@@ -282,8 +310,12 @@ async def test_what_ends_consuming_ends_the_worker(broker: Broker, other: Broker
     assert broker.health().consuming == {}
 
 
-async def test_retries_from_the_file_win_over_code(clock: VirtualClock, url: str, tmp_path: Path) -> None:
-    (tmp_path / "mqcore.toml").write_text("[queues.one.retry]\nmax_attempts = 2\nbackoff = 'fixed'\nbase = 7.0\n")
+async def test_retries_from_the_file_win_over_code(
+    clock: VirtualClock, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mqcore.toml").write_text(
+        "[queues.one.retry]\nmax_attempts = 2\nbackoff = 'fixed'\nbase = 7.0\n"
+    )
     times: list[float] = []
     app = App("test")
 
@@ -320,7 +352,12 @@ def test_a_policy_takes_tuples_of_classes(option: str, wrong: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "warned"),
-    [({}, False), ({"timeout": 901}, True), ({"timeout": None}, True), ({"prefetch": 100, "timeout": 181}, True)],
+    [
+        ({}, False),
+        ({"timeout": 901}, True),
+        ({"timeout": None}, True),
+        ({"prefetch": 100, "timeout": 181}, True),
+    ],
     ids=["default", "two rounds", "no limit", "ten rounds"],
 )
 async def test_a_worker_says_when_the_broker_would_not_bear_its_handlers(

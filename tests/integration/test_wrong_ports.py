@@ -46,7 +46,9 @@ async def test_redis_on_a_port_of_another_protocol(answer: bytes, hint: str, log
 
 async def test_amqp_on_a_port_of_another_protocol() -> None:
     async with answering(b"-ERR unknown command 'AMQP'\r\n") as port:
-        with pytest.raises(ConnectionLost, match=r"before a word of AMQP came|nothing there speaks AMQP") as caught:
+        with pytest.raises(
+            ConnectionLost, match=r"before a word of AMQP came|nothing there speaks AMQP"
+        ) as caught:
             async with Broker.connect(f"amqp://127.0.0.1:{port}"):
                 pass
     assert "AddressFamily" not in str(caught.value)
@@ -62,7 +64,9 @@ async def test_amqp_on_a_port_that_waits_for_more() -> None:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ConnectionLost, match=r"nothing there speaks AMQP.*Redis is redis://") as caught:
+        with pytest.raises(
+            ConnectionLost, match=r"nothing there speaks AMQP.*Redis is redis://"
+        ) as caught:
             async with Broker.connect(f"amqp://127.0.0.1:{port}?connect_timeout=0.3"):
                 pass
         released.set()
@@ -72,7 +76,13 @@ async def test_amqp_on_a_port_that_waits_for_more() -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "ours"),
-    [("valkey", "redis"), ("valkeys", "rediss"), ("rabbitmq", "amqp"), ("redis+socket", "unix"), ("pyamqp", "amqp")],
+    [
+        ("valkey", "redis"),
+        ("valkeys", "rediss"),
+        ("rabbitmq", "amqp"),
+        ("redis+socket", "unix"),
+        ("pyamqp", "amqp"),
+    ],
 )
 def test_a_scheme_of_other_libraries_is_answered_with_ours(scheme: str, ours: str) -> None:
     with pytest.raises(BackendNotFound, match=rf"Write {ours}:// for this broker"):

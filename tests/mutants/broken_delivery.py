@@ -38,7 +38,11 @@ class SwallowsAMissingQueue(MemoryStore):
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         outcome = super()._publish(out, now, wall, touched)
-        return STORED if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND else outcome
+        return (
+            STORED
+            if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
+            else outcome
+        )
 
 
 @mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
@@ -46,7 +50,9 @@ class MixesUpOutcomes(MemoryStore):
     """The outcomes of a batch come in the order in which the broker answered: refusals last."""
 
     def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
-        return sorted(super().publish(batch, now, wall), key=lambda outcome: isinstance(outcome, Failed))
+        return sorted(
+            super().publish(batch, now, wall), key=lambda outcome: isinstance(outcome, Failed)
+        )
 
 
 @mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
@@ -54,7 +60,10 @@ class FailsTheWholeBatch(MemoryStore):
     """One item that cannot be stored fails all of its batch."""
 
     def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
-        failed = next((found for out in batch if isinstance(found := self._target(out, now, {}), Failed)), None)
+        failed = next(
+            (found for out in batch if isinstance(found := self._target(out, now, {}), Failed)),
+            None,
+        )
         return super().publish(batch, now, wall) if failed is None else [failed] * len(batch)
 
 
@@ -76,7 +85,11 @@ class RefusesAfterItHasStored(MemoryBackend):
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
         outcomes = await super().publish(batch, timeout=timeout)
         await asyncio.sleep(0)
-        return outcomes if self._open is not None else [Failed(ErrorKind.TRANSIENT, "closed")] * len(batch)
+        return (
+            outcomes
+            if self._open is not None
+            else [Failed(ErrorKind.TRANSIENT, "closed")] * len(batch)
+        )
 
 
 @mutant("G9", "core.a_receive_gives_up_to_its_limit_at_once")
@@ -105,7 +118,9 @@ class AcksOnReceive(MemorySubscription):
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout)
-        self._store.settle(self._queue, [Ack(delivery.receipt) for delivery in got], self._clock.monotonic())
+        self._store.settle(
+            self._queue, [Ack(delivery.receipt) for delivery in got], self._clock.monotonic()
+        )
         return got
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
@@ -123,7 +138,9 @@ class HandsOutTwice(MemorySubscription):
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout)
         if not got:
-            return [delivery for receipt, delivery in self._held.items() if receipt in self._leases][:limit]
+            return [
+                delivery for receipt, delivery in self._held.items() if receipt in self._leases
+            ][:limit]
         self._held |= {delivery.receipt: delivery for delivery in got}
         return got
 
@@ -161,7 +178,11 @@ class IgnoresPrefetch(MemorySubscription):
         super().__init__(store, queue, holder, *parts)
 
 
-@mutant("G12", "delivery.a_settlement_makes_room_for_a_receive_that_waits", "bounds.prefetch_is_an_exact_ceiling")
+@mutant(
+    "G12",
+    "delivery.a_settlement_makes_room_for_a_receive_that_waits",
+    "bounds.prefetch_is_an_exact_ceiling",
+)
 class GivesNoRoomAgain(MemoryQueue):
     """What was acknowledged goes on counting against the prefetch."""
 
@@ -254,7 +275,9 @@ class ForgetsWhereToReply(MemoryStore):
     """`reply_to` and `correlation_id` do not arrive."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
-        return super()._publish(changed(out, reply_to=None, correlation_id=None), now, wall, touched)
+        return super()._publish(
+            changed(out, reply_to=None, correlation_id=None), now, wall, touched
+        )
 
 
 @mutant("G17", "foreign.what_is_changed_afterwards_changes_nothing")
@@ -384,7 +407,9 @@ class StaleAnswersDone(MemoryStore):
     """A settlement that comes too late is answered `Done`."""
 
     def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
-        return [DONE if settled == STALE else settled for settled in super().settle(name, batch, now)]
+        return [
+            DONE if settled == STALE else settled for settled in super().settle(name, batch, now)
+        ]
 
 
 @mutant("G2", "delivery.what_is_acked_is_gone")
@@ -485,4 +510,8 @@ class PublishesWhenClosed(MemoryBackend):
     """A publish after `close` is accepted, and lost."""
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
-        return [STORED] * len(batch) if self._open is None else await super().publish(batch, timeout=timeout)
+        return (
+            [STORED] * len(batch)
+            if self._open is None
+            else await super().publish(batch, timeout=timeout)
+        )

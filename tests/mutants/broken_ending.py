@@ -59,7 +59,9 @@ class Pushed(MemorySubscription):
         self.paused = True
         self._end_push()
         unseen, self.arrived = self.arrived, []
-        self._store.settle(self._queue, [Release(it.receipt) for it in unseen], self._clock.monotonic())
+        self._store.settle(
+            self._queue, [Release(it.receipt) for it in unseen], self._clock.monotonic()
+        )
 
     def _end_push(self) -> None:
         if self._pushing is not None:
@@ -102,7 +104,11 @@ class PausesAsIfItHadDied(Pushed):
             copy.takeovers += 1
 
 
-@mutant("G4", "ending.a_stopped_consumer_takes_nothing", "ending.what_a_stopped_consumer_has_not_handed_out")
+@mutant(
+    "G4",
+    "ending.a_stopped_consumer_takes_nothing",
+    "ending.what_a_stopped_consumer_has_not_handed_out",
+)
 class PausesByClosing(Pushed):
     """A pause is a close: what is held goes back too, and can be settled no more."""
 
@@ -134,9 +140,15 @@ class LetsGoFirst(TwoSteps):
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         now = self._clock.monotonic()
         moves = {item.receipt for item in batch if isinstance(item, Move)}
-        done = self._store.settle(self._queue, [Ack(it.receipt) if it.receipt in moves else it for it in batch], now)
+        done = self._store.settle(
+            self._queue, [Ack(it.receipt) if it.receipt in moves else it for it in batch], now
+        )
         await self.between()
-        successors = [it.to for it, how in zip(batch, done, strict=True) if isinstance(it, Move) and how == DONE]
+        successors = [
+            it.to
+            for it, how in zip(batch, done, strict=True)
+            if isinstance(it, Move) and how == DONE
+        ]
         self._store.publish(successors, now, self._clock.now())
         return done
 

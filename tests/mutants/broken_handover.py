@@ -43,7 +43,9 @@ class Fetching(MemorySubscription):
 
     def unseen(self) -> list[Copy]:
         """Return what has arrived and was never handed out."""
-        leases = self._store._queues[self._queue].leases if self._queue in self._store._queues else {}
+        leases = (
+            self._store._queues[self._queue].leases if self._queue in self._store._queues else {}
+        )
         return [leases[delivery.receipt] for delivery in self.arrived if delivery.receipt in leases]
 
 
@@ -92,7 +94,9 @@ class HandsOutAndGivesBack(Fetching):
             return await super().receive(limit, timeout)
         except asyncio.CancelledError:
             marks = [(copy, copy.redelivered) for copy in self.unseen()]
-            self._store.settle(self._queue, [Release(it.receipt) for it in self.arrived], self._clock.monotonic())
+            self._store.settle(
+                self._queue, [Release(it.receipt) for it in self.arrived], self._clock.monotonic()
+            )
             for copy, redelivered in marks:
                 copy.redelivered = redelivered
             raise

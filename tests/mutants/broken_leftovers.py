@@ -39,7 +39,9 @@ class LeavesAThread(NetBackend):
     """The thread that reads goes on after the close."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        threading.Thread(target=threading.Event().wait, args=(5.0,), name="reader", daemon=True).start()
+        threading.Thread(
+            target=threading.Event().wait, args=(5.0,), name="reader", daemon=True
+        ).start()
         return await super().open(lost)
 
 

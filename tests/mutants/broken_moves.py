@@ -7,7 +7,19 @@ from itertools import count
 
 from mutants.mutant import changed, mutant
 
-from mqcore.spi import DONE, STALE, STORED, ErrorKind, Failed, Move, Outcome, Outgoing, Settled, Settlement, Stored
+from mqcore.spi import (
+    DONE,
+    STALE,
+    STORED,
+    ErrorKind,
+    Failed,
+    Move,
+    Outcome,
+    Outgoing,
+    Settled,
+    Settlement,
+    Stored,
+)
 from mqcore_memory.queue import Copy, MemoryQueue
 from mqcore_memory.store import MemoryStore, Touched
 
@@ -20,7 +32,9 @@ _NUMBERS = count(1_000_000_000)
 class MoveLosesWhenTheTargetIsMissing(MemoryStore):
     """A Move to a queue that is not there is `Done`, and the message gone."""
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         settled = super()._settle(source, item, now, touched)
         if isinstance(settled, Failed):
             source.remove(source.leases[item.receipt])
@@ -32,7 +46,9 @@ class MoveLosesWhenTheTargetIsMissing(MemoryStore):
 class MoveLetsGoFirst(MemoryStore):
     """A Move lets go of its source, then stores the successor, which may fail."""
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         entry = source.leases.get(item.receipt)
         if entry is None or not isinstance(item, Move):
             return super()._settle(source, item, now, touched)
@@ -44,7 +60,9 @@ class MoveLetsGoFirst(MemoryStore):
 class AFailedMoveReleases(MemoryStore):
     """A Move that fails gives its source back, to be received again at once, instead of leaving it leased."""
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         settled = super()._settle(source, item, now, touched)
         if isinstance(settled, Failed):
             source.release(source.leases[item.receipt], lost=False)
@@ -55,7 +73,9 @@ class AFailedMoveReleases(MemoryStore):
 class AStaleMoveStores(MemoryStore):
     """A Move by an owner that lost its lease stores a successor, although ATOMIC_MOVE is declared."""
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         settled = super()._settle(source, item, now, touched)
         if settled == STALE and isinstance(item, Move):
             self._publish(item.to, now, 0.0, touched)
@@ -66,7 +86,9 @@ class AStaleMoveStores(MemoryStore):
 class MoveKeepsItsSource(MemoryStore):
     """A Move stores the successor and does not let go of the source."""
 
-    def _settle(self, source: MemoryQueue, item: Settlement, now: float, touched: Touched) -> Settled:
+    def _settle(
+        self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
+    ) -> Settled:
         settled = super()._settle(source, item, now, touched)
         if settled == DONE and isinstance(item, Move):
             source.put(replace(item.to.message, hop=item.to.message.hop - 1), now)
@@ -77,9 +99,16 @@ class MoveKeepsItsSource(MemoryStore):
 class AMoveIsARelease(MemoryStore):
     """A Move to the queue where the message is only gives it back, as it was."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
-        if any(entry.number in queue.copies for name, queue in self._queues.items() if name == out.to):
-            out = replace(out, message=replace(entry.message, hop=out.message.hop, lineage=out.message.lineage))
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        if any(
+            entry.number in queue.copies for name, queue in self._queues.items() if name == out.to
+        ):
+            out = replace(
+                out,
+                message=replace(entry.message, hop=out.message.hop, lineage=out.message.lineage),
+            )
         return super()._store_successor(entry, out, now, touched)
 
 
@@ -87,7 +116,9 @@ class AMoveIsARelease(MemoryStore):
 class ForgetsAttempts(MemoryStore):
     """Each successor is at its first attempt."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         return super()._store_successor(entry, changed(out, attempt=1), now, touched)
 
 
@@ -95,8 +126,12 @@ class ForgetsAttempts(MemoryStore):
 class ForgetsTheFirstFailure(MemoryStore):
     """`failed_at` and `redriven` are not stored with a successor."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
-        return super()._store_successor(entry, changed(out, failed_at=None, redriven=0), now, touched)
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        return super()._store_successor(
+            entry, changed(out, failed_at=None, redriven=0), now, touched
+        )
 
 
 # Dead letters
@@ -106,7 +141,9 @@ class ForgetsTheFirstFailure(MemoryStore):
 class DeadLetterWithoutBody(MemoryStore):
     """A dead letter has its record, and no body."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         out = changed(out, body=b"") if out.message.death is not None else out
         return super()._store_successor(entry, out, now, touched)
 
@@ -115,7 +152,9 @@ class DeadLetterWithoutBody(MemoryStore):
 class DeadLetterWithoutHeaders(MemoryStore):
     """A dead letter has lost its headers."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         out = changed(out, headers={}) if out.message.death is not None else out
         return super()._store_successor(entry, out, now, touched)
 
@@ -124,7 +163,9 @@ class DeadLetterWithoutHeaders(MemoryStore):
 class DeadLetterWithoutRecord(MemoryStore):
     """A dead letter does not say why it died."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         return super()._store_successor(entry, changed(out, death=None), now, touched)
 
 
@@ -132,7 +173,9 @@ class DeadLetterWithoutRecord(MemoryStore):
 class DeadLetterWithoutError(MemoryStore):
     """A dead letter's record has lost the error's text."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         if out.message.death is not None:
             out = changed(out, death=replace(out.message.death, error="", traceback=""))
         return super()._store_successor(entry, out, now, touched)
@@ -145,7 +188,9 @@ class DeadLetterWithoutError(MemoryStore):
 class MoveTakenForADuplicate(MemoryStore):
     """The window goes by the id alone, so that a retry is taken for its own publish, and lost."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         target = self._queues.get(str(out.to))
         if target is not None and any(key[0] == out.message.id for key in target.window._numbers):
             return None
@@ -156,13 +201,19 @@ class MoveTakenForADuplicate(MemoryStore):
 class CopiesOfOneRouteMeet(MemoryStore):
     """The window leaves out the lineage, so that two copies of one routed message become one in a shared queue."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         target, message = self._queues.get(str(out.to)), out.message
-        if target is not None and any(key[:2] == (message.id, message.hop) for key in target.window._numbers):
+        if target is not None and any(
+            key[:2] == (message.id, message.hop) for key in target.window._numbers
+        ):
             return None
         failed = super()._store_successor(entry, out, now, touched)
         if target is not None and failed is None:
-            target.remember(message, now)  # as a backend does that publishes the successor and then acks
+            target.remember(
+                message, now
+            )  # as a backend does that publishes the successor and then acks
         return failed
 
 
@@ -170,7 +221,9 @@ class CopiesOfOneRouteMeet(MemoryStore):
 class SuccessorsAreRemembered(MemoryStore):
     """The window remembers the successor of a Move, so that that of another copy with its name is taken for it, and lost."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         failed = super()._store_successor(entry, out, now, touched)
         if failed is None:
             self._queues[str(out.to)].remember(out.message, now)
@@ -181,7 +234,9 @@ class SuccessorsAreRemembered(MemoryStore):
 class SuccessorsGoByIdAndHop(MemoryStore):
     """As that, and the name of a successor leaves out where it has been, so that copies from two queues meet."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         name = (str(out.to), out.message.id, out.message.hop)
         if name in (moved := self.__dict__.setdefault("moved", set())):
             return None
@@ -194,7 +249,9 @@ class SuccessorsGoByIdAndHop(MemoryStore):
 class MoveNeverADuplicate(MemoryStore):
     """A Move that is repeated after a crash stores a second copy, although DEDUP is declared."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         if (target := self._queues.get(str(out.to))) is not None:
             target.window._numbers.pop(out.message.copy_name, None)
         return super()._store_successor(entry, out, now, touched)
@@ -224,7 +281,9 @@ class DedupAcrossQueues(MemoryStore):
     """One window serves all queues, so that a second queue gets no copy."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
-        if out.to in self._queues and any(queue.window.has(out.message.copy_name) for queue in self._queues.values()):
+        if out.to in self._queues and any(
+            queue.window.has(out.message.copy_name) for queue in self._queues.values()
+        ):
             return Stored(duplicate=True)
         return super()._publish(out, now, wall, touched)
 

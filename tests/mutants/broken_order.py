@@ -94,7 +94,9 @@ class PriorityLostByDelay(MemoryQueue):
 class PriorityLostByMove(MemoryStore):
     """The successor has the default priority."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         return super()._store_successor(entry, changed(out, priority=5), now, touched)
 
 

@@ -62,9 +62,15 @@ class MaxLengthOffByOne(MemoryStore):
 class MaxLengthStopsMoves(MemoryStore):
     """A retry or a dead letter is refused by a full queue."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         target = self._queues.get(str(out.to))
-        if target is not None and target.spec.max_length is not None and target.ready >= target.spec.max_length:
+        if (
+            target is not None
+            and target.spec.max_length is not None
+            and target.ready >= target.spec.max_length
+        ):
             return Failed(ErrorKind.FULL, "full")
         return super()._store_successor(entry, out, now, touched)
 
@@ -75,7 +81,11 @@ class MaxLengthCountsWhatIsHeld(MemoryStore):
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         queue = self._queues.get(str(out.to))
-        if queue is not None and queue.spec.max_length is not None and len(queue.copies) >= queue.spec.max_length:
+        if (
+            queue is not None
+            and queue.spec.max_length is not None
+            and len(queue.copies) >= queue.spec.max_length
+        ):
             return Failed(ErrorKind.FULL, "full")
         return super()._publish(out, now, wall, touched)
 
@@ -85,7 +95,9 @@ class OverflowTakesTheHighest(MemoryQueue):
     """A full queue makes room by the highest priority."""
 
     def evict(self) -> Message:
-        copy = self.copies[next(number for level in self._levels[::-1] if (number := level.pop()) is not None)]
+        copy = self.copies[
+            next(number for level in self._levels[::-1] if (number := level.pop()) is not None)
+        ]
         self._forget(copy)
         return copy.message
 
@@ -205,7 +217,9 @@ class CountsTellNoSettings(MemoryStore):
     """What a queue was declared with is told without its settings."""
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
-        bare = QueueSpec(name=queue.spec.name, role=queue.spec.role, dead_letter=queue.spec.dead_letter)
+        bare = QueueSpec(
+            name=queue.spec.name, role=queue.spec.role, dead_letter=queue.spec.dead_letter
+        )
         return replace(super()._count(queue, now), spec=bare)
 
 
@@ -271,7 +285,9 @@ class DeleteKeepsBindings(MemoryStore):
 class ConsumersOfADeletedQueueWaitOn(MemoryStore):
     """Who consumes a deleted queue does not learn it."""
 
-    def claim(self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False) -> list[Delivery]:
+    def claim(
+        self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False
+    ) -> list[Delivery]:
         try:
             return super().claim(name, holder, limit, now, wait=wait)
         except QueueNotFound:
@@ -282,7 +298,9 @@ class ConsumersOfADeletedQueueWaitOn(MemoryStore):
 class DeletesWhatIsNotEmpty(MemoryStore):
     """`if_empty` and `if_unused` change nothing."""
 
-    def delete(self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    def delete(
+        self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False
+    ) -> bool:
         return super().delete(name, now)
 
 
@@ -318,7 +336,12 @@ class AlterTakesTheRestAway(MemoryStore):
     """Settings that are left out are lost."""
 
     def alter(self, name: str, settings: Alterations, now: float) -> None:
-        bare: Alterations = {"ttl": None, "max_length": None, "overflow": "reject", "retention": None}
+        bare: Alterations = {
+            "ttl": None,
+            "max_length": None,
+            "overflow": "reject",
+            "retention": None,
+        }
         super().alter(name, {**bare, **settings}, now)
 
 
@@ -373,7 +396,9 @@ class RouterOfTwoKinds(MemoryStore):
 
     def bind(self, bindings: Sequence[Binding]) -> None:
         kinds = {binding.router: binding.kind for binding in self.bindings()}
-        super().bind([replace(binding, kind=kinds.get(binding.router, binding.kind)) for binding in bindings])
+        super().bind(
+            [replace(binding, kind=kinds.get(binding.router, binding.kind)) for binding in bindings]
+        )
 
 
 @mutant("G15", "routing.a_message_goes_to_the_queues_that_match")

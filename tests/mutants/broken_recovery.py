@@ -41,7 +41,11 @@ class AcksBesideThePublish(NetBackend):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         told = self._capabilities
-        supports = {one: support for one, support in told.supports.items() if one is not Capability.ATOMIC_MOVE}
+        supports = {
+            one: support
+            for one, support in told.supports.items()
+            if one is not Capability.ATOMIC_MOVE
+        }
         self._capabilities = replace(told, supports=supports)
 
 

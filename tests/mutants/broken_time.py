@@ -49,7 +49,9 @@ class SweepsOnlyTheHead(MemoryQueue):
     """A sweep finds what has expired only where it is next in line."""
 
     def sweep(self, holder: Holder, limit: int, until: float, now: float) -> list[Delivery]:
-        head = min((copy.place for copy in self.copies.values() if copy.state == "ready"), default=0)
+        head = min(
+            (copy.place for copy in self.copies.values() if copy.state == "ready"), default=0
+        )
         swept = super().sweep(holder, limit, until, now)
         for delivery in swept:
             if (copy := self.leases[delivery.receipt]).place != head:
@@ -87,7 +89,9 @@ class ReleaseWindsTheClockBack(MemoryQueue):
 class MoveWindsTheClockBack(MemoryStore):
     """A retried message lives for its whole ttl again."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         if entry.message.expires_at is not None and out.message.expires_at is not None:
             out = changed(out, expires_at=now + entry.message.expires_at - entry.stored)
         return super()._store_successor(entry, out, now, touched)
@@ -97,7 +101,9 @@ class MoveWindsTheClockBack(MemoryStore):
 class MoveForgetsTheExpiry(MemoryStore):
     """A retried message lives for ever."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         return super()._store_successor(entry, changed(out, expires_at=None), now, touched)
 
 
@@ -105,15 +111,21 @@ class MoveForgetsTheExpiry(MemoryStore):
 class DeadLettersExpireAgain(MemoryStore):
     """The successor has the source's expiry, whatever the Move says."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
-        return super()._store_successor(entry, changed(out, expires_at=entry.message.expires_at), now, touched)
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        return super()._store_successor(
+            entry, changed(out, expires_at=entry.message.expires_at), now, touched
+        )
 
 
 @mutant("G6", "ttl.a_move_copies_the_expiry_and_the_target_adds_none")
 class QueueTtlAppliesToMoves(MemoryStore):
     """What is moved into a queue gets that queue's ttl."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         target = self._queues.get(str(out.to))
         if target is not None and target.spec.ttl is not None:
             out = changed(out, expires_at=min(out.message.expires_at or inf, now + target.spec.ttl))
@@ -175,7 +187,9 @@ class LongDelayBlocksAShortOne(MemoryQueue):
     """A delay does not end before those that began before it, as in a queue with a ttl for each message."""
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
-        before = max((copy.due for copy in self.copies.values() if copy.state == "delayed"), default=0.0)
+        before = max(
+            (copy.due for copy in self.copies.values() if copy.state == "delayed"), default=0.0
+        )
         super().put(message, now, max(delay, before - now) if delay else 0.0)
 
 
@@ -186,7 +200,11 @@ class DueInTheOrderOfPublishing(MemoryQueue):
     def tick(self, now: float) -> None:
         delayed = [number for number, copy in self.copies.items() if copy.state == "delayed"]
         super().tick(now)
-        due = [copy for number in sorted(delayed) if (copy := self.copies.get(number)) and copy.state == "ready"]
+        due = [
+            copy
+            for number in sorted(delayed)
+            if (copy := self.copies.get(number)) and copy.state == "ready"
+        ]
         for copy, place in zip(due, sorted(copy.place for copy in due), strict=True):
             copy.place = place
             self._levels[copy.message.priority].push(place, copy.number)
@@ -197,7 +215,9 @@ class DelayedHoldPrefetch(MemoryQueue):
     """What is delayed counts as handed out."""
 
     def claim(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
-        return super().claim(holder, min(limit, int(holder.prefetch) - holder.held - self.delayed), now)
+        return super().claim(
+            holder, min(limit, int(holder.prefetch) - holder.held - self.delayed), now
+        )
 
     def nudge(self) -> None:
         room = any(holder.prefetch - holder.held > self.delayed for holder in self.consumers)
@@ -216,7 +236,9 @@ class DueWakesNobody(MemoryQueue):
 class SecondDelayIgnored(MemoryStore):
     """A message that was moved before is not delayed again."""
 
-    def _store_successor(self, entry: Copy, out: Outgoing, now: float, touched: Touched) -> Failed | None:
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
         out = replace(out, delay=0.0) if entry.message.hop else out
         return super()._store_successor(entry, out, now, touched)
 
@@ -243,7 +265,9 @@ class ClampsADelay(MemoryStore):
     """A delay above the declared maximum is shortened without a word."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
-        return super()._publish(replace(out, delay=min(out.delay, self.max_delay)), now, wall, touched)
+        return super()._publish(
+            replace(out, delay=min(out.delay, self.max_delay)), now, wall, touched
+        )
 
 
 # Lease
@@ -300,7 +324,9 @@ class OnlyTheOwnerRenews(MemoryBackend):
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         mine = {subscription._holder for subscription in self._subscriptions}
         leases = self._store._queues[queue].leases
-        own = [receipt for receipt in receipts if (copy := leases.get(receipt)) and copy.holder in mine]
+        own = [
+            receipt for receipt in receipts if (copy := leases.get(receipt)) and copy.holder in mine
+        ]
         renewed = dict(zip(own, await super().renew(queue, own, lease), strict=True))
         return [renewed.get(receipt, False) for receipt in receipts]
 

@@ -4,8 +4,9 @@
     class PriorityReversed(MemoryQueue):
         '''The lowest goes first.'''
 
-`guarantee` is the one that it breaks; the names after it begin the names of the cases of `mqcore.contract` of which one must
-fail. The harness puts the broken class into an otherwise whole memory backend, whichever part of it that is.
+`guarantee` is the one that it breaks; the names after it begin the names of the cases of
+`mqcore.contract` of which one must fail. The harness puts the broken class into an otherwise whole
+memory backend, whichever part of it that is.
 """
 
 from __future__ import annotations
@@ -60,7 +61,15 @@ def mutant(guarantee: str, *cases: str) -> Callable[[T], T]:
     """Register a subclass of one of the memory backend's four classes as a mutant."""
 
     def register(broken: T) -> T:
-        _found.append(Mutant(broken.__name__, guarantee, cases, (broken.__doc__ or "").strip().splitlines()[0], broken))
+        _found.append(
+            Mutant(
+                broken.__name__,
+                guarantee,
+                cases,
+                (broken.__doc__ or "").strip().splitlines()[0],
+                broken,
+            )
+        )
         return broken
 
     return register
@@ -89,8 +98,12 @@ class MutantHarness(MemoryHarness):
         broken = broken or MemoryStore
         self._net = Net()
         self._backend = broken if issubclass(broken, MemoryBackend) else NetBackend
-        self._subscription = broken if issubclass(broken, MemorySubscription) else BreakableSubscription
-        store = (broken if issubclass(broken, MemoryStore) else _Store)(self.url.removeprefix("memory://"))
+        self._subscription = (
+            broken if issubclass(broken, MemorySubscription) else BreakableSubscription
+        )
+        store = (broken if issubclass(broken, MemoryStore) else _Store)(
+            self.url.removeprefix("memory://")
+        )
         if isinstance(store, _Store):
             store.queue = broken if issubclass(broken, MemoryQueue) else MemoryQueue
         self._store = store
@@ -124,19 +137,35 @@ class MutantHarness(MemoryHarness):
     async def stored(self, body: bytes) -> Mapping[str, int]:
         """Look into every queue that the store has anywhere."""
         shelves = [value for value in vars(self._store).values() if isinstance(value, dict)]
-        queues = {name: it for shelf in shelves for name, it in shelf.items() if isinstance(it, MemoryQueue)}
-        return {name: sum(copy.message.body == body for copy in _copies(queue)) for name, queue in queues.items()}
+        queues = {
+            name: it
+            for shelf in shelves
+            for name, it in shelf.items()
+            if isinstance(it, MemoryQueue)
+        }
+        return {
+            name: sum(copy.message.body == body for copy in _copies(queue))
+            for name, queue in queues.items()
+        }
 
     def has(self, hook: str) -> bool:
         """Only what goes through the network, and learns of its loss, can be cut, muted and restarted."""
-        breaks = issubclass(self._backend, NetBackend) and issubclass(self._subscription, BreakableSubscription)
-        return super().has(hook) and (hook not in {"cut", "mute", "restart", "make_unreachable"} or breaks)
+        breaks = issubclass(self._backend, NetBackend) and issubclass(
+            self._subscription, BreakableSubscription
+        )
+        return super().has(hook) and (
+            hook not in {"cut", "mute", "restart", "make_unreachable"} or breaks
+        )
 
 
 def _copies(queue: MemoryQueue) -> list[Copy]:
     """Return all copies that a queue has in whatever list or dict."""
-    shelves = [list(value.values()) if isinstance(value, dict) else value for value in vars(queue).values()]
-    found = [it for shelf in shelves if isinstance(shelf, list) for it in shelf if isinstance(it, Copy)]
+    shelves = [
+        list(value.values()) if isinstance(value, dict) else value for value in vars(queue).values()
+    ]
+    found = [
+        it for shelf in shelves if isinstance(shelf, list) for it in shelf if isinstance(it, Copy)
+    ]
     return list({id(copy): copy for copy in found}.values())
 
 

@@ -1,7 +1,8 @@
 """A network for the memory backend, so that it can fall silent: only then is there a loss that a mutant can overlook.
 
-cut ──► publish: unknown at its deadline, open: an error after 5 s ──10 s──► subscriptions fail, then `lost` is called
-muted ──► settle: done by the store, unknown at its deadline          refuses ──► open: an error at once
+cut ──► publish: unknown at its deadline, open: an error after 5 s ──10 s──► subscriptions fail,
+then `lost` is called muted ──► settle: done by the store, unknown at its deadline          refuses
+──► open: an error at once
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mqcore.spi import Capabilities, Capability, Clock, ConnectionLost, Durability, Level, Outcome, Support, Unknown
+from mqcore.spi import (
+    Capabilities,
+    Capability,
+    Clock,
+    ConnectionLost,
+    Durability,
+    Level,
+    Outcome,
+    Support,
+    Unknown,
+)
 from mqcore_memory.backend import MemoryBackend, MemorySubscription
 from mqcore_memory.waiting import Holder
 
@@ -90,7 +101,10 @@ class BreakableSubscription(MemorySubscription):
         return delivery if left is None else replace(delivery, expires_in=left - late)
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
-        """In silence nothing arrives. What is muted is done at once, and answered when it is heard again."""
+        """In silence nothing arrives.
+
+        What is muted is done at once, and answered when it is heard again.
+        """
         if self.backend.net.silent:
             await self._clock.sleep(timeout)
             return [Unknown("no answer")] * len(batch)
@@ -107,7 +121,10 @@ class BreakableSubscription(MemorySubscription):
 
 
 class NetBackend(MemoryBackend):
-    """The memory backend behind a network, with any kind of Subscription. Its server can be killed, and has a disk."""
+    """The memory backend behind a network, with any kind of Subscription.
+
+    Its server can be killed, and has a disk.
+    """
 
     net: Net
     subscription: type[MemorySubscription]

@@ -17,7 +17,10 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table of all mutants, or of the named ones; with `--all`, every case that fails. Return 1 when one escapes."""
+    """Print the table of all mutants, or of the named ones; with `--all`, every case that fails.
+
+    Return 1 when one escapes.
+    """
     logging.disable()  # what goes wrong is wanted here
     began = time.perf_counter()
     names = {argument for argument in arguments if not argument.startswith("-")}
@@ -27,7 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     for mutant in mutants:
         cases = all_cases() if "--all" in arguments else None
         found = caught(mutant, cases)
-        results = list(found) if cases else [result for result in [next(found, None)] if result is not None]
+        results = (
+            list(found)
+            if cases
+            else [result for result in [next(found, None)] if result is not None]
+        )
         count += bool(results)
         by = " ".join(result.case.name for result in results) or "NOT CAUGHT"
         print(f"{mutant.name:<{width}}  {mutant.guarantee:<4} {by}", flush=True)  # noqa: T201 - it is a command

@@ -11,7 +11,9 @@ from mqcore.contract import Case, all_cases, run_case
 @pytest.mark.parametrize("mutant", all_mutants(), ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught_by_a_case_made_for_it(mutant: Mutant) -> None:
     result = next(caught(mutant), None)
-    assert result is not None, f"{mutant.guarantee}: {mutant.text}: none of {', '.join(mutant.cases)} fails"
+    assert result is not None, (
+        f"{mutant.guarantee}: {mutant.text}: none of {', '.join(mutant.cases)} fails"
+    )
     assert "came:" in result.text
 
 
@@ -23,7 +25,12 @@ def test_the_whole_backend_passes_in_the_mutants_place(case: Case) -> None:
 
 def test_every_name_in_a_mutant_begins_the_name_of_a_case() -> None:
     names = [case.name for case in all_cases()]
-    wrong = {mutant.name: start for mutant in all_mutants() for start in mutant.cases if not _any(names, start)}
+    wrong = {
+        mutant.name: start
+        for mutant in all_mutants()
+        for start in mutant.cases
+        if not _any(names, start)
+    }
     assert not wrong
 
 

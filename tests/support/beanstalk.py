@@ -27,7 +27,9 @@ def harness(process_server: Callable[..., ProcessServer]) -> Iterator[Harness]:
 
         plugins = Plugins()
         plugins.register(mqcore_beanstalk)
-        server = process_server(COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}", stored=stored)
+        server = process_server(
+            COMMAND, ready=version, url="beanstalk://127.0.0.1:{port}", stored=stored
+        )
         found = ServerHarness(server, plugins=plugins)
         found.at_once = 8
         yield found

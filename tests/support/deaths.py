@@ -1,6 +1,7 @@
 """An app whose worker processes die, and a way to run many of them on a real broker: what the fault tests stand on.
 
-Each word that a handler writes goes to one log file, appended in one system call, so that several processes can write it.
+Each word that a handler writes goes to one log file, appended in one system call, so that several
+processes can write it.
 """
 
 from __future__ import annotations

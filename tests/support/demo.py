@@ -35,9 +35,20 @@ class Demo:
 
 def run_demo(out: Path, *options: str) -> Demo:
     """Run the demo with nothing of mqcore's own settings in the environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+    }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "examples.segmentation.demo", "--out", str(out), *options],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "examples.segmentation.demo",
+            "--out",
+            str(out),
+            *options,
+        ],
         cwd=ROOT,
         env={**environment, "COLUMNS": "160"},
         capture_output=True,

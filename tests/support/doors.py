@@ -1,7 +1,8 @@
 """What stands between a client and a real broker in a test: a certificate authority of its own, and a door that speaks TLS.
 
-A `Door` listens on a port of this machine, speaks TLS with the certificate that a test gives it, or plainly, and hands all on to
-the broker. It counts who knocks: a client that is refused must not come again and again.
+A `Door` listens on a port of this machine, speaks TLS with the certificate that a test gives it, or
+plainly, and hands all on to the broker. It counts who knocks: a client that is refused must not
+come again and again.
 """
 
 from __future__ import annotations
@@ -38,16 +39,48 @@ class Authority:
     @classmethod
     def make(cls, folder: Path, name: str) -> Self:
         """Make one."""
-        words = ["req", "-x509", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"]
+        words = [
+            "req",
+            "-x509",
+            *KEY,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+            "-subj",
+            f"/CN={name}",
+        ]
         extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"]
         openssl(*words, *(word for one in extensions for word in ("-addext", one)), folder=folder)
         return cls(folder, folder / f"{name}.pem")
 
-    def certificate(self, name: str, *, host: str = "IP:127.0.0.1,DNS:localhost", days: int = 2) -> ssl.SSLContext:
+    def certificate(
+        self, name: str, *, host: str = "IP:127.0.0.1,DNS:localhost", days: int = 2
+    ) -> ssl.SSLContext:
         """Return the TLS of a server whose certificate is for `host` and ends in so many days; -1: it has ended."""
-        (self.folder / f"{name}.ext").write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
-        openssl("req", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", "/CN=broker", folder=self.folder)
-        signing = ["-CA", self.ca.name, "-CAkey", f"{self.ca.stem}.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
+        (self.folder / f"{name}.ext").write_text(
+            f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n"
+        )
+        openssl(
+            "req",
+            *KEY,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            "/CN=broker",
+            folder=self.folder,
+        )
+        signing = [
+            "-CA",
+            self.ca.name,
+            "-CAkey",
+            f"{self.ca.stem}.key",
+            "-CAcreateserial",
+            "-extfile",
+            f"{name}.ext",
+        ]
         files = ["-in", f"{name}.csr", "-out", f"{name}.pem", "-days", str(days)]
         openssl("x509", "-req", *signing, *files, folder=self.folder)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -56,7 +89,11 @@ class Authority:
 
 
 class Door:
-    """The way to a broker. `knocks`: how many connections were made. `context`: its TLS from the next one on, None for none."""
+    """The way to a broker.
+
+    `knocks`: how many connections were made. `context`: its TLS from the next one on, None for
+    none.
+    """
 
     def __init__(self, url: str, context: ssl.SSLContext | None) -> None:
         self._parts = urlsplit(url)
@@ -70,7 +107,12 @@ class Door:
         self._server = await asyncio.start_server(self._knock, "127.0.0.1", 0)
 
     def url(
-        self, *, login: str | None = None, host: str = "127.0.0.1", path: str | None = None, query: str = ""
+        self,
+        *,
+        login: str | None = None,
+        host: str = "127.0.0.1",
+        path: str | None = None,
+        query: str = "",
     ) -> str:
         """Return the broker's URL by this door, with another login, path or query where one is given."""
         assert self._server is not None

@@ -1,7 +1,8 @@
 """A `memory://` that misbehaves on command, to see what core makes of it.
 
-Register it with `plugin_for(faults)` under the scheme `faulty`. `faults.next("publish", lost(), dropped_answer())` plans what the
-coming calls at one point meet, in order; without a plan everything works. The points are the methods of the seam.
+Register it with `plugin_for(faults)` under the scheme `faulty`. `faults.next("publish", lost(),
+dropped_answer())` plans what the coming calls at one point meet, in order; without a plan
+everything works. The points are the methods of the seam.
 """
 
 from __future__ import annotations
@@ -177,7 +178,9 @@ def stored_first(seconds: float) -> Fault:
     """A Move takes two steps: its successor is stored at once, and the source is let go when that is confirmed, after a while."""
 
     async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
-        await MemoryBackend.publish(backend, [item.to for item in batch if isinstance(item, Move)], timeout=1)
+        await MemoryBackend.publish(
+            backend, [item.to for item in batch if isinstance(item, Move)], timeout=1
+        )
         await backend.clock.sleep(seconds)
         return await do([Ack(item.receipt) if isinstance(item, Move) else item for item in batch])
 
@@ -237,7 +240,11 @@ class FaultyBackend(MemoryBackend):
             return replace(
                 found,
                 backend="faulty",
-                supports={name: how for name, how in found.supports.items() if name not in self.faults.without},
+                supports={
+                    name: how
+                    for name, how in found.supports.items()
+                    if name not in self.faults.without
+                },
             )
 
         capabilities: Capabilities = await self.meet("open", do)
@@ -269,11 +276,15 @@ class FaultyBackend(MemoryBackend):
         return _KINDS.get(type(error)) or super().classify(error)
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
-        kept: Sequence[bool] = await self.meet("renew", lambda _: MemoryBackend.renew(self, queue, receipts, lease))
+        kept: Sequence[bool] = await self.meet(
+            "renew", lambda _: MemoryBackend.renew(self, queue, receipts, lease)
+        )
         return kept
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
-        found: Sequence[Delivery] = await self.meet("sweep", lambda _: MemoryBackend.sweep(self, queue, limit, lease))
+        found: Sequence[Delivery] = await self.meet(
+            "sweep", lambda _: MemoryBackend.sweep(self, queue, limit, lease)
+        )
         return found
 
 
@@ -286,7 +297,9 @@ class FaultySubscription(Subscription):
         self._generation = backend.generation
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
-        found: Sequence[Delivery] = await self._backend.meet("receive", lambda _: self._receive(limit, timeout))
+        found: Sequence[Delivery] = await self._backend.meet(
+            "receive", lambda _: self._receive(limit, timeout)
+        )
         return found
 
     async def _receive(self, limit: int, timeout: float) -> Sequence[Delivery]:

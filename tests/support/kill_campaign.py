@@ -88,18 +88,25 @@ class Ledger:
             for killed, victim in self.kills
             for what, runs in started.items()
             if (killed < done.get(what, killed + 1)) and any(pid == victim for _, pid in runs)
-            for again in [next((moment for moment, pid in runs if moment > killed and pid != victim), None)]
+            for again in [
+                next((moment for moment, pid in runs if moment > killed and pid != victim), None)
+            ]
             if again is not None
         ]
 
 
-async def publish(broker: Broker, queue: Queue[str], load: Load, ledger: Ledger, stop: asyncio.Event) -> None:
+async def publish(
+    broker: Broker, queue: Queue[str], load: Load, ledger: Ledger, stop: asyncio.Event
+) -> None:
     """Publish until told to stop."""
     draw, number = random.Random(load.seed), 0
     while not stop.is_set():
         number += 1
         words = [f"for-{draw.uniform(LEAST, load.longest):.2f}-{number}"]
-        if load.poisons and number % round(load.rate * load.kills * load.every / (load.poisons + 1)) == 0:
+        if (
+            load.poisons
+            and number % round(load.rate * load.kills * load.every / (load.poisons + 1)) == 0
+        ):
             words.append(f"poison-{number}")
         for what in words:
             try:
@@ -162,5 +169,6 @@ def summary(ledger: Ledger) -> str:
         f"innocents dead-lettered {len(ledger.innocents)} {sorted(ledger.innocents)[:5]}, "
         f"{len(poisons)} poisons started at most {ledger.most_poison_starts:g} times for each of "
         f"{sum(ledger.dead[what] for what in poisons)} copies, "
-        f"{len(ledger.recoveries)} recoveries: p50 {median(late):.2f} s, p95 {p95:.2f} s, most {max(late):.2f} s"
+        f"{len(ledger.recoveries)} recoveries: p50 {median(late):.2f} s, p95 {p95:.2f} s, most "
+        f"{max(late):.2f} s"
     )

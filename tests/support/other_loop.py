@@ -25,11 +25,15 @@ async def _unwrap(broker: Broker, _: Queue[str], __: Router[str], ___: Consumer[
 CALLS: Mapping[str, Callable[[Broker, Queue[str], Router[str], Consumer[str]], Awaitable[Any]]] = {
     "open": lambda broker, queue, router, consumer: broker.open(),
     "publish": lambda broker, queue, router, consumer: broker.publish(queue, "x"),
-    "publish to a router": lambda broker, queue, router, consumer: broker.publish(router, "x", key="k"),
+    "publish to a router": lambda broker, queue, router, consumer: broker.publish(
+        router, "x", key="k"
+    ),
     "publish by name": lambda broker, queue, router, consumer: broker.publish(queue.name, "x"),
     "publish_many": lambda broker, queue, router, consumer: broker.publish_many(queue, ["x", "y"]),
     "producer.publish": lambda broker, queue, router, consumer: broker.producer(queue).publish("x"),
-    "producer.publish_many": lambda broker, queue, router, consumer: broker.producer(queue).publish_many(["x"]),
+    "producer.publish_many": lambda broker, queue, router, consumer: broker.producer(
+        queue
+    ).publish_many(["x"]),
     "request": lambda broker, queue, router, consumer: broker.request(queue, "x", timeout=1),
     "consume": _consume,
     "consumer.get": lambda broker, queue, router, consumer: consumer.get(0.1),
@@ -42,13 +46,18 @@ CALLS: Mapping[str, Callable[[Broker, Queue[str], Router[str], Consumer[str]], A
     "peek": lambda broker, queue, router, consumer: broker.peek(queue),
     "counts": lambda broker, queue, router, consumer: broker.counts(queue),
     "dead_letters.list": lambda broker, queue, router, consumer: broker.dead_letters(queue).list(),
-    "dead_letters.redrive": lambda broker, queue, router, consumer: broker.dead_letters(queue).redrive(),
-    "dead_letters.purge": lambda broker, queue, router, consumer: broker.dead_letters(queue).purge(),
+    "dead_letters.redrive": lambda broker, queue, router, consumer: broker.dead_letters(
+        queue
+    ).redrive(),
+    "dead_letters.purge": lambda broker, queue, router, consumer: broker.dead_letters(
+        queue
+    ).purge(),
     "diagnose": lambda broker, queue, router, consumer: broker.diagnose(),
     "unwrap": _unwrap,
     "close": lambda broker, queue, router, consumer: broker.close(),
 }
-"""What an application can do with an open broker: each call takes the broker, a queue, a router and an open consumer."""
+"""What an application can do with an open broker: each call takes the broker, a queue, a router and an open consumer.
+"""
 
 
 async def elsewhere(call: Callable[[], Awaitable[Any]], limit: float = 20.0) -> Exception | None:

@@ -43,7 +43,10 @@ def die(number: int) -> None:
 
 
 def facts(ctx: Context) -> str:
-    return f"{ctx.queue} {ctx.id} {ctx.attempt} {ctx.priority} {ctx.headers['tenant']} {ctx.redelivered}"
+    return (
+        f"{ctx.queue} {ctx.id} {ctx.attempt} {ctx.priority} {ctx.headers['tenant']} "
+        f"{ctx.redelivered}"
+    )
 
 
 DEEDS: dict[str, Callable[[Context], object]] = {
@@ -80,11 +83,19 @@ RAISED: dict[str, tuple[BaseException, str, int]] = {
     "delay in words": (Retry(delay="soon"), "retries_exhausted", 2),  # type: ignore[arg-type]  # what is tested
     "timeout": (HandlerTimeout("late"), "timeout", 2),
     "group of a reject": (ExceptionGroup("", [Reject("no"), ValueError("x")]), "rejected", 1),
-    "group of a retry": (ExceptionGroup("", [ExceptionGroup("", [Retry(delay=0)])]), "retries_exhausted", 2),
+    "group of a retry": (
+        ExceptionGroup("", [ExceptionGroup("", [Retry(delay=0)])]),
+        "retries_exhausted",
+        2,
+    ),
     "group of a timeout": (ExceptionGroup("", [HandlerTimeout("late")]), "timeout", 2),
     "group of both": (ExceptionGroup("", [Reject("no"), Retry(delay=0)]), "retries_exhausted", 2),
     "group given up": (ExceptionGroup("", [ValueError("x"), PermissionError("x")]), "rejected", 1),
-    "group of failures": (ExceptionGroup("", [ValueError("x"), OSError("x")]), "retries_exhausted", 2),
+    "group of failures": (
+        ExceptionGroup("", [ValueError("x"), OSError("x")]),
+        "retries_exhausted",
+        2,
+    ),
     "exit": (SystemExit(3), "retries_exhausted", 2),
 }
 """What a handler raises, the reason of its dead letter, and how many attempts it had."""

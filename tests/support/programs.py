@@ -24,7 +24,9 @@ class Program:
     """A program that runs, its output read line by line."""
 
     def __init__(self, words: Sequence[str], folder: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")
+        }
         self.process = subprocess.Popen(
             [sys.executable, *words],
             cwd=folder,

@@ -19,12 +19,16 @@ EVENTS = {
     "settle.stale",
 }
 
-rolling = Queue(os.environ.get("ROLLING_QUEUE", "rolling"), str, retry=RetryPolicy(backoff=fixed(0)))
+rolling = Queue(
+    os.environ.get("ROLLING_QUEUE", "rolling"), str, retry=RetryPolicy(backoff=fixed(0))
+)
 
 
 def write(*words: object) -> None:
     log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(log, (" ".join(map(str, (round(time.time(), 3), os.getpid(), *words))) + "\n").encode())
+    os.write(
+        log, (" ".join(map(str, (round(time.time(), 3), os.getpid(), *words))) + "\n").encode()
+    )
     os.close(log)
 
 

@@ -75,7 +75,11 @@ class Ledger:
     def dead_wrong(self) -> dict[str, int]:
         """Dead letters that are not exactly one for each refused message."""
         refused = {what for what in self.started if what.startswith("reject")}
-        return {what: self.dead[what] for what in refused | set(self.dead) if self.dead[what] != (what in refused)}
+        return {
+            what: self.dead[what]
+            for what in refused | set(self.dead)
+            if self.dead[what] != (what in refused)
+        }
 
     @property
     def clean(self) -> bool:
@@ -111,7 +115,9 @@ class Workers:
         async with asyncio.timeout(60):
             while f" {process.pid} event consumer.started" not in self.log.read_text():
                 if process.returncode is not None:
-                    raise SystemExit(f"a worker ended with {process.returncode}; see {self._errors.name}")
+                    raise SystemExit(
+                        f"a worker ended with {process.returncode}; see {self._errors.name}"
+                    )
                 await asyncio.sleep(0.05)
 
     async def stop_oldest(self, ledger: Ledger) -> None:
@@ -131,7 +137,9 @@ class Workers:
                 process.kill()
 
 
-async def publish(url: str, queue: Queue[str], ledger: Ledger, rate: float, stop: asyncio.Event) -> None:
+async def publish(
+    url: str, queue: Queue[str], ledger: Ledger, rate: float, stop: asyncio.Event
+) -> None:
     """Publish until told to stop, one message at a time in several tasks."""
     numbers = iter(range(10**9))
 
@@ -150,7 +158,9 @@ async def publish(url: str, queue: Queue[str], ledger: Ledger, rate: float, stop
         async with asyncio.TaskGroup() as tasks:
             while not stop.is_set():
                 number = next(numbers)
-                tasks.create_task(one(f"{'reject' if number % REJECTED_EVERY == 0 else 'do'}-{number}"))
+                tasks.create_task(
+                    one(f"{'reject' if number % REJECTED_EVERY == 0 else 'do'}-{number}")
+                )
                 await asyncio.sleep(1 / rate)
 
 
@@ -201,7 +211,9 @@ async def campaign(url: str, host: str, port: int, load: Load, folder: Path) -> 
 
             stop.set()
             await publishing
-            await asyncio.gather(*(workers.stop_oldest(ledger) for _ in range(len(workers.running))))
+            await asyncio.gather(
+                *(workers.stop_oldest(ledger) for _ in range(len(workers.running)))
+            )
             await settle(url, queue, workers, ledger)
         finally:
             stop.set()
@@ -213,7 +225,8 @@ async def campaign(url: str, host: str, port: int, load: Load, folder: Path) -> 
 def summary(ledger: Ledger) -> str:
     """One line of figures."""
     return (
-        f"{len(ledger.confirmed)} confirmed, {len(ledger.unknown)} unknown, {len(ledger.failed)} failed; "
+        f"{len(ledger.confirmed)} confirmed, {len(ledger.unknown)} unknown, "
+        f"{len(ledger.failed)} failed; "
         f"lost {len(ledger.lost)}, "
         f"started again {len(ledger.doubled)} {sorted(ledger.doubled.items())[:6]}, "
         f"wrong dead letters {len(ledger.dead_wrong)} {sorted(ledger.dead_wrong.items())[:6]}, "

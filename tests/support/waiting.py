@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-async def eventually(condition: Callable[[], object | Awaitable[object]], within: float = 5.0) -> None:
+async def eventually(
+    condition: Callable[[], object | Awaitable[object]], within: float = 5.0
+) -> None:
     """Return when the condition holds; raises `TimeoutError` when it does not within so many seconds."""
     async with asyncio.timeout(within):
         while not await _asked(condition):  # noqa: ASYNC110 - what happens in a thread or a process sets no event here

@@ -8,7 +8,17 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel, TypeAdapter
 
-from mqcore import App, BlockingContext, Broker, Consumer, Context, Queue, Received, RetryPolicy, Worker
+from mqcore import (
+    App,
+    BlockingContext,
+    Broker,
+    Consumer,
+    Context,
+    Queue,
+    Received,
+    RetryPolicy,
+    Worker,
+)
 from mqcore.consuming.context import Facts
 
 

@@ -1,7 +1,7 @@
 """A payload goes only where its type is carried: what mypy must refuse stands here with the error that it must give.
 
-Nothing here runs. An expected error is a `type: ignore` with its code; should mypy stop to see it, the ignore is unused,
-which is an error too.
+Nothing here runs. An expected error is a `type: ignore` with its code; should mypy stop to see it,
+the ignore is unused, which is an error too.
 """
 
 from datetime import timedelta
@@ -44,7 +44,9 @@ def what_a_queue_and_a_router_carry() -> None:
 
 
 async def a_publish(broker: Broker) -> None:
-    assert_type(await broker.publish(orders, Order(id=1), priority=8, ttl=60, headers={"a": "b"}), Receipt)
+    assert_type(
+        await broker.publish(orders, Order(id=1), priority=8, ttl=60, headers={"a": "b"}), Receipt
+    )
     await broker.publish(raw, b"bytes")
     await broker.publish(numbers, [1, 2])
     await broker.publish(mixed, Invoice(order=1))

@@ -47,7 +47,9 @@ def answering(*answers: bytes) -> Iterator[int]:
         pytest.param(ask_rabbitmq, [START], Identity("RabbitMQ", "4.0.51"), id="rabbitmq"),
     ],
 )
-def test_a_server_says_what_it_is(ask: Callable[..., Identity], answers: list[bytes], identity: Identity) -> None:
+def test_a_server_says_what_it_is(
+    ask: Callable[..., Identity], answers: list[bytes], identity: Identity
+) -> None:
     with answering(*answers) as port:
         assert ask("127.0.0.1", port, 5.0) == identity
 
@@ -55,7 +57,9 @@ def test_a_server_says_what_it_is(ask: Callable[..., Identity], answers: list[by
 @pytest.mark.parametrize(
     ("ask", "answers"),
     [
-        pytest.param(ask_redis, [b"-LOADING Redis is loading the dataset in memory\r\n"], id="loading"),
+        pytest.param(
+            ask_redis, [b"-LOADING Redis is loading the dataset in memory\r\n"], id="loading"
+        ),
         pytest.param(ask_redis, [b"-NOAUTH Authentication required.\r\n"], id="password"),
         pytest.param(ask_redis, [b"+PONG\r\n", b"$0\r\n\r\n+PONG\r\n"], id="no-version"),
         pytest.param(ask_redis, [b"+PONG\r\n"], id="closes"),
@@ -63,7 +67,9 @@ def test_a_server_says_what_it_is(ask: Callable[..., Identity], answers: list[by
         pytest.param(ask_rabbitmq, [], id="closes-at-once"),
     ],
 )
-def test_what_does_not_serve_yet_is_an_os_error(ask: Callable[..., Identity], answers: list[bytes]) -> None:
+def test_what_does_not_serve_yet_is_an_os_error(
+    ask: Callable[..., Identity], answers: list[bytes]
+) -> None:
     with answering(*answers) as port, pytest.raises(OSError):  # noqa: PT011 - any of its kinds: the caller tries again
         ask("127.0.0.1", port, 5.0)
 
@@ -71,11 +77,20 @@ def test_what_does_not_serve_yet_is_an_os_error(ask: Callable[..., Identity], an
 def test_a_name_with_a_number_is_one_kind_and_without_one_all_of_a_product() -> None:
     assert [kind.name for kind in find("redis-7")] == ["redis-7"]
     assert [kind.name for kind in find("redis")] == ["redis-8", "redis-7"]
-    assert {kind.name for kind in KINDS} == {"redis-8", "redis-7", "valkey-8", "rabbitmq-4", "rabbitmq-3"}
+    assert {kind.name for kind in KINDS} == {
+        "redis-8",
+        "redis-7",
+        "valkey-8",
+        "rabbitmq-4",
+        "rabbitmq-3",
+    }
 
 
 def test_an_unknown_name_is_told_with_what_there_is() -> None:
-    with pytest.raises(LookupError, match=r"no broker is called 'kafka'; there are: rabbitmq, rabbitmq-4, .*valkey-8"):
+    with pytest.raises(
+        LookupError,
+        match=r"no broker is called 'kafka'; there are: rabbitmq, rabbitmq-4, .*valkey-8",
+    ):
         find("kafka")
 
 
@@ -97,7 +112,9 @@ def test_a_url_serves_its_name_or_its_product(urls: list[str], name: str, url: s
 
 def test_a_url_that_was_not_given_is_told() -> None:
     brokers = Brokers("url", ["redis://h"])
-    with pytest.raises(BrokerUnavailable, match="there is no valkey: url: no URL was given for valkey"):
+    with pytest.raises(
+        BrokerUnavailable, match="there is no valkey: url: no URL was given for valkey"
+    ):
         brokers.server("valkey")
     assert list(brokers.missing) == ["valkey"]
 
@@ -115,5 +132,7 @@ def test_what_is_no_url_is_refused_at_once(url: str) -> None:
 
 
 def test_an_unknown_provider_is_told_with_what_there_is() -> None:
-    with pytest.raises(LookupError, match="no provider is called 'cloud'; there are: docker, local, url, auto"):
+    with pytest.raises(
+        LookupError, match="no provider is called 'cloud'; there are: docker, local, url, auto"
+    ):
         Brokers("cloud")  # type: ignore[arg-type]  # which is the point

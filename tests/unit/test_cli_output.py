@@ -99,7 +99,11 @@ def test_a_table_in_a_pipe_is_columns_without_end() -> None:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        print_table(("id", "n", "body"), [("i" * 300, 1234, "[bold]x"), ("j", None, "\x1b")], empty="nothing")
+        print_table(
+            ("id", "n", "body"),
+            [("i" * 300, 1234, "[bold]x"), ("j", None, "\x1b")],
+            empty="nothing",
+        )
         print_table(("id",), [], empty="nothing")
     assert out.getvalue().splitlines() == [
         f"{'ID':300}  N      BODY",
@@ -117,7 +121,9 @@ def test_a_table_on_a_terminal_cuts_only_its_last_column_and_takes_no_markup(col
         patch.setattr(out, "isatty", lambda: True, raising=False)
         patch.setenv("COLUMNS", str(columns))
         patch.setenv("TERM", "xterm")
-        print_table(("id", "n", "body"), [(id, 1234, "[bold]x[/bold]" + "y" * 300), ("j", 5, "")], empty="")
+        print_table(
+            ("id", "n", "body"), [(id, 1234, "[bold]x[/bold]" + "y" * 300), ("j", 5, "")], empty=""
+        )
     head, _, first, second, *_ = (
         line for line in re.sub(r"\x1b\[\d*m", "", out.getvalue()).splitlines() if line.strip()
     )
@@ -138,7 +144,12 @@ WELL = {"ok": True, "connected": True, "consuming": {"orders": True}}
         ([WELL, WELL], True, True, {"orders": True}),
         ([WELL], False, False, {"orders": True}),
         ([WELL, {"ok": False, "pid": 7}], False, False, {"orders": True}),
-        ([WELL, {**WELL, "ok": False, "consuming": {"orders": False}}], False, True, {"orders": False}),
+        (
+            [WELL, {**WELL, "ok": False, "consuming": {"orders": False}}],
+            False,
+            True,
+            {"orders": False},
+        ),
         ([], False, False, {}),
     ],
 )
@@ -163,7 +174,8 @@ def test_a_log_line_of_ours_is_one_line_and_the_applications_keep_their_tracebac
         assert root.handlers == []
     ours, theirs, *trace = out.getvalue().splitlines()
     assert ours.endswith(
-        r"ERROR mqcore it failed\x1b: OSError: no way to redis://u:***@host" + ours[ours.index(" (") :]
+        r"ERROR mqcore it failed\x1b: OSError: no way to redis://u:***@host"
+        + ours[ours.index(" (") :]
     )
     assert theirs.endswith("ERROR shop it failed\x1b")
     assert trace[0].startswith("Traceback")

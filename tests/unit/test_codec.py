@@ -13,7 +13,15 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, computed_field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    TypeAdapter,
+    computed_field,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
@@ -169,7 +177,9 @@ ROUND_TRIPS: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("type_", "value"), [case[1:] for case in ROUND_TRIPS], ids=[case[0] for case in ROUND_TRIPS])
+@pytest.mark.parametrize(
+    ("type_", "value"), [case[1:] for case in ROUND_TRIPS], ids=[case[0] for case in ROUND_TRIPS]
+)
 def test_what_goes_out_comes_back_equal(type_: Any, value: Any) -> None:
     payload = Payload(type_)
     body, content_type = payload.encode(value, CODECS)
@@ -205,7 +215,10 @@ def sound(value: Any) -> bool:
     return all(map(sound, value)) if isinstance(value, list) else True
 
 
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.sampled_from([JSON, "text/plain", "", None]))
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
+    st.sampled_from([JSON, "text/plain", "", None]),
+)
 def test_any_bytes_end_in_a_value_or_a_typed_error(body: bytes, content_type: str | None) -> None:
     for type_ in (Order, str, bytes, int, dict):
         value: object = None
@@ -254,7 +267,12 @@ MISFITS: list[tuple[str, Any, Any, str]] = [
     ("another model", Order, Tree(), "instance of Order"),
     ("none", Order, None, "instance of Order"),
     ("the class", Order, Order, "instance of Order"),
-    ("wrong type set later", Order, mutated(order_id=SECRET), "field 'order_id': expected `int`, not str"),
+    (
+        "wrong type set later",
+        Order,
+        mutated(order_id=SECRET),
+        "field 'order_id': expected `int`, not str",
+    ),
     ("out of bounds set later", Order, mutated(order_id=-1), "greater than or equal to 0"),
     ("never validated", Order, Order.model_construct(total=1.0), "order_id: Field required"),
     ("plain dataclass, wrong inside", Plain, Plain(SECRET), "field 'a': expected `int`"),  # type: ignore[arg-type]  # the case
@@ -290,7 +308,9 @@ MISFITS: list[tuple[str, Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("type_", "value", "why"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS])
+@pytest.mark.parametrize(
+    ("type_", "value", "why"), [case[1:] for case in MISFITS], ids=[case[0] for case in MISFITS]
+)
 def test_what_does_not_fit_is_refused_at_publish_in_one_line_without_its_value(
     type_: Any, value: Any, why: str
 ) -> None:
@@ -343,7 +363,9 @@ UNDECODABLE: list[tuple[str, bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type"), [case[1:] for case in UNDECODABLE], ids=[case[0] for case in UNDECODABLE]
+    ("body", "content_type"),
+    [case[1:] for case in UNDECODABLE],
+    ids=[case[0] for case in UNDECODABLE],
 )
 def test_what_cannot_be_read_is_a_decode_error(body: bytes, content_type: str | None) -> None:
     with pytest.raises(DecodeError) as caught:
@@ -362,7 +384,12 @@ INVALID: list[tuple[str, Any, bytes, str | None]] = [
     ("nan", Order, b'{"order_id": 1, "total": NaN}', JSON),
     ("infinity", Order, b'{"order_id": 1, "total": -Infinity}', JSON),
     ("overflowing exponent", Order, b'{"order_id": 1, "total": 1e400}', JSON),
-    ("overflowing exponent, written otherwise", Order, b'{"order_id": 1, "total": -1.5E+0400}', JSON),
+    (
+        "overflowing exponent, written otherwise",
+        Order,
+        b'{"order_id": 1, "total": -1.5E+0400}',
+        JSON,
+    ),
     ("overflowing digits", Order, b'{"order_id": 1, "total": ' + b"9" * 309 + b"}", JSON),
     ("overflowing digits, far in", list[float], b"[1," + b" " * 77 + b"9" * 309 + b".5]", JSON),
     ("nan as a string", Order, b'{"order_id": 1, "total": "nan"}', JSON),
@@ -381,9 +408,13 @@ INVALID: list[tuple[str, Any, bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(
-    ("type_", "body", "content_type"), [case[1:] for case in INVALID], ids=[case[0] for case in INVALID]
+    ("type_", "body", "content_type"),
+    [case[1:] for case in INVALID],
+    ids=[case[0] for case in INVALID],
 )
-def test_what_is_read_and_does_not_fit_is_a_validation_error(type_: Any, body: bytes, content_type: str | None) -> None:
+def test_what_is_read_and_does_not_fit_is_a_validation_error(
+    type_: Any, body: bytes, content_type: str | None
+) -> None:
     with pytest.raises(ValidationError) as caught:
         Payload(type_).decode(body, content_type, CODECS)
     assert SECRET not in str(caught.value)
@@ -403,7 +434,13 @@ READABLE: list[tuple[str, Any, bytes, str | None, Any]] = [
     ("lax, as json has no dates", datetime, b'"2026-05-04T03:02:01.000999Z"', JSON, WHEN),
     ("raw bytes whatever they claim", bytes, b"\xff", "application/json; charset=latin-1", b"\xff"),
     ("raw bytes of an unknown type", bytes, b"\xff", "image/png", b"\xff"),
-    ("a word that sounds like infinity", dict, b'{"info": "1e400", "nano": 1}', JSON, {"info": "1e400", "nano": 1}),
+    (
+        "a word that sounds like infinity",
+        dict,
+        b'{"info": "1e400", "nano": 1}',
+        JSON,
+        {"info": "1e400", "nano": 1},
+    ),
     ("many digits for an int", int, b"9" * 309, JSON, 10**309 - 1),
     ("many digits in a text", list[str], b'["' + b"9" * 400 + b'"]', JSON, ["9" * 400]),
     ("the largest float", float, b"1.7976931348623157e308", JSON, 1.7976931348623157e308),
@@ -412,9 +449,13 @@ READABLE: list[tuple[str, Any, bytes, str | None, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("type_", "body", "content_type", "value"), [case[1:] for case in READABLE], ids=[case[0] for case in READABLE]
+    ("type_", "body", "content_type", "value"),
+    [case[1:] for case in READABLE],
+    ids=[case[0] for case in READABLE],
 )
-def test_what_foreign_clients_send_is_read(type_: Any, body: bytes, content_type: str | None, value: Any) -> None:
+def test_what_foreign_clients_send_is_read(
+    type_: Any, body: bytes, content_type: str | None, value: Any
+) -> None:
     assert Payload(type_).decode(body, content_type, CODECS) == value
 
 
@@ -448,7 +489,9 @@ def test_the_first_three_problems_are_named_and_the_rest_counted() -> None:
 
 def test_a_key_from_the_wire_cannot_forge_a_log_line() -> None:
     with pytest.raises(ValidationError) as caught:
-        Payload(dict[str, int]).decode(b'{"a\\n2026 INFO all well \\u001b[31m' + b"x" * 5000 + b'": "x"}', JSON, CODECS)
+        Payload(dict[str, int]).decode(
+            b'{"a\\n2026 INFO all well \\u001b[31m' + b"x" * 5000 + b'": "x"}', JSON, CODECS
+        )
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
 
@@ -520,7 +563,9 @@ ANY: list[tuple[str, Any, bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "body", "content_type"), [case[1:] for case in ANY], ids=[case[0] for case in ANY])
+@pytest.mark.parametrize(
+    ("value", "body", "content_type"), [case[1:] for case in ANY], ids=[case[0] for case in ANY]
+)
 def test_a_bare_name_takes_any_value(value: Any, body: bytes, content_type: str) -> None:
     assert encode_any(value, CODECS) == (body, content_type)
 
@@ -539,7 +584,18 @@ def test_a_bare_name_takes_any_value(value: Any, body: bytes, content_type: str)
         print,
         {1: object()},
     ],
-    ids=["nan", "infinity", "decimal", "dataclass", "surrogate", "loop", "deep", "object", "function", "inside"],
+    ids=[
+        "nan",
+        "infinity",
+        "decimal",
+        "dataclass",
+        "surrogate",
+        "loop",
+        "deep",
+        "object",
+        "function",
+        "inside",
+    ],
 )
 def test_a_bare_name_refuses_what_cannot_be_written(value: Any) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -20,7 +20,9 @@ class TwoAtOnce(Harness):
 
 def made(*cases: Case) -> list[Any]:
     """Return items as pytest makes them of cases."""
-    return [SimpleNamespace(callspec=SimpleNamespace(params={"contract_case": case})) for case in cases]
+    return [
+        SimpleNamespace(callspec=SimpleNamespace(params={"contract_case": case})) for case in cases
+    ]
 
 
 def case(name: str, *hooks: str, alone: bool = False) -> Case:
@@ -28,7 +30,9 @@ def case(name: str, *hooks: str, alone: bool = False) -> Case:
 
 
 @pytest.fixture
-def contract(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Case], None]], Contract]]:
+def contract(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Callable[[Case], None]], Contract]]:
     """Return what makes a Contract in which running a case is what the test says."""
     found = []
 
@@ -70,12 +74,21 @@ def test_a_case_that_kills_the_broker_is_alone_with_it(contract: Callable[..., C
         with lock:
             running.discard(one.name)
 
-    cases = [case("x", "restart"), case("a"), case("b"), case("c"), case("y", "cut"), case("z", alone=True)]
+    cases = [
+        case("x", "restart"),
+        case("a"),
+        case("b"),
+        case("c"),
+        case("y", "cut"),
+        case("z", alone=True),
+    ]
     assert results(contract(work), TwoAtOnce(), cases) == ["x", "a", "b", "c", "y", "z"]
     assert beside == [["x"], ["y"], ["z"]]
 
 
-def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(contract: Callable[..., Contract]) -> None:
+def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(
+    contract: Callable[..., Contract],
+) -> None:
     ran: list[str] = []
     run = contract(lambda one: ran.append(one.name))
     one, other = case("a"), case("b")
@@ -89,7 +102,9 @@ def test_a_case_that_was_left_out_is_not_run(contract: Callable[..., Contract]) 
     one, other = case("a"), case("b")
     run.run(one, TwoAtOnce(), made(one))
     assert ran == ["a"]
-    run.run(other, TwoAtOnce(), made(one))  # asked for again, as a plugin that repeats failures does
+    run.run(
+        other, TwoAtOnce(), made(one)
+    )  # asked for again, as a plugin that repeats failures does
     assert ran == ["a", "b"]
 
 
@@ -117,12 +132,17 @@ def test_a_waiver_goes_with_its_case_and_no_other() -> None:
     [
         ("delivery.mesages_keep_their_order", "delivery.messages_keep_their_order"),
         ("messages_keep_their_order", "delivery.messages_keep_their_order"),
-        ("bounds.prefetch_is_an_exact_ceiling", "bounds.prefetch_is_an_exact_ceiling[3]"),  # it has variants
+        (
+            "bounds.prefetch_is_an_exact_ceiling",
+            "bounds.prefetch_is_an_exact_ceiling[3]",
+        ),  # it has variants
         ("what it is not", "a run prints their names"),
     ],
 )
 def test_a_waiver_of_no_case_is_an_error_that_tells_near_names(wrong: str, near: str) -> None:
-    with pytest.raises(pytest.UsageError, match=re.escape(f"no case is named {wrong!r}")) as refused:
+    with pytest.raises(
+        pytest.UsageError, match=re.escape(f"no case is named {wrong!r}")
+    ) as refused:
         configured("core.classify_takes_any_exception: right", f"{wrong}: why")
     assert near in str(refused.value)
 

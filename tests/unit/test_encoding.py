@@ -43,7 +43,9 @@ def raw_deflate(body: bytes) -> bytes:
         (BODY, None, None),
     ],
 )
-def test_what_a_plain_client_encodes_is_decoded(sent: bytes, encoding: str | None, charset: str | None) -> None:
+def test_what_a_plain_client_encodes_is_decoded(
+    sent: bytes, encoding: str | None, charset: str | None
+) -> None:
     assert undone(sent, encoding, charset, MOST) == BODY
 
 
@@ -57,7 +59,12 @@ def test_what_a_plain_client_encodes_is_decoded(sent: bytes, encoding: str | Non
         (b"", "deflate", None, "content encoding 'deflate'"),
         (gzip.compress(bytes(MOST + 1)), "gzip", None, "more than 1,000 bytes"),
         (zlib.compress(bytes(10**8)), "deflate", None, "more than 1,000 bytes"),
-        (gzip.compress(bytes(600)) + gzip.compress(bytes(600)), "gzip", None, "more than 1,000 bytes"),
+        (
+            gzip.compress(bytes(600)) + gzip.compress(bytes(600)),
+            "gzip",
+            None,
+            "more than 1,000 bytes",
+        ),
         (BODY, ",".join(["gzip"] * 4), None, "4 content encodings, and 3 are allowed"),
         (BODY, "zlib_codec", None, "content encoding 'zlib_codec' is not supported"),
         (BODY, None, "klingon", "charset 'klingon' is not supported"),
@@ -66,7 +73,9 @@ def test_what_a_plain_client_encodes_is_decoded(sent: bytes, encoding: str | Non
         (BODY + b"\xff", None, "ascii", "charset 'ascii': the body is not written in it"),
     ],
 )
-def test_what_cannot_be_decoded_is_named(sent: bytes, encoding: str | None, charset: str | None, named: str) -> None:
+def test_what_cannot_be_decoded_is_named(
+    sent: bytes, encoding: str | None, charset: str | None, named: str
+) -> None:
     with pytest.raises(DecodeError) as error:
         undone(sent, encoding, charset, MOST)
     assert named in str(error.value)
@@ -86,7 +95,9 @@ def test_a_payload_of_bytes_is_as_it_was_sent() -> None:
     sent, codecs = gzip.compress(BODY), Codecs.default()
     assert Payload(bytes).decode(sent, "application/json; charset=utf-16", codecs, "gzip") == sent
     assert Payload(str).decode(sent, None, codecs, "gzip") == TEXT
-    assert Payload(dict[str, str]).decode(sent, "application/json", codecs, "gzip") == {"name": "Grüße"}
+    assert Payload(dict[str, str]).decode(sent, "application/json", codecs, "gzip") == {
+        "name": "Grüße"
+    }
 
 
 def test_the_bound_is_that_of_a_payload() -> None:

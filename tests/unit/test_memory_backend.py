@@ -48,11 +48,17 @@ def test_it_registers_by_its_hook() -> None:
     manager = pluggy.PluginManager("mqcore")
     manager.register(mqcore_memory)
     assert mqcore_memory.mqcore_register_backends() == [MemoryBackend]
-    assert (MemoryBackend.scheme, MemoryBackend.local, MemoryBackend.Options) == ("memory", True, MemoryOptions)
+    assert (MemoryBackend.scheme, MemoryBackend.local, MemoryBackend.Options) == (
+        "memory",
+        True,
+        MemoryOptions,
+    )
 
 
 def test_options_are_read_from_text_and_refused_when_unknown_or_absurd() -> None:
-    options = MemoryOptions.model_validate({"dedup_window": "60", "dedup_size": "5", "max_delay": "3.5"})
+    options = MemoryOptions.model_validate(
+        {"dedup_window": "60", "dedup_size": "5", "max_delay": "3.5"}
+    )
     assert (options.dedup_window, options.dedup_size, options.max_delay) == (60.0, 5, 3.5)
     for wrong in ({"windw": 1}, {"dedup_window": 0}, {"dedup_size": -1}, {"max_delay": 1e12}):
         with pytest.raises(ValidationError):
@@ -66,7 +72,10 @@ def test_options_of_another_backend_are_refused() -> None:
 
 async def test_the_limits_are_those_of_the_options() -> None:
     backend = await opened(memory_url(), dedup_window=60.0, dedup_size=5, max_delay=3.5)
-    limits = {name.value: dict(support.limits) for name, support in (await backend.open(print)).supports.items()}
+    limits = {
+        name.value: dict(support.limits)
+        for name, support in (await backend.open(print)).supports.items()
+    }
     assert limits["dedup"] == {"window": 60.0, "size": 5}
     assert limits["delay"]["max"] == 3.5
     await backend.close()
@@ -183,7 +192,9 @@ async def test_idle_consumers_do_nothing_all_day(monkeypatch: pytest.MonkeyPatch
     await clock.advance(86_400)
     (counts,) = await backend.count(["q"])
     assert (counts.ready, counts.leased, counts.delayed, counts.settled) == (0, 0, 0, 2)
-    assert len(claims) < 12, f"two messages, one of them delayed, made 50 consumers claim {len(claims)} times"
+    assert len(claims) < 12, (
+        f"two messages, one of them delayed, made 50 consumers claim {len(claims)} times"
+    )
     await backend.close()
     await asyncio.gather(*waiting)
 
@@ -262,7 +273,9 @@ async def test_consumers_in_other_threads_are_woken_and_share_every_message_once
     with ThreadPoolExecutor(5) as pool:
         loop = asyncio.get_running_loop()
         consumers = [loop.run_in_executor(pool, consume_in_own_loop, url, start) for _ in range(3)]
-        await asyncio.gather(*(loop.run_in_executor(pool, in_own_loop, url, part, start) for part in names))
+        await asyncio.gather(
+            *(loop.run_in_executor(pool, in_own_loop, url, part, start) for part in names)
+        )
         for number in range(3):
             stop = Message(id=f"stop/{number}", body=b"", priority=0)
             assert await backend.publish([Outgoing("q", stop)], timeout=1.0) == [STORED]
@@ -295,7 +308,9 @@ def test_a_consumer_whose_loop_died_holds_up_nobody() -> None:
         await backend.declare([QueueSpec(name="q")])
         consumer = await backend.subscribe("q", prefetch=10, lease=30.0)
         assert isinstance(consumer, MemorySubscription)
-        assert backend._store.claim("q", consumer._holder, 1, 0.0, wait=True) == [], "it waits, and its loop ends"
+        assert backend._store.claim("q", consumer._holder, 1, 0.0, wait=True) == [], (
+            "it waits, and its loop ends"
+        )
         return backend
 
     async def go_on() -> list[str]:

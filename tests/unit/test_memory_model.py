@@ -56,7 +56,11 @@ class Copy:
 
     @property
     def order(self) -> tuple[float, ...]:
-        return (0, -self.message.priority, self.place) if self.place is not None else (1, self.due, self.number)
+        return (
+            (0, -self.message.priority, self.place)
+            if self.place is not None
+            else (1, self.due, self.number)
+        )
 
 
 @dataclass
@@ -64,7 +68,9 @@ class Model:
     now: float = 0.0
     numbers: int = 0
     copies: list[Copy] = field(default_factory=list)
-    names: list[tuple[str, tuple[str, int, str], int, float]] = field(default_factory=list)  # queue, name, number, time
+    names: list[tuple[str, tuple[str, int, str], int, float]] = field(
+        default_factory=list
+    )  # queue, name, number, time
 
     def next(self) -> int:
         self.numbers += 1
@@ -75,7 +81,11 @@ class Model:
         for copy in mine:
             if copy.lease is not None and copy.lease[1] <= self.now:
                 copy.lease, copy.redelivered, copy.takeovers = None, True, copy.takeovers + 1
-        waiting = [copy for copy in mine if copy.lease is None and copy.place is None and copy.due <= self.now]
+        waiting = [
+            copy
+            for copy in mine
+            if copy.lease is None and copy.place is None and copy.due <= self.now
+        ]
         for copy in sorted(waiting, key=lambda copy: (copy.due, copy.number)):
             copy.place = self.next()
         retention = SPECS[queue].retention
@@ -84,14 +94,19 @@ class Model:
                 self.copies.remove(copy)
 
     def waiting(self, queue: str) -> list[Copy]:
-        return sorted((it for it in self.copies if it.queue == queue and it.lease is None), key=lambda copy: copy.order)
+        return sorted(
+            (it for it in self.copies if it.queue == queue and it.lease is None),
+            key=lambda copy: copy.order,
+        )
 
     def ready(self, queue: str) -> list[Copy]:
         return [copy for copy in self.waiting(queue) if copy.place is not None]
 
     def known(self, out: Outgoing, since: int = 0) -> bool:
         key = (out.to, out.message.copy_name)
-        return any(it[:2] == key and it[2] > since and it[3] > self.now - WINDOW for it in self.names)
+        return any(
+            it[:2] == key and it[2] > since and it[3] > self.now - WINDOW for it in self.names
+        )
 
     def put(self, out: Outgoing) -> None:
         queue, message, number = str(out.to), out.message, self.next()
@@ -102,7 +117,10 @@ class Model:
         message = replace(message, expires_at=expires)
         copy = Copy(queue, message, number, self.now, number)
         if out.delay > 0:
-            copy.place, copy.due = None, self.now + out.delay if expires is None else min(self.now + out.delay, expires)
+            copy.place, copy.due = (
+                None,
+                self.now + out.delay if expires is None else min(self.now + out.delay, expires),
+            )
         self.copies.append(copy)
         self.names.append((queue, message.copy_name, number, self.now))
 
@@ -122,7 +140,13 @@ class Model:
             self.copies.remove(victim)
             self.tick("dlq")
             old = victim.message
-            death = Death(reason=Reason.OVERFLOW, queue=queue, attempts=old.attempt - 1, first_at=WALL, last_at=WALL)
+            death = Death(
+                reason=Reason.OVERFLOW,
+                queue=queue,
+                attempts=old.attempt - 1,
+                first_at=WALL,
+                last_at=WALL,
+            )
             self.put(Outgoing("dlq", old.moved(queue, attempt=1, expires_at=None, death=death)))
         return STORED
 
@@ -156,7 +180,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.store = MemoryStore(dedup_window=WINDOW)
         self.store.declare(list(SPECS.values()), 0.0)
         self.prefetch = (2, 5)
-        self.holders = {(queue, who): self.subscribe(queue, who) for queue in SPECS for who in (0, 1)}
+        self.holders = {
+            (queue, who): self.subscribe(queue, who) for queue in SPECS for who in (0, 1)
+        }
         self.owner = Holder()
         self.given: list[tuple[Delivery, Copy, tuple[int, float]]] = []
 
@@ -175,8 +201,17 @@ class StoreAgainstModel(RuleBasedStateMachine):
             copy.lease = (who, now + lease)
             self.given.append((delivery, copy, copy.lease))
 
-    @rule(queue=QUEUES, id=IDS, hop=st.sampled_from([0, 0, 0, 1]), priority=st.integers(4, 6), delay=DELAYS, ttl=TTLS)
-    def publish(self, queue: str, id: str, hop: int, priority: int, delay: float, ttl: float | None) -> None:
+    @rule(
+        queue=QUEUES,
+        id=IDS,
+        hop=st.sampled_from([0, 0, 0, 1]),
+        priority=st.integers(4, 6),
+        delay=DELAYS,
+        ttl=TTLS,
+    )
+    def publish(
+        self, queue: str, id: str, hop: int, priority: int, delay: float, ttl: float | None
+    ) -> None:
         out = Outgoing(queue, Message(id=id, body=b"", hop=hop, priority=priority), delay, ttl)
         expected = self.model.publish(out)
         (outcome,) = self.store.publish([out], self.model.now, WALL)
@@ -189,12 +224,19 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(queue=QUEUES, who=st.integers(0, 1), limit=st.integers(1, 3))
     def claim(self, queue: str, who: int, limit: int) -> None:
         self.model.tick(queue)
-        held = sum(it.queue == queue and it.lease is not None and it.lease[0] == who for it in self.model.copies)
+        held = sum(
+            it.queue == queue and it.lease is not None and it.lease[0] == who
+            for it in self.model.copies
+        )
         expected = self.model.ready(queue)[: min(limit, self.prefetch[who] - held)]
         got = self.store.claim(queue, self.holders[queue, who], limit, self.model.now, wait=True)
         self.check(got, expected, who, LEASE)
 
-    @rule(data=st.data(), how=st.sampled_from(["ack", "release", "move"]), queue=st.sampled_from([*SPECS, "gone"]))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["ack", "release", "move"]),
+        queue=st.sampled_from([*SPECS, "gone"]),
+    )
     def settle(self, data: st.DataObject, how: str, queue: str) -> None:
         if not self.given:
             return
@@ -230,7 +272,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def sweep(self, queue: str, limit: int) -> None:
         self.model.tick(queue)
         now = self.model.now
-        expired = [it for it in self.model.waiting(queue) if (it.message.expires_at or now + 1) <= now]
+        expired = [
+            it for it in self.model.waiting(queue) if (it.message.expires_at or now + 1) <= now
+        ]
         expired.sort(key=lambda copy: (copy.message.expires_at or 0.0, copy.number))
         got = self.store.sweep(queue, limit, LEASE, self.owner, now)
         self.check(got, expired[:limit], -1, LEASE)
@@ -244,7 +288,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
         assert [entry.message for entry in first + rest] == [copy.message for copy in waiting]
         if waiting:
             index = data.draw(st.integers(0, len(waiting) - 1))
-            got = self.store.take(queue, [(first + rest)[index].key], LEASE, self.owner, self.model.now)
+            got = self.store.take(
+                queue, [(first + rest)[index].key], LEASE, self.owner, self.model.now
+            )
             self.check(got, [waiting[index]], -1, LEASE)
 
     @rule(queue=QUEUES)
@@ -275,8 +321,16 @@ class StoreAgainstModel(RuleBasedStateMachine):
             mine = [copy for copy in self.model.copies if copy.queue == queue]
             leased = sum(copy.lease is not None for copy in mine)
             ready = len(self.model.ready(queue))
-            assert (counts.ready, counts.leased, counts.delayed) == (ready, leased, len(mine) - ready - leased)
+            assert (counts.ready, counts.leased, counts.delayed) == (
+                ready,
+                leased,
+                len(mine) - ready - leased,
+            )
 
 
-TestStoreAgainstModel = pytest.mark.timeout(300)(StoreAgainstModel.TestCase)  # a failure takes long to be made small
-TestStoreAgainstModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, database=None)
+TestStoreAgainstModel = pytest.mark.timeout(300)(
+    StoreAgainstModel.TestCase
+)  # a failure takes long to be made small
+TestStoreAgainstModel.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, database=None
+)

@@ -41,7 +41,9 @@ class Bench:
         self.wakes: list[str] = []
         self.one = self.consumer("one")
 
-    def consumer(self, name: str, prefetch: float = inf, *, alive: bool = True, queue: str = "q") -> Holder:
+    def consumer(
+        self, name: str, prefetch: float = inf, *, alive: bool = True, queue: str = "q"
+    ) -> Holder:
         def wake() -> bool:
             self.wakes.append(name)
             return alive
@@ -54,11 +56,15 @@ class Bench:
         batch = [Outgoing("q", message(name), delay, ttl) for name in names]
         assert self.store.publish(batch, self.now, 0.0) == [STORED] * len(names)
 
-    def claim(self, holder: Holder | None = None, limit: int = 100, *, wait: bool = False) -> list[Delivery]:
+    def claim(
+        self, holder: Holder | None = None, limit: int = 100, *, wait: bool = False
+    ) -> list[Delivery]:
         return self.store.claim("q", holder or self.one, limit, self.now, wait=wait)
 
     def ack(self, deliveries: list[Delivery]) -> None:
-        assert self.store.settle("q", [Ack(it.receipt) for it in deliveries], self.now) == [DONE] * len(deliveries)
+        assert self.store.settle("q", [Ack(it.receipt) for it in deliveries], self.now) == [
+            DONE
+        ] * len(deliveries)
 
     def sizes(self) -> list[int]:
         queue = self.store._queues["q"]
@@ -108,7 +114,9 @@ def test_releasing_one_message_for_ever_leaves_nothing_behind(bench: Bench) -> N
     bench.put("kept", "bounced", ttl=1e6)
     for _ in range(2_000):
         kept, bounced = bench.claim()
-        assert bench.store.settle("q", [Release(bounced.receipt), Release(kept.receipt)], bench.now) == [DONE, DONE]
+        assert bench.store.settle(
+            "q", [Release(bounced.receipt), Release(kept.receipt)], bench.now
+        ) == [DONE, DONE]
     assert bench.sizes()[2] < 300
 
 
@@ -130,7 +138,9 @@ def test_an_id_is_remembered_exactly_as_long_as_the_window(bench: Bench) -> None
     bench.put("a")
     bench.ack(bench.claim())
     bench.now += 599.9
-    assert bench.store.publish([Outgoing("q", message("a"))], bench.now, 0.0) == [Stored(duplicate=True)]
+    assert bench.store.publish([Outgoing("q", message("a"))], bench.now, 0.0) == [
+        Stored(duplicate=True)
+    ]
     bench.now += 0.2
     bench.put("a")
     assert names(bench.claim()) == ["a"], "a duplicate must not have renewed the window"
@@ -139,7 +149,9 @@ def test_an_id_is_remembered_exactly_as_long_as_the_window(bench: Bench) -> None
 def test_no_more_ids_are_remembered_than_the_size_says() -> None:
     bench = Bench(dedup_size=3)
     bench.put("a", "b", "c")
-    assert bench.store.publish([Outgoing("q", message("a"))], bench.now, 0.0) == [Stored(duplicate=True)]
+    assert bench.store.publish([Outgoing("q", message("a"))], bench.now, 0.0) == [
+        Stored(duplicate=True)
+    ]
     bench.put("d")
     bench.put("a")
     window = bench.store._queues["q"].window
@@ -169,7 +181,9 @@ def test_a_move_is_not_taken_for_one_of_an_earlier_life_of_its_id(bench: Bench) 
     bench.put("order-17")
     (delivery,) = bench.claim()
     assert bench.store.settle("q", [Move(delivery.receipt, retry)], bench.now) == [DONE]
-    assert names(bench.claim()) == ["order-17"], "the retry of the second life was taken for that of the first: lost"
+    assert names(bench.claim()) == ["order-17"], (
+        "the retry of the second life was taken for that of the first: lost"
+    )
 
 
 def test_two_copies_of_one_id_are_both_moved() -> None:
@@ -227,10 +241,14 @@ def test_a_timer_that_fires_a_rounding_error_early_finds_what_it_was_set_for(ben
     assert (first.message.id, first.expires_in) == ("delayed", None)
     assert second.message.id == "expiring"
     assert second.expires_in is not None
-    assert second.expires_in <= 0, "it stands here because it has expired; a hair of life would start its handler early"
+    assert second.expires_in <= 0, (
+        "it stands here because it has expired; a hair of life would start its handler early"
+    )
 
 
-def test_what_fell_due_earlier_stands_before_what_was_published_later_even_if_nobody_looked(bench: Bench) -> None:
+def test_what_fell_due_earlier_stands_before_what_was_published_later_even_if_nobody_looked(
+    bench: Bench,
+) -> None:
     bench.put("delayed", delay=3.0)
     bench.now += 5.0
     bench.put("later")
@@ -247,7 +265,9 @@ def test_ended_leases_come_back_to_their_places_in_whatever_order_they_end(bench
     assert bench.store.settle("q", [Ack(c.receipt)], bench.now) == [STALE]
 
 
-def test_a_lease_that_has_ended_is_refused_even_if_nobody_came_for_the_message(bench: Bench) -> None:
+def test_a_lease_that_has_ended_is_refused_even_if_nobody_came_for_the_message(
+    bench: Bench,
+) -> None:
     bench.put("a")
     (delivery,) = bench.claim()
     bench.now += 31.0
@@ -270,7 +290,9 @@ def test_what_an_owner_took_comes_back_when_it_leaves(bench: Bench) -> None:
     bench.put("a")
     owner = Holder()
     (entry,) = bench.store.browse("q", 10, None, bench.now)
-    (delivery,) = bench.store.take("q", [entry.key, entry.key, "no/such/key", "9/0.0/0.0/99"], 60.0, owner, bench.now)
+    (delivery,) = bench.store.take(
+        "q", [entry.key, entry.key, "no/such/key", "9/0.0/0.0/99"], 60.0, owner, bench.now
+    )
     assert (owner.held, bench.claim()) == (1, [])
     bench.store.leave(owner, bench.now)
     assert [(it.message.id, it.takeovers) for it in bench.claim()] == [("a", 1)]
@@ -348,7 +370,9 @@ def test_a_lease_that_was_made_shorter_wakes_whoever_minds_the_time(bench: Bench
     assert other.until == 105.0
 
 
-def test_a_consumer_that_left_while_it_waited_is_not_woken_in_the_place_of_another(bench: Bench) -> None:
+def test_a_consumer_that_left_while_it_waited_is_not_woken_in_the_place_of_another(
+    bench: Bench,
+) -> None:
     two = bench.consumer("two")
     for holder in (bench.one, two):
         bench.claim(holder, wait=True)
@@ -394,7 +418,9 @@ def test_one_of_those_who_wait_minds_the_time_for_all(bench: Bench) -> None:
     assert two.until == 105.0
 
 
-def test_a_lease_that_begins_while_others_wait_wakes_them_once_and_not_each_time(bench: Bench) -> None:
+def test_a_lease_that_begins_while_others_wait_wakes_them_once_and_not_each_time(
+    bench: Bench,
+) -> None:
     idle = bench.consumer("idle", prefetch=0)
     bench.claim(idle, wait=True)
     woken = 0
@@ -406,7 +432,9 @@ def test_a_lease_that_begins_while_others_wait_wakes_them_once_and_not_each_time
             assert bench.claim(idle, wait=True) == []
         bench.ack(claimed)
         bench.now += 0.1
-    assert bench.wakes == ["idle"], "it set its timer for the end of the first lease; later ones end later"
+    assert bench.wakes == ["idle"], (
+        "it set its timer for the end of the first lease; later ones end later"
+    )
 
 
 def test_the_one_who_minds_the_time_comes_back_when_a_lease_ends(bench: Bench) -> None:

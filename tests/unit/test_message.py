@@ -71,13 +71,22 @@ def test_a_priority_is_taken(good: int) -> None:
     "bad", [-1, 11, 255, 10**30, True, False, 5.0, float("nan"), "5", "high", None, b"5"], ids=repr
 )
 def test_another_priority_is_refused(bad: object) -> None:
-    with pytest.raises(ValidationError, match=r"out of range: 0 \(lowest\) to 10 \(highest\), 5 by default"):
+    with pytest.raises(
+        ValidationError, match=r"out of range: 0 \(lowest\) to 10 \(highest\), 5 by default"
+    ):
         check_priority(bad)
 
 
 @pytest.mark.parametrize(
     "good",
-    [{}, {"tenant": "a"}, {"A.b_c-9": ""}, {"n" * 128: "ü😀 \t end"}, UserDict(a="b"), {"mqtt": "a", "xray": "b"}],
+    [
+        {},
+        {"tenant": "a"},
+        {"A.b_c-9": ""},
+        {"n" * 128: "ü😀 \t end"},
+        UserDict(a="b"),
+        {"mqtt": "a", "xray": "b"},
+    ],
     ids=range(6),
 )
 def test_headers_are_taken_as_a_copy(good: dict[str, str]) -> None:
@@ -159,13 +168,17 @@ def test_what_is_within_the_limits_passes(body: bytes, headers: dict[str, str]) 
 def test_what_is_beyond_a_limit_is_refused_with_queue_id_and_both_numbers(
     body: bytes, headers: dict[str, str], why: str
 ) -> None:
-    with pytest.raises(MessageTooLarge, match=f"message m1 for 'orders' was not sent: {why}") as caught:
+    with pytest.raises(
+        MessageTooLarge, match=f"message m1 for 'orders' was not sent: {why}"
+    ) as caught:
         LIMITS.check(Message(id="m1", body=body, headers=headers), "orders")
     assert caught.value.id == "m1"
 
 
 def test_the_default_limits() -> None:
-    Limits().check(Message(id="m", body=bytes(1024 * 1024), headers={f"h{i}": "v" for i in range(64)}), "q")
+    Limits().check(
+        Message(id="m", body=bytes(1024 * 1024), headers={f"h{i}": "v" for i in range(64)}), "q"
+    )
     with pytest.raises(MessageTooLarge, match="1,048,577 bytes, 1,048,576 are allowed"):
         Limits().check(Message(id="m", body=bytes(1024 * 1024 + 1)), "q")
 
@@ -220,7 +233,10 @@ def test_cores_own_fields_survive_the_flat_form(message: Message) -> None:
 
 
 def test_a_fresh_message_packs_small() -> None:
-    assert pack(Message(id="m", body=b"", published_at=1.5)) == {"mq-attempt": "1", "mq-published_at": "1.5"}
+    assert pack(Message(id="m", body=b"", published_at=1.5)) == {
+        "mq-attempt": "1",
+        "mq-published_at": "1.5",
+    }
 
 
 @pytest.mark.parametrize(
@@ -249,17 +265,25 @@ def test_a_fresh_message_packs_small() -> None:
     ],
     ids=range(20),
 )
-def test_a_forged_field_keeps_its_default(forged: dict[str, str], field: str, default: object) -> None:
+def test_a_forged_field_keeps_its_default(
+    forged: dict[str, str], field: str, default: object
+) -> None:
     plain = Message(id="m", body=b"b")
     assert getattr(unpack(plain, forged), field) == default
     assert unpack(plain, forged) == plain
 
 
 @pytest.mark.parametrize(
-    "attempts", ["", "-1", "x", "²", "9" * 5000], ids=["empty", "negative", "text", "square", "huge"]
+    "attempts",
+    ["", "-1", "x", "²", "9" * 5000],
+    ids=["empty", "negative", "text", "square", "huge"],
 )
 def test_a_forged_death_record_is_read_as_far_as_it_makes_sense(attempts: str) -> None:
-    forged = {"mq-death-reason": "timeout", "mq-death-attempts": attempts, "mq-death-first_at": "nan"}
+    forged = {
+        "mq-death-reason": "timeout",
+        "mq-death-attempts": attempts,
+        "mq-death-first_at": "nan",
+    }
     assert unpack(Message(id="m", body=b""), forged).death == Death(
         reason=Reason.TIMEOUT, queue="", attempts=1, first_at=0.0, last_at=0.0
     )
@@ -267,7 +291,11 @@ def test_a_forged_death_record_is_read_as_far_as_it_makes_sense(attempts: str) -
 
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(f"mq-{name}" for name in (*OURS, "death-reason", "death-attempts", "death-first_at"))),
+        st.sampled_from(
+            sorted(
+                f"mq-{name}" for name in (*OURS, "death-reason", "death-attempts", "death-first_at")
+            )
+        ),
         st.text(),
     )
 )

@@ -82,7 +82,9 @@ WRONG: list[tuple[Callable[..., object], str, tuple[object, ...]]] = [
         for value in values
     ],
 )
-def test_a_value_that_an_option_cannot_mean_is_refused(make: Callable[..., object], option: str, value: object) -> None:
+def test_a_value_that_an_option_cannot_mean_is_refused(
+    make: Callable[..., object], option: str, value: object
+) -> None:
     with pytest.raises(ConfigurationError, match=option):
         make(**{option: value})
 
@@ -113,7 +115,9 @@ async def test_the_pull_api_refuses_what_is_no_duration(value: Any) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-async def test_a_list_of_dead_letters_refuses_filters_that_match_nothing(name: str, value: Any) -> None:
+async def test_a_list_of_dead_letters_refuses_filters_that_match_nothing(
+    name: str, value: Any
+) -> None:
     async with Broker.connect("memory://", settings=Settings()) as broker:
         await broker.declare(Queue("jobs", str))
         with pytest.raises(ConfigurationError, match=name):

@@ -49,13 +49,34 @@ class Careless(Retry):
         (group(KeyboardInterrupt()), Happened.FAILED, None),
     ],
     ids=[
-        *("failure", "interrupt", "reject", "retry", "retry with delay", "retry with timedelta", "endless delay"),
+        *(
+            "failure",
+            "interrupt",
+            "reject",
+            "retry",
+            "retry with delay",
+            "retry with timedelta",
+            "endless delay",
+        ),
         *("delay in words", "delay that raises", "retry of a careless subclass", "timeout"),
-        *("group of a reject", "reject beside failures", "retry in a group of a group", "two rejects"),
-        *("reject beside retry", "two retries", "group of a timeout", "group of failures", "group of an interrupt"),
+        *(
+            "group of a reject",
+            "reject beside failures",
+            "retry in a group of a group",
+            "two rejects",
+        ),
+        *(
+            "reject beside retry",
+            "two retries",
+            "group of a timeout",
+            "group of failures",
+            "group of an interrupt",
+        ),
     ],
 )
-def test_what_an_exception_means(error: BaseException, happened: Happened, delay: float | None) -> None:
+def test_what_an_exception_means(
+    error: BaseException, happened: Happened, delay: float | None
+) -> None:
     outcome = outcome_of(error)
     assert (outcome.happened, outcome.delay) == (happened, delay)
     assert outcome.failure is not None
@@ -64,7 +85,9 @@ def test_what_an_exception_means(error: BaseException, happened: Happened, delay
 def test_a_delay_that_cannot_be_used_is_named() -> None:
     failure = outcome_of(Retry(delay="soon")).failure  # type: ignore[arg-type]  # the mistake
     assert failure is not None
-    assert failure.text.startswith("the delay of Retry is not usable; give seconds or a timedelta: could not convert")
+    assert failure.text.startswith(
+        "the delay of Retry is not usable; give seconds or a timedelta: could not convert"
+    )
 
 
 def test_a_decision_in_a_group_is_recorded_with_its_text_and_the_traceback_of_all() -> None:
@@ -104,10 +127,16 @@ def test_what_decoding_raised_means(error: BaseException, happened: Happened) ->
         ({"give_up_on": (OSError,)}, [ValueError()], True),
         ({"give_up_on": (OSError,)}, [group(ConnectionError()), ValueError()], False),
         ({"give_up_on": (BaseExceptionGroup,)}, [ValueError()], False),
-        ({"retry_on": (OSError,), "give_up_on": (PermissionError,)}, [ConnectionError(), PermissionError()], False),
+        (
+            {"retry_on": (OSError,), "give_up_on": (PermissionError,)},
+            [ConnectionError(), PermissionError()],
+            False,
+        ),
     ],
 )
-def test_a_policy_looks_into_groups(policy: dict[str, Any], errors: list[BaseException], *, retried: bool) -> None:
+def test_a_policy_looks_into_groups(
+    policy: dict[str, Any], errors: list[BaseException], *, retried: bool
+) -> None:
     assert RetryPolicy(**policy).retries(Failure.of(group(*errors))) is retried
 
 

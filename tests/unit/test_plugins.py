@@ -56,7 +56,9 @@ def backend(*schemes: str) -> type[Backend]:
 class Plugin(ModuleType):
     """A plugin module that counts how often it was imported, through the entry point that `point` makes for it."""
 
-    def __init__(self, *classes: object, codecs: tuple[object, ...] = (), commands: tuple[object, ...] = ()) -> None:
+    def __init__(
+        self, *classes: object, codecs: tuple[object, ...] = (), commands: tuple[object, ...] = ()
+    ) -> None:
         super().__init__(f"fake_{id(self)}")
         self.mqcore_register_backends = hookimpl(lambda: list(classes))
         if codecs:
@@ -68,7 +70,9 @@ class Plugin(ModuleType):
 LOADED: list[str] = []
 
 
-def point(name: str, plugin: object, *, dist: str = "shop-kafka", value: str = "shop_kafka") -> EntryPoint:
+def point(
+    name: str, plugin: object, *, dist: str = "shop-kafka", value: str = "shop_kafka"
+) -> EntryPoint:
     class Loading(EntryPoint):
         def load(self) -> object:
             LOADED.append(name)
@@ -88,7 +92,9 @@ def nothing_loaded() -> None:
 
 def test_only_the_plugin_of_that_name_is_imported_and_only_when_asked() -> None:
     kafka, nats = backend("kafka"), backend("nats")
-    plugins = Plugins([point("kafka", Plugin(kafka)), point("nats", Plugin(nats)), point("bad", ImportError("x"))])
+    plugins = Plugins(
+        [point("kafka", Plugin(kafka)), point("nats", Plugin(nats)), point("bad", ImportError("x"))]
+    )
     assert LOADED == []
     assert plugins.backend_for("KAFKA") is kafka
     assert plugins.backend_for("kafka") is kafka
@@ -136,7 +142,9 @@ def test_two_distributions_that_claim_a_scheme_are_both_named_before_either_is_i
             point("kafka", Plugin(backend("kafka")), dist="b-kafka"),
         ]
     )
-    with pytest.raises(ConfigurationError, match=r"'kafka' is claimed twice, by a-kafka 1\.2 and b-kafka 1\.2"):
+    with pytest.raises(
+        ConfigurationError, match=r"'kafka' is claimed twice, by a-kafka 1\.2 and b-kafka 1\.2"
+    ):
         plugins.backend_for("kafka")
     assert LOADED == []
     assert [line.backend for line in plugins.installed()] == [None, None]
@@ -145,7 +153,10 @@ def test_two_distributions_that_claim_a_scheme_are_both_named_before_either_is_i
 
 def test_two_plugins_that_claim_a_scheme_under_other_names_are_both_named() -> None:
     plugins = Plugins(
-        [point("x", Plugin(backend("kafka")), dist="a-kafka"), point("y", Plugin(backend("kafka")), dist="b-kafka")]
+        [
+            point("x", Plugin(backend("kafka")), dist="a-kafka"),
+            point("y", Plugin(backend("kafka")), dist="b-kafka"),
+        ]
     )
     with pytest.raises(ConfigurationError, match=r"a-kafka 1\.2 and b-kafka 1\.2"):
         plugins.backend_for("kafka")
@@ -161,10 +172,17 @@ def test_two_plugins_in_code_that_claim_a_scheme_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [ModuleNotFoundError("No module named 'kafka'"), SyntaxError("bad"), RuntimeError("at import"), SystemExit(3)],
+    [
+        ModuleNotFoundError("No module named 'kafka'"),
+        SyntaxError("bad"),
+        RuntimeError("at import"),
+        SystemExit(3),
+    ],
     ids=["missing library", "syntax", "anything", "exit"],
 )
-def test_a_plugin_that_cannot_be_imported_names_itself_the_cause_and_what_to_install(failure: BaseException) -> None:
+def test_a_plugin_that_cannot_be_imported_names_itself_the_cause_and_what_to_install(
+    failure: BaseException,
+) -> None:
     broken = point("kafka", failure, value="shop_kafka [fast,tls]")
     plugins = Plugins([broken, point("memory", Plugin(backend("memory")))])
     with pytest.raises(BackendNotFound) as caught:
@@ -189,7 +207,9 @@ def test_a_hook_that_imports_its_library_late_is_reported_alike() -> None:
 
     plugins = Plugins([point("amqp", Late(), dist="mqcore", value="mqcore_rabbitmq [rabbitmq]")])
     for _ in range(2):
-        with pytest.raises(BackendNotFound, match=r"No module named 'pika'.*pip install 'mqcore\[rabbitmq\]'"):
+        with pytest.raises(
+            BackendNotFound, match=r"No module named 'pika'.*pip install 'mqcore\[rabbitmq\]'"
+        ):
             plugins.backend_for("amqp")
 
 
@@ -207,13 +227,22 @@ def test_a_hook_that_imports_its_library_late_is_reported_alike() -> None:
 )
 def test_a_scheme_of_ours_that_is_not_installed_names_its_extra(scheme: str, extra: str) -> None:
     plugins = Plugins([point("memory", Plugin(backend("memory")))])
-    with pytest.raises(BackendNotFound, match=rf"installed are: memory\. .*pip install 'mqcore\[{extra}\]'"):
+    with pytest.raises(
+        BackendNotFound, match=rf"installed are: memory\. .*pip install 'mqcore\[{extra}\]'"
+    ):
         plugins.backend_for(scheme)
 
 
 def test_an_unknown_scheme_lists_the_installed_ones_and_guesses() -> None:
-    plugins = Plugins([point("memory", Plugin(backend("memory"))), point("broken", ImportError("no such library"))])
-    with pytest.raises(BackendNotFound, match=r"'memroy'; installed are: broken, memory\. Did you mean 'memory'\?"):
+    plugins = Plugins(
+        [
+            point("memory", Plugin(backend("memory"))),
+            point("broken", ImportError("no such library")),
+        ]
+    )
+    with pytest.raises(
+        BackendNotFound, match=r"'memroy'; installed are: broken, memory\. Did you mean 'memory'\?"
+    ):
         plugins.backend_for("memroy")
     with pytest.raises(BackendNotFound, match=r"'xyz'.*the plugin 'broken' .*no such library"):
         plugins.backend_for("xyz")
@@ -223,7 +252,9 @@ def test_an_unknown_scheme_lists_the_installed_ones_and_guesses() -> None:
 
 def test_an_entry_point_that_does_not_serve_its_name_is_told() -> None:
     plugins = Plugins([point("kafka", Plugin(backend("kafkas")))])
-    with pytest.raises(BackendNotFound, match=r"the plugin 'kafka' of shop-kafka 1\.2 serves no 'kafka'.*kafkas"):
+    with pytest.raises(
+        BackendNotFound, match=r"the plugin 'kafka' of shop-kafka 1\.2 serves no 'kafka'.*kafkas"
+    ):
         plugins.backend_for("kafka")
 
 
@@ -274,7 +305,9 @@ def test_codecs_of_plugins_are_looked_for_only_when_the_settings_name_them() -> 
 
 
 def test_a_codec_that_nobody_or_two_bring_is_a_configuration_error() -> None:
-    plugins = Plugins([point("x", Plugin(codecs=(Shout(),))), point("y", Plugin(codecs=(Shout(),)), dist="other")])
+    plugins = Plugins(
+        [point("x", Plugin(codecs=(Shout(),))), point("y", Plugin(codecs=(Shout(),)), dist="other")]
+    )
     with pytest.raises(ConfigurationError, match="'shout' is brought by two plugins"):
         plugins.codecs(["shout"])
     with pytest.raises(ConfigurationError, match="'cbor': no installed plugin brings it"):
@@ -294,7 +327,9 @@ def test_a_hook_that_fails_later_is_a_configuration_error() -> None:
             raise RuntimeError("no terminal")
 
     plugins = Plugins([point("kafka", Failing())])
-    with pytest.raises(ConfigurationError, match="mqcore_register_cli failed: RuntimeError: no terminal"):
+    with pytest.raises(
+        ConfigurationError, match="mqcore_register_cli failed: RuntimeError: no terminal"
+    ):
         plugins.commands()
 
 
@@ -303,7 +338,10 @@ def test_the_process_has_one_set_of_plugins() -> None:
 
 
 def test_importing_the_module_imports_no_plugin() -> None:
-    code = "import sys, mqcore.config.plugins; sys.exit(any(name.startswith('mqcore_') for name in sys.modules))"
+    code = (
+        "import sys, mqcore.config.plugins; sys.exit(any(name.startswith('mqcore_') for name in "
+        "sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -316,7 +354,9 @@ def test_installed_distributions_are_found_by_their_entry_points(
     (info / "entry_points.txt").write_text("[mqcore]\nshopkafka = shop_kafka_plugin [fast]\n")
     (tmp_path / "shop_kafka_plugin.py").write_text("import shop_kafka_library\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(BackendNotFound, match=r"shop-kafka 3\.0 .*shop_kafka_library.*'shop-kafka\[fast\]'"):
+    with pytest.raises(
+        BackendNotFound, match=r"shop-kafka 3\.0 .*shop_kafka_library.*'shop-kafka\[fast\]'"
+    ):
         Plugins().backend_for("shopkafka")
 
 

@@ -33,18 +33,29 @@ from mqcore.rules.retry import (
 
 NOW = 1_000_000.0
 TEN_YEARS = 10 * 365 * 86_400
-WORK = Rules(queue="q", source="q", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq", quarantine="q.again")
+WORK = Rules(
+    queue="q", source="q", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq", quarantine="q.again"
+)
 ALONE = replace(WORK, source="q.again")
 BARE = replace(WORK, dead_letter=None)
 ALONE_BARE = replace(ALONE, dead_letter=None)
 DLQ = Rules(queue="q.dlq", source="q.dlq", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq")
 TEMPORARY = Rules(queue="t", source="t", retry=RetryPolicy(3, fixed(4)))
-ALL_RULES = {"work": WORK, "alone": ALONE, "bare": BARE, "alone, bare": ALONE_BARE, "dlq": DLQ, "temporary": TEMPORARY}
+ALL_RULES = {
+    "work": WORK,
+    "alone": ALONE,
+    "bare": BARE,
+    "alone, bare": ALONE_BARE,
+    "dlq": DLQ,
+    "temporary": TEMPORARY,
+}
 BOOM = Failure.of(ValueError("boom"))
 AT_ONCE = {Happened.UNDECODABLE, Happened.INVALID, Happened.EXPIRED, Happened.REJECTED}
 
 
-def delivery(attempt: int = 1, taken: int = 0, *, counted: bool = True, **changes: object) -> Delivery:
+def delivery(
+    attempt: int = 1, taken: int = 0, *, counted: bool = True, **changes: object
+) -> Delivery:
     message = Message(
         id="m1",
         body=b"body",
@@ -60,13 +71,30 @@ def delivery(attempt: int = 1, taken: int = 0, *, counted: bool = True, **change
         redriven=2,
     )
     message = replace(message, **changes)  # type: ignore[arg-type]  # a test's choice
-    return Delivery(message, b"receipt", expires_in=60.0, redelivered=taken > 0, takeovers=taken, counted=counted)
+    return Delivery(
+        message,
+        b"receipt",
+        expires_in=60.0,
+        redelivered=taken > 0,
+        takeovers=taken,
+        counted=counted,
+    )
 
 
 def judged(happened: Happened, rules: Rules, attempt: int = 1, **changes: object) -> Decision:
-    failure = None if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.TAKEN_OVER} else BOOM
+    failure = (
+        None
+        if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.TAKEN_OVER}
+        else BOOM
+    )
     taken = 2 if happened is Happened.TAKEN_OVER else 0
-    return decide(Outcome(happened, failure), delivery(attempt, taken, **changes), rules, now=NOW, expires_in=60.0)
+    return decide(
+        Outcome(happened, failure),
+        delivery(attempt, taken, **changes),
+        rules,
+        now=NOW,
+        expires_in=60.0,
+    )
 
 
 def moved(decision: Decision) -> tuple[str, Message, float]:
@@ -85,7 +113,9 @@ def expected(happened: Happened, rules: Rules, attempt: int) -> tuple[str, str |
     if happened is Happened.SUCCEEDED:
         return "done", None, 0
     if happened is Happened.INTERRUPTED:
-        return ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
+        return (
+            ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
+        )
     if happened is Happened.TAKEN_OVER and rules.quarantine is None:
         return "taken_over", rules.queue, attempt
     if happened is Happened.TAKEN_OVER and rules.source == "q":
@@ -99,14 +129,18 @@ def expected(happened: Happened, rules: Rules, attempt: int) -> tuple[str, str |
 
 @pytest.mark.parametrize("rules", ALL_RULES)
 @pytest.mark.parametrize("happened", Happened, ids=lambda happened: happened.value)
-def test_every_ending_of_every_attempt_in_every_kind_of_queue(happened: Happened, rules: str) -> None:
+def test_every_ending_of_every_attempt_in_every_kind_of_queue(
+    happened: Happened, rules: str
+) -> None:
     for attempt in range(1, 5):
         decision = judged(happened, ALL_RULES[rules], attempt)
         verdict, target, successor_attempt = expected(happened, ALL_RULES[rules], attempt)
         assert decision.verdict == verdict
         assert decision.final == (verdict in {"done", "dead", "dropped"})
         if target is None:
-            assert decision.settlement == (Release(b"receipt") if verdict == "released" else Ack(b"receipt"))
+            assert decision.settlement == (
+                Release(b"receipt") if verdict == "released" else Ack(b"receipt")
+            )
         else:
             to, message, delay = moved(decision)
             assert (to, message.attempt) == (target, successor_attempt)
@@ -170,13 +204,25 @@ def test_what_dies_alone_is_recorded_as_crashed() -> None:
     assert message.death.error
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["the broker counts", "the broker has a flag"])
+@pytest.mark.parametrize(
+    "counted", [True, False], ids=["the broker counts", "the broker has a flag"]
+)
 @pytest.mark.parametrize(("after_crash", "starts"), [("isolate", 5), ("count", 3)])
-def test_a_killer_is_started_so_often_and_no_more(after_crash: AfterCrash, starts: int, *, counted: bool) -> None:
+def test_a_killer_is_started_so_often_and_no_more(
+    after_crash: AfterCrash, starts: int, *, counted: bool
+) -> None:
     """Three attempts: five starts when it is isolated from the second takeover on, three when each is counted (G4)."""
-    rules, message, taken, started, alone = replace(WORK, after_crash=after_crash), delivery().message, 0, 0, 0
+    rules, message, taken, started, alone = (
+        replace(WORK, after_crash=after_crash),
+        delivery().message,
+        0,
+        0,
+        0,
+    )
     while True:
-        here = Delivery(message, b"receipt", redelivered=taken > 0, takeovers=taken, counted=counted)
+        here = Delivery(
+            message, b"receipt", redelivered=taken > 0, takeovers=taken, counted=counted
+        )
         if (seen := admit(here, rules)) is not None:
             assert seen.redelivered == (started > 0)
             assert seen.attempt == (started + 1 if after_crash == "count" else max(1, started - 1))
@@ -202,20 +248,32 @@ def test_a_first_takeover_raises_no_suspicion_and_costs_no_attempt() -> None:
     assert (seen.attempt, seen.redelivered) == (2, True)
 
 
-def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_before_the_message_runs() -> None:
+def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_before_the_message_runs() -> (
+    None
+):
     lost = delivery(2, taken=1, counted=False)
     assert admit(lost, WORK) is None
     decision = decide(Outcome(Happened.TAKEN_OVER), lost, WORK, now=NOW, expires_in=None)
     to, message, delay = moved(decision)
-    assert (decision.verdict, to, message.takeovers, message.attempt, delay) == ("taken_over", "q", 1, 2, 0)
+    assert (decision.verdict, to, message.takeovers, message.attempt, delay) == (
+        "taken_over",
+        "q",
+        1,
+        2,
+        0,
+    )
     again = Delivery(message, b"receipt", counted=False)
     seen = admit(again, WORK)
     assert seen is not None, "it is on record: now it runs among the others"
     assert seen.redelivered
-    assert admit(replace(again, redelivered=True, takeovers=1), WORK) is None, "and this was the second"
+    assert admit(replace(again, redelivered=True, takeovers=1), WORK) is None, (
+        "and this was the second"
+    )
 
 
-@pytest.mark.parametrize("happened", [Happened.RETRY, Happened.REJECTED, Happened.TAKEN_OVER], ids=lambda it: it.value)
+@pytest.mark.parametrize(
+    "happened", [Happened.RETRY, Happened.REJECTED, Happened.TAKEN_OVER], ids=lambda it: it.value
+)
 def test_a_retry_a_dead_letter_and_a_suspect_begin_with_no_takeover(happened: Happened) -> None:
     assert moved(judged(happened, WORK, takeovers=1))[1].takeovers == 0
 
@@ -229,7 +287,9 @@ def test_only_what_had_started_counts_where_the_backend_notes_starts() -> None:
 
 
 @pytest.mark.parametrize(("attempt", "wait"), [(1, 15), (2, 30), (3, 60), (4, 60)])
-def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_death(attempt: int, wait: int) -> None:
+def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_death(
+    attempt: int, wait: int
+) -> None:
     rules = replace(ALONE, retry=RetryPolicy(9))
 
     def settled(expires_in: float | None, *, counted: bool, max_delay: float = 1000.0) -> Decision:
@@ -261,12 +321,15 @@ def test_where_there_is_no_quarantine_what_was_taken_over_runs_like_any_other(ru
 def test_after_crash_is_one_of_two_words() -> None:
     assert check_after_crash("count", "handler f") == "count"
     with pytest.raises(
-        ConfigurationError, match="handler f: after_crash='never' is unknown; it is 'isolate' or 'count'"
+        ConfigurationError,
+        match="handler f: after_crash='never' is unknown; it is 'isolate' or 'count'",
     ):
         check_after_crash("never", "handler f")
 
 
-def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_while_with_their_first_record() -> None:
+def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_while_with_their_first_record() -> (
+    None
+):
     first = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
     to, message, delay = moved(judged(Happened.REJECTED, DLQ, 1, death=first))
     assert (to, delay, message.death, message.attempt) == ("q.dlq", 4, first, 1)
@@ -280,11 +343,21 @@ def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_whi
 @pytest.mark.parametrize(
     ("delay", "wait"),
     [(None, 4), (0, 0), (0.5, 0.5), (-1, 0), (1e9, 100), (float("inf"), 100), (float("nan"), 0)],
-    ids=["policy", "zero", "half a second", "negative", "beyond the backend's maximum", "endless", "nan"],
+    ids=[
+        "policy",
+        "zero",
+        "half a second",
+        "negative",
+        "beyond the backend's maximum",
+        "endless",
+        "nan",
+    ],
 )
 def test_the_handler_may_choose_the_wait(delay: float | None, wait: float) -> None:
     rules = replace(WORK, max_delay=100)
-    decision = decide(Outcome(Happened.RETRY, None, delay), delivery(), rules, now=NOW, expires_in=None)
+    decision = decide(
+        Outcome(Happened.RETRY, None, delay), delivery(), rules, now=NOW, expires_in=None
+    )
     assert (decision.verdict, moved(decision)[2], decision.delay) == ("retried", wait, wait)
 
 
@@ -292,7 +365,10 @@ def test_a_chosen_wait_overrides_neither_attempts_nor_age() -> None:
     asked = Outcome(Happened.RETRY, None, 0.0)
     assert decide(asked, delivery(3), WORK, now=NOW, expires_in=None).verdict == "dead"
     young = replace(WORK, retry=RetryPolicy(3, max_age=40))
-    assert decide(asked, delivery(), young, now=NOW, expires_in=None).reason is Reason.RETRIES_EXHAUSTED
+    assert (
+        decide(asked, delivery(), young, now=NOW, expires_in=None).reason
+        is Reason.RETRIES_EXHAUSTED
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +384,9 @@ def test_a_chosen_wait_overrides_neither_attempts_nor_age() -> None:
 def test_a_wait_that_ends_after_the_expiry_is_a_dead_letter_at_once(
     expires_in: float | None, verdict: str, reason: Reason | None
 ) -> None:
-    decision = decide(Outcome(Happened.FAILED, BOOM), delivery(), WORK, now=NOW, expires_in=expires_in)
+    decision = decide(
+        Outcome(Happened.FAILED, BOOM), delivery(), WORK, now=NOW, expires_in=expires_in
+    )
     assert (decision.verdict, decision.reason) == (verdict, reason)
     if verdict == "dead":
         death = moved(decision)[1].death
@@ -327,7 +405,15 @@ def test_a_wait_that_ends_after_the_expiry_is_a_dead_letter_at_once(
         (60, NOW + 1000, "retried"),
         (None, 0.0, "retried"),
     ],
-    ids=["too old by then", "just", "as timedelta", "in time", "foreign", "from the future", "no limit"],
+    ids=[
+        "too old by then",
+        "just",
+        "as timedelta",
+        "in time",
+        "foreign",
+        "from the future",
+        "no limit",
+    ],
 )
 def test_max_age_counts_from_the_publish_to_the_next_start(
     max_age: float | timedelta | None, published_at: float | None, verdict: str
@@ -365,9 +451,15 @@ def test_which_exceptions_are_retried_goes_by_class_and_bases(
     policy: RetryPolicy, error: BaseException, *, again: bool
 ) -> None:
     decision = decide(
-        Outcome(Happened.FAILED, Failure.of(error)), delivery(), replace(WORK, retry=policy), now=NOW, expires_in=None
+        Outcome(Happened.FAILED, Failure.of(error)),
+        delivery(),
+        replace(WORK, retry=policy),
+        now=NOW,
+        expires_in=None,
     )
-    assert (decision.verdict, decision.reason) == (("retried", None) if again else ("dead", Reason.REJECTED))
+    assert (decision.verdict, decision.reason) == (
+        ("retried", None) if again else ("dead", Reason.REJECTED)
+    )
 
 
 def test_classes_are_compared_by_name_only() -> None:
@@ -430,7 +522,9 @@ def test_jitter_is_full() -> None:
     st.integers(1, 2_000),
     st.floats(0, 1),
 )
-def test_no_backoff_overflows_or_leaves_its_bounds(backoff: Backoff, attempt: int, chance: float) -> None:
+def test_no_backoff_overflows_or_leaves_its_bounds(
+    backoff: Backoff, attempt: int, chance: float
+) -> None:
     wait = backoff.wait(attempt, chance)
     assert 0 <= wait <= backoff.cap
     assert backoff.wait(attempt, 1.0) <= backoff.wait(attempt + 1, 1.0)
@@ -479,7 +573,10 @@ MESSAGES = st.builds(
     redriven=st.integers(0, 3),
 )
 OUTCOMES = st.builds(
-    Outcome, st.sampled_from(Happened), st.sampled_from([None, BOOM]), st.none() | st.floats(allow_nan=True)
+    Outcome,
+    st.sampled_from(Happened),
+    st.sampled_from([None, BOOM]),
+    st.none() | st.floats(allow_nan=True),
 )
 POLICIES = st.builds(
     RetryPolicy,
@@ -498,7 +595,12 @@ POLICIES = st.builds(
     st.floats(0, 1),
 )
 def test_what_every_move_keeps_and_changes(
-    outcome: Outcome, message: Message, rules: Rules, policy: RetryPolicy, expires_in: float | None, chance: float
+    outcome: Outcome,
+    message: Message,
+    rules: Rules,
+    policy: RetryPolicy,
+    expires_in: float | None,
+    chance: float,
 ) -> None:
     rules = replace(rules, retry=policy, max_delay=3600.0)
     given_delivery = Delivery(message, b"receipt", expires_in)
@@ -523,7 +625,12 @@ def test_what_every_move_keeps_and_changes(
     assert [getattr(after, name) for name in kept] == [getattr(message, name) for name in kept]
     assert 0 <= delay <= 3600
     if decision.verdict == "dead":
-        assert (to, after.attempt, after.expires_at, after.failed_at) == (rules.dead_letter, 1, None, None)
+        assert (to, after.attempt, after.expires_at, after.failed_at) == (
+            rules.dead_letter,
+            1,
+            None,
+            None,
+        )
         assert after.death is not None
         assert after.death.attempts >= 0
     else:
@@ -547,17 +654,25 @@ NOT_A_DURATION = ["soon", float("nan"), float("inf"), -1, True, [], object()]
         *(("max_attempts", value) for value in (0, -1, 2.5, True, "3", None, float("nan"))),
         *(("max_age", value) for value in NOT_A_DURATION),
         *(("backoff", value) for value in (5, None, "fixed", fixed, {"base": 1})),
-        *((name, value) for name in ("retry_on", "give_up_on") for value in ((int,), (OSError(),), OSError, None)),
+        *(
+            (name, value)
+            for name in ("retry_on", "give_up_on")
+            for value in ((int,), (OSError(),), OSError, None)
+        ),
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_policy_that_could_not_be_acted_on_is_refused_when_it_is_made(option: str, value: Any) -> None:
+def test_a_policy_that_could_not_be_acted_on_is_refused_when_it_is_made(
+    option: str, value: Any
+) -> None:
     with pytest.raises(ConfigurationError, match=rf"retry policy.*{option}="):
         RetryPolicy(**{option: value})
 
 
 @pytest.mark.parametrize("value", NOT_A_DURATION, ids=lambda value: repr(value)[:30])
-@pytest.mark.parametrize("make", [fixed, linear, exponential], ids=["fixed", "linear", "exponential"])
+@pytest.mark.parametrize(
+    "make", [fixed, linear, exponential], ids=["fixed", "linear", "exponential"]
+)
 def test_a_backoff_of_no_duration_is_refused(make: Callable[[Any], Backoff], value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"backoff .* is not usable"):
         make(value)

@@ -62,7 +62,10 @@ def message(name: str) -> Message:
 
 async def test_all_of_one_moment_share_one_question(proofs: Proofs) -> None:
     subscription = Written(YES, NO)
-    assert await asyncio.gather(*(proofs.of(subscription, message(name)) for name in "abc")) == [True] * 3
+    assert (
+        await asyncio.gather(*(proofs.of(subscription, message(name)) for name in "abc"))
+        == [True] * 3
+    )
     assert subscription.answers == [NO]
 
 
@@ -76,9 +79,13 @@ async def test_who_acknowledges_while_one_is_asked_needs_another(proofs: Proofs)
 
 
 @pytest.mark.parametrize("answer", [NO, ConnectionError("it is gone")], ids=repr)
-async def test_what_is_not_proven_is_reported(proofs: Proofs, seen: list[Event], answer: Answer) -> None:
+async def test_what_is_not_proven_is_reported(
+    proofs: Proofs, seen: list[Event], answer: Answer
+) -> None:
     assert not await proofs.of(Written(answer), message("a"))
-    assert [(event.name, event.queue, event.message_id) for event in seen] == [("settle.unanswered", "jobs", "a")]
+    assert [(event.name, event.queue, event.message_id) for event in seen] == [
+        ("settle.unanswered", "jobs", "a")
+    ]
 
 
 async def test_one_who_gives_up_takes_the_answer_from_nobody(proofs: Proofs) -> None:

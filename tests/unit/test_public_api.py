@@ -45,7 +45,9 @@ def test_every_exported_name_exists_and_is_described() -> None:
         if callable(thing):
             text = (vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__) or ""
             assert text.strip(), f"mqcore.{name} has no docstring"
-            assert not text.startswith(f"{name}("), f"mqcore.{name} has only the docstring that dataclass made up"
+            assert not text.startswith(f"{name}("), (
+                f"mqcore.{name} has only the docstring that dataclass made up"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(public_modules()))
@@ -65,14 +67,20 @@ def test_a_plugin_imports_only_the_seam(plugin: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["import mqcore.broker", "from mqcore import App", "from mqcore.messages.message import Message"]
+    "source",
+    [
+        "import mqcore.broker",
+        "from mqcore import App",
+        "from mqcore.messages.message import Message",
+    ],
 )
 def test_an_import_past_the_seam_is_seen(source: str) -> None:
     assert {name for _, name in imports_of_core(ast.parse(source))} - FOR_PLUGINS
 
 
 @pytest.mark.parametrize(
-    "source", ["from mqcore.spi import Backend", "from mqcore import spi", "import mqcore.spi as spi"]
+    "source",
+    ["from mqcore.spi import Backend", "from mqcore import spi", "import mqcore.spi as spi"],
 )
 def test_an_import_of_the_seam_is_allowed(source: str) -> None:
     assert {name for _, name in imports_of_core(ast.parse(source))} == FOR_PLUGINS

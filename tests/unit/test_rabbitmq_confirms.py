@@ -23,7 +23,9 @@ class Raw:
         self.callbacks: dict[type, Callable[..., None]] = {}
         self.on_return: Callable[..., None] = print
 
-    def add_callback(self, callback: Callable[..., None], replies: list[type], *, one_shot: bool) -> None:
+    def add_callback(
+        self, callback: Callable[..., None], replies: list[type], *, one_shot: bool
+    ) -> None:
         assert not one_shot
         self.callbacks.update(dict.fromkeys(replies, callback))
 
@@ -68,7 +70,9 @@ def sending(name: str, key: str = "q", *, exchange: str = "", refusal: str = "")
     return Sending(exchange, key, BasicProperties(message_id=name), b"", key, refusal)
 
 
-async def started(channel: FakeChannel, *batch: Sending, timeout: float = 5.0) -> asyncio.Task[list[Any]]:
+async def started(
+    channel: FakeChannel, *batch: Sending, timeout: float = 5.0
+) -> asyncio.Task[list[Any]]:
     task = asyncio.create_task(Confirms(channel).publish(batch, timeout))  # type: ignore[arg-type]  # the fake
     await asyncio.sleep(0)
     return task
@@ -76,7 +80,9 @@ async def started(channel: FakeChannel, *batch: Sending, timeout: float = 5.0) -
 
 async def test_each_item_gets_its_own_outcome() -> None:
     channel = FakeChannel()
-    task = await started(channel, sending("a"), sending("b", "nowhere"), sending("c", refusal="full"), sending("d"))
+    task = await started(
+        channel, sending("a"), sending("b", "nowhere"), sending("c", refusal="full"), sending("d")
+    )
     channel.returns("b", "nowhere")
     channel.says(spec.Basic.Ack, 2, multiple=True)
     channel.says(spec.Basic.Nack, 3)
@@ -144,7 +150,11 @@ def gone_exchange() -> ChannelClosedByBroker:
 
 async def test_a_missing_exchange_stores_nothing_of_a_batch_that_was_not_read() -> None:
     channel = FakeChannel()
-    batch = [sending("a", exchange="one"), sending("b", exchange="gone"), sending("c", exchange="one")]
+    batch = [
+        sending("a", exchange="one"),
+        sending("b", exchange="gone"),
+        sending("c", exchange="one"),
+    ]
     task = await started(channel, *batch)
     channel.asked[0].set_result(None)
     channel.on_closed[0](gone_exchange())
@@ -174,7 +184,11 @@ async def test_a_slow_first_holds_back_one_credit_and_not_all() -> None:
     for tag in (5, 2, 3):
         unsettled.ack(unsettled.held[tag])
     await asyncio.sleep(0)
-    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, False), (3, False), (5, False)]
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [
+        (2, False),
+        (3, False),
+        (5, False),
+    ]
     channel.told.clear()
     for tag in (1, 4):
         unsettled.ack(unsettled.held[tag])

@@ -42,12 +42,17 @@ def told(error: BaseException) -> tuple[str, ErrorKind]:
 
 
 def test_a_refused_login_says_what_to_check() -> None:
-    text, kind = told(amqp.AMQPConnectionError(amqp.ProbableAuthenticationError("ConnectionClosedByBroker: (403) 'x'")))
+    text, kind = told(
+        amqp.AMQPConnectionError(
+            amqp.ProbableAuthenticationError("ConnectionClosedByBroker: (403) 'x'")
+        )
+    )
     assert (kind, "user name and password" in text) == (ErrorKind.DENIED, True)
 
 
 @pytest.mark.parametrize(
-    ("said", "words"), [("NOT_ALLOWED - vhost shop not found", "does not exist"), ("access to vhost", "not open")]
+    ("said", "words"),
+    [("NOT_ALLOWED - vhost shop not found", "does not exist"), ("access to vhost", "not open")],
 )
 def test_a_vhost_that_is_closed_to_us_is_named(said: str, words: str) -> None:
     text, kind = told(amqp.ProbableAccessDeniedError(said))

@@ -13,10 +13,27 @@ from pika import BasicProperties, frame
 from pika.exceptions import AMQPError
 
 from mqcore_rabbitmq.frames import Field, Properties, read_frame
-from mqcore_rabbitmq.wire import fit, inherit, level_of, message_of, properties, released, released_as
+from mqcore_rabbitmq.wire import (
+    fit,
+    inherit,
+    level_of,
+    message_of,
+    properties,
+    released,
+    released_as,
+)
 
 TYPES = "tbBsUuIilLfdDTSxAFV"
-SHORT = ("content_type", "correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "cluster_id")
+SHORT = (
+    "content_type",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "type",
+    "user_id",
+    "app_id",
+    "cluster_id",
+)
 
 
 def long_string(content: bytes) -> bytes:
@@ -60,9 +77,13 @@ SHORT_BYTES = st.binary(max_size=60) | st.sampled_from(
 VALUES = st.one_of(
     *(
         st.binary(min_size=size, max_size=size).map(lambda raw, kind=kind: kind.encode() + raw)  # type: ignore[misc]  # a default
-        for kind, size in zip("tbBsUuIilLfdDTV", (1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0), strict=True)
+        for kind, size in zip(
+            "tbBsUuIilLfdDTV", (1, 1, 1, 2, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0), strict=True
+        )
     ),
-    st.tuples(st.sampled_from("SxAF"), st.binary(max_size=40)).map(lambda it: it[0].encode() + long_string(it[1])),
+    st.tuples(st.sampled_from("SxAF"), st.binary(max_size=40)).map(
+        lambda it: it[0].encode() + long_string(it[1])
+    ),
     st.binary(min_size=1, max_size=12),
 )
 TABLES = st.lists(st.tuples(SHORT_BYTES, VALUES), max_size=6).map(
@@ -121,7 +142,9 @@ def test_any_frame_of_a_message_is_read_whole_or_not_yet(encoded: bytes) -> None
             | st.booleans()
             | st.integers(-(2**63), 2**63 - 1)
             | st.binary(max_size=9)
-            | st.integers(0, 253_402_300_799).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+            | st.integers(0, 253_402_300_799).map(
+                lambda seconds: datetime.fromtimestamp(seconds, UTC)
+            ),
             max_size=5,
         ),
         priority=st.none() | st.integers(0, 255),
@@ -135,7 +158,15 @@ def test_what_pika_can_read_is_read_as_pika_reads_it(sent: BasicProperties) -> N
     length, theirs = frame.decode_frame(marshaled)
     ours_length, ours = read_frame(marshaled)
     assert ours_length == length
-    for name in ("content_type", "headers", "priority", "message_id", "timestamp", "app_id", "correlation_id"):
+    for name in (
+        "content_type",
+        "headers",
+        "priority",
+        "message_id",
+        "timestamp",
+        "app_id",
+        "correlation_id",
+    ):
         assert getattr(ours.properties, name) == getattr(theirs.properties, name)
     assert ours.properties.unreadable == ""
 
@@ -154,7 +185,9 @@ def test_what_pika_can_read_is_read_as_pika_reads_it(sent: BasicProperties) -> N
 )
 def test_a_header_that_pika_cannot_read_disturbs_no_other(kind: str, raw: bytes) -> None:
     table = (
-        entry(b"before", "S", long_string(b"1")) + entry(b"bad", kind, raw) + entry(b"after", "S", long_string(b"2"))
+        entry(b"before", "S", long_string(b"1"))
+        + entry(b"bad", kind, raw)
+        + entry(b"after", "S", long_string(b"2"))
     )
     found = of(table)
     assert found.unreadable == ""
@@ -170,7 +203,8 @@ def test_tables_nested_without_end_are_skipped() -> None:
         nested = b"A" + long_string(nested)
     with pytest.raises((AMQPError, RecursionError)):
         BasicProperties().decode(
-            struct.pack(">H", BasicProperties.FLAG_HEADERS) + long_string(short_string(b"deep") + nested)
+            struct.pack(">H", BasicProperties.FLAG_HEADERS)
+            + long_string(short_string(b"deep") + nested)
         )
     found = of(short_string(b"deep") + nested + entry(b"h", "S", long_string(b"v")))
     assert (found.unreadable, found.headers) == ("", {"h": "v"})
@@ -183,16 +217,23 @@ def test_numbers_keep_their_value() -> None:
     assert dict(message_of(of(table), b"", None, 0.0).headers) == {"d": "1.5", "D": "1.23"}
 
 
-@pytest.mark.parametrize("name", ["content_type", "content_encoding", "correlation_id", "reply_to", "message_id"])
+@pytest.mark.parametrize(
+    "name", ["content_type", "content_encoding", "correlation_id", "reply_to", "message_id"]
+)
 def test_a_property_that_is_not_utf8_is_named(name: str) -> None:
     found = Properties.read(
         struct.pack(">H", getattr(BasicProperties, f"FLAG_{name.upper()}")) + short_string(b"a\xff")
     )
     assert found.unreadable == f"the AMQP property {name} is not UTF-8"
     message = message_of(found, b"", None, 0.0)
-    assert all(isinstance(value, (str, type(None))) for value in (message.id, message.content_type, message.reply_to))
+    assert all(
+        isinstance(value, (str, type(None)))
+        for value in (message.id, message.content_type, message.reply_to)
+    )
 
 
-@pytest.mark.parametrize("table", [b"\x05ab", b"\x01aS\x00\x00\x00\x09x", b"\x01aZ", b"\x01a", b"\x01aT\x00"])
+@pytest.mark.parametrize(
+    "table", [b"\x05ab", b"\x01aS\x00\x00\x00\x09x", b"\x01aZ", b"\x01a", b"\x01aT\x00"]
+)
 def test_a_table_that_ends_too_soon_is_named(table: bytes) -> None:
     assert of(table).unreadable.startswith("the AMQP properties are malformed: ")

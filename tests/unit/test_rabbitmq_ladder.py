@@ -14,7 +14,11 @@ from mqcore_rabbitmq.layout import Server
 def test_a_delay_is_never_shortened_and_hardly_lengthened(delay: float) -> None:
     waits = rounded(delay) * UNIT
     assert waits >= delay - 1e-6
-    assert waits - delay <= max(2 * UNIT, delay * 0.008) if delay < 60 else waits - delay <= delay * 0.01
+    assert (
+        waits - delay <= max(2 * UNIT, delay * 0.008)
+        if delay < 60
+        else waits - delay <= delay * 0.01
+    )
 
 
 @given(st.floats(min_value=0.001, max_value=LONGEST))
@@ -26,7 +30,9 @@ def test_the_way_waits_as_long_as_it_says(delay: float) -> None:
     highest = [
         it.queue
         for it in rungs("mq.delay")
-        if it.NAME == "Queue.Bind" and it.exchange == "mq.delay.in" and key.startswith(it.routing_key[:-1])
+        if it.NAME == "Queue.Bind"
+        and it.exchange == "mq.delay.in"
+        and key.startswith(it.routing_key[:-1])
     ]
     assert highest == [f"mq.delay.{COUNT - 1 - bits.index('1'):02}"]
 
@@ -68,6 +74,10 @@ def test_messages_whose_priority_a_level_would_sort_by_do_not_share_one(
 def test_a_ladder_is_declared_from_its_exchanges_to_a_queue_that_is_never_used() -> None:
     requests = rungs("mq.delay")
     queues = [it.queue for it in requests if it.NAME == "Queue.Declare"]
-    assert queues == ["mq.lost", *(f"mq.delay.{level:02}" for level in range(COUNT)), "mq.delay.end"]
+    assert queues == [
+        "mq.lost",
+        *(f"mq.delay.{level:02}" for level in range(COUNT)),
+        "mq.delay.end",
+    ]
     assert requests[-1].queue == "mq.delay.end"
     assert sum(it.NAME == "Exchange.Declare" for it in requests) == COUNT + 3

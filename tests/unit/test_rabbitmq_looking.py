@@ -30,7 +30,9 @@ class Answers:
         pytest.param([(0, 1), (7, 1)], id="one more has come meanwhile"),
     ],
 )
-async def test_a_look_ends_when_all_is_back(answers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_ends_when_all_is_back(
+    answers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(looking, "_AGAIN", 0.0)
     channel = Answers(*answers)
 
@@ -39,7 +41,9 @@ async def test_a_look_ends_when_all_is_back(answers: list[tuple[int, int]], monk
     assert channel.left == [answers[-1]]
 
 
-async def test_where_somebody_else_consumes_a_look_does_not_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_somebody_else_consumes_a_look_does_not_wait_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(looking, "_AGAIN", 0.0)
 
     await looking._has_back(cast("Channel", Answers((0, 1))), "q", 6)  # would not end else

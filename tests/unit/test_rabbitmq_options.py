@@ -13,14 +13,17 @@ from mqcore_rabbitmq.options import parameters
 
 
 def test_a_whole_url_is_read() -> None:
-    (host,) = parameters("amqp://me:p%40ss%2Fword@broker:5673/my%2Fhost?durability=machine", RabbitOptions())
+    (host,) = parameters(
+        "amqp://me:p%40ss%2Fword@broker:5673/my%2Fhost?durability=machine", RabbitOptions()
+    )
     assert (host.host, host.port, host.virtual_host) == ("broker", 5673, "my/host")
     assert (host.credentials.username, host.credentials.password) == ("me", "p@ss/word")
     assert host.ssl_options is None
 
 
 @pytest.mark.parametrize(
-    ("url", "vhost"), [("amqp://h", "/"), ("amqp://h/", "/"), ("amqp://h/a", "a"), ("amqp://h/%2F", "/")]
+    ("url", "vhost"),
+    [("amqp://h", "/"), ("amqp://h/", "/"), ("amqp://h/a", "a"), ("amqp://h/%2F", "/")],
 )
 def test_the_vhost_is_the_path(url: str, vhost: str) -> None:
     (host,) = parameters(url, RabbitOptions())
@@ -53,10 +56,16 @@ def test_a_certificate_that_is_not_there_is_told_at_once(tmp_path: Path) -> None
         parameters("amqps://h", RabbitOptions(cafile=tmp_path / "no.pem"))
 
 
-@pytest.mark.parametrize(("word", "quorum"), [("process", False), ("machine", True), ("replicated", True)])
+@pytest.mark.parametrize(
+    ("word", "quorum"), [("process", False), ("machine", True), ("replicated", True)]
+)
 def test_durability_chooses_the_queues(word: str, quorum: bool) -> None:  # noqa: FBT001 - a variant
     options = RabbitOptions.model_validate({"durability": word, "bands": "3"})
-    assert (options.quorum, options.bands, options.durability) == (quorum, 3, Durability.parse(word))
+    assert (options.quorum, options.bands, options.durability) == (
+        quorum,
+        3,
+        Durability.parse(word),
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"bands": "7"}, {"heartbeat": "0"}, {"durable": "yes"}])

@@ -20,8 +20,15 @@ def layout(name: str) -> Layout:
 
 def test_records_add_up_to_what_there_is() -> None:
     picture, one = Picture(), Binding(router="shop", kind="topic", queue="a", pattern="x.*")
-    two = Binding(router="shop", kind="headers", queue="b", headers=(("h", "1"), ("i", "2")), match="any")
-    for record in (layout("a").record(), layout("b").record(), {"bind": record_of(one)}, {"bind": record_of(two)}):
+    two = Binding(
+        router="shop", kind="headers", queue="b", headers=(("h", "1"), ("i", "2")), match="any"
+    )
+    for record in (
+        layout("a").record(),
+        layout("b").record(),
+        {"bind": record_of(one)},
+        {"bind": record_of(two)},
+    ):
         picture.fold([record])
     assert set(picture.queues) == {"a", "b"}
     assert picture.bindings("shop") == picture.bindings(None) == [one, two]
@@ -33,7 +40,14 @@ def test_records_add_up_to_what_there_is() -> None:
 
 def test_what_cannot_be_read_says_nothing() -> None:
     picture = Picture()
-    for record in ({"q": "a"}, {"bind": ["too", "short"]}, {"bind": 7}, {}, {"mark": "x"}, {"unknown": 1}):
+    for record in (
+        {"q": "a"},
+        {"bind": ["too", "short"]},
+        {"bind": 7},
+        {},
+        {"mark": "x"},
+        {"unknown": 1},
+    ):
         picture.fold([record])
     assert picture == Picture(unreadable=6)
 
@@ -59,7 +73,12 @@ def test_what_is_delayed_is_counted_until_it_is_due() -> None:
 def test_what_counts_can_be_written_down_again() -> None:
     picture, again = Picture(), Picture()
     binding = Binding(router="r", kind="headers", queue="a", headers=(("h", "1"),), match="any")
-    for record in (layout("a").record(), layout("b").record(), {"gone": "b"}, {"bind": record_of(binding)}):
+    for record in (
+        layout("a").record(),
+        layout("b").record(),
+        {"gone": "b"},
+        {"bind": record_of(binding)},
+    ):
         picture.fold([record])
     for record in picture.records():
         again.fold([record])
@@ -75,8 +94,23 @@ ANYTHING = st.recursive(
     | st.sampled_from(["work", "topic", "all"]),
     lambda it: st.lists(it, max_size=6) | st.dictionaries(st.text(max_size=4), it, max_size=3),
 )
-NAMES = ["q", "role", "ttl", "max", "over", "dead", "keep", "quorum", "bands", "gone", "bind", "unbind"]
-RECORDS = st.lists(st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=5) | ANYTHING, max_size=4)
+NAMES = [
+    "q",
+    "role",
+    "ttl",
+    "max",
+    "over",
+    "dead",
+    "keep",
+    "quorum",
+    "bands",
+    "gone",
+    "bind",
+    "unbind",
+]
+RECORDS = st.lists(
+    st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=5) | ANYTHING, max_size=4
+)
 
 
 @given(RECORDS)

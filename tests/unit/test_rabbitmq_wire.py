@@ -26,7 +26,9 @@ WHOLE = Message(
     reply_to="r",
     failed_at=1_700_000_001.5,
     redriven=2,
-    death=Death(reason=Reason.REJECTED, queue="q", attempts=2, first_at=1.0, last_at=2.0, error="no"),
+    death=Death(
+        reason=Reason.REJECTED, queue="q", attempts=2, first_at=1.0, last_at=2.0, error="no"
+    ),
 )
 
 
@@ -49,7 +51,13 @@ def test_a_message_comes_back_as_it_was() -> None:
 
 def test_any_client_finds_the_usual_properties() -> None:
     there = properties(WHOLE, None)
-    plain = (there.message_id, there.content_type, there.correlation_id, there.reply_to, there.priority)
+    plain = (
+        there.message_id,
+        there.content_type,
+        there.correlation_id,
+        there.reply_to,
+        there.priority,
+    )
     assert plain == ("me", "application/json", "c", "r", 9)
     assert (there.timestamp, there.delivery_mode) == (1_700_000_000, 2)
 
@@ -70,7 +78,9 @@ def test_a_plain_message_is_a_first_attempt_with_an_id_of_its_own() -> None:
 
 
 def test_what_brokers_added_is_not_seen_and_not_sent_again() -> None:
-    there = sent(headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7})
+    there = sent(
+        headers={"x-death": [{"count": 1}], "x-first-death-queue": "q", "mine": "1", "number": 7}
+    )
     assert message_of(there, b"", None, 0.0).headers == {"mine": "1", "number": "7"}
     given_back = b"".join(released(there, None, 0, None).encode())
     assert Properties.read(given_back).headers == {"mine": "1", "number": 7, "mq-released": "1"}
@@ -87,12 +97,16 @@ def test_what_is_given_back_stays_what_it_was() -> None:
     )
     again = released(there, 12.5, 0, 3)
     first = message_of(there, b"x", None, 0.0)
-    assert message_of(again, b"x", None, 0.0) == replace(first, id=again.message_id, expires_at=12.5)
+    assert message_of(again, b"x", None, 0.0) == replace(
+        first, id=again.message_id, expires_at=12.5
+    )
     assert (again.app_id, again.expiration, again.user_id) == ("plain client", None, None)
 
 
 @pytest.mark.parametrize("priority", [None, 3, 7])
-def test_what_is_given_back_has_the_queues_priority_and_keeps_its_level(priority: int | None) -> None:
+def test_what_is_given_back_has_the_queues_priority_and_keeps_its_level(
+    priority: int | None,
+) -> None:
     """A plain client's, too: a quorum queue takes a native priority for something else."""
     for there in (sent(priority=3), sent(), sent(headers={"mq-priority": "8"})):
         again = released(there, None, 0, priority)
@@ -113,7 +127,10 @@ def test_the_priority_is_ours_then_the_brokers_then_the_default(
 
 @pytest.mark.parametrize("forged", ["soon", 7])
 def test_a_forged_expiry_is_none(forged: object) -> None:
-    assert message_of(BasicProperties(headers={"mq-expires": forged}), b"", None, 0.0).expires_at is None
+    assert (
+        message_of(BasicProperties(headers={"mq-expires": forged}), b"", None, 0.0).expires_at
+        is None
+    )
 
 
 def test_the_ttl_of_the_queue_counts_here_if_it_did_not_at_publish() -> None:
@@ -123,7 +140,12 @@ def test_the_ttl_of_the_queue_counts_here_if_it_did_not_at_publish() -> None:
     assert message_of(unknown, b"", 5.0, 200.0).expires_at == 105.0
     assert message_of(BasicProperties(), b"", 5.0, 200.0).expires_at == 205.0
     assert message_of(properties(fresh, 101.0, ageless=True), b"", 5.0, 200.0).expires_at == 101.0
-    assert message_of(properties(replace(fresh, hop=1), None, ageless=True), b"", 5.0, 200.0).expires_at is None
+    assert (
+        message_of(
+            properties(replace(fresh, hop=1), None, ageless=True), b"", 5.0, 200.0
+        ).expires_at
+        is None
+    )
 
 
 def test_a_mark_tells_how_often_a_message_was_taken_over_when_it_was_released() -> None:

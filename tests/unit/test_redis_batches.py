@@ -77,7 +77,9 @@ async def test_a_batch_is_cut_by_number_and_by_bytes() -> None:
     session = Told()
     large = [out("q", str(number), b"x" * (BYTES // 3)) for number in range(5)]
     assert await batches(session).publish(large, 5) == [STORED] * 5
-    assert all(sum(len(it) for it in call.args if isinstance(it, bytes)) <= BYTES for call in session.calls)
+    assert all(
+        sum(len(it) for it in call.args if isinstance(it, bytes)) <= BYTES for call in session.calls
+    )
     assert len(session.calls) == 3
 
 
@@ -90,14 +92,26 @@ async def test_what_is_larger_than_a_call_goes_alone() -> None:
 
 async def test_an_outcome_for_each_item_in_its_order() -> None:
     session = Told(
-        [1, 0, 2], -1, redis.OutOfMemoryError("full", status_code="OOM"), None, redis.ResponseError("ERR odd")
+        [1, 0, 2],
+        -1,
+        redis.OutOfMemoryError("full", status_code="OOM"),
+        None,
+        redis.ResponseError("ERR odd"),
     )
     batch = [out("a"), out("gone"), out("a"), out("full"), out("a"), out("late"), out("odd")]
     batch += [out("a", delay=101.0), Outgoing(Route("r"), batch[0].message)]
     one, gone, two, full, three, late, odd, far, routed = await batches(session).publish(batch, 5)
     assert (one, three) == (STORED, Stored(duplicate=True))
-    kinds = [outcome.kind for outcome in (gone, two, full, far, routed) if isinstance(outcome, Failed)]
-    assert kinds == [ErrorKind.NOT_FOUND, ErrorKind.FULL, ErrorKind.FULL, ErrorKind.PERMANENT, ErrorKind.PERMANENT]
+    kinds = [
+        outcome.kind for outcome in (gone, two, full, far, routed) if isinstance(outcome, Failed)
+    ]
+    assert kinds == [
+        ErrorKind.NOT_FOUND,
+        ErrorKind.FULL,
+        ErrorKind.FULL,
+        ErrorKind.PERMANENT,
+        ErrorKind.PERMANENT,
+    ]
     assert isinstance(gone, Failed)
     assert "gone" in gone.text
     assert [type(outcome) for outcome in (late, odd)] == [Unknown, Unknown]
@@ -119,7 +133,11 @@ async def test_settlements_are_cut_and_keep_their_order() -> None:
     receipts = [b"t|1|%d" % number for number in range(MESSAGES + 2)]
     moved = Message(id="m", body=b"x" * BYTES, hop=1)
     batch: list[Any] = [Ack(receipt) for receipt in receipts[:-2]]
-    batch += [Release(receipts[-2]), Move(receipts[-1], Outgoing("r", moved)), Move(b"t|1|9", Outgoing("r", moved))]
+    batch += [
+        Release(receipts[-2]),
+        Move(receipts[-1], Outgoing("r", moved)),
+        Move(b"t|1|9", Outgoing("r", moved)),
+    ]
     assert await batches(session).settle("q", batch, 5) == [DONE] * len(batch)
     assert [call.args[2] for call in session.calls] == ["A", "R", "M", "M"]
     assert [len(call.keys) for call in session.calls] == [12, 12, 24, 24]
@@ -127,7 +145,9 @@ async def test_settlements_are_cut_and_keep_their_order() -> None:
 
 async def test_endings_are_read_in_order() -> None:
     moved = Outgoing("gone", Message(id="m", body=b"", hop=1))
-    (one, two, three) = await batches(Told([1, 0, -1])).settle("q", [Ack(b"a"), Release(b"b"), Move(b"c", moved)], 5)
+    (one, two, three) = await batches(Told([1, 0, -1])).settle(
+        "q", [Ack(b"a"), Release(b"b"), Move(b"c", moved)], 5
+    )
     assert (one, two) == (DONE, STALE)
     assert isinstance(three, Failed)
     assert three.kind is ErrorKind.NOT_FOUND

@@ -40,7 +40,11 @@ def client(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_who_waits_when_it_is_closed_is_told_and_not_cancelled() -> None:
     link = ClusterLink(PLACE, lambda _: None)
-    futures = [link.call("GET", "a"), link.call("EVALSHA", "0", 1, "{a}"), link.call("EVALSHA", "0", 1, "{a}")]
+    futures = [
+        link.call("GET", "a"),
+        link.call("EVALSHA", "0", 1, "{a}"),
+        link.call("EVALSHA", "0", 1, "{a}"),
+    ]
     await asyncio.sleep(0)
     futures.append(link.call("GET", "late"))  # has not even begun
     async with asyncio.timeout(5):
@@ -54,7 +58,9 @@ async def test_a_settlement_under_way_ends_as_unknown() -> None:
     session = Session(PLACE, lambda _: None)
     session.main = await session.connect()
     deadline = asyncio.get_running_loop().time() + 60
-    settling = asyncio.create_task(Batches(session).settle("q", [Ack(b"t|1|05000000000000001")], deadline))
+    settling = asyncio.create_task(
+        Batches(session).settle("q", [Ack(b"t|1|05000000000000001")], deadline)
+    )
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await session.close()
@@ -72,7 +78,9 @@ async def test_a_caller_that_is_cancelled_takes_nothing_with_it() -> None:
     await link.close()
 
 
-@pytest.mark.parametrize("error", [redis.ConnectionError("broken"), ValueError("odd")], ids=["broken", "odd"])
+@pytest.mark.parametrize(
+    "error", [redis.ConnectionError("broken"), ValueError("odd")], ids=["broken", "odd"]
+)
 async def test_an_error_is_an_answer_and_a_broken_connection_is_told_once(error: Exception) -> None:
     broken: list[Exception] = []
     link = ClusterLink(PLACE, broken.append)

@@ -51,7 +51,9 @@ def linked(wire: Wire, broken: list[Exception], patience: int = 3) -> Link:
     return Link(cast("AbstractConnection", wire), broken.append, patience)
 
 
-async def test_commands_of_one_turn_leave_in_one_write_and_answers_find_their_callers(wire: Wire) -> None:
+async def test_commands_of_one_turn_leave_in_one_write_and_answers_find_their_callers(
+    wire: Wire,
+) -> None:
     link = linked(wire, [])
     futures = [link.call("GET", name) for name in ("a", "b", "c")]
     for answer in (b"1", redis.ResponseError("ERR no"), None):
@@ -85,9 +87,13 @@ async def _answered(link: Link, wire: Wire) -> Any:
 
 
 @pytest.mark.parametrize(
-    "error", [redis.BusyLoadingError("wait"), redis.AuthenticationError("no")], ids=lambda it: type(it).__name__
+    "error",
+    [redis.BusyLoadingError("wait"), redis.AuthenticationError("no")],
+    ids=lambda it: type(it).__name__,
 )
-async def test_an_answer_that_redis_py_calls_a_broken_connection_breaks_nothing(wire: Wire, error: Exception) -> None:
+async def test_an_answer_that_redis_py_calls_a_broken_connection_breaks_nothing(
+    wire: Wire, error: Exception
+) -> None:
     broken: list[Exception] = []
     link = linked(wire, broken)
     wire.answers.put_nowait(error)
@@ -129,7 +135,9 @@ async def test_a_silent_peer_is_noticed(wire: Wire, quick: None) -> None:
     await link.close()
 
 
-async def test_a_peer_that_nobody_asks_is_asked_whether_it_is_there(wire: Wire, quick: None) -> None:
+async def test_a_peer_that_nobody_asks_is_asked_whether_it_is_there(
+    wire: Wire, quick: None
+) -> None:
     broken: list[Exception] = []
     link = linked(wire, broken)
     async with asyncio.timeout(5):

@@ -25,17 +25,36 @@ SECRET = "hunter2"
         ("redis://:hunter2@h:7000/3", "tcp", (("h", 7000),), 3, (None, "hunter2")),
         ("redis://me:p%40ss%2F@[::1]:7000", "tcp", (("::1", 7000),), 0, ("me", "p@ss/")),
         ("rediss://h", "tcp", (("h", 6379),), 0, (None, None)),
-        ("redis+sentinel://one,two:7/1?master=shop", "sentinel", (("one", 26379), ("two", 7)), 1, (None, None)),
-        ("redis+cluster://u:hunter2@one:7,two", "cluster", (("one", 7), ("two", 6379)), 0, ("u", "hunter2")),
+        (
+            "redis+sentinel://one,two:7/1?master=shop",
+            "sentinel",
+            (("one", 26379), ("two", 7)),
+            1,
+            (None, None),
+        ),
+        (
+            "redis+cluster://u:hunter2@one:7,two",
+            "cluster",
+            (("one", 7), ("two", 6379)),
+            0,
+            ("u", "hunter2"),
+        ),
         ("unix:///run/redis%20a.sock", "unix", (), 0, (None, None)),
     ],
     ids=range(8),
 )
-def test_a_url_says_where_and_who(url: str, kind: str, hosts: object, db: int, who: tuple[str, str]) -> None:
+def test_a_url_says_where_and_who(
+    url: str, kind: str, hosts: object, db: int, who: tuple[str, str]
+) -> None:
     options = options_for(RedisBackend, url, Settings(), SystemClock())
     assert isinstance(options, RedisOptions)
     place = read(url, options)
-    assert (place.kind, place.hosts, place.db, (place.username, place.password)) == (kind, hosts, db, who)
+    assert (place.kind, place.hosts, place.db, (place.username, place.password)) == (
+        kind,
+        hosts,
+        db,
+        who,
+    )
     assert (place.tls is not None) == url.startswith("rediss")
     assert place.path == ("/run/redis a.sock" if kind == "unix" else place.path)
     assert SECRET not in f"{place!r} {place.shown} {options!r}"
@@ -79,13 +98,19 @@ def test_an_option_that_is_none_is_refused(option: dict[str, object]) -> None:
 
 def test_files_for_tls_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "none.pem").write_text("no certificate")
-    for options in (RedisOptions(cafile=tmp_path / "gone.pem"), RedisOptions(cafile=tmp_path / "none.pem")):
+    for options in (
+        RedisOptions(cafile=tmp_path / "gone.pem"),
+        RedisOptions(cafile=tmp_path / "none.pem"),
+    ):
         with pytest.raises(ConfigurationError, match="TLS"):
             RedisBackend("rediss://h", options)
 
 
 def test_tls_always_checks_names_and_certificates() -> None:
-    for url, options in (("rediss://h", RedisOptions()), ("redis+cluster://h", RedisOptions(tls=True))):
+    for url, options in (
+        ("rediss://h", RedisOptions()),
+        ("redis+cluster://h", RedisOptions(tls=True)),
+    ):
         context = read(url, options).tls
         assert context is not None
         assert context.check_hostname
@@ -127,7 +152,9 @@ def test_no_two_queues_share_a_key() -> None:
 
 def test_a_tag_puts_all_into_one_slot() -> None:
     keys = Keys("mq", "shop", spread=True)
-    assert {key[: key.index("}")] for name in ("a", "b.dlq") for key in keys.of(name)} == {"mq:{shop"}
+    assert {key[: key.index("}")] for name in ("a", "b.dlq") for key in keys.of(name)} == {
+        "mq:{shop"
+    }
     assert keys.group("a") == keys.group("b")
 
 

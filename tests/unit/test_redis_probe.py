@@ -12,7 +12,12 @@ from mqcore.spi import Durability, ErrorKind
 from mqcore_redis import RedisBackend, RedisOptions
 from mqcore_redis.probe import _config, _durability, _info, _server, denied
 
-AOF = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no", "maxmemory": "0"}
+AOF = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory": "0",
+}
 MEMORY, PROCESS, MACHINE = Durability.MEMORY, Durability.PROCESS, Durability.MACHINE
 
 
@@ -31,15 +36,28 @@ MEMORY, PROCESS, MACHINE = Durability.MEMORY, Durability.PROCESS, Durability.MAC
         ({}, AOF | {"maxmemory": "100", "maxmemory-policy": "allkeys-lru"}, None, MEMORY, True),
         ({}, AOF | {"maxmemory": "0", "maxmemory-policy": "allkeys-lru"}, None, MACHINE, True),
         ({}, AOF | {"maxmemory": "100", "maxmemory-policy": "noeviction"}, None, MACHINE, True),
-        ({"aof_enabled": "1", "maxmemory": "9", "maxmemory_policy": "volatile-ttl"}, {}, "machine", MEMORY, False),
+        (
+            {"aof_enabled": "1", "maxmemory": "9", "maxmemory_policy": "volatile-ttl"},
+            {},
+            "machine",
+            MEMORY,
+            False,
+        ),
         ({"aof_enabled": "1", "aof_last_write_status": "err"}, AOF, None, MEMORY, True),
     ],
     ids=range(14),
 )
 def test_durability(
-    info: dict[str, str], config: dict[str, str], stated: str | None, wanted: Durability, *, verified: bool
+    info: dict[str, str],
+    config: dict[str, str],
+    stated: str | None,
+    wanted: Durability,
+    *,
+    verified: bool,
 ) -> None:
-    found, limits = _durability(info, config, RedisOptions.model_validate({"assume_durability": stated}))
+    found, limits = _durability(
+        info, config, RedisOptions.model_validate({"assume_durability": stated})
+    )
     assert (found, limits["verified"]) == (wanted, verified)
     assert ("warning" in limits) == (found is MEMORY)
 
@@ -52,7 +70,10 @@ def test_a_server_that_is_nearly_full_is_warned_of() -> None:
 
 
 def test_info_and_config_are_read_or_denied() -> None:
-    assert _info(b"# Server\r\nredis_version:7.0.15\r\nos:a:b\r\n") == {"redis_version": "7.0.15", "os": "a:b"}
+    assert _info(b"# Server\r\nredis_version:7.0.15\r\nos:a:b\r\n") == {
+        "redis_version": "7.0.15",
+        "os": "a:b",
+    }
     assert _config([b"appendonly", b"yes", b"requirepass", b"hunter2"]) == {"appendonly": "yes"}
     assert _info(redis.NoPermissionError("no")) == {}
     assert _config(redis.ResponseError("unknown command 'CONFIG'")) == {}
@@ -61,7 +82,10 @@ def test_info_and_config_are_read_or_denied() -> None:
 
 
 def test_valkey_is_told_from_the_redis_that_it_claims_to_be() -> None:
-    assert _server({"redis_version": "7.2.4", "server_name": "valkey", "valkey_version": "8.1.1"}) == "Valkey 8.1.1"
+    assert (
+        _server({"redis_version": "7.2.4", "server_name": "valkey", "valkey_version": "8.1.1"})
+        == "Valkey 8.1.1"
+    )
     assert _server({"redis_version": "8.0.2"}) == "Redis 8.0.2"
     assert _server({}) == "Redis"
     with pytest.raises(ConfigurationError, match="too old"):
@@ -70,7 +94,11 @@ def test_valkey_is_told_from_the_redis_that_it_claims_to_be() -> None:
 
 def test_a_missing_right_is_known_by_its_words() -> None:
     assert denied(redis.ResponseError("The user executing the script can't run this command"))
-    assert denied(redis.NoPermissionError("User app has no permissions to run the 'time' command: permission denied"))
+    assert denied(
+        redis.NoPermissionError(
+            "User app has no permissions to run the 'time' command: permission denied"
+        )
+    )
     assert not denied(redis.ResponseError("something else"))
 
 

@@ -19,7 +19,8 @@ LINEAGES = st.sampled_from(["", "0badcafe", "deadbeef"])
 MESSAGES = st.builds(
     Message,
     id=IDS,
-    body=st.binary(max_size=60) | st.sampled_from([b"", b"\n", b'!{"queue":1}\n{}\n', b"\x00\xff\n\n"]),
+    body=st.binary(max_size=60)
+    | st.sampled_from([b"", b"\n", b'!{"queue":1}\n{}\n', b"\x00\xff\n\n"]),
     content_type=st.none() | TEXTS,
     headers=st.dictionaries(st.text("abc.-_", min_size=1, max_size=5), TEXTS, max_size=3),
     priority=st.integers(0, 10),
@@ -54,7 +55,17 @@ JSON = st.recursive(
     lambda it: st.lists(it) | st.dictionaries(TEXTS, it),
 )
 FIELDS = [
-    *("id", "content_type", "correlation_id", "reply_to", "priority", "headers", "mq-attempt", "mq-hop", "mq-lineage"),
+    *(
+        "id",
+        "content_type",
+        "correlation_id",
+        "reply_to",
+        "priority",
+        "headers",
+        "mq-attempt",
+        "mq-hop",
+        "mq-lineage",
+    ),
     *(
         "mq-published_at",
         "mq-death-reason",
@@ -66,7 +77,11 @@ FIELDS = [
 ]
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS), JSON | st.sampled_from(["a", "1", "rejected", {"h": 1}])))
+@given(
+    st.dictionaries(
+        st.sampled_from(FIELDS), JSON | st.sampled_from(["a", "1", "rejected", {"h": 1}])
+    )
+)
 def test_a_record_of_any_json_is_a_message_of_the_right_types(fields: dict[str, object]) -> None:
     """A plain client may push anything: what is not as it should be is named, and raises nowhere later."""
     message, unreadable = read(json.dumps(fields).encode() + b"\nbody", b"")
@@ -75,7 +90,9 @@ def test_a_record_of_any_json_is_a_message_of_the_right_types(fields: dict[str, 
 
 
 def test_a_record_nested_without_end_is_unreadable() -> None:
-    message, unreadable = read(b'{"id": "a", "headers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", b"")
+    message, unreadable = read(
+        b'{"id": "a", "headers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", b""
+    )
     assert unreadable.startswith("the record in Redis is malformed")
     assert message.body.startswith(b'{"id"')
 
@@ -95,7 +112,10 @@ def test_a_record_is_a_line_of_json_and_the_body() -> None:
 
 
 def test_headers_cannot_be_changed_by_who_receives_them() -> None:
-    assert type(decode(encode(Message(id="a", body=b"", headers={"h": "v"})), b"").headers) is MappingProxyType
+    assert (
+        type(decode(encode(Message(id="a", body=b"", headers={"h": "v"})), b"").headers)
+        is MappingProxyType
+    )
 
 
 def test_a_bare_line_is_a_first_attempt_with_defaults() -> None:
@@ -109,7 +129,12 @@ def test_the_servers_note_makes_a_dead_letter() -> None:
     assert letter.death == Death(
         reason=Reason.OVERFLOW, queue="orders", attempts=1, first_at=5.0, last_at=1_700_000_000.25
     )
-    assert (letter.id, letter.body, dict(letter.headers), letter.priority) == ("a", b"\x00b", {"h": "v"}, 3)
+    assert (letter.id, letter.body, dict(letter.headers), letter.priority) == (
+        "a",
+        b"\x00b",
+        {"h": "v"},
+        3,
+    )
     assert (letter.attempt, letter.hop, letter.failed_at, letter.expires_at) == (1, 1, None, None)
     assert letter.lineage == old.moved("orders").lineage
 
@@ -124,7 +149,8 @@ def test_a_dead_letter_that_overflows_once_more_has_a_note_of_each_time() -> Non
 
 
 @pytest.mark.parametrize(
-    "record", [b"", b"words", b"[1]\nx", b"{}\nx", b"\xff\n", b"!x\n{}\n", b'!{}\n{"id":"a"}\n', b'"id"\n']
+    "record",
+    [b"", b"words", b"[1]\nx", b"{}\nx", b"\xff\n", b"!x\n{}\n", b'!{}\n{"id":"a"}\n', b'"id"\n'],
 )
 def test_a_spoiled_record_is_a_message_that_nobody_can_read(record: bytes) -> None:
     message = decode(record, b"")
@@ -143,7 +169,10 @@ def test_no_name_is_anothers(one: Message, other: Message) -> None:
         (Outgoing("q", Message(id="a", body=b"")), "5,,,,,"),
         (Outgoing("q", Message(id="a", body=b"", priority=10, hop=1), 0.4), "10,400000,,,1,"),
         (Outgoing("q", Message(id="a", body=b"", priority=99), ttl=1.5), "10,,1500000,,,"),
-        (Outgoing("q", Message(id="a", body=b"", priority=-1, expires_at=3.0), ttl=2), "0,,2000000,,,"),
+        (
+            Outgoing("q", Message(id="a", body=b"", priority=-1, expires_at=3.0), ttl=2),
+            "0,,2000000,,,",
+        ),
         (Outgoing("q", Message(id="a", body=b"", expires_at=3.000001)), "5,,,3000001,,"),
     ],
     ids=range(5),

@@ -87,7 +87,9 @@ WORDS = st.lists(st.sampled_from(["a", "b", ""]), max_size=6)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "*", "#", ""]), min_size=1, max_size=6), WORDS)
-def test_it_agrees_with_a_matcher_that_tries_everything(pattern: list[str], words: list[str]) -> None:
+def test_it_agrees_with_a_matcher_that_tries_everything(
+    pattern: list[str], words: list[str]
+) -> None:
     key = ".".join(words)
     assert topic_matches(".".join(pattern), key) is naive(
         pattern if pattern != [""] else [], key.split(".") if key else []
@@ -106,11 +108,15 @@ def test_a_pattern_bomb_ends_fast() -> None:
     pattern, key = "#." * 127 + "x", ".".join("a" * 127)
     start = time.perf_counter()
     assert not topic_matches(pattern, key)
-    assert time.perf_counter() - start < 5  # a matcher that backtracks would take longer than the universe has
+    assert (
+        time.perf_counter() - start < 5
+    )  # a matcher that backtracks would take longer than the universe has
 
 
 def binding(queue: str, kind: Kind = "direct", pattern: str = "", **headers: str) -> Binding:
-    return Binding(router="r", kind=kind, queue=queue, pattern=pattern, headers=tuple(sorted(headers.items())))
+    return Binding(
+        router="r", kind=kind, queue=queue, pattern=pattern, headers=tuple(sorted(headers.items()))
+    )
 
 
 def test_direct_compares_the_whole_key_and_knows_no_wildcards() -> None:
@@ -138,7 +144,9 @@ def test_fanout_takes_all() -> None:
     ],
     ids=str,
 )
-def test_headers_are_compared_all_or_any(headers: dict[str, str], *, by_all: bool, by_any: bool) -> None:
+def test_headers_are_compared_all_or_any(
+    headers: dict[str, str], *, by_all: bool, by_any: bool
+) -> None:
     wanted = (("a", "1"), ("b", "2"))
     every = Binding(router="r", kind="headers", queue="q", headers=wanted)
     some = Binding(router="r", kind="headers", queue="q", headers=wanted, match="any")
@@ -159,7 +167,9 @@ def test_a_queue_gets_one_copy_however_many_bindings_lead_to_it() -> None:
 
 
 def test_a_headers_binding_without_headers_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="router 'r': a headers binding to 'q' needs at least one header"):
+    with pytest.raises(
+        ConfigurationError, match="router 'r': a headers binding to 'q' needs at least one header"
+    ):
         binding("q", "headers")
 
 

@@ -40,7 +40,12 @@ def test_defaults() -> None:
     assert str(settings.url) == "memory://"
     assert settings.publish_timeout == 10
     assert settings.codecs == ("json", "text", "bytes")
-    assert (settings.durability, settings.queues, settings.routers, settings.backends) == (None, {}, {}, {})
+    assert (settings.durability, settings.queues, settings.routers, settings.backends) == (
+        None,
+        {},
+        {},
+        {},
+    )
 
 
 def test_the_first_source_that_says_something_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +64,14 @@ def test_the_first_source_that_says_something_wins(monkeypatch: pytest.MonkeyPat
 
 
 def test_sources_are_put_over_each_other_value_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    project("[tool.mqcore]\npublish_timeout = 1\n[tool.mqcore.queues.orders]\nttl = 1\nmax_length = 7\nretention = 9")
-    toml("publish_timeout = 2\n[queues.orders]\nttl = 2\n[queues.orders.retry]\nmax_attempts = 4\n[queues.other]")
+    project(
+        "[tool.mqcore]\npublish_timeout = 1\n[tool.mqcore.queues.orders]\nttl = 1\nmax_length = "
+        "7\nretention = 9"
+    )
+    toml(
+        "publish_timeout = 2\n[queues.orders]\nttl = 2\n[queues.orders.retry]\nmax_attempts = "
+        "4\n[queues.other]"
+    )
     monkeypatch.setenv("MQCORE_PUBLISH_TIMEOUT", "3.5")
     monkeypatch.setenv("MQCORE_DURABILITY", "Machine")
     settings = Settings.load(queues={"orders": {"retention": 10}})
@@ -96,7 +107,11 @@ def test_queue_settings_become_options_of_the_queue() -> None:
         """
     )
     settings = Settings.load()
-    assert settings.queue_options("orders") == {"ttl": 60.0, "overflow": "dead_letter", "dead_letter": "graveyard"}
+    assert settings.queue_options("orders") == {
+        "ttl": 60.0,
+        "overflow": "dead_letter",
+        "dead_letter": "graveyard",
+    }
     assert settings.queue_options("logs") == {"dead_letter": None}
     assert settings.queue_options("plain") == settings.queue_options("missing") == {}
 
@@ -104,7 +119,11 @@ def test_queue_settings_become_options_of_the_queue() -> None:
 RETRIES: list[tuple[str, dict[str, Any], list[float]]] = [
     ("as in the code", {}, [7, 7, 7]),
     ("kind alone", {"backoff": "exponential", "jitter": False}, [1, 2, 4]),
-    ("exponential", {"backoff": "exponential", "base": 2, "factor": 3, "cap": 10, "jitter": False}, [2, 6, 10]),
+    (
+        "exponential",
+        {"backoff": "exponential", "base": 2, "factor": 3, "cap": 10, "jitter": False},
+        [2, 6, 10],
+    ),
     ("linear", {"backoff": "linear", "base": 5, "step": 2, "jitter": False}, [5, 7, 9]),
     ("linear by base alone", {"backoff": "linear", "base": 5, "jitter": False}, [5, 10, 15]),
     ("fixed", {"backoff": "fixed", "base": 0}, [0, 0, 0]),
@@ -113,8 +132,12 @@ RETRIES: list[tuple[str, dict[str, Any], list[float]]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "waits"), [case[1:] for case in RETRIES], ids=[case[0] for case in RETRIES])
-def test_retry_settings_are_put_over_the_policy_of_the_code(given: dict[str, Any], waits: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("given", "waits"), [case[1:] for case in RETRIES], ids=[case[0] for case in RETRIES]
+)
+def test_retry_settings_are_put_over_the_policy_of_the_code(
+    given: dict[str, Any], waits: list[float]
+) -> None:
     code = RetryPolicy(max_attempts=9, backoff=fixed(7), max_age=100, give_up_on=(KeyError,))
     policy = RetrySettings(**given).policy(code)
     assert [policy.backoff.wait(attempt) for attempt in (1, 2, 3)] == waits
@@ -125,7 +148,9 @@ def test_retry_settings_may_override_attempts_and_age_alone() -> None:
     toml("[queues.orders.retry]\nmax_attempts = 2\nmax_age = 30")
     code = RetryPolicy(backoff=exponential(3), retry_on=(OSError,))
     policy = Settings.load().retry_policy("orders", code)
-    assert policy == RetryPolicy(max_attempts=2, backoff=exponential(3), max_age=30, retry_on=(OSError,))
+    assert policy == RetryPolicy(
+        max_attempts=2, backoff=exponential(3), max_age=30, retry_on=(OSError,)
+    )
 
 
 def test_router_settings_become_bindings() -> None:
@@ -147,7 +172,9 @@ def test_router_settings_become_bindings() -> None:
     (binding,) = settings.router_bindings("byhead", "headers")
     assert (binding.headers, binding.match) == ((("region", "eu"), ("tier", "gold")), "any")
     assert settings.router_bindings("other", "direct") == []
-    with pytest.raises(ConfigurationError, match="'shop' is of kind 'direct' in code and 'topic' in the settings"):
+    with pytest.raises(
+        ConfigurationError, match="'shop' is of kind 'direct' in code and 'topic' in the settings"
+    ):
         settings.router_bindings("shop", "direct")
 
 
@@ -158,23 +185,43 @@ WRONG: list[tuple[str, str, str]] = [
         r"^mqcore\.toml: ur: no such option; did you mean 'url'\? There are: backends",
     ),
     ("typo in a queue", "[queues.o]\ntll = 1", r"queues\.o\.tll: .* did you mean 'ttl'\?"),
-    ("typo in a policy", "[queues.o.retry]\nmax_attempt = 1", r"queues\.o\.retry\.max_attempt: .* 'max_attempts'"),
+    (
+        "typo in a policy",
+        "[queues.o.retry]\nmax_attempt = 1",
+        r"queues\.o\.retry\.max_attempt: .* 'max_attempts'",
+    ),
     ("typo in a router", '[routers.r]\nkin = "topic"', r"routers\.r\.kin: .* did you mean 'kind'"),
-    ("typo in a binding", '[routers.r]\nkind="topic"\nbindings=[{queu="a"}]', r"bindings\.0\.queu: .* 'queue'\?"),
+    (
+        "typo in a binding",
+        '[routers.r]\nkind="topic"\nbindings=[{queu="a"}]',
+        r"bindings\.0\.queu: .* 'queue'\?",
+    ),
     ("nothing like it", "zzz = 1", r"zzz: no such option\. There are: "),
     (
         "a retry option for a fixed wait",
         '[queues.o.retry]\nbackoff = "fixed"\nfactor = 2',
         r"queues\.o\.retry: factor means nothing",
     ),
-    ("kind of router", '[routers.r]\nkind = "topik"', r"routers\.r\.kind: .*'direct', 'topic', 'fanout' or 'headers'"),
+    (
+        "kind of router",
+        '[routers.r]\nkind = "topik"',
+        r"routers\.r\.kind: .*'direct', 'topic', 'fanout' or 'headers'",
+    ),
     (
         "headers router without headers",
         '[routers.r]\nkind = "headers"\nbindings = [{queue = "a"}]',
         "at least one header",
     ),
-    ("key too long", f'[routers.r]\nkind = "direct"\nbindings = [{{queue = "a", key = "{"k" * 256}"}}]', "255 bytes"),
-    ("queue of a binding", '[routers.r]\nkind = "fanout"\nbindings = [{queue = ""}]', r"bindings\.0\.queue"),
+    (
+        "key too long",
+        f'[routers.r]\nkind = "direct"\nbindings = [{{queue = "a", key = "{"k" * 256}"}}]',
+        "255 bytes",
+    ),
+    (
+        "queue of a binding",
+        '[routers.r]\nkind = "fanout"\nbindings = [{queue = ""}]',
+        r"bindings\.0\.queue",
+    ),
     ("ttl of zero", "[queues.o]\nttl = 0", r"queues\.o\.ttl: .*greater than 0"),
     ("negative ttl", "[queues.o]\nttl = -1", "greater than 0"),
     ("nan ttl", "[queues.o]\nttl = nan", r"queues\.o\.ttl"),
@@ -184,14 +231,22 @@ WRONG: list[tuple[str, str, str]] = [
     ("max_length", "[queues.o]\nmax_length = 0", "greater than or equal to 1"),
     ("max_length as a fraction", "[queues.o]\nmax_length = 1.5", "valid integer"),
     ("overflow", '[queues.o]\noverflow = "drop"', "'reject' or 'dead_letter'"),
-    ("dead_letter true", "[queues.o]\ndead_letter = true", "the name of a queue, or false for none"),
+    (
+        "dead_letter true",
+        "[queues.o]\ndead_letter = true",
+        "the name of a queue, or false for none",
+    ),
     ("dead_letter empty", '[queues.o]\ndead_letter = ""', "the name of a queue"),
     ("attempts", "[queues.o.retry]\nmax_attempts = 0", "greater than or equal to 1"),
     ("factor", "[queues.o.retry]\nfactor = 0.5", "greater than or equal to 1"),
     ("queues no table", "queues = 3", r"queues: .*dictionary"),
     ("queue no table", "[queues]\no = 3", r"queues\.o"),
     ("bindings no list", '[routers.r]\nkind = "topic"\nbindings = 3', r"routers\.r\.bindings"),
-    ("durability", 'durability = "machin"', r"durability: it is one of memory, process, machine, replicated"),
+    (
+        "durability",
+        'durability = "machin"',
+        r"durability: it is one of memory, process, machine, replicated",
+    ),
     ("durability as a number", "durability = 7", "durability"),
     ("timeout", "publish_timeout = 0", "publish_timeout: .*greater than 0"),
     ("codecs", 'codecs = "json"', "codecs"),
@@ -208,7 +263,9 @@ WRONG: list[tuple[str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+@pytest.mark.parametrize(
+    ("text", "told"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
 def test_a_mistake_is_told_in_one_line(text: str, told: str) -> None:
     toml(text)
     with pytest.raises(ConfigurationError, match=told) as caught:
@@ -224,11 +281,16 @@ def test_a_mistake_is_told_in_one_line(text: str, told: str) -> None:
 def test_the_source_of_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     toml("[queues.orders]\nttl = 5")
     project("[tool.mqcore.queues.orders]\nmax_length = 'x'")
-    with pytest.raises(ConfigurationError, match=r"^\[tool\.mqcore\] in pyproject\.toml: queues\.orders\.max_length: "):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^\[tool\.mqcore\] in pyproject\.toml: queues\.orders\.max_length: ",
+    ):
         Settings.load()
     with pytest.raises(ConfigurationError, match=r"^argument: queues\.orders\.max_length: "):
         Settings.load(queues={"orders": {"max_length": 0}})
-    with pytest.raises(ConfigurationError, match=r"argument: urll: no such option; did you mean 'url'\?"):
+    with pytest.raises(
+        ConfigurationError, match=r"argument: urll: no such option; did you mean 'url'\?"
+    ):
         Settings.load(urll="redis://h")
     monkeypatch.setenv("MQCORE_DURABILITY", "zzz")
     project("")
@@ -257,7 +319,9 @@ def test_pyproject(text: str, told: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff", b"\x00", b"\xef\xbb\xbfurl = 'x'", b"a = " + b"[" * 5000], ids=["utf-8", "nul", "bom", "deep"]
+    "content",
+    [b"\xff", b"\x00", b"\xef\xbb\xbfurl = 'x'", b"a = " + b"[" * 5000],
+    ids=["utf-8", "nul", "bom", "deep"],
 )
 def test_a_file_that_is_no_toml_is_a_configuration_error(content: bytes) -> None:
     Path("mqcore.toml").write_bytes(content)
@@ -270,7 +334,11 @@ def test_a_file_that_is_no_toml_is_a_configuration_error(content: bytes) -> None
     [
         ("MQCORE_URL", "", "MQCORE_URL: url: .*it is empty"),
         ("MQCORE_URL", f"redis://:{SECRET}@h x", "MQCORE_URL: .*white space"),
-        ("MQCORE_URI", f"redis://{SECRET}@h", r"MQCORE_URI: no such setting; did you mean MQCORE_URL\?"),
+        (
+            "MQCORE_URI",
+            f"redis://{SECRET}@h",
+            r"MQCORE_URI: no such setting; did you mean MQCORE_URL\?",
+        ),
         ("MQCORE_DURABILTY", "machine", r"did you mean MQCORE_DURABILITY\?"),
         ("MQCORE_PUBLISH_TIMEOUT", SECRET, "MQCORE_PUBLISH_TIMEOUT: it is a number of seconds"),
         ("MQCORE_PUBLISH_TIMEOUT", "-1", "MQCORE_PUBLISH_TIMEOUT: .*greater than 0"),
@@ -279,9 +347,22 @@ def test_a_file_that_is_no_toml_is_a_configuration_error(content: bytes) -> None
         ("MQCORE_QUEUES__ORDERS__TTL", "1", "put it into mqcore.toml"),
         ("MQCORE_CODECS", "json", "put it into mqcore.toml"),
     ],
-    ids=["empty url", "bad url", "typo", "another typo", "text", "negative", "nan", "queues", "nested", "codecs"],
+    ids=[
+        "empty url",
+        "bad url",
+        "typo",
+        "another typo",
+        "text",
+        "negative",
+        "nan",
+        "queues",
+        "nested",
+        "codecs",
+    ],
 )
-def test_a_mistake_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str) -> None:
+def test_a_mistake_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=f"^.*{told}") as caught:
         Settings.load()
@@ -299,7 +380,12 @@ def test_no_secret_is_shown() -> None:
     settings = Settings.load()
     assert settings.backends == {"redis": {"password": SECRET, "db": 1}}
     assert settings.model_dump()["backends"] == {"redis": {"password": "***", "db": 1}}
-    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+    for shown in (
+        repr(settings),
+        str(settings),
+        str(settings.model_dump()),
+        settings.model_dump_json(),
+    ):
         assert SECRET not in shown
 
 
@@ -375,14 +461,34 @@ def test_a_backend_that_asks_for_the_durability_gets_what_the_application_wants(
             "",
             r"^the broker URL: dbb: no such option; did you mean 'db'\? There are: db, durability, lease, password$",
         ),
-        ("redis://h?zzz=1", "", "the broker URL: zzz: no such option. There are: db, durability, lease, password"),
+        (
+            "redis://h?zzz=1",
+            "",
+            "the broker URL: zzz: no such option. There are: db, durability, lease, password",
+        ),
         (f"redis://h?db={SECRET}", "", "the broker URL: db: .*valid integer"),
-        ("redis://h", "[backends.redis]\nleese = 1", r"^\[backends\.redis\] in the settings: leese: .*'lease'"),
+        (
+            "redis://h",
+            "[backends.redis]\nleese = 1",
+            r"^\[backends\.redis\] in the settings: leese: .*'lease'",
+        ),
         ("redis://h?clock=1", "", "clock is no option"),
-        ("redis://h", "[backends.redis]\nclock = 1", r"\[backends\.redis\] in the settings: clock is no option"),
+        (
+            "redis://h",
+            "[backends.redis]\nclock = 1",
+            r"\[backends\.redis\] in the settings: clock is no option",
+        ),
         ("redis:/h", "", "not usable"),
     ],
-    ids=["typo", "unknown", "type", "typo in settings", "clock in url", "clock in settings", "no url"],
+    ids=[
+        "typo",
+        "unknown",
+        "type",
+        "typo in settings",
+        "clock in url",
+        "clock in settings",
+        "no url",
+    ],
 )
 def test_a_mistake_in_a_backends_options(url: str, settings: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told) as caught:

@@ -12,14 +12,25 @@ import mqcore
 import mqcore.sync
 
 TWINS = {name: (getattr(mqcore, name), getattr(mqcore.sync, name)) for name in mqcore.sync.__all__}
-DUNDERS = {"__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__"}
+DUNDERS = {
+    "__aenter__": "__enter__",
+    "__aexit__": "__exit__",
+    "__aiter__": "__iter__",
+    "__anext__": "__next__",
+}
 CORES_OWN = {
-    ("Broker", "check_loop"): "a blocking broker serves every thread; what workers ask before they start",
+    (
+        "Broker",
+        "check_loop",
+    ): "a blocking broker serves every thread; what workers ask before they start",
     ("Broker", "intake"): "what workers are built on; a worker is asyncio",
     ("Received", "finish"): "how core settles a batch; it does not wait for the broker's answer",
 }
 ATTRIBUTES = {
-    ("Received", "finished"): "a plain attribute of the asyncio class; tests/integration/test_sync.py compares it"
+    (
+        "Received",
+        "finished",
+    ): "a plain attribute of the asyncio class; tests/integration/test_sync.py compares it"
 }
 WRAPPED = re.compile(r"(?:Coroutine\[Any, Any, |Awaitable\[)(.*)\]")
 
@@ -29,7 +40,10 @@ def public(cls: type) -> dict[str, Any]:
     own = {name: value for base in reversed(cls.__mro__[:-1]) for name, value in vars(base).items()}
     special = {*DUNDERS, *DUNDERS.values(), *(["__init__"] if cls.__name__ == "Broker" else [])}
     touchable = {name: value for name, value in own.items() if name in special or name[0] != "_"}
-    return {DUNDERS.get(name, name): getattr(value, "__func__", value) for name, value in touchable.items()}
+    return {
+        DUNDERS.get(name, name): getattr(value, "__func__", value)
+        for name, value in touchable.items()
+    }
 
 
 def pairs() -> list[Any]:
@@ -51,7 +65,9 @@ def plain(annotation: object) -> str:
 def shape(function: Any) -> tuple[object, ...]:
     """Return names, kinds, defaults and annotations of the parameters, and the annotation of what is returned."""
     signature = inspect.signature(function.fget if isinstance(function, property) else function)
-    parameters = [(p.name, p.kind, p.default, plain(p.annotation)) for p in signature.parameters.values()]
+    parameters = [
+        (p.name, p.kind, p.default, plain(p.annotation)) for p in signature.parameters.values()
+    ]
     return (*parameters, plain(signature.return_annotation))
 
 
@@ -59,7 +75,9 @@ def imported(module: str) -> dict[str, str]:
     """Return where each name comes from, also those that only type checkers import; not what goes by another name here."""
     tree = ast.parse((Path(mqcore.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {name.name: f"{node.module}" for node in froms for name in node.names if name.asname is None}
+    return {
+        name.name: f"{node.module}" for node in froms for name in node.names if name.asname is None
+    }
 
 
 @pytest.mark.parametrize(("theirs", "ours"), pairs())
@@ -69,11 +87,15 @@ def test_each_method_has_a_twin_of_the_same_signature(theirs: Any, ours: Any) ->
     assert isinstance(ours, property) == isinstance(theirs, property)
     assert shape(ours) == shape(theirs)
     if not isinstance(ours, property):
-        assert [shape(one) for one in get_overloads(ours)] == [shape(one) for one in get_overloads(theirs)]
+        assert [shape(one) for one in get_overloads(ours)] == [
+            shape(one) for one in get_overloads(theirs)
+        ]
         assert not inspect.iscoroutinefunction(ours)
 
 
-@pytest.mark.parametrize("module", ["broker", "publishing/publisher", "consuming/consumer", "admin/dead_letters"])
+@pytest.mark.parametrize(
+    "module", ["broker", "publishing/publisher", "consuming/consumer", "admin/dead_letters"]
+)
 def test_the_words_in_the_signatures_mean_the_same(module: str) -> None:
     """They are compared as they are written, so an imported name must be one thing in both modules; a twin is a twin."""
     theirs, ours = imported(module), imported("sync/facade")

@@ -57,19 +57,34 @@ async def test_a_thread_is_used_again(pool: ThreadPool) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopAsyncIteration(), TimeoutError()],
+    [
+        ValueError("no"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopAsyncIteration(),
+        TimeoutError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
-async def test_any_exception_is_raised_where_the_call_is_awaited(pool: ThreadPool, error: BaseException) -> None:
+async def test_any_exception_is_raised_where_the_call_is_awaited(
+    pool: ThreadPool, error: BaseException
+) -> None:
     with pytest.raises(type(error)) as caught:
         await pool.run(raiser(error))
     assert caught.value is error
     assert pool.free == 2
 
 
-@pytest.mark.parametrize("error", [StopIteration(7), asyncio.CancelledError("by me")], ids=lambda e: type(e).__name__)
-async def test_what_a_coroutine_cannot_raise_comes_as_a_cause(pool: ThreadPool, error: BaseException) -> None:
-    with pytest.raises(RuntimeError, match=f"the call raised {type(error).__name__}: {error}") as caught:
+@pytest.mark.parametrize(
+    "error", [StopIteration(7), asyncio.CancelledError("by me")], ids=lambda e: type(e).__name__
+)
+async def test_what_a_coroutine_cannot_raise_comes_as_a_cause(
+    pool: ThreadPool, error: BaseException
+) -> None:
+    with pytest.raises(
+        RuntimeError, match=f"the call raised {type(error).__name__}: {error}"
+    ) as caught:
         await pool.run(raiser(error))
     assert caught.value.__cause__ is error
 
@@ -149,8 +164,12 @@ async def test_a_thread_whose_caller_is_gone_keeps_its_slot_until_it_ends(pool: 
     assert (pool.free, pool.stuck) == (2, 0)
 
 
-@pytest.mark.parametrize("late", [lambda: "late", raiser(ValueError("late"))], ids=["result", "error"])
-async def test_a_late_outcome_is_dropped_silently(late: Callable[[], object], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "late", [lambda: "late", raiser(ValueError("late"))], ids=["result", "error"]
+)
+async def test_a_late_outcome_is_dropped_silently(
+    late: Callable[[], object], caplog: pytest.LogCaptureFixture
+) -> None:
     pool = ThreadPool(1, "late")
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -224,7 +243,10 @@ async def test_threads_end_when_the_pool_is_closed() -> None:
     pool = ThreadPool(2, "closing")
     go = threading.Event()
     threads: list[threading.Thread] = []
-    running = [await started(pool, lambda: (threads.append(threading.current_thread()), go.wait())) for _ in range(2)]
+    running = [
+        await started(pool, lambda: (threads.append(threading.current_thread()), go.wait()))
+        for _ in range(2)
+    ]
     pool.close()
     pool.close()
     go.set()

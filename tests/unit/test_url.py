@@ -22,7 +22,11 @@ GOOD: list[tuple[str, str, dict[str, str]]] = [
     ("redis://[::1]:6379/0", "redis", {}),
     ("redis://user:p%40ss%3A%2F%23%25@h/0", "redis", {}),
     ("redis://user:p@ss@h/0", "redis", {}),
-    ("amqp://u:p@h:5672/%2fshop?heartbeat=10&name=a%20b+c", "amqp", {"heartbeat": "10", "name": "a b c"}),
+    (
+        "amqp://u:p@h:5672/%2fshop?heartbeat=10&name=a%20b+c",
+        "amqp",
+        {"heartbeat": "10", "name": "a b c"},
+    ),
     ("amqps://h:65535", "amqps", {}),
     ("amqp://u:p@one:5672,two:5673,[::1]:5674/shop", "amqp", {}),
     ("redis+cluster://one,two:7002", "redis+cluster", {}),
@@ -141,7 +145,13 @@ def test_what_is_secret_is_masked(url: str, shown: str) -> None:
 @given(
     st.text("hunter2:/@?#%=[]; x", max_size=12),
     st.text("ab:/", max_size=4),
-    st.sampled_from(["redis://user:{}@host/{}", "redis://user:{}@host:6379/{}?a=b", "redis://h/{1}?a=b&password={0}"]),
+    st.sampled_from(
+        [
+            "redis://user:{}@host/{}",
+            "redis://user:{}@host:6379/{}?a=b",
+            "redis://h/{1}?a=b&password={0}",
+        ]
+    ),
 )
 def test_no_password_gets_out_whatever_it_is_made_of(password: str, path: str, url: str) -> None:
     shown = mask_url(url.format(f"<{password}>", path))
@@ -198,17 +208,29 @@ def test_other_options_are_shown(name: str) -> None:
 
 
 def test_every_url_in_a_text_is_masked() -> None:
-    text = "cannot reach redis://u:hunter2@h/0 or 1amqp://:hunter2@h: redis://h?password=hunter2#hunter2"
-    assert mask_text(text) == "cannot reach redis://u:***@h/0 or 1amqp://:***@h: redis://h?password=***"
+    text = (
+        "cannot reach redis://u:hunter2@h/0 or 1amqp://:hunter2@h: "
+        "redis://h?password=hunter2#hunter2"
+    )
+    assert (
+        mask_text(text)
+        == "cannot reach redis://u:***@h/0 or 1amqp://:***@h: redis://h?password=***"
+    )
 
 
 def test_a_long_word_without_a_url_is_read_in_one_go() -> None:
-    word = "x" * 1_000_000  # where each letter began a search to the end, this took longer than any test may
+    word = (
+        "x" * 1_000_000
+    )  # where each letter began a search to the end, this took longer than any test may
     assert mask_text(word) == word
 
 
 def test_punctuation_after_a_url_in_a_text_is_not_taken_for_a_part_of_it() -> None:
     assert (
-        mask_text("cannot connect to redis://u:p@h:6379: refused") == "cannot connect to redis://u:***@h:6379: refused"
+        mask_text("cannot connect to redis://u:p@h:6379: refused")
+        == "cannot connect to redis://u:***@h:6379: refused"
     )
-    assert mask_text("redis://h:1, redis://h:2; redis://h:3") == "redis://h:1, redis://h:2; redis://h:3"
+    assert (
+        mask_text("redis://h:1, redis://h:2; redis://h:3")
+        == "redis://h:1, redis://h:2; redis://h:3"
+    )

@@ -51,7 +51,9 @@ async def test_a_sleep_ends_at_its_time_and_not_before(clock: VirtualClock) -> N
     assert sleeper.done()
 
 
-async def test_timers_fire_in_order_and_the_clock_shows_the_time_of_each(clock: VirtualClock) -> None:
+async def test_timers_fire_in_order_and_the_clock_shows_the_time_of_each(
+    clock: VirtualClock,
+) -> None:
     seen: list[tuple[str, float]] = []
 
     async def note(name: str, delay: float) -> None:
@@ -149,7 +151,9 @@ async def test_a_task_that_spins_is_named_and_not_waited_for_endlessly(
             await asyncio.sleep(0)
 
     spinning = asyncio.create_task(spin())
-    with pytest.raises(RuntimeError, match=r"after 500 passes at virtual time 0: a task polls with sleep\(0\)"):
+    with pytest.raises(
+        RuntimeError, match=r"after 500 passes at virtual time 0: a task polls with sleep\(0\)"
+    ):
         await clock.advance(1)
     spinning.cancel()
 
@@ -168,7 +172,9 @@ async def test_timers_for_no_time_that_start_anew_for_ever_are_noticed(
                     await asyncio.Event().wait()
 
     waiting = asyncio.create_task(early())
-    with pytest.raises(RuntimeError, match="virtual time stands still at 2: 500 timers one after the other"):
+    with pytest.raises(
+        RuntimeError, match="virtual time stands still at 2: 500 timers one after the other"
+    ):
         await clock.advance(5)
     waiting.cancel()
     await clock.advance(5)
@@ -266,7 +272,9 @@ async def test_a_timeout_ends_its_block_at_its_time(clock: VirtualClock) -> None
 
 
 @pytest.mark.parametrize("delay", [5, None])
-async def test_a_block_that_ends_in_time_is_left_alone(clock: VirtualClock, delay: float | None) -> None:
+async def test_a_block_that_ends_in_time_is_left_alone(
+    clock: VirtualClock, delay: float | None
+) -> None:
     async def limited() -> str:
         async with clock.timeout(delay):
             await clock.sleep(4)
@@ -339,7 +347,9 @@ async def test_cancellation_from_outside_stays_a_cancellation(clock: VirtualCloc
     assert task.cancelled()
 
 
-async def test_cancellation_from_outside_at_the_moment_of_the_timeout_is_not_swallowed(clock: VirtualClock) -> None:
+async def test_cancellation_from_outside_at_the_moment_of_the_timeout_is_not_swallowed(
+    clock: VirtualClock,
+) -> None:
     async def limited() -> None:
         async with clock.timeout(5):
             await clock.sleep(60)
@@ -405,7 +415,9 @@ async def test_a_stuck_thread_is_waited_for_once_and_does_not_stop_the_clock() -
 
 async def test_what_follows_on_a_thread_has_run_too(clock: VirtualClock) -> None:
     go = threading.Event()
-    asyncio.get_running_loop().call_later(0.01, go.set)  # when nothing has been runnable for a while
+    asyncio.get_running_loop().call_later(
+        0.01, go.set
+    )  # when nothing has been runnable for a while
 
     async def work() -> str:
         await in_thread(clock, go.wait)

@@ -1,7 +1,8 @@
 """From a name to a server that runs: which provider, which version, started once for all who ask.
 
-`auto` tries in this order: a URL that was given for the name, Docker, what is installed here. A name with a version takes that
-version or nothing; a name without takes the newest that a provider has.
+`auto` tries in this order: a URL that was given for the name, Docker, what is installed here. A
+name with a version takes that version or nothing; a name without takes the newest that a provider
+has.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ __all__ = ["PROVIDERS", "Brokers", "Provider"]
 
 Provider = Literal["docker", "local", "url", "auto"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
-_SCHEMES = {"redis": "redis", "rediss": "redis", "unix": "redis", "amqp": "rabbitmq", "amqps": "rabbitmq"}
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+}
 
 
 class Brokers:
@@ -32,12 +39,14 @@ class Brokers:
     def __init__(self, provider: Provider = "auto", urls: Sequence[str] = ()) -> None:
         """Start none yet.
 
-        `urls` are for the provider `url`: `redis://…`, whose scheme says which product it is, or `NAME=URL`, with a name of the
-        catalogue (`valkey=redis://…`, `redis-7=redis://…`). Raises `LookupError` for a name that there is not, and
-        `ConfigurationError` for what is no URL.
+        `urls` are for the provider `url`: `redis://…`, whose scheme says which product it is, or
+        `NAME=URL`, with a name of the catalogue (`valkey=redis://…`, `redis-7=redis://…`). Raises
+        `LookupError` for a name that there is not, and `ConfigurationError` for what is no URL.
         """
         if provider not in PROVIDERS:
-            raise LookupError(f"no provider is called {provider!r:.60}; there are: {', '.join(PROVIDERS)}")
+            raise LookupError(
+                f"no provider is called {provider!r:.60}; there are: {', '.join(PROVIDERS)}"
+            )
         self.provider = provider
         self.urls = dict(map(_named, urls))
         self.servers: list[Server] = []
@@ -55,8 +64,9 @@ class Brokers:
     def server(self, name: str, *, provider: Provider | None = None) -> Server:
         """Return the server of this name, started when it is first asked for.
 
-        `name` is of the catalogue: `redis-8`, or `redis` for any. `provider` overrides that of the run. Raises `BrokerUnavailable`
-        with the reason of each provider that was tried, at once when it has been asked for in vain before.
+        `name` is of the catalogue: `redis-8`, or `redis` for any. `provider` overrides that of the
+        run. Raises `BrokerUnavailable` with the reason of each provider that was tried, at once
+        when it has been asked for in vain before.
         """
         kinds = find(name)
         provider = provider or self.provider
@@ -78,7 +88,10 @@ class Brokers:
 
     def url_of(self, name: str) -> str:
         """Return the URL that was given for a name, its own or its product's; raises `BrokerUnavailable` where there is none."""
-        for one in (name, *(other for kind in find(name) for other in (kind.product.slug, kind.name))):
+        for one in (
+            name,
+            *(other for kind in find(name) for other in (kind.product.slug, kind.name)),
+        ):
             if one in self.urls:
                 return self.urls[one]
         raise BrokerUnavailable(f"no URL was given for {name}")
@@ -114,7 +127,11 @@ class Brokers:
     def _run(self, server: Server, kinds: Sequence[Kind]) -> Server:
         """Start it, unless one that does is there already; refuse a version that was not asked for."""
         for running in self.servers:
-            if type(running) is type(server) and running.product is server.product and _fits(running, kinds):
+            if (
+                type(running) is type(server)
+                and running.product is server.product
+                and _fits(running, kinds)
+            ):
                 return running
         server.open()
         if not _fits(server, kinds):
@@ -141,6 +158,7 @@ def _named(url: str) -> tuple[str, str]:
     scheme, _ = parse_url(url)
     if scheme not in _SCHEMES:
         raise LookupError(
-            f"which broker is at a {scheme}:// URL cannot be told: give it as NAME=URL, for instance redis=…"
+            f"which broker is at a {scheme}:// URL cannot be told: give it as NAME=URL, for "
+            "instance redis=…"
         )
     return _SCHEMES[scheme], url

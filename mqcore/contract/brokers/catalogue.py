@@ -1,7 +1,8 @@
 """The servers that the contract is shown on, by name: what they are, how they are configured, where their images come from.
 
-A name without a number (`redis`) means any version, the newest first. Every server is configured to keep what it has confirmed when
-it is killed, and RabbitMQ so that what a kill leaves behind in its delays is tried again after 2 s, not after 3 minutes.
+A name without a number (`redis`) means any version, the newest first. Every server is configured to
+keep what it has confirmed when it is killed, and RabbitMQ so that what a kill leaves behind in its
+delays is tried again after 2 s, not after 3 minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ __all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "f
 REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 """Durability *machine*: the most that it can give."""
 RABBITMQ_SETTINGS = (
-    # How long an at-least-once dead-lettering waits for a confirm that a kill took away (180 s by default).
+    # How long an at-least-once dead-lettering waits for a confirm that a kill took away (180 s by
+    # default).
     "-rabbit dead_letter_worker_publisher_confirm_timeout 2000 "
     # A gigabyte, whatever the machine has: several servers stand side by side.
     "-rabbit vm_memory_high_watermark {absolute,1073741824}"
@@ -33,8 +35,9 @@ RABBITMQ_SETTINGS = (
 class Product:
     """What the versions of one product have in common.
 
-    `ask` says who answers at a host and port. `stored` says what a server's storage holds, where that can be found out without
-    its driver: it is hook 10 of the kit's `Harness`. `command` and `environment` are those of its container.
+    `ask` says who answers at a host and port. `stored` says what a server's storage holds, where
+    that can be found out without its driver: it is hook 10 of the kit's `Harness`. `command` and
+    `environment` are those of its container.
     """
 
     name: str
@@ -81,7 +84,11 @@ REDIS = Product(
     command=("redis-server", *_REDIS_ANYWHERE, *REDIS_SETTINGS),
 )
 VALKEY = replace(
-    REDIS, name="Valkey", slug="valkey", program="valkey-server", command=("valkey-server", *REDIS.command[1:])
+    REDIS,
+    name="Valkey",
+    slug="valkey",
+    program="valkey-server",
+    command=("valkey-server", *REDIS.command[1:]),
 )
 RABBITMQ = Product(
     "RabbitMQ",
@@ -95,7 +102,8 @@ RABBITMQ = Product(
     user="guest:guest@",
     environment={
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": RABBITMQ_SETTINGS,
-        "RABBITMQ_ENABLED_PLUGINS_FILE": "/nonexistent",  # nothing needs the management plugin, and it costs a start its time
+        # nothing needs the management plugin, and it costs a start its time
+        "RABBITMQ_ENABLED_PLUGINS_FILE": "/nonexistent",
     },
 )
 
@@ -116,6 +124,8 @@ def find(name: str) -> tuple[Kind, ...]:
     """
     found = tuple(kind for kind in KINDS if name in (kind.name, kind.product.slug))
     if not found:
-        names = ", ".join(dict.fromkeys(name for kind in KINDS for name in (kind.product.slug, kind.name)))
+        names = ", ".join(
+            dict.fromkeys(name for kind in KINDS for name in (kind.product.slug, kind.name))
+        )
         raise LookupError(f"no broker is called {name!r:.60}; there are: {names}")
     return found

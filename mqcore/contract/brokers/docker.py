@@ -1,7 +1,8 @@
 """A server in a container of its own, by testcontainers (`pip install 'mqcore[brokers]'`).
 
-The container's port is bound to a fixed port of the host, so that the URL outlives a restart, and to 127.0.0.1 alone, unless the
-Docker engine is on another machine. Where testcontainers' reaper runs (Ryuk), it removes what a killed test run leaves behind.
+The container's port is bound to a fixed port of the host, so that the URL outlives a restart, and
+to 127.0.0.1 alone, unless the Docker engine is on another machine. Where testcontainers' reaper
+runs (Ryuk), it removes what a killed test run leaves behind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["DockerServer"]
 _HERE = ("localhost", "127.0.0.1")
 _TRIES = 3
 _AGAIN = 0.2
-"""Seconds after which a pause is tried again: an engine on a busy machine may fail to freeze a container, and thaws it then."""
+"""Seconds after which a pause is tried again: an engine on a busy machine may fail to freeze a container, and thaws it then.
+"""
 _NO_REAPER = ". This is the image of the reaper; TESTCONTAINERS_RYUK_DISABLED=true does without it"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - the engine is on another machine, which only its network reaches
 
@@ -57,7 +59,9 @@ class DockerServer(Server):
                 self._stop()
                 if trial + 1 == _TRIES or "port is already allocated" not in str(error):
                     hint = _NO_REAPER if "ryuk" in str(error) else ""
-                    raise BrokerUnavailable(f"{self._image}: {type(error).__name__}: {error}{hint}") from error
+                    raise BrokerUnavailable(
+                        f"{self._image}: {type(error).__name__}: {error}{hint}"
+                    ) from error
             else:
                 return
 
@@ -65,7 +69,9 @@ class DockerServer(Server):
         try:
             from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - an extra, and slow to import
         except ImportError as error:
-            raise BrokerUnavailable("testcontainers is not installed: pip install 'mqcore[brokers]'") from error
+            raise BrokerUnavailable(
+                "testcontainers is not installed: pip install 'mqcore[brokers]'"
+            ) from error
         self._container = DockerContainer(self._image)
         host = self._container.get_docker_client().host()
         self.host = "127.0.0.1" if host in _HERE else host

@@ -3,10 +3,11 @@
     def test_orders(redis_url: str) -> None: ...           # or rabbitmq_url, valkey_url
     def test_shop(broker_url: str) -> None: ...            # once on each broker that `--mqcore-broker NAME` names
 
-A server is started when the first test asks for it, serves the whole run, and is stopped at its end. Each test finds it as the last
-one did: queues that a test has made are deleted after it. Where a broker cannot be had the test is skipped, with the reason and a
-count at the end; under `CI=true` it fails. Part of mqcore's pytest plugin, which is loaded in every run: what costs time is
-imported when a test asks.
+A server is started when the first test asks for it, serves the whole run, and is stopped at its
+end. Each test finds it as the last one did: queues that a test has made are deleted after it. Where
+a broker cannot be had the test is skipped, with the reason and a count at the end; under `CI=true`
+it fails. Part of mqcore's pytest plugin, which is loaded in every run: what costs time is imported
+when a test asks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from mqcore.contract.brokers.process_server import ProcessServer
     from mqcore.contract.brokers.server import Server
 
-__all__ = ["broker_server", "broker_url", "brokers", "process_server", "rabbitmq_url", "redis_url", "valkey_url"]
+__all__ = [
+    "broker_server",
+    "broker_url",
+    "brokers",
+    "process_server",
+    "rabbitmq_url",
+    "redis_url",
+    "valkey_url",
+]
 
 _PROVIDERS = ("auto", "docker", "local", "url")
 _USE = pytest.StashKey["Use"]()
@@ -54,14 +63,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=_PROVIDERS,
         default=None,
         help="where real brokers come from: docker, local (installed servers), url "
-        "(see --mqcore-broker-url), or auto, the first that works (default; environment: MQCORE_BROKERS)",
+        "(see --mqcore-broker-url), or auto, the first that works (default; environment: "
+        "MQCORE_BROKERS)",
     )
     group.addoption(
         "--mqcore-broker-url",
         action="append",
         default=[],
         metavar="[NAME=]URL",
-        help="a broker for tests that runs already, such as redis://127.0.0.1/0 or valkey=redis://…; again for more "
+        help="a broker for tests that runs already, such as redis://127.0.0.1/0 or "
+        "valkey=redis://…; again for more "
         "(environment: MQCORE_BROKER_URL, with blanks between)",
     )
     group.addoption(
@@ -69,7 +80,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run tests that use broker_url on this broker, such as redis or rabbitmq-4; again for more (default: redis, rabbitmq)",
+        help="run tests that use broker_url on this broker, such as redis or rabbitmq-4; again "
+        "for more (default: redis, rabbitmq)",
     )
 
 
@@ -105,7 +117,10 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
 @contextmanager
 def _asked_to_end() -> Iterator[None]:
     """While servers run, let SIGTERM end the tests as Ctrl-C does: a CI that runs out of time leaves no server behind."""
-    plain = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    plain = (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and threading.current_thread() is threading.main_thread()
+    )
     if plain:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -138,7 +153,8 @@ def broker_server(brokers: Brokers, request: pytest.FixtureRequest) -> Callable[
 def process_server() -> Iterator[Callable[..., ProcessServer]]:
     """A function that takes what `ProcessServer` takes, starts one, and closes it when the run ends.
 
-    Where the command is not installed or the server does not start, the test is skipped; under `CI=true` it fails.
+    Where the command is not installed or the server does not start, the test is skipped; under
+    `CI=true` it fails.
     """
     from mqcore.contract.brokers.process_server import ProcessServer  # noqa: PLC0415 - as above
     from mqcore.contract.brokers.server import BrokerUnavailable  # noqa: PLC0415 - as above
@@ -180,7 +196,9 @@ def rabbitmq_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
 
 
 @pytest.fixture
-def broker_url(request: pytest.FixtureRequest, broker_server: Callable[[str], Server]) -> Iterator[str]:
+def broker_url(
+    request: pytest.FixtureRequest, broker_server: Callable[[str], Server]
+) -> Iterator[str]:
     """The URL of each broker that `--mqcore-broker` names, one after the other."""
     yield from _swept(broker_server(request.param))
 
@@ -194,11 +212,16 @@ def _swept(server: Server) -> Iterator[str]:
     try:
         delete_queues(server.url, queues(server.url) - before)
     except Exception as error:  # noqa: BLE001 - whatever a driver raises; the test itself has said what it had to say
-        told = f"{server.name}: the queues of this test are still there, and the next test will find them: {error}"
+        told = (
+            f"{server.name}: the queues of this test are still there, and the next test will "
+            f"find them: {error}"
+        )
         warnings.warn(pytest.PytestWarning(told), stacklevel=1)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Name every server that ran, and every one that could not be had."""
     use = config.stash[_USE]
     if use.brokers is None or not use.tests:
@@ -206,7 +229,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_sep("=", "mqcore brokers")
     for server in use.brokers.servers:
         terminalreporter.write_line(
-            f"{server.name}: {server.title or server.product.name}, {server.provider}, up in {server.started_in:.1f} s"
+            f"{server.name}: {server.title or server.product.name}, {server.provider}, up in "
+            f"{server.started_in:.1f} s"
         )
     for name, why in use.brokers.missing.items():
-        terminalreporter.write_line(f"{name}: not there, {use.tests[name]} tests could not run. {why}")
+        terminalreporter.write_line(
+            f"{name}: not there, {use.tests[name]} tests could not run. {why}"
+        )

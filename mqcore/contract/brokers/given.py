@@ -1,4 +1,7 @@
-"""A server that somebody else runs, given by its URL: a service of the CI, or one started by hand. It is used, never touched."""
+"""A server that somebody else runs, given by its URL: a service of the CI, or one started by hand.
+
+It is used, never touched.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _QUESTION = 2.0
 
 
 class GivenServer(Server):
-    """A server known by its URL. Its version is asked where no TLS and no password are in the way, and else left empty."""
+    """A server known by its URL.
+
+    Its version is asked where no TLS and no password are in the way, and else left empty.
+    """
 
     provider: ClassVar[Literal["url"]] = "url"
     controllable: ClassVar[bool] = False
@@ -45,7 +51,8 @@ class GivenServer(Server):
 
     def _not_ours(self) -> NoReturn:
         raise TypeError(
-            f"{self.name} was given by its URL: it is not ours to kill, start, pause or run tools in (see `controllable`)"
+            f"{self.name} was given by its URL: it is not ours to kill, start, pause or run "
+            "tools in (see `controllable`)"
         )
 
     def _start(self) -> None:

@@ -2,8 +2,9 @@
 
     python guard.py FOLDER
 
-It reads lines from standard input. Each line names the process groups that run now, and replaces the line before. When the input
-ends, the starter has ended, in whatever way: the groups are killed and the folder is removed.
+It reads lines from standard input. Each line names the process groups that run now, and replaces
+the line before. When the input ends, the starter has ended, in whatever way: the groups are killed
+and the folder is removed.
 """
 
 import os

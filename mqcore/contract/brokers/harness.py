@@ -1,7 +1,8 @@
 """A server as the contract kit sees it: with the hooks that a URL alone cannot give.
 
-An instance reaches its server by a `Wire` of its own, so that it can be killed as a process is, without a word to the broker. Where
-the URL is not plainly host and port (TLS, several hosts) it connects directly, and a kill is a close.
+An instance reaches its server by a `Wire` of its own, so that it can be killed as a process is,
+without a word to the broker. Where the URL is not plainly host and port (TLS, several hosts) it
+connects directly, and a kill is a close.
 """
 
 from __future__ import annotations
@@ -34,14 +35,22 @@ class ServerHarness(UrlHarness):
     """Longer than the kit's: several servers run side by side."""
     at_once = 2
 
-    def __init__(self, server: Server, options: str = "", *, plugins: Plugins | None = None) -> None:
-        """Take a server that runs. `plugins` are those that may serve its URL, by default all that are installed."""
+    def __init__(
+        self, server: Server, options: str = "", *, plugins: Plugins | None = None
+    ) -> None:
+        """Take a server that runs.
+
+        `plugins` are those that may serve its URL, by default all that are installed.
+        """
         url = f"{server.url}{'&' if '?' in server.url else '?'}{options}" if options else server.url
         super().__init__(url, plugins=plugins)
         self.server = server
         self._address = f"{server.host}:{server.port}"
         parts = urlsplit(self.url)
-        self._wired = parts.scheme == server.product.scheme and parts.netloc.rpartition("@")[2] == self._address
+        self._wired = (
+            parts.scheme == server.product.scheme
+            and parts.netloc.rpartition("@")[2] == self._address
+        )
         self._wires: weakref.WeakKeyDictionary[Backend, Wire] = weakref.WeakKeyDictionary()
 
     @property
@@ -90,9 +99,13 @@ class ServerHarness(UrlHarness):
 
     def has(self, hook: str) -> bool:
         """Whether the hook is there: a server that was given by its URL is neither killed, silenced nor searched."""
-        if (hook == "mute" and not self._wired) or (hook == "stored" and self.server.product.stored is None):
+        if (hook == "mute" and not self._wired) or (
+            hook == "stored" and self.server.product.stored is None
+        ):
             return False
-        return super().has(hook) and (self.server.controllable or hook not in {"restart", "cut", "stored"})
+        return super().has(hook) and (
+            self.server.controllable or hook not in {"restart", "cut", "stored"}
+        )
 
     @asynccontextmanager
     async def _held_back(self, wire: Wire) -> AsyncIterator[None]:

@@ -1,8 +1,9 @@
 """A private instance of a server that is installed on this machine: free ports, 127.0.0.1 only, data in a temporary folder.
 
-It has nothing in common with an instance that the system runs. Redis and Valkey are one process. RabbitMQ gets a node name, a
-cookie and a port mapper (epmd) of its own, is run as whoever runs the tests, and without the configuration in /etc. Each process
-leads a group of its own, so that signals reach what it has started.
+It has nothing in common with an instance that the system runs. Redis and Valkey are one process.
+RabbitMQ gets a node name, a cookie and a port mapper (epmd) of its own, is run as whoever runs the
+tests, and without the configuration in /etc. Each process leads a group of its own, so that signals
+reach what it has started.
 """
 
 from __future__ import annotations
@@ -66,11 +67,18 @@ class LocalServer(Server):
         self._processes.send(signal.SIGCONT)
 
     def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
-        beside = _RABBITMQ_ITSELF.with_name(words[0])  # Debian's commands in /usr/sbin insist on a user of their own
+        beside = _RABBITMQ_ITSELF.with_name(
+            words[0]
+        )  # Debian's commands in /usr/sbin insist on a user of their own
         path = str(beside) if beside.is_file() else program(words[0])
         environment = {**os.environ, **self._processes.commands[-1].environment}
         done = subprocess.run(  # noqa: S603 - a tool of the servers of the catalogue, named by a test
-            [path, *words[1:]], env=environment, capture_output=True, text=True, timeout=_TOOL, check=False
+            [path, *words[1:]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_TOOL,
+            check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -82,7 +90,9 @@ class LocalServer(Server):
 
 
 def _redis(path: str, folder: Path, port: int) -> Command:
-    return Command([path, "--bind", _HERE, "--port", str(port), "--dir", str(folder), *REDIS_SETTINGS])
+    return Command(
+        [path, "--bind", _HERE, "--port", str(port), "--dir", str(folder), *REDIS_SETTINGS]
+    )
 
 
 def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
@@ -93,7 +103,9 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
     script = str(_RABBITMQ_ITSELF) if _RABBITMQ_ITSELF.is_file() else path
     mapper, cluster = str(free_port()), str(free_port())
     erlang = {"HOME": str(folder), "ERL_EPMD_ADDRESS": _HERE, "ERL_EPMD_PORT": mapper}
-    none = str(folder / "none")  # a file that is not there: nothing of the system's own configuration
+    none = str(
+        folder / "none"
+    )  # a file that is not there: nothing of the system's own configuration
     variables = {
         "NODENAME": f"mqcore{port}@localhost",
         "NODE_IP_ADDRESS": _HERE,
@@ -110,5 +122,7 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
     }
     return [
         Command([program("epmd"), "-port", mapper, "-address", _HERE], erlang),
-        Command([script], {**erlang, **{f"RABBITMQ_{name}": value for name, value in variables.items()}}),
+        Command(
+            [script], {**erlang, **{f"RABBITMQ_{name}": value for name, value in variables.items()}}
+        ),
     ]

@@ -1,8 +1,9 @@
 """Asking a server who it is, with nothing but a socket: it accepts connections, and this is its version.
 
-No client library is asked, so the answer cannot depend on the driver that is under test. One short question, one answer: Redis and
-Valkey get two inline commands, RabbitMQ the protocol header, which it answers with `Connection.Start` (AMQP 0-9-1, 4.2.2), whose
-server properties hold product and version. It sends that only when it has booted.
+No client library is asked, so the answer cannot depend on the driver that is under test. One short
+question, one answer: Redis and Valkey get two inline commands, RabbitMQ the protocol header, which
+it answers with `Connection.Start` (AMQP 0-9-1, 4.2.2), whose server properties hold product and
+version. It sends that only when it has booted.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ def ask_redis(host: str, port: int, timeout: float) -> Identity:
         conversation.settimeout(timeout)
         conversation.sendall(b"PING\r\n")
         answer = conversation.recv(256)
-        if not answer.startswith(b"+PONG"):  # -LOADING while it reads its data, -NOAUTH when it wants a password
-            raise ConnectionError(f"the answer to PING was {answer.decode(errors='replace').strip()[:80]!r}")
+        if not answer.startswith(
+            b"+PONG"
+        ):  # -LOADING while it reads its data, -NOAUTH when it wants a password
+            raise ConnectionError(
+                f"the answer to PING was {answer.decode(errors='replace').strip()[:80]!r}"
+            )
         conversation.sendall(b"INFO server\r\nPING\r\n")
         answer = _read(conversation, until=b"+PONG\r\n")
     found = {name: version.decode() for name, version in _VERSION.findall(answer)}

@@ -32,19 +32,23 @@ class ProcessServer(Server):
             ...  # clients connect to server.url
             server.restart()
 
-    In `command`, `{port}` and `{folder}` stand for the port to listen at and the folder for its data, which survives `restart` and
-    is removed by `close`. Clients connect to `port`, or to `url`, a template with `{port}` in it. A proxy listens there and hands
-    everything on to the server, so `cut` can break connections.
+    In `command`, `{port}` and `{folder}` stand for the port to listen at and the folder for its
+    data, which survives `restart` and is removed by `close`. Clients connect to `port`, or to
+    `url`, a template with `{port}` in it. A proxy listens there and hands everything on to the
+    server, so `cut` can break connections.
 
-    `ready` is called with the server's own port until it neither raises `OSError` nor returns False. If it returns text, that is
-    the server's version. By default the server is ready when it accepts a TCP connection. A server that listens before it serves
-    needs a question to which only a working one has the answer.
+    `ready` is called with the server's own port until it neither raises `OSError` nor returns
+    False. If it returns text, that is the server's version. By default the server is ready when it
+    accepts a TCP connection. A server that listens before it serves needs a question to which only
+    a working one has the answer.
 
-    `stored` is called with that port and a message's body, and counts the messages with this body in the server's storage, by
-    place: hook 10 of `Harness`, which shows that nothing of a settled message is left.
+    `stored` is called with that port and a message's body, and counts the messages with this body
+    in the server's storage, by place: hook 10 of `Harness`, which shows that nothing of a settled
+    message is left.
 
-    Every wait has an end: 60 s for a start, 10 s for an end. `BrokerUnavailable` tells what was waited for and the last lines of
-    the server's output. When the test run is interrupted or killed, the server and its folder go too.
+    Every wait has an end: 60 s for a start, 10 s for an end. `BrokerUnavailable` tells what was
+    waited for and the last lines of the server's output. When the test run is interrupted or
+    killed, the server and its folder go too.
     """
 
     provider: ClassVar[Literal["local"]] = "local"
@@ -78,7 +82,10 @@ class ProcessServer(Server):
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -94,7 +101,8 @@ class ProcessServer(Server):
     def restart(self, *, orderly: bool = False) -> None:
         """End it and start it again with its data: by signal 9, as a crash would, or `orderly` by SIGTERM.
 
-        Returns when it is ready. Raises `BrokerUnavailable` when it does not end or does not come back in time.
+        Returns when it is ready. Raises `BrokerUnavailable` when it does not end or does not come
+        back in time.
         """
         if orderly:
             self.resume()
@@ -109,7 +117,10 @@ class ProcessServer(Server):
             self._paused = True
 
     def cut(self) -> None:
-        """Break every connection that was made to `port`, on both sides, with a reset. New ones are accepted."""
+        """Break every connection that was made to `port`, on both sides, with a reset.
+
+        New ones are accepted.
+        """
         if self._wire is not None:
             self._wire.cut()
 
@@ -128,7 +139,9 @@ class ProcessServer(Server):
         path = program(self.product.program)
         folder = self._processes.make_folder(f"mqcore-{self.name}-")
         values = {"{port}": str(self._inner), "{folder}": str(folder)}
-        self._processes.commands = [Command([path, *(_filled(word, values) for word in self._command[1:])])]
+        self._processes.commands = [
+            Command([path, *(_filled(word, values) for word in self._command[1:])])
+        ]
         self._start()
         self._wire = Wire(*self.address, at=self.port)
 
@@ -145,7 +158,9 @@ class ProcessServer(Server):
         self._processes.send(signal.SIGCONT)
 
     def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
-        raise BrokerUnavailable(f"{self.name}: which tools stand beside it is not known; run {words[0]!r} yourself")
+        raise BrokerUnavailable(
+            f"{self.name}: which tools stand beside it is not known; run {words[0]!r} yourself"
+        )
 
     def _stop(self) -> None:
         if self._wire is not None:

@@ -1,7 +1,8 @@
 """The processes of one server on this machine, with a temporary folder for their data and their output.
 
-Each process leads a group of its own, so that a signal reaches what it has started. A guard, which is one more small process, waits
-for the end of this one: a test run that is killed with signal 9 leaves neither a server nor a folder behind.
+Each process leads a group of its own, so that a signal reaches what it has started. A guard, which
+is one more small process, waits for the end of this one: a test run that is killed with signal 9
+leaves neither a server nor a folder behind.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ __all__ = ["Command", "Processes", "program"]
 
 _ENDS_WITHIN = 10.0
 _BETWEEN = 0.005
-_MORE_PLACES = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/sbin", "/usr/local/opt/rabbitmq/sbin")
+_MORE_PLACES = (
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+    "/opt/homebrew/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+)
 """Where servers stand that an ordinary user's PATH may not have."""
 
 
@@ -39,7 +46,10 @@ class Command:
 
 
 class Processes:
-    """What one server consists of while it runs. May be killed and started again; `stop` removes everything."""
+    """What one server consists of while it runs.
+
+    May be killed and started again; `stop` removes everything.
+    """
 
     def __init__(self) -> None:
         """Start nothing yet."""
@@ -81,7 +91,9 @@ class Processes:
         """Signal the processes and wait, the last started first; False when one still runs after 10 s."""
         self.send(number)
         if number is signal.SIGKILL:
-            self._tell_guard([])  # before they are waited for: afterwards their ids may be another's
+            self._tell_guard(
+                []
+            )  # before they are waited for: afterwards their ids may be another's
 
         for process in reversed(self.running):
             with suppress(subprocess.TimeoutExpired):
@@ -90,7 +102,10 @@ class Processes:
         return not self.running
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to every process and what it has started. One that was waited for is left alone."""
+        """Send a signal to every process and what it has started.
+
+        One that was waited for is left alone.
+        """
         for process in reversed(self.running):
             if process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -134,7 +149,9 @@ class Processes:
     def _tell_guard(self, groups: Sequence[int]) -> None:
         if self._guard is None or self._guard.stdin is None:
             return
-        with suppress(OSError):  # somebody has killed the guard; the processes are ended by `stop` all the same
+        with suppress(
+            OSError
+        ):  # somebody has killed the guard; the processes are ended by `stop` all the same
             self._guard.stdin.write(" ".join(map(str, groups)).encode() + b"\n")
             self._guard.stdin.flush()
 

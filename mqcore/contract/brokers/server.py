@@ -1,7 +1,7 @@
 """One server under test, and what a test may do to it: kill it, start it, silence it.
 
-A provider (`docker`, `local`, `given`) says how each of that is done; what is common stands here: every wait is bounded, and
-whoever waits in vain reads what the server has said last.
+A provider (`docker`, `local`, `given`) says how each of that is done; what is common stands here:
+every wait is bounded, and whoever waits in vain reads what the server has said last.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _ENDS_WITHIN = 10.0
 _QUESTION = 2.0
 _BETWEEN = 0.05
 _QUESTIONS, _SILENT = 20, 0.2
-"""How often a server that was silenced is asked whether it still answers, and the seconds in which it does not."""
+"""How often a server that was silenced is asked whether it still answers, and the seconds in which it does not.
+"""
 _LINES = 15
 _PORTS = range(20000, 30000)
-"""Below those that systems lend to outgoing connections: while a server is down its port must stay free."""
+"""Below those that systems lend to outgoing connections: while a server is down its port must stay free.
+"""
 _CHANCE = random.SystemRandom()
 """Of its own: test runs side by side may have set the common one to the same seed."""
 
@@ -42,7 +44,8 @@ class BrokerUnavailable(Exception):
 class Server(ABC):
     """A server that runs. `url` stays the same over a restart; `version` is what it says itself.
 
-    Methods block, and return when what they say is done. Raises `BrokerUnavailable` when the server does not come (back) in time.
+    Methods block, and return when what they say is done. Raises `BrokerUnavailable` when the server
+    does not come (back) in time.
     """
 
     provider: ClassVar[Literal["docker", "local", "url"]]
@@ -72,7 +75,10 @@ class Server(ABC):
         return f"{self.product.name} {self.version}".rstrip()
 
     def open(self) -> None:
-        """Make it, start it, and wait until it accepts connections. It is stopped when this process ends, at the latest."""
+        """Make it, start it, and wait until it accepts connections.
+
+        It is stopped when this process ends, at the latest.
+        """
         began = time.monotonic()
         atexit.register(self.stop)
         try:
@@ -100,7 +106,8 @@ class Server(ABC):
                 return
             time.sleep(_BETWEEN)
         raise BrokerUnavailable(
-            f"{self.name} ({self.provider}) accepts connections {_ENDS_WITHIN:g} s after it was killed"
+            f"{self.name} ({self.provider}) accepts connections {_ENDS_WITHIN:g} s after it was "
+            "killed"
         )
 
     def restart(self) -> None:
@@ -180,7 +187,9 @@ class Server(ABC):
         why: object = "it did not answer"
         while time.monotonic() < deadline:
             if ended := self._ended():
-                raise BrokerUnavailable(f"{self.name} ({self.provider}) {ended} after {after}\n{self.log()}")
+                raise BrokerUnavailable(
+                    f"{self.name} ({self.provider}) {ended} after {after}\n{self.log()}"
+                )
             try:
                 identity = self.product.ask(*self.address, _QUESTION)
             except OSError as error:
@@ -188,11 +197,14 @@ class Server(ABC):
                 time.sleep(_BETWEEN)
                 continue
             if identity.product != self.product.name:
-                raise BrokerUnavailable(f"{self.name}: at port {self.port} is {identity.product} {identity.version}")
+                raise BrokerUnavailable(
+                    f"{self.name}: at port {self.port} is {identity.product} {identity.version}"
+                )
             self.version = identity.version
             return
         raise BrokerUnavailable(
-            f"{self.name} ({self.provider}) did not accept connections within {_STARTS_WITHIN:g} s of {after}: {why}\n{self.log()}"
+            f"{self.name} ({self.provider}) did not accept connections within "
+            f"{_STARTS_WITHIN:g} s of {after}: {why}\n{self.log()}"
         )
 
 

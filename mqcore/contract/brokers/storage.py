@@ -1,7 +1,7 @@
 """What a server stores, found without the driver under test: how often a message's body is in each key or queue.
 
-Redis and Valkey are read with nothing but a socket. RabbitMQ's message store cannot be searched, so there all messages of each
-queue are counted, by `rabbitmqctl`.
+Redis and Valkey are read with nothing but a socket. RabbitMQ's message store cannot be searched, so
+there all messages of each queue are counted, by `rabbitmqctl`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,19 @@ def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
         cursor: bytes = b"0"
         while True:
             page = ask("SCAN", cursor, "COUNT", "1000")
-            if not isinstance(page, list) or not isinstance(page[0], bytes) or not isinstance(page[1], list):
+            if (
+                not isinstance(page, list)
+                or not isinstance(page[0], bytes)
+                or not isinstance(page[1], list)
+            ):
                 raise ConnectionError(f"the answer to SCAN was {page!r:.80}")
 
             for key in page[1]:
-                if isinstance(key, bytes) and isinstance(kind := ask("TYPE", key), bytes) and kind in _READ:
+                if (
+                    isinstance(key, bytes)
+                    and isinstance(kind := ask("TYPE", key), bytes)
+                    and kind in _READ
+                ):
                     command, *options = _READ[kind]
                     found[key.decode(errors="replace")] = _count(ask(command, key, *options), body)
 
@@ -56,7 +64,9 @@ def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
 
 def count_in_rabbitmq(server: Server, body: bytes) -> dict[str, int]:  # noqa: ARG001 - its storage cannot be searched
     """Return how many messages each queue holds, ready or not acknowledged."""
-    told = server.run("rabbitmqctl", "--quiet", "--no-table-headers", "list_queues", "name", "messages")
+    told = server.run(
+        "rabbitmqctl", "--quiet", "--no-table-headers", "list_queues", "name", "messages"
+    )
     rows = [line.rpartition("\t") for line in told.splitlines()]
     return {name: int(number) for name, _, number in rows if name and number.strip().isdigit()}
 
@@ -70,7 +80,9 @@ def _count(value: Reply, body: bytes) -> int:
 def _command(words: tuple[str | bytes, ...]) -> bytes:
     """Return a command as RESP writes it: an array of strings, each with its length."""
     parts = [word.encode() if isinstance(word, str) else word for word in words]
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+    return b"*%d\r\n" % len(parts) + b"".join(
+        b"$%d\r\n%s\r\n" % (len(part), part) for part in parts
+    )
 
 
 def _reply(answers: BinaryIO) -> Reply:

@@ -27,16 +27,26 @@ _WITHIN = 15.0
 
 
 def queues(url: str) -> set[str]:
-    """Return the names of the queues that a broker has; none where it cannot list them. Raises what the driver raises."""
+    """Return the names of the queues that a broker has; none where it cannot list them.
+
+    Raises what the driver raises.
+    """
 
     async def names(backend: Backend) -> set[str]:
-        return {counts.name for counts in await backend.count()} if isinstance(backend, SupportsCount) else set()
+        return (
+            {counts.name for counts in await backend.count()}
+            if isinstance(backend, SupportsCount)
+            else set()
+        )
 
     return _with(url, names)
 
 
 def delete_queues(url: str, names: AbstractSet[str]) -> None:
-    """Delete queues, whatever they hold. Raises what the driver raises, but not for one that has gone meanwhile."""
+    """Delete queues, whatever they hold.
+
+    Raises what the driver raises, but not for one that has gone meanwhile.
+    """
     if not names:
         return
 
@@ -46,7 +56,10 @@ def delete_queues(url: str, names: AbstractSet[str]) -> None:
                 try:
                     await backend.delete(name)
                 except Exception as error:
-                    if not isinstance(error, QueueNotFound) and backend.classify(error).value != "not_found":
+                    if (
+                        not isinstance(error, QueueNotFound)
+                        and backend.classify(error).value != "not_found"
+                    ):
                         raise
 
     _with(url, delete)

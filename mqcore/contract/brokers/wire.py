@@ -1,8 +1,9 @@
 """A wire between a client and its server, which can be cut: that is how an instance dies, as the server sees it.
 
-Closing an instance is a conversation; a process that is killed says nothing. So each instance connects to a port of its own here,
-what it sends goes on to the server unchanged, and `kill` resets both ends at once. All wires run in one thread with a loop of its
-own, whatever the loops of the tests are doing.
+Closing an instance is a conversation; a process that is killed says nothing. So each instance
+connects to a port of its own here, what it sends goes on to the server unchanged, and `kill` resets
+both ends at once. All wires run in one thread with a loop of its own, whatever the loops of the
+tests are doing.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Wire:
     async def _kill(self) -> None:
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
-        await asyncio.sleep(0)  # what was accepted in this turn joins the server, which has to be open for that
+        await asyncio.sleep(
+            0
+        )  # what was accepted in this turn joins the server, which has to be open for that
         self._server.close()
         await self._cut()
 
@@ -81,9 +84,14 @@ class Wire:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what comes in here goes out at the other. The end at the server has no `goal`: it is one."""
+    """One end of a connection: what comes in here goes out at the other.
 
-    def __init__(self, ends: set[_End], goal: tuple[str, int] | None, other: _End | None = None) -> None:
+    The end at the server has no `goal`: it is one.
+    """
+
+    def __init__(
+        self, ends: set[_End], goal: tuple[str, int] | None, other: _End | None = None
+    ) -> None:
         self._ends, self._goal, self._other = ends, goal, other
         self._transport: asyncio.Transport
         self._connecting: asyncio.Task[None] | None = None

@@ -1,1 +1,4 @@
-"""The cases, a module for each profile. Written against the seam, and through Broker and Worker where a guarantee lives there."""
+"""The cases, a module for each profile.
+
+Written against the seam, and through Broker and Worker where a guarantee lives there.
+"""

@@ -47,7 +47,9 @@ _VALUE = {"h": "v" * _LIMITS.header_value}
 
 def _mode(kit: Kit, mode: str) -> None:
     """Leave the case where MAX_LENGTH does not state this mode."""
-    if mode not in str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject,dead_letter").split(","):
+    if mode not in str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject,dead_letter").split(
+        ","
+    ):
         raise NotShown(f"MAX_LENGTH states no overflow={mode!r}")
 
 
@@ -62,10 +64,20 @@ async def _refused(kit: Kit, queue: str) -> list[str]:
     for number in range(_NEARLY if nearly else 1):
         (outcome,) = await kit.publish(Outgoing(queue, kit.message(f"more-{number}")))
         if isinstance(outcome, Failed):
-            kit.true(_full(outcome) and queue in outcome.text, "FULL, and the queue's name in the text", outcome, _FULL)
+            kit.true(
+                _full(outcome) and queue in outcome.text,
+                "FULL, and the queue's name in the text",
+                outcome,
+                _FULL,
+            )
             return stored
         stored.append(f"more-{number}")
-    kit.true(holds=False, expected="a full queue refuses", came=f"{len(stored)} more were stored", look=_FULL)
+    kit.true(
+        holds=False,
+        expected="a full queue refuses",
+        came=f"{len(stored)} more were stored",
+        look=_FULL,
+    )
     return stored
 
 
@@ -88,11 +100,17 @@ async def the_bound_is_exact_inside_a_batch(kit: Kit) -> None:
     if kit.capabilities[Capability.MAX_LENGTH].level is Level.APPROXIMATE:
         raise NotShown("MAX_LENGTH is declared approximate")
     queue, other = await kit.queue(max_length=3), await kit.queue()
-    batch = [Outgoing(queue, kit.message(name)) for name in "abcde"] + [Outgoing(other, kit.message("f"))]
+    batch = [Outgoing(queue, kit.message(name)) for name in "abcde"] + [
+        Outgoing(other, kit.message("f"))
+    ]
     outcomes = await kit.publish(*batch)
-    kit.same([_full(it) for it in outcomes], [False] * 3 + [True] * 2 + [False], "who was refused", _FULL)
+    kit.same(
+        [_full(it) for it in outcomes], [False] * 3 + [True] * 2 + [False], "who was refused", _FULL
+    )
     kit.same(await kit.contents(queue), Counter("abc"), "the first three stored", _FULL)
-    kit.same(await kit.contents(other), Counter("f"), "another queue of the batch not concerned", _FULL)
+    kit.same(
+        await kit.contents(other), Counter("f"), "another queue of the batch not concerned", _FULL
+    )
 
 
 @case("G12", needs=(*_NEEDS, Capability.DELAY))
@@ -121,9 +139,21 @@ async def a_move_is_never_refused(kit: Kit, overflow: str) -> None:
     await kit.put(source, "a", "b")
     consumer = await kit.subscribe(source)
     moves = [kit.successor(it, full) for it in await kit.take(consumer, 2)]
-    kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", "Subscription.settle: Move")
-    kit.same(await kit.contents(full), Counter(["old", "a", "b"]), "all in the full queue", "Subscription.settle: Move")
-    kit.same(await kit.contents(f"{full}.dlq"), Counter(), "nobody pushed out", "Subscription.settle: Move")
+    kit.same(
+        await kit.settle(consumer, *moves), [DONE, DONE], "both moved", "Subscription.settle: Move"
+    )
+    kit.same(
+        await kit.contents(full),
+        Counter(["old", "a", "b"]),
+        "all in the full queue",
+        "Subscription.settle: Move",
+    )
+    kit.same(
+        await kit.contents(f"{full}.dlq"),
+        Counter(),
+        "nobody pushed out",
+        "Subscription.settle: Move",
+    )
 
 
 @case("G12", "G7", needs=(*_NEEDS, Capability.DELAY))
@@ -134,7 +164,12 @@ async def what_falls_due_is_never_refused(kit: Kit) -> None:
     await kit.put(queue, "x", "y", delay=0.5)
     await kit.put(queue, "a")
     await kit.advance(0.5 + float(kit.limit(Capability.DELAY, "granularity") or 0.0))
-    kit.same(await kit.contents(queue), Counter("axy"), "all of them", "delay: max_length bounds publishes only")
+    kit.same(
+        await kit.contents(queue),
+        Counter("axy"),
+        "all of them",
+        "delay: max_length bounds publishes only",
+    )
 
 
 @case("G12", "G8", needs=(*_NEEDS, Capability.PRIORITY))
@@ -142,10 +177,24 @@ async def an_overflow_dead_letters_the_oldest_of_the_lowest_priority(kit: Kit) -
     """The publish succeeds and the oldest of the lowest goes, be it the new one itself."""
     _mode(kit, "dead_letter")
     queue = await kit.queue(max_length=3, overflow="dead_letter")
-    for name, priority in [("low-1", 1), ("high-1", 9), ("low-2", 1), ("high-2", 9), ("high-3", 9), ("lowest", 0)]:
+    for name, priority in [
+        ("low-1", 1),
+        ("high-1", 9),
+        ("low-2", 1),
+        ("high-2", 9),
+        ("high-3", 9),
+        ("lowest", 0),
+    ]:
         await kit.put(queue, name, priority=priority)
-    kit.same(await kit.contents(queue), Counter(["high-1", "high-2", "high-3"]), "who stayed", _OVERFLOW)
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["low-1", "low-2", "lowest"]), "who went", _OVERFLOW)
+    kit.same(
+        await kit.contents(queue), Counter(["high-1", "high-2", "high-3"]), "who stayed", _OVERFLOW
+    )
+    kit.same(
+        await kit.contents(f"{queue}.dlq"),
+        Counter(["low-1", "low-2", "lowest"]),
+        "who went",
+        _OVERFLOW,
+    )
 
 
 @case("G12", "G11", ids="X01", needs=_NEEDS)
@@ -153,7 +202,9 @@ async def an_overflow_leaves_a_record(kit: Kit) -> None:
     """Reason `overflow`, the queue, no attempt started; body, headers and id as they were, and no expiry."""
     _mode(kit, "dead_letter")
     queue = await kit.queue(
-        max_length=1, overflow="dead_letter", ttl=500.0 if kit.capabilities.has(Capability.EXPIRY) else None
+        max_length=1,
+        overflow="dead_letter",
+        ttl=500.0 if kit.capabilities.has(Capability.EXPIRY) else None,
     )
     await kit.publish(Outgoing(queue, kit.message("a", body=b"\x00body", headers={"h": "v"})))
     await kit.put(queue, "b")
@@ -161,8 +212,20 @@ async def an_overflow_leaves_a_record(kit: Kit) -> None:
     message, death = letter.message, letter.message.death
     came = death and (death.reason, death.queue, death.attempts)
     kit.same(came, (Reason.OVERFLOW, queue, 0), "reason, queue, attempts", _OVERFLOW)
-    kept = (message.id, message.body, dict(message.headers), message.attempt, message.expires_at, letter.expires_in)
-    kit.same(kept, ("a", b"\x00body", {"h": "v"}, 1, None, None), "the message as it was, without an expiry", _OVERFLOW)
+    kept = (
+        message.id,
+        message.body,
+        dict(message.headers),
+        message.attempt,
+        message.expires_at,
+        letter.expires_in,
+    )
+    kit.same(
+        kept,
+        ("a", b"\x00body", {"h": "v"}, 1, None, None),
+        "the message as it was, without an expiry",
+        _OVERFLOW,
+    )
 
 
 @case("G12", "G2", needs=_NEEDS)
@@ -193,11 +256,19 @@ async def a_publisher_is_told_that_the_queue_is_full(kit: Kit) -> None:
     endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
     kit.same([type(ending) for ending in endings], [Receipt, Receipt], "both stored", _FULL)
     more = await _refused(kit, queue.name)
-    error = cast("QueueFull", await kit.raises(QueueFull, broker.publish(queue, b"c", id="mine"), "QueueFull", _FULL))
+    error = cast(
+        "QueueFull",
+        await kit.raises(QueueFull, broker.publish(queue, b"c", id="mine"), "QueueFull", _FULL),
+    )
     kit.same(error.id, "mine", "the message's id", "QueueFull.id")
     (ending,) = await kit.within(broker.publish_many(queue, [b"d"]))
     kit.same(type(ending), QueueFull, "QueueFull as a value", "Broker.publish_many")
-    kit.same((await kit.contents(queue.name)).total(), 2 + len(more), "what was stored and no more", _FULL)
+    kit.same(
+        (await kit.contents(queue.name)).total(),
+        2 + len(more),
+        "what was stored and no more",
+        _FULL,
+    )
 
 
 @case(
@@ -210,12 +281,17 @@ async def a_publisher_is_told_that_the_queue_is_full(kit: Kit) -> None:
         "one header": (b"", {"h": _VALUE["h"] + "v"}),
     },
 )
-async def what_is_too_large_is_refused_before_any_io(kit: Kit, message: tuple[bytes, dict[str, str]]) -> None:
+async def what_is_too_large_is_refused_before_any_io(
+    kit: Kit, message: tuple[bytes, dict[str, str]]
+) -> None:
     """`MessageTooLarge`, with the id, and not even the queue has been declared for it."""
     body, headers = message
     broker, name = await kit.broker(), kit.name()
     work = broker.publish(Queue(name), body, headers=headers, id="mine")
-    error = cast("MessageTooLarge", await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"))
+    error = cast(
+        "MessageTooLarge",
+        await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
+    )
     kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
     (outcome,) = await kit.publish(Outgoing(name, kit.message()))
     missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
@@ -232,19 +308,26 @@ async def what_is_too_large_is_refused_before_any_io(kit: Kit, message: tuple[by
         "one header": (b"", _VALUE),
     },
 )
-async def what_is_just_small_enough_arrives_whole(kit: Kit, message: tuple[bytes, dict[str, str]]) -> None:
+async def what_is_just_small_enough_arrives_whole(
+    kit: Kit, message: tuple[bytes, dict[str, str]]
+) -> None:
     """1 MiB of payload, 64 headers, 16 KiB of headers are a promise on every backend, delayed or not."""
     body, headers = message
     body = body[: kit.capabilities.max_payload]
     broker, queue = await kit.broker(), Queue(kit.name())
-    delays: list[dict[str, Any]] = [{}, {"delay": 0.1}] if kit.capabilities.has(Capability.DELAY) else [{}]
+    delays: list[dict[str, Any]] = (
+        [{}, {"delay": 0.1}] if kit.capabilities.has(Capability.DELAY) else [{}]
+    )
     consumer = None
     for delay in delays:
         await kit.within(broker.publish(queue, body, headers=headers, **delay))
         consumer = consumer or await kit.subscribe(queue.name)
         (delivery,) = await kit.take(consumer, 1)
         kit.true(
-            delivery.message.body == body, "the body, byte for byte", f"{len(delivery.message.body)} bytes", "publish"
+            delivery.message.body == body,
+            "the body, byte for byte",
+            f"{len(delivery.message.body)} bytes",
+            "publish",
         )
         kit.same(dict(delivery.message.headers), headers, "the headers", "Backend.publish")
         await kit.ack(consumer, [delivery])
@@ -266,13 +349,21 @@ async def more_than_a_stated_max_payload_is_refused_before_any_io(kit: Kit) -> N
 
     broker, queue = await kit.broker(make_backend=make), Queue(kit.name())
     work = broker.publish(queue, b"x" * 101, id="mine")
-    error = cast("MessageTooLarge", await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"))
+    error = cast(
+        "MessageTooLarge",
+        await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
+    )
     kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
     (outcome,) = await kit.publish(Outgoing(queue.name, kit.message()))
     missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
     kit.true(missing, "no I/O: the queue is still missing", outcome, "Broker.publish")
     await kit.within(broker.publish(queue, b"x" * 100, id="whole"))
-    kit.same(await kit.contents(queue.name), Counter(["whole"]), "what is just small enough", "Broker.publish")
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(["whole"]),
+        "what is just small enough",
+        "Broker.publish",
+    )
 
 
 @case("G12", "G3", ids="B05")
@@ -286,7 +377,12 @@ async def a_stated_max_payload_is_carried_whole(kit: Kit) -> None:
     await kit.within(broker.publish(jobs, body, headers=_LONG))
     consumer = await kit.subscribe(jobs.name)
     (delivery,) = await kit.take(consumer, 1)
-    kit.true(delivery.message.body == body, "the body, byte for byte", f"{len(delivery.message.body)} bytes", "publish")
+    kit.true(
+        delivery.message.body == body,
+        "the body, byte for byte",
+        f"{len(delivery.message.body)} bytes",
+        "publish",
+    )
 
     now = kit.clock.now()
     death = Death(
@@ -299,10 +395,18 @@ async def a_stated_max_payload_is_carried_whole(kit: Kit) -> None:
         traceback="t" * 4_000,
     )
     settled = await kit.settle(consumer, kit.successor(delivery, f"{jobs.name}.dlq", death=death))
-    kit.same(settled, [DONE], "its dead letter stored", "Subscription.settle: a Move of the largest message")
+    kit.same(
+        settled,
+        [DONE],
+        "its dead letter stored",
+        "Subscription.settle: a Move of the largest message",
+    )
     letters = await kit.take(await kit.subscribe(f"{jobs.name}.dlq"), 1)
     kit.true(
-        letters[0].message.body == body, "the dead letter's body", f"{len(letters[0].message.body)} bytes", "settle"
+        letters[0].message.body == body,
+        "the dead letter's body",
+        f"{len(letters[0].message.body)} bytes",
+        "settle",
     )
 
 
@@ -313,7 +417,12 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     await kit.put(queue, *(f"{number}" for number in range(10)))
     consumer = await kit.subscribe(queue, prefetch=prefetch)
     held = await kit.take(consumer, prefetch)
-    kit.same(kit.ids(await kit.drain(consumer)), [], f"no more than {prefetch}", "Backend.subscribe: prefetch")
+    kit.same(
+        kit.ids(await kit.drain(consumer)),
+        [],
+        f"no more than {prefetch}",
+        "Backend.subscribe: prefetch",
+    )
     ways: list[Callable[[Delivery], Settlement]] = [
         lambda it: Ack(it.receipt),
         lambda it: Release(it.receipt),
@@ -321,9 +430,16 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     ]
     one = held[0]
     for settlement in ways:
-        kit.same(await kit.settle(consumer, settlement(one)), [DONE], "settled", "Subscription.settle")
+        kit.same(
+            await kit.settle(consumer, settlement(one)), [DONE], "settled", "Subscription.settle"
+        )
         (one,) = await kit.take(consumer, 1)
-        kit.same(kit.ids(await kit.drain(consumer)), [], f"no more than {prefetch}", "Backend.subscribe: prefetch")
+        kit.same(
+            kit.ids(await kit.drain(consumer)),
+            [],
+            f"no more than {prefetch}",
+            "Backend.subscribe: prefetch",
+        )
 
 
 @case("G12", ids="C46")
@@ -332,7 +448,12 @@ async def each_consumer_has_a_prefetch_of_its_own(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, *(f"{number}" for number in range(10)))
     one, two = await kit.subscribe(queue, prefetch=2), await kit.subscribe(queue, prefetch=3)
-    kit.same(len(await kit.receive(one, 1, wait=1.0)), 1, "at most `limit`", "Subscription.receive: limit")
+    kit.same(
+        len(await kit.receive(one, 1, wait=1.0)),
+        1,
+        "at most `limit`",
+        "Subscription.receive: limit",
+    )
     held = [
         len(await kit.take(one, 1)) + len(await kit.drain(one)),
         len(await kit.take(two, 3)) + len(await kit.drain(two)),
@@ -357,6 +478,8 @@ async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
         await kit.within(began.get())
     await kit.advance(kit.harness.silence)
     (counts,) = await kit.within(broker.counts(queue))
-    kit.same((counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch")
+    kit.same(
+        (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
+    )
     kit.same(began.qsize(), 0, "handlers begun beyond the concurrency", "Worker")
     go.set()

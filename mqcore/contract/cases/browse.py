@@ -63,7 +63,11 @@ async def _delete(kit: Kit, queue: str, **options: bool) -> bool:
 async def _answers(kit: Kit, queue: str, answer: str, why: str, **options: bool) -> None:
     """Fail unless delete answers `True` or `False`, as it should: `why`."""
     asked = ", ".join(f"{name}=True" for name in options)
-    kit.true(str(await _delete(kit, queue, **options)) == answer, f"{answer} from delete({asked}): {why}", look=_DELETE)
+    kit.true(
+        str(await _delete(kit, queue, **options)) == answer,
+        f"{answer} from delete({asked}): {why}",
+        look=_DELETE,
+    )
 
 
 async def _not_found(kit: Kit, work: Awaitable[object], look: str) -> None:
@@ -81,8 +85,18 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=2)
     held = await kit.take(consumer, 2)
     (counts,) = await _counts(kit, queue)
-    kit.same((counts.name, counts.role, counts.dead_letter), (queue, "work", f"{queue}.dlq"), "what it is", _COUNT)
-    kit.same((counts.ready, counts.leased, counts.delayed), (3, 2, later), "ready, leased, delayed", _COUNT)
+    kit.same(
+        (counts.name, counts.role, counts.dead_letter),
+        (queue, "work", f"{queue}.dlq"),
+        "what it is",
+        _COUNT,
+    )
+    kit.same(
+        (counts.ready, counts.leased, counts.delayed),
+        (3, 2, later),
+        "ready, leased, delayed",
+        _COUNT,
+    )
     await kit.ack(consumer, held)
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
@@ -105,7 +119,9 @@ async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
     ]
     await kit.within(kit.backend.declare(specs))
     other = cast("SupportsCount", await kit.open())
-    for counts, spec in zip(await kit.within(other.count([queue, letters])), (specs[0], specs[2]), strict=True):
+    for counts, spec in zip(
+        await kit.within(other.count([queue, letters])), (specs[0], specs[2]), strict=True
+    ):
         kit.true(counts.spec in (None, spec), f"{spec}, or None", counts.spec, _COUNT)
     await _delete(kit, letters)
 
@@ -119,7 +135,12 @@ async def the_totals_only_grow(kit: Kit) -> None:
         await kit.contents(queue)
         (counts,) = await _counts(kit, queue)
         seen.append((counts.published, counts.settled))
-    kit.true(seen in ([(1, 1), (2, 2), (3, 3)], [(None, None)] * 3), "(1, 1), (2, 2), (3, 3) or None", seen, _COUNT)
+    kit.true(
+        seen in ([(1, 1), (2, 2), (3, 3)], [(None, None)] * 3),
+        "(1, 1), (2, 2), (3, 3) or None",
+        seen,
+        _COUNT,
+    )
 
 
 @case("G4", protocols=(SupportsCount,))
@@ -140,10 +161,17 @@ async def a_quarantine_counts_in_its_queue_and_is_not_listed(kit: Kit) -> None:
 async def a_missing_queue_is_left_out_of_the_counts(kit: Kit) -> None:
     """Counting declares nothing and raises nothing; a Broker that is asked for it by name says `QueueNotFound`."""
     queue, nowhere = await kit.queue(), kit.name()
-    kit.same([it.name for it in await _counts(kit, nowhere, queue)], [queue], "the one that is there", _COUNT)
+    kit.same(
+        [it.name for it in await _counts(kit, nowhere, queue)],
+        [queue],
+        "the one that is there",
+        _COUNT,
+    )
     (outcome,) = await kit.publish(Outgoing(nowhere, kit.message()))
     kit.true(isinstance(outcome, Failed), "still missing", outcome, _COUNT)
-    await kit.raises(QueueNotFound, (await kit.broker()).counts(nowhere), "QueueNotFound", "Broker.counts")
+    await kit.raises(
+        QueueNotFound, (await kit.broker()).counts(nowhere), "QueueNotFound", "Broker.counts"
+    )
 
 
 @case("G11", needs=(*_LOOKS, Capability.PRIORITY, Capability.DELAY), protocols=(SupportsBrowse,))
@@ -164,8 +192,13 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
         ("soon", "delayed"),
         ("late", "delayed"),
     ][: None if shows_delayed(kit) else 4]
-    kit.same([(it.message.id, it.state) for it in entries], wanted, "the order of delivery", _BROWSE)
-    error = max(abs(it.due_in - due) for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(wanted)], strict=True))
+    kit.same(
+        [(it.message.id, it.state) for it in entries], wanted, "the order of delivery", _BROWSE
+    )
+    error = max(
+        abs(it.due_in - due)
+        for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(wanted)], strict=True)
+    )
     kit.true(error < 1.0, "due_in 0, and about 30 and 90 s", [it.due_in for it in entries], _BROWSE)
     kit.same(entries[1].message.body, b"a", "the whole message", _BROWSE)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
@@ -185,11 +218,14 @@ async def browsing_changes_nothing(kit: Kit) -> None:
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await _counts(kit, queue)
         kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", _BROWSE)
-    kit.same(await kit.settle(consumer, Ack(held.receipt)), [DONE], "the lease of who holds one", _BROWSE)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)), [DONE], "the lease of who holds one", _BROWSE
+    )
     got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
     marked = leaves_marks(kit)
     marks = sorted(
-        (it.message.id, it.redelivered and not marked, 0 if marked else it.takeovers, it.attempt) for it in got
+        (it.message.id, it.redelivered and not marked, 0 if marked else it.takeovers, it.attempt)
+        for it in got
     )
     kit.same(marks, [(name, False, 0, 1) for name in "bcd"], "first deliveries", _BROWSE)
 
@@ -205,7 +241,9 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
     async with broker.consume(queue, prefetch=1) as deliveries:
         for _ in range(2):
             await kit.within((await kit.within(anext(deliveries))).reject("no"))
-    for body in (b"c", b"d") if not in_place else ():  # else the consumer would give one back, behind the other
+    for body in (
+        (b"c", b"d") if not in_place else ()
+    ):  # else the consumer would give one back, behind the other
         await kit.within(broker.publish(queue, body))
     await kit.advance(kit.harness.silence)
     letters = broker.dead_letters(queue)
@@ -217,7 +255,13 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
     kit.same(left, [2, 2], "both still there", _BROWSE)
 
 
-@case("G11", ids="C91", needs=(*_LOOKS, Capability.DELAY), protocols=(SupportsBrowse,), each={"1": 1, "3": 3, "8": 8})
+@case(
+    "G11",
+    ids="C91",
+    needs=(*_LOOKS, Capability.DELAY),
+    protocols=(SupportsBrowse,),
+    each={"1": 1, "3": 3, "8": 8},
+)
 async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     """Each entry once, whatever the size of a page; an entry that has gone meanwhile breaks no page."""
     queue = await kit.queue()
@@ -229,7 +273,12 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     paged: list[str] = []
     after = None
     while page := await _browse(kit, queue, size, after):
-        kit.true(len(page) <= size and len(paged) <= len(whole), f"pages of at most {size}, and an end", paged, _BROWSE)
+        kit.true(
+            len(page) <= size and len(paged) <= len(whole),
+            f"pages of at most {size}, and an end",
+            paged,
+            _BROWSE,
+        )
         paged += [entry.message.id for entry in page]
         after = page[-1].key
     kit.same(paged, whole, "the pages joined", _BROWSE)
@@ -238,7 +287,9 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     await kit.ack(consumer, await kit.take(consumer, 2))
     await kit.within(consumer.close())
     rest = [it.message.id for it in await _browse(kit, queue, 100, page[-1].key)]
-    rest = rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)  # a driver may have fetched some
+    rest = (
+        rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)
+    )  # a driver may have fetched some
     kit.same(rest, whole[2:], "what comes after a page whose entries have gone", _BROWSE)
 
 
@@ -251,7 +302,11 @@ async def taking_leases_the_chosen_and_leaves_the_rest(kit: Kit) -> None:
     keys = await _keys(kit, queue)
     taken = await _taken(kit, queue, [keys[name] for name in ["d", "b", *later]])
     kit.same(sorted(taken), ["b", "d", *later], "the chosen", _TAKE)
-    kit.true(leaves_marks(kit) or not any(it.redelivered for it in taken.values()), "no marks", look=_TAKE)
+    kit.true(
+        leaves_marks(kit) or not any(it.redelivered for it in taken.values()),
+        "no marks",
+        look=_TAKE,
+    )
     consumer = await kit.subscribe(queue)
     kit.same(kit.ids(await kit.take(consumer, 3)), ["a", "c", "e"], "the rest", _TAKE)
     kit.same(kit.ids(await kit.drain(consumer)), [], "and no more", _TAKE)
@@ -277,7 +332,12 @@ async def what_was_taken_can_be_given_back(kit: Kit) -> None:
         kit.same(kit.ids(got), ["a", "b", "c"], "the old places", "ORDER: release_in_place")
     await kit.ack(consumer, got)
     kit.same(kit.ids(await kit.take(consumer, 1)), ["later"], "the delayed one in the end", _TAKE)
-    kit.true(kit.now - began >= 1.5 - 0.005, "not before its delay is over", f"after {kit.now - began:.3f} s", _TAKE)
+    kit.true(
+        kit.now - began >= 1.5 - 0.005,
+        "not before its delay is over",
+        f"after {kit.now - began:.3f} s",
+        _TAKE,
+    )
 
 
 @case("G11", ids="X03", needs=_LOOKS, protocols=_TAKES)
@@ -304,7 +364,12 @@ async def the_lease_of_what_was_taken_ends(kit: Kit) -> None:
     await kit.advance(1.0)
     consumer = await kit.subscribe(queue)
     kit.same(kit.ids(await kit.take(consumer, 1)), ["a"], "back in the queue", _TAKE)
-    kit.same(await kit.settle(consumer, Ack(taken["a"].receipt)), [STALE], "the old receipt", "Subscription.settle")
+    kit.same(
+        await kit.settle(consumer, Ack(taken["a"].receipt)),
+        [STALE],
+        "the old receipt",
+        "Subscription.settle",
+    )
 
 
 @case("G11", ids="X05", protocols=(SupportsPurge,))
@@ -321,8 +386,18 @@ async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
     await kit.put(f"{queue}.dlq", "dead")
     kit.same(await kit.within(purge(queue)), 4 + delays, "how many went", _PURGE)
     await kit.advance(1.0)
-    kit.same(await kit.settle(consumer, Ack(held.receipt)), [DONE], "the held one still its owner's", _PURGE)
-    kit.same(kit.ids(await kit.drain(consumer)), [], "nothing comes, not even when it would fall due", _PURGE)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)),
+        [DONE],
+        "the held one still its owner's",
+        _PURGE,
+    )
+    kit.same(
+        kit.ids(await kit.drain(consumer)),
+        [],
+        "nothing comes, not even when it would fall due",
+        _PURGE,
+    )
     kit.same(await kit.contents(f"{queue}.again"), Counter(), "nothing in the quarantine", _PURGE)
     kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", _PURGE)
     kit.same(await kit.within(purge(queue)), 0, "nothing is left to purge", _PURGE)
@@ -335,7 +410,12 @@ async def a_purged_queue_goes_on(kit: Kit) -> None:
     await kit.put(queue, *"abc")
     await kit.within(cast("SupportsPurge", kit.backend).purge(queue))
     await kit.put(queue, *"def")
-    kit.same(kit.ids(await kit.take(await kit.subscribe(queue), 3)), ["d", "e", "f"], "the new ones", _PURGE)
+    kit.same(
+        kit.ids(await kit.take(await kit.subscribe(queue), 3)),
+        ["d", "e", "f"],
+        "the new ones",
+        _PURGE,
+    )
 
 
 @case("G1", ids="C12", protocols=(SupportsDelete,))
@@ -351,8 +431,15 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
         (outcome,) = await kit.publish(Outgoing(name, kit.message()))
         missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
         kit.true(missing, f"NOT_FOUND for {name}", outcome, _DELETE)
-    kit.same(await kit.settle(consumer, Ack(held.receipt)), [STALE], "a late settlement", "Subscription.settle")
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", _DELETE)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)),
+        [STALE],
+        "a late settlement",
+        "Subscription.settle",
+    )
+    kit.same(
+        await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", _DELETE
+    )
     await _not_found(kit, cast("SupportsDelete", kit.backend).delete(queue), _DELETE)
     await _not_found(kit, kit.backend.subscribe(queue, prefetch=1, lease=30.0), "Backend.subscribe")
 
@@ -378,7 +465,12 @@ async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Ki
         await kit.within(cast("SupportsDelete", other).delete(queue.name))
         endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
         came = [type(ending).__name__ for ending in endings]
-        kit.same(came, ["Receipt", "Receipt"], f"turn {turn}: both stored in the queue that was declared again", look)
+        kit.same(
+            came,
+            ["Receipt", "Receipt"],
+            f"turn {turn}: both stored in the queue that was declared again",
+            look,
+        )
         kit.same(sum((await kit.contents(queue.name)).values()), 2, "both messages", look)
 
 
@@ -398,7 +490,9 @@ async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
 
 
 @case("G2", protocols=(SupportsDelete,), each={"queue": "", "quarantine": ".again"})
-async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(kit: Kit, where: str) -> None:
+async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(
+    kit: Kit, where: str
+) -> None:
     """Leased ones and those in the quarantine count."""
     queue = await kit.queue()
     await kit.put(f"{queue}{where}", "a")
@@ -407,7 +501,9 @@ async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(kit: Kit
     await _answers(kit, queue, "False", f"{queue}{where} holds a message", if_empty=True)
     await kit.ack(consumer, held)
     await kit.within(consumer.close())
-    await _answers(kit, queue, "True", "it is empty and has no consumer", if_empty=True, if_unused=True)
+    await _answers(
+        kit, queue, "True", "it is empty and has no consumer", if_empty=True, if_unused=True
+    )
 
 
 @case("G2", protocols=(SupportsDelete,))

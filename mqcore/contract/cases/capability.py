@@ -1,7 +1,8 @@
 """Profile *capability*: what a backend says of itself is true, from three sides (G16).
 
-Declared: the limits are those of `docs/semantics.md`, and that they hold is shown by the other profiles. Not declared: core refuses
-it before anything is sent. Not declared, yet it works: a failure too, so that no application goes without what it could have.
+Declared: the limits are those of `docs/semantics.md`, and that they hold is shown by the other
+profiles. Not declared: core refuses it before anything is sent. Not declared, yet it works: a
+failure too, so that no application goes without what it could have.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _LOOK = "Backend.open: the Capabilities that it returns"
 _CORE = "mqcore itself: this is no fault of the driver"
-_LEVELS = 11
+_FEWEST, _LEVELS = 2, 11
 _MODES = {"reject", "dead_letter"}
 _DELAY = _LEASE = 0.5
 _SEVERAL = 6
@@ -54,6 +55,10 @@ _SEVERAL = 6
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _levels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and _FEWEST <= value <= _LEVELS
 
 
 def _truth(value: object) -> bool:
@@ -68,7 +73,7 @@ _Limits = dict[str, tuple[str, "Callable[[object], bool]"]]
 _SECONDS, _COUNT = ("seconds above 0", _number), ("a number above 0", _number)
 _LIMITS: dict[Capability, _Limits] = {
     Capability.DELAY: {"granularity": _SECONDS, "max": _SECONDS},
-    Capability.PRIORITY: {"levels": (f"a number up to {_LEVELS}", lambda it: _number(it) and 2 <= it <= _LEVELS)},  # type: ignore[operator]  # noqa: PLR2004 - one level is none
+    Capability.PRIORITY: {"levels": (f"a number up to {_LEVELS}", _levels)},
     Capability.EXPIRY: {"sweep": ("True or False", _truth)},
     Capability.DEDUP: {"window": _SECONDS, "size": _COUNT},
     Capability.ORDER: {
@@ -86,7 +91,12 @@ _LIMITS: dict[Capability, _Limits] = {
 async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capability) -> None:
     """What is declared, at whichever level, states the limits that the documentation names, as numbers and known words."""
     support = kit.capabilities[capability]
-    kit.true(isinstance(support.level, Level), f"{capability.name}: one of the four levels", support.level, _LOOK)
+    kit.true(
+        isinstance(support.level, Level),
+        f"{capability.name}: one of the four levels",
+        support.level,
+        _LOOK,
+    )
     if support.level is Level.NONE:
         return
     for name, (kind, fits) in _LIMITS.get(capability, {}).items():
@@ -94,7 +104,12 @@ async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capabili
         kit.true(name in support.limits, wanted, f"limits {dict(support.limits)}", _LOOK)
         kit.true(fits(support.limits[name]), wanted, repr(support.limits[name]), _LOOK)
     if capability is Capability.PRIORITY and support.limits["levels"] != _LEVELS:
-        kit.same(support.level, Level.APPROXIMATE, "the level of PRIORITY with fewer than 11 levels", _LOOK)
+        kit.same(
+            support.level,
+            Level.APPROXIMATE,
+            "the level of PRIORITY with fewer than 11 levels",
+            _LOOK,
+        )
 
 
 @case("G16", ids="U03")
@@ -103,7 +118,9 @@ async def durability_is_one_of_four_words(kit: Kit) -> None:
     durability = kit.capabilities.durability
     kit.true(isinstance(durability, Durability), "a member of Durability", repr(durability), _LOOK)
     what = f"whether DURABLE is declared at durability {durability.word!r}"
-    kit.same(kit.capabilities.has(Capability.DURABLE), durability >= Durability.PROCESS, what, _LOOK)
+    kit.same(
+        kit.capabilities.has(Capability.DURABLE), durability >= Durability.PROCESS, what, _LOOK
+    )
 
 
 @case("G16", ids="U02")
@@ -119,7 +136,9 @@ async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
         look = "Backend.declare: capabilities.require_durability(spec.durability)"
         await kit.raises(DurabilityUnavailable, kit.backend.declare([spec]), refused, look)
         none = "no queue made where the durability was refused"
-        error = await kit.raises(Exception, kit.subscribe(name), none, "Backend.declare: nothing of a refused batch")
+        error = await kit.raises(
+            Exception, kit.subscribe(name), none, "Backend.declare: nothing of a refused batch"
+        )
         kit.kind(error, ErrorKind.NOT_FOUND)
 
 
@@ -142,7 +161,9 @@ async def protocols_and_capabilities_agree(kit: Kit) -> None:
         there = isinstance(kit.backend, protocol)
         said = f"{capability.name}{' with sweep' if protocol is SupportsSweep else ''}"
         what = f"{said} {'declared' if declared else 'not declared'}, so {protocol.__name__} is"
-        kit.same("there" if there else "not there", "there" if declared else "not there", what, _LOOK)
+        kit.same(
+            "there" if there else "not there", "there" if declared else "not there", what, _LOOK
+        )
 
 
 @case("G16", protocols=[SupportsUnwrap])
@@ -152,7 +173,11 @@ async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
     driver = type(kit.backend).__module__.partition(".")[0]
 
     for client in backend.unwrap():
-        modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__} - {"builtins", driver, "mqcore"}
+        modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__} - {
+            "builtins",
+            driver,
+            "mqcore",
+        }
         library = modules - {"abc", "typing", "pydantic", "collections"}
         look = "SupportsUnwrap.unwrap: return the connection or client of the client library alone"
         kit.true(library, "an object of the client library's", type(client).__name__, look)
@@ -163,7 +188,8 @@ async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
     except Exception as error:  # noqa: BLE001 - the driver's own
         kit.kind(error, ErrorKind.TRANSIENT)
     else:
-        kit.true(False, "an error from unwrap on a closed instance", "none", "SupportsUnwrap.unwrap")  # noqa: FBT003 - what was found
+        came = False
+        kit.true(came, "an error from unwrap on a closed instance", "none", "SupportsUnwrap.unwrap")
 
 
 @case("G16", "G14")
@@ -186,7 +212,10 @@ class _Bare(Backend):
     scheme = "bare"
 
     def __init__(self, inner: Backend, sent: list[str], *, declared: bool = False) -> None:
-        """Hand on to `inner` what core calls, and note it in `sent`. `declared`: with the capabilities that `inner` has."""
+        """Hand on to `inner` what core calls, and note it in `sent`.
+
+        `declared`: with the capabilities that `inner` has.
+        """
         super().__init__("", Backend.Options())
         self._inner, self._sent, self._declared = inner, sent, declared
 
@@ -233,15 +262,21 @@ async def _consume_with_retries(broker: Broker, name: str) -> None:
 
 
 _REQUESTS = {
-    "priority": _Request(Capability.PRIORITY, lambda broker, name: broker.publish(name, b"", priority=9)),
+    "priority": _Request(
+        Capability.PRIORITY, lambda broker, name: broker.publish(name, b"", priority=9)
+    ),
     "priority of many": _Request(
         Capability.PRIORITY, lambda broker, name: broker.publish_many(name, [b"", b""], priority=0)
     ),
     "delay": _Request(Capability.DELAY, lambda broker, name: broker.publish(name, b"", delay=1)),
     "retry after a wait": _Request(Capability.DELAY, _consume_with_retries),
     "ttl": _Request(Capability.EXPIRY, lambda broker, name: broker.publish(name, b"", ttl=5)),
-    "ttl of a queue": _Request(Capability.EXPIRY, lambda broker, name: broker.declare(Queue(name, ttl=60))),
-    "max_length": _Request(Capability.MAX_LENGTH, lambda broker, name: broker.declare(Queue(name, max_length=5))),
+    "ttl of a queue": _Request(
+        Capability.EXPIRY, lambda broker, name: broker.declare(Queue(name, ttl=60))
+    ),
+    "max_length": _Request(
+        Capability.MAX_LENGTH, lambda broker, name: broker.declare(Queue(name, max_length=5))
+    ),
     "publish to a bounded queue": _Request(
         Capability.MAX_LENGTH, lambda broker, name: broker.publish(Queue(name, max_length=5), b"")
     ),
@@ -250,10 +285,13 @@ _REQUESTS = {
         lambda broker, name: broker.declare(Router(f"{name}.r", kind="fanout").bind(Queue(name))),
     ),
     "publish to a router": _Request(
-        Capability.ROUTING, lambda broker, name: broker.publish(Router(f"{name}.r", kind="fanout"), b"")
+        Capability.ROUTING,
+        lambda broker, name: broker.publish(Router(f"{name}.r", kind="fanout"), b""),
     ),
     "peek": _Request(Capability.BROWSE, lambda broker, name: broker.peek(name)),
-    "list of dead letters": _Request(Capability.BROWSE, lambda broker, name: broker.dead_letters(name).list()),
+    "list of dead letters": _Request(
+        Capability.BROWSE, lambda broker, name: broker.dead_letters(name).list()
+    ),
     "counts": _Request(None, lambda broker, name: broker.counts(name)),
     "purge": _Request(None, lambda broker, name: broker.purge(name)),
     "delete": _Request(None, lambda broker, name: broker.delete(name)),
@@ -265,12 +303,19 @@ async def _is_refused(kit: Kit, request: _Request, look: str, *, declared: bool)
     sent: list[str] = []
     inner = kit.harness.make_backend
     broker = await kit.broker(make_backend=lambda: _Bare(inner(), sent, declared=declared))
-    await kit.raises(UnsupportedFeature, request.ask(broker, kit.name()), "UnsupportedFeature, raised by core", look)
+    await kit.raises(
+        UnsupportedFeature,
+        request.ask(broker, kit.name()),
+        "UnsupportedFeature, raised by core",
+        look,
+    )
     kit.same(sent, [], "what the driver was asked for", _CORE)
 
 
 @case("G16", ids="U02", each=_REQUESTS)
-async def what_nobody_declared_is_refused_before_anything_is_sent(kit: Kit, request: _Request) -> None:
+async def what_nobody_declared_is_refused_before_anything_is_sent(
+    kit: Kit, request: _Request
+) -> None:
     """On the same broker with no capability declared, asking raises `UnsupportedFeature`, and the driver hears nothing of it."""
     await _is_refused(kit, request, _CORE, declared=False)
 
@@ -293,7 +338,9 @@ async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> 
         durability="process",
         queues=[queue],
     )
-    await kit.raises(DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core", _CORE)
+    await kit.raises(
+        DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core", _CORE
+    )
     kit.same(sent, [], "what the driver was asked for", _CORE)
 
 
@@ -302,7 +349,11 @@ async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> 
 
 async def _priority_works(kit: Kit) -> bool:
     queue = await kit.queue()
-    batch = [Outgoing(queue, kit.message(priority=priority)) for priority in (0, 10) for _ in range(_SEVERAL)]
+    batch = [
+        Outgoing(queue, kit.message(priority=priority))
+        for priority in (0, 10)
+        for _ in range(_SEVERAL)
+    ]
     outcomes = await kit.publish(*batch)
     if not all(isinstance(outcome, Stored) for outcome in outcomes):
         return False
@@ -332,7 +383,10 @@ async def _dedup_works(kit: Kit) -> bool:
 async def _lease_works(kit: Kit) -> bool:
     queue = await kit.queue()
     await kit.put(queue, "a")
-    owner, other = await kit.subscribe(queue, lease=_LEASE), await kit.subscribe(queue, lease=_LEASE)
+    owner, other = (
+        await kit.subscribe(queue, lease=_LEASE),
+        await kit.subscribe(queue, lease=_LEASE),
+    )
     await kit.take(owner, 1)
     return bool(await kit.receive(other, wait=_LEASE + 1.0))
 
@@ -358,11 +412,15 @@ _WORKS = {
 
 
 @case("G16", ids="U03", each=_WORKS)
-async def what_works_is_declared(kit: Kit, probe: tuple[Capability, Callable[[Kit], Awaitable[bool]]]) -> None:
+async def what_works_is_declared(
+    kit: Kit, probe: tuple[Capability, Callable[[Kit], Awaitable[bool]]]
+) -> None:
     """A capability that is not declared is tried at the seam, and must not work: a claim too few is a false one too."""
     capability, works = probe
     if not kit.capabilities.has(capability) and await works(kit):
-        raise ContractError(f"{capability.name} declared, for it works", "it is not declared", _LOOK)
+        raise ContractError(
+            f"{capability.name} declared, for it works", "it is not declared", _LOOK
+        )
 
 
 # Other settings for a queue that exists
@@ -377,12 +435,16 @@ _ALTERED: dict[str, tuple[str, Any, Capability | None]] = {
 
 
 @case("G16", "G2", protocols=(SupportsAlter,), each=_ALTERED)
-async def a_queue_takes_other_settings_with_what_it_holds(kit: Kit, change: tuple[str, Any, Capability | None]) -> None:
+async def a_queue_takes_other_settings_with_what_it_holds(
+    kit: Kit, change: tuple[str, Any, Capability | None]
+) -> None:
     """From then on they are the queue's for all; or a TopologyMismatch says which cannot be changed, and nothing is."""
     setting, value, needed = change
     has, name = kit.capabilities.has, kit.name()
     if needed is not None and not has(needed):
-        raise NotShown(f"declares no {needed.name}, so that core refuses such a setting before the seam")
+        raise NotShown(
+            f"declares no {needed.name}, so that core refuses such a setting before the seam"
+        )
     mode = str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject").split(",")[0]
     settings: dict[str, Any] = {"ttl": 400.0} if has(Capability.EXPIRY) else {}
     settings |= {"max_length": 3, "overflow": mode} if has(Capability.MAX_LENGTH) else {}
@@ -400,7 +462,10 @@ async def a_queue_takes_other_settings_with_what_it_holds(kit: Kit, change: tupl
     try:
         await kit.within(backend.alter(target, changes))
     except TopologyMismatch as error:
-        told = all(part in str(error) for part in (target, setting, str(getattr(old[at], setting)), str(value)))
+        told = all(
+            part in str(error)
+            for part in (target, setting, str(getattr(old[at], setting)), str(value))
+        )
         kit.true(told, "a text with the queue's name, the setting and both values", error, _ALTER)
         await kit.within((await kit.open()).declare(old))
         return
@@ -408,31 +473,49 @@ async def a_queue_takes_other_settings_with_what_it_holds(kit: Kit, change: tupl
     new = [replace(spec, **(changes if number == at else {})) for number, spec in enumerate(old)]
     other = await kit.open()
     await kit.within(other.declare(new))
-    await kit.raises(TopologyMismatch, other.declare(old), "the old settings are a mismatch now", _ALTER)
+    await kit.raises(
+        TopologyMismatch, other.declare(old), "the old settings are a mismatch now", _ALTER
+    )
     await _has_its_new_settings(kit, new, setting, other)
 
     missing = cast("SupportsAlter", kit.backend).alter(kit.name(), changes)
-    kit.kind(await kit.raises(Exception, missing, "an error for a queue that is missing", _ALTER), ErrorKind.NOT_FOUND)
+    kit.kind(
+        await kit.raises(Exception, missing, "an error for a queue that is missing", _ALTER),
+        ErrorKind.NOT_FOUND,
+    )
 
 
-async def _has_its_new_settings(kit: Kit, specs: Sequence[QueueSpec], setting: str, backend: Backend) -> None:
+async def _has_its_new_settings(
+    kit: Kit, specs: Sequence[QueueSpec], setting: str, backend: Backend
+) -> None:
     """See what the settings do, for what comes and for what is there."""
     main, letters = specs
     (outcome,) = await kit.publish(Outgoing(main.name, kit.message("c")), backend=backend)
     full = setting == "max_length" and main.max_length is not None and main.overflow == "reject"
     wanted = ErrorKind.FULL if full else None
-    kit.same(getattr(outcome, "kind", None), wanted, "how a third message ends", f"{_ALTER}: {setting}")
+    kit.same(
+        getattr(outcome, "kind", None), wanted, "how a third message ends", f"{_ALTER}: {setting}"
+    )
 
     consumer = await kit.subscribe(main.name, backend=backend)
     deliveries = await kit.take(consumer, 2 + (outcome == STORED))
-    kit.same(kit.ids(deliveries), ["a", "b", "c"][: len(deliveries)], "what it held, in order", _ALTER)
+    kit.same(
+        kit.ids(deliveries), ["a", "b", "c"][: len(deliveries)], "what it held, in order", _ALTER
+    )
     if setting == "ttl" and main.ttl is not None:
         lives = [delivery.expires_in or 0.0 for delivery in deliveries]
         fits = lives[0] > main.ttl and lives[1] > main.ttl and 0 < lives[2] <= main.ttl
-        kit.true(fits, "what is stored keeps its expiry, and what comes has the new one", lives, _ALTER)
+        kit.true(
+            fits, "what is stored keeps its expiry, and what comes has the new one", lives, _ALTER
+        )
 
     if setting == "retention":
         await kit.advance((letters.retention or 0.0) + 1.5)
-        kit.same(await kit.contents(letters.name), Counter(), "no dead letter beyond the new retention", _ALTER)
+        kit.same(
+            await kit.contents(letters.name),
+            Counter(),
+            "no dead letter beyond the new retention",
+            _ALTER,
+        )
     else:
         kit.same(await kit.contents(letters.name), Counter(["letter"]), "the dead letter", _ALTER)

@@ -1,4 +1,7 @@
-"""Profile *core*: opening, declaring, publishing, receiving, closing. Every backend passes all of it."""
+"""Profile *core*: opening, declaring, publishing, receiving, closing.
+
+Every backend passes all of it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,18 @@ from mqcore.contract.case import case
 from mqcore.contract.kit import ContractError
 from mqcore.errors import ConnectionLost, PublishFailed, QueueNotFound
 from mqcore.queue import Queue
-from mqcore.spi import STORED, Ack, Capability, Done, ErrorKind, Failed, Outgoing, QueueSpec, Stored, Unknown
+from mqcore.spi import (
+    STORED,
+    Ack,
+    Capability,
+    Done,
+    ErrorKind,
+    Failed,
+    Outgoing,
+    QueueSpec,
+    Stored,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,7 +33,8 @@ if TYPE_CHECKING:
     from mqcore.contract.kit import Kit
 
 _CLOSE, _WOKEN, _LONG = 2.0, 0.5, 600.0
-"""Seconds that a close may take, that waking a consumer may take, and that a receive may wait which the case itself ends."""
+"""Seconds that a close may take, that waking a consumer may take, and that a receive may wait which the case itself ends.
+"""
 
 
 # Publish
@@ -31,21 +46,34 @@ async def a_confirmed_message_is_there_to_be_received(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, "a")
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
-    kit.same((delivery.message.id, delivery.attempt), ("a", 1), "the message at its first attempt", "Backend.publish")
-    kit.same((delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive")
+    kit.same(
+        (delivery.message.id, delivery.attempt),
+        ("a", 1),
+        "the message at its first attempt",
+        "Backend.publish",
+    )
+    kit.same(
+        (delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive"
+    )
 
 
 @case("G1", ids="C05 C30")
 async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
     """A queue that is missing fails its own items, with NOT_FOUND and its name, and no others."""
     queue, missing = await kit.queue(), kit.name()
-    batch = [Outgoing(to, kit.message(name)) for to, name in [(queue, "a"), (missing, "b"), (queue, "c")]]
+    batch = [
+        Outgoing(to, kit.message(name)) for to, name in [(queue, "a"), (missing, "b"), (queue, "c")]
+    ]
     outcomes = await kit.publish(*batch)
     kinds = [type(outcome) for outcome in outcomes]
     kit.same(kinds, [Stored, Failed, Stored], "an outcome each, in order", "Backend.publish")
     failed = outcomes[1]
-    told = isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text
-    kit.true(told, f"NOT_FOUND, with the queue's name {missing!r} in the text", failed, "Backend.publish")
+    told = (
+        isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text
+    )
+    kit.true(
+        told, f"NOT_FOUND, with the queue's name {missing!r} in the text", failed, "Backend.publish"
+    )
     kit.same(await kit.contents(queue), Counter("ac"), "the others stored", "Backend.publish")
     kit.same(await kit.publish(), [], "nothing for an empty batch", "Backend.publish")
 
@@ -55,15 +83,35 @@ async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
     """Calls of `publish` may overlap: 30 at once from three instances, each message stored once."""
     queue = await kit.queue()
     producers = [kit.backend, await kit.open(), await kit.open()]
-    batches = [[Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(20)] for batch in range(30)]
+    batches = [
+        [Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(20)] for batch in range(30)
+    ]
     patience = kit.harness.patience
-    calls = [producers[n % len(producers)].publish(batch, timeout=patience) for n, batch in enumerate(batches)]
+    calls = [
+        producers[n % len(producers)].publish(batch, timeout=patience)
+        for n, batch in enumerate(batches)
+    ]
     outcomes = await kit.within(asyncio.gather(*calls))
-    kit.same([len(call) for call in outcomes], [20] * 30, "an outcome for each item of each call", "Backend.publish")
-    kit.same({it for call in outcomes for it in call}, {STORED}, "all stored", "Backend.publish: overlapping calls")
+    kit.same(
+        [len(call) for call in outcomes],
+        [20] * 30,
+        "an outcome for each item of each call",
+        "Backend.publish",
+    )
+    kit.same(
+        {it for call in outcomes for it in call},
+        {STORED},
+        "all stored",
+        "Backend.publish: overlapping calls",
+    )
     sent = Counter(item.message.id for batch in batches for item in batch)
     found = await kit.contents(queue)
-    kit.same((sent - found, found - sent), (Counter(), Counter()), "of 600 none missing, none twice", "Backend.publish")
+    kit.same(
+        (sent - found, found - sent),
+        (Counter(), Counter()),
+        "of 600 none missing, none twice",
+        "Backend.publish",
+    )
 
 
 @case("G1", "G2", ids="C07")
@@ -71,7 +119,9 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
     """Cancelled at any moment it may be stored or not, at most once; the next publish works, and a consumer still gets all."""
     queue, confirmed = await kit.queue(), list[str]()
     for turn in range(60):
-        publishing = asyncio.create_task(kit.backend.publish([Outgoing(queue, kit.message(f"c{turn}"))], timeout=5.0))
+        publishing = asyncio.create_task(
+            kit.backend.publish([Outgoing(queue, kit.message(f"c{turn}"))], timeout=5.0)
+        )
         await _turns(turn % 6)
         publishing.cancel()
         (got,) = await asyncio.gather(publishing, return_exceptions=True)
@@ -80,7 +130,12 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
         await kit.put(queue, f"{turn}")
         confirmed.append(f"{turn}")
     found = await kit.contents(queue)
-    kit.same(Counter(confirmed) - found, Counter(), "no confirmed message missing", "Backend.publish: cancellation")
+    kit.same(
+        Counter(confirmed) - found,
+        Counter(),
+        "no confirmed message missing",
+        "Backend.publish: cancellation",
+    )
     twice = [it for it, count in found.items() if count > 1]
     kit.same(twice, [], "nothing stored twice", "Backend.publish: cancellation")
 
@@ -91,7 +146,9 @@ async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
     queue, refused, confirmed = await kit.queue(), list[str](), list[str]()
     for turn in range(40):
         name, backend = f"{turn}", await kit.open()
-        publishing = asyncio.create_task(backend.publish([Outgoing(queue, kit.message(name))], timeout=5.0))
+        publishing = asyncio.create_task(
+            backend.publish([Outgoing(queue, kit.message(name))], timeout=5.0)
+        )
         await _turns(turn % 20)
         await kit.within(backend.close(), _CLOSE)
         (ending,) = await kit.within(asyncio.gather(publishing, return_exceptions=True))
@@ -102,8 +159,15 @@ async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
             confirmed.append(name)
     found = await kit.contents(queue)
     look = "Backend.publish: what it raises or refuses after something was written"
-    kit.same([name for name in refused if name in found], [], "nothing stored of what was refused", look)
-    kit.same([name for name in confirmed if name not in found], [], "all of what was confirmed", "Backend.publish")
+    kit.same(
+        [name for name in refused if name in found], [], "nothing stored of what was refused", look
+    )
+    kit.same(
+        [name for name in confirmed if name not in found],
+        [],
+        "all of what was confirmed",
+        "Backend.publish",
+    )
 
 
 @case("G1", ids="B03", needs=(Capability.DEDUP,))
@@ -113,13 +177,25 @@ async def a_message_published_again_is_one_copy(kit: Kit) -> None:
     again = [Stored(duplicate=True)]
     await kit.put(one, "a")
     await kit.put(two, "a")
-    kit.same(await kit.publish(Outgoing(one, kit.message("a"))), again, "a duplicate while it is there", look)
+    kit.same(
+        await kit.publish(Outgoing(one, kit.message("a"))),
+        again,
+        "a duplicate while it is there",
+        look,
+    )
     kit.same(await kit.contents(one), Counter("a"), "one copy", look)
-    kit.same(await kit.publish(Outgoing(one, kit.message("a"))), again, "a duplicate after the ack", look)
+    kit.same(
+        await kit.publish(Outgoing(one, kit.message("a"))), again, "a duplicate after the ack", look
+    )
     broker = await kit.broker()
     receipt = await kit.within(broker.publish(two, b"a", id="a"))
     kit.same((receipt.id, receipt.duplicate), ("a", True), "what the receipt says", look)
-    kit.same((await kit.contents(one), await kit.contents(two)), (Counter(), Counter("a")), "no second copy", look)
+    kit.same(
+        (await kit.contents(one), await kit.contents(two)),
+        (Counter(), Counter("a")),
+        "no second copy",
+        look,
+    )
 
 
 # Receive
@@ -134,10 +210,25 @@ async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
     limit, pages, began = 3, list[list[str]](), kit.now
     while sum(map(len, pages)) < len("abcde") and kit.now - began < kit.harness.patience:
         pages.append(kit.ids(await kit.receive(consumer, limit, wait=kit.harness.patience)))
-    kit.same([it for page in pages for it in page], list("abcde"), "all five, in order", "Subscription.receive")
-    kit.same([page for page in pages if len(page) > limit], [], "no page of more than 3", "Subscription.receive: limit")
+    kit.same(
+        [it for page in pages for it in page],
+        list("abcde"),
+        "all five, in order",
+        "Subscription.receive",
+    )
+    kit.same(
+        [page for page in pages if len(page) > limit],
+        [],
+        "no page of more than 3",
+        "Subscription.receive: limit",
+    )
     took, look = kit.now - began, "Subscription.receive: it waits until the limit is full"
-    kit.true(took < kit.harness.patience / 2, "a page that is not full comes at once", f"{took:.3f} s", look)
+    kit.true(
+        took < kit.harness.patience / 2,
+        "a page that is not full comes at once",
+        f"{took:.3f} s",
+        look,
+    )
 
 
 @case("G2", ids="C32", each={"at-once": 0.0, "after-a-while": 0.3})
@@ -163,7 +254,12 @@ async def a_consumer_that_waits_is_woken_by_a_publish(kit: Kit) -> None:
         kit.same(outcomes, [STORED], "stored", "Backend.publish")
         kit.same(kit.ids(await kit.within(waiting)), [name], "the message", "Subscription.receive")
         took = kit.now - began
-        kit.true(took < _WOKEN, f"woken within {_WOKEN} s", f"{took:.3f} s", "Subscription.receive: polling")
+        kit.true(
+            took < _WOKEN,
+            f"woken within {_WOKEN} s",
+            f"{took:.3f} s",
+            "Subscription.receive: polling",
+        )
 
 
 @case("G1")
@@ -174,13 +270,31 @@ async def classify_takes_any_exception(kit: Kit) -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    errors = [ValueError("x"), OSError(111, "refused"), OSError(), TimeoutError(), RuntimeError(), KeyError("k"), Odd()]
-    for error in [*errors, ConnectionLost("closed"), QueueNotFound("gone"), ExceptionGroup("two", errors)]:
+    errors = [
+        ValueError("x"),
+        OSError(111, "refused"),
+        OSError(),
+        TimeoutError(),
+        RuntimeError(),
+        KeyError("k"),
+        Odd(),
+    ]
+    for error in [
+        *errors,
+        ConnectionLost("closed"),
+        QueueNotFound("gone"),
+        ExceptionGroup("two", errors),
+    ]:
         try:
             kind: object = kit.backend.classify(error)
         except Exception as raised:  # noqa: BLE001 - this is what must not happen
             kind = f"{type(raised).__name__} raised"
-        kit.true(isinstance(kind, ErrorKind), f"an ErrorKind for {type(error).__name__}", kind, "Backend.classify")
+        kit.true(
+            isinstance(kind, ErrorKind),
+            f"an ErrorKind for {type(error).__name__}",
+            kind,
+            "Backend.classify",
+        )
     kind = kit.backend.classify(QueueNotFound("gone"))
     kit.same(kind, ErrorKind.NOT_FOUND, "core's own word for a missing queue", "Backend.classify")
 
@@ -193,13 +307,20 @@ async def an_open_broker_is_connected(kit: Kit) -> None:
     """Opening is prompt; health tells connected and consuming apart, and sees the end."""
     broker = await kit.broker()
     health = broker.health()
-    kit.same((health.connected, dict(health.consuming)), (True, {}), "connected, nothing consumed", "Backend.open")
+    kit.same(
+        (health.connected, dict(health.consuming)),
+        (True, {}),
+        "connected, nothing consumed",
+        "Backend.open",
+    )
     queue = kit.name()
     async with broker.consume(Queue(queue), retry=kit.retry):
         kit.same(dict(broker.health().consuming), {queue: True}, "consuming", "Backend.subscribe")
     await kit.within(broker.close())
     health = broker.health()
-    kit.same((health.connected, health.ok), (False, False), "not connected once closed", "Broker.health")
+    kit.same(
+        (health.connected, health.ok), (False, False), "not connected once closed", "Broker.health"
+    )
 
 
 @case("G1", "G14", ids="C01 C02", hooks=("cut",))
@@ -209,18 +330,31 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
     await kit.within(backend.open(lambda _: None))
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         try:
-            outcomes = list(await kit.within(backend.publish([Outgoing(queue, kit.message())], timeout=1.0), 2.0))
+            outcomes = list(
+                await kit.within(
+                    backend.publish([Outgoing(queue, kit.message())], timeout=1.0), 2.0
+                )
+            )
         except ContractError:
             raise  # it did not end by its deadline
         except Exception as error:  # noqa: BLE001 - it may raise when nothing was sent
-            kit.true(isinstance(backend.classify(error), ErrorKind), "a kind", error, "Backend.classify")
+            kit.true(
+                isinstance(backend.classify(error), ErrorKind), "a kind", error, "Backend.classify"
+            )
         else:
             ended = isinstance(outcomes[0], (Failed, Unknown))
             kit.true(ended, "Failed or Unknown", outcomes, "Backend.publish: timeout")
         await kit.within(backend.close(), _CLOSE + 0.5)
-        opening = asyncio.gather(kit.harness.make_backend().open(lambda _: None), return_exceptions=True)
+        opening = asyncio.gather(
+            kit.harness.make_backend().open(lambda _: None), return_exceptions=True
+        )
         (ending,) = await kit.within(opening, 15.0)
-        kit.true(isinstance(ending, Exception), "an error, for nobody can be reached", ending, "Backend.open")
+        kit.true(
+            isinstance(ending, Exception),
+            "an error, for nobody can be reached",
+            ending,
+            "Backend.open",
+        )
     kit.lost.clear()  # it was we who cut it
 
 
@@ -260,8 +394,18 @@ async def a_closed_broker_ends_its_consumers_and_refuses_to_publish(kit: Kit) ->
     await kit.within(consuming)
     await kit.within(broker.close())
     kit.same(seen, [b"a"], "the message, then the end of the iteration", "Subscription.close")
-    await kit.raises((PublishFailed, ConnectionLost), broker.publish(queue, b"b"), "PublishFailed", "Broker.close")
-    kit.same(await kit.contents(queue.name), Counter(), "nothing left and nothing stored late", "Backend.close")
+    await kit.raises(
+        (PublishFailed, ConnectionLost),
+        broker.publish(queue, b"b"),
+        "PublishFailed",
+        "Broker.close",
+    )
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(),
+        "nothing left and nothing stored late",
+        "Backend.close",
+    )
 
 
 @case("G1", ids="C04")
@@ -292,8 +436,12 @@ async def a_consumer_closes_at_once_and_for_good(kit: Kit) -> None:
     await kit.within(consumer.close(), _CLOSE)
     kit.same(list(await kit.within(waiting, 1.0)), [], "an end with nothing", "Subscription.close")
     await kit.within(consumer.close(), _CLOSE)
-    error = await kit.raises(Exception, consumer.receive(1, 0.0), "an error", "Subscription.receive after close")
-    kit.true("close" in str(error).lower(), "a text that says: closed", error, "Subscription.receive")
+    error = await kit.raises(
+        Exception, consumer.receive(1, 0.0), "an error", "Subscription.receive after close"
+    )
+    kit.true(
+        "close" in str(error).lower(), "a text that says: closed", error, "Subscription.receive"
+    )
 
 
 @case("G2", "G13", ids="C09")
@@ -306,10 +454,20 @@ async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
         consumer = await kit.subscribe(queue, prefetch=1, lease=2.0, backend=backend)
         await kit.take(consumer, 1)
         waiting = await kit.start(consumer.receive(1, _LONG))
-        kit.true(not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch")
+        kit.true(
+            not waiting.done(),
+            "nothing beyond the prefetch",
+            waiting,
+            "Subscription.receive: prefetch",
+        )
         await kit.within(backend.close() if close_all else consumer.close(), _CLOSE)
         await kit.within(asyncio.gather(waiting, return_exceptions=True), 1.0)
-    kit.same(len(await kit.take(await kit.subscribe(queue), 3)), 3, "all three still there", "Subscription.close")
+    kit.same(
+        len(await kit.take(await kit.subscribe(queue), 3)),
+        3,
+        "all three still there",
+        "Subscription.close",
+    )
 
 
 @case("G2", ids="C10")
@@ -330,12 +488,19 @@ async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
 
     async def publish() -> None:
         for batch in range(8):
-            await kit.backend.publish([Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(5)], timeout=5.0)
+            await kit.backend.publish(
+                [Outgoing(queue, kit.message(f"{batch}-{n}")) for n in range(5)], timeout=5.0
+            )
 
     await kit.within(asyncio.gather(publish(), *(come_and_go(number) for number in range(8))), 60.0)
     rest = await kit.take(await kit.subscribe(queue), 40 - len(acked))
     names = Counter(f"{batch}-{n}" for batch in range(8) for n in range(5))
-    kit.same(acked + Counter(kit.ids(rest)), names, "each once, acked or left", "Subscription.close, Backend.subscribe")
+    kit.same(
+        acked + Counter(kit.ids(rest)),
+        names,
+        "each once, acked or left",
+        "Subscription.close, Backend.subscribe",
+    )
     kit.true(acked, "some of them acked", acked, "Subscription.receive")
 
 
@@ -343,8 +508,8 @@ async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
 async def consuming_stops_and_starts_again(kit: Kit) -> None:
     """Ten short consumers in a row, each acking what it got, lose nothing.
 
-    They keep the order where ORDER states `release_in_place`. Elsewhere what a consumer had fetched and
-    not handed out may go behind the others when it closes.
+    They keep the order where ORDER states `release_in_place`. Elsewhere what a consumer had fetched
+    and not handed out may go behind the others when it closes.
     """
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     queue, names, seen = await kit.queue(), [f"{number:02}" for number in range(30)], list[str]()
@@ -390,7 +555,9 @@ async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
             "receive: cancellation",
         )
         await kit.ack(consumer, deliveries)
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.receive: cancellation")
+    kit.same(
+        await kit.contents(queue), Counter(), "nothing left", "Subscription.receive: cancellation"
+    )
 
 
 @case("G2", ids="C07 C23")
@@ -408,11 +575,18 @@ async def a_message_meant_for_a_cancelled_consumer_goes_to_another(kit: Kit) -> 
         if isinstance(first, BaseException):
             await kit.within(one.close(), _CLOSE)
             first = await kit.within(tasks[1], 1.0)
-            kit.same(kit.ids(first), [f"{turn}"], "for the other who waits", "Subscription.receive: cancellation")
+            kit.same(
+                kit.ids(first),
+                [f"{turn}"],
+                "for the other who waits",
+                "Subscription.receive: cancellation",
+            )
             await kit.ack(two, first)
         else:
             await kit.ack(one, first)
-        await kit.within(asyncio.gather(one.close(), two.close(), *tasks, return_exceptions=True), _CLOSE)
+        await kit.within(
+            asyncio.gather(one.close(), two.close(), *tasks, return_exceptions=True), _CLOSE
+        )
 
 
 async def _turns(count: int) -> None:

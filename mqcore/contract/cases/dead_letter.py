@@ -43,7 +43,9 @@ _CHOSEN = (SupportsBrowse, SupportsTake)
 _MANY = 450
 
 
-async def _bury(kit: Kit, broker: Broker, jobs: Queue[str], *bodies: str, reason: str = "no") -> None:
+async def _bury(
+    kit: Kit, broker: Broker, jobs: Queue[str], *bodies: str, reason: str = "no"
+) -> None:
     """Publish these and reject each."""
     await kit.within(broker.publish_many(jobs, bodies))
     async with broker.consume(jobs, retry=ONCE, prefetch=100) as consumer:
@@ -53,7 +55,9 @@ async def _bury(kit: Kit, broker: Broker, jobs: Queue[str], *bodies: str, reason
 
 async def _letters(kit: Kit, queue: str, count: int) -> list[Message]:
     """Take dead letters as a consumer would, so that a backend without BROWSE is tried too."""
-    return [delivery.message for delivery in await kit.take(await kit.subscribe(f"{queue}.dlq"), count)]
+    return [
+        delivery.message for delivery in await kit.take(await kit.subscribe(f"{queue}.dlq"), count)
+    ]
 
 
 # The record
@@ -96,11 +100,21 @@ async def the_record_tells_the_whole_story(kit: Kit) -> None:
     await kit.worker(broker, jobs, refuse, retry=TWICE)
     (letter,) = await _letters(kit, jobs.name, 1)
     death, look = letter.death, "pack and unpack of Message"
-    kit.same((letter.id, letter.body, dict(letter.headers)), ("me", bytes(range(256)), HEADERS), "the original", MOVE)
+    kit.same(
+        (letter.id, letter.body, dict(letter.headers)),
+        ("me", bytes(range(256)), HEADERS),
+        "the original",
+        MOVE,
+    )
     if death is None:
         raise ContractError("a record of the death", "none", look)
     came = (death.reason, death.queue, death.attempts, death.error_type, death.error)
-    kit.same(came, (Reason.RETRIES_EXHAUSTED, jobs.name, 2, "ValueError", "broken: ü"), "the record", look)
+    kit.same(
+        came,
+        (Reason.RETRIES_EXHAUSTED, jobs.name, 2, "ValueError", "broken: ü"),
+        "the record",
+        look,
+    )
     kit.true("in refuse" in death.traceback, "a traceback", death.traceback, look)
     near = abs(death.first_at - times[0]) < 1 and abs(death.last_at - times[-1]) < 1
     kit.true(near, f"the times of both failures, {times}", (death.first_at, death.last_at), look)
@@ -115,13 +129,17 @@ _DEATHS: dict[str, tuple[bytes, int]] = {
 }
 
 
-@case("G11", "G4", ids="X01 C34 C90", each={name: (name, *wanted) for name, wanted in _DEATHS.items()})
+@case(
+    "G11", "G4", ids="X01 C34 C90", each={name: (name, *wanted) for name, wanted in _DEATHS.items()}
+)
 async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> None:
     """The body is kept byte for byte; attempts count the runs of a handler, none for what cannot be read."""
     reason, body, attempts = wanted
     jobs, broker = Queue(kit.name(), int), await kit.broker()
     await kit.within(broker.declare(jobs))
-    await kit.publish(Outgoing(jobs.name, kit.message("me", body=body, content_type="application/json")))
+    await kit.publish(
+        Outgoing(jobs.name, kit.message("me", body=body, content_type="application/json"))
+    )
 
     async def handler(number: int) -> None:
         if number == 1:
@@ -133,7 +151,12 @@ async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> N
     await kit.worker(broker, jobs, handler, retry=ONCE, timeout=0.3)
     (letter,) = await _letters(kit, jobs.name, 1)
     came = letter.death and (letter.death.reason.value, letter.death.attempts)
-    kit.same((came, letter.id, letter.body), ((reason, attempts), "me", body), "reason, attempts and original", MOVE)
+    kit.same(
+        (came, letter.id, letter.body),
+        ((reason, attempts), "me", body),
+        "reason, attempts and original",
+        MOVE,
+    )
 
 
 @case("G2", "G11", ids="X01")
@@ -142,7 +165,9 @@ async def without_a_dead_letter_queue_it_is_dropped_and_counted(kit: Kit) -> Non
     loose, broker = Queue(kit.name(), str, dead_letter=None), await kit.broker()
     await _bury(kit, broker, loose, "x")
     kit.same(broker.events.counts["message.dropped"], 1, "one event")
-    kit.same(await kit.contents(loose.name), Counter(), "an empty queue", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(loose.name), Counter(), "an empty queue", "Subscription.settle: Ack"
+    )
     await kit.raises(QueueNotFound, broker.dead_letters(loose).list(), "QueueNotFound")
 
 
@@ -180,10 +205,19 @@ async def dead_letters_are_chosen_by_filter_and_sent_elsewhere(kit: Kit) -> None
     letters, look = broker.dead_letters(jobs), f"SupportsTake.take, {MOVE}"
     ids = {letter.body: letter.id for letter in await kit.within(letters.list())}
     kit.same(sorted(ids), [b"a", b"b", b"c", b"d"], "all listed", "SupportsBrowse.browse")
-    kit.same([it.body for it in await kit.within(letters.list(error="second"))], [b"d"], "by error", "browse")
+    kit.same(
+        [it.body for it in await kit.within(letters.list(error="second"))],
+        [b"d"],
+        "by error",
+        "browse",
+    )
     lost = await kit.within(letters.redrive(to=kit.name(), ids=[ids[b"a"]]))
-    kit.same((lost.moved, set(lost.left)), ((), {ids[b"a"]}), "nothing moved to a missing queue", look)
-    kit.same((await kit.within(letters.redrive(ids=[ids[b"b"]]))).moved, (ids[b"b"],), "one by id", look)
+    kit.same(
+        (lost.moved, set(lost.left)), ((), {ids[b"a"]}), "nothing moved to a missing queue", look
+    )
+    kit.same(
+        (await kit.within(letters.redrive(ids=[ids[b"b"]]))).moved, (ids[b"b"],), "one by id", look
+    )
     moved = await kit.within(letters.redrive(to=other.name, error="first", limit=1))
     kit.same(len(moved.moved), 1, "one by error and limit", look)
     kit.same(await kit.contents(jobs.name), Counter([ids[b"b"]]), "back at the origin", look)
@@ -198,11 +232,20 @@ async def two_redrives_at_once_move_each_once(kit: Kit) -> None:
     await kit.within(one.declare(jobs))
     names = [f"{n:03}" for n in range(_MANY)]
     death = Death(reason=Reason.REJECTED, queue=jobs.name, attempts=1, first_at=1.0, last_at=1.0)
-    await kit.publish(*[Outgoing(f"{jobs.name}.dlq", kit.message(name, death=death)) for name in names])
+    await kit.publish(
+        *[Outgoing(f"{jobs.name}.dlq", kit.message(name, death=death)) for name in names]
+    )
     both = asyncio.gather(one.dead_letters(jobs).redrive(), two.dead_letters(jobs.name).redrive())
     first, second = await kit.within(both)
-    kit.same(sorted(first.moved + second.moved), names, "each moved by one of them", "SupportsTake.take")
-    kit.same(await kit.contents(jobs.name), Counter(names), "each back once", f"SupportsTake.take, {MOVE}")
+    kit.same(
+        sorted(first.moved + second.moved), names, "each moved by one of them", "SupportsTake.take"
+    )
+    kit.same(
+        await kit.contents(jobs.name),
+        Counter(names),
+        "each back once",
+        f"SupportsTake.take, {MOVE}",
+    )
 
 
 @case("G11", ids="X04", protocols=_CHOSEN)
@@ -213,10 +256,20 @@ async def a_redrive_loop_is_stopped(kit: Kit) -> None:
     letters = broker.dead_letters(jobs)
     async with broker.consume(jobs, retry=ONCE) as consumer:
         for _ in range(5):
-            kit.same(len((await kit.within(letters.redrive())).moved), 1, "a redrive", "Message.redriven kept")
+            kit.same(
+                len((await kit.within(letters.redrive())).moved),
+                1,
+                "a redrive",
+                "Message.redriven kept",
+            )
             await kit.within((await kit.within(anext(consumer))).reject())
         stopped = await kit.within(letters.redrive())
-        kit.same((stopped.moved, len(stopped.left)), ((), 1), "the sixth left where it is", "Message.redriven kept")
+        kit.same(
+            (stopped.moved, len(stopped.left)),
+            ((), 1),
+            "the sixth left where it is",
+            "Message.redriven kept",
+        )
     kit.same(len((await kit.within(letters.redrive(force=True))).moved), 1, "moved by force", MOVE)
 
 
@@ -230,11 +283,23 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
         consumer = await kit.subscribe(source)
         (delivery,) = await kit.take(consumer, 1)
         letter = Outgoing(shared, delivery.message.moved(source))
-        kit.same(await kit.settle(consumer, Move(delivery.receipt, letter)), [DONE], f"dead in {source}", MOVE)
+        kit.same(
+            await kit.settle(consumer, Move(delivery.receipt, letter)),
+            [DONE],
+            f"dead in {source}",
+            MOVE,
+        )
     consumer = await kit.subscribe(shared)
     letters = await kit.take(consumer, 2)
-    await kit.settle(consumer, *[Move(it.receipt, Outgoing(end, it.message.moved(shared))) for it in letters])
-    kit.same(await kit.contents(end), Counter(["a", "a"]), "both came back", "dedup by Message.copy_name, lineage")
+    await kit.settle(
+        consumer, *[Move(it.receipt, Outgoing(end, it.message.moved(shared))) for it in letters]
+    )
+    kit.same(
+        await kit.contents(end),
+        Counter(["a", "a"]),
+        "both came back",
+        "dedup by Message.copy_name, lineage",
+    )
 
 
 @case("G11", "G15", ids="X03 C22", needs=(Capability.ROUTING,), protocols=_CHOSEN)
@@ -248,9 +313,24 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
         async with broker.consume(jobs, retry=ONCE) as consumer:
             await kit.within((await kit.within(anext(consumer))).reject())
     letters = await kit.within(broker.dead_letters(graves).list())
-    kit.same(sorted(it.queue for it in letters), sorted([one.name, two.name]), "a death in each", "Message.copy_name")
-    kit.same(len(await kit.within(broker.dead_letters(one).list())), 1, "its own alone", "SupportsBrowse.browse")
-    kit.same((await kit.within(broker.dead_letters(graves).redrive())).moved, ("me", "me"), "both redriven", MOVE)
+    kit.same(
+        sorted(it.queue for it in letters),
+        sorted([one.name, two.name]),
+        "a death in each",
+        "Message.copy_name",
+    )
+    kit.same(
+        len(await kit.within(broker.dead_letters(one).list())),
+        1,
+        "its own alone",
+        "SupportsBrowse.browse",
+    )
+    kit.same(
+        (await kit.within(broker.dead_letters(graves).redrive())).moved,
+        ("me", "me"),
+        "both redriven",
+        MOVE,
+    )
     for jobs in (one, two):
         kit.same(await kit.contents(jobs.name), Counter(["me"]), "one copy in each again", MOVE)
 
@@ -262,14 +342,22 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
 async def retention_lets_dead_letters_go(kit: Kit) -> None:
     """A dead letter older than the retention is gone, a younger one is not, though nothing in the queue expires."""
     name = kit.name()
-    specs = [QueueSpec(name=name, dead_letter=f"{name}.dlq"), QueueSpec(name=f"{name}.again", role="quarantine")]
+    specs = [
+        QueueSpec(name=name, dead_letter=f"{name}.dlq"),
+        QueueSpec(name=f"{name}.again", role="quarantine"),
+    ]
     specs.append(QueueSpec(name=f"{name}.dlq", role="dead_letter", retention=2.0))
     await kit.within(kit.backend.declare(specs))
     await kit.put(f"{name}.dlq", "old")
     await kit.advance(1.5)
     await kit.put(f"{name}.dlq", "young")
     await kit.advance(1.0)
-    kit.same(await kit.contents(f"{name}.dlq"), Counter(["young"]), "only the young one", "QueueSpec.retention")
+    kit.same(
+        await kit.contents(f"{name}.dlq"),
+        Counter(["young"]),
+        "only the young one",
+        "QueueSpec.retention",
+    )
 
 
 @case("G11", ids="X05 C92", protocols=(*_CHOSEN, SupportsPurge))
@@ -279,8 +367,15 @@ async def dead_letters_are_purged_all_or_by_filter(kit: Kit) -> None:
     await _bury(kit, broker, jobs, "a", "b", reason="first")
     await _bury(kit, broker, jobs, "c", reason="second")
     letters = broker.dead_letters(jobs)
-    kit.same(await kit.within(letters.purge(error="first")), 2, "purged by error", "SupportsTake.take")
-    kit.same([it.body for it in await kit.within(letters.list())], [b"c"], "the other left", "SupportsTake.take")
+    kit.same(
+        await kit.within(letters.purge(error="first")), 2, "purged by error", "SupportsTake.take"
+    )
+    kit.same(
+        [it.body for it in await kit.within(letters.list())],
+        [b"c"],
+        "the other left",
+        "SupportsTake.take",
+    )
     kit.same(await kit.within(letters.purge()), 1, "purged all", "SupportsPurge.purge")
     kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "none left", "SupportsPurge.purge")
 
@@ -296,16 +391,32 @@ async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
     rest = await kit.within(broker.peek(dead, 2, after=page[-1].key))
     listed = [letter.body for letter in await kit.within(broker.dead_letters(jobs).list())]
     paged = [entry.message.body for entry in [*page, *rest]]
-    kit.same(await kit.within(counter.count([dead])), before, "the same counts", "SupportsBrowse.browse")
+    kit.same(
+        await kit.within(counter.count([dead])), before, "the same counts", "SupportsBrowse.browse"
+    )
     got = await kit.take(await kit.subscribe(dead), 3)
-    kit.same((paged, listed), ([it.message.body for it in got],) * 2, "delivery order", "SupportsBrowse.browse")
-    kit.true(leaves_marks(kit) or not any(it.redelivered for it in got), "no marks", look="SupportsBrowse.browse")
+    kit.same(
+        (paged, listed),
+        ([it.message.body for it in got],) * 2,
+        "delivery order",
+        "SupportsBrowse.browse",
+    )
+    kit.true(
+        leaves_marks(kit) or not any(it.redelivered for it in got),
+        "no marks",
+        look="SupportsBrowse.browse",
+    )
 
 
 @case("G11", ids="X09", needs=(Capability.DELAY,))
 async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
     """One of one's own name is refused; what a consumer of dead letters fails goes to its end, with its first record."""
-    jobs, broker, seen, over = Queue(kit.name(), str), await kit.broker(), list[str](), asyncio.Event()
+    jobs, broker, seen, over = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        list[str](),
+        asyncio.Event(),
+    )
     try:
         Queue(f"{jobs.name}.dlq", str)
     except ConfigurationError:
@@ -345,11 +456,28 @@ async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
     (letter,) = await _letters(kit, jobs.name, 1)
     came = letter.body, letter.death and (letter.death.reason, letter.death.attempts)
     kit.same(came, (b"killer", (Reason.CRASHED, 2)), "the dead letter", "Delivery.takeovers")
-    kit.same(fleet.starts["killer"], TWICE.max_attempts + 2, "starts of the killer", "Delivery.takeovers")
-    kit.true(not any(fleet.beside[2:]), "the killer alone from the third time on", fleet.beside, "Delivery.takeovers")
+    kit.same(
+        fleet.starts["killer"], TWICE.max_attempts + 2, "starts of the killer", "Delivery.takeovers"
+    )
+    kit.true(
+        not any(fleet.beside[2:]),
+        "the killer alone from the third time on",
+        fleet.beside,
+        "Delivery.takeovers",
+    )
     await kit.advance(3.0)
-    kit.same(sorted(fleet.done), sorted(innocents), "all innocents handled", "Backend.close, Delivery.takeovers")
-    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no other dead letter", "Delivery.takeovers")
+    kit.same(
+        sorted(fleet.done),
+        sorted(innocents),
+        "all innocents handled",
+        "Backend.close, Delivery.takeovers",
+    )
+    kit.same(
+        await kit.contents(f"{jobs.name}.dlq"),
+        Counter(),
+        "no other dead letter",
+        "Delivery.takeovers",
+    )
     kit.same(await kit.contents(jobs.name), Counter(), "an empty queue", MOVE)
 
 
@@ -362,7 +490,12 @@ async def a_takeover_is_no_attempt_and_changes_nothing(kit: Kit) -> None:
     async with broker.consume(jobs, retry=ONCE) as consumer:
         held = await kit.within(anext(consumer))
         came = (held.id, held.value, held.attempt, held.redelivered, held.queue, dict(held.headers))
-        kit.same(came, ("me", "x", 1, True, jobs.name, HEADERS), "the message", "Delivery.takeovers, a Move")
+        kit.same(
+            came,
+            ("me", "x", 1, True, jobs.name, HEADERS),
+            "the message",
+            "Delivery.takeovers, a Move",
+        )
         await kit.within(held.ack())
 
 

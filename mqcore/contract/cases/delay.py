@@ -47,7 +47,10 @@ def _late(kit: Kit) -> float:
     """Seconds that a message may come after its due time."""
     granularity = kit.limit(Capability.DELAY, "granularity")
     kit.true(
-        isinstance(granularity, (int, float)), "DELAY states its granularity in seconds", granularity, "Backend.open"
+        isinstance(granularity, (int, float)),
+        "DELAY states its granularity in seconds",
+        granularity,
+        "Backend.open",
     )
     return float(granularity) + (_SLACK if kit.clock.real else 0.0)
 
@@ -66,13 +69,20 @@ async def _on_time(kit: Kit, queue: str, delay: float, look: str = _HELD) -> Non
     """Publish one delayed message, and see it come at its time."""
     consumer, message, began = await kit.subscribe(queue), kit.message(), kit.now
     (outcome,) = await kit.publish(Outgoing(queue, message, delay))
-    kit.true(isinstance(outcome, Stored), "a healthy delayed message stored", outcome, "Backend.publish")
+    kit.true(
+        isinstance(outcome, Stored), "a healthy delayed message stored", outcome, "Backend.publish"
+    )
     stored = kit.now
     came = (await _arrivals(kit, consumer, 1))[message.id]
     await kit.within(consumer.close())
-    kit.true(came >= began + delay - _EARLY, f"not before {delay} s", f"after {came - began:.4f} s", look)
     kit.true(
-        came <= stored + delay + _late(kit), f"at most {_late(kit)} s late", f"{came - stored - delay:.4f} s late", look
+        came >= began + delay - _EARLY, f"not before {delay} s", f"after {came - began:.4f} s", look
+    )
+    kit.true(
+        came <= stored + delay + _late(kit),
+        f"at most {_late(kit)} s late",
+        f"{came - stored - delay:.4f} s late",
+        look,
     )
 
 
@@ -86,7 +96,12 @@ async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
     await kit.put(queue, "a", delay=delay)
     stored = kit.now
     (delivery,) = await kit.within(waiting)
-    kit.true(kit.now >= published + delay - _EARLY, f"not before {delay} s", f"{kit.now - began:.4f} s", _OWN)
+    kit.true(
+        kit.now >= published + delay - _EARLY,
+        f"not before {delay} s",
+        f"{kit.now - began:.4f} s",
+        _OWN,
+    )
     kit.true(
         kit.now <= stored + delay + _late(kit),
         f"at most {_late(kit)} s late",
@@ -94,7 +109,9 @@ async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
         _OWN,
     )
     marks = (delivery.message.body, delivery.attempt, delivery.redelivered, delivery.takeovers)
-    kit.same(marks, (b"a", 1, False, False), "a first delivery, body unharmed", "Subscription.receive")
+    kit.same(
+        marks, (b"a", 1, False, False), "a first delivery, body unharmed", "Subscription.receive"
+    )
 
 
 @case("G7", "G16", ids="D01 D02", needs=_NEEDS)
@@ -138,7 +155,12 @@ async def delays_that_end_together_lose_nobody(kit: Kit) -> None:
     await kit.put(queue, *names, delay=0.4)
     await kit.advance(0.8 + _late(kit))
     *got, last = kit.ids(await kit.take(await kit.subscribe(queue), 21))
-    kit.same(last, "last", "due last, so it comes last, though it was published first and nobody looked since", _HELD)
+    kit.same(
+        last,
+        "last",
+        "due last, so it comes last, though it was published first and nobody looked since",
+        _HELD,
+    )
     kit.same(sorted(got), names, "each once", _OWN)
     if kit.limit(Capability.ORDER, "after_delay"):
         kit.same(got, names, "first in first out among those due together", "ORDER: after_delay")
@@ -172,7 +194,12 @@ async def delayed_messages_take_no_consumer_and_no_prefetch(kit: Kit) -> None:
     kit.same(await kit.receive(consumer), [], "nothing before its time", _OWN)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await kit.within(kit.backend.count([queue]))
-        kit.same((counts.ready, counts.leased, counts.delayed), (0, 0, _STUCK), "ready, leased, delayed", "count")
+        kit.same(
+            (counts.ready, counts.leased, counts.delayed),
+            (0, 0, _STUCK),
+            "ready, leased, delayed",
+            "count",
+        )
 
 
 @case("G7", "G10", needs=_NEEDS)
@@ -183,10 +210,18 @@ async def a_move_may_delay_its_successor(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1)
     (first,) = await kit.take(consumer, 1)
     began = kit.now
-    kit.same(await kit.settle(consumer, kit.successor(first, queue, 0.6, attempt=2)), [DONE], "moved", "settle: Move")
+    kit.same(
+        await kit.settle(consumer, kit.successor(first, queue, 0.6, attempt=2)),
+        [DONE],
+        "moved",
+        "settle: Move",
+    )
     (second,) = await kit.take(consumer, 1)
     kit.true(
-        kit.now >= began + 0.6 - _EARLY, "not before 0.6 s", f"{kit.now - began:.4f} s", "settle: Move with a delay"
+        kit.now >= began + 0.6 - _EARLY,
+        "not before 0.6 s",
+        f"{kit.now - began:.4f} s",
+        "settle: Move with a delay",
     )
     seen = (second.message.id, second.attempt, second.redelivered)
     kit.same(seen, ("a", 2, False), "id, attempt, redelivered", "settle: Move with a delay")
@@ -200,9 +235,19 @@ async def a_retried_message_is_delayed_again_and_again(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     for attempt in range(1, 11):
         (delivery,) = await kit.take(consumer, 1)
-        kit.true(kit.now >= due - _EARLY, f"0.1 s before attempt {attempt}", f"{due - kit.now:.4f} s early", _OWN)
+        kit.true(
+            kit.now >= due - _EARLY,
+            f"0.1 s before attempt {attempt}",
+            f"{due - kit.now:.4f} s early",
+            _OWN,
+        )
         due = kit.now + 0.1
-        kit.same(delivery.attempt, attempt, "the attempt", "settle: Move of a message that was delayed before")
+        kit.same(
+            delivery.attempt,
+            attempt,
+            "the attempt",
+            "settle: Move of a message that was delayed before",
+        )
         move = kit.successor(delivery, queue, 0.1, attempt=attempt + 1)
         kit.same(await kit.settle(consumer, move), [DONE], "moved", "settle: Move")
 
@@ -217,7 +262,9 @@ async def a_release_does_not_delay_again(kit: Kit) -> None:
     began = kit.now
     await kit.settle(consumer, Release(delivery.receipt))
     await kit.take(consumer, 1)
-    kit.true(kit.now - began < 1.0, "again at once", f"after {kit.now - began:.3f} s", "settle: Release")
+    kit.true(
+        kit.now - began < 1.0, "again at once", f"after {kit.now - began:.3f} s", "settle: Release"
+    )
 
 
 @case("G7", ids="D04", needs=_NEEDS)
@@ -244,12 +291,19 @@ async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) ->
     await kit.harness.restart()
     await kit.open(kit.backend)
     consumer, came = await kit.subscribe(queue), set[str]()
-    until = kit.now + 2.0 + kit.harness.patience + float(kit.limit(Capability.DELAY, "after_crash") or 0.0)
+    until = (
+        kit.now
+        + 2.0
+        + kit.harness.patience
+        + float(kit.limit(Capability.DELAY, "after_crash") or 0.0)
+    )
     while came < wanted and kit.now < until:
         got = await kit.receive(consumer, wait=1.0)
         came.update(kit.ids(got))
         early = kit.now < began + 2.0 - _EARLY and any(name.startswith("delayed") for name in came)
-        kit.true(not early, "no delayed one before its time", f"after {kit.now - began:.3f} s", _OWN)
+        kit.true(
+            not early, "no delayed one before its time", f"after {kit.now - began:.3f} s", _OWN
+        )
         await kit.ack(consumer, got)
     kit.same(sorted(wanted - came), [], "none lost", "delay: as durable as what is ready")
 
@@ -264,14 +318,21 @@ async def many_consumers_do_not_multiply_what_falls_due(kit: Kit) -> None:
     got = [it for batch in await kit.within(asyncio.gather(*waiting)) for it in batch]
     for consumer in consumers:
         got += await kit.drain(consumer)
-    kit.same(Counter(kit.ids(got)), Counter(names), "each once", "Subscription.receive: what promotes the due")
+    kit.same(
+        Counter(kit.ids(got)),
+        Counter(names),
+        "each once",
+        "Subscription.receive: what promotes the due",
+    )
 
 
 @case("G7", "G12", ids="D09", needs=_NEEDS)
 async def a_delay_above_the_maximum_is_refused(kit: Kit) -> None:
     """The declared maximum is kept; more than it is PERMANENT and certainly not stored; core says so before anything is sent."""
     most = kit.limit(Capability.DELAY, "max")
-    kit.true(isinstance(most, (int, float)), "DELAY states its maximum in seconds", most, "Backend.open")
+    kit.true(
+        isinstance(most, (int, float)), "DELAY states its maximum in seconds", most, "Backend.open"
+    )
     queue = await kit.queue()
     batch = [Outgoing(queue, kit.message(), most), Outgoing(queue, kit.message(), most * 1.01)]
     kept, refused = await kit.publish(*batch)
@@ -279,7 +340,9 @@ async def a_delay_above_the_maximum_is_refused(kit: Kit) -> None:
     permanent = isinstance(refused, Failed) and refused.kind is ErrorKind.PERMANENT
     kit.true(permanent, "Failed(PERMANENT) above the maximum", refused, "Backend.publish")
     broker = await kit.broker()
-    await kit.raises(ValidationError, broker.publish(queue, b"", delay=most * 1.01), "refused", "Broker.publish")
+    await kit.raises(
+        ValidationError, broker.publish(queue, b"", delay=most * 1.01), "refused", "Broker.publish"
+    )
 
 
 @case("G7", needs=_NEEDS)
@@ -289,7 +352,10 @@ async def a_delay_that_is_none_is_refused(kit: Kit) -> None:
     await kit.within(broker.declare(queue))
     for bad in (-1.0, -0.001, inf, nan):
         await kit.raises(
-            ValidationError, broker.publish(queue, b"", delay=bad), f"delay={bad} refused", "Broker.publish"
+            ValidationError,
+            broker.publish(queue, b"", delay=bad),
+            f"delay={bad} refused",
+            "Broker.publish",
         )
     kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
 
@@ -299,13 +365,25 @@ async def a_delay_that_is_none_is_refused(kit: Kit) -> None:
     "G7",
     ids="D06",
     needs=(*_NEEDS, Capability.EXPIRY),
-    each={"equal": (5.0, 5.0, None), "longer": (6.0, 5.0, None), "queue": (6.0, None, 5.0), "both": (6.0, 10.0, 5.0)},
+    each={
+        "equal": (5.0, 5.0, None),
+        "longer": (6.0, 5.0, None),
+        "queue": (6.0, None, 5.0),
+        "both": (6.0, 10.0, 5.0),
+    },
 )
-async def a_delay_beyond_the_expiry_is_refused(kit: Kit, times: tuple[float, float | None, float | None]) -> None:
+async def a_delay_beyond_the_expiry_is_refused(
+    kit: Kit, times: tuple[float, float | None, float | None]
+) -> None:
     """Nobody would ever handle it, so it is an error at publish, by the shorter of both ttls."""
     delay, ttl, queue_ttl = times
     broker, queue = await kit.broker(), Queue(kit.name(), ttl=queue_ttl)
-    await kit.raises(ValidationError, broker.publish(queue, b"", delay=delay, ttl=ttl), "refused", "Broker.publish")
+    await kit.raises(
+        ValidationError,
+        broker.publish(queue, b"", delay=delay, ttl=ttl),
+        "refused",
+        "Broker.publish",
+    )
     await kit.within(broker.declare(queue))
     kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
 
@@ -338,7 +416,12 @@ async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
     await _on_time(kit, queue, 0.8)
     await _on_time(kit, queue, 0.3)
     wanted = Counter(["first", *(f"{number}" for number in range(_STUCK))])
-    kit.same(await kit.contents(full), wanted, "what fell due in the full queue", "max_length bounds publishes only")
+    kit.same(
+        await kit.contents(full),
+        wanted,
+        "what fell due in the full queue",
+        "max_length bounds publishes only",
+    )
 
 
 @case(
@@ -356,8 +439,18 @@ async def no_priority_holds_up_a_delay(kit: Kit, levels: tuple[int, int]) -> Non
     await kit.put(queue, "soon", delay=0.6, priority=soon)
     await kit.put(queue, "late", delay=2.0, priority=late)
     stored, came = kit.now, await _arrivals(kit, consumer, 2)
-    kit.true(came["soon"] <= stored + 0.6 + _late(kit), "on time", f"after {came['soon'] - began:.3f} s", _HELD)
-    kit.true(came["late"] >= began + 2.0 - _EARLY, "not early", f"after {came['late'] - began:.3f} s", _HELD)
+    kit.true(
+        came["soon"] <= stored + 0.6 + _late(kit),
+        "on time",
+        f"after {came['soon'] - began:.3f} s",
+        _HELD,
+    )
+    kit.true(
+        came["late"] >= began + 2.0 - _EARLY,
+        "not early",
+        f"after {came['late'] - began:.3f} s",
+        _HELD,
+    )
 
 
 @case("G7", "G11", ids="D05", needs=_NEEDS, protocols=(SupportsBrowse, SupportsTake))
@@ -368,12 +461,19 @@ async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
     queue, browser = await kit.queue(), cast("SupportsBrowse", kit.backend)
     await kit.put(queue, "cancelled", "sooner", delay=60.0)
     entries = await kit.within(browser.browse(queue, 10))
-    taken = await kit.within(cast("SupportsTake", kit.backend).take(queue, [it.key for it in entries], 30.0))
+    taken = await kit.within(
+        cast("SupportsTake", kit.backend).take(queue, [it.key for it in entries], 30.0)
+    )
     by_name = {it.message.id: it for it in taken}
     kit.same(set(by_name), {"cancelled", "sooner"}, "both taken", "SupportsTake.take")
     consumer = await kit.subscribe(queue)
     move: Move = kit.successor(by_name["sooner"], queue, 0.5)
-    kit.same(await kit.settle(consumer, Ack(by_name["cancelled"].receipt), move), [DONE, DONE], "settled", "take")
+    kit.same(
+        await kit.settle(consumer, Ack(by_name["cancelled"].receipt), move),
+        [DONE, DONE],
+        "settled",
+        "take",
+    )
     kit.same(list(await _arrivals(kit, consumer, 1)), ["sooner"], "the rescheduled one", "take")
     kit.same(kit.ids(await kit.drain(consumer)), [], "and no other", "take")
 
@@ -395,4 +495,9 @@ async def the_wait_of_a_retry_occupies_no_handler(kit: Kit) -> None:
     for body in (b"again", b"other"):
         await kit.within(broker.publish(queue, body))
     order = [await kit.within(seen.get()) for _ in range(3)]
-    kit.same(order, [b"again", b"other", b"again"], "the other one in between", "settle: Move with a delay")
+    kit.same(
+        order,
+        [b"again", b"other", b"again"],
+        "the other one in between",
+        "settle: Move with a delay",
+    )

@@ -14,7 +14,17 @@ from mqcore.contract.case import case
 from mqcore.errors import Reject, Retry
 from mqcore.queue import Queue
 from mqcore.rules.retry import RetryPolicy, fixed
-from mqcore.spi import STORED, Ack, Capability, Done, Outgoing, Release, Settlement, SupportsPause, SupportsProof
+from mqcore.spi import (
+    STORED,
+    Ack,
+    Capability,
+    Done,
+    Outgoing,
+    Release,
+    Settlement,
+    SupportsPause,
+    SupportsProof,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -52,7 +62,12 @@ async def _others_have(kit: Kit, queue: str, names: list[str]) -> None:
     """Another consumer has all of these soon, and none of them is marked as if a process had died."""
     began, other = kit.now, await kit.subscribe(queue)
     got = await kit.take(other, len(names))
-    kit.true(kit.now - began <= _AT_ONCE, f"all within {_AT_ONCE:g} s", f"{kit.now - began:.2f} s", _PAUSE)
+    kit.true(
+        kit.now - began <= _AT_ONCE,
+        f"all within {_AT_ONCE:g} s",
+        f"{kit.now - began:.2f} s",
+        _PAUSE,
+    )
     marks = sorted((it.message.id, it.takeovers) for it in got)
     kit.same(marks, [(name, 0) for name in names], "each once: id, takeovers", _PAUSE)
     await kit.ack(other, got)
@@ -72,7 +87,9 @@ async def a_stopped_consumer_takes_nothing_from_others(kit: Kit) -> None:
     await _others_have(kit, queue, names)
     await kit.ack(stops, held)
     await kit.within(stops.close())
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause")
+    kit.same(
+        await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause"
+    )
 
 
 @case("G13", "G4", ids="C42 C07")
@@ -92,7 +109,9 @@ async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: 
     await _others_have(kit, queue, sorted(set(names) - set(kit.ids(held))))
     await kit.ack(stops, held)
     await kit.within(stops.close())
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause")
+    kit.same(
+        await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause"
+    )
 
 
 @case("G13", "G4", ids="C42 C50")
@@ -114,17 +133,29 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     await kit.within(began.wait(), what="the slow handler begun")
     draining = await kit.start(drains.drain(_GRACE))
     others = await kit.broker()
-    others.events.listen(lambda event: again.append(event.name) if event.name == "message.taken_over" else None)
+    others.events.listen(
+        lambda event: again.append(event.name) if event.name == "message.taken_over" else None
+    )
     await kit.worker(others, queue, quick)
     words, start = [f"{number:02}" for number in range(20)], kit.now
     await kit.within(broker.publish_many(queue, words))
     got = sorted([await kit.within(came.get()) for _ in words])
     kit.same(got, words, "all, once", _PAUSE)
-    kit.true(kit.now - start <= _AT_ONCE, f"all within {_AT_ONCE:g} s", f"{kit.now - start:.2f} s", _PAUSE)
+    kit.true(
+        kit.now - start <= _AT_ONCE,
+        f"all within {_AT_ONCE:g} s",
+        f"{kit.now - start:.2f} s",
+        _PAUSE,
+    )
     kit.same(again, [], "none taken over", _PAUSE)
     go.set()
     await kit.within(draining)
-    kit.same(await kit.contents(queue.name), Counter(), "nothing left", "Subscription.settle: after pause")
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(),
+        "nothing left",
+        "Subscription.settle: after pause",
+    )
 
 
 @case("G9", "G13", needs=(Capability.ORDER,), each={"at once": 0.0, "later": 0.3})
@@ -146,7 +177,12 @@ async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: 
     first = 0 if in_place or got[0] not in names else names.index(got[0]) - 3
     wanted = names[3 + first :] + names[3 : 3 + first]
     look = "Subscription.settle: Release, and pause: the order in which they take effect"
-    kit.same(got, wanted, "the rest in order" if in_place else "the rest, and behind it what was given back", look)
+    kit.same(
+        got,
+        wanted,
+        "the rest in order" if in_place else "the rest, and behind it what was given back",
+        look,
+    )
 
 
 # Ending beside a settlement
@@ -188,7 +224,12 @@ async def a_close_beside_a_settlement_loses_nothing(kit: Kit, how: str) -> None:
     atomic = kit.capabilities.has(Capability.ATOMIC_MOVE)
     least, most = int(how != "ack"), 1 if atomic or how == "ack" else 2
     wrong = {name: found[name] for name in names if not least <= found[name] <= most}
-    kit.same(wrong, {}, f"copies of each message, {least} to {most}", "Subscription.close: beside a settlement")
+    kit.same(
+        wrong,
+        {},
+        f"copies of each message, {least} to {most}",
+        "Subscription.close: beside a settlement",
+    )
 
 
 @case("G2", ids="C46", hooks=("cut",))
@@ -202,12 +243,24 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         began = kit.now
-        (settled,) = await kit.within(consumer.settle([Ack(held[0].receipt)], timeout=limit), limit + 1.0)
+        (settled,) = await kit.within(
+            consumer.settle([Ack(held[0].receipt)], timeout=limit), limit + 1.0
+        )
         proven = isinstance(settled, Done)
         if proven and isinstance(consumer, SupportsProof):
             proven = await kit.within(consumer.prove(timeout=limit), limit + 1.0)
-        kit.true(not proven, "no `Done`, or no proof of it", settled, "Subscription.settle, SupportsProof.prove")
-        kit.true(kit.now - began <= 2 * limit + 1.0, "an end by its timeout", kit.now - began, "Subscription.settle")
+        kit.true(
+            not proven,
+            "no `Done`, or no proof of it",
+            settled,
+            "Subscription.settle, SupportsProof.prove",
+        )
+        kit.true(
+            kit.now - began <= 2 * limit + 1.0,
+            "an end by its timeout",
+            kit.now - began,
+            "Subscription.settle",
+        )
         await kit.within(backend.close(), 3.0)
     kit.lost.clear()  # it was we who cut it
 
@@ -215,7 +268,13 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
 # Late answers
 
 
-@case("G3", "G13", ids="C45 C50", hooks=("mute",), each={"ack": "ack", "reject": "reject", "retry": "retry"})
+@case(
+    "G3",
+    "G13",
+    ids="C45 C50",
+    hooks=("mute",),
+    each={"ack": "ack", "reject": "reject", "retry": "retry"},
+)
 async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     """A worker is drained while the broker's answers to its settlements are on their way: each message is there once."""
     queue, made, go = Queue(kit.name(), str), list["Backend"](), asyncio.Event()
@@ -237,7 +296,9 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     broker = await kit.broker(make_backend=make)
     await kit.within(broker.publish_many(queue, words))
     policy = RetryPolicy(3, fixed(0))
-    worker = await kit.worker(broker, queue, handler, concurrency=_COUNT, prefetch=_COUNT, retry=policy)
+    worker = await kit.worker(
+        broker, queue, handler, concurrency=_COUNT, prefetch=_COUNT, retry=policy
+    )
     for _ in range(100):
         if len(started) == _COUNT:
             break
@@ -256,7 +317,13 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     kit.same(max([*left.values(), *dead.values(), 1]), 1, "copies of each", look)
 
 
-@case("G3", "G2", ids="C45", hooks=("mute",), each={"ack": "ack", "move": "move", "release": "release"})
+@case(
+    "G3",
+    "G2",
+    ids="C45",
+    hooks=("mute",),
+    each={"ack": "ack", "move": "move", "release": "release"},
+)
 async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit, how: str) -> None:
     """Later than its timeout: `settle` returns in time, not with `Failed`; the message is there once more at most, and not lost."""
     queue, limit, backend = await kit.queue(), 0.4, kit.harness.make_backend()
@@ -265,12 +332,19 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
     kit.same(stored, [STORED], "stored", "Backend.publish")
     consumer = await kit.subscribe(queue, backend=backend, lease=2.0)
     (held,) = await kit.take(consumer, 1)
-    await kit.settle(consumer)  # nothing: what a driver opens for its first settlement is not what is late
+    await kit.settle(
+        consumer
+    )  # nothing: what a driver opens for its first settlement is not what is late
     look = "Subscription.settle: timeout"
     async with kit.harness.mute(backend):
         began, item = kit.now, _settlement(kit, how, held, f"{queue}.dlq")
         (settled,) = await kit.within(consumer.settle([item], timeout=limit))
-        kit.true(kit.now - began <= limit + 1.0, f"an answer within {limit:g} s", f"{kit.now - began:.2f} s", look)
+        kit.true(
+            kit.now - began <= limit + 1.0,
+            f"an answer within {limit:g} s",
+            f"{kit.now - began:.2f} s",
+            look,
+        )
     await kit.advance(limit)  # what was held back is heard now
     await kit.within(backend.close())
     if kit.capabilities.has(Capability.LEASE):
@@ -278,4 +352,9 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
     found = (await kit.contents(queue) + await kit.contents(f"{queue}.dlq"))["a"]
     most = 1 if kit.capabilities.has(Capability.ATOMIC_MOVE) or how == "ack" else 2
     least = int(how != "ack")
-    kit.true(least <= found <= most, f"{least} to {most} copies after {type(settled).__name__}", found, look)
+    kit.true(
+        least <= found <= most,
+        f"{least} to {most} copies after {type(settled).__name__}",
+        found,
+        look,
+    )

@@ -1,7 +1,7 @@
 """Profile *foreign*: what is in a message survives the way, and what a plain client has sent is a first attempt.
 
-A plain client knows nothing of mqcore: no headers of ours, no content type, no publish time. At the seam such a message is one
-with nothing but id and body.
+A plain client knows nothing of mqcore: no headers of ours, no content type, no publish time. At the
+seam such a message is one with nothing but id and body.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Fidelity
 
+_TTL = 60.0
 _BODIES = {
     "empty": b"",
     "zero": b"\x00",
@@ -41,7 +42,12 @@ _BODIES = {
 async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
     """Payloads are bytes of any kind, from none to 1 MiB, and stay what they are."""
     queue = await kit.queue()
-    kit.same(await kit.publish(Outgoing(queue, kit.message(body=body))), [STORED], "stored", "Backend.publish")
+    kit.same(
+        await kit.publish(Outgoing(queue, kit.message(body=body))),
+        [STORED],
+        "stored",
+        "Backend.publish",
+    )
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     came = delivery.message.body
     kit.true(
@@ -58,7 +64,12 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
     queue = await kit.queue()
     sent = kit.message(
         "id-with_~special!chars",
-        headers={"plain": "text", "empty": "", "unicode": "Grüße 世界 \t end", "UPPER.lower_-9": "x" * 4_000},
+        headers={
+            "plain": "text",
+            "empty": "",
+            "unicode": "Grüße 世界 \t end",
+            "UPPER.lower_-9": "x" * 4_000,
+        },
         content_type="application/json; charset=utf-8",
         encoding="identity",
         attempt=3,
@@ -74,7 +85,12 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
         came, wanted = getattr(delivery.message, field), getattr(sent, field)
         if field == "headers":
             came, wanted = dict(came), dict(wanted)
-        kit.same(came, wanted, f"Message.{field}", "where the driver writes and reads it; mqcore.spi.pack and unpack")
+        kit.same(
+            came,
+            wanted,
+            f"Message.{field}",
+            "where the driver writes and reads it; mqcore.spi.pack and unpack",
+        )
 
 
 @case("G17")
@@ -91,7 +107,12 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
     for who in ("the publisher", "a consumer"):
         (delivery,) = await kit.take(consumer, 1)
         came = dict(delivery.message.headers), bytes(delivery.message.body)
-        kit.same(came, ({"colour": "red"}, b"before"), f"nothing of what {who} changed", "Backend.publish: copy")
+        kit.same(
+            came,
+            ({"colour": "red"}, b"before"),
+            f"nothing of what {who} changed",
+            "Backend.publish: copy",
+        )
         with suppress(TypeError):  # that it cannot be done is a good answer
             delivery.message.headers["colour"] = "green"  # type: ignore[index]  # this is what a consumer might try
         await kit.settle(consumer, Release(delivery.receipt))
@@ -112,7 +133,12 @@ def _plain(body: bytes, **fields: Any) -> Message:
 
 async def _stored(kit: Kit, queue: str, *messages: Message) -> None:
     outcomes = await kit.publish(*[Outgoing(queue, message) for message in messages])
-    kit.same(outcomes, [STORED] * len(messages), "all stored", "Backend.publish: optional fields of Message")
+    kit.same(
+        outcomes,
+        [STORED] * len(messages),
+        "all stored",
+        "Backend.publish: optional fields of Message",
+    )
 
 
 @case("G17", ids="C27")
@@ -123,11 +149,26 @@ async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     look = "where the driver reads a message; mqcore.spi.unpack"
     kit.same((delivery.attempt, delivery.message.priority), (1, 5), "attempt and priority", look)
-    kit.same((delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive")
-    for field in ("content_type", "published_at", "correlation_id", "reply_to", "expires_at", "failed_at", "death"):
+    kit.same(
+        (delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive"
+    )
+    for field in (
+        "content_type",
+        "published_at",
+        "correlation_id",
+        "reply_to",
+        "expires_at",
+        "failed_at",
+        "death",
+    ):
         kit.same(getattr(delivery.message, field), None, f"Message.{field}", look)
     kit.same(delivery.expires_in, None, "Delivery.expires_in", "Subscription.receive")
-    kit.same((delivery.message, dict(delivery.message.headers)), (sent, {}), "the message as it was sent", look)
+    kit.same(
+        (delivery.message, dict(delivery.message.headers)),
+        (sent, {}),
+        "the message as it was sent",
+        look,
+    )
 
 
 @case("G17", "G8", needs=(Capability.PRIORITY,))
@@ -148,7 +189,12 @@ _TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
     "bytes": (bytes, b"\x00\xff", None, b"\x00\xff"),
     "text": (str, "Grüße".encode(), None, "Grüße"),
     "json": (TypeAdapter(Order), b'{"number": 3, "more": 1}', None, Order(number=3)),
-    "json-that-says-so": (TypeAdapter(Order), b'{"number": "4"}', "application/json", Order(number=4)),
+    "json-that-says-so": (
+        TypeAdapter(Order),
+        b'{"number": "4"}',
+        "application/json",
+        Order(number=4),
+    ),
     "json-in-utf-16": (
         TypeAdapter(Order),
         '{"number": 5}'.encode("utf-16"),
@@ -159,14 +205,18 @@ _TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
 
 
 @case("G17", ids="C27", each=_TYPES)
-async def a_handler_gets_what_a_plain_client_sent(kit: Kit, kind: tuple[Any, bytes, str | None, Any]) -> None:
+async def a_handler_gets_what_a_plain_client_sent(
+    kit: Kit, kind: tuple[Any, bytes, str | None, Any]
+) -> None:
     """Decoded by its content type, or by the queue's codec where it has none; the context says attempt 1, priority 5, no times."""
     payload, body, content_type, wanted = kind
     broker, queue, facts = await kit.broker(), Queue(kit.name(), payload), list[Any]()
     came = asyncio.Event()
 
     async def handler(value: Any, ctx: Context) -> None:
-        facts.append((value, ctx.attempt, ctx.priority, ctx.redelivered, ctx.published_at, dict(ctx.headers)))
+        facts.append(
+            (value, ctx.attempt, ctx.priority, ctx.redelivered, ctx.published_at, dict(ctx.headers))
+        )
         came.set()
 
     await kit.within(broker.declare(queue))
@@ -175,7 +225,10 @@ async def a_handler_gets_what_a_plain_client_sent(kit: Kit, kind: tuple[Any, byt
     await kit.within(came.wait(), what="the handler run")
     await kit.within(worker.drain())
     kit.same(
-        facts, [(wanted, 1, 5, False, None, {})], "value, attempt, priority, redelivered, published_at, headers", _READ
+        facts,
+        [(wanted, 1, 5, False, None, {})],
+        "value, attempt, priority, redelivered, published_at, headers",
+        _READ,
     )
     kit.same(await kit.contents(queue.name), Counter(), "acked", "Subscription.settle: Ack")
 
@@ -192,7 +245,9 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
 
     await kit.within(broker.declare(queue))
     sent = _plain(gzip.compress(b'{"number": 7}'), content_type="application/json", encoding="gzip")
-    bomb = _plain(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", encoding="gzip")
+    bomb = _plain(
+        gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", encoding="gzip"
+    )
     unknown = _plain(b"\x0b\x02\x80", content_type="application/json", encoding="br")
     await _stored(kit, queue.name, sent, bomb, unknown)
     worker = await kit.worker(broker, queue, handler)
@@ -201,7 +256,12 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
     look = "where the driver writes and reads Message.encoding; mqcore.spi.pack and unpack"
     kit.same(came, [7, 7], "what the handler got", look)
     found = {it.message.id: (it.message.body, it.message.encoding) for it in letters}
-    kit.same(found, {it.id: (it.body, it.encoding) for it in (sent, bomb, unknown)}, "the dead letters", look)
+    kit.same(
+        found,
+        {it.id: (it.body, it.encoding) for it in (sent, bomb, unknown)},
+        "the dead letters",
+        look,
+    )
     reasons = {it.message.id: it.message.death and it.message.death.reason for it in letters}
     undecodable = Reason.UNDECODABLE
     wanted = {sent.id: Reason.RETRIES_EXHAUSTED, bomb.id: undecodable, unknown.id: undecodable}
@@ -218,7 +278,9 @@ _BAD: dict[str, tuple[bytes, str | None, Reason]] = {
 
 
 @case("G11", "G17", ids="C27 C34", each=_BAD)
-async def what_cannot_be_read_is_dead_lettered_at_once(kit: Kit, bad: tuple[bytes, str | None, Reason]) -> None:
+async def what_cannot_be_read_is_dead_lettered_at_once(
+    kit: Kit, bad: tuple[bytes, str | None, Reason]
+) -> None:
     """Poison goes to the dead-letter queue, body byte for byte, without a handler or a retry; its neighbours are handled."""
     body, content_type, reason = bad
     broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(3, fixed(0)))
@@ -240,9 +302,19 @@ async def what_cannot_be_read_is_dead_lettered_at_once(kit: Kit, bad: tuple[byte
     kit.same(handled, [1, 2], "its neighbours", "Subscription.settle")
     message, death = letter.message, letter.message.death
     kept = (message.id, message.body, message.content_type, dict(message.headers))
-    kit.same(kept, (poison.id, body, content_type, {"h": "v"}), "the original message", "Subscription.settle: Move")
+    kit.same(
+        kept,
+        (poison.id, body, content_type, {"h": "v"}),
+        "the original message",
+        "Subscription.settle: Move",
+    )
     record = death and (death.reason, death.queue)
-    kit.same(record, (reason, queue.name), "the record: reason and queue", "Subscription.settle: Move; mqcore.spi.pack")
+    kit.same(
+        record,
+        (reason, queue.name),
+        "the record: reason and queue",
+        "Subscription.settle: Move; mqcore.spi.pack",
+    )
     kit.same(await kit.contents(queue.name), Counter(), "nothing left", "Subscription.settle: Move")
 
 
@@ -263,7 +335,12 @@ async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -
     (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
     await kit.within(worker.drain())
     kit.same(attempts, [1, 2, 3], "attempts", "Subscription.settle: Move")
-    kit.same((letter.message.id, letter.message.body), (sent.id, b"plain"), "id and body", "Subscription.settle: Move")
+    kit.same(
+        (letter.message.id, letter.message.body),
+        (sent.id, b"plain"),
+        "id and body",
+        "Subscription.settle: Move",
+    )
     death = letter.message.death
     record = death and (death.reason, death.attempts)
     look = "Subscription.settle: Move; mqcore.spi.pack"
@@ -273,18 +350,25 @@ async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -
 @case("G17", "G6", needs=(Capability.EXPIRY,))
 async def a_queues_ttl_counts_for_a_bare_message_too(kit: Kit) -> None:
     """Though it has no publish time: from publish where the broker has a clock, else from its first receipt."""
-    queue = await kit.queue(ttl=60.0)
+    queue = await kit.queue(ttl=_TTL)
     await _stored(kit, queue, _plain(b"plain"))
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     left = delivery.expires_in
-    kit.true(left is not None and 0 < left <= 60.0, "at most 60 s to live", left, "Delivery.expires_in")  # noqa: PLR2004 - the queue's ttl
+    kit.true(
+        left is not None and 0 < left <= _TTL, "at most 60 s to live", left, "Delivery.expires_in"
+    )
 
 
 @case("G17")
 async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
-    """Who publishes a request names where its reply goes. A worker writes to nobody else's queue for him, and to none of ours."""
+    """Who publishes a request names where its reply goes.
+
+    A worker writes to nobody else's queue for him, and to none of ours.
+    """
     broker, queue, victim = await kit.broker(), Queue(kit.name()), await kit.queue()
-    requests = [_plain(b"1", reply_to=name) for name in (victim, f"{victim}.dlq", "mq.registry", "mq.lost")]
+    requests = [
+        _plain(b"1", reply_to=name) for name in (victim, f"{victim}.dlq", "mq.registry", "mq.lost")
+    ]
     handled: list[bytes] = []
     came = asyncio.Event()
 
@@ -303,8 +387,18 @@ async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
     look = "Backend.reply_queues"
     kit.same(answer, "a reply", "the reply to a request", look)
     kit.same(await kit.contents(victim), Counter(), "nothing written where no reply belongs", look)
-    kit.same(await kit.contents(f"{victim}.dlq"), Counter(), "nothing written where no reply belongs", look)
-    kit.same(await kit.contents(queue.name), Counter(), "and the requests settled", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(f"{victim}.dlq"),
+        Counter(),
+        "nothing written where no reply belongs",
+        look,
+    )
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(),
+        "and the requests settled",
+        "Subscription.settle: Ack",
+    )
     kit.same(broker.events.counts["reply.failed"], len(requests), "replies refused", look)
 
 

@@ -1,7 +1,8 @@
 """Profile *handover*: what nobody has seen yet, and who is woken for it, when a consumer is cancelled or goes.
 
-A driver may have fetched more than was asked for, and may be the one that was woken. Neither may end with it: what it has fetched
-is handed out or goes back as it was, and a wake-up that it does not use goes to the next who waits.
+A driver may have fetched more than was asked for, and may be the one that was woken. Neither may
+end with it: what it has fetched is handed out or goes back as it was, and a wake-up that it does
+not use goes to the next who waits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _LONG = 600.0
 """Seconds that a receive may wait which the case itself brings to its end."""
 _TURNS = 10
 _PROMPT = 0.2
-"""Seconds on top of a delay's granularity in which the next who waits has it: sooner than by a poll of half a second or more."""
+"""Seconds on top of a delay's granularity in which the next who waits has it: sooner than by a poll of half a second or more.
+"""
 _EARLY = 0.005
 _CANCELLED = "Subscription.receive: cancellation"
 _Waits = tuple["Subscription", "asyncio.Task[list[Delivery]]"]
@@ -51,11 +53,18 @@ async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
         await kit.ack(consumer, rest)
         await kit.within(consumer.close())
         marks = {it.message.id: (it.redelivered, it.takeovers) for it in got + rest}
-        if not kit.capabilities.has(Capability.LEASE):  # then the broker itself marks all that it had sent
-            marks = {name: (False, 0) if name.startswith("new") else mark for name, mark in marks.items()}
+        if not kit.capabilities.has(
+            Capability.LEASE
+        ):  # then the broker itself marks all that it had sent
+            marks = {
+                name: (False, 0) if name.startswith("new") else mark for name, mark in marks.items()
+            }
         wanted = {f"taken-{turn}": (True, 1), f"new-{turn}": (False, 0)}
         kit.same(
-            marks, wanted, f"turn {turn}: redelivered and takeovers as before", f"{_CANCELLED}, Subscription.close"
+            marks,
+            wanted,
+            f"turn {turn}: redelivered and takeovers as before",
+            f"{_CANCELLED}, Subscription.close",
         )
 
 
@@ -68,17 +77,33 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
         names = [f"{turn}-{letter}" for letter in "abc"]
         await kit.put(queue, *names)
         got = await _cancelled(consumer, 2, turn // 2)
-        await kit.advance(0.02 * (turn % 2))  # what it asked for has come by the next call, or comes after it
+        await kit.advance(
+            0.02 * (turn % 2)
+        )  # what it asked for has come by the next call, or comes after it
         deadline = kit.now + kit.harness.patience
         while len(got) < len(names) and kit.now < deadline:
             page = await kit.receive(consumer, 1, wait=0.0)
-            if not page:  # it is on its way; who claims by asking has then asked again, and found the rest
-                kit.true(not got or not claims, f"one of {names} with each call", "nothing from one", _CANCELLED)
+            if (
+                not page
+            ):  # it is on its way; who claims by asking has then asked again, and found the rest
+                kit.true(
+                    not got or not claims,
+                    f"one of {names} with each call",
+                    "nothing from one",
+                    _CANCELLED,
+                )
                 await kit.advance(0.01)
             got += page
         marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
-        kit.same(marks, [(name, False, 0) for name in names], f"turn {turn}: each, in order", _CANCELLED)
-        kit.same(kit.ids(await kit.receive(consumer, wait=0.0)), [], f"turn {turn}: none twice", _CANCELLED)
+        kit.same(
+            marks, [(name, False, 0) for name in names], f"turn {turn}: each, in order", _CANCELLED
+        )
+        kit.same(
+            kit.ids(await kit.receive(consumer, wait=0.0)),
+            [],
+            f"turn {turn}: none twice",
+            _CANCELLED,
+        )
         await kit.ack(consumer, got)
     await kit.within(consumer.close())
     kit.same(await kit.contents(queue), Counter(), "nothing left", _CANCELLED)
@@ -87,7 +112,10 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
 @case("G2", ids="C07")
 async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit: Kit) -> None:
     """A receive ends in time although a claim is under way: what that brings comes with the next ones, unmarked, and once."""
-    queue, look = await kit.queue(), "Subscription.receive: its time ends while a claim is under way"
+    queue, look = (
+        await kit.queue(),
+        "Subscription.receive: its time ends while a claim is under way",
+    )
     consumer = await kit.subscribe(queue)
 
     for turn in range(40):
@@ -123,7 +151,8 @@ async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Del
 async def _waiting(kit: Kit, queue: str, turn: int) -> tuple[list[_Waits], _Waits]:
     """Start four consumers that wait, of one instance or of two: those that will go, and the one that stays.
 
-    Mostly that is the one that has waited for the shortest time, so that the wake-up has to come by way of the others.
+    Mostly that is the one that has waited for the shortest time, so that the wake-up has to come by
+    way of the others.
     """
     backends = [kit.backend, await kit.open()] if turn % 2 else [kit.backend] * 2
     consumers = [await kit.subscribe(queue, backend=backends[number % 2]) for number in range(4)]
@@ -139,7 +168,12 @@ async def _received(consumer: Subscription) -> list[Delivery]:
 def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str) -> None:
     """Fail when more than one of the turns took longer: one that a busy machine has held up is forgiven."""
     slow = sorted(late)[-2]
-    kit.true(slow <= limit, f"{what} within {limit:g} s", f"after {[round(it, 3) for it in late]} s", look)
+    kit.true(
+        slow <= limit,
+        f"{what} within {limit:g} s",
+        f"after {[round(it, 3) for it in late]} s",
+        look,
+    )
 
 
 @case("G2", ids="C23 C09")
@@ -148,7 +182,9 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
     queue, late, look = await kit.queue(), list[float](), "Subscription.close: pass the wake-up on"
     for turn in range(_TURNS):
         going, (stays, task) = await _waiting(kit, queue, turn)
-        stored = await kit.backend.publish([Outgoing(queue, kit.message(f"{turn}"))], timeout=kit.harness.patience)
+        stored = await kit.backend.publish(
+            [Outgoing(queue, kit.message(f"{turn}"))], timeout=kit.harness.patience
+        )
         for _ in range(turn):
             await asyncio.sleep(0)
         for goes, _ in going:
@@ -157,18 +193,32 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
         kit.same(list(stored), [STORED], "stored", "Backend.publish")
         got = await kit.within(task)
         late.append(kit.now - began)
-        kit.same(kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look)
+        kit.same(
+            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look
+        )
         await kit.ack(stays, got)
         await kit.within(stays.close())
     _all_prompt(kit, late, _PROMPT, "the message, for the one who stays,", look)
 
 
-@case("G7", "G2", ids="C23 C07 D03", needs=(Capability.DELAY,), each={"closed": True, "cancelled": False})
+@case(
+    "G7",
+    "G2",
+    ids="C23 C07 D03",
+    needs=(Capability.DELAY,),
+    each={"closed": True, "cancelled": False},
+)
 async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed: bool) -> None:  # noqa: FBT001 - a variant
     """One of four who wait minds the end of a delay, and all but one go before it: that one has the message in time."""
     queue, late, delay = await kit.queue(), list[float](), 0.4
-    stay_open = not closed and kit.capabilities.has(Capability.LEASE)  # others are sent what falls due, and keep it
-    look = "Subscription.close: who minds the next delay" if closed else f"{_CANCELLED}: who minds the next delay"
+    stay_open = not closed and kit.capabilities.has(
+        Capability.LEASE
+    )  # others are sent what falls due, and keep it
+    look = (
+        "Subscription.close: who minds the next delay"
+        if closed
+        else f"{_CANCELLED}: who minds the next delay"
+    )
     for turn in range(_TURNS):
         going, (stays, task) = await _waiting(kit, queue, turn)
         began = kit.now
@@ -179,12 +229,21 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
             if not closed:
                 waiting.cancel()
                 await asyncio.wait([waiting])
-            if not stay_open or kit.now - stored > delay / 2:  # so late its last claim may have brought the message
+            if (
+                not stay_open or kit.now - stored > delay / 2
+            ):  # so late its last claim may have brought the message
                 await kit.within(goes.close())
         got = await kit.within(task)
-        kit.true(kit.now - began >= delay - _EARLY, "nothing early", f"after {kit.now - began:.3f} s", "publish: delay")
+        kit.true(
+            kit.now - began >= delay - _EARLY,
+            "nothing early",
+            f"after {kit.now - began:.3f} s",
+            "publish: delay",
+        )
         late.append(max(kit.now - stored - delay, 0.0))
-        kit.same(kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look)
+        kit.same(
+            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look
+        )
         await kit.ack(stays, got)
         for consumer, _ in [*going, (stays, task)]:
             await kit.within(consumer.close())
@@ -218,9 +277,19 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
         (entry,) = await kit.within(shelf.browse(queue, 10))
         (taken,) = await kit.within(taker.take(queue, [entry.key], 60.0))
         waiting = await kit.start(_received(idle))
-        kit.same(await kit.settle(settles, Release(taken.receipt)), [DONE], "released", "Subscription.settle: Release")
+        kit.same(
+            await kit.settle(settles, Release(taken.receipt)),
+            [DONE],
+            "released",
+            "Subscription.settle: Release",
+        )
         got = await kit.within(waiting)
-        kit.true(kit.now - began >= delay - _EARLY, "nothing early", f"after {kit.now - began:.3f} s", look)
+        kit.true(
+            kit.now - began >= delay - _EARLY,
+            "nothing early",
+            f"after {kit.now - began:.3f} s",
+            look,
+        )
         late.append(max(kit.now - stored - delay, 0.0))
         marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
         kit.same(marks, [(f"{turn}", True, 0)], f"turn {turn}: id, redelivered, takeovers", look)

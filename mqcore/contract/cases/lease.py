@@ -13,7 +13,16 @@ from mqcore.contract.kit import NotShown
 from mqcore.errors import LeaseLost
 from mqcore.queue import Queue
 from mqcore.rules.retry import RetryPolicy
-from mqcore.spi import DONE, STALE, Ack, Capability, Release, Settlement, SupportsCount, SupportsRenew
+from mqcore.spi import (
+    DONE,
+    STALE,
+    Ack,
+    Capability,
+    Release,
+    Settlement,
+    SupportsCount,
+    SupportsRenew,
+)
 
 if TYPE_CHECKING:
     from mqcore.consuming.context import Context
@@ -22,7 +31,8 @@ if TYPE_CHECKING:
 
 LEASE = 1.0
 LATE = 1.0
-"""Seconds after a lease's end, or after a connection's, within which another has the message (G5)."""
+"""Seconds after a lease's end, or after a connection's, within which another has the message (G5).
+"""
 EARLY = 0.005
 SEVERAL = 2.5
 """Leases that a long handler outlives."""
@@ -47,8 +57,18 @@ async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
     before, _, after = kit.now, await kit.take(owner, 1), kit.now
     (delivery,), at = await kit.take(other, 1), kit.now
     look = "Subscription.receive: leases that have ended"
-    kit.true(at - before >= LEASE - EARLY, f"{LEASE:g} s for its owner alone", f"taken after {at - before:.3f} s", look)
-    kit.true(at - after <= LEASE + LATE, f"taken over within {LEASE + LATE:g} s", f"after {at - after:.3f} s", look)
+    kit.true(
+        at - before >= LEASE - EARLY,
+        f"{LEASE:g} s for its owner alone",
+        f"taken after {at - before:.3f} s",
+        look,
+    )
+    kit.true(
+        at - after <= LEASE + LATE,
+        f"taken over within {LEASE + LATE:g} s",
+        f"after {at - after:.3f} s",
+        look,
+    )
     kit.measured["takeover after a lease of 1 s"] = at - after
     _is_taken_over(kit, delivery, "a")
 
@@ -65,18 +85,39 @@ async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bo
     await (kit.kill(victim) if killed else kit.within(victim.close()))
     got = list(await kit.within(waiting, kit.harness.patience + LATE))
     took = kit.now - began
-    kit.true(got and took <= limit, f"it within {limit:g} s", f"{kit.ids(got)} after {took:.3f} s", "Backend.close")
+    kit.true(
+        got and took <= limit,
+        f"it within {limit:g} s",
+        f"{kit.ids(got)} after {took:.3f} s",
+        "Backend.close",
+    )
     kit.measured[f"takeover after a {'kill' if killed else 'close'}"] = took
     _is_taken_over(kit, got[0], "a")
 
 
 def _is_taken_over(kit: Kit, delivery: Delivery, name: str) -> None:
     look = "Subscription.receive: the marks of what a dead owner held"
-    kit.same((delivery.message.id, delivery.attempt), (name, 1), "the message, whose attempts only core counts", look)
-    kit.same((delivery.redelivered, delivery.takeovers), (True, 1), "redelivered, and taken over once", look)
+    kit.same(
+        (delivery.message.id, delivery.attempt),
+        (name, 1),
+        "the message, whose attempts only core counts",
+        look,
+    )
+    kit.same(
+        (delivery.redelivered, delivery.takeovers),
+        (True, 1),
+        "redelivered, and taken over once",
+        look,
+    )
 
 
-@case("G5", "G3", ids="L02 C41", needs=_LEASES, each={"ack": "ack", "release": "release", "move": "move"})
+@case(
+    "G5",
+    "G3",
+    ids="L02 C41",
+    needs=_LEASES,
+    each={"ack": "ack", "release": "release", "move": "move"},
+)
 async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> None:
     """It is answered `Stale` and changes nothing, while the new owner's is done."""
     queue = await kit.queue()
@@ -99,15 +140,26 @@ async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> No
 
 
 @case("G5", ids="C41 L02", each={"ack": Ack, "release": Release})
-async def a_receipt_that_was_used_or_made_up_is_stale(kit: Kit, settlement: type[Ack | Release]) -> None:
+async def a_receipt_that_was_used_or_made_up_is_stale(
+    kit: Kit, settlement: type[Ack | Release]
+) -> None:
     """Settling twice, or with bytes that nobody gave out, changes nothing, and no other item of the batch."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue)
     a, b = await kit.take(consumer, 2)
-    kit.same(await kit.settle(consumer, Ack(a.receipt)), [DONE], "the first ack", "Subscription.settle")
-    came = await kit.settle(consumer, settlement(a.receipt), Ack(b.receipt), settlement(b"forged"), settlement(b""))
-    kit.same(came, [STALE, DONE, STALE, STALE], "an answer each", "Subscription.settle: a receipt that is not ours")
+    kit.same(
+        await kit.settle(consumer, Ack(a.receipt)), [DONE], "the first ack", "Subscription.settle"
+    )
+    came = await kit.settle(
+        consumer, settlement(a.receipt), Ack(b.receipt), settlement(b"forged"), settlement(b"")
+    )
+    kit.same(
+        came,
+        [STALE, DONE, STALE, STALE],
+        "an answer each",
+        "Subscription.settle: a receipt that is not ours",
+    )
     await _empty(kit, queue, "Subscription.settle")
 
 
@@ -121,12 +173,27 @@ async def a_renewed_lease_holds(kit: Kit) -> None:
     look = "SupportsRenew.renew"
     for _ in range(5):
         await kit.advance(LEASE / 2)
-        kit.same(list(await kit.within(backend.renew(queue, [a.receipt], LEASE))), [True], "a claim kept", look)
-    kit.same(kit.ids(await kit.receive(other, wait=0.05)), ["b"], "only what was not renewed, with another", look)
+        kit.same(
+            list(await kit.within(backend.renew(queue, [a.receipt], LEASE))),
+            [True],
+            "a claim kept",
+            look,
+        )
+    kit.same(
+        kit.ids(await kit.receive(other, wait=0.05)),
+        ["b"],
+        "only what was not renewed, with another",
+        look,
+    )
     asked = [a.receipt, b.receipt, b"nobody's"]
     came = list(await kit.within(backend.renew(queue, asked, 30.0)))
     kit.same(came, [True, False, False], "kept, lost, unknown", look)
-    kit.same(await kit.settle(owner, Ack(a.receipt), Ack(b.receipt)), [DONE, STALE], "settled accordingly", look)
+    kit.same(
+        await kit.settle(owner, Ack(a.receipt), Ack(b.receipt)),
+        [DONE, STALE],
+        "settled accordingly",
+        look,
+    )
 
 
 @case("G5", ids="L01", needs=_LEASES, protocols=(SupportsRenew,))
@@ -147,9 +214,24 @@ async def any_open_instance_may_renew_and_settle(kit: Kit) -> None:
     kit.same(list(renewed), [True], "renewed by another instance", "SupportsRenew.renew")
     await kit.advance(2 * LEASE)
     second = await kit.subscribe(queue, lease=LEASE, backend=other)
-    kit.same(kit.ids(await kit.receive(second)), [], "nothing come back", "SupportsRenew.renew: the new lease")
-    kit.same(await kit.settle(second, Ack(delivery.receipt)), [DONE], "settled by another", "Subscription.settle")
-    kit.same(await kit.settle(owner, Ack(delivery.receipt)), [STALE], "gone for its owner", "Subscription.settle")
+    kit.same(
+        kit.ids(await kit.receive(second)),
+        [],
+        "nothing come back",
+        "SupportsRenew.renew: the new lease",
+    )
+    kit.same(
+        await kit.settle(second, Ack(delivery.receipt)),
+        [DONE],
+        "settled by another",
+        "Subscription.settle",
+    )
+    kit.same(
+        await kit.settle(owner, Ack(delivery.receipt)),
+        [STALE],
+        "gone for its owner",
+        "Subscription.settle",
+    )
 
 
 @case("G5", ids="L02", needs=_LEASES, protocols=(SupportsRenew,))
@@ -163,8 +245,15 @@ async def what_was_settled_cannot_be_renewed(kit: Kit) -> None:
     look = "SupportsRenew.renew"
     came = await kit.within(backend.renew(queue, [a.receipt, b.receipt], 30.0))
     kit.same(list(came), [False, False], "settled claims", look)
-    kit.same(list(await kit.within(backend.renew(kit.name(), [a.receipt], 30.0))), [False], "a missing queue", look)
-    kit.same(list((await kit.contents(queue)).elements()), [b.message.id], "what was released", look)
+    kit.same(
+        list(await kit.within(backend.renew(kit.name(), [a.receipt], 30.0))),
+        [False],
+        "a missing queue",
+        look,
+    )
+    kit.same(
+        list((await kit.contents(queue)).elements()), [b.message.id], "what was released", look
+    )
 
 
 @case("G9", ids="L02", needs=(Capability.LEASE, Capability.ORDER))
@@ -178,7 +267,9 @@ async def ended_leases_return_to_their_old_places(kit: Kit) -> None:
     await kit.put(queue, "e")
     await kit.advance(LEASE + LATE)
     got = await kit.take(await kit.subscribe(queue), 5)
-    kit.same(kit.ids(got), list("abcde"), "the old order", "Subscription.receive: leases that have ended")
+    kit.same(
+        kit.ids(got), list("abcde"), "the old order", "Subscription.receive: leases that have ended"
+    )
 
 
 @case("G12", "G5", ids="L02 C46", needs=_LEASES)
@@ -190,7 +281,12 @@ async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
     (old,) = await kit.take(owner, 1)
     (new,) = await kit.take(owner, 1)
     _is_taken_over(kit, new, "a")
-    kit.true(new.receipt != old.receipt, "a receipt of its own for each claim", old.receipt, "Delivery.receipt")
+    kit.true(
+        new.receipt != old.receipt,
+        "a receipt of its own for each claim",
+        old.receipt,
+        "Delivery.receipt",
+    )
     came = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
     kit.same(came, [STALE, DONE], "only the new receipt good", "Subscription.settle: fencing")
 
@@ -218,7 +314,12 @@ async def leases_show_in_the_counts_and_end_there(kit: Kit) -> None:
     kit.same((counts.ready, counts.leased), (1, 2), "ready and leased", "SupportsCount.count")
     await kit.advance(LEASE + LATE)
     (counts,) = await kit.within(backend.count([queue]))
-    kit.same((counts.ready, counts.leased), (3, 0), "ready and leased after the lease", "SupportsCount.count")
+    kit.same(
+        (counts.ready, counts.leased),
+        (3, 0),
+        "ready and leased after the lease",
+        "SupportsCount.count",
+    )
 
 
 @case("G2", "G3", "G5", ids="L03", each={"receive": "receive", "move": "move"})
@@ -231,7 +332,9 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
         victim = await kit.open()
         consumer = await kit.subscribe(queue, prefetch=2, lease=LEASE, backend=victim)
         if call == "receive":
-            dying: asyncio.Future[Any] = asyncio.gather(consumer.receive(2, 1.0), return_exceptions=True)
+            dying: asyncio.Future[Any] = asyncio.gather(
+                consumer.receive(2, 1.0), return_exceptions=True
+            )
         else:
             moves = [kit.successor(it, f"{queue}.dlq") for it in await kit.take(consumer, 2)]
             dying = asyncio.gather(consumer.settle(moves, timeout=1.0), return_exceptions=True)
@@ -241,10 +344,22 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
         await kit.within(dying)
     await kit.advance(LATE + (LEASE if kit.capabilities.has(Capability.LEASE) else 0.0))
     here, moved = await kit.contents(queue), await kit.contents(f"{queue}.dlq")
-    kit.same(sorted(set(here + moved)), names, "every message still there", "Subscription.receive, Subscription.settle")
-    kit.true(max(here.values(), default=1) == 1, "none of them twice in its queue", here, "Backend.close")
+    kit.same(
+        sorted(set(here + moved)),
+        names,
+        "every message still there",
+        "Subscription.receive, Subscription.settle",
+    )
+    kit.true(
+        max(here.values(), default=1) == 1, "none of them twice in its queue", here, "Backend.close"
+    )
     if kit.capabilities.has(Capability.ATOMIC_MOVE):
-        kit.same(sum((here + moved).values()), len(names), "one copy of each", "Subscription.settle: Move")
+        kit.same(
+            sum((here + moved).values()),
+            len(names),
+            "one copy of each",
+            "Subscription.settle: Move",
+        )
 
 
 @case("G5", ids="L05 C11")
@@ -258,8 +373,18 @@ async def an_instance_that_is_opened_again_owns_nothing_of_before(kit: Kit) -> N
     consumer = await kit.subscribe(queue, backend=backend)
     (new,) = await kit.take(consumer, 1)
     _is_taken_over(kit, new, "a")
-    kit.same(await kit.settle(consumer, Ack(old.receipt)), [STALE], "the old receipt", "Backend.open: generations")
-    kit.same(await kit.settle(consumer, Ack(new.receipt)), [DONE], "the new receipt", "Backend.open: generations")
+    kit.same(
+        await kit.settle(consumer, Ack(old.receipt)),
+        [STALE],
+        "the old receipt",
+        "Backend.open: generations",
+    )
+    kit.same(
+        await kit.settle(consumer, Ack(new.receipt)),
+        [DONE],
+        "the new receipt",
+        "Backend.open: generations",
+    )
 
 
 # Through Broker and Worker
@@ -275,9 +400,16 @@ async def settling_what_went_to_another_raises_and_changes_nothing(kit: Kit, how
     held = await kit.within(anext(consumer))
     rival = await kit.subscribe(jobs.name)
     (taken,) = await kit.take(rival, 1)
-    await kit.raises(LeaseLost, getattr(held, how)(), f"LeaseLost for a late {how}", "Subscription.settle: Stale")
+    await kit.raises(
+        LeaseLost, getattr(held, how)(), f"LeaseLost for a late {how}", "Subscription.settle: Stale"
+    )
     kit.true(held.lease_lost, "lease_lost set", held.lease_lost)
-    kit.same(await kit.settle(rival, Ack(taken.receipt)), [DONE], "the new owner's ack", "Subscription.settle: fencing")
+    kit.same(
+        await kit.settle(rival, Ack(taken.receipt)),
+        [DONE],
+        "the new owner's ack",
+        "Subscription.settle: fencing",
+    )
     await kit.within(consumer.close())
     await _empty(kit, jobs.name, "Subscription.settle: fencing")
 
@@ -304,8 +436,18 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
     (taken,) = await kit.take(rival, 1)
     renewals.through = True
     await kit.within(told.wait(), what="the handler cancelled by its lost lease")
-    kit.same(seen, [True], "lease_lost in the handler's context", "SupportsRenew.renew: False for a lost claim")
-    kit.same(await kit.settle(rival, Ack(taken.receipt)), [DONE], "the new owner's ack", "Subscription.settle: fencing")
+    kit.same(
+        seen,
+        [True],
+        "lease_lost in the handler's context",
+        "SupportsRenew.renew: False for a lost claim",
+    )
+    kit.same(
+        await kit.settle(rival, Ack(taken.receipt)),
+        [DONE],
+        "the new owner's ack",
+        "Subscription.settle: fencing",
+    )
 
 
 @case("G5", "G4", ids="L01 C73")
@@ -332,7 +474,12 @@ async def a_handler_longer_than_its_lease_runs_once(kit: Kit) -> None:
 @case("G13", "G4", ids="L04 R09")
 async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> None:
     """A drain gives its handlers time, and others what had not begun: now, not when the grace is over, and not as taken over."""
-    jobs, broker, began, go = Queue(kit.name(), str), await kit.broker(), asyncio.Event(), asyncio.Event()
+    jobs, broker, began, go = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
 
     async def handler(_: str) -> None:
         began.set()
@@ -344,7 +491,10 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
     draining = await kit.start(worker.drain(kit.harness.patience))
     got = await kit.take(await kit.subscribe(jobs.name), 4)
     kit.true(
-        not draining.done(), "the drain still waiting for its handler", "it has ended", "Subscription.settle: Release"
+        not draining.done(),
+        "the drain still waiting for its handler",
+        "it has ended",
+        "Subscription.settle: Release",
     )
     marks = {(it.attempt, it.takeovers) for it in got}
     kit.same(marks, {(1, 0)}, "attempt and takeovers of the four", "Subscription.settle: Release")
@@ -356,7 +506,10 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
 async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
     """A handler that blocks the event loop for several leases is not duplicated: a thread renews by an instance of its own."""
     if not kit.clock.real:
-        raise NotShown("under a virtual clock nothing is renewed from a thread: run the contract once in real time")
+        raise NotShown(
+            "under a virtual clock nothing is renewed from a thread: run the contract once in "
+            "real time"
+        )
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     over, done, seen, starts = Event(), asyncio.Event(), list[str](), list[str]()
 
@@ -386,4 +539,9 @@ async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
     await kit.within(done.wait(), what="the handler run")
     over.set()
     await kit.within(asyncio.gather(*rivals))
-    kit.same((starts, seen), (["x"], []), "one start, nothing for the rival", "SupportsRenew.renew: another instance")
+    kit.same(
+        (starts, seen),
+        (["x"], []),
+        "one start, nothing for the rival",
+        "SupportsRenew.renew: another instance",
+    )

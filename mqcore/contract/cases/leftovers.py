@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from mqcore.spi import Backend
 
 _REFUSED, _CLOSE, _LONG = 5.0, 2.0, 600.0
-"""Seconds: until a connection that is refused is an error, that a close may take, and that a receive may wait."""
+"""Seconds: until a connection that is refused is an error, that a close may take, and that a receive may wait.
+"""
 _CLOSES = "Backend.close: let go of everything"
 _OPENS = "Backend.open: leave nothing open when it fails"
 _KEPT = "Subscription.settle: remove every trace of the message"
@@ -53,7 +54,9 @@ async def an_address_where_nobody_listens_is_an_error_soon(kit: Kit) -> None:
 
     for _ in range(2):
         opening = kit.within(unreachable.open(kit.lost.append), _REFUSED)
-        error = await kit.raises(Exception, opening, "an error of open at a closed port", "Backend.open")
+        error = await kit.raises(
+            Exception, opening, "an error of open at a closed port", "Backend.open"
+        )
         kit.kind(error, ErrorKind.TRANSIENT)
         await before.gone("after an open that failed", _OPENS)
 
@@ -73,7 +76,9 @@ async def nothing_of_an_instance_is_left_after_its_close(kit: Kit) -> None:
     for turn in range(3):
         await kit.within(backend.open(kit.lost.append))
         batch = [Outgoing(queue, kit.message(f"{turn}-{number}")) for number in range(3)]
-        kit.same(await kit.publish(*batch, backend=backend), [STORED] * 3, "stored", "Backend.publish")
+        kit.same(
+            await kit.publish(*batch, backend=backend), [STORED] * 3, "stored", "Backend.publish"
+        )
 
         holds = await kit.subscribe(queue, prefetch=2, lease=2.0, backend=backend)
         first, _ = await kit.take(holds, 2)
@@ -106,7 +111,12 @@ async def nothing_is_left_of_an_open_that_was_cancelled(kit: Kit) -> None:
 
     await kit.open(backend)
     queue = kit.name()
-    kit.same(await _works(kit, backend, queue), [STORED], "stored by the instance, once it is open", "Backend.open")
+    kit.same(
+        await _works(kit, backend, queue),
+        [STORED],
+        "stored by the instance, once it is open",
+        "Backend.open",
+    )
 
 
 async def _works(kit: Kit, backend: Backend, queue: str) -> list[object]:
@@ -126,7 +136,9 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     batch = [Outgoing(queue, kit.message(f"{number}", body=body)) for number in range(30)]
     if kit.capabilities.has(Capability.DELAY):
-        batch += [Outgoing(queue, kit.message(f"later-{number}", body=body), 0.2) for number in range(3)]
+        batch += [
+            Outgoing(queue, kit.message(f"later-{number}", body=body), 0.2) for number in range(3)
+        ]
     kit.same(await kit.publish(*batch), [STORED] * len(batch), "stored", "Backend.publish")
     await _sees_them(kit, before, body, len(batch))
 
@@ -135,10 +147,20 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
     settlements: list[Settlement] = [Release(it.receipt) for it in released]
     settlements += [kit.successor(it, f"{queue}.dlq") for it in held[10:20]]
     settlements += [Ack(it.receipt) for it in held[20:]]
-    kit.same(await kit.settle(consumer, *settlements), [DONE] * len(held), "settled", "Subscription.settle")
+    kit.same(
+        await kit.settle(consumer, *settlements),
+        [DONE] * len(held),
+        "settled",
+        "Subscription.settle",
+    )
     await kit.ack(consumer, await kit.take(consumer, len(released)))
     await kit.within(consumer.close())
-    kit.same((await kit.contents(f"{queue}.dlq")).total(), 10, "moved and acked there", "Subscription.settle: Move")
+    kit.same(
+        (await kit.contents(f"{queue}.dlq")).total(),
+        10,
+        "moved and acked there",
+        "Subscription.settle: Move",
+    )
 
     for name in (queue, f"{queue}.dlq", f"{queue}.again"):
         await _is_empty(kit, name)
@@ -159,7 +181,12 @@ async def _sees_them(kit: Kit, before: Mapping[str, int], body: bytes, count: in
         seen = (Counter(await _stored(kit, body)) - Counter(before)).total()
         if seen >= count:
             return
-        kit.true(kit.now < deadline, f"{count} messages seen in the broker's storage", seen, "Harness.stored")
+        kit.true(
+            kit.now < deadline,
+            f"{count} messages seen in the broker's storage",
+            seen,
+            "Harness.stored",
+        )
         await kit.advance(0.2)
 
 
@@ -169,7 +196,10 @@ async def _is_empty(kit: Kit, queue: str) -> None:
 
     if isinstance(kit.backend, SupportsCount):
         while True:
-            found = [(it.ready, it.leased, it.delayed) for it in await kit.within(kit.backend.count([queue]))]
+            found = [
+                (it.ready, it.leased, it.delayed)
+                for it in await kit.within(kit.backend.count([queue]))
+            ]
             if found in ([], [(0, 0, 0)]):
                 break
             kit.true(kit.now < deadline, f"0 ready, leased and delayed in {queue}", found, _KEPT)
@@ -185,7 +215,9 @@ async def _no_more_than(kit: Kit, before: Mapping[str, int], body: bytes) -> Non
     deadline = kit.now + kit.harness.patience
 
     while more := Counter(await _stored(kit, body)) - Counter(before):
-        kit.true(kit.now < deadline, "no settled message in the broker's storage", dict(more), _KEPT)
+        kit.true(
+            kit.now < deadline, "no settled message in the broker's storage", dict(more), _KEPT
+        )
         await kit.advance(0.2)
 
 
@@ -197,4 +229,9 @@ async def _leaves_no_place(kit: Kit, queue: str, body: bytes) -> None:
         await kit.within(kit.backend.delete(name))
 
     places = [place for place in await _stored(kit, body) if queue in place]
-    kit.same(places, [], "places of a deleted queue in the broker's storage", "delete: remove all that is the queue's")
+    kit.same(
+        places,
+        [],
+        "places of a deleted queue in the broker's storage",
+        "delete: remove all that is the queue's",
+    )

@@ -41,7 +41,9 @@ async def the_highest_goes_first(kit: Kit) -> None:
     """Every level that is declared is told apart: published in no order, received from 10 down to 0."""
     queue, levels = await kit.queue(), _levels(kit)
     mixed = [*levels[1::2], *reversed(levels[::2])]
-    await kit.publish(*[Outgoing(queue, kit.message(f"{level}", priority=level)) for level in mixed])
+    await kit.publish(
+        *[Outgoing(queue, kit.message(f"{level}", priority=level)) for level in mixed]
+    )
     got = kit.ids(await kit.take(await kit.subscribe(queue), len(levels)))
     kit.same(got, [f"{level}" for level in reversed(levels)], "the highest first", _ORDER)
 
@@ -54,7 +56,12 @@ async def inside_a_level_the_first_goes_first(kit: Kit) -> None:
     for name, level in names.items():
         await kit.put(queue, name, priority=level)
     wanted = sorted(names, key=lambda name: (-names[name], name))
-    kit.same(kit.ids(await kit.take(await kit.subscribe(queue), 30)), wanted, "each level in order", _ORDER)
+    kit.same(
+        kit.ids(await kit.take(await kit.subscribe(queue), 30)),
+        wanted,
+        "each level in order",
+        _ORDER,
+    )
 
 
 @case("G8", ids="P07", needs=_NEEDS)
@@ -66,10 +73,18 @@ async def five_is_the_default(kit: Kit) -> None:
     await kit.within(broker.publish(queue, b"default"))
     got = await kit.take(await kit.subscribe(queue.name), 3)
     kit.same(
-        {it.message.body: it.message.priority for it in got}[b"default"], 5, "the default priority", "Message.priority"
+        {it.message.body: it.message.priority for it in got}[b"default"],
+        5,
+        "the default priority",
+        "Message.priority",
     )
     if len(_levels(kit)) == _ALL:
-        kit.same([it.message.body for it in got], [b"six", b"default", b"four"], "4 < the default < 6", _ORDER)
+        kit.same(
+            [it.message.body for it in got],
+            [b"six", b"default", b"four"],
+            "4 < the default < 6",
+            _ORDER,
+        )
 
 
 @case("G8", ids="P03", needs=_NEEDS)
@@ -94,7 +109,11 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
 async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
     """A low one is confirmed, then a high one: another instance gets the high one first, 30 times on a busy machine."""
     queue, other, turns = await kit.queue(), await kit.open(), 30
-    standing = await kit.subscribe(queue, backend=other, prefetch=1) if kit.capabilities.has(Capability.LEASE) else None
+    standing = (
+        await kit.subscribe(queue, backend=other, prefetch=1)
+        if kit.capabilities.has(Capability.LEASE)
+        else None
+    )
 
     with _busy():
         for turn in range(turns):
@@ -103,7 +122,11 @@ async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
             await kit.put(queue, high, priority=10)
             # A broker that sends by itself has sent the low one to a consumer that was there.
             old = standing is not None and turn % 2
-            consumer = standing if old and standing else await kit.subscribe(queue, backend=other, prefetch=1)
+            consumer = (
+                standing
+                if old and standing
+                else await kit.subscribe(queue, backend=other, prefetch=1)
+            )
             came = []
             for _ in range(2):
                 got = await kit.take(consumer, 1)
@@ -152,7 +175,12 @@ async def a_high_message_passes_all_that_nobody_has_yet(kit: Kit) -> None:
     kit.measured["priority inversion (messages)"] = before
     most = prefetch if kit.capabilities[Capability.PRIORITY].level is Level.APPROXIMATE else 0
     look = "Subscription.receive: sort what the driver has buffered"
-    kit.true(before <= most, f"the high one after at most {most} low ones", f"{before} low ones came first", look)
+    kit.true(
+        before <= most,
+        f"the high one after at most {most} low ones",
+        f"{before} low ones came first",
+        look,
+    )
 
 
 @case("G8", ids="P05", needs=_NEEDS)
@@ -164,7 +192,12 @@ async def a_message_keeps_its_priority(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     for _ in range(2):
         got = await kit.take(consumer, 2)
-        kit.same([(it.message.id, it.message.priority) for it in got], [("a", 9), ("z", 1)], "number and place", _ORDER)
+        kit.same(
+            [(it.message.id, it.message.priority) for it in got],
+            [("a", 9), ("z", 1)],
+            "number and place",
+            _ORDER,
+        )
         await kit.settle(consumer, *[Release(it.receipt) for it in reversed(got)])
 
 
@@ -187,7 +220,12 @@ async def a_released_message_does_not_pass_a_higher_one(kit: Kit, pair: tuple[in
     await kit.put(queue, "high", priority=high)
     await kit.settle(consumer, Release(delivery.receipt))
     await kit.advance(kit.harness.silence)
-    kit.same(kit.ids(await kit.take(consumer, 1)), ["high"], f"{high} before {low}", "Subscription.settle: Release")
+    kit.same(
+        kit.ids(await kit.take(consumer, 1)),
+        ["high"],
+        f"{high} before {low}",
+        "Subscription.settle: Release",
+    )
 
 
 @case("G8", "G3", ids="P05", needs=_NEEDS)
@@ -199,11 +237,18 @@ async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     moved = (await kit.take(consumer, 3))[0]
     settled = await kit.settle(consumer, kit.successor(moved, queue))
-    kit.same((moved.message.id, settled), ("moved", [DONE]), "the move done", "Subscription.settle: Move")
+    kit.same(
+        (moved.message.id, settled), ("moved", [DONE]), "the move done", "Subscription.settle: Move"
+    )
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
-    kit.same((set(got[:2]), got[2]), ({"moved", "crashed"}, "plain"), "the higher two before the lower", _ORDER)
+    kit.same(
+        (set(got[:2]), got[2]),
+        ({"moved", "crashed"}, "plain"),
+        "the higher two before the lower",
+        _ORDER,
+    )
 
 
 @case("G8", "G7", ids="P05 D07", needs=(*_NEEDS, Capability.DELAY))
@@ -213,9 +258,16 @@ async def priority_survives_a_delay(kit: Kit) -> None:
     await kit.put(queue, "low", delay=0.3, priority=0)
     await kit.put(queue, "high", delay=0.5, priority=10)
     await kit.put(queue, "ready", priority=0)
-    await kit.advance(0.6 + float(kit.limit(Capability.DELAY, "granularity") or 0.0) + kit.harness.silence)
+    await kit.advance(
+        0.6 + float(kit.limit(Capability.DELAY, "granularity") or 0.0) + kit.harness.silence
+    )
     got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
-    kit.same((got[0], set(got)), ("high", {"high", "low", "ready"}), "the highest of what is ready first", _ORDER)
+    kit.same(
+        (got[0], set(got)),
+        ("high", {"high", "low", "ready"}),
+        "the highest of what is ready first",
+        _ORDER,
+    )
 
 
 @case("G8", needs=_NEEDS)
@@ -226,11 +278,18 @@ async def a_moved_message_has_the_priority_that_the_move_says(kit: Kit) -> None:
     await kit.put(queue, "b", priority=5)
     consumer = await kit.subscribe(queue)
     by_name = {it.message.id: it for it in await kit.take(consumer, 2)}
-    await kit.settle(consumer, kit.successor(by_name["a"], queue, priority=10), Release(by_name["b"].receipt))
+    await kit.settle(
+        consumer, kit.successor(by_name["a"], queue, priority=10), Release(by_name["b"].receipt)
+    )
     await kit.advance(kit.harness.silence)
     got = await kit.take(consumer, 2)
     wanted = [("a", 10), ("b", 5)]
-    kit.same([(it.message.id, it.message.priority) for it in got], wanted, "as moved", "Subscription.settle: Move")
+    kit.same(
+        [(it.message.id, it.message.priority) for it in got],
+        wanted,
+        "as moved",
+        "Subscription.settle: Move",
+    )
 
 
 @case("G8", "G10", ids="P05", needs=_NEEDS)
@@ -245,7 +304,12 @@ async def priority_survives_a_retry(kit: Kit) -> None:
             await kit.within(received.retry())
     got = await kit.take(await kit.subscribe(queue.name), 2)
     seen = [(it.message.body, it.message.priority, it.attempt) for it in got]
-    kit.same(seen, [(b"high", 10, 2), (b"low", 0, 2)], "sorted, at the second attempt", "Subscription.settle: Move")
+    kit.same(
+        seen,
+        [(b"high", 10, 2), (b"low", 0, 2)],
+        "sorted, at the second attempt",
+        "Subscription.settle: Move",
+    )
 
 
 @case("G8", "G11", ids="P05", needs=_NEEDS, protocols=(SupportsBrowse, SupportsTake))
@@ -258,10 +322,17 @@ async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
             await kit.within((await kit.within(anext(deliveries))).reject())
     letters = broker.dead_letters(queue)
     kept = {letter.body: letter.message.priority for letter in await kit.within(letters.list())}
-    kit.same(kept, {b"low": 0, b"high": 10}, "the numbers in the dead-letter queue", "Subscription.settle: Move")
+    kit.same(
+        kept,
+        {b"low": 0, b"high": 10},
+        "the numbers in the dead-letter queue",
+        "Subscription.settle: Move",
+    )
     await kit.within(letters.redrive())
     got = await kit.take(await kit.subscribe(queue.name), 2)
-    kit.same([it.message.body for it in got], [b"high", b"low"], "sorted again after the redrive", _ORDER)
+    kit.same(
+        [it.message.body for it in got], [b"high", b"low"], "sorted again after the redrive", _ORDER
+    )
 
 
 @case("G8", ids="P06", needs=_NEEDS)
@@ -283,10 +354,18 @@ async def a_backlog_in_one_queue_holds_up_no_other(kit: Kit) -> None:
     stuck, free = await kit.subscribe(busy, prefetch=1), await kit.subscribe(other, prefetch=1)
     await kit.take(stuck, 1)
     await kit.put(other, "low", priority=0)
-    kit.same(kit.ids(await kit.take(free, 1)), ["low"], "the other queue's message", "Backend.subscribe")
+    kit.same(
+        kit.ids(await kit.take(free, 1)), ["low"], "the other queue's message", "Backend.subscribe"
+    )
 
 
-@case("G8", "G6", ids="P09", needs=(*_NEEDS, Capability.EXPIRY), each={"high": (10, 0), "low": (0, 10)})
+@case(
+    "G8",
+    "G6",
+    ids="P09",
+    needs=(*_NEEDS, Capability.EXPIRY),
+    each={"high": (10, 0), "low": (0, 10)},
+)
 async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, int]) -> None:
     """Expired ones of a higher or a lower level are handed out too, and the living ones come all the same."""
     dead, alive = levels
@@ -300,7 +379,12 @@ async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, i
         (delivery,) = await kit.take(consumer, 1)
         came[delivery.message.id] = delivery.expires_in is not None and delivery.expires_in <= 0
         await kit.ack(consumer, [delivery])
-    kit.same(came, {f"dead-{number}": True for number in range(5)} | {"alive": False}, "who had expired", _ORDER)
+    kit.same(
+        came,
+        {f"dead-{number}": True for number in range(5)} | {"alive": False},
+        "who had expired",
+        _ORDER,
+    )
 
 
 @case("G8", ids="P04", needs=_NEEDS)

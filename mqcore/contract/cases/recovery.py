@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from mqcore.contract.kit import Kit
 
 _RESUMES, _SLACK, _NOTICED = 2.0, 1.0, 15.0
-"""Seconds: until work goes on (G14), what a busy machine may add to that, and until a dead peer is noticed."""
+"""Seconds: until work goes on (G14), what a busy machine may add to that, and until a dead peer is noticed.
+"""
 
 
 @case("G14", "G2", hooks=("restart",))
@@ -58,7 +59,10 @@ async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
     kit.measured["resumed_after_restart_seconds"] = handled
     told = f"published after {published:.2f} s, handled after {handled:.2f} s"
     kit.true(
-        handled <= _RESUMES + _SLACK, f"handled within {_RESUMES:g} s (and {_SLACK:g} s of slack)", told, "Backend.open"
+        handled <= _RESUMES + _SLACK,
+        f"handled within {_RESUMES:g} s (and {_SLACK:g} s of slack)",
+        told,
+        "Backend.open",
     )
 
 
@@ -87,11 +91,15 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1, backend=backend)
     await kit.take(consumer, 1)
     waiting = await kit.start(consumer.receive(1, 600.0))
-    kit.true(not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch")
+    kit.true(
+        not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch"
+    )
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         await kit.within(told.wait(), _NOTICED + _SLACK, what="`lost` called")
-        await kit.within(asyncio.wait([waiting]), _SLACK, what="an end of the full consumer's receive")
+        await kit.within(
+            asyncio.wait([waiting]), _SLACK, what="an end of the full consumer's receive"
+        )
         came = waiting.exception() or waiting.result()
         look = "Subscription.receive: after a loss, with its prefetch used up"
         kit.true(isinstance(came, Exception), "an exception", f"it returned {came!r}", look)
@@ -126,7 +134,10 @@ async def a_name_is_known_after_a_restart(kit: Kit) -> None:
 @case("G3", "G1", ids="C43", hooks=("mute",))
 async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
     """The successor arrives and its answer does not: the Move is not Done, and its source is let go of with it or not at all."""
-    queue, look = await kit.queue(), "Subscription.settle: Move, when the successor's answer does not come"
+    queue, look = (
+        await kit.queue(),
+        "Subscription.settle: Move, when the successor's answer does not come",
+    )
     target = f"{queue}.dlq"
     await kit.put(queue, "a")
     mover = await kit.open()
@@ -147,13 +158,21 @@ async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
     (again,) = await kit.take(await kit.subscribe(queue), 1)
     kit.same(again.message.id, "a", "the source, for another consumer", look)
     moved = await kit.contents(target)
-    kit.true(moved.total() <= (not one_step), "no successor beside it, or without ATOMIC_MOVE one", moved, look)
+    kit.true(
+        moved.total() <= (not one_step),
+        "no successor beside it, or without ATOMIC_MOVE one",
+        moved,
+        look,
+    )
 
 
 @case("G14", "G5", ids="C06", protocols=(SupportsDelete,))
 async def consumers_learn_that_another_process_deleted_their_queue(kit: Kit) -> None:
     """One that waits and one that is full raise NOT_FOUND, settlements are stale, and the instance works on with a new queue."""
-    queue, look = await kit.queue(), "Subscription.receive: the queue is deleted by another instance"
+    queue, look = (
+        await kit.queue(),
+        "Subscription.receive: the queue is deleted by another instance",
+    )
     await kit.put(queue, "held")
     full, waits = await kit.subscribe(queue, prefetch=1), await kit.subscribe(queue)
     (held,) = await kit.take(full, 1)
@@ -163,7 +182,12 @@ async def consumers_learn_that_another_process_deleted_their_queue(kit: Kit) -> 
     for task in waiting:
         error = await kit.raises(Exception, task, "an error of receive, NOT_FOUND", look)
         kit.kind(error, ErrorKind.NOT_FOUND, look)
-    kit.same(await kit.settle(full, Ack(held.receipt)), [STALE], "a late settlement", "Subscription.settle")
+    kit.same(
+        await kit.settle(full, Ack(held.receipt)),
+        [STALE],
+        "a late settlement",
+        "Subscription.settle",
+    )
     for consumer in (full, waits):
         await kit.within(consumer.close(), _RESUMES)
 
@@ -188,8 +212,16 @@ async def a_worker_goes_on_when_another_process_deleted_its_queue(kit: Kit) -> N
 
     other = await kit.open()
     await kit.within(cast("SupportsDelete", other).delete(queue.name))
-    message, deadline = kit.message("after", body=b'"after"', content_type="application/json"), kit.now + 15.0
+    message, deadline = (
+        kit.message("after", body=b'"after"', content_type="application/json"),
+        kit.now + 15.0,
+    )
     while (await kit.publish(Outgoing(queue.name, message), backend=other)) != [STORED]:
-        kit.true(kit.now < deadline, "the queue declared again within 15 s", "it is missing", "Subscription.receive")
+        kit.true(
+            kit.now < deadline,
+            "the queue declared again within 15 s",
+            "it is missing",
+            "Subscription.receive",
+        )
         await kit.advance(0.1)
     kit.same(await kit.within(came.get()), "after", "the message handled", "Subscription.receive")

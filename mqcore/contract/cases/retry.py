@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 MOVE = "Subscription.settle: Move"
 SLACK = 0.5
-"""Seconds between a due time and the handler's start that are not the backend's: this process, its loop, its round trips."""
+"""Seconds between a due time and the handler's start that are not the backend's: this process, its loop, its round trips.
+"""
 EARLY = 0.005
 _DELAYS = (Capability.DELAY,)
 AT_ONCE = fixed(0.0)
@@ -57,7 +58,9 @@ async def a_move_stores_the_successor_and_lets_go_of_the_source(kit: Kit) -> Non
     before, got = await kit.take(await kit.subscribe(target), 2)
     kit.same(kit.ids([before, got]), ["before", "a"], "a place at the end", MOVE)
     kit.same(got.message, move.to.message, "the successor as it was given", MOVE)
-    kit.same((got.redelivered, got.takeovers), (False, 0), "no marks: it was never handed out", MOVE)
+    kit.same(
+        (got.redelivered, got.takeovers), (False, 0), "no marks: it was never handed out", MOVE
+    )
     kit.same(await kit.contents(source), Counter(), "the source gone", MOVE)
 
 
@@ -70,8 +73,18 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
     for hop in range(10):
         (delivery,) = await kit.take(consumer, 1)
         came = (delivery.message.id, delivery.message.hop, delivery.attempt)
-        kit.same(came, ("a", hop, hop + 1), f"the successor of Move {hop}", f"{MOVE}, and dedup by Message.copy_name")
-        kit.same(await kit.settle(consumer, kit.successor(delivery, queue, attempt=hop + 2)), [DONE], "the Move", MOVE)
+        kit.same(
+            came,
+            ("a", hop, hop + 1),
+            f"the successor of Move {hop}",
+            f"{MOVE}, and dedup by Message.copy_name",
+        )
+        kit.same(
+            await kit.settle(consumer, kit.successor(delivery, queue, attempt=hop + 2)),
+            [DONE],
+            "the Move",
+            MOVE,
+        )
     await kit.within(consumer.close())  # a driver may have fetched the last one for it already
     kit.same(await kit.contents(queue), Counter("a"), "one copy", MOVE)
 
@@ -87,10 +100,14 @@ async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
     for to in (queue, dead, queue, dead, queue, queue, dead):
         (delivery,) = await kit.take(at[here], 1)
         move = kit.successor(delivery, to)
-        kit.same(await kit.settle(at[here], move), [DONE], f"hop {move.to.message.hop} to {to}", look)
+        kit.same(
+            await kit.settle(at[here], move), [DONE], f"hop {move.to.message.hop} to {to}", look
+        )
         here = to
     (letter,) = await kit.take(at[dead], 1)
-    kit.same((letter.message.id, letter.message.hop), ("a", 7), "the message after seven Moves", look)
+    kit.same(
+        (letter.message.id, letter.message.hop), ("a", 7), "the message after seven Moves", look
+    )
     kit.same(await kit.contents(queue), Counter(), "no other copy", look)
 
 
@@ -101,11 +118,23 @@ async def a_failed_move_leaves_its_source_leased(kit: Kit) -> None:
     await kit.put(queue, "a", "b")
     consumer, other = await kit.subscribe(queue), await kit.subscribe(queue)
     a, b = await kit.take(consumer, 2)
-    failed, done = await kit.settle(consumer, kit.successor(a, kit.name()), kit.successor(b, f"{queue}.dlq"))
-    kit.true(isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND, "Failed(NOT_FOUND)", failed, MOVE)
+    failed, done = await kit.settle(
+        consumer, kit.successor(a, kit.name()), kit.successor(b, f"{queue}.dlq")
+    )
+    kit.true(
+        isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND,
+        "Failed(NOT_FOUND)",
+        failed,
+        MOVE,
+    )
     kit.same(done, DONE, "the other item", MOVE)
     kit.same(kit.ids(await kit.receive(other)), [], "the source still leased", MOVE)
-    kit.same(await kit.settle(consumer, kit.successor(a, f"{queue}.dlq")), [DONE], "settled otherwise", MOVE)
+    kit.same(
+        await kit.settle(consumer, kit.successor(a, f"{queue}.dlq")),
+        [DONE],
+        "settled otherwise",
+        MOVE,
+    )
     kit.same(await kit.contents(f"{queue}.dlq"), Counter("ab"), "both moved", MOVE)
 
 
@@ -123,7 +152,13 @@ async def a_stale_move_stores_nothing(kit: Kit) -> None:
     kit.same(await kit.contents(f"{queue}.dlq"), Counter(), "no copy", MOVE)
 
 
-@case("G1", "G3", ids="R08", needs=(Capability.DEDUP,), each={"published": "published", "moved": "moved"})
+@case(
+    "G1",
+    "G3",
+    ids="R08",
+    needs=(Capability.DEDUP,),
+    each={"published": "published", "moved": "moved"},
+)
 async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) -> None:
     """A crash between storing and letting go, or an unknown outcome and a second try: the same name, one copy, no loss."""
     queue = await kit.queue()
@@ -133,9 +168,19 @@ async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) ->
     move = kit.successor(delivery, f"{queue}.dlq")
     if before == "published":
         kit.same(await kit.publish(move.to), [STORED], "the successor alone", "Backend.publish")
-        kit.same(await kit.settle(consumer, move), [DONE], "the Move after it", f"{MOVE}, a duplicate successor")
+        kit.same(
+            await kit.settle(consumer, move),
+            [DONE],
+            "the Move after it",
+            f"{MOVE}, a duplicate successor",
+        )
     else:
-        kit.same(await kit.settle(consumer, move, move), [DONE, STALE], "the Move, and the Move again", MOVE)
+        kit.same(
+            await kit.settle(consumer, move, move),
+            [DONE, STALE],
+            "the Move, and the Move again",
+            MOVE,
+        )
     kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "one copy", MOVE)
     kit.same(await kit.contents(queue), Counter(), "the source gone", MOVE)
 
@@ -145,7 +190,9 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
     """Published again where that is no duplicate, or moved there from two queues: both are retried, and both dead-lettered."""
     queue, window = await kit.queue(), float(kit.limit(Capability.DEDUP, "window") or 0.0)
     if published and window > kit.harness.patience and kit.clock.real:
-        raise NotShown(f"the DEDUP window of {window:g} s is too long to wait for: it takes a virtual clock")
+        raise NotShown(
+            f"the DEDUP window of {window:g} s is too long to wait for: it takes a virtual clock"
+        )
     for origin in (queue, queue) if published else (await kit.queue(), await kit.queue()):
         await kit.put(origin, "a")
         if not published:
@@ -154,11 +201,21 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
             move = Move(delivery.receipt, Outgoing(queue, delivery.message.moved(origin)))
             kit.same(await kit.settle(moving, move), [DONE], "the Move into the shared queue", MOVE)
         await kit.advance(window * published + 0.001)
-    consumer, look = await kit.subscribe(queue), f"{MOVE}: its successor is no duplicate of another copy's"
+    consumer, look = (
+        await kit.subscribe(queue),
+        f"{MOVE}: its successor is no duplicate of another copy's",
+    )
     for to in (queue, f"{queue}.dlq"):
         for delivery in await kit.take(consumer, 2):  # each in a batch of its own
-            kit.same(await kit.settle(consumer, kit.successor(delivery, to)), [DONE], f"the Move to {to}", look)
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter("aa"), "both copies, after two Moves each", look)
+            kit.same(
+                await kit.settle(consumer, kit.successor(delivery, to)),
+                [DONE],
+                f"the Move to {to}",
+                look,
+            )
+    kit.same(
+        await kit.contents(f"{queue}.dlq"), Counter("aa"), "both copies, after two Moves each", look
+    )
 
 
 @case("G9", ids="C60")
@@ -168,9 +225,16 @@ async def moves_of_one_batch_keep_their_order(kit: Kit) -> None:
     names = [f"{n:02}" for n in range(20)]
     await kit.put(queue, *names)
     consumer = await kit.subscribe(queue)
-    got = sorted(await kit.take(consumer, 20), key=lambda delivery: delivery.message.id, reverse=True)
+    got = sorted(
+        await kit.take(consumer, 20), key=lambda delivery: delivery.message.id, reverse=True
+    )
     await kit.settle(consumer, *[kit.successor(delivery, f"{queue}.dlq") for delivery in got])
-    kit.same(kit.ids(await kit.take(await kit.subscribe(f"{queue}.dlq"), 20)), names[::-1], "the Moves' order", MOVE)
+    kit.same(
+        kit.ids(await kit.take(await kit.subscribe(f"{queue}.dlq"), 20)),
+        names[::-1],
+        "the Moves' order",
+        MOVE,
+    )
 
 
 @case("G4", "G10", ids="R01 C44")
@@ -181,7 +245,12 @@ async def the_attempt_survives_a_crash(kit: Kit) -> None:
     await kit.take(await kit.subscribe(queue, lease=1.0, backend=victim), 1)
     await kit.kill(victim)
     (again,) = await kit.take(await kit.subscribe(queue), 1)
-    kit.same((again.attempt, again.takeovers), (3, 1), "the attempt as it was, taken over once", "Subscription.receive")
+    kit.same(
+        (again.attempt, again.takeovers),
+        (3, 1),
+        "the attempt as it was, taken over once",
+        "Subscription.receive",
+    )
 
 
 # Through Broker and Worker
@@ -193,7 +262,9 @@ _HEADERS = "Subscription.receive: hand out headers that cannot be changed, as `u
 class Failing:
     """A handler that notes when it ran and what it knew, raises what it was given, and says when it has run often enough."""
 
-    def __init__(self, kit: Kit, *errors: Exception | None, always: Exception | None = None, enough: int = 0) -> None:
+    def __init__(
+        self, kit: Kit, *errors: Exception | None, always: Exception | None = None, enough: int = 0
+    ) -> None:
         """`errors` one after the other, None for success; then `always`."""
         self.kit, self.errors, self.always = kit, list(errors), always
         self.enough, self.reached = enough or len(errors), asyncio.Event()
@@ -220,9 +291,14 @@ class Failing:
         """Fail unless the waits between the runs were these, never early and late by no more than is declared."""
         came = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         late = float(self.kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
-        fits = len(came) == len(waits) and all(-EARLY <= it - due <= late for it, due in zip(came, waits, strict=True))
+        fits = len(came) == len(waits) and all(
+            -EARLY <= it - due <= late for it, due in zip(came, waits, strict=True)
+        )
         self.kit.true(
-            fits, f"waits of {waits} s, at most {late:g} s late", [round(it, 3) for it in came], "a Move's delay"
+            fits,
+            f"waits of {waits} s, at most {late:g} s late",
+            [round(it, 3) for it in came],
+            "a Move's delay",
         )
 
 
@@ -254,13 +330,24 @@ async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[fl
     jobs = await _failing(kit, handler, RetryPolicy(3, wanted[0]))
     handler.waited(*wanted[1])
     death = (await _dead(kit, jobs)).death
-    kit.same(death and (death.reason, death.attempts), (Reason.RETRIES_EXHAUSTED, 3), "dead after three", MOVE)
+    kit.same(
+        death and (death.reason, death.attempts),
+        (Reason.RETRIES_EXHAUSTED, 3),
+        "dead after three",
+        MOVE,
+    )
 
 
 @case("G10", ids="R02", needs=_DELAYS)
 async def jitter_spreads_what_failed_together(kit: Kit) -> None:
     """With full jitter each wait lies between nothing and the policy's figure, and they differ."""
-    jobs, broker, began, waits, over = Queue(kit.name(), str), await kit.broker(), {}, list[float](), asyncio.Event()
+    jobs, broker, began, waits, over = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        {},
+        list[float](),
+        asyncio.Event(),
+    )
     count, granularity = 20, float(kit.limit(Capability.DELAY, "granularity") or 1.0)
     figure = max(1.0, 4 * granularity)  # a spread that a backend's rounding does not hide
 
@@ -276,26 +363,52 @@ async def jitter_spreads_what_failed_together(kit: Kit) -> None:
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(figure, jitter=True)))
     await kit.within(over.wait(), what="every message handled again")
     late = granularity + SLACK
-    kit.true(max(waits) <= figure + late, f"no wait above {figure:g} s and {late:g} s", max(waits), "a Move's delay")
-    kit.true(max(waits) - min(waits) > late / 10, "waits that differ", (min(waits), max(waits)), "a Move's delay")
+    kit.true(
+        max(waits) <= figure + late,
+        f"no wait above {figure:g} s and {late:g} s",
+        max(waits),
+        "a Move's delay",
+    )
+    kit.true(
+        max(waits) - min(waits) > late / 10,
+        "waits that differ",
+        (min(waits), max(waits)),
+        "a Move's delay",
+    )
 
 
 @case("G10", ids="R03", needs=_DELAYS)
 async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
     """`max_age` counts from the first publish and ends the attempts, however many are left."""
     handler = Failing(kit, always=ValueError("no"), enough=2)
-    death = (await _dead(kit, await _failing(kit, handler, RetryPolicy(50, fixed(0.3), max_age=1.0)))).death
-    kit.same(death and death.reason, Reason.RETRIES_EXHAUSTED, "dead for its age", "Message.published_at")
+    death = (
+        await _dead(kit, await _failing(kit, handler, RetryPolicy(50, fixed(0.3), max_age=1.0)))
+    ).death
+    kit.same(
+        death and death.reason, Reason.RETRIES_EXHAUSTED, "dead for its age", "Message.published_at"
+    )
     lasted = handler.times[-1] - handler.times[0]
-    # The age is judged when the retry is decided on; its wait may end late by as much as the backend declares (G7).
+    # The age is judged when the retry is decided on; its wait may end late by as much as the
+    # backend declares (G7).
     limit = 1.0 + float(kit.limit(Capability.DELAY, "granularity") or 0.0)
     told = f"one after {lasted:.2f} s"
-    kit.true(lasted <= limit, f"no attempt after {limit:g} s", told, "Message.published_at kept by a Move")
+    kit.true(
+        lasted <= limit,
+        f"no attempt after {limit:g} s",
+        told,
+        "Message.published_at kept by a Move",
+    )
 
 
 _CLASSES: dict[str, tuple[RetryPolicy, tuple[Exception, ...]]] = {
-    "retry_on": (RetryPolicy(5, AT_ONCE, retry_on=(OSError,)), (ConnectionResetError(), KeyError("k"))),
-    "give_up_on": (RetryPolicy(5, AT_ONCE, give_up_on=(OSError,)), (KeyError("k"), FileNotFoundError())),
+    "retry_on": (
+        RetryPolicy(5, AT_ONCE, retry_on=(OSError,)),
+        (ConnectionResetError(), KeyError("k")),
+    ),
+    "give_up_on": (
+        RetryPolicy(5, AT_ONCE, give_up_on=(OSError,)),
+        (KeyError("k"), FileNotFoundError()),
+    ),
     "reject": (RetryPolicy(5, AT_ONCE), (ValueError(), Reject("never again"))),
 }
 
@@ -318,7 +431,12 @@ async def a_retry_may_ask_for_its_own_wait_but_not_for_more_attempts(kit: Kit) -
     jobs = await _failing(kit, handler, RetryPolicy(3, fixed(3600.0)))
     handler.waited(0.3, 0.3)
     death = (await _dead(kit, jobs)).death
-    kit.same(death and (death.reason, death.attempts), (Reason.RETRIES_EXHAUSTED, 3), "dead after three", MOVE)
+    kit.same(
+        death and (death.reason, death.attempts),
+        (Reason.RETRIES_EXHAUSTED, 3),
+        "dead after three",
+        MOVE,
+    )
 
 
 @case("G10", "G4", "G8", ids="R06 R07 C44 C51 P05")
@@ -329,9 +447,16 @@ async def a_retry_keeps_what_the_message_was(kit: Kit) -> None:
     await _failing(kit, handler, RetryPolicy(3, AT_ONCE), id="me", headers=HEADERS, **priority)
     kit.same(handler.attempts, [1, 2, 3], "attempts counted", MOVE)
     kit.same([ctx.redelivered for ctx in handler.seen], [False, True, True], "marks", MOVE)
-    kit.same([dict(ctx.headers) for ctx in handler.seen], [HEADERS] * 3, "headers as published", _HEADERS)
+    kit.same(
+        [dict(ctx.headers) for ctx in handler.seen], [HEADERS] * 3, "headers as published", _HEADERS
+    )
     for name in ("id", "priority", "published_at", "content_type", "correlation_id"):
-        kit.same(len({getattr(ctx, name) for ctx in handler.seen}), 1, f"one {name} for all attempts", MOVE)
+        kit.same(
+            len({getattr(ctx, name) for ctx in handler.seen}),
+            1,
+            f"one {name} for all attempts",
+            MOVE,
+        )
 
 
 @case("G10", "G4", ids="R01", needs=_DELAYS)
@@ -348,31 +473,49 @@ async def attempts_are_counted_across_workers(kit: Kit) -> None:
         attempts += handler.attempts
     kit.same(attempts, [1, 2, 3], "attempts", "Message.attempt kept by a Move")
     death = (await _dead(kit, jobs)).death
-    kit.same(death and death.attempts, 3, "attempts in the record", "Message.attempt kept by a Move")
+    kit.same(
+        death and death.attempts, 3, "attempts in the record", "Message.attempt kept by a Move"
+    )
 
 
 @case("G10", "G7", ids="R07 D03", needs=_DELAYS, protocols=(SupportsCount,))
 async def nobody_waits_in_a_worker(kit: Kit) -> None:
     """A message that waits for its retry is delayed in the broker: it holds no slot and no lease, and needs no worker."""
-    jobs, broker, handler = Queue(kit.name(), str), await kit.broker(), Failing(kit, ValueError(), None, enough=2)
+    jobs, broker, handler = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        Failing(kit, ValueError(), None, enough=2),
+    )
     await kit.within(broker.publish(jobs, "x"))
     policy = RetryPolicy(3, fixed(1.5))
     worker = await kit.worker(broker, jobs, handler, retry=policy, concurrency=1, prefetch=1)
     await kit.advance(0.3)
-    (counts,) = await kit.within(broker.counts(jobs))  # a broker may not tell what others have delayed
+    (counts,) = await kit.within(
+        broker.counts(jobs)
+    )  # a broker may not tell what others have delayed
     kit.same((counts.delayed, counts.leased), (1, 0), "delayed, not leased", "SupportsCount.count")
     await kit.within(broker.publish(jobs, "y"))
     await kit.within(handler.reached.wait(), what="as many attempts as the case waits for")
     kit.same(handler.attempts, [1, 1], "another message meanwhile", "a Move's delay")
     await kit.within(worker.drain(0))
     (later,) = await kit.take(await kit.subscribe(jobs.name), 1)
-    kit.same((later.message.body, later.attempt), (b"x", 2), "it is due when nobody remembers it", "a Move's delay")
+    kit.same(
+        (later.message.body, later.attempt),
+        (b"x", 2),
+        "it is due when nobody remembers it",
+        "a Move's delay",
+    )
 
 
 @case("G10", "G11", ids="R10", needs=_DELAYS)
 async def an_outage_within_the_policys_patience_kills_nothing(kit: Kit) -> None:
     """While all that handlers need is down, messages wait and are tried at the policy's pace; none is dead-lettered."""
-    jobs, broker, done, over = Queue(kit.name(), str), await kit.broker(), Counter[str](), asyncio.Event()
+    jobs, broker, done, over = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        Counter[str](),
+        asyncio.Event(),
+    )
     names, starts, back = [f"job {n}" for n in range(10)], list[str](), kit.now + 1.2
 
     async def handler(job: str) -> None:
@@ -387,7 +530,12 @@ async def an_outage_within_the_policys_patience_kills_nothing(kit: Kit) -> None:
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(20, fixed(0.5)))
     await kit.within(over.wait(), what="every message handled again")
     kit.same(done, Counter(names), "each done once", MOVE)
-    kit.true(len(starts) <= 5 * len(names), "no more than a start every 0.5 s each", len(starts), "a Move's delay")
+    kit.true(
+        len(starts) <= 5 * len(names),
+        "no more than a start every 0.5 s each",
+        len(starts),
+        "a Move's delay",
+    )
     kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no dead letters", MOVE)
 
 

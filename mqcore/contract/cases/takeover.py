@@ -36,7 +36,9 @@ async def every_takeover_is_counted(kit: Kit) -> None:
         counted = counted and delivery.counted
         if number < 3:  # noqa: PLR2004 - the deaths
             await kit.kill(victim)
-    kit.same(seen, [0, 1, 2, 3] if counted else [0, 1, 1, 1], "takeovers", f"{_COUNT}, counted={counted}")
+    kit.same(
+        seen, [0, 1, 2, 3] if counted else [0, 1, 1, 1], "takeovers", f"{_COUNT}, counted={counted}"
+    )
 
 
 @case("G4", "G13", ids="X07 R01 C45")
@@ -77,7 +79,9 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
         (delivery,) = await kit.take(consumer, 1)
         marks.append((delivery.takeovers, delivery.started))
         if end in {"noted", "released"}:
-            noted = await kit.within(cast("SupportsStart", victim).note_start(queue, [delivery.receipt]))
+            noted = await kit.within(
+                cast("SupportsStart", victim).note_start(queue, [delivery.receipt])
+            )
             kit.same(list(noted), [True], "noted", look)
         if end == "released":
             await kit.settle(consumer, Release(delivery.receipt))
@@ -86,7 +90,9 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
     wanted = [(0, False), (1, False), (1, False), (2, False), (3, True), (4, True)]
     kit.same(marks, wanted, "takeovers, started", look)
     await kit.ack(consumer, [delivery])
-    late = await kit.within(cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt]))
+    late = await kit.within(
+        cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt])
+    )
     kit.same(list(late), [False], "a note of what is settled", look)
 
 
@@ -96,7 +102,12 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
 @case("G4", "G11", ids="X07 R01", protocols=(SupportsStart,))
 async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
     """Four processes die between the claim from the quarantine and the handler's start: it runs as a first attempt."""
-    jobs, broker, attempts, ended = Queue(kit.name(), str), await kit.broker(), list[int](), asyncio.Event()
+    jobs, broker, attempts, ended = (
+        Queue(kit.name(), str),
+        await kit.broker(),
+        list[int](),
+        asyncio.Event(),
+    )
 
     async def handler(_: str, ctx: Context) -> None:
         attempts.append(ctx.attempt)
@@ -136,7 +147,9 @@ async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
     await kit.within(running.wait(), what="the long handler begun")
     await kit.kill(victim)
     await kit.within(ended.wait(), what="what a dead consumer held, handled beside the long one")
-    kit.same(worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT)
+    kit.same(
+        worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT
+    )
     go.set()
 
 
@@ -154,5 +167,9 @@ async def with_after_crash_count_each_takeover_is_an_attempt(kit: Kit) -> None:
     came = death and (death.reason, death.attempts)
     kit.same(came, (Reason.CRASHED, TWICE.max_attempts), "reason, attempts", _COUNT)
     kit.same(fleet.starts["killer"], TWICE.max_attempts, "starts of the killer", _COUNT)
-    kit.same(worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT)
-    kit.same(await kit.contents(jobs.name), Counter(), "an empty queue", "Subscription.settle: Move")
+    kit.same(
+        worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT
+    )
+    kit.same(
+        await kit.contents(jobs.name), Counter(), "an empty queue", "Subscription.settle: Move"
+    )

@@ -94,14 +94,24 @@ async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) 
         await kit.put(queue, name, ttl=ttl)
     await kit.advance(0.8)
     got = {it.message.id: _expired(it) for it in await kit.take(await kit.subscribe(queue), 4)}
-    kit.same(got, {"dead-1": True, "long": False, "dead-2": True, "for-ever": False}, "who has expired", _TOLD)
+    kit.same(
+        got,
+        {"dead-1": True, "long": False, "dead-2": True, "for-ever": False},
+        "who has expired",
+        _TOLD,
+    )
 
 
 @case(
     "G6",
     ids="T04",
     needs=_NEEDS,
-    each={"message": (5.0, 20.0), "queue": (20.0, 5.0), "queue only": (None, 5.0), "message only": (5.0, None)},
+    each={
+        "message": (5.0, 20.0),
+        "queue": (20.0, 5.0),
+        "queue only": (None, 5.0),
+        "message only": (5.0, None),
+    },
 )
 async def the_shorter_ttl_wins(kit: Kit, ttls: tuple[float | None, float | None]) -> None:
     """Of the message's own ttl and its queue's."""
@@ -150,7 +160,13 @@ async def the_wait_of_a_retry_does_not_stop_the_clock(kit: Kit) -> None:
     (delivery,) = await kit.take(consumer, 1)
     await kit.settle(consumer, kit.successor(delivery, queue, 0.6, attempt=2))
     (delivery,) = await kit.take(consumer, 1)
-    _near(kit, delivery.expires_in, 10.0, began, "Subscription.settle: a delayed Move copies expires_at")
+    _near(
+        kit,
+        delivery.expires_in,
+        10.0,
+        began,
+        "Subscription.settle: a delayed Move copies expires_at",
+    )
 
 
 @case("G6", ids="T06", needs=_NEEDS)
@@ -163,7 +179,13 @@ async def a_move_may_give_a_new_ttl(kit: Kit) -> None:
     moved, began = kit.successor(delivery, queue), kit.now
     await kit.settle(consumer, Move(moved.receipt, Outgoing(queue, moved.to.message, 0.0, 5.0)))
     await kit.within(consumer.close())
-    _near(kit, (await _left(kit, queue))["a"], 5.0, began, "Subscription.settle: Outgoing.ttl of a Move")
+    _near(
+        kit,
+        (await _left(kit, queue))["a"],
+        5.0,
+        began,
+        "Subscription.settle: Outgoing.ttl of a Move",
+    )
 
 
 @case("G6", "G11", ids="T10", needs=_NEEDS)
@@ -176,7 +198,12 @@ async def a_dead_letter_never_expires_again(kit: Kit) -> None:
     (delivery,) = await kit.take(consumer, 1)
     await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", expires_at=None))
     await kit.advance(1.0)
-    kit.same(await _left(kit, f"{queue}.dlq"), {"a": None}, "no expiry on the dead letter", "Subscription.settle: Move")
+    kit.same(
+        await _left(kit, f"{queue}.dlq"),
+        {"a": None},
+        "no expiry on the dead letter",
+        "Subscription.settle: Move",
+    )
 
 
 @case("G6", "G7", ids="D06", needs=_BOTH)
@@ -185,10 +212,19 @@ async def what_expires_inside_its_delay_never_comes_alive(kit: Kit) -> None:
     queue, sweeps = await kit.queue(), kit.limit(Capability.EXPIRY, "sweep")
     consumer, began = await kit.subscribe(queue), kit.now
     waiting = await kit.start(consumer.receive(1, 600.0))
-    kit.same(await kit.publish(Outgoing(queue, kit.message("a"), 60.0 if sweeps else 1.5, 0.5)), [STORED], "stored")
+    kit.same(
+        await kit.publish(Outgoing(queue, kit.message("a"), 60.0 if sweeps else 1.5, 0.5)),
+        [STORED],
+        "stored",
+    )
     (delivery,) = await kit.within(waiting)
     kit.true(_expired(delivery), "expires_in <= 0", delivery.expires_in, _TOLD)
-    kit.true(kit.now - began >= 0.5 - 0.005, "not before it expires", f"after {kit.now - began:.3f} s", _SWEEP)
+    kit.true(
+        kit.now - began >= 0.5 - 0.005,
+        "not before it expires",
+        f"after {kit.now - began:.3f} s",
+        _SWEEP,
+    )
 
 
 @case("G6", "G7", ids="D06", needs=_BOTH)
@@ -198,7 +234,12 @@ async def a_ttl_longer_than_the_delay_counts_from_publish(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     await kit.put(queue, "a", delay=0.6, ttl=5.0)
     (delivery,) = await kit.take(consumer, 1)
-    kit.true(kit.now - began >= 0.6 - 0.005, "not before it is due", f"after {kit.now - began:.3f} s", "the delay")
+    kit.true(
+        kit.now - began >= 0.6 - 0.005,
+        "not before it is due",
+        f"after {kit.now - began:.3f} s",
+        "the delay",
+    )
     _near(kit, delivery.expires_in, 5.0, began)
 
 
@@ -209,19 +250,42 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
     await kit.put(queue, *(f"living-{n}" for n in range(20)))
     await kit.put(queue, *(f"dead-{n}" for n in range(5)), ttl=0.5)
     await kit.put(queue, "not-yet", ttl=100.0)
-    kit.same(list(await kit.within(backend.sweep(queue, 10, 30.0))), [], "nothing before it expires", _SWEEP)
+    kit.same(
+        list(await kit.within(backend.sweep(queue, 10, 30.0))),
+        [],
+        "nothing before it expires",
+        _SWEEP,
+    )
     await kit.advance(0.8)
     first = list(await kit.within(backend.sweep(queue, 3, 30.0)))
     rest = list(await kit.within(backend.sweep(queue, 10, 30.0)))
-    kit.same(sorted(kit.ids(first + rest)), [f"dead-{n}" for n in range(5)], "the expired and no others", _SWEEP)
     kit.same(
-        (len(first), [_expired(it) for it in first + rest]), (3, [True] * 5), "up to the limit, told as expired", _SWEEP
+        sorted(kit.ids(first + rest)),
+        [f"dead-{n}" for n in range(5)],
+        "the expired and no others",
+        _SWEEP,
+    )
+    kit.same(
+        (len(first), [_expired(it) for it in first + rest]),
+        (3, [True] * 5),
+        "up to the limit, told as expired",
+        _SWEEP,
     )
     consumer = await kit.subscribe(queue)
     await kit.ack(consumer, first)
-    kit.same(await kit.settle(consumer, *[Release(it.receipt) for it in rest]), [DONE] * 2, "settled as claims", _SWEEP)
+    kit.same(
+        await kit.settle(consumer, *[Release(it.receipt) for it in rest]),
+        [DONE] * 2,
+        "settled as claims",
+        _SWEEP,
+    )
     await kit.take(consumer, 20 + 1 + 2)
-    kit.same(list(await kit.within(backend.sweep(queue, 10, 30.0))), [], "not what a consumer holds", _SWEEP)
+    kit.same(
+        list(await kit.within(backend.sweep(queue, 10, 30.0))),
+        [],
+        "not what a consumer holds",
+        _SWEEP,
+    )
 
 
 @case("G6", "G5", needs=_NEEDS, protocols=(SupportsSweep,))
@@ -238,7 +302,10 @@ async def a_swept_message_that_came_back_is_swept_again(kit: Kit) -> None:
     kit.same(len(await kit.within(backend.sweep(queue, 10, 1.0))), 1, "swept once more", _SWEEP)
     await kit.advance(2.1)
     kit.same(
-        kit.ids(await kit.within(backend.sweep(queue, 10, 1.0))), ["a"], "the lease of the sweep has ended", _SWEEP
+        kit.ids(await kit.within(backend.sweep(queue, 10, 1.0))),
+        ["a"],
+        "the lease of the sweep has ended",
+        _SWEEP,
     )
 
 
@@ -249,7 +316,9 @@ async def a_sweep_finds_what_expired_inside_its_delay(kit: Kit) -> None:
     await kit.put(queue, "a", delay=60.0, ttl=0.3)
     await kit.put(queue, "b", delay=60.0)
     await kit.advance(0.5)
-    kit.same(kit.ids(await kit.within(backend.sweep(queue, 10, 30.0))), ["a"], "the expired one", _SWEEP)
+    kit.same(
+        kit.ids(await kit.within(backend.sweep(queue, 10, 30.0))), ["a"], "the expired one", _SWEEP
+    )
 
 
 @case("G6", "G2", ids="T11", needs=_NEEDS, protocols=(SupportsCount,))
@@ -273,8 +342,16 @@ async def the_publishers_calendar_decides_nothing(kit: Kit, skew: float) -> None
     """A ttl is seconds from now, whatever time the message says that it was published at."""
     queue, began = await kit.queue(), kit.now
     message = kit.message("a", published_at=kit.clock.now() + skew)
-    kit.same(await kit.publish(Outgoing(queue, message, 0.0, 5.0)), [STORED], "stored", "Backend.publish")
-    _near(kit, (await _left(kit, queue))["a"], 5.0, began, "Backend.publish: expires_at by the broker's clock")
+    kit.same(
+        await kit.publish(Outgoing(queue, message, 0.0, 5.0)), [STORED], "stored", "Backend.publish"
+    )
+    _near(
+        kit,
+        (await _left(kit, queue))["a"],
+        5.0,
+        began,
+        "Backend.publish: expires_at by the broker's clock",
+    )
 
 
 @case("G6", ids="T13", needs=_NEEDS)
@@ -286,7 +363,9 @@ async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
     await kit.advance(0.1)
     left = await _left(kit, queue, 2)
     _near(kit, left["long"], year, began)
-    kit.true((left["short"] or 1.0) <= 0, "the short one expired", f"expires_in={left['short']}", _TOLD)
+    kit.true(
+        (left["short"] or 1.0) <= 0, "the short one expired", f"expires_in={left['short']}", _TOLD
+    )
 
 
 @case("G6", ids="T07", needs=_NEEDS)
@@ -295,7 +374,12 @@ async def a_ttl_of_nothing_is_refused(kit: Kit) -> None:
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.declare(queue))
     for ttl in (0.0, -1.0, -0.001, inf, nan):
-        await kit.raises(ValidationError, broker.publish(queue, b"", ttl=ttl), f"ttl={ttl} refused", "Broker.publish")
+        await kit.raises(
+            ValidationError,
+            broker.publish(queue, b"", ttl=ttl),
+            f"ttl={ttl} refused",
+            "Broker.publish",
+        )
     kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
 
 
@@ -315,7 +399,12 @@ async def an_expired_message_is_dead_lettered_with_its_reason(kit: Kit) -> None:
     if death is not None:
         came = (death.reason, death.queue, death.attempts)
         kit.same(came, (Reason.EXPIRED, queue.name, 0), "reason, queue and attempts", _TOLD)
-    kit.same((message.body, dict(message.headers)), (b"\x00brief", {"h": "v"}), "body and headers", "Message")
+    kit.same(
+        (message.body, dict(message.headers)),
+        (b"\x00brief", {"h": "v"}),
+        "body and headers",
+        "Message",
+    )
 
 
 @case("G6", "G2", ids="T09", needs=_NEEDS)
@@ -352,7 +441,9 @@ async def what_expires_behind_a_busy_handler_never_starts(kit: Kit) -> None:
     go.set()
     kit.same(await kit.within(started.get()), b"patient", "the next to start", _TOLD)
     letter = await _letter(kit, queue.name)
-    kit.same((letter.message.body, letter.expires_in), (b"brief", None), "the expired one buried", _TOLD)
+    kit.same(
+        (letter.message.body, letter.expires_in), (b"brief", None), "the expired one buried", _TOLD
+    )
 
 
 @case("G6", ids="T08", needs=_NEEDS)
@@ -364,8 +455,15 @@ async def the_pull_api_does_not_hand_out_what_has_expired(kit: Kit) -> None:
     async with broker.consume(queue) as deliveries:
         await kit.within((await kit.within(anext(deliveries))).ack())
         await kit.advance(1.0)
-        kit.same(await kit.within(deliveries.get(timeout=kit.harness.silence)), None, "nothing to handle", _TOLD)
-    kit.same((await _letter(kit, queue.name)).message.body, b"brief", "the expired one buried", _TOLD)
+        kit.same(
+            await kit.within(deliveries.get(timeout=kit.harness.silence)),
+            None,
+            "nothing to handle",
+            _TOLD,
+        )
+    kit.same(
+        (await _letter(kit, queue.name)).message.body, b"brief", "the expired one buried", _TOLD
+    )
 
 
 @case("G6", "G10", needs=_BOTH)
@@ -377,7 +475,10 @@ async def a_retry_that_would_come_too_late_is_buried_at_once(kit: Kit) -> None:
         await kit.within((await kit.within(anext(deliveries))).retry())
     death = (await _letter(kit, queue.name)).message.death
     kit.same(
-        death and (death.reason, death.attempts), (Reason.EXPIRED, 1), "buried as expired", "Broker.consume: retry"
+        death and (death.reason, death.attempts),
+        (Reason.EXPIRED, 1),
+        "buried as expired",
+        "Broker.consume: retry",
     )
 
 
@@ -397,7 +498,10 @@ async def a_redrive_clears_the_expiry(kit: Kit) -> None:
     await kit.within(letters.redrive())
     await kit.advance(0.5)
     kit.same(
-        list((await _left(kit, queue.name)).values()), [None], "alive for ever after the redrive", "DeadLetters.redrive"
+        list((await _left(kit, queue.name)).values()),
+        [None],
+        "alive for ever after the redrive",
+        "DeadLetters.redrive",
     )
 
 
@@ -416,5 +520,7 @@ async def a_late_answer_to_a_claim_makes_no_life_longer(kit: Kit) -> None:
     (delivery,) = await kit.within(waiting)
     ends = kit.now - stored + (delivery.expires_in or 0.0)
     by = ttl + _EARLY
-    kit.true(ends <= by, f"the end of its life by {by:g} s after it was stored", f"{ends:.3f} s", _TOLD)
+    kit.true(
+        ends <= by, f"the end of its life by {by:g} s after it was stored", f"{ends:.3f} s", _TOLD
+    )
     await kit.ack(consumer, [delivery])

@@ -71,7 +71,13 @@ def _full(kit: Kit) -> Message:
         "a-1_~!",
         body=bytes(range(256)),
         content_type="application/json; charset=utf-8",
-        headers={"plain": "text", "unicode": "Grüße 世界 🐇", "tab": "a\tb", "empty": "", "Upper.case_-9": "x" * 2000},
+        headers={
+            "plain": "text",
+            "unicode": "Grüße 世界 🐇",
+            "tab": "a\tb",
+            "empty": "",
+            "Upper.case_-9": "x" * 2000,
+        },
         priority=7,
         attempt=3,
         hop=2,
@@ -88,7 +94,12 @@ def _full(kit: Kit) -> Message:
 
 
 @case(
-    "G17", "G3", "G10", "G11", ids="C26 C28 R07 X02", each={how: how for how in ("release", "crash", "move", "delay")}
+    "G17",
+    "G3",
+    "G10",
+    "G11",
+    ids="C26 C28 R07 X02",
+    each={how: how for how in ("release", "crash", "move", "delay")},
 )
 async def every_field_survives(kit: Kit, how: str) -> None:
     """Headers, unicode, record of death, lineage, correlation and times: after a release, a takeover, a Move and a delay."""
@@ -125,13 +136,23 @@ async def what_is_moved_is_copied(kit: Kit) -> None:
     body[:] = b"after!"
     (got,) = await kit.take(await kit.subscribe(f"{queue}.dlq"), 1)
     came = dict(got.message.headers), bytes(got.message.body)
-    kit.same(came, ({"colour": "red"}, b"before"), "the successor as it was moved", "Subscription.settle: Move, copy")
+    kit.same(
+        came,
+        ({"colour": "red"}, b"before"),
+        "the successor as it was moved",
+        "Subscription.settle: Move, copy",
+    )
 
 
 @case("G17", ids="U05 R07")
 async def payloads_are_encoded_and_copied(kit: Kit) -> None:
     """Neither the publisher's later changes nor a failed handler's are seen by the next attempt."""
-    jobs, broker, seen, over = Queue(kit.name(), list), await kit.broker(), list[Any](), asyncio.Event()
+    jobs, broker, seen, over = (
+        Queue(kit.name(), list),
+        await kit.broker(),
+        list[Any](),
+        asyncio.Event(),
+    )
 
     async def handler(payload: list[Any]) -> None:
         seen.append(list(payload))
@@ -146,13 +167,23 @@ async def payloads_are_encoded_and_copied(kit: Kit) -> None:
     cast("dict[str, list[Any]]", payload[1])["two"].clear()
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(0.0)))
     await kit.within(over.wait(), what="the second attempt")
-    kit.same(seen, [wanted, wanted], "the payload as published, twice", "Backend.publish, Subscription.settle: copy")
+    kit.same(
+        seen,
+        [wanted, wanted],
+        "the payload as published, twice",
+        "Backend.publish, Subscription.settle: copy",
+    )
 
 
 # What a name means: one stored copy inside the window
 
 
-@case("G1", ids="B03 C85", needs=_WINDOWS, each={how: how for how in ("ready", "leased", "acked", "released", "moved")})
+@case(
+    "G1",
+    ids="B03 C85",
+    needs=_WINDOWS,
+    each={how: how for how in ("ready", "leased", "acked", "released", "moved")},
+)
 async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> None:
     """The outcome says `duplicate`, whatever became of the first copy, which is the one that stays."""
     queue = await kit.queue()
@@ -166,19 +197,39 @@ async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> Non
             "moved": kit.successor(delivery, f"{queue}.dlq"),
         }
         if became in steps:
-            kit.same(await kit.settle(consumer, steps[became]), [DONE], became, "Subscription.settle")
+            kit.same(
+                await kit.settle(consumer, steps[became]), [DONE], became, "Subscription.settle"
+            )
     again = [Outgoing(queue, kit.message("a", body=b"again"))] * 2
-    kit.same(await kit.publish(*again), [DUPLICATE] * 2, f"duplicates of one that is {became}", DEDUP)
+    kit.same(
+        await kit.publish(*again), [DUPLICATE] * 2, f"duplicates of one that is {became}", DEDUP
+    )
     bodies = [delivery.message.body for delivery in await kit.receive(consumer)]
-    kit.same(bodies, [b"a"] if became in {"ready", "released"} else [], "what is there to be had", DEDUP)
+    kit.same(
+        bodies, [b"a"] if became in {"ready", "released"} else [], "what is there to be had", DEDUP
+    )
 
 
 @case("G1", "G15", ids="B03", needs=_WINDOWS)
 async def id_hop_lineage_and_queue_make_the_name(kit: Kit) -> None:
     """Copies that differ in one of them are different, however alike they look when written in one line."""
     queue, other = await kit.queue(), await kit.queue()
-    names = [("a", 11, ""), ("a1", 1, ""), ("a", 1, ""), ("A", 1, ""), ("a:1", 0, ""), ("a:1:0", 0, ""), ("a", 0, "")]
-    names += [("a", 1, "0badcafe"), ("a", 0, "0badcafe"), ("a-1", 0, ""), ("a/1", 1, ""), ("a", 10, "")]
+    names = [
+        ("a", 11, ""),
+        ("a1", 1, ""),
+        ("a", 1, ""),
+        ("A", 1, ""),
+        ("a:1", 0, ""),
+        ("a:1:0", 0, ""),
+        ("a", 0, ""),
+    ]
+    names += [
+        ("a", 1, "0badcafe"),
+        ("a", 0, "0badcafe"),
+        ("a-1", 0, ""),
+        ("a/1", 1, ""),
+        ("a", 10, ""),
+    ]
     batch = [
         Outgoing(to, Message(id=id_, body=b"", hop=hop, lineage=line))
         for to in (queue, other)
@@ -203,7 +254,9 @@ async def a_full_queue_remembers_what_it_holds_and_not_what_it_refused(kit: Kit)
     """What is there is a duplicate, also when the queue is full; what was certainly not stored may be published again."""
     queue = await kit.queue(max_length=1)
     await kit.put(queue, "a")
-    duplicate, refused = await kit.publish(Outgoing(queue, kit.message("a")), Outgoing(queue, kit.message("b")))
+    duplicate, refused = await kit.publish(
+        Outgoing(queue, kit.message("a")), Outgoing(queue, kit.message("b"))
+    )
     kit.same(duplicate, DUPLICATE, "what is there already", DEDUP)
     kit.true(isinstance(refused, Failed), "a refusal", refused, "Backend.publish: max_length")
     kit.same(await kit.contents(queue), Counter("a"), "one message", DEDUP)
@@ -215,9 +268,16 @@ async def a_duplicate_changes_no_count(kit: Kit) -> None:
     """Nothing was stored, so nothing is counted."""
     queue = await kit.queue()
     await kit.put(queue, "a")
-    kit.same(await kit.publish(Outgoing(queue, kit.message("a"))), [DUPLICATE], "a duplicate", DEDUP)
+    kit.same(
+        await kit.publish(Outgoing(queue, kit.message("a"))), [DUPLICATE], "a duplicate", DEDUP
+    )
     (counts,) = await kit.within(cast("SupportsCount", kit.backend).count([queue]))
-    kit.true((counts.ready, counts.published) in {(1, 1), (1, None)}, "one ready, one published", counts, DEDUP)
+    kit.true(
+        (counts.ready, counts.published) in {(1, 1), (1, None)},
+        "one ready, one published",
+        counts,
+        DEDUP,
+    )
 
 
 # Three endings of a publish
@@ -233,7 +293,12 @@ async def what_was_confirmed_survives_the_broker(kit: Kit) -> None:
     await kit.kill(kit.backend)
     await kit.harness.restart()
     consumer = await kit.subscribe(queue, backend=await kit.open())
-    kit.same(sorted(kit.ids(await kit.take(consumer, len(names)))), names, "all that was confirmed", "Backend.publish")
+    kit.same(
+        sorted(kit.ids(await kit.take(consumer, len(names)))),
+        names,
+        "all that was confirmed",
+        "Backend.publish",
+    )
 
 
 @case("G1", ids="B02")
@@ -245,7 +310,9 @@ async def what_nobody_takes_is_an_error_with_its_id(kit: Kit) -> None:
     )
     kit.same(isinstance(error, PublishFailed) and error.id, "me", "the id in a PublishFailed")
     (ending,) = await kit.within(broker.publish_many(kit.name(), [b"x"]))
-    kit.true(isinstance(ending, QueueNotFound), "QueueNotFound as a value", ending, "Backend.publish")
+    kit.true(
+        isinstance(ending, QueueNotFound), "QueueNotFound as a value", ending, "Backend.publish"
+    )
 
 
 @case("G1", ids="B03 C71", needs=_WINDOWS)
@@ -265,16 +332,24 @@ async def an_unknown_published_again_is_stored_once(kit: Kit) -> None:
         return backend
 
     jobs, broker = Queue(kit.name(), str), await kit.broker(make_backend=make)
-    error = await kit.raises(PublishUnknown, broker.publish(jobs, "x"), "PublishUnknown when no answer comes")
+    error = await kit.raises(
+        PublishUnknown, broker.publish(jobs, "x"), "PublishUnknown when no answer comes"
+    )
     silent = False
     id_ = cast("PublishUnknown", error).id
     receipt = await kit.within(broker.publish(jobs, "x", id=id_))
-    kit.same((receipt.id, receipt.duplicate), (id_, True), "a receipt for the copy that is there", DEDUP)
+    kit.same(
+        (receipt.id, receipt.duplicate), (id_, True), "a receipt for the copy that is there", DEDUP
+    )
     kit.same(await kit.contents(jobs.name), Counter([id_]), "one copy", DEDUP)
 
 
 @case(
-    "G16", "G12", ids="U02 U03", needs=(Capability.MAX_LENGTH,), each={mode: mode for mode in ("reject", "dead_letter")}
+    "G16",
+    "G12",
+    ids="U02 U03",
+    needs=(Capability.MAX_LENGTH,),
+    each={mode: mode for mode in ("reject", "dead_letter")},
 )
 async def an_overflow_mode_works_or_is_refused(kit: Kit, mode: Any) -> None:
     """What the limit `modes` names can be declared; another raises `UnsupportedFeature`, and no queue is made."""
@@ -282,7 +357,11 @@ async def an_overflow_mode_works_or_is_refused(kit: Kit, mode: Any) -> None:
     if mode in str(kit.limit(Capability.MAX_LENGTH, "modes")).split(","):
         await kit.within(broker.publish(jobs, "x"))
     else:
-        await kit.raises(UnsupportedFeature, broker.publish(jobs, "x"), f"UnsupportedFeature for overflow={mode!r}")
+        await kit.raises(
+            UnsupportedFeature,
+            broker.publish(jobs, "x"),
+            f"UnsupportedFeature for overflow={mode!r}",
+        )
         await kit.raises(QueueNotFound, broker.publish(jobs.name, b"x"), "no queue made")
 
 
@@ -293,7 +372,11 @@ async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
     """Run `work` with a blocking Broker of the same server, in a thread, in real time."""
 
     def run() -> Any:
-        options: Any = {"make_backend": kit.harness.make_backend, "settings": Settings(), "clock": SystemClock()}
+        options: Any = {
+            "make_backend": kit.harness.make_backend,
+            "settings": Settings(),
+            "clock": SystemClock(),
+        }
         with sync.Broker(**options) as broker:
             return work(broker)
 
@@ -318,12 +401,19 @@ async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
         options["priority"] = 8
     payload: dict[str, Any] = {"number": 1, "text": "世界"}
     one = await kit.within(broker.publish(queue, payload, id="async", **options))
-    two = await _blocking(kit, lambda blocking: blocking.publish(queue, payload, id="sync", **options))
+    two = await _blocking(
+        kit, lambda blocking: blocking.publish(queue, payload, id="sync", **options)
+    )
     kit.same((one.queues, one.duplicate), (two.queues, two.duplicate), "the same receipt")
     found = {it.message.id: it.message for it in await kit.take(await kit.subscribe(queue.name), 2)}
     for name in (field.name for field in fields(Message)):
         if name not in {"id", "published_at"}:
-            kit.same(getattr(found["sync"], name), getattr(found["async"], name), f"the same Message.{name}", COPIES)
+            kit.same(
+                getattr(found["sync"], name),
+                getattr(found["async"], name),
+                f"the same Message.{name}",
+                COPIES,
+            )
 
 
 _WRONG: dict[str, tuple[type[Exception], Callable[[Any, str], Any]]] = {
@@ -340,7 +430,9 @@ _WRONG: dict[str, tuple[type[Exception], Callable[[Any, str], Any]]] = {
 
 
 @case("G17", "G1", ids="U04", each=_WRONG)
-async def both_ways_to_call_raise_the_same(kit: Kit, wrong: tuple[type[Exception], Callable[[Any, str], Any]]) -> None:
+async def both_ways_to_call_raise_the_same(
+    kit: Kit, wrong: tuple[type[Exception], Callable[[Any, str], Any]]
+) -> None:
     """An error has one type and one text, however the broker was called."""
     kind, ask = wrong
     broker, name = await kit.broker(), kit.name()
@@ -361,7 +453,9 @@ async def both_ways_to_call_raise_the_same(kit: Kit, wrong: tuple[type[Exception
 async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
     """Ack, release and reject of the blocking API leave the queue and its dead letters as the async ones do."""
     if not kit.clock.real:
-        raise NotShown("a blocking consumer waits in real time: run the contract once with a real clock")
+        raise NotShown(
+            "a blocking consumer waits in real time: run the contract once with a real clock"
+        )
     one, two = Queue(kit.name(), str), Queue(kit.name(), str)
     broker = await kit.broker()
     for queue in (one, two):
@@ -383,4 +477,9 @@ async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
     for queue in (one, two):
         kit.same(await kit.contents(queue.name), Counter(), "an empty queue", "Subscription.settle")
         (letter,) = await kit.within(broker.dead_letters(queue).list())
-        kit.same((letter.reason, letter.attempts), ("rejected", 1), "one dead letter", "Subscription.settle: Move")
+        kit.same(
+            (letter.reason, letter.attempts),
+            ("rejected", 1),
+            "one dead letter",
+            "Subscription.settle: Move",
+        )

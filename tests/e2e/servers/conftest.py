@@ -31,7 +31,9 @@ EVERY_SERVER = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "where" in metafunc.fixturenames:
-        names = EVERY_SERVER if metafunc.definition.get_closest_marker("every_server") else EACH_PRODUCT
+        names = (
+            EVERY_SERVER if metafunc.definition.get_closest_marker("every_server") else EACH_PRODUCT
+        )
         metafunc.parametrize("where", metafunc.config.getoption("--mqcore-broker") or names)
 
 
@@ -60,7 +62,9 @@ def measured(where: str, request: pytest.FixtureRequest) -> Callable[[str, float
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Tell the figures."""
     if figures := config.stash.get(FIGURES, []):
         terminalreporter.write_sep("=", "mqcore figures")

@@ -29,7 +29,9 @@ async def test_confirmed_delayed_messages_outlive_the_broker(
     came: list[str] = []
     async with Broker.connect(url) as broker:
         await broker.declare(queue)
-        await asyncio.sleep(2.5)  # a young quorum queue that is killed may stay without a leader for good
+        await asyncio.sleep(
+            2.5
+        )  # a young quorum queue that is killed may stay without a leader for good
         for start in range(0, len(words), 500):
             delay = 4.0 + start / 1000
             receipts = await broker.publish_many(queue, words[start : start + 500], delay=delay)
@@ -43,9 +45,13 @@ async def test_confirmed_delayed_messages_outlive_the_broker(
                     came.append(delivery.value)
                     missing.discard(delivery.value)
                     await delivery.ack()
-    measured("duplicates that came before the last of them, after a broker kill", len(came) - len(set(came)))
     measured(
-        "seconds until the last of 4,000 delayed messages came after a broker kill", round(time.monotonic() - died, 1)
+        "duplicates that came before the last of them, after a broker kill",
+        len(came) - len(set(came)),
+    )
+    measured(
+        "seconds until the last of 4,000 delayed messages came after a broker kill",
+        round(time.monotonic() - died, 1),
     )
     assert missing == set()
 
@@ -82,7 +88,9 @@ async def test_publishing_and_consuming_go_on_after_a_restart(
         accepted = time.monotonic()
         before = max(confirmed)
         await eventually(lambda: max(confirmed) > before and max(handled) > before, 30)
-        measured("seconds until work went on after a restart", round(time.monotonic() - accepted, 2))
+        measured(
+            "seconds until work went on after a restart", round(time.monotonic() - accepted, 2)
+        )
         await eventually(lambda: broker.health().ok, 30)
         stop.set()
         await publishing

@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.every_server]
 
 LONG = 90.0
 SLACK = 2.0
-"""Seconds that a busy test machine may add to a takeover; the figure itself is told to the report."""
+"""Seconds that a busy test machine may add to a takeover; the figure itself is told to the report.
+"""
 
 
 @pytest.fixture
@@ -42,7 +43,9 @@ async def test_a_message_that_kills_its_process_takes_no_neighbour_with_it(
             async def over() -> bool:
                 if not workers.running or workers.reap():
                     workers.start()
-                return workers.did() >= innocents and bool(await broker.dead_letters(deaths).list(1))
+                return workers.did() >= innocents and bool(
+                    await broker.dead_letters(deaths).list(1)
+                )
 
             await eventually(over, LONG)
             starts = [attempt for _, what, attempt in workers.lines("started") if what == "poison"]
@@ -68,7 +71,9 @@ async def test_another_process_takes_over(
             first.kill()
             died = time.time()
             await eventually(lambda: len(first.lines("started")) >= 32, LONG)
-            took = max(moment for moment, what, _ in first.lines("started") if what == "sleep") - died
+            took = (
+                max(moment for moment, what, _ in first.lines("started") if what == "sleep") - died
+            )
         measured("seconds until another process took over", round(took, 3))
         assert took <= (LEASE if leased else 0.0) + 1.0 + SLACK
 
@@ -76,7 +81,9 @@ async def test_another_process_takes_over(
 async def test_ten_processes_that_die_at_once_lose_nothing(
     url: str, queue: str, tmp_path: Path, measured: Callable[[str, float], None]
 ) -> None:
-    unharmed, words = ({f"{kind}-{number}" for number in range(600)} for kind in ("unharmed", "word"))
+    unharmed, words = (
+        {f"{kind}-{number}" for number in range(600)} for kind in ("unharmed", "word")
+    )
     deaths = Queue(queue, str)
     async with Broker.connect(url) as broker:
         await broker.declare(deaths)
@@ -85,14 +92,18 @@ async def test_ten_processes_that_die_at_once_lose_nothing(
             began = time.time()
             workers.start(10)
             await eventually(lambda: workers.did() == unharmed, LONG)
-            measured("seconds until ten processes had run 600 messages", round(time.time() - began, 1))
+            measured(
+                "seconds until ten processes had run 600 messages", round(time.time() - began, 1)
+            )
             await broker.publish_many(deaths, sorted(words))
             await eventually(lambda: len(workers.did()) >= len(unharmed) + 50, LONG)
             workers.kill()
             began = time.time()
             workers.start(10)
             await eventually(lambda: workers.did() == words | unharmed, LONG)
-            measured("seconds until ten killed processes had caught up", round(time.time() - began, 1))
+            measured(
+                "seconds until ten killed processes had caught up", round(time.time() - began, 1)
+            )
         assert await broker.dead_letters(deaths).list() == []
 
 

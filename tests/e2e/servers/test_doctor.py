@@ -25,7 +25,9 @@ def doctor(url: str) -> tuple[int, dict[str, object], str]:
     """Run the command as a user would: exit code, what it says as JSON, and what it says to people."""
     command = [sys.executable, "-m", "mqcore", "doctor", url]
     for_people = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    for_programs = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    for_programs = subprocess.run(
+        [*command, "--json"], capture_output=True, text=True, timeout=60, check=False
+    )
     told = for_people.stdout + for_people.stderr
     assert CANARY not in told + for_programs.stdout + for_programs.stderr
     assert "Traceback" not in told

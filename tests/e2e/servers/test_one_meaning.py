@@ -39,7 +39,10 @@ class Shop:
     def __init__(self) -> None:
         self.prefix = f"shop.{new_id()[:10]}"
         self.orders = Queue(
-            f"{self.prefix}.orders", Order, ttl=3600, retry=RetryPolicy(max_attempts=3, backoff=fixed(0.2))
+            f"{self.prefix}.orders",
+            Order,
+            ttl=3600,
+            retry=RetryPolicy(max_attempts=3, backoff=fixed(0.2)),
         )
         self.line = Queue(f"{self.prefix}.line", str)
         self.audit = Queue(f"{self.prefix}.audit", Order)
@@ -54,7 +57,9 @@ class Shop:
         self.diary.append(" ".join(str(word).replace(self.prefix, "shop") for word in words))
 
     async def on_order(self, order: Order, ctx: Context) -> str:
-        facts = f"order {order.id} attempt {ctx.attempt} priority {ctx.priority} {dict(ctx.headers)}"
+        facts = (
+            f"order {order.id} attempt {ctx.attempt} priority {ctx.priority} {dict(ctx.headers)}"
+        )
         match order.id:
             case 1:
                 raise Reject("not this one")
@@ -115,7 +120,14 @@ async def _work(shop: Shop, broker: Broker) -> list[str]:
 
     await eventually(both_are_dead, 20)
     for letter in sorted(await letters.list(), key=lambda letter: letter.body):
-        died = (letter.reason, letter.attempts, letter.queue, letter.error, letter.body, dict(letter.headers))
+        died = (
+            letter.reason,
+            letter.attempts,
+            letter.queue,
+            letter.error,
+            letter.body,
+            dict(letter.headers),
+        )
         shop.note("dead", *died, letter.message.priority)
     told = sorted(shop.diary)
     shop.diary.clear()
@@ -127,9 +139,15 @@ async def _work(shop: Shop, broker: Broker) -> list[str]:
 
 async def _refusals(shop: Shop, broker: Broker) -> None:
     shop.note("no such queue", await refusal(broker.publish(f"{shop.prefix}.nowhere", b"{}")))
-    shop.note("no such key", await refusal(broker.publish(shop.router, Order(id=8), key="nobody.listens")))
-    shop.note("no such priority", await refusal(broker.publish(shop.orders, Order(id=8), priority=11)))
-    shop.note("too large", await refusal(broker.publish(f"{shop.prefix}.orders", b"x" * (1 << 20) + b"x")))
+    shop.note(
+        "no such key", await refusal(broker.publish(shop.router, Order(id=8), key="nobody.listens"))
+    )
+    shop.note(
+        "no such priority", await refusal(broker.publish(shop.orders, Order(id=8), priority=11))
+    )
+    shop.note(
+        "too large", await refusal(broker.publish(f"{shop.prefix}.orders", b"x" * (1 << 20) + b"x"))
+    )
     other = Queue(shop.orders.name, Order, ttl=60)
     shop.note("declared otherwise", await refusal(broker.declare(other)))
 
@@ -138,7 +156,9 @@ async def _order(shop: Shop, broker: Broker) -> None:
     """Expiry, priority and order inside a level, through the pull API."""
     await broker.declare(shop.line)
     await broker.publish(shop.line, "gone", ttl=0.2)
-    await broker.publish(shop.line, "later", delay=3.0)  # longer than a slow server takes for the others
+    await broker.publish(
+        shop.line, "later", delay=3.0
+    )  # longer than a slow server takes for the others
     for word, priority in (("low", 1), ("first", 5), ("second", 5), ("urgent", 9)):
         await broker.publish(shop.line, word, priority=priority)
     await asyncio.sleep(0.4)

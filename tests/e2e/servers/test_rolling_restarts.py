@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 
-async def test_a_rolling_restart_doubles_and_loses_nothing(server: Server, url: str, tmp_path: Path) -> None:
+async def test_a_rolling_restart_doubles_and_loses_nothing(
+    server: Server, url: str, tmp_path: Path
+) -> None:
     ledger = await campaign(url, server.host, server.port, Load(restarts=6, rate=30.0), tmp_path)
     assert ledger.clean, summary(ledger)

@@ -14,7 +14,9 @@ async def test_the_options_of_an_adopted_queue(broker_url: str, name: str) -> No
     bare, grave, ours = f"{name}.bare", f"{name}.grave", Queue(f"{name}.ours", str, ttl=60)
 
     async with Broker.connect(broker_url, settings=Settings(), queues=[ours]) as broker:
-        await broker._connection.backend.declare([QueueSpec(name=bare), QueueSpec(name=grave, role="dead_letter")])
+        await broker._connection.backend.declare(
+            [QueueSpec(name=bare), QueueSpec(name=grave, role="dead_letter")]
+        )
         try:
             adopted = Queue(bare, str, declare=False, dead_letter=grave)
             await broker.publish(adopted, "x")
@@ -25,7 +27,9 @@ async def test_the_options_of_an_adopted_queue(broker_url: str, name: str) -> No
             assert (await broker.counts(grave))[0].ready == 1
 
             with pytest.raises(QueueNotFound, match="nowhere"):
-                await broker.publish(Queue(bare, str, declare=False, dead_letter=f"{name}.nowhere"), "x")
+                await broker.publish(
+                    Queue(bare, str, declare=False, dead_letter=f"{name}.nowhere"), "x"
+                )
 
             await broker.publish(Queue(ours.name, str, declare=False, ttl=60), "x")
             with pytest.raises(TopologyMismatch, match="ttl=60"):

@@ -10,7 +10,9 @@ from mqcore.spi import new_id
 pytestmark = pytest.mark.timeout(120)
 
 
-async def test_publishing_goes_on_after_another_process_has_deleted(broker_url: str, name: str) -> None:
+async def test_publishing_goes_on_after_another_process_has_deleted(
+    broker_url: str, name: str
+) -> None:
     queue, second = Queue(name, str), Queue(f"{name}.second", str)
     router = Router(f"{name}.router", str).bind(queue, "k").bind(second, "other")
     settings = Settings()

@@ -52,7 +52,9 @@ async def test_work_goes_on_by_the_next_host_when_the_first_is_lost(
         assert two.knocks > 0
 
 
-async def test_a_host_that_is_down_at_the_start_is_passed_over(rabbitmq_url: str, door: MakeDoor, name: str) -> None:
+async def test_a_host_that_is_down_at_the_start_is_passed_over(
+    rabbitmq_url: str, door: MakeDoor, name: str
+) -> None:
     down, up = await door(rabbitmq_url), await door(rabbitmq_url)
     url = several(down, up)
     await down.close()

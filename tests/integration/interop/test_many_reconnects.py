@@ -36,17 +36,25 @@ async def test_what_a_process_holds_does_not_grow_with_its_reconnects(
 
     def held() -> tuple[int, int, int]:
         gc.collect()
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(asyncio.all_tasks())
+        return (
+            len(list(Path("/proc/self/fd").iterdir())),
+            threading.active_count(),
+            len(asyncio.all_tasks()),
+        )
 
     async with app.connect(way.url(), settings=Settings()) as broker, Worker(app, broker):
         first = held()
         for number in range(CUTS):
             await way.cut()
-            with suppress(PublishUnknown):  # it may have been under way; then it was stored, or the next one is
+            with suppress(
+                PublishUnknown
+            ):  # it may have been under way; then it was stored, or the next one is
                 await broker.publish(queue, number, timeout=20)
             await broker.publish(queue, number, timeout=20)
             await eventually(lambda number=number: number in handled, 20)
             if number == FIRST:  # by then all that is made once has been made
                 first = held()
-        await eventually(lambda: all(now <= then + 2 for now, then in zip(held(), first, strict=True)), 10)
+        await eventually(
+            lambda: all(now <= then + 2 for now, then in zip(held(), first, strict=True)), 10
+        )
     assert handled == set(range(CUTS))

@@ -19,7 +19,9 @@ async def test_every_call_from_another_loop_is_refused_at_once(broker_url: str, 
     queue, letters = Queue(name, str), f"{name}.dlq"
     router = Router(f"{name}.router", str).bind(queue, "k")
 
-    async with Broker.connect(broker_url, settings=Settings(), queues=[queue], routers=[router]) as broker:
+    async with Broker.connect(
+        broker_url, settings=Settings(), queues=[queue], routers=[router]
+    ) as broker:
         try:
             async with broker.consume(queue) as consumer:
                 for call in CALLS.values():

@@ -55,13 +55,20 @@ async def test_what_it_publishes_is_handled_as_a_first_attempt(
         await broker.declare(queue)
         plain.basic_publish("", queue.name, b"Hello World!")
         headers = {"tenant": "north", "count": 3}
-        properties = pika.BasicProperties("text/plain", message_id="its-own", headers=headers, correlation_id="c-1")
+        properties = pika.BasicProperties(
+            "text/plain", message_id="its-own", headers=headers, correlation_id="c-1"
+        )
         plain.basic_publish("", queue.name, "häh?".encode(), properties)
         async with broker.consume(queue) as deliveries:
             first, second = [await deliveries.get(timeout=WITHIN) for _ in range(2)]
         assert first is not None
         assert second is not None
-    assert (first.value, first.attempt, first.redelivered, first.published_at) == ("Hello World!", 1, False, None)
+    assert (first.value, first.attempt, first.redelivered, first.published_at) == (
+        "Hello World!",
+        1,
+        False,
+        None,
+    )
     assert first.id
     assert (second.value, second.id, second.content_type) == ("häh?", "its-own", "text/plain")
     assert (second.headers["tenant"], second.correlation_id) == ("north", "c-1")
@@ -78,7 +85,9 @@ async def test_its_failures_are_retried_and_dead_lettered_like_ours(
         attempts.append(ctx.attempt)
         raise ValueError(f"not {value}")
 
-    settings = Settings.model_validate({"queues": {name: {"retry": {"backoff": "fixed", "base": 0.1}}}})
+    settings = Settings.model_validate(
+        {"queues": {name: {"retry": {"backoff": "fixed", "base": 0.1}}}}
+    )
     async with app.connect(rabbitmq_url, settings=settings) as broker, Worker(app, broker):
         plain.basic_publish("", name, b'{"n": 1}')
         plain.basic_publish("", name, b"{n: 1}")
@@ -105,7 +114,9 @@ async def test_it_reads_what_we_publish(
     assert properties.headers["tenant"] == "north"
 
 
-async def test_it_acknowledges_and_gives_back(rabbitmq_url: str, plain: BlockingChannel, name: str) -> None:
+async def test_it_acknowledges_and_gives_back(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
     queue = Queue(name, str, codec="text")
     async with connect(rabbitmq_url) as broker:
         await broker.publish(queue, "again")
@@ -126,7 +137,9 @@ def _got(channel: BlockingChannel, queue: str) -> tuple[Any, Any, Any]:
     return found
 
 
-async def test_it_publishes_to_our_routers(rabbitmq_url: str, plain: BlockingChannel, name: str) -> None:
+async def test_it_publishes_to_our_routers(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
     placed, every = Queue(f"{name}.placed", JSON), Queue(f"{name}.every", JSON)
     router = Router(name, JSON, kind="topic").bind(placed, "order.placed").bind(every, "order.#")
     async with connect(rabbitmq_url) as broker:
@@ -138,11 +151,15 @@ async def test_it_publishes_to_our_routers(rabbitmq_url: str, plain: BlockingCha
         for queue, number in ((placed, 1), (every, 2)):
             async with broker.consume(queue) as deliveries:
                 got = [await deliveries.get(timeout=WITHIN) for _ in range(number)]
-                found[queue.name] = [delivery.value["n"] for delivery in got if delivery is not None]
+                found[queue.name] = [
+                    delivery.value["n"] for delivery in got if delivery is not None
+                ]
     assert found == {placed.name: [1], every.name: [1, 2]}
 
 
-async def test_its_own_queue_hears_our_routers(rabbitmq_url: str, plain: BlockingChannel, name: str) -> None:
+async def test_its_own_queue_hears_our_routers(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
     router = Router(name, JSON, kind="direct").bind(Queue(f"{name}.ours", JSON), "today")
     async with connect(rabbitmq_url) as broker:
         await broker.declare(router)
@@ -168,7 +185,9 @@ async def test_it_looks_for_our_queues_and_may_not_declare_them_anew(
         assert counts.ready == 1
 
 
-async def test_we_adopt_a_queue_of_its_own(rabbitmq_url: str, plain: BlockingChannel, name: str) -> None:
+async def test_we_adopt_a_queue_of_its_own(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
     plain.queue_declare(name, durable=True)
     queue = Queue(name, str, codec="text", declare=False)
     async with connect(rabbitmq_url) as broker:

@@ -30,7 +30,12 @@ def by_redis_cli(url: str, queue: str, *bodies: bytes) -> None:
         pytest.skip("redis-cli is not installed")
     parts = urlsplit(url)
     words = [program, "-h", str(parts.hostname), "-p", str(parts.port), "-n", parts.path[1:] or "0"]
-    subprocess.run([*words, "RPUSH", f"mq:{{{queue}}}:in", *bodies], check=True, capture_output=True, timeout=10)
+    subprocess.run(
+        [*words, "RPUSH", f"mq:{{{queue}}}:in", *bodies],
+        check=True,
+        capture_output=True,
+        timeout=10,
+    )
 
 
 @pytest.mark.parametrize("push", [by_redis_py, by_redis_cli])
@@ -49,12 +54,19 @@ async def test_what_is_pushed_is_handled_as_a_first_attempt(
             await second.ack()
         [counts] = await broker.counts(queue)
     assert [first.value, second.value] == ["Hello World!", "häh?"]
-    assert (first.attempt, first.redelivered, first.priority, first.published_at) == (1, False, 5, None)
+    assert (first.attempt, first.redelivered, first.priority, first.published_at) == (
+        1,
+        False,
+        5,
+        None,
+    )
     assert first.id != second.id
     assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
 
 
-async def test_an_idle_worker_wakes_for_it_and_its_failures_are_kept_like_ours(redis_url: str, name: str) -> None:
+async def test_an_idle_worker_wakes_for_it_and_its_failures_are_kept_like_ours(
+    redis_url: str, name: str
+) -> None:
     app = App("interop")
     attempts: list[int] = []
 
@@ -63,7 +75,9 @@ async def test_an_idle_worker_wakes_for_it_and_its_failures_are_kept_like_ours(r
         attempts.append(ctx.attempt)
         raise ValueError(f"not {value}")
 
-    settings = Settings.model_validate({"queues": {name: {"retry": {"backoff": "fixed", "base": 0.1}}}})
+    settings = Settings.model_validate(
+        {"queues": {name: {"retry": {"backoff": "fixed", "base": 0.1}}}}
+    )
     async with app.connect(redis_url, settings=settings) as broker, Worker(app, broker):
         await asyncio.sleep(0.5)  # it has nothing to do by now, and waits to be woken
         await asyncio.to_thread(by_redis_py, redis_url, name, b'{"n": 1}', b"{n: 1}")

@@ -80,7 +80,9 @@ async def test_tls_with_a_private_authority_works(
                 assert delivery.value == "hello"
                 await delivery.ack()
     assert secure.knocks >= 2
-    await eventually(lambda: "mqcore-leases" not in {thread.name for thread in threading.enumerate()})
+    await eventually(
+        lambda: "mqcore-leases" not in {thread.name for thread in threading.enumerate()}
+    )
     gc.collect()
 
 
@@ -98,36 +100,52 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
     assert "certificate" in text
 
 
-async def test_a_certificate_for_another_host_is_refused(broker_url: str, door: MakeDoor, authority: Authority) -> None:
-    secure = await door(broker_url, authority.certificate("elsewhere", host="DNS:elsewhere.example"))
+async def test_a_certificate_for_another_host_is_refused(
+    broker_url: str, door: MakeDoor, authority: Authority
+) -> None:
+    secure = await door(
+        broker_url, authority.certificate("elsewhere", host="DNS:elsewhere.example")
+    )
     for host in ("127.0.0.1", "localhost"):
         secure.knocks = 0
-        said = await refusal(secure.url(login=f"lab:{CANARY}", host=host, query=with_ca(authority)), secure)
+        said = await refusal(
+            secure.url(login=f"lab:{CANARY}", host=host, query=with_ca(authority)), secure
+        )
         assert "certificate" in said
         assert host in said
 
 
-async def test_an_expired_certificate_is_refused(broker_url: str, door: MakeDoor, authority: Authority) -> None:
+async def test_an_expired_certificate_is_refused(
+    broker_url: str, door: MakeDoor, authority: Authority
+) -> None:
     secure = await door(broker_url, authority.certificate("expired", days=-1))
     said = await refusal(secure.url(login=f"lab:{CANARY}", query=with_ca(authority)), secure)
     assert "certificate has expired" in said
 
 
-async def test_tls_to_a_port_that_has_none_is_refused(broker_url: str, door: MakeDoor, authority: Authority) -> None:
+async def test_tls_to_a_port_that_has_none_is_refused(
+    broker_url: str, door: MakeDoor, authority: Authority
+) -> None:
     plain = await door(broker_url, None)
     scheme = {"redis": "rediss", "amqp": "amqps"}[urlsplit(broker_url).scheme]
     url = f"{scheme}:{plain.url(login=f'lab:{CANARY}', query=with_ca(authority)).partition(':')[2]}"
     said = await refusal(url, plain)
-    assert "TLS" in said or "no answer" in said  # Redis waits for the end of a line, and says nothing
+    assert (
+        "TLS" in said or "no answer" in said
+    )  # Redis waits for the end of a line, and says nothing
 
 
-async def test_no_tls_to_a_port_that_wants_it_is_refused(broker_url: str, door: MakeDoor, authority: Authority) -> None:
+async def test_no_tls_to_a_port_that_wants_it_is_refused(
+    broker_url: str, door: MakeDoor, authority: Authority
+) -> None:
     secure = await door(broker_url, authority.certificate("good"))
     url = secure.url(login=f"lab:{CANARY}").replace("rediss:", "redis:").replace("amqps:", "amqp:")
     await refusal(url, secure)
 
 
-async def test_a_ca_file_that_cannot_be_read_is_named(broker_url: str, door: MakeDoor, authority: Authority) -> None:
+async def test_a_ca_file_that_cannot_be_read_is_named(
+    broker_url: str, door: MakeDoor, authority: Authority
+) -> None:
     secure = await door(broker_url, authority.certificate("good"))
     said = await refusal(secure.url(query=f"cafile={authority.folder / 'missing.pem'}"))
     assert "cafile" in said

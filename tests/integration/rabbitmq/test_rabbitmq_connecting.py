@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 TRIES = 40
 AT_ONCE = 2.0
-"""Seconds. A reset takes microseconds; a connect that nobody answers is given up after six seconds."""
+"""Seconds.
+
+A reset takes microseconds; a connect that nobody answers is given up after six seconds.
+"""
 AND_RESET = struct.pack("ii", 1, 0)
 
 

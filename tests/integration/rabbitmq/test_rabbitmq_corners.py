@@ -52,7 +52,9 @@ class Consumer:
 
 
 @TYPES
-async def test_a_queue_that_is_deleted_under_a_consumer_is_his_again(rabbitmq_url: str, name: str, query: str) -> None:
+async def test_a_queue_that_is_deleted_under_a_consumer_is_his_again(
+    rabbitmq_url: str, name: str, query: str
+) -> None:
     url, consumer = f"{rabbitmq_url}{query}", Consumer(name)
     async with consumer.app.connect(url, settings=Settings()) as his, Worker(consumer.app, his):
         async with Broker.connect(url, settings=Settings()) as operator:
@@ -60,7 +62,9 @@ async def test_a_queue_that_is_deleted_under_a_consumer_is_his_again(rabbitmq_ur
             await operator.delete(name)
             await eventually(lambda: operator_sees(operator, name), 20)
             await consumer.sees_all(operator, range(11, 33))
-        async with Broker.connect(url, settings=Settings()) as other:  # and it is known to whoever comes next
+        async with Broker.connect(
+            url, settings=Settings()
+        ) as other:  # and it is known to whoever comes next
             assert name in {counts.name for counts in await other.counts()}
             await consumer.sees_all(other, range(33, 44))
         await his.delete(name)
@@ -70,10 +74,15 @@ async def operator_sees(broker: Broker, name: str) -> bool:
     return name in {counts.name for counts in await broker.counts()}
 
 
-async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(rabbitmq_url: str, name: str) -> None:
+async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(
+    rabbitmq_url: str, name: str
+) -> None:
     """An operator deletes the one queue whose name he knows; the other ten are still there, and so were our consumers of them."""
     url, consumer = f"{rabbitmq_url}?durability=machine", Consumer(name)
-    async with consumer.app.connect(url, settings=Settings()) as broker, Worker(consumer.app, broker):
+    async with (
+        consumer.app.connect(url, settings=Settings()) as broker,
+        Worker(consumer.app, broker),
+    ):
         await consumer.sees_all(broker, range(11))
         plain = RabbitBackend(rabbitmq_url, RabbitOptions())
         await plain.open(lambda _: None)
@@ -84,14 +93,18 @@ async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(rabbit
         assert await operator.delete(name, if_unused=True)
 
 
-async def test_headers_of_any_type_break_nothing_while_a_message_moves(backend: RabbitBackend, name: str) -> None:
+async def test_headers_of_any_type_break_nothing_while_a_message_moves(
+    backend: RabbitBackend, name: str
+) -> None:
     """A Move under way looks at what comes meanwhile, and that may be a plain client's."""
     await backend.declare([QueueSpec(name=name)])
     consumer = await backend.subscribe(name, prefetch=30, lease=30)
     assert await backend.publish([out(name, "a")], timeout=5) == [STORED]
     (a,) = await consumer.receive(10, 5)
     strange = BasicProperties(message_id="a", headers={"mq-hop": ["1"], "mq-lineage": {"x": 1}})
-    moving = asyncio.create_task(consumer.settle([Move(a.receipt, out(f"{name}.none", "a"))], timeout=5))
+    moving = asyncio.create_task(
+        consumer.settle([Move(a.receipt, out(f"{name}.none", "a"))], timeout=5)
+    )
     async with backend._open.topology.admin.channel() as channel:
         while not moving.done():
             channel.publish("", name, strange, b"x")
@@ -164,7 +177,9 @@ async def test_a_cancelled_subscribe_leaves_no_channel(backend: RabbitBackend, n
     await backend.delete(name)
 
 
-async def test_an_instance_that_is_alone_does_not_make_the_registry_long(backend: RabbitBackend, name: str) -> None:
+async def test_an_instance_that_is_alone_does_not_make_the_registry_long(
+    backend: RabbitBackend, name: str
+) -> None:
     await backend.declare([QueueSpec(name=name)])
     binding = Binding(router=f"{name}.events", kind="topic", queue=name, pattern="a.*")
     longest = 0

@@ -21,12 +21,16 @@ MANY = 2_000
 
 @pytest.fixture(params=[None, "machine"], ids=["classic", "quorum"])
 async def broker(request: pytest.FixtureRequest, rabbitmq_url: str) -> AsyncIterator[Broker]:
-    async with Broker.connect(rabbitmq_url, settings=Settings(), durability=request.param) as broker:
+    async with Broker.connect(
+        rabbitmq_url, settings=Settings(), durability=request.param
+    ) as broker:
         yield broker
 
 
 @pytest.fixture
-async def other(request: pytest.FixtureRequest, rabbitmq_url: str, broker: Broker) -> AsyncIterator[Broker]:
+async def other(
+    request: pytest.FixtureRequest, rabbitmq_url: str, broker: Broker
+) -> AsyncIterator[Broker]:
     """A second process, as far as the broker can tell."""
     async with Broker.connect(rabbitmq_url, settings=Settings()) as other:
         yield other
@@ -51,7 +55,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def filled(broker: Broker, name: str, count: int) -> list[str]:
     """Put dead letters in the dead-letter queue of a queue."""
     await broker.declare(Queue(name, bytes))
-    death = Death(reason=Reason.REJECTED, queue=name, attempts=1, first_at=1.7e9, last_at=1.7e9, error="no")
+    death = Death(
+        reason=Reason.REJECTED, queue=name, attempts=1, first_at=1.7e9, last_at=1.7e9, error="no"
+    )
     ids = [f"m{number}" for number in range(count)]
     for start in range(0, count, 500):
         letters = [Message(id=it, body=b"body", death=death) for it in ids[start : start + 500]]
@@ -69,7 +75,9 @@ async def come_to(broker: Broker, ready: dict[str, int]) -> None:
     await eventually(holds, 20)
 
 
-async def test_a_list_reads_the_queue_twice_however_long_it_is(broker: Broker, name: str, read: list[int]) -> None:
+async def test_a_list_reads_the_queue_twice_however_long_it_is(
+    broker: Broker, name: str, read: list[int]
+) -> None:
     ids = await filled(broker, name, MANY)
     read.clear()
     letters = await broker.dead_letters(name).list(limit=MANY + 1)
@@ -78,7 +86,9 @@ async def test_a_list_reads_the_queue_twice_however_long_it_is(broker: Broker, n
     await come_to(broker, {f"{name}.dlq": MANY})
 
 
-async def test_silence_is_not_the_end(broker: Broker, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_is_not_the_end(
+    broker: Broker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A broker that pauses for longer than we listen is asked what is left, as often as it takes."""
     ids = await filled(broker, name, MANY)
     monkeypatch.setattr(looking, "_SILENCE", 0.0)
@@ -87,7 +97,9 @@ async def test_silence_is_not_the_end(broker: Broker, name: str, monkeypatch: py
     assert (sorted(done.moved), dict(done.left)) == (sorted([ids[0], ids[-1], ids[MANY // 2]]), {})
 
 
-async def test_a_redrive_of_some_is_exact_beside_others_who_look(broker: Broker, other: Broker, name: str) -> None:
+async def test_a_redrive_of_some_is_exact_beside_others_who_look(
+    broker: Broker, other: Broker, name: str
+) -> None:
     ids = await filled(broker, name, MANY)
     some = [ids[0], ids[777], ids[-1]]
     listed, done, seen = await asyncio.gather(
@@ -101,9 +113,13 @@ async def test_a_redrive_of_some_is_exact_beside_others_who_look(broker: Broker,
     await come_to(broker, {name: len(some), f"{name}.dlq": MANY - len(some)})
 
 
-async def test_two_redrives_at_once_move_each_letter_once(broker: Broker, other: Broker, name: str) -> None:
+async def test_two_redrives_at_once_move_each_letter_once(
+    broker: Broker, other: Broker, name: str
+) -> None:
     ids = await filled(broker, name, MANY)
-    results = await asyncio.gather(broker.dead_letters(name).redrive(), other.dead_letters(name).redrive())
+    results = await asyncio.gather(
+        broker.dead_letters(name).redrive(), other.dead_letters(name).redrive()
+    )
     moved: list[Any] = [id for done in results for id in done.moved]
     assert sorted(moved) == sorted(ids)
     assert [dict(done.left) for done in results] == [{}, {}]

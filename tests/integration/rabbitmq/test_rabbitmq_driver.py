@@ -79,7 +79,10 @@ async def test_an_instance_that_has_declared_nothing_finds_the_bands(make: Make)
     name = f"t.{new_id()[:8]}"
     one, two, three = [await make(durability="machine") for _ in range(3)]
     await one.declare([QueueSpec(name=name)])
-    assert await two.publish([out(name, "low", 0), out(name, "high", 10)], timeout=5) == [STORED, STORED]
+    assert await two.publish([out(name, "low", 0), out(name, "high", 10)], timeout=5) == [
+        STORED,
+        STORED,
+    ]
     await asyncio.sleep(0.1)
     assert await came(three, name, 2) == ["high", "low"]
     await one.delete(name)
@@ -95,7 +98,9 @@ async def test_a_connection_that_asks_for_less_takes_a_quorum_queue_as_it_is(mak
     await easy.delete(name)
 
 
-async def test_a_queue_that_was_deleted_without_us_is_declared_anew(make: Make, rabbitmq_url: str) -> None:
+async def test_a_queue_that_was_deleted_without_us_is_declared_anew(
+    make: Make, rabbitmq_url: str
+) -> None:
     name = f"t.{new_id()[:8]}"
     one, two = await make(), await make()
     await one.declare([QueueSpec(name=name, ttl=5.0)])
@@ -110,7 +115,9 @@ async def test_a_queue_that_was_deleted_without_us_is_declared_anew(make: Make, 
     await one.delete(name)
 
 
-async def test_a_long_registry_is_made_shorter_and_says_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_registry_is_made_shorter_and_says_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "_MANY", 10)
     one, names = await make(), [f"t.{new_id()[:8]}" for _ in range(12)]
     for name in names:
@@ -129,7 +136,9 @@ async def test_a_long_registry_is_made_shorter_and_says_the_same(make: Make, mon
 async def test_many_may_write_and_read_the_registry_at_once(make: Make) -> None:
     backends = [await make() for _ in range(6)]
     names = [f"t.{new_id()[:8]}" for _ in backends]
-    await asyncio.gather(*[it.declare([QueueSpec(name=name)]) for it, name in zip(backends, names, strict=True)])
+    await asyncio.gather(
+        *[it.declare([QueueSpec(name=name)]) for it, name in zip(backends, names, strict=True)]
+    )
     for seen in await asyncio.gather(*[it.count() for it in backends]):
         assert {counts.name for counts in seen} >= set(names)
     for name in names:
@@ -173,7 +182,9 @@ async def test_a_look_at_the_registry_that_is_given_up_leaves_it_to_others(make:
     await other.delete(name)
 
 
-async def test_what_could_not_be_written_down_is_written_before_what_comes_later(make: Make) -> None:
+async def test_what_could_not_be_written_down_is_written_before_what_comes_later(
+    make: Make,
+) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=f"{name}.other")])
     one._open.publishing.blocked = "an alarm"
@@ -186,7 +197,9 @@ async def test_what_could_not_be_written_down_is_written_before_what_comes_later
     assert name not in other._open.topology.registry.picture.queues
 
 
-async def test_a_registry_of_which_not_all_came_is_read_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_registry_of_which_not_all_came_is_read_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names, one = [f"t.{new_id()[:8]}" for _ in range(3)], await make()
     for name in names:
         await one.declare([QueueSpec(name=name)])
@@ -210,7 +223,9 @@ async def test_looks_into_one_queue_take_turns_and_one_given_up_gives_all_back(m
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     await one.publish([out(name, f"m{number}") for number in range(50)], timeout=5)
-    assert [len(page) for page in await asyncio.gather(*[one.browse(name, 50) for _ in range(4)])] == [50] * 4
+    assert [
+        len(page) for page in await asyncio.gather(*[one.browse(name, 50) for _ in range(4)])
+    ] == [50] * 4
     for turn in range(6):
         look = asyncio.ensure_future(one.browse(name, 50))
         await asyncio.sleep(0.004 * turn)
@@ -289,7 +304,9 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
     else:
         monkeypatch.setattr(known, "refresh", no_answer)
     to = name if trouble == "channel" else Route("a.router", "key")
-    first, second = await one.publish([out(name, "a"), Outgoing(to, Message(id="b", body=b""), 0.1)], timeout=10)
+    first, second = await one.publish(
+        [out(name, "a"), Outgoing(to, Message(id="b", body=b""), 0.1)], timeout=10
+    )
     assert first == STORED
     assert isinstance(second, Failed)
     assert second.kind is ErrorKind.TRANSIENT
@@ -297,7 +314,9 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
     await one.delete(name)
 
 
-async def test_who_consumes_finds_the_bands_of_a_queue_that_others_declared_anew(make: Make) -> None:
+async def test_who_consumes_finds_the_bands_of_a_queue_that_others_declared_anew(
+    make: Make,
+) -> None:
     name, other = f"t.{new_id()[:8]}", await make(durability="machine")
     one = await make()
     await one.declare([QueueSpec(name=name)])
@@ -313,7 +332,10 @@ async def test_headers_that_brokers_act_upon_are_the_users_own(make: Make) -> No
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     headers = {"CC": "somebody", "BCC": "else", "plain": "text"}
-    assert await one.publish([out(name, "a", headers=headers), out(name, "b")], timeout=5) == [STORED, STORED]
+    assert await one.publish([out(name, "a", headers=headers), out(name, "b")], timeout=5) == [
+        STORED,
+        STORED,
+    ]
     consumer = await one.subscribe(name, prefetch=1, lease=30)
     (delivery,) = await consumer.receive(1, 5.0)
     assert dict(delivery.message.headers) == headers
@@ -323,9 +345,14 @@ async def test_headers_that_brokers_act_upon_are_the_users_own(make: Make) -> No
 async def test_headers_named_cc_route_as_well(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
-    await one.bind([Binding(router=f"{name}.r", kind="headers", queue=name, headers=(("CC", "x"),))])
+    await one.bind(
+        [Binding(router=f"{name}.r", kind="headers", queue=name, headers=(("CC", "x"),))]
+    )
     outcomes = await one.publish(
-        [out(Route(f"{name}.r"), "a", headers={"CC": "x"}), out(Route(f"{name}.r"), "b", headers={"CC": "y"})],
+        [
+            out(Route(f"{name}.r"), "a", headers={"CC": "x"}),
+            out(Route(f"{name}.r"), "b", headers={"CC": "y"}),
+        ],
         timeout=5,
     )
     assert outcomes[0] == STORED
@@ -440,10 +467,14 @@ async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_i
     name, one = f"t.{new_id()[:8]}", await make()
     monkeypatch.setattr(registry, "CHANGES", name)
     admin = one._open.topology.admin
-    await admin.run(spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "stream"}))
+    await admin.run(
+        spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "stream"})
+    )
     with pytest.raises(TopologyMismatch, match=rf"'mq\.registry' .* '{name}' .*Delete that queue"):
         await one.declare([QueueSpec(name=f"{name}.q")])
-    monkeypatch.setattr(registry, "CHANGES", f"amq.{name}")  # names that begin so are refused to everybody
+    monkeypatch.setattr(
+        registry, "CHANGES", f"amq.{name}"
+    )  # names that begin so are refused to everybody
     await one.declare([QueueSpec(name=f"{name}.q")])
     assert await one.publish([out(f"{name}.q", "a")], timeout=5) == [STORED]
     await admin.run(*(spec.Queue.Delete(queue=queue) for queue in (name, f"{name}.q")))
@@ -490,7 +521,9 @@ async def test_who_shortens_the_registry_takes_the_changes_away_and_nobody_misse
         await one.delete(name)
 
 
-async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_breaks_at_once(make: Make) -> None:
+async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_breaks_at_once(
+    make: Make,
+) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name), QueueSpec(name=f"{name}.to")])
     for turn in range(5):
@@ -511,7 +544,9 @@ async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_brea
     await one.delete(f"{name}.to")
 
 
-async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_connection(rabbitmq_url: str) -> None:
+async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_connection(
+    rabbitmq_url: str,
+) -> None:
     """The broker takes a frame of a channel that it does not know for an error of the whole connection (504)."""
     lost = list[Exception]()
     backend = RabbitBackend(rabbitmq_url, RabbitOptions())

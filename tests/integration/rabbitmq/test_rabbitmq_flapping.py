@@ -16,11 +16,16 @@ from mqcore.messages.message import new_id
 
 pytestmark = pytest.mark.timeout(120)
 RESETS, HANDLER = 8, 2.0
-"""More than the five starts that a killer has. The connection is reset as soon as a handler has started, so that none ends."""
+"""More than the five starts that a killer has.
+
+The connection is reset as soon as a handler has started, so that none ends.
+"""
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_innocents_survive_a_connection_that_is_reset_again_and_again(rabbitmq_url: str, processes: int) -> None:
+async def test_innocents_survive_a_connection_that_is_reset_again_and_again(
+    rabbitmq_url: str, processes: int
+) -> None:
     jobs = Queue(f"flap.{new_id()[:12]}", str, retry=RetryPolicy(3, fixed(0)))
     done: Counter[str] = Counter()
     app = App("flap")

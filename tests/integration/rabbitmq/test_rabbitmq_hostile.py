@@ -92,7 +92,11 @@ async def dead(broker: Broker, queue: str, count: int) -> list[DeadLetter]:
 @pytest.mark.parametrize("durability", [None, "machine"])
 @pytest.mark.parametrize("entry", HEADERS.values(), ids=HEADERS)
 async def test_a_header_that_cannot_be_read_disturbs_nothing(
-    rabbitmq_url: str, plain: BlockingChannel, entry: tuple[bytes, bytes], durability: str | None, name: str
+    rabbitmq_url: str,
+    plain: BlockingChannel,
+    entry: tuple[bytes, bytes],
+    durability: str | None,
+    name: str,
 ) -> None:
     """The message is handled without it, dead-lettered, redriven and dead-lettered again, on one connection."""
     app, came, others = App("hostile"), list[str](), list[bytes]()
@@ -108,13 +112,20 @@ async def test_a_header_that_cannot_be_read_disturbs_nothing(
         others.append(value)
 
     settings = Settings.model_validate({"queues": {name: {"retry": {"max_attempts": 1}}}})
-    async with app.connect(rabbitmq_url, settings=settings, durability=durability) as broker, Worker(app, broker):
+    async with (
+        app.connect(rabbitmq_url, settings=settings, durability=durability) as broker,
+        Worker(app, broker),
+    ):
         plain.basic_publish("", name, b"body", headers((b"h", b"S\x00\x00\x00\x01v"), entry))
         for number in range(GOOD):
             plain.basic_publish("", other.name, b"%d" % number)
         await eventually(lambda: len(others) == GOOD)
         (letter,) = await dead(broker, name, 1)
-        assert (letter.body, letter.headers["h"], letter.error) == (b"body", "v", "ValueError: b'body'")
+        assert (letter.body, letter.headers["h"], letter.error) == (
+            b"body",
+            "v",
+            "ValueError: b'body'",
+        )
         assert (await broker.dead_letters(name).redrive()).moved == (letter.id,)
         (letter,) = await dead(broker, name, 1)
         assert (letter.message.redriven, letter.headers["h"]) == (1, "v")
@@ -157,7 +168,9 @@ async def test_a_copy_of_it_that_finds_no_queue_is_returned_and_harms_nobody(
         deliveries: list[Delivery] = []
         while len(deliveries) < len(HEADERS):
             deliveries += await consumer.receive(100, 10)
-        moves = [Move(it.receipt, Outgoing(f"{name}.none", it.message.moved(name))) for it in deliveries]
+        moves = [
+            Move(it.receipt, Outgoing(f"{name}.none", it.message.moved(name))) for it in deliveries
+        ]
         outcomes = await consumer.settle(moves, timeout=10)
         assert {getattr(outcome, "kind", None) for outcome in outcomes} == {ErrorKind.NOT_FOUND}
         releases = [Release(it.receipt) for it in deliveries]
@@ -167,7 +180,9 @@ async def test_a_copy_of_it_that_finds_no_queue_is_returned_and_harms_nobody(
     await consumer.close()
 
 
-async def test_one_in_the_registry_is_skipped(rabbitmq_url: str, plain: BlockingChannel, name: str) -> None:
+async def test_one_in_the_registry_is_skipped(
+    rabbitmq_url: str, plain: BlockingChannel, name: str
+) -> None:
     async with Broker.connect(rabbitmq_url, settings=Settings()) as broker:
         await broker.declare(Queue(name, bytes))
     for entry in HEADERS.values():
@@ -179,12 +194,15 @@ async def test_one_in_the_registry_is_skipped(rabbitmq_url: str, plain: Blocking
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 100_000, b'[{"q": 5, "role": "work"}]', b'[{"bind": [1, 2, 3, 4, 5, 6]}]', b"\xff"]
+    "body",
+    [b"[" * 100_000, b'[{"q": 5, "role": "work"}]', b'[{"bind": [1, 2, 3, 4, 5, 6]}]', b"\xff"],
 )
 async def test_a_record_that_cannot_be_read_stops_nothing_and_is_reported(
     rabbitmq_url: str, plain: BlockingChannel, name: str, body: bytes
 ) -> None:
-    plain.queue_declare("mq.registry", durable=True, passive=False, arguments={"x-queue-type": "classic"})
+    plain.queue_declare(
+        "mq.registry", durable=True, passive=False, arguments={"x-queue-type": "classic"}
+    )
     plain.queue_declare("mq.registry.changes", durable=True, arguments={"x-queue-type": "classic"})
     plain.basic_publish("", "mq.registry", body)
     plain.basic_publish("", "mq.registry.changes", b"")
@@ -211,11 +229,15 @@ async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
     own = plain.queue_declare("", exclusive=True).method.queue
     direct: list[bytes] = []
     plain.basic_consume(
-        "amq.rabbitmq.reply-to", lambda _channel, _method, _properties, body: direct.append(body), auto_ack=True
+        "amq.rabbitmq.reply-to",
+        lambda _channel, _method, _properties, body: direct.append(body),
+        auto_ack=True,
     )
     async with connect(app, rabbitmq_url) as broker, Worker(app, broker):
         for reply_to in (own, "amq.rabbitmq.reply-to", "mq.registry", name):
-            plain.basic_publish("", name, b"ab", pika.BasicProperties(reply_to=reply_to, correlation_id="c"))
+            plain.basic_publish(
+                "", name, b"ab", pika.BasicProperties(reply_to=reply_to, correlation_id="c")
+            )
         await eventually(lambda: broker.events.counts["message.done"] == 4)
 
         def got() -> bool:
@@ -244,7 +266,12 @@ async def test_native_properties_come_through_every_move(
     sent = pika.BasicProperties(
         content_type="application/json; charset=utf-16",
         content_encoding="gzip",
-        headers={"text": "v", "count": 3, "when": datetime(2026, 1, 2, tzinfo=UTC), "table": {"deep": [1, None]}},
+        headers={
+            "text": "v",
+            "count": 3,
+            "when": datetime(2026, 1, 2, tzinfo=UTC),
+            "table": {"deep": [1, None]},
+        },
         priority=7,
         correlation_id="c",
         reply_to="somewhere",
@@ -259,7 +286,10 @@ async def test_native_properties_come_through_every_move(
         {"queues": {name: {"retry": {"max_attempts": 2, "backoff": "fixed", "base": 0.1}}}}
     )
     plain.queue_declare(elsewhere, durable=True)
-    async with app.connect(rabbitmq_url, settings=settings, durability=durability) as broker, Worker(app, broker):
+    async with (
+        app.connect(rabbitmq_url, settings=settings, durability=durability) as broker,
+        Worker(app, broker),
+    ):
         plain.basic_publish("", name, body, sent)
         (letter,) = await dead(broker, name, 1)
         assert (letter.body, letter.message.encoding) == (body, "gzip")
@@ -268,7 +298,14 @@ async def test_native_properties_come_through_every_move(
     _, found, got = plain.basic_get(elsewhere, auto_ack=True)
     plain.queue_delete(elsewhere)
     assert got == body
-    for prop in ("content_type", "content_encoding", "priority", "correlation_id", "reply_to", "message_id"):
+    for prop in (
+        "content_type",
+        "content_encoding",
+        "priority",
+        "correlation_id",
+        "reply_to",
+        "message_id",
+    ):
         assert getattr(found, prop) == getattr(sent, prop)
     for prop in ("timestamp", "type", "user_id", "app_id"):
         assert getattr(found, prop) == getattr(sent, prop)

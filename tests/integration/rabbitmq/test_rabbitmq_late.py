@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 COUNT = 20
 LEAST, LATE = 0.3, 0.6
-"""Seconds by which answers are late: longer than the tail of a drain, which comes after its grace."""
+"""Seconds by which answers are late: longer than the tail of a drain, which comes after its grace.
+"""
 TYPES = pytest.mark.parametrize("query", ["", "durability=machine"], ids=["classic", "quorum"])
 
 
@@ -72,7 +73,9 @@ class Site:
 
 @TYPES
 @pytest.mark.parametrize("kind", ["do", "reject", "retry"])
-async def test_late_answers_at_a_drain_double_nothing(rabbitmq_url: str, wire: SlowWire, query: str, kind: str) -> None:
+async def test_late_answers_at_a_drain_double_nothing(
+    rabbitmq_url: str, wire: SlowWire, query: str, kind: str
+) -> None:
     site = Site(rabbitmq_url, query, wire)
     async with Broker.connect(site.direct, settings=Settings()) as direct:
         await direct.publish_many(site.queue, [f"{kind}-{number}" for number in range(COUNT)])
@@ -127,7 +130,10 @@ async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
     async with Broker.connect(site.direct, settings=Settings()) as direct:
         await direct.declare(site.queue)
         app = site.app(ack_first=True)
-        async with app.connect(site.slow, settings=Settings()) as broker, Worker(app, broker, grace=5):
+        async with (
+            app.connect(site.slow, settings=Settings()) as broker,
+            Worker(app, broker, grace=5),
+        ):
             await direct.publish(site.queue, "first")
             await eventually(lambda: site.started["first"], 20)
             wire.deaf = True
@@ -142,8 +148,13 @@ async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
 
 
 @TYPES
-async def test_a_silent_broker_does_not_hold_up_the_end(rabbitmq_url: str, wire: SlowWire, query: str) -> None:
-    """SIGTERM, and nothing answers any more: all has ended by grace + 1 s (G13). One of three has to be in time."""
+async def test_a_silent_broker_does_not_hold_up_the_end(
+    rabbitmq_url: str, wire: SlowWire, query: str
+) -> None:
+    """SIGTERM, and nothing answers any more: all has ended by grace + 1 s (G13).
+
+    One of three has to be in time.
+    """
     grace, took = 0.2, list[float]()
     loop = asyncio.get_running_loop()
     for _ in range(3):
@@ -165,7 +176,9 @@ async def test_a_silent_broker_does_not_hold_up_the_end(rabbitmq_url: str, wire:
 
 
 @pytest.mark.parametrize("after", [0.05, 0.5, 1.1])
-async def test_a_close_that_is_cancelled_keeps_nothing(rabbitmq_url: str, wire: SlowWire, after: float) -> None:
+async def test_a_close_that_is_cancelled_keeps_nothing(
+    rabbitmq_url: str, wire: SlowWire, after: float
+) -> None:
     """The connection lasts, so its broker would keep what it sent to a consumer that nobody has any more (G5)."""
     site = Site(rabbitmq_url, "", wire)
     async with (
@@ -173,7 +186,9 @@ async def test_a_close_that_is_cancelled_keeps_nothing(rabbitmq_url: str, wire: 
         Broker.connect(site.slow, settings=Settings()) as slow,
     ):
         await direct.publish_many(site.queue, ["a", "b"])
-        subscription = await slow._connection.backend.subscribe(site.queue.name, prefetch=1, lease=30)
+        subscription = await slow._connection.backend.subscribe(
+            site.queue.name, prefetch=1, lease=30
+        )
         assert len(await subscription.receive(1, 10)) == 1
         wire.least, wire.late = LEAST, LATE
         closing = asyncio.create_task(subscription.close())

@@ -25,11 +25,15 @@ async def remove(backend: RabbitBackend, queue: str) -> None:
     await backend._open.topology.admin.run(spec.Queue.Delete(queue=queue))
 
 
-async def test_what_found_its_queue_gone_is_a_dead_letter_that_can_be_sent_back(rabbitmq_url: str) -> None:
+async def test_what_found_its_queue_gone_is_a_dead_letter_that_can_be_sent_back(
+    rabbitmq_url: str,
+) -> None:
     gone = Queue(f"gone.{new_id()[:12]}", str)
     async with Broker.connect(rabbitmq_url) as broker:
         await broker.declare(gone)
-        receipt = await broker.publish(gone, "late", delay=0.5, ttl=3600, headers={"tenant": "north"})
+        receipt = await broker.publish(
+            gone, "late", delay=0.5, ttl=3600, headers={"tenant": "north"}
+        )
         await broker.delete(gone)
         letters = broker.dead_letters(LOST)
 
@@ -39,7 +43,13 @@ async def test_what_found_its_queue_gone_is_a_dead_letter_that_can_be_sent_back(
         await eventually(parked, 20)
         for _ in range(LOOKS):
             (letter,) = await letters.list(ids=[receipt.id])
-        found = (letter.reason, letter.queue, letter.attempts, letter.body, letter.headers["tenant"])
+        found = (
+            letter.reason,
+            letter.queue,
+            letter.attempts,
+            letter.body,
+            letter.headers["tenant"],
+        )
         assert found == ("unroutable", gone.name, 0, b"late", "north")
         assert "was gone when" in letter.error
         await broker.declare(gone)
@@ -62,7 +72,9 @@ async def test_a_level_that_somebody_deleted_holds_up_nobody(backend: RabbitBack
         return Outgoing(name, Message(id=f"{name}-{number}", body=b"x"), delay)
 
     assert await backend.publish([delayed(0, 0.1)], timeout=10) == [STORED]
-    await remove(backend, "mq.delay.high.02" if await has_high(backend) else "mq.delay.02")  # 0.25 s: they go by it
+    await remove(
+        backend, "mq.delay.high.02" if await has_high(backend) else "mq.delay.02"
+    )  # 0.25 s: they go by it
     crossing = [delayed(number, 1.25) for number in range(1, ON_THEIR_WAY)]
     assert await backend.publish(crossing, timeout=10) == [STORED] * len(crossing)
     assert await backend.publish([delayed(ON_THEIR_WAY, 1.0)], timeout=10) == [STORED]
@@ -78,7 +90,9 @@ async def test_a_level_that_somebody_deleted_holds_up_nobody(backend: RabbitBack
         return counts.ready >= len(crossing)
 
     await eventually(all_parked, 20)
-    other = RabbitBackend(f"{backend.url}", RabbitOptions())  # whoever comes next makes the ladder whole again
+    other = RabbitBackend(
+        f"{backend.url}", RabbitOptions()
+    )  # whoever comes next makes the ladder whole again
     await other.open(lambda _: None)
     assert await other.publish([delayed(ON_THEIR_WAY + 1, 1.25)], timeout=10) == [STORED]
     async with asyncio.timeout(10):
@@ -95,7 +109,9 @@ async def has_high(backend: RabbitBackend) -> bool:
 
 
 async def test_the_longest_name_can_be_delayed_to_and_has_a_quarantine(rabbitmq_url: str) -> None:
-    longest = Queue(new_id().ljust(196, "q"), str)  # with `.dlq` the 200 characters that a name may have
+    longest = Queue(
+        new_id().ljust(196, "q"), str
+    )  # with `.dlq` the 200 characters that a name may have
     async with Broker.connect(rabbitmq_url) as broker:
         await broker.declare(longest)
         await broker.publish(longest, "late", delay=0.1)

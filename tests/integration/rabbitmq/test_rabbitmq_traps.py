@@ -12,7 +12,19 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 from support.waiting import eventually
 
-from mqcore.spi import DONE, STALE, STORED, Ack, ErrorKind, Failed, Message, Move, Outgoing, QueueSpec, new_id
+from mqcore.spi import (
+    DONE,
+    STALE,
+    STORED,
+    Ack,
+    ErrorKind,
+    Failed,
+    Message,
+    Move,
+    Outgoing,
+    QueueSpec,
+    new_id,
+)
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
 
 if TYPE_CHECKING:
@@ -123,7 +135,9 @@ async def _stored(backend: RabbitBackend, queue: str) -> bool:
     return await backend.publish([out(queue)], timeout=1) == [STORED]
 
 
-async def test_our_queues_may_be_held_for_longer_than_the_server_bears(backend: RabbitBackend, server: Server) -> None:
+async def test_our_queues_may_be_held_for_longer_than_the_server_bears(
+    backend: RabbitBackend, server: Server
+) -> None:
     if tuple(map(int, server.version.split(".")[:2])) < (3, 12):
         pytest.skip("before 3.12 a queue cannot say so itself")
     with impatient(server):
@@ -179,11 +193,17 @@ async def test_no_number_of_deliveries_takes_a_message_away(backend: RabbitBacke
 
 
 @pytest.mark.parametrize("how", ["nack", "reject", "recover", "close"])
-async def test_who_keeps_its_place_is_marked(backend: RabbitBackend, server: Server, how: str) -> None:
+async def test_who_keeps_its_place_is_marked(
+    backend: RabbitBackend, server: Server, how: str
+) -> None:
     """Whatever way AMQP has to give back: a release that must tell itself from a crash cannot keep the place (ADR 16)."""
     queue = await a_queue(backend)
     await backend.publish([out(queue, name) for name in "abc"], timeout=5)
-    assert await asyncio.to_thread(given_back, server.url, queue, how) == [("a", True), ("b", True), ("c", False)]
+    assert await asyncio.to_thread(given_back, server.url, queue, how) == [
+        ("a", True),
+        ("b", True),
+        ("c", False),
+    ]
 
 
 def given_back(url: str, queue: str, how: str) -> list[tuple[str, bool]]:

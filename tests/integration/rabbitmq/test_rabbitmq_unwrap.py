@@ -28,7 +28,8 @@ async def test_the_connection_works_and_nothing_else_is_given(rabbitmq_url: str,
 
         for kind in (str, bytes, Backend, RabbitOptions):
             with pytest.raises(
-                ConfigurationError, match=r"It has: pika\.adapters\.asyncio_connection\.AsyncioConnection"
+                ConfigurationError,
+                match=r"It has: pika\.adapters\.asyncio_connection\.AsyncioConnection",
             ) as caught:
                 broker.unwrap(kind)
             assert rabbitmq_url not in str(caught.value)

@@ -27,7 +27,9 @@ PATIENCE = 30.0
 class Private:
     """One server process in a folder of its own."""
 
-    def __init__(self, program: str, folder: Path, words: tuple[str, ...], port: int | None = None) -> None:
+    def __init__(
+        self, program: str, folder: Path, words: tuple[str, ...], port: int | None = None
+    ) -> None:
         self.port = port or free_port()
         self.folder = folder
         self._words = [program, *words, "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
@@ -55,7 +57,9 @@ class Private:
                     time.sleep(0.02)
                 else:
                     return
-        assert not plain, f"redis-server at port {self.port} did not answer, exit code {self.process.poll()}"
+        assert not plain, (
+            f"redis-server at port {self.port} did not answer, exit code {self.process.poll()}"
+        )
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -112,5 +116,7 @@ async def a_queue(backend: RedisBackend, **settings: object) -> str:
     return name
 
 
-def outgoing(queue: str, name: str | None = None, body: bytes = b"body", delay: float = 0.0) -> Outgoing:
+def outgoing(
+    queue: str, name: str | None = None, body: bytes = b"body", delay: float = 0.0
+) -> Outgoing:
     return Outgoing(queue, Message(id=name or new_id(), body=body), delay)

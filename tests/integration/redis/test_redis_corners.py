@@ -58,7 +58,9 @@ async def test_what_a_cancelled_receive_claimed_is_for_others_at_once(redis_url:
         other = await elsewhere.subscribe(queue, prefetch=10, lease=30)
         for turn in range(12):
             drains = await backend.subscribe(queue, prefetch=10, lease=30)
-            await backend.publish([outgoing(queue, f"{turn}-{letter}") for letter in "ab"], timeout=5)
+            await backend.publish(
+                [outgoing(queue, f"{turn}-{letter}") for letter in "ab"], timeout=5
+            )
             receiving = asyncio.create_task(drains.receive(2, 60))
             for _ in range(turn):
                 await asyncio.sleep(0)
@@ -70,7 +72,9 @@ async def test_what_a_cancelled_receive_claimed_is_for_others_at_once(redis_url:
                 found = [*await other.receive(1, 10), *await other.receive(1, 10)]
                 marks = [(it.message.id, it.redelivered, it.takeovers) for it in found]
                 assert marks == [(f"{turn}-a", False, False), (f"{turn}-b", False, False)]
-                assert await other.settle([Ack(it.receipt) for it in found], timeout=5) == [DONE] * 2
+                assert (
+                    await other.settle([Ack(it.receipt) for it in found], timeout=5) == [DONE] * 2
+                )
             await drains.close()
 
 
@@ -89,7 +93,10 @@ async def test_what_nobody_saw_goes_back_with_the_takeovers_that_it_had(redis_ur
         await unseeing.close()
         consumer = await backend.subscribe(queue, prefetch=10, lease=30)
         got = await consumer.receive(2, 2)
-        assert [(it.message.id, it.takeovers, it.redelivered) for it in got] == [("a", 1, True), ("b", 0, False)]
+        assert [(it.message.id, it.takeovers, it.redelivered) for it in got] == [
+            ("a", 1, True),
+            ("b", 0, False),
+        ]
 
 
 async def test_a_release_gives_a_suspect_back_as_a_suspect(redis_url: str) -> None:
@@ -105,7 +112,9 @@ async def test_a_release_gives_a_suspect_back_as_a_suspect(redis_url: str) -> No
         for _ in range(3):
             got = await consumer.receive(2, 2)
             marks.append([(it.message.id, it.redelivered, it.takeovers) for it in got])
-            assert await consumer.settle([Release(it.receipt) for it in got], timeout=5) == [DONE] * 2
+            assert (
+                await consumer.settle([Release(it.receipt) for it in got], timeout=5) == [DONE] * 2
+            )
         later = [("a", True, True), ("b", True, False)]
         assert marks == [[("a", True, True), ("b", False, False)], later, later]
 
@@ -138,7 +147,9 @@ async def test_who_goes_after_it_was_woken_wakes_the_next(redis_url: str) -> Non
         late = []
         for _ in range(8):
             one, two = [await backend.subscribe(queue, prefetch=1, lease=30) for _ in "ab"]
-            first, second = [asyncio.create_task(consumer.receive(1, 10)) for consumer in (one, two)]
+            first, second = [
+                asyncio.create_task(consumer.receive(1, 10)) for consumer in (one, two)
+            ]
             await asyncio.sleep(0.05)
             await publisher.publish([outgoing(queue, delay=0.2)], timeout=5)
             due = loop.time() + 0.2
@@ -175,7 +186,9 @@ async def test_a_full_consumer_learns_of_a_loss_at_once(redis_url: str) -> None:
         await backend.close()
 
 
-async def test_a_close_that_is_cancelled_leaves_no_connection(private: Callable[..., Private]) -> None:
+async def test_a_close_that_is_cancelled_leaves_no_connection(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     backend = RedisBackend(server.url, RedisOptions())
     await backend.open(lambda _: None)
@@ -208,7 +221,9 @@ async def test_nothing_of_a_temporary_queue_stays_for_ever(private: Callable[...
             assert {key: client.ttl(key) for key in client.scan_iter() if client.ttl(key) < 0} == {}
 
 
-async def test_an_idle_look_at_a_temporary_queue_writes_nothing(private: Callable[..., Private]) -> None:
+async def test_an_idle_look_at_a_temporary_queue_writes_nothing(
+    private: Callable[..., Private],
+) -> None:
     """Each write would go to the append-only file, once a second for each waiting requester."""
     server = private("--appendonly", "yes")
     async with opened(server.url) as backend:
@@ -224,7 +239,9 @@ async def test_an_idle_look_at_a_temporary_queue_writes_nothing(private: Callabl
         waiting.cancel()
 
 
-async def test_a_delay_that_falls_due_under_a_count_leaves_nothing_for_ever(private: Callable[..., Private]) -> None:
+async def test_a_delay_that_falls_due_under_a_count_leaves_nothing_for_ever(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     async with opened(server.url) as backend:
         name = f"t.{new_id()[:12]}"

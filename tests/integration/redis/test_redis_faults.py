@@ -57,14 +57,22 @@ async def test_forgotten_scripts_are_sent_again_in_the_middle_of_a_batch(redis_u
                 assert [it.message.id for it in got] == [out.message.id for out in batch]
                 client.script_flush()
                 assert await backend.renew(queue, [it.receipt for it in got], 30) == [True] * 600
-                assert await consumer.settle([Ack(it.receipt) for it in got], timeout=5) == [DONE] * 600
+                assert (
+                    await consumer.settle([Ack(it.receipt) for it in got], timeout=5)
+                    == [DONE] * 600
+                )
 
 
-async def test_on_a_full_server_everything_works_but_publishing(private: Callable[..., Private]) -> None:
+async def test_on_a_full_server_everything_works_but_publishing(
+    private: Callable[..., Private],
+) -> None:
     server = private(*ALWAYS)
     async with opened(server.url) as backend:
         queue = await a_queue(backend)
-        assert await backend.publish([outgoing(queue, name) for name in "abcd"], timeout=5) == [STORED] * 4
+        assert (
+            await backend.publish([outgoing(queue, name) for name in "abcd"], timeout=5)
+            == [STORED] * 4
+        )
         consumer = await backend.subscribe(queue, prefetch=10, lease=30)
         a, b, c, d = await consumer.receive(4, 2)
         with server.client() as client:
@@ -74,19 +82,26 @@ async def test_on_a_full_server_everything_works_but_publishing(private: Callabl
         assert (refused.kind, "memory" in refused.text) == (ErrorKind.FULL, True)
         assert await backend.renew(queue, [a.receipt], 60) == [True]
         move = Move(d.receipt, Outgoing(f"{queue}.dlq", d.message.moved(queue)))
-        settled = await consumer.settle([Ack(a.receipt), Release(b.receipt), Release(c.receipt), move], timeout=5)
+        settled = await consumer.settle(
+            [Ack(a.receipt), Release(b.receipt), Release(c.receipt), move], timeout=5
+        )
         assert settled == [DONE] * 4
         assert sorted(it.message.id for it in await consumer.receive(4, 2)) == ["b", "c"]
         (count,) = await backend.count([f"{queue}.dlq"])
         assert count.ready == 1
 
 
-async def test_on_a_full_server_only_what_is_new_cannot_be_declared(private: Callable[..., Private]) -> None:
+async def test_on_a_full_server_only_what_is_new_cannot_be_declared(
+    private: Callable[..., Private],
+) -> None:
     """What is there already writes nothing: every start of a worker declares, and every reconnect."""
     server, new = private(*ALWAYS), f"t.{new_id()[:12]}"
     async with opened(server.url) as backend:
         queue = await a_queue(backend)
-        there = [QueueSpec(name=queue, dead_letter=f"{queue}.dlq"), QueueSpec(name=f"{queue}.dlq", role="dead_letter")]
+        there = [
+            QueueSpec(name=queue, dead_letter=f"{queue}.dlq"),
+            QueueSpec(name=f"{queue}.dlq", role="dead_letter"),
+        ]
         arrow = Binding(router="r", kind="direct", queue=queue, pattern="a")
         await backend.bind([arrow])
         with server.client() as client:
@@ -109,12 +124,16 @@ async def test_on_a_full_server_only_what_is_new_cannot_be_declared(private: Cal
         assert list(await backend.bindings()) == [arrow]
 
 
-async def test_on_a_full_server_bindings_and_queues_can_be_removed(private: Callable[..., Private]) -> None:
+async def test_on_a_full_server_bindings_and_queues_can_be_removed(
+    private: Callable[..., Private],
+) -> None:
     """And everybody learns of it: the bindings and their version change in one step."""
     server = private(*ALWAYS)
     async with opened(server.url) as backend, opened(server.url) as other:
         one, two = await a_queue(backend), await a_queue(backend)
-        arrows = [Binding(router="r", kind="direct", queue=queue, pattern="a") for queue in (one, two)]
+        arrows = [
+            Binding(router="r", kind="direct", queue=queue, pattern="a") for queue in (one, two)
+        ]
         await backend.bind(arrows)
         await backend.publish([outgoing(two)], timeout=5)
         assert len(await other.bindings("r")) == 2
@@ -155,7 +174,9 @@ async def test_a_full_server_is_drained_by_a_fresh_worker_and_by_one_that_was_cu
         assert broker.health().connected
 
 
-async def test_a_demoted_master_is_told_as_a_lost_connection(private: Callable[..., Private]) -> None:
+async def test_a_demoted_master_is_told_as_a_lost_connection(
+    private: Callable[..., Private],
+) -> None:
     server, other = private(*ALWAYS), private()
     lost: list[Exception] = []
     backend = RedisBackend(server.url, RedisOptions())
@@ -192,7 +213,9 @@ async def test_too_few_replicas_refuse_for_now(private: Callable[..., Private]) 
 # A look at the server
 
 
-async def durability(url: str, **options: object) -> tuple[Durability, dict[str, float | str | bool]]:
+async def durability(
+    url: str, **options: object
+) -> tuple[Durability, dict[str, float | str | bool]]:
     async with opened(url, **options) as backend:
         told = await backend.open(lambda _: None)
     return told.durability, dict(told[Capability.DURABLE].limits)
@@ -233,7 +256,17 @@ async def test_durability_is_what_the_server_is_configured_for(
     assert bool(warning) == ("warning" in limits)
 
 
-RIGHTS = ["on", ">canary-password", "~mq:*", "+@read", "+@write", "+@scripting", "+@connection", "+time", "+info"]
+RIGHTS = [
+    "on",
+    ">canary-password",
+    "~mq:*",
+    "+@read",
+    "+@write",
+    "+@scripting",
+    "+@connection",
+    "+time",
+    "+info",
+]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +281,10 @@ RIGHTS = ["on", ">canary-password", "~mq:*", "+@read", "+@write", "+@scripting",
     ids=["config", "info", "info-stated", "nothing", "nothing-stated"],
 )
 async def test_a_denied_look_never_fails_the_connect(
-    private: Callable[..., Private], rights: tuple[str, ...], options: dict[str, str], wanted: Durability
+    private: Callable[..., Private],
+    rights: tuple[str, ...],
+    options: dict[str, str],
+    wanted: Durability,
 ) -> None:
     server = private(*ALWAYS)
     with server.client() as client:
@@ -267,7 +303,9 @@ async def test_a_denied_look_never_fails_the_connect(
 
 
 @pytest.mark.parametrize("right", ["-time", "-@scripting", "-evalsha"])
-async def test_a_right_that_is_missing_is_named_at_once(private: Callable[..., Private], right: str) -> None:
+async def test_a_right_that_is_missing_is_named_at_once(
+    private: Callable[..., Private], right: str
+) -> None:
     server = private()
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "app", *RIGHTS, right)
@@ -279,7 +317,9 @@ async def test_a_right_that_is_missing_is_named_at_once(private: Callable[..., P
     assert caught.value.__cause__ is not caught.value
 
 
-async def test_a_wrong_password_is_denied_without_telling_it(private: Callable[..., Private]) -> None:
+async def test_a_wrong_password_is_denied_without_telling_it(
+    private: Callable[..., Private],
+) -> None:
     server = private("--requirepass", "right")
     for login in (":canary-password@", "nobody:canary-password@", ""):
         backend = RedisBackend(f"redis://{login}127.0.0.1:{server.port}", RedisOptions())

@@ -22,11 +22,14 @@ def commands(client: plain_redis.Redis) -> int:
     """How many commands clients have sent, without those that scripts call and our own looks."""
     found: dict[str, Any] = client.info("commandstats")
     return sum(
-        found.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "blpop", "ping", "rpush", "eval")
+        found.get(f"cmdstat_{name}", {"calls": 0})["calls"]
+        for name in ("evalsha", "blpop", "ping", "rpush", "eval")
     )
 
 
-async def test_an_idle_consumer_costs_at_most_two_commands_a_second(private: Callable[..., Private]) -> None:
+async def test_an_idle_consumer_costs_at_most_two_commands_a_second(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     async with opened(server.url) as backend:
         consumer = await backend.subscribe(await a_queue(backend), prefetch=10, lease=30)
@@ -40,7 +43,9 @@ async def test_an_idle_consumer_costs_at_most_two_commands_a_second(private: Cal
         assert used <= 2 * 5 + 1
 
 
-async def test_a_hundred_queues_share_one_blocked_connection_and_all_are_woken(private: Callable[..., Private]) -> None:
+async def test_a_hundred_queues_share_one_blocked_connection_and_all_are_woken(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     async with opened(server.url) as backend, opened(server.url) as publisher:
         queues = [await a_queue(backend) for _ in range(100)]
@@ -53,16 +58,26 @@ async def test_a_hundred_queues_share_one_blocked_connection_and_all_are_woken(p
         loop = asyncio.get_running_loop()
         began = loop.time()
         await publisher.publish([outgoing(queue, queue) for queue in queues], timeout=5)
-        got = [name for deliveries in await asyncio.gather(*waiting) for name in [it.message.id for it in deliveries]]
+        got = [
+            name
+            for deliveries in await asyncio.gather(*waiting)
+            for name in [it.message.id for it in deliveries]
+        ]
         assert got == queues
-        assert loop.time() - began < 0.9  # nobody waited for its own look, which comes once a second
+        assert (
+            loop.time() - began < 0.9
+        )  # nobody waited for its own look, which comes once a second
 
 
-async def test_a_token_that_finds_nobody_idle_goes_to_who_is(private: Callable[..., Private]) -> None:
+async def test_a_token_that_finds_nobody_idle_goes_to_who_is(
+    private: Callable[..., Private],
+) -> None:
     """The instance that listens has its hands full; the one that is idle elsewhere is woken all the same."""
     server = private()
     async with AsyncExitStack() as stack:
-        full, idle, publisher = [await stack.enter_async_context(opened(server.url)) for _ in range(3)]
+        full, idle, publisher = [
+            await stack.enter_async_context(opened(server.url)) for _ in range(3)
+        ]
         queue = await a_queue(full)
         busy = await full.subscribe(queue, prefetch=1, lease=60)
         first = asyncio.create_task(busy.receive(1, 60))

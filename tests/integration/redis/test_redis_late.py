@@ -39,7 +39,10 @@ class Site:
 async def test_a_worker_ends_in_time_whatever_redis_answers(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, *, silent: bool
 ) -> None:
-    """Late answers are waited for; answers that never come hold up nothing beyond grace + 1 s. One of three has to be in time."""
+    """Late answers are waited for; answers that never come hold up nothing beyond grace + 1 s.
+
+    One of three has to be in time.
+    """
     monkeypatch.setattr("support.slow_wire.SETTLES_IN", 0.0)
     parts, took = urlsplit(redis_url), list[float]()
     assert parts.hostname is not None
@@ -64,7 +67,9 @@ async def test_a_worker_ends_in_time_whatever_redis_answers(
                 await running
             took.append(loop.time() - began)
             (counts,) = await direct.counts(site.queue)
-            letters = Counter(letter.body for letter in await direct.dead_letters(site.queue).list(1000))
+            letters = Counter(
+                letter.body for letter in await direct.dead_letters(site.queue).list(1000)
+            )
             assert set(letters.values()) <= {1}
             assert counts.ready + counts.leased + len(letters) == COUNT + 1
             if not silent:

@@ -8,7 +8,17 @@ from datetime import timedelta
 import pytest
 
 from mqcore import Broker, Queue
-from mqcore.spi import DONE, STORED, Ack, Move, Outgoing, QueueSpec, Stored, TopologyMismatch, new_id
+from mqcore.spi import (
+    DONE,
+    STORED,
+    Ack,
+    Move,
+    Outgoing,
+    QueueSpec,
+    Stored,
+    TopologyMismatch,
+    new_id,
+)
 
 from .conftest import a_queue, opened, outgoing
 
@@ -69,8 +79,12 @@ async def test_settings_are_compared_as_what_they_mean(redis_url: str) -> None:
         await backend.declare([QueueSpec(name=name, ttl=60.0, max_length=5)])
         with pytest.raises(TopologyMismatch, match=r"ttl=60\.0, but the code declares ttl=None"):
             await backend.declare([QueueSpec(name=name, max_length=5)])
-        with pytest.raises(TopologyMismatch, match="max_length=5, but the code declares max_length=6"):
-            await backend.declare([QueueSpec(name=f"{name}.new"), QueueSpec(name=name, ttl=60, max_length=6)])
+        with pytest.raises(
+            TopologyMismatch, match="max_length=5, but the code declares max_length=6"
+        ):
+            await backend.declare(
+                [QueueSpec(name=f"{name}.new"), QueueSpec(name=name, ttl=60, max_length=6)]
+            )
         assert [count.name for count in await backend.count([f"{name}.new", name])] == [name]
     async with Broker.connect(redis_url) as broker:
         await broker.delete(name)

@@ -31,8 +31,12 @@ PAGE = Path(__file__).parents[3] / "docs" / "backends" / "redis.md"
 async def test_what_a_plain_client_pushes_comes_as_a_first_attempt(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         queue = await a_queue(backend, ttl=60.0)
-        await backend.publish([Outgoing(queue, Message(id=new_id(), body=b"high", priority=9))], timeout=5)
-        await backend.publish([Outgoing(queue, Message(id=new_id(), body=b"low", priority=1))], timeout=5)
+        await backend.publish(
+            [Outgoing(queue, Message(id=new_id(), body=b"high", priority=9))], timeout=5
+        )
+        await backend.publish(
+            [Outgoing(queue, Message(id=new_id(), body=b"low", priority=1))], timeout=5
+        )
         with plain_redis.Redis.from_url(redis_url) as client:
             client.rpush(f"mq:{{{queue}}}:in", b"one\n\xff", b"")
         (count,) = await backend.count([queue])
@@ -42,7 +46,12 @@ async def test_what_a_plain_client_pushes_comes_as_a_first_attempt(redis_url: st
         assert [it.message.body for it in got] == [b"high", b"one\n\xff", b"", b"low"]
         for delivery in got[1:3]:
             message = delivery.message
-            assert (message.attempt, message.priority, message.content_type, message.published_at) == (1, 5, None, None)
+            assert (
+                message.attempt,
+                message.priority,
+                message.content_type,
+                message.published_at,
+            ) == (1, 5, None, None)
             assert (delivery.redelivered, delivery.takeovers) == (False, False)
             assert delivery.expires_in is not None
             assert 50 < delivery.expires_in <= 60
@@ -68,7 +77,9 @@ async def test_many_pushed_bodies_all_come_and_in_order(redis_url: str) -> None:
 async def test_what_a_plain_client_pushed_is_shown_before_anybody_claims_it(redis_url: str) -> None:
     async with opened(redis_url) as backend:
         queue = await a_queue(backend)
-        await backend.publish([Outgoing(queue, Message(id=new_id(), body=b"low", priority=1))], timeout=5)
+        await backend.publish(
+            [Outgoing(queue, Message(id=new_id(), body=b"low", priority=1))], timeout=5
+        )
         with plain_redis.Redis.from_url(redis_url) as client:
             client.rpush(f"mq:{{{queue}}}:in", b"one", b"two", b"three")
         shown, after = [], None
@@ -100,7 +111,9 @@ async def test_a_worker_handles_what_a_plain_client_pushed(redis_url: str) -> No
             assert await came.get() == {"order_id": 1}
 
 
-async def test_a_record_that_a_hand_has_spoiled_is_dead_lettered_and_stops_nobody(redis_url: str) -> None:
+async def test_a_record_that_a_hand_has_spoiled_is_dead_lettered_and_stops_nobody(
+    redis_url: str,
+) -> None:
     app, orders = App("shop"), Queue(f"t.{new_id()[:12]}", dict)
     came = asyncio.Event()
 
@@ -121,12 +134,16 @@ async def test_a_record_that_a_hand_has_spoiled_is_dead_lettered_and_stops_nobod
             letters = broker.dead_letters(orders)
             await eventually(letters.list, 10)
             found = await letters.list()
-        assert [(letter.reason, letter.body) for letter in found] == [("undecodable", b"nothing of ours")]
+        assert [(letter.reason, letter.body) for letter in found] == [
+            ("undecodable", b"nothing of ours")
+        ]
 
 
 def commands() -> list[str]:
     """The redis-cli lines of the docs."""
-    return re.findall(r"^\$ redis-cli (.+?)(?:\s+#.*)?$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(
+        r"^\$ redis-cli (.+?)(?:\s+#.*)?$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def ask(port: int, line: str) -> str:
@@ -136,7 +153,9 @@ def ask(port: int, line: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
-async def test_every_redis_cli_line_of_the_docs_shows_what_it_says(private: Callable[..., Private]) -> None:
+async def test_every_redis_cli_line_of_the_docs_shows_what_it_says(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     async with opened(server.url) as backend:
         spec = QueueSpec(name="orders", dead_letter="orders.dlq")

@@ -31,8 +31,13 @@ SLOW_START = ("--key-load-delay", "1000", "--loading-process-events-interval-byt
 """A millisecond for each key."""
 
 
-async def test_a_server_that_still_loads_its_data_is_waited_for(private: Callable[..., Private]) -> None:
-    """LOADING means: later. Who connects now is told so, who was connected comes back by himself."""
+async def test_a_server_that_still_loads_its_data_is_waited_for(
+    private: Callable[..., Private],
+) -> None:
+    """LOADING means: later.
+
+    Who connects now is told so, who was connected comes back by himself.
+    """
     server = private(*SLOW_START)
     queue, told = Queue(f"t.{new_id()[:12]}", str), set()
     newcomer = RedisBackend(server.url, RedisOptions())
@@ -65,12 +70,18 @@ def pair(private: Callable[..., Private]) -> Iterator[list[plain_redis.Redis]]:
     """Two masters that share the slots."""
     buses = [free_port() for _ in range(2)]
     nodes = [private("--cluster-enabled", "yes", "--cluster-port", str(bus)) for bus in buses]
-    clients = [plain_redis.Redis(port=node.port, socket_timeout=5, decode_responses=True) for node in nodes]
-    for client, first, last in zip(clients, (0, SLOTS // 2), (SLOTS // 2 - 1, SLOTS - 1), strict=True):
+    clients = [
+        plain_redis.Redis(port=node.port, socket_timeout=5, decode_responses=True) for node in nodes
+    ]
+    for client, first, last in zip(
+        clients, (0, SLOTS // 2), (SLOTS // 2 - 1, SLOTS - 1), strict=True
+    ):
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
     clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port, buses[1])
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not all("cluster_state:ok" in _info(client) for client in clients):
+    while time.monotonic() < deadline and not all(
+        "cluster_state:ok" in _info(client) for client in clients
+    ):
         time.sleep(0.05)
     yield clients
     for client in clients:
@@ -93,12 +104,17 @@ def _rehome(old: plain_redis.Redis, new: plain_redis.Redis, slot: int) -> None:
         client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[1])
 
 
-async def test_a_queue_that_moves_to_another_node_loses_nobody(pair: list[plain_redis.Redis]) -> None:
+async def test_a_queue_that_moves_to_another_node_loses_nobody(
+    pair: list[plain_redis.Redis],
+) -> None:
     """MOVED is followed: what was stored, what is leased and who waits go with the slot, on the same instance."""
     port = pair[0].connection_pool.connection_kwargs["port"]
     async with opened(f"redis+cluster://127.0.0.1:{port}") as backend:
         queue = await a_queue(backend)
-        assert await backend.publish([outgoing(queue, name) for name in "ab"], timeout=5) == [STORED] * 2
+        assert (
+            await backend.publish([outgoing(queue, name) for name in "ab"], timeout=5)
+            == [STORED] * 2
+        )
         consumer = await backend.subscribe(queue, prefetch=10, lease=30)
         (first,) = await consumer.receive(1, 5)
         slot = int(str(pair[0].execute_command("CLUSTER", "KEYSLOT", f"{{{queue}}}")))
@@ -119,12 +135,16 @@ async def test_a_queue_that_moves_to_another_node_loses_nobody(pair: list[plain_
         assert [it.message.id for it in await waiting] == ["d"]
 
 
-async def test_an_overflow_into_another_slot_is_refused_before_it_is_needed(pair: list[plain_redis.Redis]) -> None:
+async def test_an_overflow_into_another_slot_is_refused_before_it_is_needed(
+    pair: list[plain_redis.Redis],
+) -> None:
     """One script moves what overflows, and no script of a cluster can reach two slots (CROSSSLOT)."""
     port = pair[0].connection_pool.connection_kwargs["port"]
     async with opened(f"redis+cluster://127.0.0.1:{port}") as backend:
         name = f"t.{new_id()[:12]}"
-        bounded = QueueSpec(name=name, max_length=1, overflow="dead_letter", dead_letter="graveyard")
+        bounded = QueueSpec(
+            name=name, max_length=1, overflow="dead_letter", dead_letter="graveyard"
+        )
         with pytest.raises(ConfigurationError, match="another slot"):
             await backend.declare([bounded])
         await backend.declare([replace(bounded, dead_letter=f"{name}.dlq")])

@@ -34,7 +34,9 @@ async def test_the_client_works_and_nothing_else_is_given(private: Callable[...,
         assert (await broker.counts(orders))[0].ready == 1
 
         for kind in (str, bytes, Backend, RedisOptions):
-            with pytest.raises(ConfigurationError, match=r"It has: redis\.asyncio\.client\.Redis") as caught:
+            with pytest.raises(
+                ConfigurationError, match=r"It has: redis\.asyncio\.client\.Redis"
+            ) as caught:
                 broker.unwrap(kind)
             assert SECRET not in str(caught.value)
 
@@ -50,7 +52,9 @@ async def test_the_client_of_a_local_socket(private: Callable[..., Private]) -> 
         assert await broker.unwrap(Redis).ping()
 
 
-def test_a_blocking_broker_hands_out_the_client_of_its_own_loop(private: Callable[..., Private]) -> None:
+def test_a_blocking_broker_hands_out_the_client_of_its_own_loop(
+    private: Callable[..., Private],
+) -> None:
     server = private()
     with sync.Broker.connect(f"redis://127.0.0.1:{server.port}") as broker:
         assert isinstance(broker.unwrap(Redis), Redis)

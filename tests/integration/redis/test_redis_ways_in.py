@@ -117,7 +117,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-subj",
             "/CN=localhost",
         )
-        signed = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+        signed = (
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+        )
         run(*signed, "-out", f"{name}.pem", "-days", days, "-extfile", "names.txt")
     return folder
 
@@ -128,9 +138,20 @@ def tls(private: Callable[..., Private], certificates: Path) -> Callable[[str], 
 
     def start(name: str) -> int:
         port = free_port()
-        files = ("--tls-cert-file", f"{certificates}/{name}.pem", "--tls-key-file", f"{certificates}/{name}.key")
+        files = (
+            "--tls-cert-file",
+            f"{certificates}/{name}.pem",
+            "--tls-key-file",
+            f"{certificates}/{name}.key",
+        )
         private(
-            "--tls-port", str(port), *files, "--tls-ca-cert-file", f"{certificates}/ca.pem", "--tls-auth-clients", "no"
+            "--tls-port",
+            str(port),
+            *files,
+            "--tls-ca-cert-file",
+            f"{certificates}/ca.pem",
+            "--tls-auth-clients",
+            "no",
         )
         return port
 
@@ -140,7 +161,9 @@ def tls(private: Callable[..., Private], certificates: Path) -> Callable[[str], 
 async def test_tls_with_a_private_ca(tls: Callable[[str], int], certificates: Path) -> None:
     port = tls("good")
     await serves(f"rediss://localhost:{port}", cafile=certificates / "ca.pem")
-    await serves(f"rediss://127.0.0.1:{port}", cafile=certificates / "ca.pem", server_name="localhost")
+    await serves(
+        f"rediss://127.0.0.1:{port}", cafile=certificates / "ca.pem", server_name="localhost"
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +189,9 @@ async def test_a_certificate_that_proves_nothing_is_denied(
 
 
 async def test_tls_to_a_plain_port_says_so(private: Callable[..., Private]) -> None:
-    backend = RedisBackend(f"rediss://127.0.0.1:{private().port}", RedisOptions(connect_timeout=0.5))
+    backend = RedisBackend(
+        f"rediss://127.0.0.1:{private().port}", RedisOptions(connect_timeout=0.5)
+    )
     with pytest.raises(plain_redis.TimeoutError, match="does this port speak TLS") as caught:
         await backend.open(lambda _: None)
     assert backend.classify(caught.value) is ErrorKind.TRANSIENT
@@ -176,12 +201,19 @@ def test_a_silent_tls_peer_neither_holds_up_a_close_nor_leaves_a_transport_to_it
     private: Callable[..., Private], certificates: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     port = free_port()
-    files = ("--tls-cert-file", f"{certificates}/good.pem", "--tls-key-file", f"{certificates}/good.key")
+    files = (
+        "--tls-cert-file",
+        f"{certificates}/good.pem",
+        "--tls-key-file",
+        f"{certificates}/good.key",
+    )
     others = ("--tls-auth-clients", "no", "--tls-ca-cert-file", f"{certificates}/ca.pem")
     server = private("--tls-port", str(port), *files, *others)
 
     async def open_and_close() -> float:
-        backend = RedisBackend(f"rediss://localhost:{port}", RedisOptions(cafile=certificates / "ca.pem"))
+        backend = RedisBackend(
+            f"rediss://localhost:{port}", RedisOptions(cafile=certificates / "ca.pem")
+        )
         await backend.open(lambda _: None)
         consumer = await backend.subscribe(await a_queue(backend), prefetch=1, lease=30)
         waiting = asyncio.create_task(consumer.receive(1, 60))
@@ -200,7 +232,9 @@ def test_a_silent_tls_peer_neither_holds_up_a_close_nor_leaves_a_transport_to_it
 # Sentinel
 
 
-async def test_sentinel_names_the_master_and_the_next_one(private: Callable[..., Private], tmp_path: Path) -> None:
+async def test_sentinel_names_the_master_and_the_next_one(
+    private: Callable[..., Private], tmp_path: Path
+) -> None:
     old, new = private("--appendonly", "yes"), private("--appendonly", "yes")
     with new.client() as client:
         client.replicaof("127.0.0.1", old.port)
@@ -211,13 +245,16 @@ async def test_sentinel_names_the_master_and_the_next_one(private: Callable[...,
         "sentinel down-after-milliseconds shop 500\nsentinel failover-timeout shop 2000\n"
     )
     program = shutil.which("redis-server") or "redis-server"
-    sentinel = await asyncio.create_subprocess_exec(program, settings, "--sentinel", stdout=subprocess.DEVNULL)
+    sentinel = await asyncio.create_subprocess_exec(
+        program, settings, "--sentinel", stdout=subprocess.DEVNULL
+    )
     try:
         with plain_redis.Redis(port=port) as client:
             await _until(client, 1)
         lost = asyncio.Event()
         backend = RedisBackend(
-            f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/0", RedisOptions(master="shop")
+            f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/0",
+            RedisOptions(master="shop"),
         )
         await backend.open(lambda _: lost.set())
         queue = await a_queue(backend)
@@ -268,7 +305,10 @@ async def test_a_master_that_sentinel_does_not_know(private: Callable[..., Priva
 def cluster(private: Callable[..., Private], request: pytest.FixtureRequest) -> list[Private]:
     """Three masters that share the slots, or as many as a test asks for."""
     buses = [free_port() for _ in range(request.param)]
-    nodes = [private("--cluster-enabled", "yes", "--appendonly", "yes", "--cluster-port", str(bus)) for bus in buses]
+    nodes = [
+        private("--cluster-enabled", "yes", "--appendonly", "yes", "--cluster-port", str(bus))
+        for bus in buses
+    ]
     clients = [node.client() for node in nodes]
     bounds = [16384 * number // len(nodes) for number in range(len(nodes) + 1)]
     for client, first, after in zip(clients, bounds[:-1], bounds[1:], strict=True):
@@ -319,12 +359,17 @@ async def test_a_node_of_a_cluster_is_no_server_by_itself(cluster: list[Private]
 async def test_a_user_of_the_documented_rights_gets_into_a_cluster(cluster: list[Private]) -> None:
     for node in cluster:
         with node.client() as client:
-            rights = "~mq:* +@read +@write +@scripting +@connection +time +info +config|get +cluster|slots"
+            rights = (
+                "~mq:* +@read +@write +@scripting +@connection +time +info +config|get "
+                "+cluster|slots"
+            )
             client.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rights.split())
     await serves(f"redis+cluster://app:secret@127.0.0.1:{cluster[0].port}")
 
 
-async def test_a_move_across_slots_that_is_tried_again_stores_one_successor(cluster: list[Private]) -> None:
+async def test_a_move_across_slots_that_is_tried_again_stores_one_successor(
+    cluster: list[Private],
+) -> None:
     """A crash between the two steps: the successor is stored, its source is not let go of."""
     async with opened(f"redis+cluster://127.0.0.1:{cluster[2].port}") as backend:
         source, target = await a_queue(backend), await a_queue(backend)
@@ -340,8 +385,14 @@ async def test_a_move_across_slots_that_is_tried_again_stores_one_successor(clus
 
 async def test_with_a_tag_all_queues_share_a_slot(cluster: list[Private]) -> None:
     async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", tag="shop") as backend:
-        source, target = await a_queue(backend), await a_queue(backend, max_length=1, overflow="dead_letter")
-        assert await backend.publish([outgoing(source), outgoing(target), outgoing(target)], timeout=5) == [STORED] * 3
+        source, target = (
+            await a_queue(backend),
+            await a_queue(backend, max_length=1, overflow="dead_letter"),
+        )
+        assert (
+            await backend.publish([outgoing(source), outgoing(target), outgoing(target)], timeout=5)
+            == [STORED] * 3
+        )
         (count,) = await backend.count([f"{target}.dlq"])
         assert count.ready == 1
 
@@ -356,7 +407,9 @@ async def test_a_cluster_may_have_one_master(cluster: list[Private]) -> None:
     assert told.durability is Durability.PROCESS
 
 
-async def test_a_cluster_that_shows_half_of_itself_is_judged_by_its_weakest_node(cluster: list[Private]) -> None:
+async def test_a_cluster_that_shows_half_of_itself_is_judged_by_its_weakest_node(
+    cluster: list[Private],
+) -> None:
     """CONFIG is denied everywhere; INFO of each node tells whether it keeps anything."""
     clients = [node.client() for node in cluster]
     for client in clients:

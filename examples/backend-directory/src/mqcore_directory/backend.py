@@ -20,7 +20,10 @@ _TEN_YEARS = 10.0 * 365 * 86_400
 
 
 class DirectoryOptions(spi.Options):
-    """`poll`: seconds between two looks of a consumer that waits. `clock` is filled in by mqcore."""
+    """`poll`: seconds between two looks of a consumer that waits.
+
+    `clock` is filled in by mqcore.
+    """
 
     clock: Annotated[spi.Clock, SkipValidation] = Field(default_factory=spi.SystemClock, repr=False)
     poll: float = Field(default=0.05, gt=0, le=0.25)
@@ -36,17 +39,25 @@ class DirectoryBackend(spi.Backend):
         super().__init__(url, options)
         parts = urlsplit(url)
         if not isinstance(options, DirectoryOptions) or parts.netloc or not parts.path.strip("/"):
-            raise spi.ConfigurationError("the URL of a folder is dir:// and an absolute path: dir:///var/spool/shop")
+            raise spi.ConfigurationError(
+                "the URL of a folder is dir:// and an absolute path: dir:///var/spool/shop"
+            )
         self.root, self.clock, self.poll = Path(unquote(parts.path)), options.clock, options.poll
         supports = {
-            Capability.DELAY: Support(Level.EMULATED, {"granularity": self.poll + 0.05, "max": _TEN_YEARS}),
+            Capability.DELAY: Support(
+                Level.EMULATED, {"granularity": self.poll + 0.05, "max": _TEN_YEARS}
+            ),
             Capability.PRIORITY: Support(Level.NATIVE, {"levels": 11}),
             Capability.EXPIRY: Support(Level.EMULATED, {"sweep": False}),
             Capability.LEASE: Support(Level.NATIVE),
             Capability.DURABLE: Support(Level.NATIVE, {"fsync": False}),
-            Capability.ORDER: Support(Level.NATIVE, {"release_in_place": True, "after_delay": "end"}),
+            Capability.ORDER: Support(
+                Level.NATIVE, {"release_in_place": True, "after_delay": "end"}
+            ),
         }
-        self._capabilities = spi.Capabilities("directory", "files in a folder", spi.Durability.PROCESS, supports)
+        self._capabilities = spi.Capabilities(
+            "directory", "files in a folder", spi.Durability.PROCESS, supports
+        )
         self._open = False
         self.subscriptions: set[DirectorySubscription] = set()
         self._temporary: list[tuple[Folder, IO[bytes]]] = []
@@ -79,7 +90,12 @@ class DirectoryBackend(spi.Backend):
                 self._temporary.append((folder, owner))
             self._compare(spec)
 
-    async def publish(self, batch: Sequence[spi.Outgoing], *, timeout: float) -> Sequence[spi.Outcome]:  # noqa: ARG002 - files are quick
+    async def publish(
+        self,
+        batch: Sequence[spi.Outgoing],
+        *,
+        timeout: float,  # noqa: ARG002 - files are quick
+    ) -> Sequence[spi.Outcome]:
         return [self.store(out) or spi.STORED for out in batch]
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> spi.Subscription:
@@ -90,7 +106,11 @@ class DirectoryBackend(spi.Backend):
             return spi.ErrorKind.NOT_FOUND
         if isinstance(error, PermissionError):
             return spi.ErrorKind.DENIED
-        return spi.ErrorKind.TRANSIENT if isinstance(error, spi.ConnectionLost | OSError) else spi.ErrorKind.PERMANENT
+        return (
+            spi.ErrorKind.TRANSIENT
+            if isinstance(error, spi.ConnectionLost | OSError)
+            else spi.ErrorKind.PERMANENT
+        )
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         now, folder = self.clock.now(), self.folder(queue)
@@ -102,8 +122,12 @@ class DirectoryBackend(spi.Backend):
 
     async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
         self.folder(queue).spec()  # raises where there is none
-        family = [one for name in (queue, f"{queue}.again") if (one := self.folder(name)).path.exists()]
-        if if_empty and any(next(part.iterdir(), None) for one in family for part in (one.ready, one.leased)):
+        family = [
+            one for name in (queue, f"{queue}.again") if (one := self.folder(name)).path.exists()
+        ]
+        if if_empty and any(
+            next(part.iterdir(), None) for one in family for part in (one.ready, one.leased)
+        ):
             return False
         if if_unused and any(one.used() for one in family):
             return False
@@ -117,7 +141,10 @@ class DirectoryBackend(spi.Backend):
     def store(self, out: spi.Outgoing) -> spi.Failed | None:
         """Store one message, of a publish or of a Move; None when that is done."""
         if not isinstance(out.to, str) or out.delay > _TEN_YEARS:
-            return spi.Failed(spi.ErrorKind.PERMANENT, f"to {out.to} after {out.delay:g} s: no routers, no ten years")
+            return spi.Failed(
+                spi.ErrorKind.PERMANENT,
+                f"to {out.to} after {out.delay:g} s: no routers, no ten years",
+            )
         folder = self.folder(out.to)
         try:
             folder.put(out, self.clock.now())
@@ -126,7 +153,10 @@ class DirectoryBackend(spi.Backend):
         return None
 
     def folder(self, queue: str) -> Folder:
-        """Return a queue's folder, there or not. Raises `ConnectionLost` when this instance is closed."""
+        """Return a queue's folder, there or not.
+
+        Raises `ConnectionLost` when this instance is closed.
+        """
         if not self._open:
             raise spi.ConnectionLost(f"the folder {self.root} is closed; open it first")
         return Folder(self.root / f"q-{quote(queue, safe='')}")
@@ -136,7 +166,13 @@ class DirectoryBackend(spi.Backend):
             have = self.folder(spec.name).spec()
             for field, old in asdict(have).items():
                 if field != "durability" and old != (new := getattr(spec, field)):
-                    raise spi.mismatch(spec.name, field, old, new, alterable=field in spi.Alterations.__annotations__)
+                    raise spi.mismatch(
+                        spec.name,
+                        field,
+                        old,
+                        new,
+                        alterable=field in spi.Alterations.__annotations__,
+                    )
 
     def _remove(self, folder: Folder) -> None:
         gone = self.root / f".{spi.new_id()}"
@@ -148,7 +184,9 @@ class DirectoryBackend(spi.Backend):
 class DirectorySubscription(spi.Subscription):
     """One consumer: it looks, and looks again after a while."""
 
-    def __init__(self, backend: DirectoryBackend, folder: Folder, prefetch: int, lease: float) -> None:
+    def __init__(
+        self, backend: DirectoryBackend, folder: Folder, prefetch: int, lease: float
+    ) -> None:
         self._backend, self._folder, self._prefetch, self._lease = backend, folder, prefetch, lease
         self._user = folder.use()
         self._held: set[bytes] = set()
@@ -157,15 +195,20 @@ class DirectorySubscription(spi.Subscription):
 
     async def receive(self, limit: int, timeout: float) -> Sequence[spi.Delivery]:
         if self._closed.is_set():
-            raise spi.ConnectionLost(f"the subscription of {self._folder.path} is closed; subscribe again")
-        await asyncio.sleep(0)  # a consumer that always finds something must not keep the loop for itself
+            raise spi.ConnectionLost(
+                f"the subscription of {self._folder.path} is closed; subscribe again"
+            )
+        await asyncio.sleep(
+            0
+        )  # a consumer that always finds something must not keep the loop for itself
         clock = self._backend.clock
         deadline = clock.monotonic() + timeout
         while not self._closed.is_set():
             claimed = self._claim(limit)
             left = deadline - clock.monotonic()
             if claimed or left <= 0:
-                return claimed  # from claim to return there is no await: a cancelled call has claimed nothing
+                # from claim to return there is no await: a cancelled call has claimed nothing
+                return claimed
             with suppress(TimeoutError):
                 async with clock.timeout(min(left, self._backend.poll)):
                     await self._closed.wait()
@@ -182,7 +225,12 @@ class DirectorySubscription(spi.Subscription):
         self._held.update(delivery.receipt for delivery in claimed)
         return claimed
 
-    async def settle(self, batch: Sequence[spi.Settlement], *, timeout: float) -> Sequence[spi.Settled]:  # noqa: ARG002 - as publish
+    async def settle(
+        self,
+        batch: Sequence[spi.Settlement],
+        *,
+        timeout: float,  # noqa: ARG002 - as publish
+    ) -> Sequence[spi.Settled]:
         return [self._settle(item) for item in batch]
 
     def _settle(self, item: spi.Settlement) -> spi.Settled:

@@ -1,8 +1,11 @@
-"""One queue as a folder: `queue.json`, `ready/`, `leased/` and `users/`. Plain files, no asyncio; every caller tells the time.
+"""One queue as a folder: `queue.json`, `ready/`, `leased/` and `users/`.
 
-A message's file is called LEVEL.DUE.NUMBER.RANDOM.MARK: sorted by name, files stand in the order of delivery. LEVEL is 10 minus
-the priority, DUE in nanoseconds, MARK `n` for new, or how often it was taken over, `0` when it was only released, at most `9`. In
-`leased/` a token follows, new with each claim: that name is the receipt.
+Plain files, no asyncio; every caller tells the time.
+
+A message's file is called LEVEL.DUE.NUMBER.RANDOM.MARK: sorted by name, files stand in the order of
+delivery. LEVEL is 10 minus the priority, DUE in nanoseconds, MARK `n` for new, or how often it was
+taken over, `0` when it was only released, at most `9`. In `leased/` a token follows, new with each
+claim: that name is the receipt.
 """
 
 import base64
@@ -23,7 +26,8 @@ from mqcore.spi import Alterations, Delivery, Message, Outgoing, QueueSpec, new_
 _RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[n0-9]\.[0-9a-f]{16}")
 _OWN = ("id", "content_type", "priority", "expires_at", "correlation_id", "reply_to")
 _EARLY = 1_000
-"""Nanoseconds: what is due within a microsecond is due, for a timer may fire one rounding error before it."""
+"""Nanoseconds: what is due within a microsecond is due, for a timer may fire one rounding error before it.
+"""
 _numbers = itertools.count(time.time_ns())
 
 
@@ -82,7 +86,9 @@ class Folder:
         name = f"{10 - message.priority:02}.{int(due * 1e9):016x}.{next(_numbers):016x}.{new_id()[:8]}.n"
         own = {field: getattr(message, field) for field in _OWN} | {"expires_at": expires}
         body = base64.b64encode(message.body).decode()
-        text = json.dumps({"own": own, "headers": dict(message.headers), "core": pack(message), "body": body})
+        text = json.dumps(
+            {"own": own, "headers": dict(message.headers), "core": pack(message), "body": body}
+        )
         (self.path / name).write_text(text)
         (self.path / name).rename(self.ready / name)
 
@@ -94,13 +100,20 @@ class Folder:
                 if path.stat().st_mtime_ns <= limit:
                     self.give_back(path.name, lost=True)
         due = {path.name: int(path.name[3:19], 16) for path in self.ready.iterdir()}
-        for name in [name for name in due if retention is not None and due[name] <= limit - int(retention * 1e9)]:
+        for name in [
+            name
+            for name in due
+            if retention is not None and due[name] <= limit - int(retention * 1e9)
+        ]:
             (self.ready / name).unlink(missing_ok=True)
             del due[name]
         return sorted(name for name in due if due[name] <= limit)
 
     def claim(self, name: str, lease: float, now: float) -> Delivery | None:
-        """Lease one file; None when another was quicker. What lies in `leased/` has the end of its lease from the first moment."""
+        """Lease one file; None when another was quicker.
+
+        What lies in `leased/` has the end of its lease from the first moment.
+        """
         receipt = f"{name}.{new_id()[:16]}"
         try:
             os.utime(self.ready / name, ns=(int((now + lease) * 1e9),) * 2)
@@ -110,18 +123,29 @@ class Folder:
             return None
         message = _message(text, name)
         left = None if message.expires_at is None else message.expires_at - now
-        return Delivery(message, receipt.encode(), left, redelivered=name[-1] != "n", takeovers=_takeovers(name[-1]))
+        return Delivery(
+            message,
+            receipt.encode(),
+            left,
+            redelivered=name[-1] != "n",
+            takeovers=_takeovers(name[-1]),
+        )
 
     def held(self, receipt: bytes, now: float) -> Path | None:
         """Return the file of a claim that still holds."""
         name = receipt.decode("ascii", "replace")
         with suppress(FileNotFoundError):
-            if _RECEIPT.fullmatch(name) and (self.leased / name).stat().st_mtime_ns > int(now * 1e9):
+            if _RECEIPT.fullmatch(name) and (self.leased / name).stat().st_mtime_ns > int(
+                now * 1e9
+            ):
                 return self.leased / name
         return None
 
     def give_back(self, receipt: str, *, lost: bool) -> None:
-        """End a claim: the file goes back to its place, counted when it is lost. Raises `FileNotFoundError` if it has ended."""
+        """End a claim: the file goes back to its place, counted when it is lost.
+
+        Raises `FileNotFoundError` if it has ended.
+        """
         mark = min(_takeovers(receipt[46]) + lost, 9)
         (self.leased / receipt).rename(self.ready / f"{receipt[:46]}{mark}")
 
@@ -134,7 +158,9 @@ def _message(text: str, name: str) -> Message:
     """Read a file back; one that somebody has damaged is handed out as it is, so that it can be buried."""
     try:
         data = json.loads(text)
-        message = Message(body=base64.b64decode(data["body"]), headers=data["headers"], **data["own"])
+        message = Message(
+            body=base64.b64decode(data["body"]), headers=data["headers"], **data["own"]
+        )
         return unpack(message, data["core"]).copy()
     except (ValueError, KeyError, TypeError):
         return Message(id=name, body=text.encode())
