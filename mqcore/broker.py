@@ -25,16 +25,17 @@ from mqcore.consuming.isolation import Gate
 from mqcore.consuming.leases import LeaseKeeper
 from mqcore.consuming.receiver import CLOSE_GRACE, Intake
 from mqcore.consuming.requests import Replies, Requests
+from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
 from mqcore.messages.message import Limits
 from mqcore.middleware import Logging, Middleware
 from mqcore.publishing.publisher import Producer, Publisher
-from mqcore.queue import OURS, Queue
+from mqcore.queue import RESERVED_PREFIXES, Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capabilities, Capability, Durability
 from mqcore.rules.checks import check_count, check_kinds, check_options, check_seconds
-from mqcore.rules.redact import told
+from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules, check_after_crash
 from mqcore.spi import (
     Backend,
@@ -65,7 +66,6 @@ __all__ = ["Broker", "ConnectOptions", "Health"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-_LEASE = 30.0
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -326,9 +326,9 @@ class Broker:
         self,
         queue: Queue[T],
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[T]: ...
     @overload
@@ -336,18 +336,18 @@ class Broker:
         self,
         queue: str,
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[bytes]: ...
     def consume(
         self,
         queue: Any,
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[Any]:
         """Return a consumer for `async with` and `async for`: the pull API.
@@ -432,7 +432,7 @@ class Broker:
 
     async def _reply_intake(self, name: str) -> Intake:
         rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
-        intake = self._make_intake(rules, 100, _LEASE, Gate(), eager=False, queue=None)
+        intake = self._make_intake(rules, 100, LEASE, Gate(), eager=False, queue=None)
         await intake.start()
         return intake
 
@@ -465,7 +465,7 @@ class Broker:
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
         """Return the bindings that live with the broker, of one router or all."""
-        backend = self._connection.supporting(SupportsBind, "reading bindings")  # type: ignore[type-abstract]  # a protocol, on purpose
+        backend = self._connection.supporting(SupportsBind, "reading bindings")
         return await self._connection.call("reading bindings", lambda: backend.bindings(router))
 
     async def delete(
@@ -476,8 +476,8 @@ class Broker:
         False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises
         `QueueNotFound`.
         """
-        name = queue if isinstance(queue, str) else queue.name
-        backend = self._connection.supporting(SupportsDelete, "deleting a queue")  # type: ignore[type-abstract]  # as above
+        name = name_of(queue)
+        backend = self._connection.supporting(SupportsDelete, "deleting a queue")
         gone = await self._connection.call(
             f"deleting queue {name!r}",
             lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused),
@@ -502,8 +502,8 @@ class Broker:
 
         Raises `QueueNotFound`.
         """
-        name = queue if isinstance(queue, str) else queue.name
-        backend = self._connection.supporting(SupportsPurge, "purging a queue")  # type: ignore[type-abstract]  # as above
+        name = name_of(queue)
+        backend = self._connection.supporting(SupportsPurge, "purging a queue")
         return await self._connection.call(f"purging queue {name!r}", lambda: backend.purge(name))
 
     async def peek(
@@ -513,8 +513,8 @@ class Broker:
 
         Raises `QueueNotFound`, `UnsupportedFeature`.
         """
-        name = queue if isinstance(queue, str) else queue.name
-        backend = self._connection.supporting(SupportsBrowse, "peeking")  # type: ignore[type-abstract]  # as above
+        name = name_of(queue)
+        backend = self._connection.supporting(SupportsBrowse, "peeking")
         return await self._connection.call(
             f"peeking into {name!r}", lambda: backend.browse(name, limit, after)
         )
@@ -524,8 +524,8 @@ class Broker:
 
         Raises `QueueNotFound` for a name that is missing.
         """
-        names = [queue if isinstance(queue, str) else queue.name for queue in queues]
-        backend = self._connection.supporting(SupportsCount, "counting messages")  # type: ignore[type-abstract]  # as above
+        names = [name_of(queue) for queue in queues]
+        backend = self._connection.supporting(SupportsCount, "counting messages")
         found = await self._connection.call(
             "counting messages", lambda: backend.count(names or None)
         )
@@ -545,26 +545,30 @@ class Broker:
             name = await self._topology.dead_letter_name(queue)
             if name is None:
                 msg = (
-                    f"queue {queue if isinstance(queue, str) else queue.name!r} has no "
+                    f"queue {name_of(queue)!r} has no "
                     "dead-letter queue. If its consumers adopt "
                     "it with dead_letter=, name that queue"
                 )
                 raise QueueNotFound(msg)
             return name
 
-        return DeadLetters(self._connection, queue if isinstance(queue, str) else queue.name, find)
+        return DeadLetters(self._connection, name_of(queue), find)
 
     def health(self) -> Health:
         """Return what is known without asking the broker."""
         connected = self._connection.connected
         consuming: dict[str, bool] = {}
         for intake in self._intakes:
-            if not intake.stopped and not intake.rules.queue.startswith(OURS):
+            if not intake.stopped and not intake.rules.queue.startswith(RESERVED_PREFIXES):
                 consuming[intake.rules.queue] = intake.consuming and consuming.get(
                     intake.rules.queue, True
                 )
         error = self._connection.error
         server = self.capabilities.server if self._connection.generation and connected else ""
         return Health(
-            connected, consuming, server, told(error) if error else "", dict(self.events.counts)
+            connected,
+            consuming,
+            server,
+            describe_error(error) if error else "",
+            dict(self.events.counts),
         )

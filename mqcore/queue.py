@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Payload
@@ -24,12 +34,22 @@ if TYPE_CHECKING:
 
     from mqcore.rules.capabilities import Durability
 
-__all__ = ["AGAIN", "DLQ", "OURS", "Queue", "QueueOptions", "check_queue_name"]
+__all__ = [
+    "AGAIN",
+    "DLQ",
+    "RESERVED_PREFIXES",
+    "Named",
+    "Queue",
+    "QueueOptions",
+    "check_queue_name",
+    "name_of",
+]
 
 T = TypeVar("T")
 DLQ, AGAIN = ".dlq", ".again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
-OURS = ("mq.", "amq.")
+RESERVED_PREFIXES = ("mq.", "amq.")
+"""Names with these prefixes belong to mqcore and to the brokers; an application cannot declare them."""
 
 
 def check_queue_name(name: str, what: str = "queue") -> str:
@@ -42,6 +62,17 @@ def check_queue_name(name: str, what: str = "queue") -> str:
         msg = f"{what} name {name!r:.240} is not usable: {rule}"
         raise ConfigurationError(msg)
     return name
+
+
+class Named(Protocol):
+    """A `Queue` or a `Router`: a thing with a name on the broker."""
+
+    name: str
+
+
+def name_of(target: Named | str) -> str:
+    """Return the name of a queue or router that is given as an object or by its name."""
+    return target if isinstance(target, str) else target.name
 
 
 class QueueOptions(TypedDict, total=False):
@@ -98,7 +129,7 @@ class Queue(Generic[T]):
 
     def _check(self) -> None:
         name = self.name
-        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(OURS)):
+        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(RESERVED_PREFIXES)):
             msg = (
                 f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' "
                 "or 'amq.' are made by mqcore and "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Payload
 from mqcore.messages.message import check_headers
-from mqcore.queue import OURS, Queue, check_queue_name
+from mqcore.queue import RESERVED_PREFIXES, Queue, check_queue_name, name_of
 from mqcore.rules.routing import Binding, Kind, check_meant
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Router(Generic[T]):
     ) -> None: ...
     def __init__(self, name: str, payload: Any = bytes, *, kind: Kind = "topic") -> None:
         self.name = check_queue_name(name, "router")
-        if name.startswith(OURS):
+        if name.startswith(RESERVED_PREFIXES):
             msg = (
                 f"router {name!r}: names beginning with 'mq.' or 'amq.' are made by mqcore and "
                 "brokers"
@@ -94,7 +94,7 @@ class Router(Generic[T]):
         binding = Binding(
             router=self.name,
             kind=self.kind,
-            queue=queue if isinstance(queue, str) else queue.name,
+            queue=name_of(queue),
             pattern=pattern,
             headers=tuple(sorted(check_headers(headers or {}).items())),
             match=match,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.consuming.grace import Grace
+from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.capabilities import Capability
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerOptions"]
 
-_GRACE = 30.0
 _LOOK_EVERY = 2.0
 
 
@@ -77,7 +77,7 @@ class Worker:
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
         check_seconds(
-            "grace", options.get("grace", _GRACE), f"worker of app {app.name!r}", zero=True
+            "grace", options.get("grace", GRACE), f"worker of app {app.name!r}", zero=True
         )
         path = options.get("health_file")
         if path is not None and not (path and isinstance(path, (str, Path))):
@@ -92,7 +92,7 @@ class Worker:
             )
             raise ConfigurationError(msg)
         self._options = options
-        self._grace = options.get("grace", _GRACE)
+        self._grace = options.get("grace", GRACE)
         self._specs = self._chosen(app.handlers, options.get("queues"))
         self._runners: list[Runner] = []
         self._tasks: list[asyncio.Task[None]] = []

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from mqcore.defaults import LEASE, REDRIVES
 from mqcore.errors import ConfigurationError
 from mqcore.messages.delivery import Ack, Move, Outgoing, Release
 from mqcore.messages.message import Death, Message, Reason
-from mqcore.queue import DLQ, OURS
+from mqcore.queue import DLQ, RESERVED_PREFIXES
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.checks import check_count, check_seconds, check_text
 from mqcore.spi import (
@@ -46,13 +47,12 @@ __all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetters", "Redriven"]
 
 _PAGE, _LARGE_PAGE = 200, 1_000
 """Dead letters that are listed and leased at once; more where a lease does not end by itself."""
-_LEASE, _TIMEOUT = 30.0, 10.0
+_TIMEOUT = 10.0
 _PATIENCE, _BETWEEN = 3.0, 0.05
 """Seconds for which another's work on the same letters is waited for, and between two looks at it.
 """
 _LAST_WORD = 2.0
 """Seconds that an interrupted redrive may take to release what it holds."""
-_MOST_REDRIVES = 5
 
 
 class DeadLetterFilter(TypedDict, total=False):
@@ -205,7 +205,7 @@ class DeadLetters:
         """
         queue = await self._find()
         if not self._own(wanted, queue):
-            backend = self._connection.supporting(SupportsPurge, "purge")  # type: ignore[type-abstract]  # a protocol, on purpose
+            backend = self._connection.supporting(SupportsPurge, "purge")
             return await self._connection.call(f"purging {queue!r}", lambda: backend.purge(queue))
         gone = await self._settle_all(wanted, None, lambda _, delivery: Ack(delivery.receipt))
         return len(gone.moved)
@@ -215,7 +215,7 @@ class DeadLetters:
 
         A message that somebody published here by hand has no record of a death: it is told as such.
         """
-        backend = self._connection.supporting(SupportsBrowse, "listing dead letters")  # type: ignore[type-abstract]  # as above
+        backend = self._connection.supporting(SupportsBrowse, "listing dead letters")
         after: str | None = None
         while True:
             page = await self._connection.call(
@@ -235,9 +235,9 @@ class DeadLetters:
         The list is made first: what comes back is not met again.
         """
         chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
-        backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")  # type: ignore[type-abstract]  # as above
+        backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")
         queue = await self._find()
-        subscription = await self._connection.subscribe(queue, 1, _LEASE)
+        subscription = await self._connection.subscribe(queue, 1, LEASE)
         moving = _Moving(self._connection, backend, queue, subscription, chosen, judge)
         try:
             await moving.run()
@@ -303,7 +303,7 @@ class _Moving:
         for letter in self._waiting.values():
             self.left[letter.id] = (
                 f"another consumer of {self._queue!r} holds it; if that has died, its claim "
-                f"ends within {_LEASE:g} s"
+                f"ends within {LEASE:g} s"
             )
 
     async def _take(self, keys: Sequence[str]) -> Sequence[Delivery]:
@@ -311,7 +311,7 @@ class _Moving:
 
         If we are cancelled meanwhile, what the backend has leased for us is released all the same.
         """
-        call = partial(self._backend.take, self._queue, tuple(keys), _LEASE)
+        call = partial(self._backend.take, self._queue, tuple(keys), LEASE)
         taking = asyncio.ensure_future(self._connection.call(f"taking from {self._queue!r}", call))
         try:
             taken = await asyncio.shield(taking)
@@ -455,12 +455,12 @@ def _redrive(
     message = delivery.message
     if message.death is None and to is None:
         return "it did not die anywhere: say where to send it"
-    if to is None and letter.queue.startswith(OURS):
+    if to is None and letter.queue.startswith(RESERVED_PREFIXES):
         return (
             f"its record says that it died in {letter.queue!r:.100}, which is not a queue of "
             "yours: say where to send it"
         )
-    if message.redriven >= _MOST_REDRIVES and not force:
+    if message.redriven >= REDRIVES and not force:
         return (
             f"it came back {message.redriven} times already; redrive it with force when its "
             "cause is gone"

@@ -14,7 +14,7 @@ from mqcore.rules.capabilities import Capabilities, Capability, Level
 __all__ = ["backends", "capabilities_data"]
 
 
-_OURS = "mqcore"
+_OWN_DISTRIBUTION = "mqcore"
 _CANNOT = " cannot be used: "
 """What stands before the reason in the error of a plugin that cannot be imported."""
 
@@ -32,7 +32,7 @@ def backends(*, json: Json = False) -> None:
 
     usable = [(one, capabilities) for one, capabilities in found if one.error is None]
     usable.sort(
-        key=lambda line: line[0].distribution == _OURS
+        key=lambda line: line[0].distribution == _OWN_DISTRIBUTION
     )  # a backend that somebody added stands first
     rows = [
         (one.scheme, one.distribution, one.version, _in_words(one, capabilities))
@@ -72,7 +72,7 @@ def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]
         if one.error is not None:
             why = one.error.partition(_CANNOT)[2] or one.error
             reasons.setdefault(
-                (one.distribution == _OURS, one.distribution, one.version, why), []
+                (one.distribution == _OWN_DISTRIBUTION, one.distribution, one.version, why), []
             ).append(one.scheme)
     return [
         (", ".join(schemes), name, version, why)

@@ -16,7 +16,7 @@ from mqcore.log import log
 
 __all__ = ["json_stream", "logging_set_up"]
 
-_OURS = "mqcore"
+_ROOT_LOGGER = "mqcore"
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def logging_set_up(json_to: TextIO | None) -> Iterator[None]:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    return record.name.split(".")[0] == _OURS
+    return record.name.split(".")[0] == _ROOT_LOGGER
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -25,6 +25,7 @@ from mqcore.cli.health import PID, check_health_file, keep_health_file
 from mqcore.cli.logs import json_stream, logging_set_up
 from mqcore.config.plugins import default_plugins
 from mqcore.config.settings import Settings
+from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.running.signals import call_at_stop_signals
 from mqcore.running.supervisor import RECYCLE, Supervisor
@@ -59,7 +60,7 @@ class How:
     grace: Annotated[
         float,
         typer.Option(min=0, metavar="SECONDS", help="How long running handlers get after SIGTERM."),
-    ] = 30.0
+    ] = GRACE
     health_file: Annotated[
         str | None,
         typer.Option(

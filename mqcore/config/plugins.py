@@ -28,7 +28,7 @@ __all__ = ["Installed", "Plugins", "default_plugins"]
 
 GROUP = "mqcore"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_OURS = {
+_BUILT_IN_EXTRAS = {
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
     "redis": "redis",
@@ -256,11 +256,11 @@ class Plugins:
                 f"the plugin {named[0].name!r} of {' '.join(_who(named[0]))} serves no "
                 f"{scheme!r}; {text}"
             )
-        if extra := _OURS.get(scheme):
+        if extra := _BUILT_IN_EXTRAS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
         if ours := _SAID_ELSEWHERE.get(scheme):
             return f"{text}. Write {ours}:// for this broker"
-        if close := get_close_matches(scheme, {*serving, *_OURS}, n=1):
+        if close := get_close_matches(scheme, {*serving, *_BUILT_IN_EXTRAS}, n=1):
             return f"{text}. Did you mean {close[0]!r}?"
         return text + self._unusable()
 

@@ -29,6 +29,7 @@ from pydantic import (
 from mqcore.clock import Clock
 from mqcore.config.plugins import Plugins
 from mqcore.config.url import BrokerUrl, parse_url
+from mqcore.defaults import PUBLISH_TIMEOUT
 from mqcore.errors import ConfigurationError
 from mqcore.queue import QueueOptions
 from mqcore.rules.capabilities import Durability
@@ -189,7 +190,7 @@ class Settings(_Section):
 
     url: BrokerUrl = BrokerUrl("memory://")
     durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
-    publish_timeout: Seconds = 10.0
+    publish_timeout: Seconds = PUBLISH_TIMEOUT
     codecs: tuple[str, ...] = ("json", "text", "bytes")
     queues: dict[str, QueueSettings] = {}
     routers: dict[str, RouterSettings] = {}

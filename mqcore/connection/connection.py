@@ -29,7 +29,7 @@ from mqcore.errors import (
     UnsupportedFeature,
 )
 from mqcore.rules.backoff import RetryWait
-from mqcore.rules.redact import mask_url, told
+from mqcore.rules.redact import describe_error, mask_url
 from mqcore.spi import (
     Backend,
     Capabilities,
@@ -75,7 +75,7 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
     """Return the typed error for a driver's exception; the caller raises it `from` the original."""
     if isinstance(error, MqcoreError):
         return error
-    text = f"{doing}: {told(error)}"
+    text = f"{doing}: {describe_error(error)}"
     if kind is ErrorKind.TRANSIENT:
         return ConnectionLost(text)
     if kind is ErrorKind.NOT_FOUND:
@@ -231,7 +231,7 @@ class Connection:
                 try:
                     await self.backend.declare([spec])
                 except TopologyMismatch as error:
-                    self.events.emit("queue.altered", spec.name, error=told(error))
+                    self.events.emit("queue.altered", spec.name, error=describe_error(error))
 
         if self._bindings and isinstance(self.backend, SupportsBind):
             await self.backend.bind(list(self._bindings))
@@ -282,7 +282,7 @@ class Connection:
             return
         self._connected.clear()
         self.error = error
-        self.events.emit("connection.lost", error=told(error))
+        self.events.emit("connection.lost", error=describe_error(error))
         for tell in tuple(self.on_lost):
             tell()
         self._reconnecting = asyncio.create_task(self._reconnect())
@@ -298,7 +298,7 @@ class Connection:
                 self.error = error
                 denied = self.backend.classify(error) is ErrorKind.DENIED
                 wait = self._wait.next(at_least=_DENIED_WAIT if denied else 0.0)
-                self.events.emit("connection.retry", error=told(error), wait=wait)
+                self.events.emit("connection.retry", error=describe_error(error), wait=wait)
             else:
                 self.events.emit("connection.restored", seconds=self.clock.monotonic() - began)
                 return
@@ -324,7 +324,7 @@ class Connection:
         except TimeoutError:
             if call.sent:
                 return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
-            why = f" ({told(self.error)})" if self.error else ""
+            why = f" ({describe_error(self.error)})" if self.error else ""
             away = "" if self._connected.is_set() else f": no connection to the broker{why}"
             return [
                 Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)
@@ -393,11 +393,11 @@ class Connection:
         if kind is ErrorKind.PERMANENT and not isinstance(error, MqcoreError):
             # Nobody knows this exception: it may be a fault of the driver after it had written the
             # batch (G1).
-            return [Unknown(f"the driver failed: {told(error)}", error)] * size
+            return [Unknown(f"the driver failed: {describe_error(error)}", error)] * size
 
         # A driver raises what it knows only when nothing was sent.
         if kind is not ErrorKind.TRANSIENT:
-            return [Failed(kind, told(error), error)] * size
+            return [Failed(kind, describe_error(error), error)] * size
         for call in calls:
             call.sent = False
         self.report(error, generation)
@@ -412,7 +412,7 @@ class Connection:
                 async with self.clock.timeout(patience):
                     await self._connected.wait()
             except TimeoutError:
-                why = f" ({told(self.error)})" if self.error else ""
+                why = f" ({describe_error(self.error)})" if self.error else ""
                 msg = f"{doing}: not connected to the broker for {patience:g} s{why}"
                 raise ConnectionLost(msg) from self.error
         if self._closed:
@@ -462,7 +462,7 @@ class Connection:
 
         Raises `UnsupportedFeature`, `TopologyMismatch`.
         """
-        backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
+        backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")
         await self.call(f"altering queue {queue!r}", lambda: backend.alter(queue, settings))
         if queue in self._specs:
             self._specs[queue] = replace(self._specs[queue], **settings)
@@ -480,7 +480,7 @@ class Connection:
 
         Raises `UnsupportedFeature` and `TopologyMismatch`.
         """
-        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # a protocol is asked for on purpose
+        backend = self.supporting(SupportsBind, "routers")
         await self.call("binding queues to routers", lambda: backend.bind(bindings))
         self._bindings.update(dict.fromkeys(bindings))
 
@@ -490,7 +490,7 @@ class Connection:
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings for good. Raises `UnsupportedFeature`."""
-        backend = self.supporting(SupportsBind, "routers")  # type: ignore[type-abstract]  # as in bind
+        backend = self.supporting(SupportsBind, "routers")
         await self.call("unbinding queues from routers", lambda: backend.unbind(bindings))
         for binding in bindings:
             self._bindings.pop(binding, None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mqcore.connection.adopted import check_adopted, given
 from mqcore.connection.altering import checked_alterations, for_each_queue
 from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, UnsupportedFeature
-from mqcore.queue import AGAIN, DLQ, Queue
+from mqcore.queue import AGAIN, DLQ, Queue, name_of
 from mqcore.rules.capabilities import Capability, Level
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
 from mqcore.rules.routing import Binding
@@ -173,7 +173,7 @@ class Topology:
                     else {}
                 ),
             }
-        name = queue if isinstance(queue, str) else queue.name
+        name = name_of(queue)
         settings = checked_alterations(options, name)
         self._check_supported(name, settings)
 

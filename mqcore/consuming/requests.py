@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.consuming.grace import Grace
+from mqcore.defaults import REQUEST_TIMEOUT
 from mqcore.errors import (
     ConnectionLost,
     QueueNotFound,
@@ -24,8 +25,9 @@ from mqcore.errors import (
 from mqcore.messages.codec import Codecs, Payload, encode_any
 from mqcore.messages.message import Message, new_id
 from mqcore.publishing.publisher import duration
+from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
-from mqcore.rules.redact import told
+from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import Happened, Outcome
 from mqcore.spi import QueueSpec
 
@@ -41,7 +43,7 @@ __all__ = ["Replies", "Requests"]
 
 T = TypeVar("T")
 _ERROR_TYPE = "application/vnd.mqcore.error+json"
-_TIMEOUT, _REPLY_TIMEOUT = 30.0, 5.0
+_REPLY_TIMEOUT = 5.0
 _REPLY_QUEUES = "mq.reply."
 _DONE = Outcome(Happened.SUCCEEDED)
 
@@ -69,9 +71,9 @@ class Requests:
 
     async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
         """Publish and wait for the handler's return value; see `Broker.request`."""
-        name = to if isinstance(to, str) else to.name
+        name = name_of(to)
         self._connection.check_loop(f"requesting of {name!r}")
-        limit = duration("timeout", options.get("timeout", _TIMEOUT), name)
+        limit = duration("timeout", options.get("timeout", REQUEST_TIMEOUT), name)
         if "ttl" in options:
             raise ValidationError(
                 f"a request to {name!r} takes no ttl: its timeout is the ttl of its message"
@@ -217,4 +219,6 @@ class Replies:
             )
             self._events.emit("reply.failed", request.reply_to, request.id, error=error)
         except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
-            self._events.emit("reply.failed", request.reply_to, request.id, error=told(failure))
+            self._events.emit(
+                "reply.failed", request.reply_to, request.id, error=describe_error(failure)
+            )

@@ -20,7 +20,7 @@ from mqcore.consuming.proofs import Proofs
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.rules.backoff import RetryWait
 from mqcore.rules.capabilities import Capability
-from mqcore.rules.redact import told
+from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import Decision
 from mqcore.spi import (
     Delivery,
@@ -240,7 +240,7 @@ class Lane:
         """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
         self._forget_lost()
         kind = self._connection.backend.classify(error)
-        self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
+        self._events.emit("consumer.interrupted", self.rules.queue, error=describe_error(error))
         if isinstance(error, QueueNotFound) or kind is ErrorKind.NOT_FOUND:
             return await self._revive()
         if not isinstance(error, MqcoreError) and kind is ErrorKind.TRANSIENT:
@@ -336,7 +336,7 @@ class Lane:
                 [decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT
             )
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
-            return [Unknown(told(error), error)] * len(batch)
+            return [Unknown(describe_error(error), error)] * len(batch)
 
     async def proven(self, held: Held) -> bool:
         """Whether the broker has taken the acknowledgement of this message, so that it cannot come again (G2)."""
@@ -373,7 +373,7 @@ class Lane:
         try:
             (ours,) = await backend.note_start(self.rules.source, [held.delivery.receipt])
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: what is not noted is not started
-            self._events.emit("consumer.interrupted", self.rules.queue, error=told(error))
+            self._events.emit("consumer.interrupted", self.rules.queue, error=describe_error(error))
             return False
         if not ours:
             held.lose()

@@ -18,6 +18,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
+from mqcore.defaults import PRIORITY
 from mqcore.errors import ConfigurationError, MessageTooLarge, ValidationError
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 
 PREFIX = "mq-"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-LOWEST, DEFAULT_PRIORITY, HIGHEST = 0, 5, 10
+LOWEST, HIGHEST = 0, 10
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RESERVED = re.compile(r"(mq|x)-", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -95,7 +96,7 @@ class Message:
     content_type: str | None = None
     encoding: str | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
-    priority: int = DEFAULT_PRIORITY
+    priority: int = PRIORITY
     attempt: int = 1
     hop: int = 0
     lineage: str = ""
@@ -218,7 +219,7 @@ def check_priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not LOWEST <= value <= HIGHEST:
         msg = (
             f"priority {value!r} is out of range: {LOWEST} (lowest) to {HIGHEST} (highest), "
-            f"{DEFAULT_PRIORITY} by default"
+            f"{PRIORITY} by default"
         )
         raise ValidationError(msg)
     return value

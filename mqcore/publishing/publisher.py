@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
 
-from mqcore.clock import seconds
+from mqcore.defaults import PRIORITY
 from mqcore.errors import (
     Blocked,
     ConfigurationError,
@@ -29,7 +29,6 @@ from mqcore.errors import (
 )
 from mqcore.messages.codec import Codecs, encode_any
 from mqcore.messages.message import (
-    DEFAULT_PRIORITY,
     NO_HEADERS,
     Limits,
     Message,
@@ -39,10 +38,10 @@ from mqcore.messages.message import (
     new_id,
 )
 from mqcore.publishing.outbound import Outbound
-from mqcore.queue import Queue
+from mqcore.queue import Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Level
-from mqcore.rules.checks import check_options
+from mqcore.rules.checks import check_options, seconds_or_nan
 from mqcore.rules.routing import check_key, route
 from mqcore.spi import ErrorKind, Failed, Outcome, Outgoing, Route, Stored, SupportsBind
 
@@ -140,7 +139,7 @@ class Publisher:
     ) -> Receipt:
         """Publish one payload whose message `change` completes, for instance with where a reply shall go."""
         _check(to, options)
-        self._connection.check_loop(f"publishing to {_name(to)!r}")
+        self._connection.check_loop(f"publishing to {name_of(to)!r}")
         message = self._message(to, payload, options)
         until = self._deadline(to, options)
         queue = await self._declared(to, until, message.id)
@@ -154,7 +153,7 @@ class Publisher:
             msg = "publish_many takes no id: every message needs its own"
             raise ValidationError(msg)
         _check(to, options)
-        self._connection.check_loop(f"publishing to {_name(to)!r}")
+        self._connection.check_loop(f"publishing to {name_of(to)!r}")
         messages = [self._message(to, payload, options) for payload in payloads]
         until = self._deadline(to, options)
         try:
@@ -210,7 +209,7 @@ class Publisher:
         if queues or router is not None:
             try:
                 work = partial(self._topology.declare_again, queues, router)
-                await self._before_sending(_name(to), attempts[0].message.id, until, work)
+                await self._before_sending(name_of(to), attempts[0].message.id, until, work)
                 for attempt in attempts:
                     if attempt.unroutable:
                         attempt.plan = await self._plan(to, attempt.message, options, until)
@@ -264,9 +263,7 @@ class Publisher:
             )
 
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
-        timeout = duration(
-            "timeout", options.get("timeout", self._timeout), to if isinstance(to, str) else to.name
-        )
+        timeout = duration("timeout", options.get("timeout", self._timeout), name_of(to))
         return self._clock.monotonic() + timeout
 
     def _left(self, until: float) -> float:
@@ -313,7 +310,7 @@ class Publisher:
         self, to: Queue[Any] | Router[Any] | str, payload: object, options: PublishOptions
     ) -> Message:
         """Encode and check; raises `ValidationError` and `MessageTooLarge`."""
-        name = _name(to)
+        name = name_of(to)
         try:
             body, content_type = (
                 encode_any(payload, self._codecs)
@@ -328,9 +325,7 @@ class Publisher:
             body=body,
             content_type=content_type,
             headers=check_headers(options["headers"]) if "headers" in options else NO_HEADERS,
-            priority=check_priority(options["priority"])
-            if "priority" in options
-            else DEFAULT_PRIORITY,
+            priority=check_priority(options["priority"]) if "priority" in options else PRIORITY,
             published_at=self._clock.now(),
         )
         return self.checked(message, name)
@@ -354,22 +349,22 @@ class Publisher:
         Raises `ValidationError` and `UnsupportedFeature` for options that cannot be kept.
         """
         ttl, delay = self._times(to, options)
-        if message.priority != DEFAULT_PRIORITY:
+        if message.priority != PRIORITY:
             self._connection.capabilities.require(
                 Capability.PRIORITY, f"priority={message.priority}"
             )
         if not isinstance(to, Router):
             if "key" in options:
-                msg = f"key={options['key']!r} is for routers, and {_name(to)!r} is a queue"
+                msg = f"key={options['key']!r} is for routers, and {name_of(to)!r} is a queue"
                 raise ValidationError(msg)
-            return [Outgoing(to if isinstance(to, str) else to.name, message, delay, ttl)]
+            return [Outgoing(name_of(to), message, delay, ttl)]
         try:
             key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
         except ConfigurationError as error:
             raise ValidationError(str(error)) from None
         if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
             return [Outgoing(Route(to.name, key), message, delay, ttl)]
-        backend = self._connection.supporting(SupportsBind, f"router {to.name!r}")  # type: ignore[type-abstract]  # a protocol, on purpose
+        backend = self._connection.supporting(SupportsBind, f"router {to.name!r}")
         reading = partial(
             self._connection.call,
             f"reading the bindings of router {to.name!r}",
@@ -395,7 +390,7 @@ class Publisher:
         self, to: Queue[Any] | Router[Any] | str, options: PublishOptions
     ) -> tuple[float | None, float]:
         """Return ttl and delay in seconds, checked (G6, G7)."""
-        name = _name(to)
+        name = name_of(to)
         given = options.get("ttl")
         ttl = None if given is None else duration("ttl", given, name)
         delay = duration("delay", options.get("delay", 0.0), name)
@@ -436,7 +431,7 @@ class Publisher:
         """Say how a publish ended: stored in all its queues, in none for certain, or unknown."""
         message, plan, outcomes = attempt.message, attempt.plan, list(attempt.outcomes.values())
         if isinstance(plan, Unroutable):
-            self._events.emit("publish.failed", _name(to), message.id, error=f"{plan}{hint}")
+            self._events.emit("publish.failed", name_of(to), message.id, error=f"{plan}{hint}")
             return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
 
         names = tuple(out.to if isinstance(out.to, str) else out.to.router for out in plan)
@@ -464,7 +459,7 @@ class Publisher:
     def _failure(
         self, to: Queue[Any] | Router[Any] | str, message: Message, failed: Failed, hint: str
     ) -> PublishFailed:
-        name, missing = _name(to), failed.kind is ErrorKind.NOT_FOUND
+        name, missing = name_of(to), failed.kind is ErrorKind.NOT_FOUND
         cls = (
             Unroutable
             if missing and isinstance(to, Router)
@@ -493,11 +488,7 @@ def _check(to: Queue[Any] | Router[Any] | str, options: PublishOptions) -> None:
             f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}"
         )
     if options:
-        check_options(options, PublishOptions, f"publishing to {_name(to)!r}")
-
-
-def _name(to: Queue[Any] | Router[Any] | str) -> str:
-    return to if isinstance(to, str) else to.name
+        check_options(options, PublishOptions, f"publishing to {name_of(to)!r}")
 
 
 def _say(outcome: Outcome) -> str:
@@ -511,14 +502,11 @@ def _say(outcome: Outcome) -> str:
 
 
 def duration(what: str, value: object, name: str) -> float:
-    """Return what a user gave as a duration in seconds, or raise `ValidationError` when it is none, or NaN."""
-    try:
-        number = seconds(value)  # type: ignore[arg-type]  # whether it is one is what is asked here
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    """Return a duration in seconds. Raises `ValidationError` for a value that is not a duration."""
+    number = seconds_or_nan(value)
     if math.isnan(number):
         raise ValidationError(
-            f"{what}={value!r:.60} for {name!r} is no duration; give seconds or a timedelta"
+            f"{what}={value!r:.60} for {name!r} is not a duration; give seconds or a timedelta"
         )
     return number
 

@@ -24,6 +24,7 @@ __all__ = [
     "check_seconds",
     "check_text",
     "no_such_option",
+    "seconds_or_nan",
 ]
 
 
@@ -79,12 +80,20 @@ def check_text(name: str, value: object, where: str) -> str:
     return value
 
 
-def check_seconds(name: str, value: object, where: str, *, zero: bool = False) -> float:
-    """Return a duration above 0, or from 0 with `zero`, in seconds; `ConfigurationError` for what is none, NaN and Infinity too."""
+def seconds_or_nan(value: object) -> float:
+    """Return a number or a `timedelta` as seconds, and NaN for any other value."""
     try:
-        number = nan if isinstance(value, (bool, str, bytes)) else seconds(value)  # type: ignore[arg-type]  # what is asked here
+        return nan if isinstance(value, (bool, str, bytes)) else seconds(value)  # type: ignore[arg-type]  # checked here
     except (TypeError, ValueError, OverflowError):
-        number = nan
+        return nan
+
+
+def check_seconds(name: str, value: object, where: str, *, zero: bool = False) -> float:
+    """Return a duration in seconds: above 0, or from 0 with `zero`.
+
+    Raises `ConfigurationError` for a value that is not a duration, NaN and infinity included.
+    """
+    number = seconds_or_nan(value)
     if not 0 < number < inf and not (zero and number == 0):
         bound = "from 0" if zero else "above 0"
         raise ConfigurationError(

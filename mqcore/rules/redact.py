@@ -3,7 +3,7 @@
 import re
 from urllib.parse import unquote
 
-__all__ = ["is_secret", "mask_text", "mask_url", "told"]
+__all__ = ["describe_error", "is_secret", "mask_text", "mask_url"]
 
 _SHOWN = 300
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|signature", re.IGNORECASE)
@@ -43,7 +43,7 @@ def mask_text(text: str) -> str:
     return _ANY_URL.sub(lambda found: mask_url(found[0]), text)
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an exception's type and text for an error or an event of ours, without the secrets of a URL in it."""
     return mask_text(f"{type(error).__name__}: {error}")
 

@@ -16,6 +16,8 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, Literal
 
+from mqcore.clock import seconds
+from mqcore.defaults import MAX_ATTEMPTS
 from mqcore.errors import ConfigurationError
 from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.messages.message import Death, Message, Reason
@@ -102,15 +104,15 @@ class Backoff:
 
 def fixed(delay: float | timedelta, *, jitter: bool = False) -> Backoff:
     """Wait `delay` seconds each time."""
-    return Backoff(_in_seconds(delay), jitter=jitter)
+    return Backoff(_duration("delay", delay), jitter=jitter)
 
 
 def linear(
     step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True
 ) -> Backoff:
     """Wait `step` seconds more each time, at most `cap`."""
-    each = _in_seconds(step)
-    return Backoff(each, step=each, cap=_in_seconds(cap), jitter=jitter)
+    each = _duration("step", step)
+    return Backoff(each, step=each, cap=_duration("cap", cap), jitter=jitter)
 
 
 def exponential(
@@ -121,11 +123,11 @@ def exponential(
     jitter: bool = True,
 ) -> Backoff:
     """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
-    return Backoff(_in_seconds(base), factor=factor, cap=_in_seconds(cap), jitter=jitter)
+    return Backoff(_duration("base", base), factor=factor, cap=_duration("cap", cap), jitter=jitter)
 
 
-def _in_seconds(value: float | timedelta) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else value
+def _duration(name: str, value: float | timedelta) -> float:
+    return check_seconds(name, value, "backoff", zero=True)
 
 
 _ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
@@ -143,7 +145,7 @@ class RetryPolicy:
     `ConfigurationError` for what could not be acted on later.
     """
 
-    max_attempts: int = 3
+    max_attempts: int = MAX_ATTEMPTS
     backoff: Backoff = exponential(1.0, cap=60.0)
     max_age: float | timedelta | None = None
     retry_on: tuple[type[BaseException], ...] = (BaseException,)
@@ -520,12 +522,7 @@ def _again(
 def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
     if policy.max_age is None or message.published_at is None:
         return False
-    limit = (
-        policy.max_age
-        if isinstance(policy.max_age, (int, float))
-        else policy.max_age.total_seconds()
-    )
-    return then - message.published_at > limit
+    return then - message.published_at > seconds(policy.max_age)
 
 
 def _bury(

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqcore.clock import seconds
+from mqcore.defaults import CONCURRENCY, HANDLER_TIMEOUT, LEASE, LINGER, PREFETCH_PER_SLOT
 from mqcore.errors import ConfigurationError
-from mqcore.queue import DLQ, Queue
+from mqcore.queue import DLQ, Queue, name_of
 from mqcore.rules.checks import check_count, check_flag, check_options, check_seconds, check_text
 from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
-from mqcore.running.signatures import Signature, name_of
+from mqcore.running.signatures import Signature, handler_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from mqcore.messages.codec import Payload
 
 __all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
-
-_TIMEOUT, _CONCURRENCY, _LEASE, _LINGER = 300.0, 10, 30.0, 0.2
 
 
 class _AnyHandler(TypedDict, total=False):
@@ -79,12 +78,12 @@ class HandlerSpec:
     options: HandlerOptions
     mode: Literal["async", "thread", "process"] = "async"
     takes_context: bool = False
-    concurrency: int = _CONCURRENCY
-    prefetch: int = 2 * _CONCURRENCY
-    timeout: float | None = _TIMEOUT
+    concurrency: int = CONCURRENCY
+    prefetch: int = PREFETCH_PER_SLOT * CONCURRENCY
+    timeout: float | None = HANDLER_TIMEOUT
     batch: int = 0
-    linger: float = 0.2
-    lease: float = _LEASE
+    linger: float = LINGER
+    lease: float = LEASE
     after_crash: AfterCrash = "isolate"
     ack_first: bool = False
     name: str = ""
@@ -111,8 +110,10 @@ class HandlerSpec:
         cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions
     ) -> HandlerSpec:
         """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
-        name = check_text("name", options.get("name", name_of(call)), f"handler {name_of(call)}")
-        where = f"handler {name} of queue {queue if isinstance(queue, str) else queue.name!r}"
+        name = check_text(
+            "name", options.get("name", handler_name(call)), f"handler {handler_name(call)}"
+        )
+        where = f"handler {name} of queue {name_of(queue)!r}"
         check_options(options, HandlerOptions, where)
         _check_numbers(options, where)
         for flag in ("process", "ack_first"):
@@ -124,8 +125,8 @@ class HandlerSpec:
         if isinstance(queue, str):
             queue = _queue_for(queue, signature, where)
         signature.check_payload(queue.payload.kind, where)
-        concurrency = options.get("concurrency", _CONCURRENCY)
-        timeout = options.get("timeout", _TIMEOUT)
+        concurrency = options.get("concurrency", CONCURRENCY)
+        timeout = options.get("timeout", HANDLER_TIMEOUT)
         spec = cls(
             queue=queue,
             call=call,
@@ -137,11 +138,11 @@ class HandlerSpec:
             else "thread",
             takes_context=signature.takes_context,
             concurrency=concurrency,
-            prefetch=max(options.get("prefetch", 2 * concurrency), batch),
+            prefetch=max(options.get("prefetch", PREFETCH_PER_SLOT * concurrency), batch),
             timeout=None if timeout is None else seconds(timeout),
             batch=batch,
-            linger=seconds(options.get("linger", _LINGER)),
-            lease=seconds(options.get("lease", _LEASE)),
+            linger=seconds(options.get("linger", LINGER)),
+            lease=seconds(options.get("lease", LEASE)),
             after_crash=check_after_crash(options.get("after_crash", "isolate"), where),
             ack_first=options.get("ack_first", False),
             name=name,
@@ -188,9 +189,9 @@ _NESTED = (
 def _check_numbers(options: HandlerOptions, where: str) -> None:
     for name in ("concurrency", "prefetch", "batch"):
         check_count(name, options.get(name, 1), where)
-    check_seconds("lease", options.get("lease", _LEASE), where)
-    check_seconds("linger", options.get("linger", _LINGER), where, zero=True)
-    if (timeout := options.get("timeout", _TIMEOUT)) is not None:  # None is no limit
+    check_seconds("lease", options.get("lease", LEASE), where)
+    check_seconds("linger", options.get("linger", LINGER), where, zero=True)
+    if (timeout := options.get("timeout", HANDLER_TIMEOUT)) is not None:  # None is no limit
         check_seconds("timeout", timeout, where)
 
 

@@ -24,7 +24,7 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Signature", "name_of"]
+__all__ = ["Signature", "handler_name"]
 
 _LISTS = (list, Sequence, MutableSequence, Collection, Iterable)
 _NUMBERS = {int, float, complex}
@@ -93,7 +93,7 @@ class Signature:
         )
 
 
-def name_of(call: object) -> str:
+def handler_name(call: object) -> str:
     """Return a name for logs; never a `repr`, which shows what a partial or an object holds."""
     while isinstance(call, functools.partial):
         call = call.func

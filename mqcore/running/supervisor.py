@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqcore.clock import Clock, SystemClock
+from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.checks import check_count, check_seconds
@@ -61,7 +62,7 @@ class Supervisor:
         command: Sequence[str],
         processes: int,
         *,
-        grace: float = 30.0,
+        grace: float = GRACE,
         clock: Clock | None = None,
     ) -> None:
         if not command:

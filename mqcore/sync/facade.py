@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker as AsyncBroker
 from mqcore.consuming.context import Facts
+from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConnectionLost
 from mqcore.sync.loop_thread import LoopThread
 
@@ -56,7 +57,6 @@ __all__ = ["Broker", "Consumer", "DeadLetters", "Producer", "Received"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-_LEASE = 30.0
 
 
 class Broker:
@@ -168,9 +168,9 @@ class Broker:
         self,
         queue: Queue[T],
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[T]: ...
     @overload
@@ -178,18 +178,18 @@ class Broker:
         self,
         queue: str,
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[bytes]: ...
     def consume(
         self,
         queue: Any,
         *,
-        prefetch: int = 10,
+        prefetch: int = PREFETCH,
         retry: RetryPolicy | None = None,
-        lease: float = _LEASE,
+        lease: float = LEASE,
         after_crash: AfterCrash = "isolate",
     ) -> Consumer[Any]:
         """As `mqcore.Broker.consume`: a consumer for `with` and `for`."""
