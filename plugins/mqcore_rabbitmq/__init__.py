@@ -1,11 +1,12 @@
 """`amqp://` and `amqps://`: RabbitMQ 3.10 to 4.x by pika, without any plugin of the server and without its management API.
 
-One message: `backend` is the seam. `sender` asks the `topology` for the queue (`layout`: which
-queues of the broker make one of ours) and the `plan` for the way, which leads through the `ladder`
-for what waits, and has it confirmed by the `outbox` (`confirms`), on a connection that `link`
-keeps. `subscription` consumes, `window` holds what is unsettled, `settling` lets go of it; `wire`
-is the format. `admin`, `manage` (with `looking`) and `routes` ask, look and bind; `registry` knows
-what AMQP cannot tell, `delayed` what this instance has put off.
+`backend` implements the seam. A publish: `sender` asks `topology` for the queue (`layout` says which
+queues of the broker make one of ours), `plan` chooses the exchange and the key, with `ladder` for
+delays, and `confirms` sends it and waits for the confirm, on a connection of `link`. A delivery:
+`subscription` consumes, `unsettled` holds what has no settlement yet, `settling` settles it.
+`message_format` and `frames` read and write messages. `rpc` sends requests about queues,
+`operations` (with `browse`) and `routes` serve operators, and `registry` stores what AMQP cannot
+list.
 """
 
 import logging
@@ -18,9 +19,8 @@ __all__ = ["RabbitBackend", "RabbitOptions", "mqcore_register_backends"]
 
 _PIKA = logging.getLogger("pika")
 if _PIKA.level == logging.NOTSET:
-    _PIKA.setLevel(
-        logging.CRITICAL
-    )  # it tells an ordinary reconnect as errors; core tells each trouble once, in its own words
+    # pika logs each ordinary reconnect as an error; core logs each problem once.
+    _PIKA.setLevel(logging.CRITICAL)
 
 
 @hookimpl

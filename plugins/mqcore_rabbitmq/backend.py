@@ -1,7 +1,7 @@
 """The seam: two connections, and what is done on them.
 
 publish ─► sender ─► ladder, confirms ─► the publishing connection subscribe ─► subscription ─►
-window ─► the consuming connection, so that a blocked publisher never stops an acknowledgement
+unsettled ─► the consuming connection, so that a blocked publisher never stops an acknowledgement
 declare, count, browse, bind ─► topology, manage, routes ─► either, and the registry for what AMQP
 does not tell
 """
@@ -28,16 +28,16 @@ from mqcore.spi import (
     QueueSpec,
     Subscription,
 )
-from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.capabilities import capabilities_of
+from mqcore_rabbitmq.confirms import ConfirmChannels
 from mqcore_rabbitmq.errors import classify
 from mqcore_rabbitmq.layout import Layout, Server
 from mqcore_rabbitmq.link import DIRECT_REPLY, Link
-from mqcore_rabbitmq.manage import Manager
+from mqcore_rabbitmq.operations import Operations
 from mqcore_rabbitmq.options import RabbitOptions, parameters
-from mqcore_rabbitmq.outbox import Outbox
 from mqcore_rabbitmq.registry import Registry
 from mqcore_rabbitmq.routes import Routes
+from mqcore_rabbitmq.rpc import Rpc
 from mqcore_rabbitmq.sender import Sender
 from mqcore_rabbitmq.settling import Settler
 from mqcore_rabbitmq.subscription import RabbitSubscription
@@ -46,7 +46,7 @@ from mqcore_rabbitmq.topology import Topology
 __all__ = ["RabbitBackend"]
 
 
-class _Open:
+class _Generation:
     """Everything that belongs to one generation."""
 
     def __init__(self, publishing: Link, consuming: Link, options: RabbitOptions) -> None:
@@ -54,16 +54,16 @@ class _Open:
         product, version = str(said.get("product", "?")), str(said.get("version", "0"))
         self.server = Server(product, version, publishing.user, publishing.room)
         self.publishing, self.consuming = publishing, consuming
-        self.outbox = Outbox(publishing)
-        admin = Admin(
+        self.confirm_channels = ConfirmChannels(publishing)
+        rpc = Rpc(
             consuming, self.server
         )  # a connection that has published is not read at all while an alarm is on
-        registry = Registry(admin, self.outbox)
-        self.topology = Topology(admin, registry)
-        self.sender = Sender(self.outbox, self.topology, native_routes=not options.quorum)
+        registry = Registry(rpc, self.confirm_channels)
+        self.topology = Topology(rpc, registry)
+        self.sender = Sender(self.confirm_channels, self.topology, native_routes=not options.quorum)
         self.settler = Settler(self.sender, self.topology, options.clock)
-        self.manager = Manager(self.topology, self.settler)
-        self.routes = Routes(registry, admin)
+        self.operations = Operations(self.topology, self.settler)
+        self.routes = Routes(registry, rpc)
         self.subscriptions: set[RabbitSubscription] = set()
 
 
@@ -83,7 +83,7 @@ class RabbitBackend(Backend):
         self._clock = options.clock
         self._options = options
         self._hosts = parameters(url, options)
-        self._now: _Open | None = None
+        self._now: _Generation | None = None
         self._capabilities: Capabilities
 
     # Connecting
@@ -94,24 +94,24 @@ class RabbitBackend(Backend):
         Raises what the driver says, DENIED for a login or vhost that is refused.
         """
         await self.close()
-        now: _Open | None = None
-        told: list[Exception] = []
+        now: _Generation | None = None
+        errors: list[Exception] = []
 
         def on_lost(error: Exception) -> None:
-            told.append(error)
-            if now is not None and self._now is now and len(told) == 1:
+            errors.append(error)
+            if now is not None and self._now is now and len(errors) == 1:
                 lost(error)
 
         publishing, consuming = (Link(self._options.heartbeat + 2, on_lost) for _ in range(2))
         try:
             await publishing.open(self._hosts)
             await consuming.open(self._hosts)
-            now = _Open(publishing, consuming, self._options)
+            now = _Generation(publishing, consuming, self._options)
             self._capabilities = capabilities_of(
-                now.server, self._options, await now.outbox.alarm()
+                now.server, self._options, await now.confirm_channels.alarm()
             )
-            if told:
-                raise told[0]  # noqa: TRY301 - as if the driver had raised it
+            if errors:
+                raise errors[0]  # noqa: TRY301 - as if the driver had raised it
         except BaseException:
             await asyncio.gather(publishing.close(), consuming.close())
             raise
@@ -125,9 +125,9 @@ class RabbitBackend(Backend):
             return
         for subscription in list(now.subscriptions):
             subscription.end()
-        for window in now.settler.windows.values():
-            window.flush()
-        now.settler.windows.clear()
+        for unsettled in now.settler.unsettled.values():
+            unsettled.flush()
+        now.settler.unsettled.clear()
         await asyncio.gather(now.publishing.close(), now.consuming.close(), return_exceptions=True)
 
     def classify(self, error: Exception) -> ErrorKind:
@@ -135,7 +135,7 @@ class RabbitBackend(Backend):
         return classify(error)
 
     @property
-    def _open(self) -> _Open:
+    def _open(self) -> _Generation:
         if self._now is None:
             places = ",".join(f"{host.host}:{host.port}" for host in self._hosts)
             raise ConnectionLost(f"the connection to RabbitMQ at {places} is closed; open it first")
@@ -168,7 +168,7 @@ class RabbitBackend(Backend):
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now = self._open
         consumers = [it for it in now.subscriptions if it.queue in (queue, f"{queue}.again")]
-        gone = await now.manager.delete(
+        gone = await now.operations.delete(
             queue, used=bool(consumers), if_empty=if_empty, if_unused=if_unused
         )
         for subscription in consumers if gone else ():
@@ -206,19 +206,19 @@ class RabbitBackend(Backend):
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones; what others hold is not told by AMQP."""
-        return await self._open.manager.count(queues, self._clock.now())
+        return await self._open.operations.count(queues, self._clock.now())
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
         """Show a page of what is ready. Raises `QueueNotFound`."""
-        return await self._open.manager.browse(queue, limit, after, self._clock.now())
+        return await self._open.operations.browse(queue, limit, after, self._clock.now())
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:  # noqa: ARG002 - as in subscribe
         """Hold chosen entries. Raises `QueueNotFound`."""
-        return await self._open.manager.take(queue, keys, self._clock.now())
+        return await self._open.operations.take(queue, keys, self._clock.now())
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready. Raises `QueueNotFound`."""
-        return await self._open.manager.purge(queue)
+        return await self._open.operations.purge(queue)
 
     async def diagnose(self) -> Sequence[str]:
         """Say which records of queues and bindings cannot be read."""

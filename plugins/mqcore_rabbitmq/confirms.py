@@ -21,18 +21,22 @@ from typing import Any
 from pika import BasicProperties, spec
 from pika.exceptions import AMQPError
 
-from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Outcome, Unknown
+from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Outcome, Unknown, new_id
 from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
-from mqcore_rabbitmq.link import Channel, end
+from mqcore_rabbitmq.link import Channel, Link, end
 
-__all__ = ["Confirms", "Sending"]
+__all__ = ["EXCHANGES", "QUEUES", "RECORDS", "ConfirmChannel", "ConfirmChannels", "PlannedMessage"]
 
+QUEUES, EXCHANGES, RECORDS = "queues", "exchanges", "records"
+_PROBE = 0.5
+"""Seconds that a connect waits for the answer to its first message; without an alarm it comes in a few milliseconds.
+"""
 _UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
 """What pika raises for a message that it cannot encode."""
 
 
 @dataclass(slots=True)
-class Sending:
+class PlannedMessage:
     """One message on its way.
 
     `queue` is what errors call its destination. `refusal` is what a nack means: `full` in a bounded
@@ -57,7 +61,7 @@ class _Call:
 
     __slots__ = ("batch", "checks", "done", "open", "outcomes")
 
-    def __init__(self, batch: Sequence[Sending], done: asyncio.Future[None]) -> None:
+    def __init__(self, batch: Sequence[PlannedMessage], done: asyncio.Future[None]) -> None:
         self.batch = batch
         self.outcomes: list[Outcome | None] = [None] * len(batch)
         self.open = len(batch)
@@ -81,7 +85,7 @@ class _Call:
             self.done.set_result(None)
 
 
-class Confirms:
+class ConfirmChannel:
     """A channel in confirm mode."""
 
     def __init__(self, channel: Channel) -> None:
@@ -97,26 +101,26 @@ class Confirms:
         channel.on_closed.append(self._on_closed)
 
     @classmethod
-    async def on(cls, channel: Channel) -> "Confirms":
+    async def on(cls, channel: Channel) -> "ConfirmChannel":
         """Switch a channel to confirm mode."""
         try:
-            await channel.ask(spec.Confirm.Select())
+            await channel.request(spec.Confirm.Select())
         except BaseException:
             channel.abandon()
             raise
         return cls(channel)
 
-    async def publish(self, batch: Sequence[Sending], timeout: float) -> list[Outcome]:
+    async def publish(self, batch: Sequence[PlannedMessage], timeout: float) -> list[Outcome]:
         """Send a batch and wait for its confirms; `Unknown` for what has none by then.
 
         Raises when nothing was sent.
         """
-        if (reason := self.channel.shut) is not None:
+        if (reason := self.channel.closed_reason) is not None:
             raise ConnectionLost("the channel to RabbitMQ is closed") from reason
         call = _Call(batch, self._loop.create_future())
         exchanges = [name for name in dict.fromkeys(item.exchange for item in batch) if name]
         call.checks = [
-            self.channel.ask(spec.Exchange.Declare(exchange=name, passive=True))
+            self.channel.request(spec.Exchange.Declare(exchange=name, passive=True))
             for name in exchanges
         ]
         for index, item in enumerate(batch):
@@ -168,7 +172,7 @@ class Confirms:
                 call, index = slot
                 call.end(index, self._outcome(number, call.batch[index], stored=stored))
 
-    def _outcome(self, number: int, item: Sending, *, stored: bool) -> Outcome:
+    def _outcome(self, number: int, item: PlannedMessage, *, stored: bool) -> Outcome:
         if number in self._returned:
             self._returned.discard(number)
             if item.refusal == "route":
@@ -224,3 +228,64 @@ class Confirms:
                 text = "the channel was closed for another message before this one"
                 outcome = Failed(ErrorKind.TRANSIENT, text, cause)
             call.end(index, outcome)
+
+
+class ConfirmChannels:
+    """The publishing connection of one open instance: a channel for each kind of message, opened when it is needed.
+
+    What is sent to queues goes by one, the rest by another: a missing exchange closes its channel
+    and makes all that is under way on it unknown. Nothing is written while the broker has said that
+    it takes no publishes: what is written then is stored when the alarm ends, long after its
+    publisher was told that it failed.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._open: dict[str, ConfirmChannel] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has said that it takes no publishes."""
+        return self._link.blocked is not None
+
+    async def alarm(self) -> str | None:
+        """Send what no queue takes and see whether it is read: under an alarm the broker says so, and only to who publishes."""
+        nowhere = f"mq.nowhere.{new_id()}"
+        await self.send(
+            QUEUES, [PlannedMessage("", nowhere, BasicProperties(), b"", nowhere)], _PROBE
+        )
+        return self._link.blocked
+
+    async def send(
+        self, kind: str, batch: Sequence[PlannedMessage], timeout: float
+    ) -> list[Outcome]:
+        """Send messages of one kind; an outcome for each, in order.
+
+        Raises when nothing was sent and the connection is lost.
+        """
+        if self.blocked:
+            text = (
+                "RabbitMQ takes no publishes: the broker's memory or disk alarm is on "
+                f"({self._link.blocked})"
+            )
+            return [Failed(ErrorKind.TRANSIENT, text)] * len(batch)
+        confirms = self._open.get(kind)
+        if confirms is None or confirms.channel.closed_reason is not None:
+            until = asyncio.get_running_loop().time() + timeout
+            try:
+                async with asyncio.timeout_at(until):
+                    confirms = await self.channel(kind)
+            except TimeoutError as error:
+                text = f"RabbitMQ opened no channel within {timeout:g} s; nothing was sent"
+                return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
+            timeout = until - asyncio.get_running_loop().time()
+        return await confirms.publish(batch, timeout)
+
+    async def channel(self, kind: str) -> ConfirmChannel:
+        """Return the channel for a kind of messages, open."""
+        async with self._lock:
+            known = self._open.get(kind)
+            if known is None or known.channel.closed_reason is not None:
+                known = self._open[kind] = await ConfirmChannel.on(await self._link.channel())
+            return known

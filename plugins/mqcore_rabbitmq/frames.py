@@ -1,6 +1,6 @@
 """Content header frames of AMQP, read so that no message can break the connection.
 
-    bytes from the broker ─► read_frame ─► Properties ─► wire ─► Message
+    bytes from the broker ─► read_frame ─► Properties ─► message_format ─► Message
                                               │
                                               └─ `unreadable`: what cannot be read, for the dead letter
 

@@ -122,22 +122,22 @@ class Channel:
         raw.add_callback(self._answered, _REPLIES, one_shot=False)
         raw.add_on_close_callback(self._on_close)
 
-    def ask(self, method: Any) -> asyncio.Future[Any]:
+    def request(self, method: Any) -> asyncio.Future[Any]:
         """Send a request; the future has the broker's answer.
 
         Many may be under way: those of one kind are answered in order.
         """
         future = asyncio.get_running_loop().create_future()
-        if (reason := self.shut) is not None:
+        if (reason := self.closed_reason) is not None:
             _fail(future, reason)
             return future
         self._waiting[f"{method.NAME}Ok"].append(future)
         self.raw._send_method(method)  # noqa: SLF001 - pika's own calls wait for each other; ours may go in a row
         return future
 
-    def tell(self, method: Any) -> None:
+    def send(self, method: Any) -> None:
         """Send what has no answer (an acknowledgement, or a request with nowait); nothing when the channel is closed or closing."""
-        if self.shut is None:
+        if self.closed_reason is None:
             self.raw._send_method(method)  # noqa: SLF001 - as in `ask`
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
@@ -150,18 +150,18 @@ class Channel:
         """Start a consumer: its tag, and the broker's answer, before which it must not be cancelled."""
         tag = f"mq.{next(_serials)}"
         self.raw._consumers[tag] = callback  # noqa: SLF001 - what pika's own call does, which cannot go in a row
-        return tag, self.ask(spec.Basic.Consume(queue=queue, consumer_tag=tag))
+        return tag, self.request(spec.Basic.Consume(queue=queue, consumer_tag=tag))
 
     def cancel(self, tag: str) -> asyncio.Future[Any]:
         """End a consumer; what was on its way to it still comes before the answer, where pika's own call would refuse it."""
-        answer = self.ask(spec.Basic.Cancel(consumer_tag=tag))
+        answer = self.request(spec.Basic.Cancel(consumer_tag=tag))
         answer.add_done_callback(lambda _: self.raw._consumers.pop(tag, None))  # noqa: SLF001 - what pika does then
         return answer
 
-    async def give_all_back(self) -> None:
+    async def return_all(self) -> None:
         """Give all that is unsettled back to the queues, and wait until the broker has taken it."""
-        self.tell(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
-        await self.ask(spec.Basic.Qos(prefetch_count=0))
+        self.send(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
+        await self.request(spec.Basic.Qos(prefetch_count=0))
 
     async def close(self) -> None:
         """Close and wait for the broker's answer, at most a moment; what is unsettled goes back to its queues."""
@@ -184,7 +184,7 @@ class Channel:
             self.raw.close()
 
     @property
-    def shut(self) -> BaseException | None:
+    def closed_reason(self) -> BaseException | None:
         """Why nothing may be sent any more.
 
         A frame that follows our own `channel.close` is one of a channel that the broker does not

@@ -1,18 +1,18 @@
 """Where a message goes on this broker. Pure.
 
-    Outgoing ─ plan ─► Sending: to a queue │ into the ladder, towards a queue at its foot │ to a router's exchange
+    Outgoing ─ plan ─► PlannedMessage: to a queue │ into the ladder, towards a queue at its foot │ to a router's exchange
 
-What the plan takes for granted stands in `Sending.needs`.
+What the plan takes for granted stands in `PlannedMessage.needs`.
 """
 
 from dataclasses import dataclass
 
 from mqcore.spi import Outgoing, Route
-from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.ladder import LONGEST, entrance, ladder_for, way
 from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.wire import fit, inherit, properties
+from mqcore_rabbitmq.message_format import fit, inherit, properties
 
 __all__ = ["EXIT", "LADDER", "ROUTER", "Successor", "plan"]
 
@@ -34,7 +34,7 @@ class Successor(Outgoing):
 
 def plan(
     out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool
-) -> Sending:
+) -> PlannedMessage:
     """Plan one message for a queue of this layout (None: mqcore did not declare it) or for a router.
 
     `moved`: it is a successor, which neither a bound nor the queue's ttl concerns. Raises
@@ -45,7 +45,7 @@ def plan(
     if isinstance(out.to, Route):
         router, given = out.to.router, properties(message, expires, ageless=True)
         _check_size(out, given, server)
-        return Sending(
+        return PlannedMessage(
             router, out.to.key, given, message.body, router, "route", ((ROUTER, router),)
         )
     if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
@@ -64,14 +64,14 @@ def plan(
         ladder = ladder_for(server, message.priority if native else None)
         foot = out.to if layout is None else layout.target(message.priority, refusable=False)
         key, needs = way(out.delay, foot), ((LADDER, ladder), (EXIT, foot))
-        return Sending(
+        return PlannedMessage(
             entrance(ladder), key, given, message.body, out.to, needs=needs, due=now + out.delay
         )
     if layout is None:
-        return Sending("", out.to, given, message.body, out.to)
+        return PlannedMessage("", out.to, given, message.body, out.to)
     target = layout.target(message.priority, refusable=not moved)
     bounded = layout.spec.max_length is not None and target != layout.due
-    return Sending("", target, given, message.body, out.to, "full" if bounded else "")
+    return PlannedMessage("", target, given, message.body, out.to, "full" if bounded else "")
 
 
 def _check_size(out: Outgoing, given: Properties, server: Server) -> None:

@@ -21,13 +21,12 @@ from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import STORED, Binding, ConfigurationError, TopologyMismatch
-from mqcore_rabbitmq.admin import Admin
-from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.browse import exclusive_access, open_reader
+from mqcore_rabbitmq.confirms import RECORDS, ConfirmChannels, PlannedMessage
 from mqcore_rabbitmq.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import Channel
-from mqcore_rabbitmq.looking import alone, reading
-from mqcore_rabbitmq.outbox import RECORDS, Outbox
+from mqcore_rabbitmq.rpc import Rpc
 
 __all__ = ["Picture", "Registry", "record_of"]
 
@@ -115,11 +114,11 @@ class Picture:
 class Registry:
     """One instance's way to the records."""
 
-    def __init__(self, admin: Admin, outbox: Outbox) -> None:
+    def __init__(self, rpc: Rpc, confirm_channels: ConfirmChannels) -> None:
         self.picture = Picture()
         """What is known without asking."""
-        self._admin = admin
-        self._outbox = outbox
+        self._rpc = rpc
+        self._confirm_channels = confirm_channels
         self._lock = asyncio.Lock()
         self._denied = False
         self._unwritten: list[dict[str, Any]] = []
@@ -167,9 +166,9 @@ class Registry:
     async def _append(self, records: Sequence[dict[str, Any]]) -> None:
         """Write these, after all that could not be written before; what fails now is kept, whatever it fails of."""
         self._unwritten += records
-        if not self._unwritten or self._outbox.blocked:
+        if not self._unwritten or self._confirm_channels.blocked:
             return
-        async with alone(self._admin.link, REGISTER):
+        async with exclusive_access(self._rpc.link, REGISTER):
             written = await self._write(REGISTER, self._unwritten) and await self._write(CHANGES)
         if written:
             self._unwritten.clear()
@@ -183,8 +182,8 @@ class Registry:
     async def _write(self, queue: str, records: Sequence[dict[str, Any]] = ()) -> bool:
         """Write and wait for the confirm; False when the broker takes nothing now."""
         body = json.dumps(records, separators=(",", ":")).encode() if records else b""
-        sending = Sending("", queue, BasicProperties(delivery_mode=2), body, queue)
-        return await self._outbox.send(RECORDS, [sending], _WRITE) == [STORED]
+        sending = PlannedMessage("", queue, BasicProperties(delivery_mode=2), body, queue)
+        return await self._confirm_channels.send(RECORDS, [sending], _WRITE) == [STORED]
 
     async def _counts(self) -> _Counts | None:
         """Declare the three queues and count what is in them; None where this user may not.
@@ -197,7 +196,7 @@ class Registry:
         arguments = {"x-queue-type": "classic"}
         names = REGISTER, CHANGES, EMPTIED
         try:
-            answers = await self._admin.run(
+            answers = await self._rpc.run(
                 *(
                     spec.Queue.Declare(queue=name, durable=True, arguments=arguments)
                     for name in names
@@ -232,28 +231,28 @@ class Registry:
 
     async def _read_once(self) -> Picture:
         """Read, and leave it shorter where it has grown long; without a version if that was not all: a busy broker may pause."""
-        async with reading(self._admin.link, REGISTER) as look:
+        async with open_reader(self._rpc.link, REGISTER) as reader:
             counts, picture = await self._counts() or _Counts(0, _NEVER), Picture()
             if counts.records:
-                await look.read(REGISTER, counts.records)
-            held = list(look.found.values())
+                await reader.read(REGISTER, counts.records)
+            held = list(reader.found.values())
             for one in held:
                 picture.read(one.body)
             if len(held) == counts.records:
                 picture.version = counts.version
                 if len(held) > _MANY:
-                    await self._shorten(picture, look.channel, held[-1].tag)
-                    look.found.clear()  # it does not go back
+                    await self._shorten(picture, reader.channel, held[-1].tag)
+                    reader.found.clear()  # it does not go back
         return picture
 
     async def _shorten(self, picture: Picture, channel: Channel, last: int) -> None:
         """Put one message with what still counts in the place of all, and none in that of too many changes."""
         if not await self._write(REGISTER, picture.records()):
             return
-        channel.tell(spec.Basic.Ack(delivery_tag=last, multiple=True))
+        channel.send(spec.Basic.Ack(delivery_tag=last, multiple=True))
         emptied, changes = picture.version
         if changes > _TOO_MANY and await self._write(EMPTIED):
-            await self._admin.run(spec.Queue.Purge(queue=CHANGES))
+            await self._rpc.run(spec.Queue.Purge(queue=CHANGES))
             picture.version = emptied + 1, 0
 
 

@@ -7,10 +7,10 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Binding, TopologyMismatch
-from mqcore_rabbitmq.admin import Admin
 from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by, missing
+from mqcore_rabbitmq.message_format import escaped
 from mqcore_rabbitmq.registry import Picture, Registry, record_of
-from mqcore_rabbitmq.wire import escaped
+from mqcore_rabbitmq.rpc import Rpc
 
 __all__ = ["Routes"]
 
@@ -18,9 +18,9 @@ __all__ = ["Routes"]
 class Routes:
     """Bindings of one open instance."""
 
-    def __init__(self, registry: Registry, admin: Admin) -> None:
+    def __init__(self, registry: Registry, rpc: Rpc) -> None:
         self._registry = registry
-        self._admin = admin
+        self._rpc = rpc
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
@@ -29,7 +29,7 @@ class Routes:
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             await self._declare(router, kind, used=bool(picture.bindings(router)))
         try:
-            await self._admin.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
+            await self._rpc.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
         except ChannelClosedByBroker as error:
             if closed_by(error, NOT_FOUND):
                 names = [
@@ -44,7 +44,7 @@ class Routes:
         """Remove those that are there."""
         known = (await self._registry.refresh()).bound
         there = [binding for binding in bindings if binding in known]
-        await self._admin.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
+        await self._rpc.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
         await self._registry.append([{"unbind": record_of(binding)} for binding in there])
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
@@ -55,7 +55,7 @@ class Routes:
         """Declare the exchange; one of another kind that nothing is bound to any more is made anew."""
         declare = spec.Exchange.Declare(exchange=router, type=kind, durable=True)
         try:
-            await self._admin.run(declare)
+            await self._rpc.run(declare)
         except ChannelClosedByBroker as error:
             if not closed_by(error, PRECONDITION_FAILED):
                 raise
@@ -64,9 +64,7 @@ class Routes:
                     f"router {router!r} is no {kind!r} exchange on RabbitMQ: {error}"
                 ) from error
             try:
-                await self._admin.run(
-                    spec.Exchange.Delete(exchange=router, if_unused=True), declare
-                )
+                await self._rpc.run(spec.Exchange.Delete(exchange=router, if_unused=True), declare)
             except ChannelClosedByBroker:
                 raise TopologyMismatch(
                     f"router {router!r} exists on RabbitMQ with other settings: {error}"

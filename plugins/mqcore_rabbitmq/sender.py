@@ -1,6 +1,6 @@
 """Publishing: a batch, each message by its own way, and an outcome for each.
 
-    Outgoing ─ plan ─► Sending ─ what it needs ─ outbox, confirms ─► an outcome for each, in order
+    Outgoing ─ plan ─► PlannedMessage ─ what it needs ─ confirm_channels, confirms ─► an outcome for each, in order
 
 What must be asked first (a queue that is not known, a ladder, a router) is asked before anything is
 sent.
@@ -22,9 +22,8 @@ from mqcore.spi import (
     Stored,
     Unknown,
 )
-from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.confirms import EXCHANGES, QUEUES, ConfirmChannels, PlannedMessage
 from mqcore_rabbitmq.errors import classify
-from mqcore_rabbitmq.outbox import EXCHANGES, QUEUES, Outbox
 from mqcore_rabbitmq.plan import ROUTER, plan
 from mqcore_rabbitmq.topology import Topology
 
@@ -38,14 +37,16 @@ _Part = tuple[list[int], Awaitable[list[Outcome]]]
 class Sender:
     """The publishing side of one open instance."""
 
-    def __init__(self, outbox: Outbox, topology: Topology, *, native_routes: bool) -> None:
-        self._outbox = outbox
+    def __init__(
+        self, confirm_channels: ConfirmChannels, topology: Topology, *, native_routes: bool
+    ) -> None:
+        self._confirm_channels = confirm_channels
         self._topology = topology
         self._native_routes = native_routes
 
     async def publish(
         self,
-        batch: Sequence[Outgoing | Sending],
+        batch: Sequence[Outgoing | PlannedMessage],
         timeout: float,
         now: float,
         *,
@@ -67,15 +68,15 @@ class Sender:
             )
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
         outcomes: list[Outcome] = [it if isinstance(it, Failed) else Unknown() for it in plans]
-        ways: dict[str, dict[int, Sending]] = {}
+        ways: dict[str, dict[int, PlannedMessage]] = {}
         for at, it in enumerate(plans):
-            if isinstance(it, Sending):
+            if isinstance(it, PlannedMessage):
                 ways.setdefault(EXCHANGES if it.exchange else QUEUES, {})[at] = it
                 if stored is not None:
                     it.stored = partial(stored, at)
         left = until - monotonic()
         parts = [
-            (list(way), self._outbox.send(kind, list(way.values()), left))
+            (list(way), self._confirm_channels.send(kind, list(way.values()), left))
             for kind, way in ways.items()
         ]
         routes = {at: it for at, it in enumerate(plans) if isinstance(it, Outgoing)}
@@ -87,15 +88,15 @@ class Sender:
         return outcomes
 
     def _learn(self, sent: object, outcome: Outcome, now: float) -> None:
-        if isinstance(sent, Sending):
+        if isinstance(sent, PlannedMessage):
             if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND:
-                self._topology.doubt(sent)
+                self._topology.mark_doubtful(sent)
             elif sent.due is not None and isinstance(outcome, Stored):
                 self._topology.delayed.add(sent.queue, sent.due, now)
 
     async def _plans(
-        self, batch: Sequence[Outgoing | Sending], until: float, now: float, *, moved: bool
-    ) -> list[Sending | Failed | Outgoing]:
+        self, batch: Sequence[Outgoing | PlannedMessage], until: float, now: float, *, moved: bool
+    ) -> list[PlannedMessage | Failed | Outgoing]:
         """Plan all, and make sure of what they need.
 
         Raises `TimeoutError`; a timer is set only where something must be asked.
@@ -105,19 +106,21 @@ class Sender:
             async with asyncio.timeout(until - monotonic()):
                 await self._topology.look_up(*queues)
         plans = [self._plan(out, now, moved=moved) for out in batch]
-        if any(isinstance(it, Sending) and it.needs for it in plans):
+        if any(isinstance(it, PlannedMessage) and it.needs for it in plans):
             async with asyncio.timeout(until - monotonic()):
                 return [
-                    await self._with_needs(it) if isinstance(it, Sending) and it.needs else it
+                    await self._with_needs(it)
+                    if isinstance(it, PlannedMessage) and it.needs
+                    else it
                     for it in plans
                 ]
         return plans
 
     def _plan(
-        self, out: Outgoing | Sending, now: float, *, moved: bool
-    ) -> Sending | Failed | Outgoing:
+        self, out: Outgoing | PlannedMessage, now: float, *, moved: bool
+    ) -> PlannedMessage | Failed | Outgoing:
         """Plan one, unless it is planned; a delayed routed message is left for `_delayed_route`."""
-        if isinstance(out, Sending):
+        if isinstance(out, PlannedMessage):
             return out
         if isinstance(out.to, Route):
             if not self._native_routes:
@@ -127,15 +130,15 @@ class Sender:
                 return out
         layout = self._topology.layout(out.to) if isinstance(out.to, str) else None
         try:
-            return plan(out, layout, self._topology.admin.server, now, moved=moved)
+            return plan(out, layout, self._topology.rpc.server, now, moved=moved)
         except ValueError as error:
             return Failed(ErrorKind.PERMANENT, str(error))
 
-    async def _with_needs(self, sending: Sending) -> Sending | Failed:
+    async def _with_needs(self, sending: PlannedMessage) -> PlannedMessage | Failed:
         """Make sure of what it needs; what goes wrong with that is the fault of this one alone."""
         for kind, name in sending.needs:
             try:
-                there = await self._topology.make_sure(kind, name)
+                there = await self._topology.ensure(kind, name)
             except TimeoutError:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `_answered`

@@ -31,15 +31,15 @@ from mqcore.spi import (
     Stored,
     Unknown,
 )
-from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import written
+from mqcore_rabbitmq.message_format import HOP, LINEAGE, fit, id_of, released
 from mqcore_rabbitmq.plan import Successor
 from mqcore_rabbitmq.sender import Sender
 from mqcore_rabbitmq.topology import Topology
-from mqcore_rabbitmq.window import Held, Window, read_receipt
-from mqcore_rabbitmq.wire import HOP, LINEAGE, fit, id_of, released
+from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled, read_receipt
 
 __all__ = ["Settler"]
 
@@ -48,11 +48,11 @@ _PROOF = 5.0
 """Seconds after which a successor is handed out although the broker has not answered."""
 
 
-class _Leaving:
+class _PendingSource:
     """A source whose successor is being stored, or the copy of it that a release stores; `name` is the successor's."""
 
-    def __init__(self, item: Move | Release, window: Window, held: Held) -> None:
-        self.item, self.window, self.held = item, window, held
+    def __init__(self, item: Move | Release, unsettled: Unsettled, held: HeldMessage) -> None:
+        self.item, self.unsettled, self.held = item, unsettled, held
         self.name: _Name | None = None
         self.result: Settled = STALE
         held.busy = True
@@ -62,8 +62,8 @@ class _Leaving:
 
     def let_go(self) -> None:
         """Its successor is stored."""
-        if self.held.busy and self.window.holds(self.held):
-            self.window.ack(self.held)
+        if self.held.busy and self.unsettled.holds(self.held):
+            self.unsettled.ack(self.held)
             self.result = DONE
         self.held.busy = False
 
@@ -71,10 +71,10 @@ class _Leaving:
         """What came of storing it; `let_go` may have been called before."""
         if not self.held.busy:
             return
-        if isinstance(outcome, Stored) or not self.window.holds(self.held):
+        if isinstance(outcome, Stored) or not self.unsettled.holds(self.held):
             self.let_go()
         elif isinstance(self.item, Release):
-            self.window.give_back(self.held)  # as taken over, as after a crash, and not lost
+            self.unsettled.give_back(self.held)  # as taken over, as after a crash, and not lost
             self.result = DONE
         else:
             self.result = outcome
@@ -85,7 +85,7 @@ class Settler:
 
     def __init__(self, sender: Sender, topology: Topology, clock: Clock) -> None:
         self.generation = os.urandom(4)
-        self.windows: dict[int, Window] = {}
+        self.unsettled: dict[int, Unsettled] = {}
         """By their channel."""
         self._sender = sender
         self._topology = topology
@@ -97,7 +97,7 @@ class Settler:
     async def settle(self, batch: Sequence[Settlement], timeout: float) -> list[Settled]:
         """Settle; an answer for each, in order."""
         results: list[Settled] = [STALE] * len(batch)
-        leaving: dict[int, _Leaving] = {}
+        leaving: dict[int, _PendingSource] = {}
         for at, item in enumerate(batch):
             found = self._find(item.receipt)
             if found is None:
@@ -106,7 +106,7 @@ class Settler:
                 found[0].ack(found[1])
                 results[at] = DONE
             else:
-                leaving[at] = _Leaving(item, *found)
+                leaving[at] = _PendingSource(item, *found)
         if leaving:
             try:
                 await self._store(list(leaving.values()), timeout)
@@ -122,28 +122,30 @@ class Settler:
                 results[at] = it.result
         return results
 
-    async def _let_in(self, moved: Sequence[_Leaving]) -> None:
+    async def _let_in(self, moved: Sequence[_PendingSource]) -> None:
         """Hand out successors once their sources are gone for certain: who dies of one leaves no other copy (G3)."""
         with suppress(
             Exception
         ):  # a channel that is lost takes its sources back, and what waits here with them
             async with asyncio.timeout(_PROOF):
-                await asyncio.gather(*(window.prove() for window in {it.window for it in moved}))
+                await asyncio.gather(
+                    *(unsettled.prove() for unsettled in {it.unsettled for it in moved})
+                )
         for it in moved:
             self._arrived(it.name)
 
-    def _find(self, receipt: bytes) -> tuple[Window, Held] | None:
+    def _find(self, receipt: bytes) -> tuple[Unsettled, HeldMessage] | None:
         """Return what a receipt stands for, None when it is not ours any more."""
         serial, tag = read_receipt(receipt, self.generation)
-        window = self.windows.get(serial)
-        held = window.held.get(tag) if window is not None and window.alive else None
+        unsettled = self.unsettled.get(serial)
+        held = unsettled.held.get(tag) if unsettled is not None and unsettled.alive else None
         return (
-            (window, held)
-            if window is not None and held is not None and held.out and not held.busy
+            (unsettled, held)
+            if unsettled is not None and held is not None and held.out and not held.busy
             else None
         )
 
-    async def _store(self, leaving: Sequence[_Leaving], timeout: float) -> None:
+    async def _store(self, leaving: Sequence[_PendingSource], timeout: float) -> None:
         """Store successors and given-back copies, and let go of the source of each at once."""
         until = monotonic() + timeout
         for it in leaving:
@@ -153,8 +155,8 @@ class Settler:
             Exception
         ):  # a channel that is lost, or a broker that does not answer: what follows tells
             async with asyncio.timeout(timeout / 2):
-                releasing = {it.window for it in leaving if isinstance(it.item, Release)}
-                await asyncio.gather(*(window.pause() for window in releasing))
+                releasing = {it.unsettled for it in leaving if isinstance(it.item, Release)}
+                await asyncio.gather(*(unsettled.pause() for unsettled in releasing))
         now = self._clock.now()
         outcomes = await self._send(
             leaving, [self._successor(it.item, it.held) for it in leaving], until, now
@@ -172,14 +174,14 @@ class Settler:
 
         for it, outcome in zip(leaving, outcomes, strict=True):
             it.answer(outcome)
-        for window in {it.window for it in leaving}:
-            window.flush()
+        for unsettled in {it.unsettled for it in leaving}:
+            unsettled.flush()
         await written()  # who dies after our answer leaves no source behind
 
     async def _send(
         self,
-        leaving: Sequence[_Leaving],
-        items: Sequence[Outgoing | Sending],
+        leaving: Sequence[_PendingSource],
+        items: Sequence[Outgoing | PlannedMessage],
         until: float,
         now: float,
     ) -> list[Outcome]:
@@ -197,14 +199,14 @@ class Settler:
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be stored, so no source may go
             return [Unknown(f"storing the successor failed: {error!r}", error)] * len(items)
 
-    def _successor(self, item: Move | Release, held: Held) -> Outgoing | Sending:
+    def _successor(self, item: Move | Release, held: HeldMessage) -> Outgoing | PlannedMessage:
         """Return what a Move stores, or the marked copy that a release stores."""
         if isinstance(item, Move):
             to = item.to
             return Successor(to.to, to.message, to.delay, to.ttl, held.properties)
         return self._copy(held, refusable=True)
 
-    def _copy(self, held: Held, *, refusable: bool) -> Sending:
+    def _copy(self, held: HeldMessage, *, refusable: bool) -> PlannedMessage:
         """Return the marked copy of what is given back: for its own queue, where it counts against the bound if there is one.
 
         What must not be refused goes to the queue's private one.
@@ -215,12 +217,12 @@ class Settler:
         given = released(
             held.properties, held.expires, held.takeovers, _native_priority(held, layout)
         )
-        fit(given, self._topology.admin.server.room)
-        return Sending(
+        fit(given, self._topology.rpc.server.room)
+        return PlannedMessage(
             "", queue, given, held.body, queue, "full" if due not in (None, queue) else ""
         )
 
-    def holds_up(self, properties: Properties, take_in: Callable[[], None]) -> bool:
+    def defers(self, properties: Properties, take_in: Callable[[], None]) -> bool:
         """Whether a delivery is a successor whose source is still there; `take_in` is called when it is gone, or stays for good."""
         if not self._on_their_way:
             return False
@@ -246,7 +248,7 @@ def _is_full(item: Move | Release, outcome: Outcome) -> bool:
     )
 
 
-def _native_priority(held: Held, layout: Layout | None) -> int | None:
+def _native_priority(held: HeldMessage, layout: Layout | None) -> int | None:
     """Return AMQP's own priority for a message that is given back to this queue (None: not one of ours).
 
     A quorum queue of 4.0 and later delivers what has one above 4 before what has none, and ours

@@ -21,7 +21,7 @@ from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import Channel
 from mqcore_rabbitmq.settling import Settler
 from mqcore_rabbitmq.topology import Topology
-from mqcore_rabbitmq.window import Held, Window
+from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled
 
 __all__ = ["RabbitSubscription"]
 
@@ -60,11 +60,11 @@ class RabbitSubscription(Subscription):
         self._careful = layout is not None and layout.spec.role == "quarantine"
         self._prefetch = prefetch
         self._channel = channel
-        self._window = Window(channel, settler.generation, prefetch)
+        self._unsettled = Unsettled(channel, settler.generation, prefetch)
         self._tags: list[str] = []
         self._ending: list[asyncio.Future[Any]] = []
         self._starting: asyncio.Task[None] | None = None
-        self._buffer: list[tuple[int, int, Held]] = []
+        self._buffer: list[tuple[int, int, HeldMessage]] = []
         self._releasing: asyncio.Task[None] | None = None
         self._given_back: set[asyncio.Future[None]] = set()
         """Batches of releases that are being settled."""
@@ -73,8 +73,8 @@ class RabbitSubscription(Subscription):
         self._error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._window.on_room = self._made_room
-        self._window.pause = self._pause
+        self._unsettled.on_room = self._made_room
+        self._unsettled.pause = self._pause
         channel.on_closed.append(self._on_closed)
         channel.raw.add_on_cancel_callback(lambda _: self.gone())
 
@@ -84,17 +84,17 @@ class RabbitSubscription(Subscription):
         Raises `QueueNotFound`.
         """
         there = [
-            self._channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+            self._channel.request(spec.Queue.Declare(queue=queue, passive=True))
             for queue in self._queues
         ]
         try:
             await asyncio.gather(
-                *there, self._channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))
+                *there, self._channel.request(spec.Basic.Qos(prefetch_count=self._prefetch))
             )
         except Exception:
             self._check()
             raise
-        self._settler.windows[self._channel.serial] = self._window
+        self._settler.unsettled[self._channel.serial] = self._unsettled
 
     async def _consume(self) -> None:
         started = [self._channel.consume(queue, self._receiver(queue)) for queue in self._queues]
@@ -128,15 +128,15 @@ class RabbitSubscription(Subscription):
 
     def _receiver(self, queue: str) -> Callable[..., None]:
         def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
-            held = Held(queue, method, properties, body)
-            self._window.add(held)
-            if not self._settler.holds_up(properties, lambda: self._take_in(held)):
+            held = HeldMessage(queue, method, properties, body)
+            self._unsettled.add(held)
+            if not self._settler.defers(properties, lambda: self._take_in(held)):
                 self._take_in(held)
 
         return on_message
 
-    def _take_in(self, held: Held) -> None:
-        if held.tag in self._window.held:
+    def _take_in(self, held: HeldMessage) -> None:
+        if held.tag in self._unsettled.held:
             heappush(self._buffer, (-held.level, held.tag, held))
             self._made_room()
             if self._paused:
@@ -184,14 +184,14 @@ class RabbitSubscription(Subscription):
     def _kept_back(self) -> str | None:
         """Return a band above all that we have, of which our prefetch has kept something back until just now."""
         best = -self._buffer[0][0]
-        return next((queue for queue, level in self._window.full.items() if level > best), None)
+        return next((queue for queue, level in self._unsettled.full.items() if level > best), None)
 
     async def _ask_for(self, queue: str, patience: float) -> None:
         """Give the broker the time to send what a band has, if it has anything: a quorum queue takes its while to settle."""
-        answer = await self._channel.ask(spec.Queue.Declare(queue=queue, passive=True))
-        if answer.message_count and queue in self._window.full:
+        answer = await self._channel.request(spec.Queue.Declare(queue=queue, passive=True))
+        if answer.message_count and queue in self._unsettled.full:
             await self._wait(min(patience, _A_WHILE))
-        self._window.full.pop(queue, None)
+        self._unsettled.full.pop(queue, None)
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         """Acknowledge at once; store successors and given-back copies in one batch, then let go of their sources."""
@@ -210,7 +210,7 @@ class RabbitSubscription(Subscription):
         """Ask something on the same channel: the broker answers that after it has read the acknowledgements."""
         try:
             async with asyncio.timeout(timeout):
-                await self._window.prove()
+                await self._unsettled.prove()
         except Exception:  # noqa: BLE001 - lost, closed or silent: nothing is proven
             return False
         return True
@@ -236,11 +236,11 @@ class RabbitSubscription(Subscription):
                         await self.pause()
             finally:
                 self.end()
-                self._settler.windows.pop(self._channel.serial, None)
+                self._settler.unsettled.pop(self._channel.serial, None)
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_WORD):
                     await (
-                        self._channel.give_all_back()
+                        self._channel.return_all()
                     )  # the queues know of it now, and not some time after the close
             await self._channel.close()
         finally:  # also when we are cancelled: the connection may last, and would keep what was sent to this channel
@@ -266,7 +266,7 @@ class RabbitSubscription(Subscription):
 
                 unseen, self._buffer = sorted(self._buffer), []
                 now, ttl = self._clock.now(), self._topology.ttl(self.queue)
-                deliveries = [self._window.hand_out(held, ttl, now) for _, _, held in unseen]
+                deliveries = [self._unsettled.hand_out(held, ttl, now) for _, _, held in unseen]
                 with suppress(Exception):
                     await self._settler.settle(
                         [Release(it.receipt) for it in deliveries], _RELEASED
@@ -278,7 +278,7 @@ class RabbitSubscription(Subscription):
         """End a waiting receive, and write what was settled; what is being settled comes back with the rest."""
         self._closed = True
         self.on_end()
-        self._window.drop_all()
+        self._unsettled.drop_all()
         self._buffer.clear()
         self._rouse()
 
@@ -294,8 +294,8 @@ class RabbitSubscription(Subscription):
         if self._error is None:
             self._error = error
         self._buffer.clear()
-        self._window.drop_all()
-        self._settler.windows.pop(self._channel.serial, None)
+        self._unsettled.drop_all()
+        self._settler.unsettled.pop(self._channel.serial, None)
         self.on_end()
         self._channel.abandon()
         self._rouse()
@@ -313,7 +313,7 @@ class RabbitSubscription(Subscription):
             )
 
     def _room(self) -> bool:
-        return self._window.out < self._prefetch
+        return self._unsettled.out < self._prefetch
 
     async def _wait(self, timeout: float) -> None:
         self._wake = self._loop.create_future()
@@ -333,7 +333,7 @@ class RabbitSubscription(Subscription):
         deliveries: list[Delivery] = []
         now, ttl = self._clock.now(), self._topology.ttl(self.queue)
         while self._buffer and self._room() and len(deliveries) < limit:
-            deliveries.append(self._window.hand_out(heappop(self._buffer)[2], ttl, now))
+            deliveries.append(self._unsettled.hand_out(heappop(self._buffer)[2], ttl, now))
         return deliveries
 
     def _on_closed(self, reason: BaseException) -> None:
@@ -341,4 +341,4 @@ class RabbitSubscription(Subscription):
             self.gone()
         elif not self._closed:
             self._fail(reason if isinstance(reason, Exception) else ConnectionLost(f"{reason!r}"))
-        self._window.drop_all()
+        self._unsettled.drop_all()

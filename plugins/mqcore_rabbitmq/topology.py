@@ -15,14 +15,14 @@ from time import monotonic
 from pika import spec
 
 from mqcore.spi import Alterations, ConfigurationError, mismatch
-from mqcore_rabbitmq.admin import Admin
-from mqcore_rabbitmq.confirms import Sending
+from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.errors import missing
 from mqcore_rabbitmq.ladder import exit_to, rungs
 from mqcore_rabbitmq.layout import ALTERABLE, LOST, PARKED, Layout, compare
 from mqcore_rabbitmq.plan import EXIT, LADDER
 from mqcore_rabbitmq.registry import Registry
+from mqcore_rabbitmq.rpc import Rpc
 
 __all__ = ["Topology"]
 
@@ -40,8 +40,8 @@ _FORGET = 2.0
 class Topology:
     """Queues and routers as one open instance sees them."""
 
-    def __init__(self, admin: Admin, registry: Registry) -> None:
-        self.admin = admin
+    def __init__(self, rpc: Rpc, registry: Registry) -> None:
+        self.rpc = rpc
         self.registry = registry
         self.delayed = Delayed()
         self._own: dict[str, Layout] = {LOST: PARKED}
@@ -90,22 +90,22 @@ class Topology:
         self._look_at = {name: at for name, at in self._look_at.items() if at > began}
         self._look_at |= {queue: began + _FORGET for queue in queues if self.layout(queue) is None}
 
-    async def make_sure(self, kind: str, name: str) -> bool:
+    async def ensure(self, kind: str, name: str) -> bool:
         """Whether a ladder, a way from its foot or an exchange is there; the first two are made where they can be."""
         if (kind, name) in self._there:
             return True
         if kind == LADDER:
             async with self._lock:
                 if (kind, name) not in self._there:
-                    await self.admin.run(*rungs(name))
-        elif not await self.admin.has(
+                    await self.rpc.run(*rungs(name))
+        elif not await self.rpc.has(
             exit_to(name) if kind == EXIT else spec.Exchange.Declare(exchange=name, passive=True)
         ):
             return False
         self._there.add((kind, name))
         return True
 
-    def doubt(self, sending: Sending) -> None:
+    def mark_doubtful(self, sending: PlannedMessage) -> None:
         """Take nothing for granted of where this was sent: it found no queue."""
         self._look_at[sending.queue] = self._missing[sending.queue] = monotonic()
         layout = self.layout(sending.queue)
@@ -123,7 +123,7 @@ class Topology:
             await self.refresh()
             lasting = [await self._reconciled(layout) for layout in lasting]
         await self._let_consumers_end(lasting)
-        await self.admin.declare([*lasting, *own.values()])
+        await self.rpc.declare([*lasting, *own.values()])
         self._own |= own
         known = self.registry.picture.queues
         await self.registry.append(
@@ -144,7 +144,7 @@ class Topology:
         """
         await self.refresh()
         have = self.registry.picture.queues.get(queue)
-        if not await self.admin.counts([queue]):
+        if not await self.rpc.counts([queue]):
             raise missing(queue)
         if have is None:
             raise ConfigurationError(
@@ -166,7 +166,7 @@ class Topology:
         try:
             compare(have, want)
         except ConfigurationError:
-            if await self.admin.counts([have.name]):
+            if await self.rpc.counts([have.name]):
                 raise
             return want  # somebody deleted it without mqcore: what the registry says is out of date
         return have

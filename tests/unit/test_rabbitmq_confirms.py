@@ -12,8 +12,8 @@ from pika import BasicProperties, spec
 from pika.exceptions import ChannelClosedByBroker, ShortStringTooLong
 
 from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Unknown
-from mqcore_rabbitmq.confirms import Confirms, Sending
-from mqcore_rabbitmq.window import Held, Window, read_receipt
+from mqcore_rabbitmq.confirms import ConfirmChannel, PlannedMessage
+from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled, read_receipt
 
 
 class Raw:
@@ -40,21 +40,21 @@ class FakeChannel:
         self.raw = Raw()
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
-        self.told: list[Any] = []
+        self.sent: list[Any] = []
         self.asked: list[asyncio.Future[Any]] = []
         self.sent: list[str] = []
 
     @property
-    def shut(self) -> BaseException | None:
+    def closed_reason(self) -> BaseException | None:
         return self.closed
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
         self.sent.append(f"{exchange}/{key}")
 
-    def tell(self, method: Any) -> None:
-        self.told.append(method)
+    def send(self, method: Any) -> None:
+        self.sent.append(method)
 
-    def ask(self, _: Any) -> asyncio.Future[Any]:
+    def request(self, _: Any) -> asyncio.Future[Any]:
         self.asked.append(asyncio.get_running_loop().create_future())
         return self.asked[-1]
 
@@ -66,14 +66,14 @@ class FakeChannel:
         self.raw.on_return(None, method, BasicProperties(message_id=name), b"")
 
 
-def sending(name: str, key: str = "q", *, exchange: str = "", refusal: str = "") -> Sending:
-    return Sending(exchange, key, BasicProperties(message_id=name), b"", key, refusal)
+def sending(name: str, key: str = "q", *, exchange: str = "", refusal: str = "") -> PlannedMessage:
+    return PlannedMessage(exchange, key, BasicProperties(message_id=name), b"", key, refusal)
 
 
 async def started(
-    channel: FakeChannel, *batch: Sending, timeout: float = 5.0
+    channel: FakeChannel, *batch: PlannedMessage, timeout: float = 5.0
 ) -> asyncio.Task[list[Any]]:
-    task = asyncio.create_task(Confirms(channel).publish(batch, timeout))  # type: ignore[arg-type]  # the fake
+    task = asyncio.create_task(ConfirmChannel(channel).publish(batch, timeout))  # type: ignore[arg-type]  # the fake
     await asyncio.sleep(0)
     return task
 
@@ -121,7 +121,7 @@ async def test_a_refused_route_is_unknown() -> None:
 
 async def test_what_has_no_answer_by_its_deadline_is_unknown_and_may_still_be_confirmed() -> None:
     channel = FakeChannel()
-    confirms = Confirms(channel)  # type: ignore[arg-type]  # the fake
+    confirms = ConfirmChannel(channel)  # type: ignore[arg-type]  # the fake
     long = asyncio.create_task(confirms.publish([sending("long")], 5.0))
     short = asyncio.create_task(confirms.publish([sending("one"), sending("two")], 0.05))
     await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_a_closed_channel_makes_the_rest_unknown() -> None:
     channel.on_closed[0](channel.closed)
     assert [type(outcome) for outcome in await task] == [type(STORED), Unknown]
     with pytest.raises(ConnectionLost):
-        await Confirms(channel).publish([sending("c")], 1.0)  # type: ignore[arg-type]  # the fake
+        await ConfirmChannel(channel).publish([sending("c")], 1.0)  # type: ignore[arg-type]  # the fake
 
 
 def gone_exchange() -> ChannelClosedByBroker:
@@ -170,44 +170,44 @@ async def test_an_exchange_that_goes_after_the_broker_has_seen_it_leaves_the_res
     assert [type(outcome) for outcome in await task] == [Unknown, Unknown]
 
 
-def window(channel: FakeChannel, tags: int) -> Window:
-    found = Window(channel, b"gen1")  # type: ignore[arg-type]  # the fake
+def filled(channel: FakeChannel, tags: int) -> Unsettled:
+    found = Unsettled(channel, b"gen1")  # type: ignore[arg-type]  # the fake
     for tag in range(1, tags + 1):
-        found.add(Held("q", spec.Basic.Deliver(delivery_tag=tag), BasicProperties(), b""))
+        found.add(HeldMessage("q", spec.Basic.Deliver(delivery_tag=tag), BasicProperties(), b""))
         found.receipt(found.held[tag])
     return found
 
 
 async def test_a_slow_first_holds_back_one_credit_and_not_all() -> None:
     channel = FakeChannel()
-    unsettled = window(channel, 6)
+    unsettled = filled(channel, 6)
     for tag in (5, 2, 3):
         unsettled.ack(unsettled.held[tag])
     await asyncio.sleep(0)
-    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.sent] == [
         (2, False),
         (3, False),
         (5, False),
     ]
-    channel.told.clear()
+    channel.sent.clear()
     for tag in (1, 4):
         unsettled.ack(unsettled.held[tag])
     await asyncio.sleep(0)
-    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(4, True)]
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.sent] == [(4, True)]
     assert unsettled.out == 1
 
 
 async def test_acks_of_one_turn_go_together_and_never_past_an_open_one() -> None:
     channel = FakeChannel()
-    unsettled = window(channel, 5)
+    unsettled = filled(channel, 5)
     for tag in (1, 2, 4):
         unsettled.ack(unsettled.held[tag])
     await asyncio.sleep(0)
-    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, True), (4, False)]
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.sent] == [(2, True), (4, False)]
 
 
 async def test_a_receipt_is_small_and_of_one_generation() -> None:
-    unsettled = window(FakeChannel(), 1)
+    unsettled = filled(FakeChannel(), 1)
     receipt = unsettled.receipt(unsettled.held[1])
     assert len(receipt) <= 64
     assert read_receipt(receipt, b"gen1") == (7, 1)
@@ -217,12 +217,12 @@ async def test_a_receipt_is_small_and_of_one_generation() -> None:
 async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
     """Whatever the order of settling: an ack that is too wide lets go of a source whose successor is not stored."""
     channel = FakeChannel()
-    unsettled = window(channel, 8)
+    unsettled = filled(channel, 8)
     for tag in (8, 3, 1, 6, 2):
         unsettled.ack(unsettled.held[tag])
         await asyncio.sleep(0)
     covered = set[int]()
-    for ack in channel.told:
+    for ack in channel.sent:
         covered |= set(range(1, ack.delivery_tag + 1)) if ack.multiple else {ack.delivery_tag}
     assert covered == {1, 2, 3, 6, 8}
 
@@ -230,12 +230,12 @@ async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
 async def test_what_was_settled_is_told_before_the_rest_is_forgotten() -> None:
     """A consumer that the broker cancels does not take what is open in other bands with it: that must come back."""
     channel = FakeChannel()
-    unsettled = window(channel, 5)
+    unsettled = filled(channel, 5)
     for tag in (2, 4):
         unsettled.ack(unsettled.held[tag])
     unsettled.drop_all()
     await asyncio.sleep(0)
-    assert [(ack.delivery_tag, ack.multiple) for ack in channel.told] == [(2, False), (4, False)]
+    assert [(ack.delivery_tag, ack.multiple) for ack in channel.sent] == [(2, False), (4, False)]
 
 
 async def test_what_cannot_be_written_takes_no_number() -> None:
@@ -248,7 +248,7 @@ async def test_what_cannot_be_written_takes_no_number() -> None:
         written(exchange, key, properties, body)
 
     channel.publish = publish  # type: ignore[method-assign]  # as pika, which refuses to write it
-    confirms = Confirms(channel)  # type: ignore[arg-type]  # a channel that only writes down
+    confirms = ConfirmChannel(channel)  # type: ignore[arg-type]  # a channel that only writes down
     call = asyncio.ensure_future(confirms.publish([sending("a"), sending("bad"), sending("b")], 5))
     await asyncio.sleep(0)
     after = asyncio.ensure_future(confirms.publish([sending("c")], 0.05))
@@ -273,7 +273,7 @@ async def test_a_fault_while_writing_leaves_the_batch_unknown_and_closes_the_cha
 
     channel.publish = publish  # type: ignore[method-assign]  # it writes, and fails then
     channel.abandon = abandoned.set  # type: ignore[attr-defined]  # what the real channel has
-    confirms = Confirms(channel)  # type: ignore[arg-type]  # a channel that only writes down
+    confirms = ConfirmChannel(channel)  # type: ignore[arg-type]  # a channel that only writes down
     call = asyncio.ensure_future(confirms.publish([sending("a"), sending("b"), sending("c")], 5))
     await asyncio.sleep(0)
     channel.says(spec.Basic.Ack, 1)

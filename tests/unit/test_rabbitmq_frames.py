@@ -13,7 +13,7 @@ from pika import BasicProperties, frame
 from pika.exceptions import AMQPError
 
 from mqcore_rabbitmq.frames import Field, Properties, read_frame
-from mqcore_rabbitmq.wire import (
+from mqcore_rabbitmq.message_format import (
     fit,
     inherit,
     level_of,

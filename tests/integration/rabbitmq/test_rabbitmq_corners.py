@@ -86,7 +86,7 @@ async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(
         await consumer.sees_all(broker, range(11))
         plain = RabbitBackend(rabbitmq_url, RabbitOptions())
         await plain.open(lambda _: None)
-        await plain._open.topology.admin.run(spec.Queue.Delete(queue=name))
+        await plain._open.topology.rpc.run(spec.Queue.Delete(queue=name))
         await plain.close()
         await consumer.sees_all(broker, range(11, 44))
     async with Broker.connect(url, settings=Settings()) as operator:
@@ -105,7 +105,7 @@ async def test_headers_of_any_type_break_nothing_while_a_message_moves(
     moving = asyncio.create_task(
         consumer.settle([Move(a.receipt, out(f"{name}.none", "a"))], timeout=5)
     )
-    async with backend._open.topology.admin.channel() as channel:
+    async with backend._open.topology.rpc.channel() as channel:
         while not moving.done():
             channel.publish("", name, strange, b"x")
             await asyncio.sleep(0)
@@ -186,7 +186,7 @@ async def test_an_instance_that_is_alone_does_not_make_the_registry_long(
     for _ in range(120):
         await backend.bind([binding])
         await backend.unbind([binding])
-        counts = await backend._open.topology.admin.counts(["mq.registry"])
+        counts = await backend._open.topology.rpc.counts(["mq.registry"])
         longest = max(longest, counts["mq.registry"].message_count)
     assert longest < 220  # of 240 writes, and what other tests have left
     assert await backend.bindings(binding.router) == []

@@ -10,7 +10,7 @@ from support.waiting import eventually
 
 from mqcore import Broker, Queue, Settings
 from mqcore.spi import STORED, Death, Message, Outgoing, Reason
-from mqcore_rabbitmq import looking
+from mqcore_rabbitmq import browse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,15 +40,15 @@ async def other(
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many messages each look has taken out of a queue."""
     counts: list[int] = []
-    plain = looking.Reading.read
+    plain = browse.QueueReader.read
 
-    async def counted(self: looking.Reading, queue: str, count: int, most: int = 0) -> bool:
+    async def counted(self: browse.QueueReader, queue: str, count: int, most: int = 0) -> bool:
         before = len(self.found)
         more = await plain(self, queue, count, most)
         counts.append(len(self.found) - before)
         return more
 
-    monkeypatch.setattr(looking.Reading, "read", counted)
+    monkeypatch.setattr(browse.QueueReader, "read", counted)
     return counts
 
 
@@ -91,7 +91,7 @@ async def test_silence_is_not_the_end(
 ) -> None:
     """A broker that pauses for longer than we listen is asked what is left, as often as it takes."""
     ids = await filled(broker, name, MANY)
-    monkeypatch.setattr(looking, "_SILENCE", 0.0)
+    monkeypatch.setattr(browse, "_SILENCE", 0.0)
     assert [letter.id for letter in await broker.dead_letters(name).list(limit=MANY + 1)] == ids
     done = await broker.dead_letters(name).redrive(ids=[ids[0], ids[-1], ids[MANY // 2]])
     assert (sorted(done.moved), dict(done.left)) == (sorted([ids[0], ids[-1], ids[MANY // 2]]), {})
@@ -129,10 +129,10 @@ async def test_two_redrives_at_once_move_each_letter_once(
 async def test_letters_without_an_id_are_redriven(broker: Broker, name: str) -> None:
     """A plain client's get a new id at each delivery."""
     await filled(broker, name, 0)
-    async with broker._connection.backend._open.topology.admin.channel() as channel:  # type: ignore[attr-defined]  # RabbitMQ's
+    async with broker._connection.backend._open.topology.rpc.channel() as channel:  # type: ignore[attr-defined]  # RabbitMQ's
         for body in (b"a", b"b", b"b"):
-            channel.publish("", f"{name}.dlq", looking.Properties(), body)
-        await channel.ask(looking.spec.Queue.Declare(queue=f"{name}.dlq", passive=True))
+            channel.publish("", f"{name}.dlq", browse.Properties(), body)
+        await channel.request(browse.spec.Queue.Declare(queue=f"{name}.dlq", passive=True))
     done = await broker.dead_letters(name).redrive(to=name)
     assert (len(done.moved), dict(done.left)) == (3, {})
     assert sorted(entry.message.body for entry in await broker.peek(name)) == [b"a", b"b", b"b"]

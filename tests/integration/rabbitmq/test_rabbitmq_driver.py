@@ -30,16 +30,16 @@ from mqcore.spi import (
     new_id,
 )
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions, registry
+from mqcore_rabbitmq.browse import QueueReader
+from mqcore_rabbitmq.confirms import QUEUES, ConfirmChannels
 from mqcore_rabbitmq.ladder import ladder_for
-from mqcore_rabbitmq.looking import Reading
-from mqcore_rabbitmq.outbox import QUEUES, Outbox
-from mqcore_rabbitmq.window import Window
+from mqcore_rabbitmq.unsettled import Unsettled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from mqcore.contract.brokers import Server
-    from mqcore_rabbitmq.confirms import Confirms
+    from mqcore_rabbitmq.confirms import ConfirmChannel
 
     Make = Callable[..., Awaitable[RabbitBackend]]
 
@@ -104,9 +104,9 @@ async def test_a_queue_that_was_deleted_without_us_is_declared_anew(
     name = f"t.{new_id()[:8]}"
     one, two = await make(), await make()
     await one.declare([QueueSpec(name=name, ttl=5.0)])
-    async with two._open.topology.admin.channel() as channel:
+    async with two._open.topology.rpc.channel() as channel:
         channel.raw.queue_delete(name)
-        await channel.give_all_back()
+        await channel.return_all()
     (outcome,) = await one.publish([out(name, "a")], timeout=5)
     assert isinstance(outcome, Failed)
     assert outcome.kind is ErrorKind.NOT_FOUND
@@ -126,8 +126,8 @@ async def test_a_long_registry_is_made_shorter_and_says_the_same(
     for _ in range(2):  # the first look leaves it shorter
         other = await make()
         assert {counts.name for counts in await other.count()} & set(names) == set(names[1:])
-    async with one._open.topology.admin.channel() as channel:
-        answer = await channel.ask(spec.Queue.Declare(queue="mq.registry", passive=True))
+    async with one._open.topology.rpc.channel() as channel:
+        answer = await channel.request(spec.Queue.Declare(queue="mq.registry", passive=True))
     assert answer.message_count <= 10
     for name in names[1:]:
         await one.delete(name)
@@ -159,9 +159,9 @@ async def test_the_registry_of_a_broker_that_is_killed_at_once_is_whole(
 async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=f"{name}.before")])
-    async with one._open.topology.admin.channel() as channel:
+    async with one._open.topology.rpc.channel() as channel:
         for queue in ("mq.registry", "mq.registry.changes"):
-            await channel.ask(spec.Queue.Delete(queue=queue))
+            await channel.request(spec.Queue.Delete(queue=queue))
     await one.declare([QueueSpec(name=name)])
     assert name in {counts.name for counts in await (await make()).count()}
     for queue in (name, f"{name}.before"):
@@ -203,14 +203,14 @@ async def test_a_registry_of_which_not_all_came_is_read_again(
     names, one = [f"t.{new_id()[:8]}" for _ in range(3)], await make()
     for name in names:
         await one.declare([QueueSpec(name=name)])
-    whole, calls = Reading.read, 0
+    whole, calls = QueueReader.read, 0
 
-    async def half(self: Reading, queue: str, count: int) -> None:
+    async def half(self: QueueReader, queue: str, count: int) -> None:
         nonlocal calls
         calls += 1
         await whole(self, queue, count - 1 if calls <= 4 else count)
 
-    monkeypatch.setattr(Reading, "read", half)
+    monkeypatch.setattr(QueueReader, "read", half)
     other = await make()
     await other.count()
     assert calls == 3
@@ -272,8 +272,8 @@ async def test_a_ladder_that_was_deleted_is_declared_again(make: Make) -> None:
     assert await one.publish(soon[:1], timeout=10) == [STORED]
     await came(one, name, 1)
     ladder = ladder_for(one._open.server, 5)
-    async with one._open.topology.admin.channel() as channel:
-        await channel.ask(spec.Queue.Delete(queue=f"{ladder}.01"))
+    async with one._open.topology.rpc.channel() as channel:
+        await channel.request(spec.Queue.Delete(queue=f"{ladder}.01"))
     (lost,) = await one.publish(soon[1:2], timeout=10)
     assert isinstance(lost, Failed)
     assert await one.publish(soon[2:], timeout=10) == [STORED]
@@ -287,11 +287,11 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
 ) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
-    outbox, known = one._open.outbox, one._open.topology.registry
-    confirms = outbox.confirms
+    confirm_channels, known = one._open.confirm_channels, one._open.topology.registry
+    confirms = confirm_channels.channel
     lost = ConnectionLost("the channel is closed")
 
-    async def no_ladder(kind: str) -> Confirms:
+    async def no_ladder(kind: str) -> ConfirmChannel:
         if kind != QUEUES:
             raise lost
         return await confirms(kind)
@@ -300,7 +300,7 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
         raise lost
 
     if trouble == "channel":
-        monkeypatch.setattr(outbox, "confirms", no_ladder)
+        monkeypatch.setattr(confirm_channels, "channel", no_ladder)
     else:
         monkeypatch.setattr(known, "refresh", no_answer)
     to = name if trouble == "channel" else Route("a.router", "key")
@@ -441,13 +441,18 @@ async def test_a_successor_waits_until_the_broker_has_read_the_acknowledgement_o
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is only written is lost with a process that dies of the successor, and two copies would be left (G3)."""
-    name, backend, proven, prove = f"t.{new_id()[:8]}", await make(), asyncio.Event(), Window.prove
+    name, backend, proven, prove = (
+        f"t.{new_id()[:8]}",
+        await make(),
+        asyncio.Event(),
+        Unsettled.prove,
+    )
 
-    async def prove_later(window: Window) -> None:
+    async def prove_later(unsettled: Unsettled) -> None:
         await proven.wait()
-        await prove(window)
+        await prove(unsettled)
 
-    monkeypatch.setattr(Window, "prove", prove_later)
+    monkeypatch.setattr(Unsettled, "prove", prove_later)
     await backend.declare([QueueSpec(name=name)])
     await backend.publish([out(name, "a")], timeout=5)
     consumer = await backend.subscribe(name, prefetch=5, lease=30)
@@ -466,8 +471,8 @@ async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_i
 ) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     monkeypatch.setattr(registry, "CHANGES", name)
-    admin = one._open.topology.admin
-    await admin.run(
+    rpc = one._open.topology.rpc
+    await rpc.run(
         spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "stream"})
     )
     with pytest.raises(TopologyMismatch, match=rf"'mq\.registry' .* '{name}' .*Delete that queue"):
@@ -477,7 +482,7 @@ async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_i
     )  # names that begin so are refused to everybody
     await one.declare([QueueSpec(name=f"{name}.q")])
     assert await one.publish([out(f"{name}.q", "a")], timeout=5) == [STORED]
-    await admin.run(*(spec.Queue.Delete(queue=queue) for queue in (name, f"{name}.q")))
+    await rpc.run(*(spec.Queue.Delete(queue=queue) for queue in (name, f"{name}.q")))
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -488,14 +493,14 @@ async def test_a_connection_that_breaks_while_it_is_opened_is_told_by_the_except
 ) -> None:
     lost, backend = list[Exception](), RabbitBackend(rabbitmq_url, RabbitOptions())
 
-    async def cut(outbox: Outbox) -> str | None:
-        outbox._link._connection._terminate_stream(StreamLostError("cut"))  # type: ignore[union-attr]  # it is open
-        await asyncio.wait([outbox._link._gone])  # type: ignore[list-item]  # as above
+    async def cut(confirm_channels: ConfirmChannels) -> str | None:
+        confirm_channels._link._connection._terminate_stream(StreamLostError("cut"))  # type: ignore[union-attr]  # it is open
+        await asyncio.wait([confirm_channels._link._gone])  # type: ignore[list-item]  # as above
         if not ends_well:
             raise StreamLostError("nobody there")
         return None
 
-    monkeypatch.setattr(Outbox, "alarm", cut)
+    monkeypatch.setattr(ConfirmChannels, "alarm", cut)
     with pytest.raises(StreamLostError):
         await backend.open(lost.append)
     assert lost == []
@@ -515,7 +520,7 @@ async def test_who_shortens_the_registry_takes_the_changes_away_and_nobody_misse
         version = other._open.topology.registry.picture.version
         assert version not in seen
         seen.add(version)
-    counts = await one._open.topology.admin.counts([registry.CHANGES])
+    counts = await one._open.topology.rpc.counts([registry.CHANGES])
     assert counts[registry.CHANGES].message_count <= 5
     for name in names:
         await one.delete(name)
@@ -558,9 +563,9 @@ async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_con
         channel.abandon()
         for _ in range(turn):
             await asyncio.sleep(0)
-        channel.tell(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
+        channel.send(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
         with pytest.raises((ConnectionLost, ChannelClosed)):
-            await channel.ask(spec.Basic.Qos(prefetch_count=0))
+            await channel.request(spec.Basic.Qos(prefetch_count=0))
 
     await (await link.channel()).close()
     assert lost == []
@@ -573,7 +578,7 @@ async def test_a_publish_beside_the_close_of_its_channel_takes_another(make: Mak
     await one.declare([QueueSpec(name=name)])
 
     for turn in range(20):
-        confirms = await one._open.sender._outbox.confirms(QUEUES)
+        confirms = await one._open.sender._confirm_channels.channel(QUEUES)
         confirms.channel.abandon()
         for _ in range(turn):
             await asyncio.sleep(0)

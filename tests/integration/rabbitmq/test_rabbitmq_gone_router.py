@@ -32,7 +32,7 @@ async def bound(backend: RabbitBackend, name: str) -> None:
 
 
 async def delete_exchange(backend: RabbitBackend, name: str) -> None:
-    await backend._open.topology.admin.run(spec.Exchange.Delete(exchange=name))
+    await backend._open.topology.rpc.run(spec.Exchange.Delete(exchange=name))
 
 
 def out(name: str, id: str) -> Outgoing:

@@ -22,7 +22,7 @@ ON_THEIR_WAY = 100
 
 async def remove(backend: RabbitBackend, queue: str) -> None:
     """Delete a queue as an operator would, with a client that knows nothing of mqcore."""
-    await backend._open.topology.admin.run(spec.Queue.Delete(queue=queue))
+    await backend._open.topology.rpc.run(spec.Queue.Delete(queue=queue))
 
 
 async def test_what_found_its_queue_gone_is_a_dead_letter_that_can_be_sent_back(
@@ -105,7 +105,7 @@ async def test_a_level_that_somebody_deleted_holds_up_nobody(backend: RabbitBack
 
 
 async def has_high(backend: RabbitBackend) -> bool:
-    return bool(await backend._open.topology.admin.counts(["mq.delay.high.02"]))
+    return bool(await backend._open.topology.rpc.counts(["mq.delay.high.02"]))
 
 
 async def test_the_longest_name_can_be_delayed_to_and_has_a_quarantine(rabbitmq_url: str) -> None:

@@ -158,9 +158,9 @@ async def test_who_holds_a_message_for_too_long_is_told_and_consumes_again(serve
     await backend.open(lost.append)
     name = f"t.{new_id()[:12]}"
     with impatient(server):
-        async with backend._open.topology.admin.channel() as channel:
+        async with backend._open.topology.rpc.channel() as channel:
             channel.raw.queue_declare(name, durable=True)
-            await channel.give_all_back()
+            await channel.return_all()
         await backend.publish([out(name, "a"), out(name, "b")], timeout=5)
         consumer = await backend.subscribe(name, prefetch=2, lease=30)
         held = [*await consumer.receive(1, 5)]

@@ -18,14 +18,14 @@ from mqcore.spi import Delivery, Message
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import LOST
 from mqcore_rabbitmq.link import Channel
-from mqcore_rabbitmq.wire import level_of, message_of, parked, released_as
+from mqcore_rabbitmq.message_format import level_of, message_of, parked, released_as
 
-__all__ = ["Held", "Window", "read_receipt"]
+__all__ = ["HeldMessage", "Unsettled", "read_receipt"]
 
 _RECEIPT = struct.Struct(">4sIQ")
 
 
-class Held:
+class HeldMessage:
     """One delivery. `out`: it has been handed out; `busy`: a settlement of it is under way."""
 
     __slots__ = (
@@ -66,7 +66,7 @@ class Held:
         return message
 
 
-class Window:
+class Unsettled:
     """The open deliveries of one channel.
 
     `on_room` is called when one was settled, `pause` before one is released.
@@ -74,7 +74,7 @@ class Window:
 
     def __init__(self, channel: Channel, generation: bytes, prefetch: int = 0) -> None:
         self.channel = channel
-        self.held: dict[int, Held] = {}
+        self.held: dict[int, HeldMessage] = {}
         self.out = 0
         self.on_room: Callable[[], None] = lambda: None
         self.pause: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
@@ -92,11 +92,11 @@ class Window:
         """Whether what is in here is still ours."""
         return self.channel.closed is None
 
-    def holds(self, held: Held) -> bool:
+    def holds(self, held: HeldMessage) -> bool:
         """Whether a delivery is still ours."""
         return self.alive and held.tag in self.held
 
-    def add(self, held: Held) -> None:
+    def add(self, held: HeldMessage) -> None:
         """Take note of a delivery.
 
         Must be called in the order of the tags: the first that is held is the lowest.
@@ -105,7 +105,7 @@ class Window:
         self._by_queue[held.queue] += 1
         self.full.pop(held.queue, None)
 
-    def hand_out(self, held: Held, ttl: float | None, now: float) -> Delivery:
+    def hand_out(self, held: HeldMessage, ttl: float | None, now: float) -> Delivery:
         """Return a delivery as core gets it."""
         message = held.message(ttl, now)
         left = None if message.expires_at is None else message.expires_at - now
@@ -119,13 +119,13 @@ class Window:
             unreadable=held.properties.unreadable,
         )
 
-    def receipt(self, held: Held) -> bytes:
+    def receipt(self, held: HeldMessage) -> bytes:
         """Hand one out, and return what a late use can be told by: generation, channel and tag."""
         held.out = True
         self.out += 1
         return _RECEIPT.pack(self._generation, self.channel.serial, held.tag)
 
-    def ack(self, held: Held) -> None:
+    def ack(self, held: HeldMessage) -> None:
         """Let go of a message, by the end of this loop turn."""
         self._forget(held)
         self._settled.append(held.tag)
@@ -135,12 +135,14 @@ class Window:
     async def prove(self) -> None:
         """Return when the broker has read all acknowledgements so far: it answers a channel's requests in their order."""
         self.flush()
-        await self.channel.ask(spec.Basic.Qos(prefetch_count=self._prefetch))  # as it is already
+        await self.channel.request(
+            spec.Basic.Qos(prefetch_count=self._prefetch)
+        )  # as it is already
 
-    def give_back(self, held: Held) -> None:
+    def give_back(self, held: HeldMessage) -> None:
         """Give a message back to its queue as it is; the broker will say that it was delivered before."""
         self._forget(held)
-        self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
+        self.channel.send(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
 
     def drop_all(self) -> None:
         """Forget everything: the queue has gone, or the channel.
@@ -161,13 +163,13 @@ class Window:
         lowest = next(iter(self.held), settled[-1] + 1)
         together = sum(tag < lowest for tag in settled)
         if together:
-            self.channel.tell(
+            self.channel.send(
                 spec.Basic.Ack(delivery_tag=settled[together - 1], multiple=together > 1)
             )
         for tag in settled[together:]:
-            self.channel.tell(spec.Basic.Ack(delivery_tag=tag))
+            self.channel.send(spec.Basic.Ack(delivery_tag=tag))
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, held: HeldMessage) -> None:
         if self.held.pop(held.tag, None) is None:
             return
         if self._by_queue[held.queue] >= self._prefetch:

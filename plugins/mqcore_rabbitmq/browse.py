@@ -17,10 +17,10 @@ from pika import spec
 from mqcore_rabbitmq.errors import RESOURCE_LOCKED, closed_by
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import Channel, Link
-from mqcore_rabbitmq.window import Held
-from mqcore_rabbitmq.wire import HOP, LINEAGE, id_of
+from mqcore_rabbitmq.message_format import HOP, LINEAGE, id_of
+from mqcore_rabbitmq.unsettled import HeldMessage
 
-__all__ = ["Pages", "Reading", "alone", "reading"]
+__all__ = ["Pages", "QueueReader", "exclusive_access", "open_reader"]
 
 _PATIENCE, _AGAIN = 10.0, 0.02
 """Seconds to wait for others who look into the same queue, and between two tries."""
@@ -41,7 +41,7 @@ _KEPT, _READERS = 30.0, 4
 
 
 @asynccontextmanager
-async def alone(link: Link, queue: str) -> AsyncIterator[None]:
+async def exclusive_access(link: Link, queue: str) -> AsyncIterator[None]:
     """Be the only one on this broker who looks into a queue: another would see nothing of what is held meanwhile.
 
     The lock is a queue that only its connection may declare; it goes with the connection, whatever
@@ -57,7 +57,7 @@ async def alone(link: Link, queue: str) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            channel.tell(spec.Queue.Delete(queue=lock, nowait=True))
+            channel.send(spec.Queue.Delete(queue=lock, nowait=True))
             await channel.close()
 
 
@@ -65,11 +65,11 @@ async def _locked(link: Link, lock: str) -> Channel | None:
     """Return the channel that has the lock, None when another connection has it."""
     channel = await link.channel()
     try:
-        await channel.ask(spec.Queue.Declare(queue=lock, exclusive=True, auto_delete=True))
+        await channel.request(spec.Queue.Declare(queue=lock, exclusive=True, auto_delete=True))
     except BaseException as error:
         if closed_by(error, RESOURCE_LOCKED):
             return None
-        channel.tell(
+        channel.send(
             spec.Queue.Delete(queue=lock, nowait=True)
         )  # nobody waits for the answer any more, and it may be ours
         channel.abandon()
@@ -78,29 +78,29 @@ async def _locked(link: Link, lock: str) -> Channel | None:
 
 
 @asynccontextmanager
-async def reading(link: Link, queue: str) -> AsyncIterator["Reading"]:
+async def open_reader(link: Link, queue: str) -> AsyncIterator["QueueReader"]:
     """Be alone with a queue and look into it; all that was taken out goes back in the end, but what is to be kept."""
-    look: Reading | None = None
+    reader: QueueReader | None = None
     try:
-        async with alone(link, queue):
-            look = Reading(await link.channel())
-            yield look
-            if not look.kept:
-                await look.give_all_back(link)
+        async with exclusive_access(link, queue):
+            reader = QueueReader(await link.channel())
+            yield reader
+            if not reader.kept:
+                await reader.return_all(link)
     except (
         BaseException
     ):  # also of whoever is cancelled on the way out: nobody would know what is kept
-        if look is not None:
-            look.channel.abandon()
+        if reader is not None:
+            reader.channel.abandon()
         raise
 
 
-class Reading:
+class QueueReader:
     """The head of a queue, held on a channel. `kept`: some of it stays held after the look."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.found: dict[str, Held] = {}
+        self.found: dict[str, HeldMessage] = {}
         self.kept = False
         self._seen: Counter[str] = Counter()
 
@@ -113,16 +113,16 @@ class Reading:
         With `most` it goes on to the end, up to so many. A quorum queue must be read so: what is
         given back by two consumers changes places.
         """
-        came: list[Held] = []
+        came: list[HeldMessage] = []
         arrived = asyncio.Event()
 
         def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
-            came.append(Held(queue, method, properties, body))
+            came.append(HeldMessage(queue, method, properties, body))
             arrived.set()
 
         most = max(count, most)
         prefetch = most if most <= _LARGEST_PREFETCH else 0
-        await self.channel.ask(spec.Basic.Qos(prefetch_count=prefetch))
+        await self.channel.request(spec.Basic.Qos(prefetch_count=prefetch))
         tag, started = self.channel.consume(queue, on_message)
         await started
         while len(came) < most:
@@ -144,7 +144,7 @@ class Reading:
 
     async def ready(self, queue: str) -> int:
         """Return how many messages a queue of the broker has that nobody holds."""
-        answer = await self.channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+        answer = await self.channel.request(spec.Queue.Declare(queue=queue, passive=True))
         return int(answer.message_count)
 
     def has(self, names: Sequence[str]) -> bool:
@@ -175,17 +175,17 @@ class Reading:
                 async with asyncio.timeout(_SILENCE):
                     await arrived.wait()
 
-    async def keep(self, names: Iterable[str]) -> list[Held]:
+    async def keep(self, names: Iterable[str]) -> list[HeldMessage]:
         """Give back all but these, now; they are held until they are settled."""
         kept = {name: self.found[name] for name in dict.fromkeys(names) if name in self.found}
         for name, held in self.found.items():
             if name not in kept:
-                self.channel.tell(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
-        await self.channel.ask(spec.Basic.Qos(prefetch_count=0))
+                self.channel.send(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
+        await self.channel.request(spec.Basic.Qos(prefetch_count=0))
         self.kept = bool(kept)
         return list(kept.values())
 
-    async def give_all_back(self, link: Link) -> None:
+    async def return_all(self, link: Link) -> None:
         """Give all back to its place; return when the queues have it, or after a moment.
 
         By closing the channel, for `basic.nack` keeps no places in a quorum queue of 3.10: more
@@ -203,7 +203,7 @@ class Reading:
                 finally:
                     asks.abandon()
 
-    def _name(self, held: Held) -> str:
+    def _name(self, held: HeldMessage) -> str:
         """Name a message for the next page: its own id and hop, or what it is made of, and which of equal ones it is."""
         headers = held.properties.headers or {}
         name = id_of(held.properties) or "~" + blake2b(held.body, digest_size=8).hexdigest()
@@ -217,7 +217,7 @@ async def _has_back(channel: Channel, queue: str, count: int) -> None:
     consumed = 0
 
     while True:
-        answer = await channel.ask(spec.Queue.Declare(queue=queue, passive=True))
+        answer = await channel.request(spec.Queue.Declare(queue=queue, passive=True))
         consumed = consumed + 1 if answer.consumer_count else 0
         if answer.message_count >= count or consumed >= _CONSUMED:
             return
@@ -234,7 +234,7 @@ class Pages:
     def __init__(self) -> None:
         self._read: dict[str, list[_Pages]] = {}
 
-    def begin(self, queue: str, page: Sequence[tuple[str, Held]]) -> None:
+    def begin(self, queue: str, page: Sequence[tuple[str, HeldMessage]]) -> None:
         """Remember a first page, from which others may follow."""
         self._remember(queue, _Pages(page, whole=False))
 
@@ -243,7 +243,7 @@ class Pages:
         pages = self._with(queue, after)
         return [] if pages is None else [key for key, _ in pages.entries[: pages.places[after] + 1]]
 
-    def page(self, queue: str, after: str, limit: int) -> list[tuple[str, Held]] | None:
+    def page(self, queue: str, after: str, limit: int) -> list[tuple[str, HeldMessage]] | None:
         """Return the page that follows `after`, or None when the queue has to be read."""
         pages = self._with(queue, after)
         if pages is None or not pages.whole:
@@ -255,7 +255,7 @@ class Pages:
             self._forget(queue, pages)
         return found
 
-    def complete(self, queue: str, entries: Sequence[tuple[str, Held]]) -> None:
+    def complete(self, queue: str, entries: Sequence[tuple[str, HeldMessage]]) -> None:
         """Remember all entries of a queue, those of the first page first."""
         self._remember(queue, _Pages(entries, whole=True))
 
@@ -279,7 +279,7 @@ class Pages:
 class _Pages:
     """Entries in the order in which they are shown. `whole`: there are no others."""
 
-    def __init__(self, entries: Sequence[tuple[str, Held]], *, whole: bool) -> None:
+    def __init__(self, entries: Sequence[tuple[str, HeldMessage]], *, whole: bool) -> None:
         self.entries = list(entries)
         self.places = {key: place for place, (key, _) in enumerate(self.entries)}
         self.whole = whole

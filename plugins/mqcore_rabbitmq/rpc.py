@@ -27,14 +27,14 @@ from mqcore_rabbitmq.ladder import exit_to, foot
 from mqcore_rabbitmq.layout import Layout, Server
 from mqcore_rabbitmq.link import Channel, Link
 
-__all__ = ["Admin"]
+__all__ = ["Rpc"]
 
 _QUEUE = re.compile(r"queue '([^']*)'")
 _TRIES = 10
 _KNOWN = {"x-max-length": "max_length", "x-message-ttl": "retention", "x-queue-type": "durability"}
 
 
-class Admin:
+class Rpc:
     """Requests on one connection."""
 
     def __init__(self, link: Link, server: Server) -> None:
@@ -62,7 +62,7 @@ class Admin:
         Raises what closed the channel for the first that is refused.
         """
         async with self.channel() as channel:
-            return await gather(*map(channel.ask, requests))
+            return await gather(*map(channel.request, requests))
 
     async def has(self, request: Any) -> bool:
         """Send a request that fails for what does not exist; whether it does, were it another connection's own."""
@@ -112,7 +112,8 @@ class Admin:
             try:
                 async with self.channel() as channel:
                     for answer in [
-                        channel.ask(spec.Queue.Declare(queue=queue, passive=True)) for queue in left
+                        channel.request(spec.Queue.Declare(queue=queue, passive=True))
+                        for queue in left
                     ]:
                         found[left[0]] = await answer
                         left.popleft()

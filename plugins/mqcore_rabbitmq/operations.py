@@ -1,4 +1,4 @@
-"""Counting, looking, purging, deleting: what an operator does with queues."""
+"""Counting, browsing, purging and deleting: what an operator does with queues."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Delivery, Entry, QueueCounts
+from mqcore_rabbitmq.browse import Pages, QueueReader, open_reader
 from mqcore_rabbitmq.errors import PRECONDITION_FAILED, closed_by
 from mqcore_rabbitmq.layout import LOST
-from mqcore_rabbitmq.looking import Pages, Reading, reading
 from mqcore_rabbitmq.settling import Settler
 from mqcore_rabbitmq.topology import Topology
-from mqcore_rabbitmq.window import Held, Window
+from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled
 
-__all__ = ["Manager"]
+__all__ = ["Operations"]
 
 _LOOKS, _BETWEEN = 4, 0.05
 """How often, and after how many seconds, consumers are counted again."""
@@ -29,12 +29,12 @@ _A_MOMENT = 0.1
 _HIDDEN = {"quarantine", "temporary"}
 
 
-class Manager:
+class Operations:
     """An operator's requests on one open instance."""
 
     def __init__(self, topology: Topology, settler: Settler) -> None:
         self._topology = topology
-        self._admin = topology.admin
+        self._rpc = topology.rpc
         self._settler = settler
         self._pages = Pages()
 
@@ -49,12 +49,10 @@ class Manager:
             await self._topology.refresh()
             layouts = self._topology.registry.picture.queues.values()
             names = [layout.name for layout in layouts if layout.spec.role not in _HIDDEN]
-            if any(it.message_count for it in (await self._admin.counts([LOST])).values()):
+            if any(it.message_count for it in (await self._rpc.counts([LOST])).values()):
                 names.append(LOST)
         families = {name: await self._family(name) for name in names}
-        answers = await self._admin.counts(
-            queue for family in families.values() for queue in family
-        )
+        answers = await self._rpc.counts(queue for family in families.values() for queue in family)
         delayed = self._topology.delayed
         found: list[QueueCounts] = []
         for name, family in families.items():
@@ -95,7 +93,9 @@ class Manager:
         ttl = self._topology.ttl(queue)
         return [Entry(key, held.message(ttl, now)) for key, held in page]
 
-    async def _second_page(self, queue: str, after: str, limit: int) -> list[tuple[str, Held]]:
+    async def _second_page(
+        self, queue: str, after: str, limit: int
+    ) -> list[tuple[str, HeldMessage]]:
         """Read all of a queue, and return what comes after a page that was shown before."""
         shown = self._pages.shown(queue, after)
         entries = await self._look(queue, None)
@@ -110,39 +110,39 @@ class Manager:
         self._pages.complete(queue, rest)
         return rest[:limit]
 
-    async def _look(self, queue: str, count: int | None) -> list[tuple[str, Held]]:
+    async def _look(self, queue: str, count: int | None) -> list[tuple[str, HeldMessage]]:
         """Return the head of a queue, or all of it, in the order of delivery."""
-        async with reading(self._admin.link, queue) as look:
-            await self._read(look, queue, count)
-        return sorted(look.found.items(), key=lambda item: -item[1].level)
+        async with open_reader(self._rpc.link, queue) as reader:
+            await self._read(reader, queue, count)
+        return sorted(reader.found.items(), key=lambda item: -item[1].level)
 
     async def take(self, queue: str, keys: Sequence[str], now: float) -> list[Delivery]:
         """Hold the named entries that are ready. Raises `QueueNotFound`."""
-        async with reading(self._admin.link, queue) as look:
-            await self._read(look, queue, None, until=keys)
-            kept = await look.keep(keys)
+        async with open_reader(self._rpc.link, queue) as reader:
+            await self._read(reader, queue, None, until=keys)
+            kept = await reader.keep(keys)
         if not kept:
             return []
-        window = Window(look.channel, self._settler.generation)
+        unsettled = Unsettled(reader.channel, self._settler.generation)
         for held in sorted(kept, key=lambda held: held.tag):
-            window.add(held)
-        self._settler.windows[window.channel.serial] = window
-        window.on_room = partial(self._drop_when_empty, window)
-        return [window.hand_out(held, self._topology.ttl(queue), now) for held in kept]
+            unsettled.add(held)
+        self._settler.unsettled[unsettled.channel.serial] = unsettled
+        unsettled.on_room = partial(self._drop_when_empty, unsettled)
+        return [unsettled.hand_out(held, self._topology.ttl(queue), now) for held in kept]
 
-    def _drop_when_empty(self, window: Window) -> None:
+    def _drop_when_empty(self, unsettled: Unsettled) -> None:
         """Close the channel of what was taken once all of it is settled."""
-        if not window.held:
-            self._settler.windows.pop(window.channel.serial, None)
-            asyncio.get_running_loop().call_later(_A_MOMENT, window.channel.abandon)
+        if not unsettled.held:
+            self._settler.unsettled.pop(unsettled.channel.serial, None)
+            asyncio.get_running_loop().call_later(_A_MOMENT, unsettled.channel.abandon)
 
     async def purge(self, queue: str) -> int:
         """Remove what is ready, in the quarantine too; the number removed.
 
         Raises `QueueNotFound`.
         """
-        there = await self._admin.count(queue, await self._family(queue))
-        answers = await self._admin.run(*(spec.Queue.Purge(queue=name) for name in there))
+        there = await self._rpc.count(queue, await self._family(queue))
+        answers = await self._rpc.run(*(spec.Queue.Purge(queue=name) for name in there))
         return sum(int(answer.message_count) for answer in answers)
 
     async def delete(self, queue: str, *, used: bool, if_empty: bool, if_unused: bool) -> bool:
@@ -167,7 +167,7 @@ class Manager:
         if sure:
             await self._topology.forget([*family, f"{queue}.again"])
         try:
-            await self._admin.run(
+            await self._rpc.run(
                 *(
                     spec.Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_unused)
                     for name in family
@@ -189,7 +189,7 @@ class Manager:
         Raises `QueueNotFound`.
         """
         for _ in range(_LOOKS):
-            found = list((await self._admin.count(queue, family)).values())
+            found = list((await self._rpc.count(queue, family)).values())
             if not any(answer.consumer_count for answer in found):
                 break
             await asyncio.sleep(_BETWEEN)
@@ -206,13 +206,15 @@ class Manager:
             *(again.queues if again is not None and again.spec.role == "quarantine" else ()),
         ]
 
-    def _held(self, family: Sequence[str]) -> list[Held]:
+    def _held(self, family: Sequence[str]) -> list[HeldMessage]:
         """Return what this instance holds of these queues."""
-        windows = [window for window in self._settler.windows.values() if window.alive]
-        return [held for window in windows for held in window.held.values() if held.queue in family]
+        groups = [unsettled for unsettled in self._settler.unsettled.values() if unsettled.alive]
+        return [
+            held for unsettled in groups for held in unsettled.held.values() if held.queue in family
+        ]
 
     async def _read(
-        self, look: Reading, queue: str, count: int | None, *, until: Sequence[str] = ()
+        self, reader: QueueReader, queue: str, count: int | None, *, until: Sequence[str] = ()
     ) -> None:
         """Hold the head of a queue, its highest band first; None: all of it.
 
@@ -227,7 +229,7 @@ class Manager:
         layout = self._topology.layout(queue)
         queues = (queue,) if layout is None else layout.descending
         ready = {
-            name: it.message_count for name, it in (await self._admin.count(queue, queues)).items()
+            name: it.message_count for name, it in (await self._rpc.count(queue, queues)).items()
         }
         whole = (count is None and not until) or (layout is not None and layout.quorum)
         limit = _MOST if whole or count is None else count
@@ -235,11 +237,11 @@ class Manager:
 
         for name in queues:
             left = ready.get(name, 0)
-            while left > 0 and len(look.found) < limit and not look.has(until):
-                wanted = min(left, chunk, limit - len(look.found))
-                if not await look.read(name, wanted, limit - len(look.found) if whole else 0):
+            while left > 0 and len(reader.found) < limit and not reader.has(until):
+                wanted = min(left, chunk, limit - len(reader.found))
+                if not await reader.read(name, wanted, limit - len(reader.found) if whole else 0):
                     break
                 chunk *= 2
                 # The count was that of a moment ago: what came, or was given back, since then
                 # counts too.
-                left = await look.ready(name) if limit > wanted else 0
+                left = await reader.ready(name) if limit > wanted else 0

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from pika import spec
 
-from mqcore_rabbitmq import looking
+from mqcore_rabbitmq import browse
 from mqcore_rabbitmq.link import Channel
 
 
@@ -17,7 +17,7 @@ class Answers:
     def __init__(self, *answers: tuple[int, int]) -> None:
         self.left = list(answers)
 
-    async def ask(self, _: object) -> Any:
+    async def request(self, _: object) -> Any:
         messages, consumers = self.left.pop(0) if len(self.left) > 1 else self.left[0]
         return spec.Queue.DeclareOk("q", messages, consumers)
 
@@ -33,10 +33,10 @@ class Answers:
 async def test_a_look_ends_when_all_is_back(
     answers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "_AGAIN", 0.0)
+    monkeypatch.setattr(browse, "_AGAIN", 0.0)
     channel = Answers(*answers)
 
-    await looking._has_back(cast("Channel", channel), "q", 6)
+    await browse._has_back(cast("Channel", channel), "q", 6)
 
     assert channel.left == [answers[-1]]
 
@@ -44,6 +44,6 @@ async def test_a_look_ends_when_all_is_back(
 async def test_where_somebody_else_consumes_a_look_does_not_wait_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(looking, "_AGAIN", 0.0)
+    monkeypatch.setattr(browse, "_AGAIN", 0.0)
 
-    await looking._has_back(cast("Channel", Answers((0, 1))), "q", 6)  # would not end else
+    await browse._has_back(cast("Channel", Answers((0, 1))), "q", 6)  # would not end else

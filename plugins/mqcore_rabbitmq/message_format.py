@@ -45,7 +45,7 @@ TO = "mq-to"
 HOP, LINEAGE = "mq-hop", "mq-lineage"
 """What `pack` writes and the driver reads: with the id they name one stored copy."""
 _RELEASED, _TAKEN = "1", "takeovers="
-_OURS, _BROKERS, _ESCAPED, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
+_HEADER_PREFIX, _BROKER_PREFIX, _ESCAPE_PREFIX, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
 """Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped.
 """
@@ -64,7 +64,7 @@ _TRACEBACK = "mq-death-traceback"
 
 def escaped(name: str) -> str:
     """Return the name by which a user's header travels."""
-    return _ESCAPED + name if name in _SELECT else name
+    return _ESCAPE_PREFIX + name if name in _SELECT else name
 
 
 def properties(
@@ -166,7 +166,11 @@ def _size(value: str | bytes) -> int:
 
 
 def _is_ours(name: str | bytes) -> bool:
-    return isinstance(name, str) and name.startswith(_OURS) and not name.startswith(_ESCAPED)
+    return (
+        isinstance(name, str)
+        and name.startswith(_HEADER_PREFIX)
+        and not name.startswith(_ESCAPE_PREFIX)
+    )
 
 
 def released(
@@ -179,7 +183,7 @@ def released(
     headers: dict[Any, Any] = {
         escaped(name): _text(value)
         for name, value in (received.headers or {}).items()
-        if (isinstance(value, str) or name in _SELECT) and not name.startswith(_BROKERS)
+        if (isinstance(value, str) or name in _SELECT) and not name.startswith(_BROKER_PREFIX)
     }
     headers |= _others(received)
     headers[RELEASED] = f"{_TAKEN}{takeovers}" if takeovers else _RELEASED
@@ -249,12 +253,12 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
     headers: dict[str, str] = {}
     flat: dict[str, str] = {}
     for name, value in given.items():
-        if name.startswith(_ESCAPED):
-            headers[name.removeprefix(_ESCAPED)] = _text(value)
-        elif name.startswith(_OURS):
+        if name.startswith(_ESCAPE_PREFIX):
+            headers[name.removeprefix(_ESCAPE_PREFIX)] = _text(value)
+        elif name.startswith(_HEADER_PREFIX):
             if isinstance(value, str):
                 flat[name] = value
-        elif not name.startswith(_BROKERS) and isinstance(
+        elif not name.startswith(_BROKER_PREFIX) and isinstance(
             value, (str, bytes, bool, int, float, Decimal, datetime)
         ):
             headers[name] = _text(value)

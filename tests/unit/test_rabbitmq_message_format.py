@@ -9,7 +9,7 @@ from pika import BasicProperties
 
 from mqcore.spi import Death, Message, Reason
 from mqcore_rabbitmq.frames import Properties
-from mqcore_rabbitmq.wire import level_of, message_of, properties, released, released_as
+from mqcore_rabbitmq.message_format import level_of, message_of, properties, released, released_as
 
 WHOLE = Message(
     id="me",
