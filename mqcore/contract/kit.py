@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mqcore.app import App
 from mqcore.broker import Broker
 from mqcore.config.settings import Settings
-from mqcore.contract.place import first, name_of, raised_at, stands_at
+from mqcore.contract.locate import call_name, raised_at, root_cause, suspended_at
 from mqcore.messages.message import Message, new_id
 from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
@@ -123,7 +123,7 @@ class Kit:
         except ContractError:
             raise  # it did not end, which is not what was asked for
         except Exception as error:
-            began = first(error)
+            began = root_cause(error)
             if isinstance(began, NotImplementedError):
                 raise
             if isinstance(error, errors):
@@ -137,7 +137,7 @@ class Kit:
         """Fail unless the backend classifies what it raised so."""
         came = self.backend.classify(error)
         if came is not wanted:
-            at = raised_at(first(error), self.made)
+            at = raised_at(root_cause(error), self.made)
             look = f"{look}, and what is raised in {at}"
             raise ContractError(
                 f"an exception of the kind {wanted.name}", f"{came.name}: {error!r}", look
@@ -169,7 +169,7 @@ class Kit:
             raise
         self.awaited.remove(task)
         if not task.done():
-            called, look = name_of(task), stands_at(task, self.made)
+            called, look = call_name(task), suspended_at(task, self.made)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             what = what or (

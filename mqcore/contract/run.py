@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mqcore.contract.case import Case, all_cases
 from mqcore.contract.kit import ContractError, Kit, NotShown
-from mqcore.contract.place import Heard, first, raised_at, raised_in, stands_at, told_as
+from mqcore.contract.locate import (
+    LogCapture,
+    raised_at,
+    raised_in,
+    root_cause,
+    seen_by_application,
+    suspended_at,
+)
 from mqcore.errors import UnsupportedFeature
 from mqcore.rules.redact import mask_text
 from mqcore.testing import VirtualClock
@@ -63,10 +70,10 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
         return Result(case, "not shown", f"the harness has no {', '.join(missing)}")
     kit = Kit(harness)
     began = time.perf_counter()
-    with Heard() as heard:
+    with LogCapture() as captured:
         status, text = asyncio.run(_run(case, kit))
     text = mask_text(
-        text + heard.told() if status == "failed" else text
+        text + captured.text() if status == "failed" else text
     )  # a driver's error may quote the URL that it was given
     if waiver is not None:
         if status == "passed":
@@ -102,7 +109,7 @@ async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
 
 def _unexpected(error: Exception, kit: Kit) -> str:
     """Tell what an exception began with, the line of the backend to look at, and as what an application would see it."""
-    began, outer = first(error), told_as(error)
+    began, outer = root_cause(error), seen_by_application(error)
     look = raised_at(began, kit.made)
     if isinstance(began, RuntimeError) and raised_in(began) == VirtualClock.__module__:
         # The clock says that somebody spins, and cannot say who.
@@ -126,7 +133,7 @@ def _standing(kit: Kit, error: BaseException) -> str:
 
 
 def _places(tasks: Iterable[asyncio.Future[Any]], kit: Kit) -> str:
-    return ", ".join(sorted({at for task in tasks if (at := stands_at(task, kit.made))}))
+    return ", ".join(sorted({at for task in tasks if (at := suspended_at(task, kit.made))}))
 
 
 async def _steps(case: Case, kit: Kit) -> tuple[Status, str]:

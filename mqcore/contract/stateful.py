@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from mqcore.contract.example import QUEUES, WORK, Example
 from mqcore.contract.harness import Harness, MemoryHarness
 from mqcore.contract.kit import ContractError
-from mqcore.contract.rig import QUEUES, WORK, Rig
 from mqcore.contract.steps import Player, Step, StepsError, read_steps
 from mqcore.testing import VirtualClock
 
@@ -50,11 +50,11 @@ class ContractMachine(RuleBasedStateMachine):
         """Open."""
         super().__init__()
         self.runner = asyncio.Runner()
-        self.rig = Rig(type(self).make_harness())
-        self.player = Player(self.rig)
+        self.example = Example(type(self).make_harness())
+        self.player = Player(self.example)
         self.failed = False
         try:
-            self.run(self.rig.open())
+            self.run(self.example.open())
         except BaseException:
             self.teardown()
             raise
@@ -84,7 +84,7 @@ class ContractMachine(RuleBasedStateMachine):
         """Publish new messages."""
         self.run(self.player.do("publish", name, count, priority, delay, ttl))
 
-    @precondition(lambda self: self.rig.stored)
+    @precondition(lambda self: self.example.stored)
     @rule(name=st.sampled_from(WORK), pick=st.integers(0, 9))
     def publish_again(self, name: str, pick: int) -> None:
         """Publish one of the last again, to the same queue or to another."""
@@ -104,7 +104,7 @@ class ContractMachine(RuleBasedStateMachine):
         """Receive some, and settle them at once in one batch, in the opposite order."""
         self.run(self.player.do("work", name, "+".join(hows), to))
 
-    @precondition(lambda self: self.rig.given)
+    @precondition(lambda self: self.example.given)
     @rule(
         pick=st.integers(0, 9),
         count=st.integers(1, 3),
@@ -116,7 +116,7 @@ class ContractMachine(RuleBasedStateMachine):
         """Settle some of the last that one consumer was given, perhaps for the second time."""
         self.run(self.player.do("settle", pick, count, how, to, delay))
 
-    @precondition(lambda self: self.rig.given and self.rig.model.rules.lease < float("inf"))
+    @precondition(lambda self: self.example.given and self.example.model.rules.lease < float("inf"))
     @rule(pick=st.integers(0, 9))
     def renew(self, pick: int) -> None:
         """Renew one of the last that came."""
@@ -144,7 +144,7 @@ class ContractMachine(RuleBasedStateMachine):
                 self.run(self.player.do("end"))
         finally:
             with suppress(Exception):
-                self.runner.run(self.rig.kit.close())
+                self.runner.run(self.example.kit.close())
             self.runner.close()
 
 
@@ -244,22 +244,22 @@ def _compare(harness: Harness, steps: Sequence[Step], what: str, test: str) -> N
 
 def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player, bool]:
     """Do steps on one broker; also say whether what it gives has an order that can be compared."""
-    rig = Rig(harness)
-    player = Player(rig)
+    example = Example(harness)
+    player = Player(example)
 
     async def play() -> None:
         try:
-            await rig.open()
+            await example.open()
             for step in steps:
                 await player.do(step.word, *step.arguments)
         except Exception as error:
             error.add_note(player.told(test))
             raise
         finally:
-            await rig.kit.close()
+            await example.kit.close()
 
     asyncio.run(play())
-    rules = rig.model.rules
+    rules = example.model.rules
     return (
         player,
         rules.ordered and rules.by_priority and rules.release_in_place and rules.delay_to_the_end,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
-from mqcore.contract.rig import QUEUES, Given, Rig
+from mqcore.contract.example import QUEUES, Example, Given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,9 +91,9 @@ def read_steps(text: str) -> list[Step]:
 class Player:
     """Does steps one after the other, each held against the model, and notes when that was and what was answered."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, example: Example) -> None:
         """Start with none done."""
-        self.rig = rig
+        self.example = example
         self.steps: list[Step] = []
         self.seen: list[list[Seen]] = []
         """What each `take` brought."""
@@ -101,14 +101,14 @@ class Player:
 
     async def do(self, word: str, *arguments: Argument) -> None:
         """Do one step."""
-        step, began = Step(word, arguments), self.rig.kit.now - self.rig.opened_at
+        step, began = Step(word, arguments), self.example.kit.now - self.example.opened_at
         self.steps.append(step)
 
         answer = "<- here it fails"
         try:
             answer = await getattr(self, f"_{word}")(*arguments)
         finally:
-            ended = self.rig.kit.now - self.rig.opened_at
+            ended = self.example.kit.now - self.example.opened_at
             self._lines.append(f"{began:8.3f} to {ended:8.3f} s  {step!s:<30} {answer}".rstrip())
 
     def told(self, test: str) -> str:
@@ -124,82 +124,86 @@ class Player:
         self, name: str, count: int, priority: int, delay: float, ttl: float | None
     ) -> str:
         """Publish `count` new messages in one batch."""
-        batch = await self.rig.publish(name, count, priority, delay, ttl)
+        batch = await self.example.publish(name, count, priority, delay, ttl)
         return ", ".join(
             f"{out.message.id} (priority {out.message.priority}) stored" for out in batch
         )
 
     async def _again(self, name: str, pick: int) -> str:
         """Publish one of the last again, counted from the last, to the same queue or to another."""
-        stored = list(self.rig.stored.values())
+        stored = list(self.example.stored.values())
         return (
-            await self.rig.publish_again(name, stored[-1 - pick % len(stored)])
+            await self.example.publish_again(name, stored[-1 - pick % len(stored)])
             if stored
             else "nothing to repeat"
         )
 
     async def _receive(self, name: str, limit: int) -> str:
         """Receive up to `limit`."""
-        return _described(await self.rig.receive(name, limit))
+        return _described(await self.example.receive(name, limit))
 
     async def _work(self, name: str, hows: str, to: str) -> str:
         """Receive some, and settle them at once in one batch, in the opposite order; `hows` is such as `ack+move`."""
-        rig, ways = self.rig, hows.split("+")
-        got = await rig.receive(name, len(ways))
+        example, ways = self.example, hows.split("+")
+        got = await example.receive(name, len(ways))
         held = [
             given
-            for given in rig.given
-            if given[1].state == "live" and given[2] is rig.consumers[name]
+            for given in example.given
+            if given[1].state == "live" and given[2] is example.consumers[name]
         ]
-        settled = await rig.settle(name, *zip(reversed(held), ways, strict=False), to=to)
+        settled = await example.settle(name, *zip(reversed(held), ways, strict=False), to=to)
         return f"{_described(got)}; {settled}"
 
     async def _settle(self, pick: int, count: int, how: str, to: str, delay: float) -> str:
         """Settle some of the last that one consumer was given, perhaps for the second time."""
-        rig = self.rig
-        if not rig.given:
+        example = self.example
+        if not example.given:
             return "nothing to settle"
-        given = rig.given[-1 - pick % len(rig.given)]
-        same = [it for it in rig.given if it[2] is given[2] and it is not given]
-        name = next(name for name, real in rig.names.items() if real == given[1].copy.queue)
-        return await rig.settle(
+        given = example.given[-1 - pick % len(example.given)]
+        same = [it for it in example.given if it[2] is given[2] and it is not given]
+        name = next(name for name, real in example.names.items() if real == given[1].copy.queue)
+        return await example.settle(
             name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay
         )
 
     async def _renew(self, pick: int) -> str:
         """Renew one of the last that came."""
-        given = self.rig.given
-        return await self.rig.renew(given[-1 - pick % len(given)]) if given else "nothing to renew"
+        given = self.example.given
+        return (
+            await self.example.renew(given[-1 - pick % len(given)]) if given else "nothing to renew"
+        )
 
     async def _crash(self, name: str) -> str:
         """End the queue's consumer, which has settled nothing of what it holds, and start another."""
-        await self.rig.crash(name)
+        await self.example.crash(name)
         return "another consumer"
 
     async def _wait(self, seconds: float) -> str:
         """Let delays, ttls and leases end."""
-        await self.rig.kit.advance(seconds * self.rig.unit)
+        await self.example.kit.advance(seconds * self.example.unit)
         return ""
 
     async def _count(self, name: str) -> str:
         """Look at the counts."""
-        return await self.rig.count(name)
+        return await self.example.count(name)
 
     async def _end(self) -> str:
         """Take away all consumers and empty the queues."""
-        await self.rig.end()
+        await self.example.end()
         return "all came"
 
     # The steps of a trace that is done on two brokers, each of which leaves nothing to chance
 
     async def _quiet(self) -> str:
         """Wait until everything is ready that is not held for ever."""
-        await self.rig.kit.advance(max(self.rig.model.quiet_at() - self.rig.kit.now, 0.0) + 0.01)
+        await self.example.kit.advance(
+            max(self.example.model.quiet_at() - self.example.kit.now, 0.0) + 0.01
+        )
         return ""
 
     async def _take(self, name: str) -> str:
         """Receive all that is there."""
-        got = await self.rig.receive(name, _ALL)
+        got = await self.example.receive(name, _ALL)
         self.seen.append(
             [(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
         )
@@ -207,9 +211,9 @@ class Player:
 
     async def _rest(self, name: str, hows: str, to: str) -> str:
         """Settle all that was received, in the order of the ids; `hows` begins again when it is used up."""
-        held, self.rig.given = sorted(self.rig.given, key=_id), []
-        held = [given for given in held if given[2] is self.rig.consumers[name]]
-        return await self.rig.settle(name, *zip(held, cycle(hows.split("+"))), to=to)
+        held, self.example.given = sorted(self.example.given, key=_id), []
+        held = [given for given in held if given[2] is self.example.consumers[name]]
+        return await self.example.settle(name, *zip(held, cycle(hows.split("+"))), to=to)
 
 
 def _described(deliveries: Sequence[Delivery]) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.slow_wire import SlowWire
+from support.slow_proxy import SlowProxy
 
 from mqcore import Broker, MqcoreError, PublishUnknown, Queue
 from mqcore.messages.message import new_id
@@ -191,8 +191,8 @@ async def campaign(url: str, host: str, port: int, load: Load, folder: Path) -> 
     queue: Queue[str] = Queue(f"rolling.{new_id()[:12]}", str)
     ledger, stop = Ledger(), asyncio.Event()
 
-    async with SlowWire(host, port, load.late, load.seed) as wire:
-        slow_url = url.replace(f":{port}", f":{wire.port}", 1)
+    async with SlowProxy(host, port, load.late, load.seed) as proxy:
+        slow_url = url.replace(f":{port}", f":{proxy.port}", 1)
         workers = Workers(slow_url, queue.name, folder)
         async with Broker.connect(url) as broker:
             await broker.declare(queue)

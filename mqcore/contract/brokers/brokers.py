@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 from mqcore.config.url import parse_url
 from mqcore.contract.brokers.catalogue import Kind, find
 from mqcore.contract.brokers.docker import DockerServer
-from mqcore.contract.brokers.given import GivenServer
+from mqcore.contract.brokers.external import ExternalServer
 from mqcore.contract.brokers.local import LocalServer
 from mqcore.contract.brokers.server import BrokerUnavailable, Server
 from mqcore.rules.redact import mask_text
@@ -113,7 +113,7 @@ class Brokers:
 
     def _by(self, provider: str, name: str, kinds: Sequence[Kind]) -> Server:
         if provider == "url":
-            return self._run(GivenServer(name, kinds[0].product, self.url_of(name)), kinds)
+            return self._run(ExternalServer(name, kinds[0].product, self.url_of(name)), kinds)
         if provider == "local":
             return self._run(LocalServer(name, kinds[0].product), kinds)
         refused: BrokerUnavailable | None = None

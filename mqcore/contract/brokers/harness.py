@@ -1,6 +1,6 @@
 """A server as the contract kit sees it: with the hooks that a URL alone cannot give.
 
-An instance reaches its server by a `Wire` of its own, so that it can be killed as a process is,
+An instance reaches its server by a `Proxy` of its own, so that it can be killed as a process is,
 without a word to the broker. Where the URL is not plainly host and port (TLS, several hosts) it
 connects directly, and a kill is a close.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mqcore.config.settings import open_backend
-from mqcore.contract.brokers.wire import Wire
+from mqcore.contract.brokers.proxy import Proxy
 from mqcore.contract.harness import UrlHarness
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class ServerHarness(UrlHarness):
         self.server = server
         self._address = f"{server.host}:{server.port}"
         parts = urlsplit(self.url)
-        self._wired = (
+        self._uses_proxy = (
             parts.scheme == server.product.scheme
             and parts.netloc.rpartition("@")[2] == self._address
         )
-        self._wires: weakref.WeakKeyDictionary[Backend, Wire] = weakref.WeakKeyDictionary()
+        self._proxies: weakref.WeakKeyDictionary[Backend, Proxy] = weakref.WeakKeyDictionary()
 
     @property
     def provider(self) -> str:
@@ -63,21 +63,21 @@ class ServerHarness(UrlHarness):
         return self.server.title if self.server.version else ""
 
     def make_backend(self) -> Backend:
-        """Hook 1: return an instance with a wire of its own."""
-        if not self._wired:
+        """Hook 1: return an instance with a proxy of its own."""
+        if not self._uses_proxy:
             return super().make_backend()
-        wire = Wire(*self.server.address)
-        url = self.url.replace(self._address, f"127.0.0.1:{wire.port}", 1)
+        proxy = Proxy(*self.server.address)
+        url = self.url.replace(self._address, f"127.0.0.1:{proxy.port}", 1)
         backend = open_backend(url, self._settings, self._plugins, self.clock)
-        self._wires[backend] = wire
-        weakref.finalize(backend, wire.close).atexit = False
+        self._proxies[backend] = proxy
+        weakref.finalize(backend, proxy.close).atexit = False
         return backend
 
     async def kill(self, backend: Backend) -> None:
-        """Hook 5: cut the instance's wire, so that it has no last words; then let go of what is left of it here."""
-        wire = self._wires.get(backend)
-        if wire is not None:
-            await asyncio.to_thread(wire.kill)
+        """Hook 5: cut the instance's proxy, so that it has no last words; then let go of what is left of it here."""
+        proxy = self._proxies.get(backend)
+        if proxy is not None:
+            await asyncio.to_thread(proxy.kill)
         await backend.close()
 
     async def restart(self) -> None:
@@ -89,8 +89,8 @@ class ServerHarness(UrlHarness):
         return self._silence()
 
     def mute(self, backend: Backend) -> AbstractAsyncContextManager[None]:
-        """Hook 9: hold back at the instance's wire what the server sends."""
-        return self._held_back(self._wires[backend])
+        """Hook 9: hold back at the instance's proxy what the server sends."""
+        return self._held_back(self._proxies[backend])
 
     async def stored(self, body: bytes) -> Mapping[str, int]:
         """Hook 10: search the server's storage, without its driver."""
@@ -99,7 +99,7 @@ class ServerHarness(UrlHarness):
 
     def has(self, hook: str) -> bool:
         """Whether the hook is there: a server that was given by its URL is neither killed, silenced nor searched."""
-        if (hook == "mute" and not self._wired) or (
+        if (hook == "mute" and not self._uses_proxy) or (
             hook == "stored" and self.server.product.stored is None
         ):
             return False
@@ -108,12 +108,12 @@ class ServerHarness(UrlHarness):
         )
 
     @asynccontextmanager
-    async def _held_back(self, wire: Wire) -> AsyncIterator[None]:
-        await asyncio.to_thread(wire.mute)
+    async def _held_back(self, proxy: Proxy) -> AsyncIterator[None]:
+        await asyncio.to_thread(proxy.mute)
         try:
             yield
         finally:
-            await asyncio.to_thread(wire.unmute)
+            await asyncio.to_thread(proxy.unmute)
 
     @asynccontextmanager
     async def _silence(self) -> AsyncIterator[None]:

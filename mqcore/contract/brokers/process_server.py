@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from mqcore.contract.brokers.catalogue import Product
 from mqcore.contract.brokers.probe import Identity
 from mqcore.contract.brokers.processes import Command, Processes, program
+from mqcore.contract.brokers.proxy import Proxy
 from mqcore.contract.brokers.server import BrokerUnavailable, Server, free_port
-from mqcore.contract.brokers.wire import Wire
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,7 +67,7 @@ class ProcessServer(Server):
         self._command = tuple(command)
         self._asks = ready or _connect
         self._processes = Processes()
-        self._wire: Wire | None = None
+        self._proxy: Proxy | None = None
         self._inner = free_port()
 
         scheme = urlsplit(url).scheme
@@ -121,8 +121,8 @@ class ProcessServer(Server):
 
         New ones are accepted.
         """
-        if self._wire is not None:
-            self._wire.cut()
+        if self._proxy is not None:
+            self._proxy.cut()
 
     def close(self) -> None:
         """End it and remove its data. May be called in any state, and again."""
@@ -143,7 +143,7 @@ class ProcessServer(Server):
             Command([path, *(_filled(word, values) for word in self._command[1:])])
         ]
         self._start()
-        self._wire = Wire(*self.address, at=self.port)
+        self._proxy = Proxy(*self.address, at=self.port)
 
     def _start(self) -> None:
         self._processes.start()
@@ -163,9 +163,9 @@ class ProcessServer(Server):
         )
 
     def _stop(self) -> None:
-        if self._wire is not None:
-            self._wire.kill()
-            self._wire = None
+        if self._proxy is not None:
+            self._proxy.kill()
+            self._proxy = None
         self._processes.stop()
 
     def _ended(self) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
-from mqcore.contract.traces import Traces
+from mqcore.contract.resources import ProcessResources
 from mqcore.errors import MqcoreError
 from mqcore.messages.message import new_id
 from mqcore.spi import (
@@ -50,7 +50,7 @@ async def an_address_where_nobody_listens_is_an_error_soon(kit: Kit) -> None:
     """`open` raises within 5 s, and leaves no socket, thread or task; so does a Broker's connect, in mqcore's words."""
     unreachable = kit.harness.make_unreachable()
     await kit.within(kit.backend.close(), _CLOSE)
-    before = Traces()
+    before = ProcessResources()
 
     for _ in range(2):
         opening = kit.within(unreachable.open(kit.lost.append), _REFUSED)
@@ -71,7 +71,7 @@ async def nothing_of_an_instance_is_left_after_its_close(kit: Kit) -> None:
     """No socket, thread or task: one consumer waits, another holds messages, and a publish has just ended. Three times."""
     queue, backend = await kit.queue(), kit.harness.make_backend()
     await kit.within(kit.backend.close(), _CLOSE)
-    before = Traces()
+    before = ProcessResources()
 
     for turn in range(3):
         await kit.within(backend.open(kit.lost.append))
@@ -97,7 +97,7 @@ async def nothing_is_left_of_an_open_that_was_cancelled(kit: Kit) -> None:
     """Cancelled at any step, then closed: no socket, thread or task; and the instance can be opened after that."""
     backend = kit.harness.make_backend()
     await kit.within(kit.backend.close(), _CLOSE)
-    before = Traces()
+    before = ProcessResources()
 
     for steps in _STEPS:
         opening = asyncio.create_task(backend.open(kit.lost.append))

@@ -1,4 +1,4 @@
-"""A certificate authority of one's own, and doors to real brokers."""
+"""A certificate authority of one's own, and proxies to real brokers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from support.doors import Authority, Door
+from support.tls_proxy import Authority, TlsProxy
 
 from mqcore.messages.message import new_id
 
@@ -32,12 +32,12 @@ def another_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Callable[..., Awaitable[Door]]]:
-    """A function that opens a door to the broker at a URL, with TLS when it is given some."""
+async def tls_proxy() -> AsyncIterator[Callable[..., Awaitable[TlsProxy]]]:
+    """A function that opens a proxy to the broker at a URL, with TLS when it is given some."""
     async with AsyncExitStack() as stack:
 
-        async def opened(url: str, context: ssl.SSLContext | None = None) -> Door:
-            one = Door(url, context)
+        async def opened(url: str, context: ssl.SSLContext | None = None) -> TlsProxy:
+            one = TlsProxy(url, context)
             await one.open()
             stack.push_async_callback(one.close)
             return one

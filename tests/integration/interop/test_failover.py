@@ -14,22 +14,22 @@ from mqcore import App, ConnectionLost, MqcoreError, Queue, Settings, Worker
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from support.doors import Door
+    from support.tls_proxy import TlsProxy
 
-    MakeDoor = Callable[[str], Awaitable[Door]]
+    MakeProxy = Callable[[str], Awaitable[TlsProxy]]
 
 
-def several(*doors: Door) -> str:
-    """Return one URL with the hosts of all these doors, in their order."""
-    first, *others = [urlsplit(door.url()) for door in doors]
+def several(*proxies: TlsProxy) -> str:
+    """Return one URL with the hosts of all these proxies, in their order."""
+    first, *others = [urlsplit(proxy.url()) for proxy in proxies]
     hosts = ",".join(f"127.0.0.1:{parts.port}" for parts in others)
     return first._replace(netloc=f"{first.netloc},{hosts}").geturl()
 
 
 async def test_work_goes_on_by_the_next_host_when_the_first_is_lost(
-    rabbitmq_url: str, door: MakeDoor, name: str
+    rabbitmq_url: str, tls_proxy: MakeProxy, name: str
 ) -> None:
-    one, two = await door(rabbitmq_url), await door(rabbitmq_url)
+    one, two = await tls_proxy(rabbitmq_url), await tls_proxy(rabbitmq_url)
     queue, app = Queue(name, int), App("two-hosts")
     handled: set[int] = set()
 
@@ -40,7 +40,7 @@ async def test_work_goes_on_by_the_next_host_when_the_first_is_lost(
     async with app.connect(several(one, two), settings=Settings()) as broker, Worker(app, broker):
         await broker.publish(queue, 1)
         await eventually(lambda: 1 in handled, 10)
-        assert (one.knocks > 0, two.knocks) == (True, 0)  # in the order of the URL
+        assert (one.connections > 0, two.connections) == (True, 0)  # in the order of the URL
         await one.close()
         async with asyncio.timeout(20):
             while 2 not in handled:
@@ -49,13 +49,13 @@ async def test_work_goes_on_by_the_next_host_when_the_first_is_lost(
                 except MqcoreError:
                     continue  # between the two hosts
                 await asyncio.sleep(0.01)
-        assert two.knocks > 0
+        assert two.connections > 0
 
 
 async def test_a_host_that_is_down_at_the_start_is_passed_over(
-    rabbitmq_url: str, door: MakeDoor, name: str
+    rabbitmq_url: str, tls_proxy: MakeProxy, name: str
 ) -> None:
-    down, up = await door(rabbitmq_url), await door(rabbitmq_url)
+    down, up = await tls_proxy(rabbitmq_url), await tls_proxy(rabbitmq_url)
     url = several(down, up)
     await down.close()
     async with App("one-down").connect(url, settings=Settings()) as broker:
@@ -65,8 +65,8 @@ async def test_a_host_that_is_down_at_the_start_is_passed_over(
         assert (await broker.counts(queue))[0].ready == 1
 
 
-async def test_when_no_host_is_up_all_are_named(rabbitmq_url: str, door: MakeDoor) -> None:
-    one, two = await door(rabbitmq_url), await door(rabbitmq_url)
+async def test_when_no_host_is_up_all_are_named(rabbitmq_url: str, tls_proxy: MakeProxy) -> None:
+    one, two = await tls_proxy(rabbitmq_url), await tls_proxy(rabbitmq_url)
     url = several(one, two)
     ports = [str(urlsplit(each.url()).port) for each in (one, two)]
     await one.close()

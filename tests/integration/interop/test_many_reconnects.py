@@ -17,16 +17,16 @@ from mqcore import App, PublishUnknown, Queue, Settings, Worker
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from support.doors import Door
+    from support.tls_proxy import TlsProxy
 
 pytestmark = pytest.mark.timeout(120)
 CUTS, FIRST = 60, 10
 
 
 async def test_what_a_process_holds_does_not_grow_with_its_reconnects(
-    broker_url: str, door: Callable[[str], Awaitable[Door]], name: str
+    broker_url: str, tls_proxy: Callable[[str], Awaitable[TlsProxy]], name: str
 ) -> None:
-    way = await door(broker_url)
+    way = await tls_proxy(broker_url)
     queue, app = Queue(name, int), App("tireless")
     handled: set[int] = set()
 

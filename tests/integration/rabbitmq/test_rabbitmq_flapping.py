@@ -11,7 +11,7 @@ import pytest
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, RetryPolicy, Worker, fixed
-from mqcore.contract.brokers.wire import Wire
+from mqcore.contract.brokers.proxy import Proxy
 from mqcore.messages.message import new_id
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,14 +39,16 @@ async def test_innocents_survive_a_connection_that_is_reset_again_and_again(
     server = urlsplit(rabbitmq_url)
     assert server.hostname is not None
     assert server.port is not None
-    wires = [Wire(server.hostname, server.port) for _ in range(processes)]
+    proxies = [Proxy(server.hostname, server.port) for _ in range(processes)]
 
     async with AsyncExitStack() as stack:
         direct = await stack.enter_async_context(Broker.connect(rabbitmq_url))
         await direct.publish_many(jobs, sorted(words))
         brokers = []
-        for wire in wires:
-            url = rabbitmq_url.replace(f"{server.hostname}:{server.port}", f"127.0.0.1:{wire.port}")
+        for proxy in proxies:
+            url = rabbitmq_url.replace(
+                f"{server.hostname}:{server.port}", f"127.0.0.1:{proxy.port}"
+            )
             brokers.append(await stack.enter_async_context(Broker.connect(url)))
             await stack.enter_async_context(Worker(app, brokers[-1], grace=0))
 
@@ -56,8 +58,8 @@ async def test_innocents_survive_a_connection_that_is_reset_again_and_again(
         for _ in range(RESETS):
             before = starts()
             await eventually(lambda before=before: starts() > before, 20)
-            for wire in wires:
-                await asyncio.to_thread(wire.cut)
+            for proxy in proxies:
+                await asyncio.to_thread(proxy.cut)
         await eventually(lambda: set(done) == words, 60)
 
         assert await direct.dead_letters(jobs).list() == []
@@ -65,5 +67,5 @@ async def test_innocents_survive_a_connection_that_is_reset_again_and_again(
             counts = brokers[0].events.counts
             assert counts["message.quarantined"] == 0, "this process knows that it has not died"
         await direct.delete(jobs)
-    for wire in wires:
-        wire.close()
+    for proxy in proxies:
+        proxy.close()

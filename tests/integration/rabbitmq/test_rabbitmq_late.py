@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.slow_wire import SlowWire
+from support.slow_proxy import SlowProxy
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, Reject, RetryPolicy, Settings, Worker, fixed
@@ -28,23 +28,23 @@ TYPES = pytest.mark.parametrize("query", ["", "durability=machine"], ids=["class
 
 
 @pytest.fixture
-async def wire(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SlowWire]:
+async def proxy(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SlowProxy]:
     """What stands between the worker and RabbitMQ; nothing is late before the test says so."""
-    monkeypatch.setattr("support.slow_wire.SETTLES_IN", 0.0)
+    monkeypatch.setattr("support.slow_proxy.STEADY_AFTER", 0.0)
     parts = urlsplit(rabbitmq_url)
     assert parts.hostname is not None
     assert parts.port is not None
-    async with SlowWire(parts.hostname, parts.port, 0.0, 1) as wire:
-        yield wire
+    async with SlowProxy(parts.hostname, parts.port, 0.0, 1) as proxy:
+        yield proxy
 
 
 class Site:
-    """One queue, reached directly by the test and through the wire by its workers."""
+    """One queue, reached directly by the test and through the proxy by its workers."""
 
-    def __init__(self, url: str, query: str, wire: SlowWire) -> None:
+    def __init__(self, url: str, query: str, proxy: SlowProxy) -> None:
         self.queue = Queue(f"t.{new_id()[:12]}", str, retry=RetryPolicy(3, fixed(0)))
         self.direct = f"{url}{'&' if '?' in url else '?'}{query}" if query else url
-        self.slow = self.direct.replace(f":{urlsplit(url).port}", f":{wire.port}", 1)
+        self.slow = self.direct.replace(f":{urlsplit(url).port}", f":{proxy.port}", 1)
         self.started: Counter[str] = Counter()
         self.go = asyncio.Event()
 
@@ -74,16 +74,16 @@ class Site:
 @TYPES
 @pytest.mark.parametrize("kind", ["do", "reject", "retry"])
 async def test_late_answers_at_a_drain_double_nothing(
-    rabbitmq_url: str, wire: SlowWire, query: str, kind: str
+    rabbitmq_url: str, proxy: SlowProxy, query: str, kind: str
 ) -> None:
-    site = Site(rabbitmq_url, query, wire)
+    site = Site(rabbitmq_url, query, proxy)
     async with Broker.connect(site.direct, settings=Settings()) as direct:
         await direct.publish_many(site.queue, [f"{kind}-{number}" for number in range(COUNT)])
         async with site.app().connect(site.slow, settings=Settings()) as broker:
             worker = Worker(site.app(), broker, grace=20)
             async with worker:
                 await eventually(lambda: len(site.started) == COUNT, 20)
-                wire.least, wire.late = LEAST, LATE
+                proxy.least, proxy.late = LEAST, LATE
                 site.go.set()
         letters = Counter(letter.body for letter in await direct.dead_letters(site.queue).list())
         left = await site.left(direct)
@@ -95,21 +95,21 @@ async def test_late_answers_at_a_drain_double_nothing(
 
 @TYPES
 async def test_answers_that_are_too_late_leave_one_duplicate_for_each_end(
-    rabbitmq_url: str, wire: SlowWire, query: str
+    rabbitmq_url: str, proxy: SlowProxy, query: str
 ) -> None:
     """Without any grace none of them is heard, and RabbitMQ cannot move in one step (G3)."""
-    site, ends = Site(rabbitmq_url, query, wire), 3
+    site, ends = Site(rabbitmq_url, query, proxy), 3
     async with Broker.connect(site.direct, settings=Settings()) as direct:
         await direct.publish_many(site.queue, [f"reject-{number}" for number in range(COUNT)])
         site.go.set()
         for _ in range(ends):
-            wire.least = wire.late = 0.0
+            proxy.least = proxy.late = 0.0
             site.started.clear()
             async with (
                 site.app().connect(site.slow, settings=Settings()) as broker,
                 Worker(site.app(), broker, grace=0),
             ):
-                wire.least = wire.late = 2.0
+                proxy.least = proxy.late = 2.0
                 await asyncio.sleep(0.3)
         letters = Counter(letter.body for letter in await direct.dead_letters(site.queue).list())
         left = await site.left(direct)
@@ -121,10 +121,10 @@ async def test_answers_that_are_too_late_leave_one_duplicate_for_each_end(
 
 @TYPES
 async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
-    rabbitmq_url: str, wire: SlowWire, query: str
+    rabbitmq_url: str, proxy: SlowProxy, query: str
 ) -> None:
     """At most once: RabbitMQ sends the message again, so its handler must not have been started (G2)."""
-    site = Site(rabbitmq_url, query, wire)
+    site = Site(rabbitmq_url, query, proxy)
     site.go.set()
     names = [f"do-{number}" for number in range(COUNT)]
     async with Broker.connect(site.direct, settings=Settings()) as direct:
@@ -136,11 +136,11 @@ async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
         ):
             await direct.publish(site.queue, "first")
             await eventually(lambda: site.started["first"], 20)
-            wire.deaf = True
+            proxy.deaf = True
             await direct.publish_many(site.queue, names)
             await eventually(lambda: broker.events.counts["message.done"] == 1 + COUNT, 20)
             await asyncio.sleep(0.1)  # for a handler that is started without a proof
-            wire.reset()
+            proxy.reset()
             await eventually(lambda: len(site.started) == 1 + COUNT, 20)
         assert await site.left(direct) == {}
         await direct.delete(site.queue)
@@ -149,7 +149,7 @@ async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
 
 @TYPES
 async def test_a_silent_broker_does_not_hold_up_the_end(
-    rabbitmq_url: str, wire: SlowWire, query: str
+    rabbitmq_url: str, proxy: SlowProxy, query: str
 ) -> None:
     """SIGTERM, and nothing answers any more: all has ended by grace + 1 s (G13).
 
@@ -158,15 +158,15 @@ async def test_a_silent_broker_does_not_hold_up_the_end(
     grace, took = 0.2, list[float]()
     loop = asyncio.get_running_loop()
     for _ in range(3):
-        wire.least = wire.late = 0.0
-        site = Site(rabbitmq_url, query, wire)
+        proxy.least = proxy.late = 0.0
+        site = Site(rabbitmq_url, query, proxy)
         async with Broker.connect(site.direct, settings=Settings()) as direct:
             await direct.publish_many(site.queue, [f"do-{number}" for number in range(COUNT + 5)])
             app = site.app()
             async with app.connect(site.slow, settings=Settings()) as broker:
                 running = asyncio.create_task(Worker(app, broker, grace=grace).run())
                 await eventually(lambda site=site: len(site.started) == COUNT, 20)
-                wire.least = wire.late = 3600.0
+                proxy.least = proxy.late = 3600.0
                 began = loop.time()
                 os.kill(os.getpid(), signal.SIGTERM)
                 await running
@@ -177,10 +177,10 @@ async def test_a_silent_broker_does_not_hold_up_the_end(
 
 @pytest.mark.parametrize("after", [0.05, 0.5, 1.1])
 async def test_a_close_that_is_cancelled_keeps_nothing(
-    rabbitmq_url: str, wire: SlowWire, after: float
+    rabbitmq_url: str, proxy: SlowProxy, after: float
 ) -> None:
     """The connection lasts, so its broker would keep what it sent to a consumer that nobody has any more (G5)."""
-    site = Site(rabbitmq_url, "", wire)
+    site = Site(rabbitmq_url, "", proxy)
     async with (
         Broker.connect(site.direct, settings=Settings()) as direct,
         Broker.connect(site.slow, settings=Settings()) as slow,
@@ -190,7 +190,7 @@ async def test_a_close_that_is_cancelled_keeps_nothing(
             site.queue.name, prefetch=1, lease=30
         )
         assert len(await subscription.receive(1, 10)) == 1
-        wire.least, wire.late = LEAST, LATE
+        proxy.least, proxy.late = LEAST, LATE
         closing = asyncio.create_task(subscription.close())
         await asyncio.sleep(after)
         closing.cancel()

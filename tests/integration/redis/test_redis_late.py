@@ -9,7 +9,7 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 import pytest
-from support.slow_wire import SlowWire
+from support.slow_proxy import SlowProxy
 from support.waiting import eventually
 
 from mqcore import App, Broker, Queue, Reject, Settings, Worker
@@ -43,7 +43,7 @@ async def test_a_worker_ends_in_time_whatever_redis_answers(
 
     One of three has to be in time.
     """
-    monkeypatch.setattr("support.slow_wire.SETTLES_IN", 0.0)
+    monkeypatch.setattr("support.slow_proxy.STEADY_AFTER", 0.0)
     parts, took = urlsplit(redis_url), list[float]()
     assert parts.hostname is not None
     assert parts.port is not None
@@ -51,16 +51,16 @@ async def test_a_worker_ends_in_time_whatever_redis_answers(
     for turn in range(3 if silent else 1):
         site = Site()
         async with (
-            SlowWire(parts.hostname, parts.port, 0.0, turn) as wire,
+            SlowProxy(parts.hostname, parts.port, 0.0, turn) as proxy,
             Broker.connect(redis_url, settings=Settings()) as direct,
         ):
             names = [f"{number}" for number in range(COUNT)]
             await direct.publish_many(site.queue, [*names, "unseen"])
-            slow = redis_url.replace(f":{parts.port}", f":{wire.port}", 1)
+            slow = redis_url.replace(f":{parts.port}", f":{proxy.port}", 1)
             async with site.app.connect(slow, settings=Settings()) as broker:
                 running = asyncio.create_task(Worker(site.app, broker, grace=grace).run())
                 await eventually(lambda site=site: len(site.started) == COUNT, 20)
-                wire.least, wire.late = (3600.0, 3600.0) if silent else (0.3, 0.6)
+                proxy.least, proxy.late = (3600.0, 3600.0) if silent else (0.3, 0.6)
                 site.go.set()
                 began = loop.time()
                 os.kill(os.getpid(), signal.SIGTERM)

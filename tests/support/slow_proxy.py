@@ -7,12 +7,12 @@ import random
 from contextlib import suppress
 from typing import Self
 
-SETTLES_IN = 1.5
+STEADY_AFTER = 1.5
 """Seconds from the start of a connection during which answers are not late, so that a handshake of
 ten round trips does not decide how long a campaign takes."""
 
 
-class SlowWire:
+class SlowProxy:
     """Listens on `port`; what the server at `host`:`port` answers arrives `least` to `late` seconds later."""
 
     def __init__(self, host: str, port: int, late: float, seed: int) -> None:
@@ -88,7 +88,7 @@ class SlowWire:
         try:
             with suppress(OSError):
                 while data := await source.read(65536):
-                    settled = loop.time() - began > SETTLES_IN
+                    settled = loop.time() - began > STEADY_AFTER
                     late = self._random.uniform(self.least, self.late) if settled else 0.0
                     waiting.put_nowait((loop.time() + late, data))
             waiting.put_nowait((loop.time(), b""))

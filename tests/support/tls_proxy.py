@@ -1,7 +1,7 @@
-"""What stands between a client and a real broker in a test: a certificate authority of its own, and a door that speaks TLS.
+"""What stands between a client and a real broker in a test: a certificate authority of its own, and a proxy that speaks TLS.
 
-A `Door` listens on a port of this machine, speaks TLS with the certificate that a test gives it, or
-plainly, and hands all on to the broker. It counts who knocks: a client that is refused must not
+A `TlsProxy` listens on a port of this machine, speaks TLS with the certificate that a test gives it, or
+plainly, and hands all on to the broker. It counts who connections: a client that is refused must not
 come again and again.
 """
 
@@ -88,23 +88,23 @@ class Authority:
         return context
 
 
-class Door:
+class TlsProxy:
     """The way to a broker.
 
-    `knocks`: how many connections were made. `context`: its TLS from the next one on, None for
+    `connections`: how many connections were made. `context`: its TLS from the next one on, None for
     none.
     """
 
     def __init__(self, url: str, context: ssl.SSLContext | None) -> None:
         self._parts = urlsplit(url)
         self.context = context
-        self.knocks = 0
+        self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._knock, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
 
     def url(
         self,
@@ -114,7 +114,7 @@ class Door:
         path: str | None = None,
         query: str = "",
     ) -> str:
-        """Return the broker's URL by this door, with another login, path or query where one is given."""
+        """Return the broker's URL by this proxy, with another login, path or query where one is given."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         own, at, _ = self._parts.netloc.rpartition("@")
@@ -122,8 +122,8 @@ class Door:
         scheme = self._parts.scheme if self.context is None else TLS[self._parts.scheme]
         return f"{scheme}://{login}{host}:{port}{self._parts.path if path is None else path}{query and '?'}{query}"
 
-    async def _knock(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.knocks += 1
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)

@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 
     from mqcore.spi import Backend
 
-__all__ = ["Heard", "first", "name_of", "raised_at", "raised_in", "stands_at", "told_as"]
+__all__ = [
+    "LogCapture",
+    "call_name",
+    "raised_at",
+    "raised_in",
+    "root_cause",
+    "seen_by_application",
+    "suspended_at",
+]
 
 _NOT_OURS = {"mqcore", "abc", "builtins", "typing"}
 _LINES = 2
 _LONGEST = 240
 
 
-def first(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """Return what an error began with: core's errors have the driver's as their cause.
 
     The cause of a `TimeoutError` is often the cancellation by which `asyncio.timeout` ends a call.
@@ -44,9 +52,9 @@ def first(error: BaseException) -> BaseException:
     return error
 
 
-def told_as(error: BaseException) -> str:
+def seen_by_application(error: BaseException) -> str:
     """Return in what words an application would see what the error began with; nothing when it is that error itself."""
-    began = first(error)
+    began = root_cause(error)
     if began is error:
         return ""
     return f"{type(error).__name__}: {error}".replace(f"{type(began).__name__}: {began}", "…")
@@ -76,7 +84,7 @@ def raised_in(error: BaseException) -> str:
     return module
 
 
-def stands_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
+def suspended_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
     """Return the line of the backend at which a call that does not end stands; nothing when it stands in none."""
     found: list[tuple[FrameType, int]] = []
     waits: Any = getattr(task, "get_coro", lambda: None)()
@@ -110,14 +118,14 @@ def _package(module: str) -> str:
     return module.partition(".")[0]
 
 
-def name_of(work: object) -> str:
+def call_name(work: object) -> str:
     """Return what a call is named, `AcmeBackend.open`; nothing for what is no call."""
     coroutine = getattr(work, "get_coro", lambda: work)()
     name = getattr(coroutine, "__qualname__", "")
     return str(name).rpartition("<locals>.")[2]
 
 
-class Heard(logging.Handler):
+class LogCapture(logging.Handler):
     """Keeps the last warnings of mqcore and asyncio, and keeps them off standard error: a case provokes many on purpose.
 
     Only those of the thread that listens, for other cases may run in others.
@@ -141,7 +149,7 @@ class Heard(logging.Handler):
             text = f"{text}: {type(error).__name__}: {error}"
         self._said.append(f"{record.name}: {text}"[:_LONGEST])
 
-    def told(self) -> str:
+    def text(self) -> str:
         """Return lines for a failure's text: what went wrong behind the case's back."""
         return "".join(f"\n  logged: {line}" for line in self._said)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqcore.contract.kit import ContractError
-from mqcore.contract.place import name_of
+from mqcore.contract.locate import call_name
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-__all__ = ["Traces"]
+__all__ = ["ProcessResources"]
 
 _DESCRIPTORS = Path("/dev/fd")
 _SHARED = "asyncio_"
@@ -34,7 +34,7 @@ _SOON = 2.0
 _BETWEEN = 0.02
 
 
-class Traces:
+class ProcessResources:
     """What this process has at one moment, to be compared with what it has later."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Traces:
             else []
         )
         left += [f"thread {thread.name}" for thread in threads]
-        left += [f"task {name_of(task) or task.get_name()}" for task in tasks if task is not here]
+        left += [f"task {call_name(task) or task.get_name()}" for task in tasks if task is not here]
         return left
 
 

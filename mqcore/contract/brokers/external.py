@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from mqcore.contract.brokers.catalogue import Product
 
-__all__ = ["GivenServer"]
+__all__ = ["ExternalServer"]
 
 _QUESTION = 2.0
 
 
-class GivenServer(Server):
+class ExternalServer(Server):
     """A server known by its URL.
 
     Its version is asked where no TLS and no password are in the way, and else left empty.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mqcore.contract.harness import Harness
 
-__all__ = ["QUEUES", "WORK", "Given", "Rig"]
+__all__ = ["QUEUES", "WORK", "Example", "Given"]
 
 T = TypeVar("T")
 Given = tuple[Delivery, Lease, Subscription]
@@ -45,7 +45,7 @@ _REAL_SLACK = 0.5
 """Seconds by which a loaded server and its network may be late."""
 
 
-class Rig:
+class Example:
     """One example: two work queues with a shared dead-letter queue, one consumer of each, and the model of them."""
 
     def __init__(self, harness: Harness) -> None:

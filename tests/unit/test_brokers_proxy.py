@@ -1,4 +1,4 @@
-"""The wire between an instance and its server: what goes in comes out, and a kill is heard on both sides as a reset."""
+"""The proxy between an instance and its server: what goes in comes out, and a kill is heard on both sides as a reset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from mqcore.contract.brokers.wire import Wire
+from mqcore.contract.brokers.proxy import Proxy
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def server() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def wire(server: socket.socket) -> Iterator[Wire]:
-    found = Wire(*server.getsockname())
+def proxy(server: socket.socket) -> Iterator[Proxy]:
+    found = Proxy(*server.getsockname())
     yield found
     found.kill()
 
 
-def connected(wire: Wire) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", wire.port), timeout=10)
+def connected(proxy: Proxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
 
 
 def read(connection: socket.socket, size: int) -> bytes:
@@ -39,8 +39,8 @@ def read(connection: socket.socket, size: int) -> bytes:
     return found
 
 
-def test_what_goes_in_comes_out_on_either_side(server: socket.socket, wire: Wire) -> None:
-    with connected(wire) as client:
+def test_what_goes_in_comes_out_on_either_side(server: socket.socket, proxy: Proxy) -> None:
+    with connected(proxy) as client:
         client.sendall(b"hello")
         there, _ = server.accept()
         with there:
@@ -49,9 +49,9 @@ def test_what_goes_in_comes_out_on_either_side(server: socket.socket, wire: Wire
             assert read(client, 5) == b"world"
 
 
-def test_more_than_a_side_can_take_waits_and_arrives(server: socket.socket, wire: Wire) -> None:
+def test_more_than_a_side_can_take_waits_and_arrives(server: socket.socket, proxy: Proxy) -> None:
     much = bytes(range(256)) * 4000
-    with connected(wire) as client:
+    with connected(proxy) as client:
         client.sendall(much)
         there, _ = server.accept()
         with there:
@@ -59,8 +59,8 @@ def test_more_than_a_side_can_take_waits_and_arrives(server: socket.socket, wire
             assert read(there, len(much)) == much
 
 
-def test_an_orderly_end_is_one_on_the_other_side(server: socket.socket, wire: Wire) -> None:
-    with connected(wire) as client:
+def test_an_orderly_end_is_one_on_the_other_side(server: socket.socket, proxy: Proxy) -> None:
+    with connected(proxy) as client:
         client.sendall(b"bye")
     there, _ = server.accept()
     with there:
@@ -68,28 +68,28 @@ def test_an_orderly_end_is_one_on_the_other_side(server: socket.socket, wire: Wi
         assert read(there, 100) == b"bye"
 
 
-def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, wire: Wire) -> None:
-    with connected(wire) as client:
+def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, proxy: Proxy) -> None:
+    with connected(proxy) as client:
         client.sendall(b"hello")
         there, _ = server.accept()
         with there:
             there.settimeout(10)
             assert read(there, 5) == b"hello"
-            wire.kill()
-            wire.kill()  # twice is once
+            proxy.kill()
+            proxy.kill()  # twice is once
             with pytest.raises(ConnectionResetError):
                 there.recv(1)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
     with pytest.raises(ConnectionRefusedError):
-        connected(wire)
+        connected(proxy)
 
 
-def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, wire: Wire) -> None:
+def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, proxy: Proxy) -> None:
     server.close()
     with (
         pytest.raises(ConnectionResetError),
-        connected(wire) as client,
+        connected(proxy) as client,
     ):  # while it connects, or soon after
         client.recv(1)
 
@@ -100,32 +100,32 @@ def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
     left: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: left.append(told.exc_value))
 
-    def come(wire: Wire) -> None:
+    def come(proxy: Proxy) -> None:
         for _ in range(3):
             with suppress(OSError):
-                connected(wire).close()
+                connected(proxy).close()
 
     for number in range(60):
-        wire = Wire(*server.getsockname())
-        coming = threading.Thread(target=come, args=(wire,))
+        proxy = Proxy(*server.getsockname())
+        coming = threading.Thread(target=come, args=(proxy,))
         coming.start()
         coming.join(number * 0.00002)  # the kill meets it at one point or another of its way in
-        wire.kill()
+        proxy.kill()
         coming.join()
     gc.collect()
     assert left == []
 
 
 def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(
-    server: socket.socket, wire: Wire
+    server: socket.socket, proxy: Proxy
 ) -> None:
-    with connected(wire) as client:
+    with connected(proxy) as client:
         client.sendall(b"ready")
         there, _ = server.accept()
         with there:
             assert read(there, 5) == b"ready"
 
-            wire.mute()
+            proxy.mute()
             client.sendall(b"hello")
             assert read(there, 5) == b"hello"
             there.sendall(b"world")
@@ -133,20 +133,20 @@ def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(
             with pytest.raises(TimeoutError):
                 client.recv(1)
 
-            wire.unmute()
+            proxy.unmute()
             client.settimeout(10)
             assert read(client, 5) == b"world"
 
 
-def test_a_muted_wire_can_be_killed(server: socket.socket, wire: Wire) -> None:
-    with connected(wire) as client:
+def test_a_muted_wire_can_be_killed(server: socket.socket, proxy: Proxy) -> None:
+    with connected(proxy) as client:
         client.sendall(b"ready")
         there, _ = server.accept()
         with there:
             assert read(there, 5) == b"ready"
-            wire.mute()
+            proxy.mute()
             there.sendall(b"world")
-            wire.kill()
+            proxy.kill()
             with pytest.raises(ConnectionError):
                 client.recv(1)
-            wire.unmute()
+            proxy.unmute()

@@ -1,8 +1,8 @@
-"""A wire between a client and its server, which can be cut: that is how an instance dies, as the server sees it.
+"""A proxy between a client and its server, which can be cut: that is how an instance dies, as the server sees it.
 
 Closing an instance is a conversation; a process that is killed says nothing. So each instance
 connects to a port of its own here, what it sends goes on to the server unchanged, and `kill` resets
-both ends at once. All wires run in one thread with a loop of its own, whatever the loops of the
+both ends at once. All proxies run in one thread with a loop of its own, whatever the loops of the
 tests are doing.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["Wire"]
+__all__ = ["Proxy"]
 
 T = TypeVar("T")
 _HERE = "127.0.0.1"
@@ -27,10 +27,10 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: the connection is reset, not closed."""
 
 
-class Wire:
+class Proxy:
     """A port on 127.0.0.1 that leads to a server. Raises `OSError` when there is no port to be had.
 
-    While the server does not accept connections, one to the wire is accepted and then reset.
+    While the server does not accept connections, one to the proxy is accepted and then reset.
     """
 
     def __init__(self, host: str, port: int, *, at: int = 0) -> None:
@@ -155,9 +155,9 @@ class _End(asyncio.Protocol):
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of all wires, which runs as long as the process."""
+    """Return the loop of all proxies, which runs as long as the process."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="mqcore-wires", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name="mqcore-proxies", daemon=True).start()
     return loop
 
 
