@@ -4,10 +4,11 @@
     async def messages_of_one_batch_keep_their_order(kit: Kit) -> None:
         '''First deliveries come in publish order, inside a batch and from batch to batch.'''
 
-The module's name is the profile, the docstring's first line is what the report says, `needs` are
-capabilities without which the case means nothing (that they are refused then is another case),
-`hooks` what the harness must be able to do. A case that is `alone` measures the whole process or
-the whole server: no other case may run at the same time.
+The profile is the name of the module, or of the folder that the module is in. The docstring's first
+line is printed in reports and when the case fails. `needs` are capabilities without which the case
+means nothing; that they are refused then is another case. `hooks` are what the harness must be able
+to do. A case that is `alone` measures the whole process or the whole server: no other case may run
+at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any
 
 from mqcore.contract import cases as package
@@ -72,7 +73,8 @@ def case(
     """
 
     def register(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        profile = function.__module__.rpartition(".")[2].replace("_", "-")
+        _, _, module = function.__module__.partition(f"{package.__name__}.")
+        profile = module.partition(".")[0].replace("_", "-")
         plain = Case(
             name=f"{profile}.{function.__name__}",
             profile=profile,
@@ -102,6 +104,8 @@ async def _with(function: Callable[..., Awaitable[None]], value: object, kit: Ki
 
 def all_cases() -> list[Case]:
     """Import every module of cases and return them in the order of the files, but for *core*: an author needs it first."""
-    for module in sorted(found.name for found in iter_modules(package.__path__)):
-        import_module(f"{package.__name__}.{module}")
+    for module in sorted(
+        module.name for module in walk_packages(package.__path__, f"{package.__name__}.")
+    ):
+        import_module(module)
     return sorted(_found, key=lambda case: case.profile != "core")

@@ -1,4 +1,4 @@
-"""The cases, a module for each profile.
+"""The cases: a module or a folder for each profile.
 
-Written against the seam, and through Broker and Worker where a guarantee lives there.
+They call the backend interface, and Broker and Worker where core keeps the guarantee.
 """

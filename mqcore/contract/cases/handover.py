@@ -12,8 +12,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
+from mqcore.contract.cases.browse import shows_delayed
 from mqcore.contract.kit import NotShown
-from mqcore.contract.looks import shows_delayed
 from mqcore.spi import DONE, STORED, Capability, Outgoing, Release, SupportsBrowse, SupportsTake
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How near a backend's BROWSE comes: an approximate one may leave marks on what it shows, and not see what is delayed."""
+"""Profile *browse*: counting and looking change nothing; taking, purging and deleting do what they say and no more."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ __all__ = ["leaves_marks", "shows_delayed"]
 
 
 def leaves_marks(kit: Kit) -> bool:
-    """Whether what was looked at may come as delivered before."""
+    """Whether a message may come as redelivered after it was browsed: BROWSE is approximate."""
     return kit.capabilities[Capability.BROWSE].level is Level.APPROXIMATE
 
 
 def shows_delayed(kit: Kit) -> bool:
-    """Whether delayed messages are seen, and so can be taken and purged: not without BROWSE, and an approximate one may say no."""
+    """Whether browsing shows delayed messages, so that they can be taken and purged.
+
+    It does not without BROWSE, and an approximate BROWSE may declare `shows_delayed=False`.
+    """
     if not (kit.capabilities.has(Capability.DELAY) and kit.capabilities.has(Capability.BROWSE)):
         return False
+
     return not leaves_marks(kit) or kit.limit(Capability.BROWSE, "shows_delayed") is not False

@@ -1,23 +1,18 @@
-"""Profile *bounds*: `max_length` bounds what is published and ready, prefetch what is out, limits what is sent; nothing else is."""
+"""Bounded queues: what a full queue refuses, drops or dead-letters."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
-from mqcore.errors import MessageTooLarge, QueueFull
-from mqcore.messages.message import Limits
+from mqcore.errors import QueueFull
 from mqcore.publishing.publisher import Receipt
 from mqcore.queue import Queue
 from mqcore.spi import (
     DONE,
-    Ack,
     Capability,
-    Death,
     ErrorKind,
     Failed,
     Level,
@@ -25,24 +20,24 @@ from mqcore.spi import (
     QueueSpec,
     Reason,
     Release,
-    SupportsCount,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mqcore.contract.kit import Kit
-    from mqcore.spi import Backend, Capabilities, Delivery, Outcome, Settlement
+    from mqcore.spi import Outcome
+
 
 _NEEDS = (Capability.MAX_LENGTH,)
+
+
 _FULL = "Backend.publish: QueueSpec.max_length"
+
+
 _OVERFLOW = "Backend.publish: overflow='dead_letter'"
+
+
 _NEARLY = 20
 """Publishes, one by one, within which a bound that is declared approximate must have closed."""
-_LIMITS = Limits()
-_MANY = {f"h{number}": "v" for number in range(_LIMITS.headers)}
-_LONG = {f"h{number}": "v" * 4_000 for number in range(4)}
-_VALUE = {"h": "v" * _LIMITS.header_value}
 
 
 def _mode(kit: Kit, mode: str) -> None:
@@ -269,217 +264,3 @@ async def a_publisher_is_told_that_the_queue_is_full(kit: Kit) -> None:
         "what was stored and no more",
         _FULL,
     )
-
-
-@case(
-    "G12",
-    ids="B05",
-    each={
-        "payload": (b"x" * (_LIMITS.payload + 1), {}),
-        "number of headers": (b"", {**_MANY, "more": "v"}),
-        "bytes of headers": (b"", {**_LONG, "more": "v" * 400}),
-        "one header": (b"", {"h": _VALUE["h"] + "v"}),
-    },
-)
-async def what_is_too_large_is_refused_before_any_io(
-    kit: Kit, message: tuple[bytes, dict[str, str]]
-) -> None:
-    """`MessageTooLarge`, with the id, and not even the queue has been declared for it."""
-    body, headers = message
-    broker, name = await kit.broker(), kit.name()
-    work = broker.publish(Queue(name), body, headers=headers, id="mine")
-    error = cast(
-        "MessageTooLarge",
-        await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
-    )
-    kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
-    (outcome,) = await kit.publish(Outgoing(name, kit.message()))
-    missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
-    kit.true(missing, "no I/O: the queue is still missing", outcome, "Broker.publish")
-
-
-@case(
-    "G12",
-    ids="B05",
-    each={
-        "payload": (b"\x00\xff" * (_LIMITS.payload // 2), {}),
-        "number of headers": (b"", _MANY),
-        "bytes of headers": (b"", _LONG),
-        "one header": (b"", _VALUE),
-    },
-)
-async def what_is_just_small_enough_arrives_whole(
-    kit: Kit, message: tuple[bytes, dict[str, str]]
-) -> None:
-    """1 MiB of payload, 64 headers, 16 KiB of headers are a promise on every backend, delayed or not."""
-    body, headers = message
-    body = body[: kit.capabilities.max_payload]
-    broker, queue = await kit.broker(), Queue(kit.name())
-    delays: list[dict[str, Any]] = (
-        [{}, {"delay": 0.1}] if kit.capabilities.has(Capability.DELAY) else [{}]
-    )
-    consumer = None
-    for delay in delays:
-        await kit.within(broker.publish(queue, body, headers=headers, **delay))
-        consumer = consumer or await kit.subscribe(queue.name)
-        (delivery,) = await kit.take(consumer, 1)
-        kit.true(
-            delivery.message.body == body,
-            "the body, byte for byte",
-            f"{len(delivery.message.body)} bytes",
-            "publish",
-        )
-        kit.same(dict(delivery.message.headers), headers, "the headers", "Backend.publish")
-        await kit.ack(consumer, [delivery])
-
-
-@case("G12", ids="B05")
-async def more_than_a_stated_max_payload_is_refused_before_any_io(kit: Kit) -> None:
-    """Where a driver states one, core holds to it as to its own limit: the exact number arrives, one byte more is not sent."""
-
-    def make() -> Backend:
-        backend = kit.harness.make_backend()
-        inner = backend.open
-
-        async def opened(lost: Callable[[Exception], None]) -> Capabilities:
-            return replace(await inner(lost), max_payload=100)
-
-        backend.open = opened  # type: ignore[method-assign]  # the author's own, which states a number
-        return backend
-
-    broker, queue = await kit.broker(make_backend=make), Queue(kit.name())
-    work = broker.publish(queue, b"x" * 101, id="mine")
-    error = cast(
-        "MessageTooLarge",
-        await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
-    )
-    kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
-    (outcome,) = await kit.publish(Outgoing(queue.name, kit.message()))
-    missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
-    kit.true(missing, "no I/O: the queue is still missing", outcome, "Broker.publish")
-    await kit.within(broker.publish(queue, b"x" * 100, id="whole"))
-    kit.same(
-        await kit.contents(queue.name),
-        Counter(["whole"]),
-        "what is just small enough",
-        "Broker.publish",
-    )
-
-
-@case("G12", "G3", ids="B05")
-async def a_stated_max_payload_is_carried_whole(kit: Kit) -> None:
-    """With all the headers that core lets through, and as a dead letter with the longest record: what core adds fits beside it."""
-    limit = kit.capabilities.max_payload
-    if limit is None:
-        raise NotShown("states no max_payload: the broker's own limit is above what core sends")
-    body, jobs = b"\x00\xff" * (limit // 2), Queue(kit.name())
-    broker = await kit.broker(limits=replace(_LIMITS, payload=limit))
-    await kit.within(broker.publish(jobs, body, headers=_LONG))
-    consumer = await kit.subscribe(jobs.name)
-    (delivery,) = await kit.take(consumer, 1)
-    kit.true(
-        delivery.message.body == body,
-        "the body, byte for byte",
-        f"{len(delivery.message.body)} bytes",
-        "publish",
-    )
-
-    now = kit.clock.now()
-    death = Death(
-        reason=Reason.REJECTED,
-        queue=jobs.name,
-        attempts=3,
-        first_at=now,
-        last_at=now,
-        error="e" * 2_000,
-        traceback="t" * 4_000,
-    )
-    settled = await kit.settle(consumer, kit.successor(delivery, f"{jobs.name}.dlq", death=death))
-    kit.same(
-        settled,
-        [DONE],
-        "its dead letter stored",
-        "Subscription.settle: a Move of the largest message",
-    )
-    letters = await kit.take(await kit.subscribe(f"{jobs.name}.dlq"), 1)
-    kit.true(
-        letters[0].message.body == body,
-        "the dead letter's body",
-        f"{len(letters[0].message.body)} bytes",
-        "settle",
-    )
-
-
-@case("G12", ids="C46", each={"1": 1, "3": 3})
-async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
-    """No more than that is out unsettled; an ack, a release and a Move each make room for one."""
-    queue = await kit.queue()
-    await kit.put(queue, *(f"{number}" for number in range(10)))
-    consumer = await kit.subscribe(queue, prefetch=prefetch)
-    held = await kit.take(consumer, prefetch)
-    kit.same(
-        kit.ids(await kit.drain(consumer)),
-        [],
-        f"no more than {prefetch}",
-        "Backend.subscribe: prefetch",
-    )
-    ways: list[Callable[[Delivery], Settlement]] = [
-        lambda it: Ack(it.receipt),
-        lambda it: Release(it.receipt),
-        lambda it: kit.successor(it, f"{queue}.dlq"),
-    ]
-    one = held[0]
-    for settlement in ways:
-        kit.same(
-            await kit.settle(consumer, settlement(one)), [DONE], "settled", "Subscription.settle"
-        )
-        (one,) = await kit.take(consumer, 1)
-        kit.same(
-            kit.ids(await kit.drain(consumer)),
-            [],
-            f"no more than {prefetch}",
-            "Backend.subscribe: prefetch",
-        )
-
-
-@case("G12", ids="C46")
-async def each_consumer_has_a_prefetch_of_its_own(kit: Kit) -> None:
-    """Two consumers hold twice as much together, and `limit` of a receive is a ceiling too."""
-    queue = await kit.queue()
-    await kit.put(queue, *(f"{number}" for number in range(10)))
-    one, two = await kit.subscribe(queue, prefetch=2), await kit.subscribe(queue, prefetch=3)
-    kit.same(
-        len(await kit.receive(one, 1, wait=1.0)),
-        1,
-        "at most `limit`",
-        "Subscription.receive: limit",
-    )
-    held = [
-        len(await kit.take(one, 1)) + len(await kit.drain(one)),
-        len(await kit.take(two, 3)) + len(await kit.drain(two)),
-    ]
-    kit.same(held, [1, 3], "what each got", "Backend.subscribe: prefetch")
-
-
-@case("G12", ids="C46", protocols=(SupportsCount,))
-async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
-    """However deep the queue is, the rest stays ready for others."""
-    broker, queue = await kit.broker(), Queue(kit.name())
-    began: asyncio.Queue[bytes] = asyncio.Queue()
-    go = asyncio.Event()
-
-    async def handler(body: bytes) -> None:
-        await began.put(body)
-        await go.wait()
-
-    await kit.within(broker.publish_many(queue, [b""] * 50))
-    await kit.worker(broker, queue, handler, concurrency=2, prefetch=5)
-    for _ in range(2):
-        await kit.within(began.get())
-    await kit.advance(kit.harness.silence)
-    (counts,) = await kit.within(broker.counts(queue))
-    kit.same(
-        (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
-    )
-    kit.same(began.qsize(), 0, "handlers begun beyond the concurrency", "Worker")
-    go.set()

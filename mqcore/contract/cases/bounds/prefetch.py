@@ -1,0 +1,96 @@
+"""Prefetch: how many messages a consumer holds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mqcore.contract.case import case
+from mqcore.queue import Queue
+from mqcore.spi import (
+    DONE,
+    Ack,
+    Release,
+    SupportsCount,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mqcore.contract.kit import Kit
+    from mqcore.spi import Delivery, Settlement
+
+
+@case("G12", ids="C46", each={"1": 1, "3": 3})
+async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
+    """No more than that is out unsettled; an ack, a release and a Move each make room for one."""
+    queue = await kit.queue()
+    await kit.put(queue, *(f"{number}" for number in range(10)))
+    consumer = await kit.subscribe(queue, prefetch=prefetch)
+    held = await kit.take(consumer, prefetch)
+    kit.same(
+        kit.ids(await kit.drain(consumer)),
+        [],
+        f"no more than {prefetch}",
+        "Backend.subscribe: prefetch",
+    )
+    ways: list[Callable[[Delivery], Settlement]] = [
+        lambda it: Ack(it.receipt),
+        lambda it: Release(it.receipt),
+        lambda it: kit.successor(it, f"{queue}.dlq"),
+    ]
+    one = held[0]
+    for settlement in ways:
+        kit.same(
+            await kit.settle(consumer, settlement(one)), [DONE], "settled", "Subscription.settle"
+        )
+        (one,) = await kit.take(consumer, 1)
+        kit.same(
+            kit.ids(await kit.drain(consumer)),
+            [],
+            f"no more than {prefetch}",
+            "Backend.subscribe: prefetch",
+        )
+
+
+@case("G12", ids="C46")
+async def each_consumer_has_a_prefetch_of_its_own(kit: Kit) -> None:
+    """Two consumers hold twice as much together, and `limit` of a receive is a ceiling too."""
+    queue = await kit.queue()
+    await kit.put(queue, *(f"{number}" for number in range(10)))
+    one, two = await kit.subscribe(queue, prefetch=2), await kit.subscribe(queue, prefetch=3)
+    kit.same(
+        len(await kit.receive(one, 1, wait=1.0)),
+        1,
+        "at most `limit`",
+        "Subscription.receive: limit",
+    )
+    held = [
+        len(await kit.take(one, 1)) + len(await kit.drain(one)),
+        len(await kit.take(two, 3)) + len(await kit.drain(two)),
+    ]
+    kit.same(held, [1, 3], "what each got", "Backend.subscribe: prefetch")
+
+
+@case("G12", ids="C46", protocols=(SupportsCount,))
+async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
+    """However deep the queue is, the rest stays ready for others."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    began: asyncio.Queue[bytes] = asyncio.Queue()
+    go = asyncio.Event()
+
+    async def handler(body: bytes) -> None:
+        await began.put(body)
+        await go.wait()
+
+    await kit.within(broker.publish_many(queue, [b""] * 50))
+    await kit.worker(broker, queue, handler, concurrency=2, prefetch=5)
+    for _ in range(2):
+        await kit.within(began.get())
+    await kit.advance(kit.harness.silence)
+    (counts,) = await kit.within(broker.counts(queue))
+    kit.same(
+        (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
+    )
+    kit.same(began.qsize(), 0, "handlers begun beyond the concurrency", "Worker")
+    go.set()

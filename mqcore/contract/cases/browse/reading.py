@@ -1,0 +1,168 @@
+"""Reading the messages of a queue without consuming them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mqcore.contract.case import case
+from mqcore.contract.cases.browse import leaves_marks, shows_delayed
+from mqcore.contract.cases.browse.common import (
+    BROWSE,
+    DELETE,
+    LOOKS,
+    PURGE,
+    TAKE,
+    browse_page,
+    counts_of,
+    is_not_found,
+    keys_by_id,
+)
+from mqcore.queue import Queue
+from mqcore.spi import (
+    DONE,
+    Ack,
+    Capability,
+    Failed,
+    Outgoing,
+    SupportsBrowse,
+    SupportsCount,
+    SupportsDelete,
+    SupportsPurge,
+    SupportsTake,
+)
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+
+
+@case("G11", needs=(*LOOKS, Capability.PRIORITY, Capability.DELAY), protocols=(SupportsBrowse,))
+async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
+    """Highest priority first, first in first out; then the delayed, the next to fall due first, with the time they have left."""
+    queue = await kit.queue()
+    await kit.put(queue, "late", delay=90.0, priority=10)
+    await kit.put(queue, "soon", delay=30.0)
+    await kit.put(queue, "low", priority=0)
+    await kit.put(queue, "a", "b")
+    await kit.put(queue, "high", priority=10)
+    entries = await browse_page(kit, queue)
+    wanted = [
+        ("high", "ready"),
+        ("a", "ready"),
+        ("b", "ready"),
+        ("low", "ready"),
+        ("soon", "delayed"),
+        ("late", "delayed"),
+    ][: None if shows_delayed(kit) else 4]
+    kit.same([(it.message.id, it.state) for it in entries], wanted, "the order of delivery", BROWSE)
+    error = max(
+        abs(it.due_in - due)
+        for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(wanted)], strict=True)
+    )
+    kit.true(error < 1.0, "due_in 0, and about 30 and 90 s", [it.due_in for it in entries], BROWSE)
+    kit.same(entries[1].message.body, b"a", "the whole message", BROWSE)
+    got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
+    kit.same(got, ["high", "a", "b", "low"], "delivered as it was shown", BROWSE)
+
+
+@case("G11", ids="X08", needs=LOOKS, protocols=(SupportsBrowse,))
+async def browsing_changes_nothing(kit: Kit) -> None:
+    """Neither order, nor counts, nor leases, nor marks: who receives afterwards sees first deliveries."""
+    queue = await kit.queue()
+    await kit.put(queue, *"abcd")
+    consumer = await kit.subscribe(queue, prefetch=1)
+    (held,) = await kit.take(consumer, 1)
+    for _ in range(3):
+        shown = [it.message.id for it in await browse_page(kit, queue) if it.state != "leased"]
+        kit.same(shown, ["b", "c", "d"], "what is ready, each time", BROWSE)
+    if isinstance(kit.backend, SupportsCount):
+        (counts,) = await counts_of(kit, queue)
+        kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", BROWSE)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)), [DONE], "the lease of who holds one", BROWSE
+    )
+    got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
+    marked = leaves_marks(kit)
+    marks = sorted(
+        (it.message.id, it.redelivered and not marked, 0 if marked else it.takeovers, it.attempt)
+        for it in got
+    )
+    kit.same(marks, [(name, False, 0, 1) for name in "bcd"], "first deliveries", BROWSE)
+
+
+@case("G11", ids="X08", needs=LOOKS, protocols=(SupportsBrowse,))
+async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> None:
+    """`Broker.peek` and `dead_letters().list()` show the same again and again, and the messages are still there."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    in_place = kit.limit(Capability.ORDER, "release_in_place")
+    published = [b"a", b"b", b"c", b"d"] if in_place else [b"a", b"b"]
+    for body in published:
+        await kit.within(broker.publish(queue, body))
+    async with broker.consume(queue, prefetch=1) as deliveries:
+        for _ in range(2):
+            await kit.within((await kit.within(anext(deliveries))).reject("no"))
+    for body in (
+        (b"c", b"d") if not in_place else ()
+    ):  # else the consumer would give one back, behind the other
+        await kit.within(broker.publish(queue, body))
+    await kit.advance(kit.harness.silence)
+    letters = broker.dead_letters(queue)
+    for _ in range(3):
+        shown = [it.message.body for it in await kit.within(broker.peek(queue))]
+        listed = [it.body for it in await kit.within(letters.list())]
+        kit.same((shown, listed), ([b"c", b"d"], [b"a", b"b"]), "ready and dead, in order", BROWSE)
+    left = [(await kit.contents(name)).total() for name in (queue.name, f"{queue.name}.dlq")]
+    kit.same(left, [2, 2], "both still there", BROWSE)
+
+
+@case(
+    "G11",
+    ids="C91",
+    needs=(*LOOKS, Capability.DELAY),
+    protocols=(SupportsBrowse,),
+    each={"1": 1, "3": 3, "8": 8},
+)
+async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
+    """Each entry once, whatever the size of a page; an entry that has gone meanwhile breaks no page."""
+    queue = await kit.queue()
+    await kit.put(queue, *(f"{number}" for number in range(6)))
+    later = ["d1", "d2"] * shows_delayed(kit)
+    await kit.put(queue, *later, delay=50.0)
+    whole = list(await keys_by_id(kit, queue))
+    kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", *later], "all of them", BROWSE)
+    paged: list[str] = []
+    after = None
+    while page := await browse_page(kit, queue, size, after):
+        kit.true(
+            len(page) <= size and len(paged) <= len(whole),
+            f"pages of at most {size}, and an end",
+            paged,
+            BROWSE,
+        )
+        paged += [entry.message.id for entry in page]
+        after = page[-1].key
+    kit.same(paged, whole, "the pages joined", BROWSE)
+    page = await browse_page(kit, queue, 2)
+    consumer = await kit.subscribe(queue, prefetch=2)
+    await kit.ack(consumer, await kit.take(consumer, 2))
+    await kit.within(consumer.close())
+    rest = [it.message.id for it in await browse_page(kit, queue, 100, page[-1].key)]
+    rest = (
+        rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)
+    )  # a driver may have fetched some
+    kit.same(rest, whole[2:], "what comes after a page whose entries have gone", BROWSE)
+
+
+@case("G1", "G11", ids="C05")
+async def a_look_at_a_missing_queue_says_that_it_is_missing(kit: Kit) -> None:
+    """Browse, take, purge and delete raise NOT_FOUND, and make no queue."""
+    nowhere, backend = kit.name(), kit.backend
+    if isinstance(backend, SupportsBrowse):
+        await is_not_found(kit, backend.browse(nowhere, 10), BROWSE)
+    if isinstance(backend, SupportsTake):
+        await is_not_found(kit, backend.take(nowhere, ["key"], 30.0), TAKE)
+    if isinstance(backend, SupportsPurge):
+        await is_not_found(kit, backend.purge(nowhere), PURGE)
+    if isinstance(backend, SupportsDelete):
+        await is_not_found(kit, backend.delete(nowhere), DELETE)
+    (outcome,) = await kit.publish(Outgoing(nowhere, kit.message()))
+    kit.true(isinstance(outcome, Failed), "still missing", outcome, "Backend.publish")

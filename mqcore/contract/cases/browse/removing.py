@@ -1,0 +1,189 @@
+"""Purging and deleting queues."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+from mqcore.contract.case import case
+from mqcore.contract.cases.browse import shows_delayed
+from mqcore.contract.cases.browse.common import (
+    DELETE,
+    PURGE,
+    delete_queue,
+    is_not_found,
+)
+from mqcore.queue import Queue
+from mqcore.spi import (
+    DONE,
+    STALE,
+    Ack,
+    ErrorKind,
+    Failed,
+    Outgoing,
+    QueueSpec,
+    Release,
+    SupportsDelete,
+    SupportsPurge,
+)
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+
+
+async def _answers(kit: Kit, queue: str, answer: str, why: str, **options: bool) -> None:
+    """Fail unless delete answers `True` or `False`, as it should: `why`."""
+    asked = ", ".join(f"{name}=True" for name in options)
+    kit.true(
+        str(await delete_queue(kit, queue, **options)) == answer,
+        f"{answer} from delete({asked}): {why}",
+        look=DELETE,
+    )
+
+
+@case("G11", ids="X05", protocols=(SupportsPurge,))
+async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
+    """Ready and delayed go and are counted; what is leased stays with its owner, and the dead letters stay."""
+    queue, delays = await kit.queue(), shows_delayed(kit)
+    purge = cast("SupportsPurge", kit.backend).purge
+    await kit.put(queue, "held")
+    consumer = await kit.subscribe(queue, prefetch=1)
+    (held,) = await kit.take(consumer, 1)
+    await kit.put(queue, *"abc")
+    await kit.put(queue, *["later"] * delays, delay=0.8)
+    await kit.put(f"{queue}.again", "suspect")
+    await kit.put(f"{queue}.dlq", "dead")
+    kit.same(await kit.within(purge(queue)), 4 + delays, "how many went", PURGE)
+    await kit.advance(1.0)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)),
+        [DONE],
+        "the held one still its owner's",
+        PURGE,
+    )
+    kit.same(
+        kit.ids(await kit.drain(consumer)),
+        [],
+        "nothing comes, not even when it would fall due",
+        PURGE,
+    )
+    kit.same(await kit.contents(f"{queue}.again"), Counter(), "nothing in the quarantine", PURGE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", PURGE)
+    kit.same(await kit.within(purge(queue)), 0, "nothing is left to purge", PURGE)
+
+
+@case("G11", "G2", ids="X05", protocols=(SupportsPurge,))
+async def a_purged_queue_goes_on(kit: Kit) -> None:
+    """What is published after the purge arrives, in order."""
+    queue = await kit.queue()
+    await kit.put(queue, *"abc")
+    await kit.within(cast("SupportsPurge", kit.backend).purge(queue))
+    await kit.put(queue, *"def")
+    kit.same(
+        kit.ids(await kit.take(await kit.subscribe(queue), 3)),
+        ["d", "e", "f"],
+        "the new ones",
+        PURGE,
+    )
+
+
+@case("G1", ids="C12", protocols=(SupportsDelete,))
+async def a_deleted_queue_is_gone(kit: Kit) -> None:
+    """With its quarantine: a publish fails NOT_FOUND, late settlements are stale, a second delete raises; dead letters stay."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", "b")
+    await kit.put(f"{queue}.dlq", "dead")
+    consumer = await kit.subscribe(queue, prefetch=1)
+    (held,) = await kit.take(consumer, 1)
+    await _answers(kit, queue, "True", "the queue goes")
+    for name in (queue, f"{queue}.again"):
+        (outcome,) = await kit.publish(Outgoing(name, kit.message()))
+        missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
+        kit.true(missing, f"NOT_FOUND for {name}", outcome, DELETE)
+    kit.same(
+        await kit.settle(consumer, Ack(held.receipt)),
+        [STALE],
+        "a late settlement",
+        "Subscription.settle",
+    )
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", DELETE)
+    await is_not_found(kit, cast("SupportsDelete", kit.backend).delete(queue), DELETE)
+    await is_not_found(
+        kit, kit.backend.subscribe(queue, prefetch=1, lease=30.0), "Backend.subscribe"
+    )
+
+
+@case("G14", ids="C06", protocols=(SupportsDelete,))
+async def the_consumers_of_a_deleted_queue_learn_it(kit: Kit) -> None:
+    """`receive` raises NOT_FOUND, at once for one that waits, and for one that asks later."""
+    queue = await kit.queue()
+    waits, comes_later = await kit.subscribe(queue), await kit.subscribe(queue)
+    waiting = await kit.start(waits.receive(1, 600.0))
+    await delete_queue(kit, queue)
+    await is_not_found(kit, waiting, "Subscription.receive: while it waits")
+    await is_not_found(kit, comes_later.receive(1, 0.5), "Subscription.receive")
+
+
+@case("G1", "G14", protocols=(SupportsDelete,))
+async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Kit) -> None:
+    """What an instance knows of a queue may be out of date: declared again it is there again, however often it was deleted."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    other, look = await kit.open(), "Backend.declare: of what this instance has declared before"
+    for turn in range(3):
+        await kit.within(broker.publish(queue, b"before"))
+        await kit.within(cast("SupportsDelete", other).delete(queue.name))
+        endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
+        came = [type(ending).__name__ for ending in endings]
+        kit.same(
+            came,
+            ["Receipt", "Receipt"],
+            f"turn {turn}: both stored in the queue that was declared again",
+            look,
+        )
+        kit.same(sum((await kit.contents(queue.name)).values()), 2, "both messages", look)
+
+
+@case("G1", protocols=(SupportsDelete,))
+async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
+    """Nothing of the old one shows through: no message, no lease, no remembered id."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", "b")
+    old = await kit.subscribe(queue, prefetch=1)
+    (held,) = await kit.take(old, 1)
+    await delete_queue(kit, queue)
+    await kit.within(kit.backend.declare([QueueSpec(name=queue)]))
+    await kit.put(queue, "a")
+    settled = await kit.settle(old, Ack(held.receipt), Release(held.receipt))
+    kit.same(settled, [STALE, STALE], "receipts of the old queue", "Subscription.settle")
+    kit.same(await kit.contents(queue), Counter("a"), "only the new message", DELETE)
+
+
+@case("G2", protocols=(SupportsDelete,), each={"queue": "", "quarantine": ".again"})
+async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(
+    kit: Kit, where: str
+) -> None:
+    """Leased ones and those in the quarantine count."""
+    queue = await kit.queue()
+    await kit.put(f"{queue}{where}", "a")
+    consumer = await kit.subscribe(f"{queue}{where}")
+    held = await kit.take(consumer, 1)
+    await _answers(kit, queue, "False", f"{queue}{where} holds a message", if_empty=True)
+    await kit.ack(consumer, held)
+    await kit.within(consumer.close())
+    await _answers(
+        kit, queue, "True", "it is empty and has no consumer", if_empty=True, if_unused=True
+    )
+
+
+@case("G2", protocols=(SupportsDelete,))
+async def a_queue_that_is_consumed_is_not_deleted_if_unused_was_asked(kit: Kit) -> None:
+    """A consumer that waits counts as much as one that works; a refused delete has changed nothing."""
+    queue = await kit.queue()
+    consumer = await kit.subscribe(queue)
+    await _answers(kit, queue, "False", "it has a consumer", if_unused=True)
+    await kit.put(queue, "a")
+    got = await kit.take(consumer, 1)
+    kit.same(kit.ids(got), ["a"], "still consumed", DELETE)
+    await kit.ack(consumer, got)
+    await kit.within(consumer.close())
+    await _answers(kit, queue, "True", "its consumer was closed", if_unused=True)

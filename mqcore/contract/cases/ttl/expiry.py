@@ -1,0 +1,283 @@
+"""What a backend reports about expiry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import inf, nan
+from typing import TYPE_CHECKING
+
+from mqcore.contract.case import case
+from mqcore.contract.cases.ttl.common import BOTH, NEEDS, SWEEP, TOLD, has_expired, time_left
+from mqcore.errors import ValidationError
+from mqcore.queue import Queue
+from mqcore.spi import (
+    DONE,
+    STORED,
+    Capability,
+    Move,
+    Outgoing,
+    Release,
+)
+
+if TYPE_CHECKING:
+    from mqcore.contract.kit import Kit
+
+
+_NEAR = 0.25
+
+
+_EARLY = 0.05
+
+
+def _near(kit: Kit, came: float | None, ttl: float, since: float, look: str = TOLD) -> None:
+    """Fail unless what is left of a ttl given at `since` is what the time gone by leaves."""
+    wanted = ttl - (kit.now - since)
+    expected = f"about {wanted:.3f} s left of {ttl:g}"
+    kit.true(came is not None and abs(came - wanted) <= _NEAR, expected, f"expires_in={came}", look)
+
+
+@case("G6", ids="T02", needs=NEEDS)
+async def a_living_message_says_how_long_it_has(kit: Kit) -> None:
+    """`expires_in` counts from publish; a long ttl has most of it left, and None is for ever."""
+    queue, began = await kit.queue(), kit.now
+    await kit.put(queue, "mortal", ttl=10.0)
+    await kit.put(queue, "immortal")
+    await kit.advance(1.0)
+    left = await time_left(kit, queue, 2)
+    kit.same(left["immortal"], None, "no expiry without a ttl", TOLD)
+    _near(kit, left["mortal"], 10.0, began)
+
+
+@case("G6", "G2", ids="T01", needs=NEEDS)
+async def an_expired_message_is_handed_out_as_expired(kit: Kit) -> None:
+    """Core dead-letters it, so it must come, however late, with nothing left and its body unharmed."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", ttl=0.3)
+    await kit.advance(2.0)
+    (delivery,) = await kit.take(await kit.subscribe(queue), 1)
+    kit.same(delivery.message.body, b"a", "the body as it was", "Subscription.receive")
+    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, TOLD)
+
+
+@case("G6", ids="T03", needs=NEEDS)
+async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) -> None:
+    """A short ttl behind a long one is over on time, and an expired message before a living one does not stop it."""
+    queue = await kit.queue()
+    for name, ttl in [("dead-1", 0.3), ("long", 100.0), ("dead-2", 0.6), ("for-ever", None)]:
+        await kit.put(queue, name, ttl=ttl)
+    await kit.advance(0.8)
+    got = {it.message.id: has_expired(it) for it in await kit.take(await kit.subscribe(queue), 4)}
+    kit.same(
+        got,
+        {"dead-1": True, "long": False, "dead-2": True, "for-ever": False},
+        "who has expired",
+        TOLD,
+    )
+
+
+@case(
+    "G6",
+    ids="T04",
+    needs=NEEDS,
+    each={
+        "message": (5.0, 20.0),
+        "queue": (20.0, 5.0),
+        "queue only": (None, 5.0),
+        "message only": (5.0, None),
+    },
+)
+async def the_shorter_ttl_wins(kit: Kit, ttls: tuple[float | None, float | None]) -> None:
+    """Of the message's own ttl and its queue's."""
+    of_message, of_queue = ttls
+    queue, began = await kit.queue(ttl=of_queue), kit.now
+    await kit.put(queue, "a", ttl=of_message)
+    _near(kit, (await time_left(kit, queue))["a"], 5.0, began, "Backend.publish: QueueSpec.ttl")
+
+
+@case("G6", ids="T05", needs=NEEDS, each={"release": False, "crash": True})
+async def what_comes_back_has_not_become_younger(kit: Kit, crash: bool) -> None:  # noqa: FBT001 - a variant
+    """Neither a release nor the death of its consumer winds the clock of a message back."""
+    queue, began = await kit.queue(ttl=10.0), kit.now
+    await kit.put(queue, "a")
+    await kit.advance(0.6)
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    if not crash:
+        await kit.settle(consumer, Release(delivery.receipt))
+    await kit.within(consumer.close())
+    _near(kit, (await time_left(kit, queue))["a"], 10.0, began, "Subscription.settle: Release")
+
+
+@case("G6", "G10", ids="T06", needs=NEEDS)
+async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
+    """Retry does not reset the clock; a queue's ttl is for what is published to it, not for what is moved."""
+    source, target, began = await kit.queue(), await kit.queue(ttl=1.0), kit.now
+    await kit.put(source, "a", ttl=10.0)
+    await kit.put(source, "for-ever")
+    await kit.advance(0.6)
+    consumer = await kit.subscribe(source)
+    moves = [kit.successor(it, target) for it in await kit.take(consumer, 2)]
+    look = "Subscription.settle: Move copies expires_at"
+    kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", look)
+    left = await time_left(kit, target, 2)
+    _near(kit, left["a"], 10.0, began, look)
+    kit.same(left["for-ever"], None, "no expiry from the target queue", look)
+
+
+@case("G6", "G7", "G10", ids="T06 D06", needs=BOTH)
+async def the_wait_of_a_retry_does_not_stop_the_clock(kit: Kit) -> None:
+    """A successor that is delayed lives no longer for it."""
+    queue, began = await kit.queue(), kit.now
+    await kit.put(queue, "a", ttl=10.0)
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    await kit.settle(consumer, kit.successor(delivery, queue, 0.6, attempt=2))
+    (delivery,) = await kit.take(consumer, 1)
+    _near(
+        kit,
+        delivery.expires_in,
+        10.0,
+        began,
+        "Subscription.settle: a delayed Move copies expires_at",
+    )
+
+
+@case("G6", ids="T06", needs=NEEDS)
+async def a_move_may_give_a_new_ttl(kit: Kit) -> None:
+    """`ttl` of an Outgoing counts from now, also in a Move, and goes before the expiry that is copied."""
+    queue = await kit.queue()
+    await kit.put(queue, "a", ttl=100.0)
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    moved, began = kit.successor(delivery, queue), kit.now
+    await kit.settle(consumer, Move(moved.receipt, Outgoing(queue, moved.to.message, 0.0, 5.0)))
+    await kit.within(consumer.close())
+    _near(
+        kit,
+        (await time_left(kit, queue))["a"],
+        5.0,
+        began,
+        "Subscription.settle: Outgoing.ttl of a Move",
+    )
+
+
+@case("G6", "G11", ids="T10", needs=NEEDS)
+async def a_dead_letter_never_expires_again(kit: Kit) -> None:
+    """Core takes the expiry off, and the backend must not put it back."""
+    queue = await kit.queue(ttl=0.3)
+    await kit.put(queue, "a")
+    await kit.advance(0.5)
+    consumer = await kit.subscribe(queue)
+    (delivery,) = await kit.take(consumer, 1)
+    await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", expires_at=None))
+    await kit.advance(1.0)
+    kit.same(
+        await time_left(kit, f"{queue}.dlq"),
+        {"a": None},
+        "no expiry on the dead letter",
+        "Subscription.settle: Move",
+    )
+
+
+@case("G6", "G7", ids="D06", needs=BOTH)
+async def what_expires_inside_its_delay_never_comes_alive(kit: Kit) -> None:
+    """It is handed out as expired: when it expires, to a consumer that waits, where a sweep is declared; else when it is due."""
+    queue, sweeps = await kit.queue(), kit.limit(Capability.EXPIRY, "sweep")
+    consumer, began = await kit.subscribe(queue), kit.now
+    waiting = await kit.start(consumer.receive(1, 600.0))
+    kit.same(
+        await kit.publish(Outgoing(queue, kit.message("a"), 60.0 if sweeps else 1.5, 0.5)),
+        [STORED],
+        "stored",
+    )
+    (delivery,) = await kit.within(waiting)
+    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, TOLD)
+    kit.true(
+        kit.now - began >= 0.5 - 0.005,
+        "not before it expires",
+        f"after {kit.now - began:.3f} s",
+        SWEEP,
+    )
+
+
+@case("G6", "G7", ids="D06", needs=BOTH)
+async def a_ttl_longer_than_the_delay_counts_from_publish(kit: Kit) -> None:
+    """Not from the due time; and it neither shortens nor lengthens the delay."""
+    queue, began = await kit.queue(), kit.now
+    consumer = await kit.subscribe(queue)
+    await kit.put(queue, "a", delay=0.6, ttl=5.0)
+    (delivery,) = await kit.take(consumer, 1)
+    kit.true(
+        kit.now - began >= 0.6 - 0.005,
+        "not before it is due",
+        f"after {kit.now - began:.3f} s",
+        "the delay",
+    )
+    _near(kit, delivery.expires_in, 5.0, began)
+
+
+@case("G6", ids="T12", needs=NEEDS, each={"ahead": 3600.0, "behind": -3600.0})
+async def the_publishers_calendar_decides_nothing(kit: Kit, skew: float) -> None:
+    """A ttl is seconds from now, whatever time the message says that it was published at."""
+    queue, began = await kit.queue(), kit.now
+    message = kit.message("a", published_at=kit.clock.now() + skew)
+    kit.same(
+        await kit.publish(Outgoing(queue, message, 0.0, 5.0)), [STORED], "stored", "Backend.publish"
+    )
+    _near(
+        kit,
+        (await time_left(kit, queue))["a"],
+        5.0,
+        began,
+        "Backend.publish: expires_at by the broker's clock",
+    )
+
+
+@case("G6", ids="T13", needs=NEEDS)
+async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
+    """50 ms are over after 0.1 s, and a year is a year."""
+    queue, year, began = await kit.queue(), 365 * 86_400.0, kit.now
+    await kit.put(queue, "long", ttl=year)
+    await kit.put(queue, "short", ttl=0.05)
+    await kit.advance(0.1)
+    left = await time_left(kit, queue, 2)
+    _near(kit, left["long"], year, began)
+    kit.true(
+        (left["short"] or 1.0) <= 0, "the short one expired", f"expires_in={left['short']}", TOLD
+    )
+
+
+@case("G6", ids="T07", needs=NEEDS)
+async def a_ttl_of_nothing_is_refused(kit: Kit) -> None:
+    """0, below 0, infinity and NaN are errors at publish; nothing is stored."""
+    broker, queue = await kit.broker(), Queue(kit.name())
+    await kit.within(broker.declare(queue))
+    for ttl in (0.0, -1.0, -0.001, inf, nan):
+        await kit.raises(
+            ValidationError,
+            broker.publish(queue, b"", ttl=ttl),
+            f"ttl={ttl} refused",
+            "Broker.publish",
+        )
+    kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
+
+
+@case("G6", ids="T01", needs=NEEDS, hooks=("mute",))
+async def a_late_answer_to_a_claim_makes_no_life_longer(kit: Kit) -> None:
+    """The answer to a claim arrives half a second late: what it hands out says how long it has left then, not at the claim."""
+    queue, backend, ttl = await kit.queue(), await kit.open(), 2.0
+    consumer = await kit.subscribe(queue, backend=backend)
+    await kit.put(queue, "a", ttl=ttl)
+    stored = kit.now
+
+    async with kit.harness.mute(backend):
+        waiting = await kit.start(consumer.receive(1, 600.0))
+        await kit.advance(0.5)
+
+    (delivery,) = await kit.within(waiting)
+    ends = kit.now - stored + (delivery.expires_in or 0.0)
+    by = ttl + _EARLY
+    kit.true(
+        ends <= by, f"the end of its life by {by:g} s after it was stored", f"{ends:.3f} s", TOLD
+    )
+    await kit.ack(consumer, [delivery])
