@@ -2,12 +2,14 @@
 
 A `python` block runs in a namespace of its own, in an empty folder, `await` at the top level
 allowed. `python continue` goes on where the block before it on the page ended; such a chain is one
-test. `python notest: REASON` does not run. A `toml` block must parse.
+test. `python title="NAME.py"` is a file: it compiles here, and `test_pages_as_read.py` runs it.
+`python notest: REASON` does not run. A `toml` block must parse.
 """
 
 import ast
 import asyncio
 import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -24,7 +26,9 @@ PAGES = sorted(
     for top in (".", "docs/**", "plugins/**", "examples/**")
     for page in ROOT.glob(f"{top}/*.md")
 )
-KNOWN = "`python`, `python continue` after a block, or `python notest: REASON`"
+KNOWN = "`python`, `python continue` after a block, `python title=FILE`, or `python notest: REASON`"
+FILES_ARE_RUN = {"README.md", "docs/tutorial.md"}
+"""Pages that `test_pages_as_read.py` follows."""
 
 
 class Block(NamedTuple):
@@ -51,6 +55,9 @@ def chains(text: str, page: str) -> Iterator[list[Block]]:
     for block in blocks(text, page, "python"):
         word, _, reason = block.info.partition(":")
         if word == "notest" and reason.strip():
+            continue
+        if re.fullmatch(r'title="[\w.]+"', block.info) and page in FILES_ARE_RUN:
+            compile(block.text, page, "exec", dont_inherit=True)
             continue
         if block.info == "continue" and chain:
             chain.append(block)
