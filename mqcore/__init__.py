@@ -11,7 +11,7 @@ from mqcore.broker import Broker, Health
 from mqcore.clock import Clock, SystemClock
 from mqcore.config.settings import Settings
 from mqcore.consuming.consumer import Consumer, Received
-from mqcore.consuming.context import BlockingContext, Context, Facts
+from mqcore.consuming.context import BlockingContext, Context, DeliveryInfo
 from mqcore.errors import (
     BackendNotFound,
     Blocked,
@@ -69,11 +69,11 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "DecodeError",
+    "DeliveryInfo",
     "Durability",
     "DurabilityUnavailable",
     "Entry",
     "Event",
-    "Facts",
     "HandlerTimeout",
     "Health",
     "LeaseLost",

@@ -21,9 +21,9 @@ from mqcore.connection.connection import Connection
 from mqcore.connection.topology import Topology
 from mqcore.consuming.consumer import Consumer
 from mqcore.consuming.grace import DISCONNECTED, Grace
-from mqcore.consuming.isolation import Gate
+from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
-from mqcore.consuming.receiver import CLOSE_GRACE, Intake
+from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
 from mqcore.consuming.requests import Replies, Requests
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConfigurationError, QueueNotFound
@@ -141,7 +141,7 @@ class Broker:
             "middleware", options.get("middleware", ()), Middleware, "connecting to the broker"
         )
         self.events = Events()
-        self.gate = Gate()
+        self.isolation = IsolationLock()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
         self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
         for one in self.middleware:
@@ -164,13 +164,15 @@ class Broker:
             ],
         )
         self.replies = Replies(self._connection, self.publisher, self.codecs)
-        self._requests = Requests(self._connection, self.publisher, self.codecs, self._reply_intake)
+        self._requests = Requests(
+            self._connection, self.publisher, self.codecs, self._reply_receiver
+        )
         self.leaving: Grace | None = None
         """The grace of a worker that a signal has ended: a `close` that follows ends in time for it.
         """
         self._keeper: LeaseKeeper | None = None
         self._consumers: list[Consumer[Any]] = []
-        self._intakes: list[Intake] = []
+        self._receivers: list[Receiver] = []
 
     @classmethod
     def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
@@ -224,12 +226,12 @@ class Broker:
         self.check_loop("closing the broker")
         leaving = None if self.leaving is None or self.leaving.is_past else self.leaving
         grace = leaving or Grace(self._clock, CLOSE_GRACE)
-        for intake in self._intakes:
-            intake.grace = grace
+        for receiver in self._receivers:
+            receiver.grace = grace
 
         await asyncio.gather(*(consumer.close() for consumer in self._consumers))
         await self._requests.close(leaving)
-        await asyncio.gather(*(intake.close() for intake in self._intakes))
+        await asyncio.gather(*(receiver.close() for receiver in self._receivers))
         if self._keeper is not None:
             await self._keeper.close()
         await self._connection.close(None if leaving is None else leaving.left(DISCONNECTED))
@@ -362,79 +364,83 @@ class Broker:
         check_count("prefetch", prefetch, f"consuming {wanted!r}")
         check_seconds("lease", lease, f"consuming {wanted!r}")
         check_after_crash(after_crash, f"consuming {wanted!r}")
-        gate = Gate()
+        isolation = IsolationLock()
 
-        async def make_intake() -> Intake:
-            intake = await self.intake(
+        async def make_receiver() -> Receiver:
+            receiver = await self.receiver(
                 wanted,
                 retry,
                 prefetch=prefetch,
                 lease=lease,
-                gate=gate,
-                eager=False,
+                isolation=isolation,
+                blocks_others=False,
                 after_crash=after_crash,
             )
-            await intake.start()
-            return intake
+            await receiver.start()
+            return receiver
 
-        consumer: Consumer[Any] = Consumer(wanted, self.codecs, make_intake)
+        consumer: Consumer[Any] = Consumer(wanted, self.codecs, make_receiver)
         self._consumers = [*(one for one in self._consumers if not one.closed), consumer]
         return consumer
 
-    async def intake(
+    async def receiver(
         self,
         queue: Queue[Any],
         retry: RetryPolicy | None,
         *,
         prefetch: int,
         lease: float,
-        gate: Gate,
-        eager: bool = True,
+        isolation: IsolationLock,
+        blocks_others: bool = True,
         after_crash: AfterCrash = "isolate",
-    ) -> Intake:
-        """Declare a queue and return its intake, not yet started: what consumers and workers are built on."""
+    ) -> Receiver:
+        """Declare a queue and return its receiver, not yet started: what consumers and workers are built on."""
         self.check_loop(f"consuming {queue!r}")
         self.codecs.named(
             queue.payload.codec
         )  # one that is not allowed is told now, not at the first message
         declared = await self._topology.ensure(queue)
         rules = await self._topology.rules(declared, retry, after_crash)
-        return self._make_intake(rules, prefetch, lease, gate, eager=eager, queue=declared)
+        return self._make_receiver(
+            rules, prefetch, lease, isolation, blocks_others=blocks_others, queue=declared
+        )
 
-    def _make_intake(
+    def _make_receiver(
         self,
         rules: Rules,
         prefetch: int,
         lease: float,
-        gate: Gate,
+        isolation: IsolationLock,
         *,
-        eager: bool,
+        blocks_others: bool,
         queue: Queue[Any] | None,
-    ) -> Intake:
+    ) -> Receiver:
         async def redeclare() -> None:
             if queue is not None:
                 await self._topology.restore(queue)
             else:
                 await self._connection.declare([QueueSpec(name=rules.queue, role="temporary")])
 
-        intake = Intake(
+        receiver = Receiver(
             self._connection,
             rules,
             prefetch=prefetch,
             lease=lease,
-            gate=gate,
+            isolation=isolation,
             keeper=self._lease_keeper(),
             redeclare=redeclare,
-            eager=eager,
+            blocks_others=blocks_others,
         )
-        self._intakes = [*(one for one in self._intakes if not one.closed), intake]
-        return intake
+        self._receivers = [*(one for one in self._receivers if not one.closed), receiver]
+        return receiver
 
-    async def _reply_intake(self, name: str) -> Intake:
+    async def _reply_receiver(self, name: str) -> Receiver:
         rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
-        intake = self._make_intake(rules, 100, LEASE, Gate(), eager=False, queue=None)
-        await intake.start()
-        return intake
+        receiver = self._make_receiver(
+            rules, 100, LEASE, IsolationLock(), blocks_others=False, queue=None
+        )
+        await receiver.start()
+        return receiver
 
     def _lease_keeper(self) -> LeaseKeeper | None:
         if self._keeper is None and self.capabilities.has(Capability.LEASE):
@@ -558,10 +564,10 @@ class Broker:
         """Return what is known without asking the broker."""
         connected = self._connection.connected
         consuming: dict[str, bool] = {}
-        for intake in self._intakes:
-            if not intake.stopped and not intake.rules.queue.startswith(RESERVED_PREFIXES):
-                consuming[intake.rules.queue] = intake.consuming and consuming.get(
-                    intake.rules.queue, True
+        for receiver in self._receivers:
+            if not receiver.stopped and not receiver.rules.queue.startswith(RESERVED_PREFIXES):
+                consuming[receiver.rules.queue] = receiver.consuming and consuming.get(
+                    receiver.rules.queue, True
                 )
         error = self._connection.error
         server = self.capabilities.server if self._connection.generation and connected else ""

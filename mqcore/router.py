@@ -12,7 +12,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Payload
 from mqcore.messages.message import check_headers
 from mqcore.queue import RESERVED_PREFIXES, Queue, check_queue_name, name_of
-from mqcore.rules.routing import Binding, Kind, check_meant
+from mqcore.rules.routing import Binding, Kind, check_binding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,4 +99,4 @@ class Router(Generic[T]):
             headers=tuple(sorted(check_headers(headers or {}).items())),
             match=match,
         )
-        return check_meant(binding)
+        return check_binding(binding)

@@ -1,6 +1,6 @@
 """`Worker`: runs an app's consumers until it is told to stop, then drains (G13).
 
-It is one-shot: started once, drained once. All workers on one Broker share a gate, so that a
+It is one-shot: started once, drained once. All workers on one Broker share an isolation lock, so that a
 suspect runs alone (G4).
 """
 
@@ -214,17 +214,17 @@ class Worker:
         if concurrency is not None:
             spec = spec.with_concurrency(concurrency)
         self._check_hold(spec)
-        intake = await self.broker.intake(
+        receiver = await self.broker.receiver(
             spec.queue,
             spec.retry,
             prefetch=spec.prefetch,
             lease=spec.lease,
-            gate=self.broker.gate,
+            isolation=self.broker.isolation,
             after_crash=spec.after_crash,
         )
         return Runner(
             spec,
-            intake,
+            receiver,
             publisher=self.broker.publisher,
             replies=self.broker.replies,
             codecs=self.broker.codecs,
@@ -348,7 +348,7 @@ class Worker:
 
     def health(self) -> Health:
         """Return the broker's health, and of each queue of this worker whether it is consumed: two things (G14)."""
-        consuming = {runner.spec.queue.name: runner.intake.consuming for runner in self._runners}
+        consuming = {runner.spec.queue.name: runner.receiver.consuming for runner in self._runners}
         return replace(
             self.broker.health(),
             consuming={spec.queue.name: False for spec in self._specs} | consuming,

@@ -36,7 +36,7 @@ from mqcore.rules.capabilities import Durability
 from mqcore.rules.checks import no_such_option
 from mqcore.rules.redact import is_secret, mask_url
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
-from mqcore.rules.routing import Binding, Kind, check_meant
+from mqcore.rules.routing import Binding, Kind, check_binding
 from mqcore.spi import Backend
 
 __all__ = [
@@ -171,7 +171,7 @@ class RouterSettings(_Section):
     def arrows(self, router: str) -> list[Binding]:
         """Return the bindings as routing sees them; raises `ConfigurationError` for one that could never match."""
         return [
-            check_meant(
+            check_binding(
                 Binding(
                     router=router,
                     kind=self.kind,

@@ -5,7 +5,7 @@
             print(delivery.value)
             await delivery.ack()
 
-It stands on the same `Intake` as handlers do: what expired, cannot be decoded or does not validate
+It stands on the same `Receiver` as handlers do: what expired, cannot be decoded or does not validate
 never reaches the loop.
 """
 
@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mqcore.consuming.context import Facts
+from mqcore.consuming.context import DeliveryInfo
 from mqcore.errors import ConnectionLost, DecodeError, LeaseLost, ValidationError
 from mqcore.rules.checks import check_seconds
-from mqcore.rules.outcomes import outcome_of_decoding
-from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.rules.results import result_of_decoding
+from mqcore.rules.retry import Ending, Failure, HandlerResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from datetime import timedelta
     from types import TracebackType
 
-    from mqcore.consuming.receiver import Intake
-    from mqcore.consuming.subscription import Held
+    from mqcore.consuming.receiver import Receiver
+    from mqcore.consuming.subscription import HeldDelivery
     from mqcore.messages.codec import Codecs
     from mqcore.queue import Queue
 
@@ -35,16 +35,16 @@ T = TypeVar("T")
 
 
 class _Settles(Protocol):
-    """Whoever settles what was received: an intake, or the runner of a batch."""
+    """Whoever settles what was received: a receiver, or the runner of a batch."""
 
-    def finish(self, held: Held, outcome: Outcome) -> object: ...
+    def finish(self, held: HeldDelivery, result: HandlerResult) -> object: ...
 
 
-class Received(Facts, Generic[T]):
+class Received(DeliveryInfo, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
 
     def __init__(
-        self, queue: str, held: Held, value: T, settles: _Settles, state: Any = None
+        self, queue: str, held: HeldDelivery, value: T, settles: _Settles, state: Any = None
     ) -> None:
         """Made by a consumer, or for one item of a batch."""
         super().__init__(queue, held.delivery, state)
@@ -60,11 +60,11 @@ class Received(Facts, Generic[T]):
 
         Raises `LeaseLost` when it went to another consumer meanwhile (G5).
         """
-        await self._finish(Outcome(Happened.SUCCEEDED))
+        await self._finish(HandlerResult(Ending.SUCCEEDED))
 
     async def release(self) -> None:
         """Give it back untouched: not an attempt (G4). Raises `LeaseLost` as `ack` does."""
-        await self._finish(Outcome(Happened.INTERRUPTED))
+        await self._finish(HandlerResult(Ending.INTERRUPTED))
 
     async def retry(
         self, delay: float | timedelta | None = None, error: BaseException | None = None
@@ -75,22 +75,22 @@ class Received(Facts, Generic[T]):
             if delay is None
             else check_seconds("delay", delay, f"message {self.id}", zero=True)
         )
-        await self._finish(Outcome(Happened.RETRY, Failure.of(error) if error else None, wait))
+        await self._finish(HandlerResult(Ending.RETRY, Failure.of(error) if error else None, wait))
 
     async def reject(self, reason: str = "rejected by the consumer") -> None:
         """Never again: dead-letter it, reason `rejected` (G11)."""
-        await self._finish(Outcome(Happened.REJECTED, Failure((), reason)))
+        await self._finish(HandlerResult(Ending.REJECTED, Failure((), reason)))
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, result: HandlerResult) -> None:
         """Settle without waiting for the broker's answer; a second time does nothing."""
         self.held.check_loop()
         if not self.finished:
             self.finished = True
-            self._settles.finish(self.held, outcome)
+            self._settles.finish(self.held, result)
 
-    async def _finish(self, outcome: Outcome) -> None:
+    async def _finish(self, result: HandlerResult) -> None:
         if not self.finished:
-            self.finish(outcome)
+            self.finish(result)
             await self.held.wait_settled()
         if self.held.lease_lost or self.lease_lost:
             self.lease_lost = True
@@ -101,13 +101,13 @@ class Received(Facts, Generic[T]):
             raise LeaseLost(msg)
 
 
-def decoded(queue: Queue[T], held: Held, codecs: Codecs) -> T | Outcome:
-    """Return the payload, or the outcome that dead-letters what cannot be read or does not validate (G11)."""
+def decoded(queue: Queue[T], held: HeldDelivery, codecs: Codecs) -> T | HandlerResult:
+    """Return the payload, or the result that dead-letters what cannot be read or does not validate (G11)."""
     message = held.delivery.message
     try:
         return queue.payload.decode(message.body, message.content_type, codecs, message.encoding)
     except (DecodeError, ValidationError) as error:
-        return outcome_of_decoding(error)
+        return result_of_decoding(error)
 
 
 class Consumer(Generic[T]):
@@ -117,13 +117,13 @@ class Consumer(Generic[T]):
     """
 
     def __init__(
-        self, queue: Queue[T], codecs: Codecs, make_intake: Callable[[], Awaitable[Intake]]
+        self, queue: Queue[T], codecs: Codecs, make_receiver: Callable[[], Awaitable[Receiver]]
     ) -> None:
-        """Made by `Broker.consume`; `make_intake` subscribes on first use."""
+        """Made by `Broker.consume`; `make_receiver` subscribes on first use."""
         self._queue = queue
         self._codecs = codecs
-        self._make_intake = make_intake
-        self._intake: Intake | None = None
+        self._make_receiver = make_receiver
+        self._receiver: Receiver | None = None
         self.closed = False
         """Whether it has ended for good."""
         self._out: set[Received[Any]] = set()
@@ -151,18 +151,18 @@ class Consumer(Generic[T]):
 
     async def __anext__(self) -> Received[T]:
         """Wait for the next message."""
-        intake = await self._open()
-        while (held := await intake.next()) is not None:
+        receiver = await self._open()
+        while (held := await receiver.next()) is not None:
             try:
                 value = decoded(self._queue, held, self._codecs)
             except Exception as error:
-                intake.fail(held, error)
+                receiver.fail(held, error)
                 raise
-            if isinstance(value, Outcome):
-                intake.finish(held, value)
+            if isinstance(value, HandlerResult):
+                receiver.finish(held, value)
                 continue
             self._out = {received for received in self._out if not received.finished}
-            received = Received(self._queue.name, held, value, intake)
+            received = Received(self._queue.name, held, value, receiver)
             self._out.add(received)
             return received
         raise StopAsyncIteration
@@ -177,37 +177,37 @@ class Consumer(Generic[T]):
             if timeout is None
             else check_seconds("timeout", timeout, f"consumer of {self._queue.name!r}", zero=True)
         )
-        intake = await self._open()
+        receiver = await self._open()
         try:
-            async with intake.clock.timeout(limit):
+            async with receiver.clock.timeout(limit):
                 return await anext(self, None)
         except TimeoutError:
             return None
 
-    async def _open(self) -> Intake:
+    async def _open(self) -> Receiver:
         if self.closed:
             msg = (
                 f"the consumer of queue {self._queue.name!r} is closed; make a new one with "
                 "broker.consume"
             )
             raise ConnectionLost(msg)
-        if self._intake is None:
-            self._intake = await self._make_intake()
-        self._intake.check_loop()
-        return self._intake
+        if self._receiver is None:
+            self._receiver = await self._make_receiver()
+        self._receiver.check_loop()
+        return self._receiver
 
     async def close(self) -> None:
         """Stop, and release what was handed out and never settled: it goes to the next consumer, not counted (G4)."""
-        if self._intake is not None:
-            self._intake.check_loop()
+        if self._receiver is not None:
+            self._receiver.check_loop()
         self.closed = True
-        if self._intake is None:
+        if self._receiver is None:
             return
         try:
-            await self._intake.stop()
+            await self._receiver.stop()
         finally:  # also when we are cancelled: nobody would settle what was handed out
             for received in self._out:
                 if not received.finished:
-                    received.finish(Outcome(Happened.INTERRUPTED))
+                    received.finish(HandlerResult(Ending.INTERRUPTED))
                     received.lose_lease()  # an ack that comes now comes too late, and shall say so
-            await self._intake.close()
+            await self._receiver.close()

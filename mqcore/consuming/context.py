@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mqcore.messages.delivery import Delivery
     from mqcore.publishing.publisher import Publisher, PublishOptions, Receipt, Target
 
-__all__ = ["BlockingContext", "Context", "Facts"]
+__all__ = ["BlockingContext", "Context", "DeliveryInfo"]
 
 T = TypeVar("T")
 
 
-class Facts:
+class DeliveryInfo:
     """The facts of one delivery, read-only."""
 
     def __init__(self, queue: str, delivery: Delivery, state: Any = None) -> None:
@@ -91,7 +91,7 @@ class Facts:
         return self._delivery.message.redriven
 
 
-class Context(Facts):
+class Context(DeliveryInfo):
     """The context of an async handler: the facts, and a way to publish."""
 
     def __init__(
@@ -108,7 +108,7 @@ class Context(Facts):
         self._blocking: BlockingContext | None = None
 
     def lose_lease(self) -> None:
-        """As `Facts.lose_lease`, also for the context in the handler's thread."""
+        """As `DeliveryInfo.lose_lease`, also for the context in the handler's thread."""
         super().lose_lease()
         if self._blocking is not None:
             self._blocking.lose_lease()
@@ -128,7 +128,7 @@ class Context(Facts):
         return await self._publisher.publish(to, payload, **options)
 
 
-class BlockingContext(Facts):
+class BlockingContext(DeliveryInfo):
     """The context of a blocking handler, which runs in a thread: the same facts, and a publish that blocks."""
 
     def __init__(

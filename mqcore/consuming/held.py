@@ -1,4 +1,4 @@
-"""What core knows of a delivery while it holds it: its deadline, its place at the gate, whether the claim is still ours."""
+"""What core knows of a delivery until it is settled: its deadline, its lock and its claim."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mqcore.consuming.subscription import Lane
+    from mqcore.consuming.subscription import LiveSubscription
     from mqcore.messages.delivery import Delivery
     from mqcore.rules.retry import Rules
     from mqcore.spi import Subscription
 
-__all__ = ["Held"]
+__all__ = ["HeldDelivery"]
 
 
-class Held:
+class HeldDelivery:
     """A delivery in our hands until it is settled."""
 
     __slots__ = (
@@ -25,17 +25,17 @@ class Held:
         "delivery",
         "gone",
         "inside",
-        "lane",
         "lease_lost",
         "on_lost",
         "settled",
         "settled_by",
         "settling",
+        "subscription",
     )
 
-    def __init__(self, delivery: Delivery, lane: Lane, now: float) -> None:
+    def __init__(self, delivery: Delivery, subscription: LiveSubscription, now: float) -> None:
         self.delivery = delivery
-        self.lane = lane
+        self.subscription = subscription
         self.deadline = None if delivery.expires_in is None else now + delivery.expires_in
         self.alone = False
         self.inside = False
@@ -50,7 +50,7 @@ class Held:
     @property
     def rules(self) -> Rules:
         """The rules of the queue that it came from."""
-        return self.lane.rules
+        return self.subscription.rules
 
     def expires_in(self, now: float) -> float | None:
         """Seconds left to live at the local monotonic time `now`."""
@@ -69,13 +69,13 @@ class Held:
         if self.settling:
             return
         self.lease_lost = True
-        self.lane.lose(self)
+        self.subscription.lose(self)
         if self.on_lost is not None:
             self.on_lost()
 
     def check_loop(self) -> None:
         """Raise `ConfigurationError` when called from another event loop than the broker's."""
-        self.lane.check_loop(
+        self.subscription.check_loop(
             f"settling message {self.delivery.message.id} of queue {self.rules.queue!r}"
         )
 

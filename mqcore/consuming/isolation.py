@@ -1,7 +1,7 @@
-"""The gate between messages that run side by side and one that must run alone (G4).
+"""The lock between messages that run side by side and one that must run alone (G4).
 
 A message from the quarantine may kill its process, and must then kill no innocent beside it. All
-consumers of one worker share one gate: ordinary messages enter it together; a suspect waits until
+consumers of one worker share one isolation: ordinary messages enter it together; a suspect waits until
 they have left, keeps newcomers out meanwhile, and is alone inside. After a suspect one ordinary
 message has its turn, so that neither starves the other.
 """
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Gate", "Turn"]
+__all__ = ["IsolationLock", "Turn"]
 
 
-class Gate:
+class IsolationLock:
     """Shared and exclusive entry, without waiting inside: whoever is refused tries again when `on_change` calls."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Gate:
         self._alone = False
         self._waiting: set[object] = set()
         self._listeners: list[Callable[[], None]] = []
-        self.others_first = False
+        self.ordinary_next = False
         """Whether an ordinary message should go before the next suspect."""
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -37,21 +37,21 @@ class Gate:
         """Call `listener` no more."""
         self._listeners.remove(listener)
 
-    def enter(self) -> bool:
+    def enter_shared(self) -> bool:
         """Enter beside others; False while somebody is alone inside, or waits for that and it is his turn."""
-        if self._alone or (self._waiting and not self.others_first):
+        if self._alone or (self._waiting and not self.ordinary_next):
             return False
-        self.others_first = False
+        self.ordinary_next = False
         self._inside += 1
         return True
 
-    def leave(self) -> None:
-        """Leave after `enter`."""
+    def leave_shared(self) -> None:
+        """Leave after `enter_shared`."""
         self._inside -= 1
         if not self._inside:
             self._changed()
 
-    def enter_alone(self, who: object, *, wait: bool = True) -> bool:
+    def enter_exclusive(self, who: object, *, wait: bool = True) -> bool:
         """Enter as the only one.
 
         When refused, `who` keeps newcomers out until it enters or gives up, unless `wait` is False.
@@ -70,10 +70,10 @@ class Gate:
             self._waiting.discard(who)
             self._changed()
 
-    def leave_alone(self) -> None:
-        """Leave after `enter_alone`; the next turn is an ordinary message's."""
+    def leave_exclusive(self) -> None:
+        """Leave after `enter_exclusive`; the next turn is an ordinary message's."""
         self._alone = False
-        self.others_first = True
+        self.ordinary_next = True
         self._changed()
 
     def _changed(self) -> None:
@@ -82,7 +82,7 @@ class Gate:
 
 
 class Turn:
-    """Where we stand with the quarantine: whether something is known to be in it, and whether the gate is ours for it."""
+    """Where we stand with the quarantine: whether something is known to be in it, and whether the isolation lock is ours for it."""
 
     def __init__(self) -> None:
         """Nothing is known, so the quarantine may be asked."""
@@ -93,7 +93,7 @@ class Turn:
         self.allowed.set()
 
     def want(self) -> None:
-        """A suspect was put back: ask for it when the gate is ours, and now and then whether it is still there."""
+        """A suspect was put back: ask for it when the isolation lock is ours, and now and then whether it is still there."""
         self.wanted, self.asked = True, False
         self.allowed.clear()
 
@@ -103,6 +103,6 @@ class Turn:
         self.allowed.set()
 
     def reserve(self) -> None:
-        """The gate is ours: ask now."""
+        """The isolation lock is ours: ask now."""
         self.wanted, self.reserved, self.asked = False, True, False
         self.allowed.set()

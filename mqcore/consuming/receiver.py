@@ -1,8 +1,8 @@
 """One queue's messages on their way in, and their settlements on the way back.
 
-    broker ──receive──► lane ──► buffer ──next()──► whoever handles it ──finish(outcome)──► decide ──settle──► broker
+    broker ──receive──► subscription ──► buffer ──next()──► whoever handles it ──finish(result)──► decide ──settle──► broker
 
-An `Intake` keeps a lane open on the queue and one on its quarantine, survives reconnects, keeps
+A `Receiver` keeps a subscription open on the queue and one on its quarantine, survives reconnects, keeps
 leases alive, holds never more than `prefetch` unsettled messages of the queue and one suspect, and
 sorts out what no handler should see: expired messages are dead-lettered, suspected ones moved to
 the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand on it, so
@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING
 
 from mqcore.consuming.grace import Grace
 from mqcore.consuming.isolation import Turn
-from mqcore.consuming.subscription import RECEIVE_TIMEOUT, Held, Lane
-from mqcore.rules.retry import Decision, Failure, Happened, Outcome, Rules, admit, decide
+from mqcore.consuming.subscription import RECEIVE_TIMEOUT, HeldDelivery, LiveSubscription
+from mqcore.rules.retry import Decision, Ending, Failure, HandlerResult, Rules, admit, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.connection.connection import Connection
-    from mqcore.consuming.isolation import Gate
+    from mqcore.consuming.isolation import IsolationLock
     from mqcore.consuming.leases import LeaseKeeper
 
-__all__ = ["CLOSE_GRACE", "Intake"]
+__all__ = ["CLOSE_GRACE", "Receiver"]
 
-_EXPIRED, _INTERRUPTED = Outcome(Happened.EXPIRED), Outcome(Happened.INTERRUPTED)
-_TAKEN_OVER = Outcome(Happened.TAKEN_OVER)
+_EXPIRED, _INTERRUPTED = HandlerResult(Ending.EXPIRED), HandlerResult(Ending.INTERRUPTED)
+_TAKEN_OVER = HandlerResult(Ending.TAKEN_OVER)
 CLOSE_GRACE = 5.0
 """Seconds that a close waits for answers to settlements, where no drain says how long."""
 _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
@@ -42,7 +42,7 @@ _SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
 """
 
 
-class Intake:
+class Receiver:
     """The messages of one queue for one consumer in this process."""
 
     def __init__(
@@ -52,26 +52,26 @@ class Intake:
         *,
         prefetch: int,
         lease: float,
-        gate: Gate,
+        isolation: IsolationLock,
         keeper: LeaseKeeper | None,
         redeclare: Callable[[], Awaitable[None]],
-        eager: bool = True,
+        blocks_others: bool = True,
     ) -> None:
         """`rules.queue` is consumed.
 
         `redeclare` brings the queue back when it was deleted, or raises.
 
-        With `eager` a waiting suspect keeps other messages from starting until it has run alone.
+        With `blocks_others` a waiting suspect keeps other messages from starting until it has run alone.
         """
         self.rules = rules
-        self._eager = eager
+        self._blocks_others = blocks_others
         self._connection = connection
         self.clock = connection.clock
         self.events = connection.events
-        self._gate = gate
+        self._isolation = isolation
         self._order = count()
-        self._buffer: list[tuple[int, int, Held]] = []
-        self._suspect: Held | None = None
+        self._buffer: list[tuple[int, int, HeldDelivery]] = []
+        self._suspect: HeldDelivery | None = None
         self._turn = Turn()
         self._callers = 0
         self._wake = asyncio.Event()
@@ -82,16 +82,16 @@ class Intake:
         """Of the close that is under way."""
         self.failure: Exception | None = None
         self.grace: Grace | None = None
-        """How long `close` may take, where more than this intake ends with it."""
-        self.on_dead: Callable[[Held, Decision], Awaitable[None]] | None = None
+        """How long `close` may take, where more than this receiver ends with it."""
+        self.on_dead: Callable[[HeldDelivery, Decision], Awaitable[None]] | None = None
         """Told of a message that ends without ever reaching a handler here, before it is settled.
         """
 
-        def lane(queue: str, size: int) -> Lane:
-            lane_rules = replace(rules, source=queue)
-            return Lane(
+        def subscription(queue: str, size: int) -> LiveSubscription:
+            source_rules = replace(rules, source=queue)
+            return LiveSubscription(
                 connection,
-                lane_rules,
+                source_rules,
                 size,
                 lease,
                 keeper=keeper,
@@ -100,17 +100,19 @@ class Intake:
                 fail=self._fail,
             )
 
-        self._main = lane(rules.queue, prefetch)
-        self._lanes = [self._main]
+        self._main = subscription(rules.queue, prefetch)
+        self._subscriptions = [self._main]
         if rules.quarantine is not None:
-            self._lanes.append(lane(rules.quarantine, 1))
-            self._lanes[-1].permit = self._permit
-        gate.on_change(self._wake.set)
+            self._subscriptions.append(subscription(rules.quarantine, 1))
+            self._subscriptions[-1].permit = self._permit
+        isolation.on_change(self._wake.set)
 
     @property
     def consuming(self) -> bool:
-        """Whether every lane has a live subscription: what `connected` alone does not tell (G14)."""
-        return not self._stopped and all(lane.subscribed for lane in self._lanes)
+        """Whether every subscription is live: what `connected` alone does not tell (G14)."""
+        return not self._stopped and all(
+            subscription.subscribed for subscription in self._subscriptions
+        )
 
     def check_loop(self) -> None:
         """Raise `ConfigurationError` when called from another event loop than the broker's."""
@@ -129,24 +131,24 @@ class Intake:
     @property
     def holding(self) -> int:
         """How many messages are out unsettled, buffered ones included."""
-        return sum(len(lane.held) for lane in self._lanes)
+        return sum(len(subscription.held) for subscription in self._subscriptions)
 
     async def start(self) -> None:
         """Subscribe, and raise what prevents it; later losses are mended in the background."""
         try:
-            for lane in self._lanes:
-                await lane.start()
+            for subscription in self._subscriptions:
+                await subscription.start()
         except BaseException:
             await self.close()
             raise
         self.events.emit("consumer.started", self.rules.queue, prefetch=self._main.prefetch)
 
     def _fail(self, error: Exception) -> None:
-        """A lane cannot go on: whoever waits for messages must hear of it."""
+        """A subscription cannot go on: whoever waits for messages must hear of it."""
         self.failure = error
         self._wake.set()
 
-    def _accept(self, held: Held) -> None:
+    def _accept(self, held: HeldDelivery) -> None:
         """Sort a message that has just come in.
 
         An error of ours is the end of this message and of no other.
@@ -156,7 +158,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
             self.fail(held, error)
 
-    def _sort(self, held: Held) -> None:
+    def _sort(self, held: HeldDelivery) -> None:
         """Say what becomes of a message that has just come in.
 
         Runs for each message: keep it short.
@@ -170,7 +172,7 @@ class Intake:
             held.delivery.unreadable
         ):  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
             self._settle_unseen(
-                held, Outcome(Happened.UNDECODABLE, Failure((), held.delivery.unreadable))
+                held, HandlerResult(Ending.UNDECODABLE, Failure((), held.delivery.unreadable))
             )
             return
 
@@ -191,33 +193,35 @@ class Intake:
         heapq.heappush(self._buffer, (-admitted.message.priority, next(self._order), held))
         self._wake.set()
 
-    def _accept_suspect(self, held: Held) -> None:
+    def _accept_suspect(self, held: HeldDelivery) -> None:
         """Keep a suspect only when it can run at once; one that waited here while its process died would be counted (G4).
 
-        Else it goes back to the quarantine, uncounted, and is asked for again when the gate is
+        Else it goes back to the quarantine, uncounted, and is asked for again when the isolation lock is
         ours.
         """
         held.alone = True
-        if self._turn.reserved or (self._callers and self._enter_alone()):
+        if self._turn.reserved or (self._callers and self._enter_exclusive()):
             self._turn.forget()
             held.inside = True
             if held.rules.notes_starts:
-                held.lane.spawn(self._note_then_keep(held))
+                held.subscription.spawn(self._note_then_keep(held))
             else:
                 self._keep_suspect(held)
         else:
             self._turn.want()
             self._settle_unseen(held, _INTERRUPTED)
 
-    async def _note_then_keep(self, held: Held) -> None:
+    async def _note_then_keep(self, held: HeldDelivery) -> None:
         """Only what had started counts when its process dies, so the start is on record before it happens (G4)."""
         try:
-            noted = await held.lane.note_start(held)
+            noted = await held.subscription.note_start(held)
             if not (noted or self._stopped):
                 await self.clock.sleep(
                     _SUSPECT_TIMEOUT
                 )  # a backend that refuses it must not be asked in a circle
-        except asyncio.CancelledError:  # the lane is closed, and others of this broker go on
+        except (
+            asyncio.CancelledError
+        ):  # the subscription is closed, and others of this broker go on
             self.leave(held)
             raise
         if held.gone:
@@ -230,25 +234,25 @@ class Intake:
             self._turn.want()
             self._settle_unseen(held, _INTERRUPTED)
 
-    def _keep_suspect(self, held: Held) -> None:
+    def _keep_suspect(self, held: HeldDelivery) -> None:
         self._suspect = held
         self._wake.set()
 
-    def _enter_alone(self) -> bool:
-        """Take the gate alone, unless it is an ordinary message's turn.
+    def _enter_exclusive(self) -> bool:
+        """Take the isolation lock alone, unless it is an ordinary message's turn.
 
         The pull API keeps nobody out meanwhile.
         """
-        return not (self._gate.others_first and self._buffer) and self._gate.enter_alone(
-            self, wait=self._eager
-        )
+        return not (
+            self._isolation.ordinary_next and self._buffer
+        ) and self._isolation.enter_exclusive(self, wait=self._blocks_others)
 
     async def _permit(self) -> float:
         """How long the quarantine may be asked: for ever, but shortly for what was put back there and may be gone by now."""
         turn = self._turn
         if turn.asked:
             self._give_gate_back()
-            self._gate.give_up(self)
+            self._isolation.give_up(self)
             turn.forget()
         with suppress(TimeoutError):
             async with self.clock.timeout(_LOOK_AGAIN):
@@ -259,29 +263,31 @@ class Intake:
     def _give_gate_back(self) -> None:
         if self._turn.reserved:
             self._turn.reserved = False
-            self._gate.leave_alone()
+            self._isolation.leave_exclusive()
 
-    def _settle_unseen(self, held: Held, outcome: Outcome) -> None:
-        decision = self.decide(held, outcome)
+    def _settle_unseen(self, held: HeldDelivery, result: HandlerResult) -> None:
+        decision = self.decide(held, result)
         if (
             decision.final
             and self.on_dead is not None
             and held.delivery.message.reply_to is not None
         ):
-            held.lane.spawn(self._tell_then_settle(held, decision, outcome))
+            held.subscription.spawn(self._tell_then_settle(held, decision, result))
         else:
-            self._send(held, decision, outcome)
+            self._send(held, decision, result)
 
-    async def _tell_then_settle(self, held: Held, decision: Decision, outcome: Outcome) -> None:
+    async def _tell_then_settle(
+        self, held: HeldDelivery, decision: Decision, result: HandlerResult
+    ) -> None:
         try:
             if self.on_dead is not None:
                 await self.on_dead(held, decision)
         except Exception as error:  # noqa: BLE001 - a reply that cannot be sent must not keep the message
             held.report(error)
-        self._send(held, decision, outcome)
+        self._send(held, decision, result)
 
-    async def next(self) -> Held | None:
-        """Wait for the next message that may start now; None when the intake has been stopped.
+    async def next(self) -> HeldDelivery | None:
+        """Wait for the next message that may start now; None when the receiver has been stopped.
 
         Raises what ended consuming.
         """
@@ -301,7 +307,7 @@ class Intake:
                 self._nobody_waits()
 
     def _nobody_waits(self) -> None:
-        """What could only run at once cannot now: neither a suspect nor the gate is kept for a caller who is gone."""
+        """What could only run at once cannot now: neither a suspect nor the isolation lock is kept for a caller who is gone."""
         if self._turn.reserved:
             self._give_gate_back()
             self._turn.want()
@@ -314,7 +320,7 @@ class Intake:
             self._turn.want()
             self._settle_unseen(suspect, _INTERRUPTED)
 
-    async def next_batch(self, size: int, linger: float) -> list[Held]:
+    async def next_batch(self, size: int, linger: float) -> list[HeldDelivery]:
         """Wait for a first message, then up to `linger` seconds for more; `[]` when stopped.
 
         A suspect, and a message on a later attempt, come alone: what fails in a batch is tried
@@ -328,7 +334,7 @@ class Intake:
                 return batch
         return []
 
-    async def _fill(self, batch: list[Held], size: int, linger: float) -> None:
+    async def _fill(self, batch: list[HeldDelivery], size: int, linger: float) -> None:
         try:
             async with self.clock.timeout(linger):
                 while len(batch) < size and not self._stopped and not self._turn.wanted:
@@ -342,8 +348,8 @@ class Intake:
         except TimeoutError:
             pass
 
-    def _may_still_start(self, held: Held) -> bool:
-        """Look again after a wait: nothing starts once it has expired, is another's, or the intake was stopped (G5, G6, G13)."""
+    def _may_still_start(self, held: HeldDelivery) -> bool:
+        """Look again after a wait: nothing starts once it has expired, is another's, or the receiver was stopped (G5, G6, G13)."""
         if held.gone:
             self.leave(held)
         elif held.expired(self.clock.monotonic()):
@@ -354,14 +360,14 @@ class Intake:
             return True
         return False
 
-    def _pick(self) -> Held | None:
+    def _pick(self) -> HeldDelivery | None:
         self._drop_unfit()
         suspect, self._suspect = self._suspect, None
         if suspect is not None and self._may_still_start(suspect):
             return suspect
-        if self._turn.wanted and self._enter_alone():
+        if self._turn.wanted and self._enter_exclusive():
             self._turn.reserve()
-        if not self._buffer or not self._gate.enter():
+        if not self._buffer or not self._isolation.enter_shared():
             return None
         _, _, held = heapq.heappop(self._buffer)
         held.inside = True
@@ -377,10 +383,10 @@ class Intake:
             if not held.gone:
                 self._settle_unseen(held, _EXPIRED)
 
-    def decide(self, held: Held, outcome: Outcome) -> Decision:
-        """What the outcome means for this message; changes nothing yet."""
+    def decide(self, held: HeldDelivery, result: HandlerResult) -> Decision:
+        """What the result means for this message; changes nothing yet."""
         return decide(
-            outcome,
+            result,
             held.delivery,
             held.rules,
             now=self.clock.now(),
@@ -390,8 +396,8 @@ class Intake:
 
     def finish(
         self,
-        held: Held,
-        outcome: Outcome,
+        held: HeldDelivery,
+        result: HandlerResult,
         decision: Decision | None = None,
         *,
         seconds: float = 0.0,
@@ -400,11 +406,11 @@ class Intake:
 
         The settlement is sent in the background, together with others.
         """
-        decision = decision or self.decide(held, outcome)
-        self._send(held, decision, outcome, seconds)
+        decision = decision or self.decide(held, result)
+        self._send(held, decision, result, seconds)
         return decision
 
-    def fail(self, held: Held, error: BaseException) -> None:
+    def fail(self, held: HeldDelivery, error: BaseException) -> None:
         """Dead-letter a message that an error of mqcore, or of a driver or middleware, kept from being settled.
 
         The reason is `rejected`, and the record has the error. A backend without leases would never
@@ -416,26 +422,30 @@ class Intake:
             return
 
         try:
-            self.finish(held, Outcome(Happened.REJECTED, Failure.of(error)))
+            self.finish(held, HandlerResult(Ending.REJECTED, Failure.of(error)))
         except Exception as again:  # noqa: BLE001 - not even that: where there is a lease, its end settles it
             held.report(again)
-            held.lane.end(held)
+            held.subscription.end(held)
 
-    def leave(self, held: Held) -> None:
-        """Let the next one through the gate; called by itself when the message is finished."""
+    def leave(self, held: HeldDelivery) -> None:
+        """Let the next one through the isolation lock; called by itself when the message is finished."""
         if held.inside:
             held.inside = False
             if held.alone:
-                self._gate.leave_alone()
+                self._isolation.leave_exclusive()
             else:
-                self._gate.leave()
+                self._isolation.leave_shared()
 
     def _send(
-        self, held: Held, decision: Decision, outcome: Outcome | None = None, seconds: float = 0.0
+        self,
+        held: HeldDelivery,
+        decision: Decision,
+        result: HandlerResult | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        held.lane.settle(held, decision)
+        held.subscription.settle(held, decision)
         self.leave(held)
-        message, failure = held.delivery.message, outcome.failure if outcome else None
+        message, failure = held.delivery.message, result.failure if result else None
         error = (
             f"{failure.type}: {failure.text}".removeprefix(": ") if failure else ""
         )  # the pull API has no type
@@ -461,7 +471,7 @@ class Intake:
 
         What is handled now may still be finished.
 
-        When the caller is cancelled, it goes on: the gate and what is in the buffer must not stay
+        When the caller is cancelled, it goes on: the isolation lock and what is in the buffer must not stay
         taken.
         """
         self.halt()
@@ -470,13 +480,15 @@ class Intake:
         await asyncio.shield(self._releasing)
 
     async def _stop(self) -> None:
-        await asyncio.gather(*(lane.stop_receiving() for lane in self._lanes))
+        await asyncio.gather(
+            *(subscription.stop_receiving() for subscription in self._subscriptions)
+        )
         waiting = [
             held for _, _, held in sorted(self._buffer)
         ]  # in order: some brokers take it back so (G9)
         if self._suspect is not None:
             waiting.append(self._suspect)
-        self._gate.give_up(self)
+        self._isolation.give_up(self)
         self._give_gate_back()
         self._buffer, self._suspect = [], None
         for held in waiting:
@@ -484,8 +496,8 @@ class Intake:
                 self.leave(held)
             else:
                 self._send(held, self.decide(held, _INTERRUPTED))
-        for lane in self._lanes:
-            lane.pause()
+        for subscription in self._subscriptions:
+            subscription.pause()
         self._wake.set()
 
     async def close(self, grace: Grace | None = None) -> None:
@@ -506,6 +518,6 @@ class Intake:
 
     async def _close(self, until: Grace) -> None:
         await self.stop()
-        await asyncio.gather(*(lane.close(until) for lane in self._lanes))
-        self._gate.forget(self._wake.set)
+        await asyncio.gather(*(subscription.close(until) for subscription in self._subscriptions))
+        self._isolation.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)

@@ -2,7 +2,7 @@
 
     request() ─► message with reply_to, correlation_id, ttl = timeout ─► handler ─► reply ─► mq.reply.… ─► the waiting caller
 
-There is one temporary reply queue a Broker and one reply a request, at its final outcome. A reply
+There is one temporary reply queue a Broker and one reply a request, at its final result. A reply
 that finds its queue gone is counted and holds up nothing.
 """
 
@@ -28,14 +28,14 @@ from mqcore.publishing.publisher import duration
 from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.redact import describe_error
-from mqcore.rules.retry import Happened, Outcome
+from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.connection.connection import Connection
-    from mqcore.consuming.receiver import Intake
+    from mqcore.consuming.receiver import Receiver
     from mqcore.publishing.publisher import Publisher, PublishOptions, Target
     from mqcore.rules.retry import Decision
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 _ERROR_TYPE = "application/vnd.mqcore.error+json"
 _REPLY_TIMEOUT = 5.0
 _REPLY_QUEUES = "mq.reply."
-_DONE = Outcome(Happened.SUCCEEDED)
+_DONE = HandlerResult(Ending.SUCCEEDED)
 
 
 class Requests:
@@ -56,17 +56,17 @@ class Requests:
         connection: Connection,
         publisher: Publisher,
         codecs: Codecs,
-        make_intake: Callable[[str], Awaitable[Intake]],
+        make_receiver: Callable[[str], Awaitable[Receiver]],
     ) -> None:
-        """`make_intake` consumes the reply queue, once there is one."""
+        """`make_receiver` consumes the reply queue, once there is one."""
         self._connection = connection
         self._publisher = publisher
         self._codecs = codecs
-        self._make_intake = make_intake
+        self._make_receiver = make_receiver
         self._queue = f"{_REPLY_QUEUES}{new_id()}"
         self._waiting: dict[str, asyncio.Future[Message | None]] = {}
         self._opening = asyncio.Lock()
-        self._intake: Intake | None = None
+        self._receiver: Receiver | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
@@ -117,26 +117,26 @@ class Requests:
     async def _listen(self) -> None:
         """Declare the reply queue and read it, at the first request."""
         async with self._opening:
-            if self._intake is None:
+            if self._receiver is None:
                 await self._connection.declare([QueueSpec(name=self._queue, role="temporary")])
-                self._intake = await self._make_intake(self._queue)
-                self._reader = asyncio.create_task(self._read(self._intake))
+                self._receiver = await self._make_receiver(self._queue)
+                self._reader = asyncio.create_task(self._read(self._receiver))
 
-    async def _read(self, intake: Intake) -> None:
-        while (held := await intake.next()) is not None:
+    async def _read(self, receiver: Receiver) -> None:
+        while (held := await receiver.next()) is not None:
             message = held.delivery.message
             waiting = self._waiting.get(message.correlation_id or "")
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
-            intake.finish(held, _DONE)
+            receiver.finish(held, _DONE)
 
     async def close(self, grace: Grace | None = None) -> None:
         """Stop listening; requests still waiting end with `ConnectionLost`.
 
         Nothing is waited for unless a grace is given: the reply queue goes with its owner.
         """
-        if self._intake is not None:
-            await self._intake.close(grace or Grace(self._connection.clock, 0))
+        if self._receiver is not None:
+            await self._receiver.close(grace or Grace(self._connection.clock, 0))
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
         for waiting in self._waiting.values():
@@ -176,9 +176,11 @@ class Replies:
         """Send what the handler returned."""
         await self._send(request, body, content_type)
 
-    async def fail(self, request: Message, decision: Decision, outcome: Outcome | None) -> None:
+    async def fail(
+        self, request: Message, decision: Decision, result: HandlerResult | None
+    ) -> None:
         """Send why there will be no result: the reason, and the exception's type and text as data."""
-        failure = outcome.failure if outcome else None
+        failure = result.failure if result else None
         told = {
             "reason": decision.reason.value if decision.reason else decision.verdict,
             "type": failure.type if failure else "",

@@ -1,6 +1,6 @@
 """One Subscription kept alive: receiving, holding, settling.
 
-A lane asks for as many messages as it may still hold, notes each claim with the lease keeper, and
+A subscription asks for as many messages as it may still hold, notes each claim with the lease keeper, and
 sends settlements back in batches, one call for all that were decided in a loop turn. When the
 subscription breaks it subscribes again; when a settlement fails the message stays ours and the
 settlement is tried again, which slows consuming down instead of losing anything (G3).
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.consuming.grace import ANSWERED, UNSUBSCRIBED
-from mqcore.consuming.held import Held
+from mqcore.consuming.held import HeldDelivery
 from mqcore.consuming.proofs import Proofs
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.rules.backoff import RetryWait
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.leases import LeaseKeeper
     from mqcore.rules.retry import Rules
 
-__all__ = ["RECEIVE_TIMEOUT", "Held", "Lane"]
+__all__ = ["RECEIVE_TIMEOUT", "HeldDelivery", "LiveSubscription"]
 
 RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets.
@@ -61,7 +61,7 @@ _PUMP_ENDS = 0.1
 _FIRST_WAIT, _LAST_WAIT = 0.1, 1.0
 
 
-class Lane:
+class LiveSubscription:
     """The messages of one physical queue."""
 
     def __init__(
@@ -73,13 +73,13 @@ class Lane:
         *,
         keeper: LeaseKeeper | None,
         redeclare: Callable[[], Awaitable[None]],
-        accept: Callable[[Held], None],
+        accept: Callable[[HeldDelivery], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        """`accept` gets each message, `fail` the error that ends the lane for good."""
+        """`accept` gets each message, `fail` the error that ends the subscription for good."""
         self.rules = rules
         self.prefetch = prefetch
-        self.held: dict[bytes, Held] = {}
+        self.held: dict[bytes, HeldDelivery] = {}
         self._connection, self._clock, self._events = (
             connection,
             connection.clock,
@@ -90,8 +90,8 @@ class Lane:
         self._subscription: Subscription | None = None
         self._room = asyncio.Event()
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
-        self._pending: list[tuple[Held, Decision]] = []
-        self._carried: set[Held] = set()
+        self._pending: list[tuple[HeldDelivery, Decision]] = []
+        self._carried: set[HeldDelivery] = set()
         """What was being settled when a connection was lost that was the lease: the next subscription does not count it.
         """
         self._tasks: set[asyncio.Task[None]] = set()
@@ -191,7 +191,7 @@ class Lane:
     def _take_in(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.monotonic()
         for delivery in deliveries:
-            held = Held(self._without_our_own(delivery, now), self, now)
+            held = HeldDelivery(self._without_our_own(delivery, now), self, now)
             self.held[delivery.receipt] = held
             if self._keeper is not None:
                 self._keeper.hold(delivery.receipt, self.rules.source, self._lease, held.lose)
@@ -258,7 +258,7 @@ class Lane:
             return False
         return True
 
-    def settle(self, held: Held, decision: Decision) -> None:
+    def settle(self, held: HeldDelivery, decision: Decision) -> None:
         """Send this settlement together with all others of the same loop turn.
 
         One that comes while another of the same message is under way comes too late: a thread that
@@ -279,14 +279,14 @@ class Lane:
         if batch:
             self.spawn(self._settle(batch))
 
-    async def _settle(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+    async def _settle(self, batch: Sequence[tuple[HeldDelivery, Decision]]) -> None:
         try:
             await self._settle_all(batch)
         finally:
             for held, _ in batch:  # if it ended by force, a renewal is heard again
                 held.settling = False
 
-    async def _settle_all(self, batch: Sequence[tuple[Held, Decision]]) -> None:
+    async def _settle_all(self, batch: Sequence[tuple[HeldDelivery, Decision]]) -> None:
         wait = _FIRST_WAIT
         while batch:
             subscription = self._subscription
@@ -326,7 +326,7 @@ class Lane:
                 wait = min(wait * 2, _LAST_WAIT)
 
     async def _try_to_settle(
-        self, batch: Sequence[tuple[Held, Decision]], subscription: Subscription | None
+        self, batch: Sequence[tuple[HeldDelivery, Decision]], subscription: Subscription | None
     ) -> Sequence[Settled]:
         """One call on the subscription of now: receipts tell by themselves whether they are still good there."""
         if subscription is None:
@@ -338,17 +338,17 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
             return [Unknown(describe_error(error), error)] * len(batch)
 
-    async def proven(self, held: Held) -> bool:
+    async def proven(self, held: HeldDelivery) -> bool:
         """Whether the broker has taken the acknowledgement of this message, so that it cannot come again (G2)."""
         return await self._proofs.of(held.settled_by, held.delivery.message)
 
-    def lose(self, held: Held) -> None:
+    def lose(self, held: HeldDelivery) -> None:
         """The claim of this message ended without us."""
         message = held.delivery.message
         self._events.emit("lease.lost", self.rules.queue, message.id, message.attempt)
         self.end(held)
 
-    def end(self, held: Held) -> None:
+    def end(self, held: HeldDelivery) -> None:
         """The message is out of our hands."""
         if held.gone:
             return
@@ -362,7 +362,7 @@ class Lane:
             held.settled.set_result(None)
         self._room.set()
 
-    async def note_start(self, held: Held) -> bool:
+    async def note_start(self, held: HeldDelivery) -> bool:
         """Put on the broker's record that a handler starts; False when that failed.
 
         A backend without such notes needs none.
@@ -379,7 +379,7 @@ class Lane:
             held.lose()
         return True
 
-    def limit(self, held: Held, until: float) -> None:
+    def limit(self, held: HeldDelivery, until: float) -> None:
         """Renew this claim no longer than `until` (monotonic)."""
         if self._keeper is not None:
             self._keeper.limit(held.delivery.receipt, until)

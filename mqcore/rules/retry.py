@@ -1,6 +1,6 @@
 """What becomes of a message: every rule of retry, expiry and dead-lettering, and nothing else.
 
-All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`Outcome`), `decide`
+All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`HandlerResult`), `decide`
 answers with the settlement to send. Where is expiry decided? Here. Who counts attempts? `decide`,
 by the attempt that it writes into a Move's message (G4).
 """
@@ -28,9 +28,9 @@ __all__ = [
     "AfterCrash",
     "Backoff",
     "Decision",
+    "Ending",
     "Failure",
-    "Happened",
-    "Outcome",
+    "HandlerResult",
     "RetryPolicy",
     "Rules",
     "admit",
@@ -288,7 +288,7 @@ def _clean(text: str) -> str:
     return mask_text(text.encode("utf-8", "replace").decode())
 
 
-class Happened(Enum):
+class Ending(Enum):
     """What a consumer has seen of a delivery; where it ends in a dead letter, the value on the right says with which reason."""
 
     SUCCEEDED = "succeeded"
@@ -304,25 +304,25 @@ class Happened(Enum):
     EXPIRED = "expired"
 
 
-_AT_ONCE = {
-    Happened.REJECTED: Reason.REJECTED,
-    Happened.UNDECODABLE: Reason.UNDECODABLE,
-    Happened.INVALID: Reason.INVALID,
-    Happened.EXPIRED: Reason.EXPIRED,
+_DEAD_IMMEDIATELY = {
+    Ending.REJECTED: Reason.REJECTED,
+    Ending.UNDECODABLE: Reason.UNDECODABLE,
+    Ending.INVALID: Reason.INVALID,
+    Ending.EXPIRED: Reason.EXPIRED,
 }
-_AT_LAST = {
-    Happened.RETRY: Reason.RETRIES_EXHAUSTED,
-    Happened.FAILED: Reason.RETRIES_EXHAUSTED,
-    Happened.TIMED_OUT: Reason.TIMEOUT,
-    Happened.CRASHED: Reason.CRASHED,
+_DEAD_WHEN_EXHAUSTED = {
+    Ending.RETRY: Reason.RETRIES_EXHAUSTED,
+    Ending.FAILED: Reason.RETRIES_EXHAUSTED,
+    Ending.TIMED_OUT: Reason.TIMEOUT,
+    Ending.CRASHED: Reason.CRASHED,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HandlerResult:
     """What happened, the failure behind it, and the wait that the handler asked for (seconds)."""
 
-    happened: Happened
+    ending: Ending
     failure: Failure | None = None
     delay: float | None = None
 
@@ -418,7 +418,7 @@ def _is_recorded(delivery: Delivery) -> bool:
 
 
 def decide(
-    outcome: Outcome,
+    result: HandlerResult,
     delivery: Delivery,
     rules: Rules,
     *,
@@ -431,20 +431,20 @@ def decide(
     `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message
     has left, None for ever; `chance` (0 to 1) the draw for jitter.
     """
-    happened = outcome.happened
-    if happened is Happened.SUCCEEDED:
+    ending = result.ending
+    if ending is Ending.SUCCEEDED:
         return Decision(Ack(delivery.receipt), "done")
-    if happened is Happened.INTERRUPTED:
-        return _give_back(delivery, rules)
-    if happened is Happened.TAKEN_OVER:
+    if ending is Ending.INTERRUPTED:
+        return _release(delivery, rules)
+    if ending is Ending.TAKEN_OVER:
         return _taken_over(delivery, rules, now, expires_in)
-    if (reason := _AT_ONCE.get(happened)) is not None:
-        started = happened is Happened.REJECTED
-        return _bury(delivery, rules, reason, outcome.failure, now, started=started)
-    return _again(outcome, delivery, rules, now=now, expires_in=expires_in, chance=chance)
+    if (reason := _DEAD_IMMEDIATELY.get(ending)) is not None:
+        started = ending is Ending.REJECTED
+        return _dead_letter(delivery, rules, reason, result.failure, now, started=started)
+    return _retry(result, delivery, rules, now=now, expires_in=expires_in, chance=chance)
 
 
-def _give_back(delivery: Delivery, rules: Rules) -> Decision:
+def _release(delivery: Delivery, rules: Rules) -> Decision:
     """Release.
 
     In the quarantine by a Move to the same queue, or else the next owner would take it for a crash
@@ -465,7 +465,7 @@ def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float 
         started = delivery.message.attempt + taken - 1
         if started >= rules.retry.max_attempts:
             counted = replace(delivery, message=replace(delivery.message, attempt=started))
-            return _bury(counted, rules, Reason.CRASHED, _CRASHED, now)
+            return _dead_letter(counted, rules, Reason.CRASHED, _CRASHED, now)
 
     elif rules.quarantine is not None and taken >= _SUSPECTED:
         return Decision(_move(delivery, rules, rules.quarantine), "quarantined")
@@ -484,7 +484,7 @@ def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float 
     """
     message = delivery.message
     if message.attempt >= rules.retry.max_attempts:
-        return _bury(delivery, rules, Reason.CRASHED, _CRASHED, now)
+        return _dead_letter(delivery, rules, Reason.CRASHED, _CRASHED, now)
     wait = 0.0 if delivery.counted else min(_ALONE_WAIT.wait(message.attempt), rules.max_delay)
     wait = 0.0 if expires_in is not None and wait >= expires_in else wait
     first = message.failed_at or now
@@ -492,8 +492,8 @@ def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float 
     return Decision(again, "quarantined", delay=wait)
 
 
-def _again(
-    outcome: Outcome,
+def _retry(
+    result: HandlerResult,
     delivery: Delivery,
     rules: Rules,
     *,
@@ -502,18 +502,22 @@ def _again(
     chance: float,
 ) -> Decision:
     message, policy = delivery.message, rules.retry
-    if outcome.happened is Happened.FAILED and not policy.retries(outcome.failure):
-        return _bury(delivery, rules, Reason.REJECTED, outcome.failure, now)
+    if result.ending is Ending.FAILED and not policy.retries(result.failure):
+        return _dead_letter(delivery, rules, Reason.REJECTED, result.failure, now)
     if message.attempt >= policy.max_attempts:
-        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
-    wait = policy.backoff.wait(message.attempt, chance) if outcome.delay is None else outcome.delay
+        return _dead_letter(
+            delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
+        )
+    wait = policy.backoff.wait(message.attempt, chance) if result.delay is None else result.delay
     wait = min(
         max(0.0, wait), rules.max_delay
     )  # in this order a NaN that a handler asked for is no wait
     if _too_old(message, policy, now + wait):
-        return _bury(delivery, rules, _AT_LAST[outcome.happened], outcome.failure, now)
+        return _dead_letter(
+            delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
+        )
     if expires_in is not None and wait >= expires_in:
-        return _bury(delivery, rules, Reason.EXPIRED, outcome.failure, now)
+        return _dead_letter(delivery, rules, Reason.EXPIRED, result.failure, now)
     first = message.failed_at or now
     again = _move(delivery, rules, rules.queue, wait, attempt=message.attempt + 1, failed_at=first)
     return Decision(again, "retried", delay=wait)
@@ -525,7 +529,7 @@ def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:
     return then - message.published_at > seconds(policy.max_age)
 
 
-def _bury(
+def _dead_letter(
     delivery: Delivery,
     rules: Rules,
     reason: Reason,

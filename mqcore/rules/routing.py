@@ -15,7 +15,7 @@ from mqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Binding", "Kind", "check_meant", "route", "topic_matches"]
+__all__ = ["Binding", "Kind", "check_binding", "route", "topic_matches"]
 
 Kind = Literal["direct", "topic", "fanout", "headers"]
 _LONGEST_KEY = 255
@@ -64,7 +64,7 @@ class Binding:
         return all(found) if self.match == "all" else any(found)
 
 
-def check_meant(binding: Binding) -> Binding:
+def check_binding(binding: Binding) -> Binding:
     """Return a binding as somebody wrote it, or raise `ConfigurationError` when it says what its kind does not look at."""
     if binding.headers and binding.kind != "headers":
         msg = (

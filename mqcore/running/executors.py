@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
-from mqcore.rules.outcomes import Ended
-from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.rules.results import ChildRunFailed
+from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.running.process_slot import ProcessSlot, SlotDied, SlotRequest
 from mqcore.running.threads import ThreadPool
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from mqcore.messages.codec import Codecs
     from mqcore.running.handlers import HandlerSpec
 
-__all__ = ["Encoded", "Executor", "executor_for"]
+__all__ = ["EncodedResult", "Executor", "executor_for"]
 
 
 _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedResult:
     """A return value that another process has encoded already."""
 
-    pair: tuple[bytes, str]
-    """Body and content type."""
+    body: bytes
+    content_type: str
 
 
 class Executor(Protocol):
@@ -200,18 +200,18 @@ class _Processes:
         )
         try:
             with self._clock.busy():
-                result = await slot.run(request)
+                answer = await slot.run(request)
         except BaseException as error:
             self._idle.insert(0, slot)  # its process has gone: the next run takes one that is up
             if isinstance(error, SlotDied):
-                raise Ended(Outcome(Happened.CRASHED, Failure.of(error))) from error
+                raise ChildRunFailed(HandlerResult(Ending.CRASHED, Failure.of(error))) from error
             raise
         self._idle.append(slot)
-        if result.outcome.happened is not Happened.SUCCEEDED:
-            raise Ended(result.outcome)
-        return (
-            Encoded((result.body, result.content_type or "")) if result.body is not None else None
-        )
+        if answer.result.ending is not Ending.SUCCEEDED:
+            raise ChildRunFailed(answer.result)
+        if answer.body is None:
+            return None
+        return EncodedResult(answer.body, answer.content_type or "")
 
     async def close(self) -> None:
         self._closed.set()

@@ -30,20 +30,22 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from mqcore.config.plugins import default_plugins
-from mqcore.consuming.context import Facts
+from mqcore.consuming.context import DeliveryInfo
 from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Codecs, encode_any
 from mqcore.messages.delivery import Delivery
 from mqcore.messages.message import Message
-from mqcore.rules.outcomes import outcome_of, outcome_of_decoding
-from mqcore.rules.retry import Failure, Happened, Outcome
+from mqcore.rules.results import result_of, result_of_decoding
+from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.running.signals import ignore_stop_signals
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from mqcore.running.handlers import HandlerSpec
 
 __all__ = ["FRAME", "SlotRequest", "SlotResult", "frame", "invoke", "load", "main"]
 
@@ -116,14 +118,14 @@ class SlotResult:
     `body` is what the handler returned, None when that was not wanted or was None.
     """
 
-    outcome: Outcome
+    result: HandlerResult
     body: bytes | None = None
     content_type: str | None = None
 
     def frame(self) -> bytes:
         """Return the frame that `unframed` reads."""
-        failure = self.outcome.failure
-        header: Header = {"happened": self.outcome.happened.value, "delay": self.outcome.delay}
+        failure = self.result.failure
+        header: Header = {"ending": self.result.ending.value, "delay": self.result.delay}
         if failure is not None:
             header["failure"] = [failure.types, failure.text, failure.traceback, failure.members]
         if self.body is not None:
@@ -137,30 +139,12 @@ class SlotResult:
         if (found := header.get("failure")) is not None:
             types, text, traceback, members = found
             failure = Failure(tuple(types), text, traceback, tuple(map(tuple, members)))
-        outcome = Outcome(Happened(header["happened"]), failure, header["delay"])
+        result = HandlerResult(Ending(header["ending"]), failure, header["delay"])
         kind = header.get("content_type")
-        return cls(outcome=outcome, body=None if kind is None else body, content_type=kind)
+        return cls(result=result, body=None if kind is None else body, content_type=kind)
 
 
-class _Payload(Protocol):
-    def decode(
-        self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None, /
-    ) -> object: ...
-
-
-class HandlerSpec(Protocol):
-    """What the App's decorator leaves on a handler as `__mqcore__`, as far as a child needs it."""
-
-    @property
-    def payload(self) -> _Payload:
-        """The payload type of the handler's queue."""
-
-    @property
-    def takes_context(self) -> bool:
-        """Whether its second argument is the context."""
-
-
-class SlotContext(Facts):
+class SlotContext(DeliveryInfo):
     """The context of a handler in a process of its own: facts only."""
 
     def publish(self, *_: object, **__: object) -> NoReturn:
@@ -196,7 +180,7 @@ def invoke(
     try:
         payload = spec.payload.decode(message.body, message.content_type, codecs, message.encoding)
     except BaseException as error:  # noqa: BLE001 - a payload type is user code too
-        return SlotResult(outcome=outcome_of_decoding(error))
+        return SlotResult(result=result_of_decoding(error))
     context = SlotContext(request.queue, Delivery(message, b"", redelivered=request.redelivered))
     arguments = (payload, context) if spec.takes_context else (payload,)
     try:
@@ -204,11 +188,13 @@ def invoke(
         if inspect.isawaitable(value):
             value = run(value)
         if value is None or not request.wants_result:
-            return SlotResult(outcome=Outcome(Happened.SUCCEEDED))
+            return SlotResult(result=HandlerResult(Ending.SUCCEEDED))
         body, content_type = encode_any(value, codecs)
-        return SlotResult(outcome=Outcome(Happened.SUCCEEDED), body=body, content_type=content_type)
+        return SlotResult(
+            result=HandlerResult(Ending.SUCCEEDED), body=body, content_type=content_type
+        )
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures, not the child's end
-        return SlotResult(outcome=outcome_of(error))
+        return SlotResult(result=result_of(error))
 
 
 def load(target: str, script: str | None) -> Callable[..., Any]:

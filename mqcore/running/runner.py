@@ -1,8 +1,8 @@
-"""Runs a registered handler: one task a message, from the intake through the middleware to the settlement.
+"""Runs a registered handler: one task a message, from the receiver through the middleware to the settlement.
 
-    intake.next() ─► decode ─► middleware ─► executor ─► outcome ─► reply ─► intake.finish
+    receiver.next() ─► decode ─► middleware ─► executor ─► result ─► reply ─► receiver.finish
 
-Whatever a handler raises, `SystemExit` included, becomes the outcome of its message and of nothing
+Whatever a handler raises, `SystemExit` included, becomes the result of its message and of nothing
 else (G4).
 """
 
@@ -17,33 +17,33 @@ from mqcore.consuming.consumer import Received, decoded
 from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
 from mqcore.middleware import Middleware, Timeout
-from mqcore.rules.outcomes import outcome_of
-from mqcore.rules.retry import Failure, Happened, Outcome
-from mqcore.running.executors import Encoded, executor_for
+from mqcore.rules.results import result_of
+from mqcore.rules.retry import Ending, Failure, HandlerResult
+from mqcore.running.executors import EncodedResult, executor_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mqcore.consuming.grace import Grace
-    from mqcore.consuming.receiver import Intake
+    from mqcore.consuming.receiver import Receiver
     from mqcore.consuming.requests import Replies
-    from mqcore.consuming.subscription import Held
+    from mqcore.consuming.subscription import HeldDelivery
     from mqcore.messages.codec import Codecs
     from mqcore.publishing.publisher import Publisher
     from mqcore.running.handlers import HandlerSpec
 
 __all__ = ["Runner"]
 
-_SUCCEEDED, _INTERRUPTED = Outcome(Happened.SUCCEEDED), Outcome(Happened.INTERRUPTED)
+_SUCCEEDED, _INTERRUPTED = HandlerResult(Ending.SUCCEEDED), HandlerResult(Ending.INTERRUPTED)
 
 
 class Runner:
-    """One registered handler at work on one intake."""
+    """One registered handler at work on one receiver."""
 
     def __init__(
         self,
         spec: HandlerSpec,
-        intake: Intake,
+        receiver: Receiver,
         *,
         publisher: Publisher,
         replies: Replies,
@@ -53,7 +53,7 @@ class Runner:
     ) -> None:
         """`middleware` runs around the handler, the first outermost; the time limit is innermost of all."""
         self.spec = spec
-        self.intake = intake
+        self.receiver = receiver
         self.handled = 0
         """How many runs of the handler have ended, however they did."""
         self.on_ended: Callable[[], None] | None = None
@@ -61,16 +61,18 @@ class Runner:
         self._replies = replies
         self._codecs = codecs
         self._state = state
-        self._clock = intake.clock
-        self._events = intake.events
+        self._clock = receiver.clock
+        self._events = receiver.events
         self._freed = asyncio.Event()
-        self._executor = executor_for(spec, intake.clock, codecs, self._freed.set)
-        self._running: dict[asyncio.Task[None], Sequence[Held]] = {}
+        self._executor = executor_for(spec, receiver.clock, codecs, self._freed.set)
+        self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
         self._grace_is_over = False
         self._call = self._chain(middleware)
-        intake.on_dead = lambda held, decision: replies.fail(held.delivery.message, decision, None)
+        receiver.on_dead = lambda held, decision: replies.fail(
+            held.delivery.message, decision, None
+        )
 
     def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
         """Nest the middlewares once, at start; those that do not override `handle` are not in the way."""
@@ -85,28 +87,28 @@ class Runner:
     async def start(self) -> None:
         """Make ready and subscribe. Raises what prevents it."""
         await self._executor.start()
-        await self.intake.start()
+        await self.receiver.start()
 
     async def run(self) -> None:
-        """Start handlers as messages and slots allow, until the intake is stopped.
+        """Start handlers as messages and slots allow, until the receiver is stopped.
 
         Raises what ended consuming.
         """
         while True:
             while (
                 len(self._running) + self._executor.stuck >= self.spec.concurrency
-                and not self.intake.stopped
+                and not self.receiver.stopped
             ):
                 self._freed.clear()
                 await self._freed.wait()
-            if self.intake.stopped:
+            if self.receiver.stopped:
                 return
             await self._executor.ready(len(self._running))
             if self.spec.batch:
-                batch = await self.intake.next_batch(self.spec.batch, self.spec.linger)
+                batch = await self.receiver.next_batch(self.spec.batch, self.spec.linger)
                 work = self._handle_batch(batch)
             else:
-                held = await self.intake.next()
+                held = await self.receiver.next()
                 batch = [held] if held is not None else []
                 work = self._handle(held) if held is not None else _nothing()
             if not batch:
@@ -119,33 +121,33 @@ class Runner:
     def _ended(self, task: asyncio.Task[None]) -> None:
         batch = self._running.pop(task)
         for held in batch:
-            self.intake.leave(held)
+            self.receiver.leave(held)
         self.handled += 1
         if self.on_ended is not None:
             self.on_ended()
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             for held in batch:
-                self.intake.fail(held, error)
+                self.receiver.fail(held, error)
 
-    async def _handle(self, held: Held) -> None:
-        if self.intake.stopped:  # stopped since it was picked (G13)
-            self.intake.finish(held, _INTERRUPTED)
+    async def _handle(self, held: HeldDelivery) -> None:
+        if self.receiver.stopped:  # stopped since it was picked (G13)
+            self.receiver.finish(held, _INTERRUPTED)
             return
         if self.spec.ack_first:
-            self.intake.finish(held, _SUCCEEDED)
+            self.receiver.finish(held, _SUCCEEDED)
             await held.wait_settled()
-            if held.lease_lost or not await held.lane.proven(held):
+            if held.lease_lost or not await held.subscription.proven(held):
                 # it may come again, and at most once means that no handler has begun it (G2)
                 return
             if not self._may_start_acknowledged(held):
                 return
         began = self._clock.monotonic()
-        outcome, result = await self._outcome(held)
+        result, value = await self._result(held)
         if not self.spec.ack_first:
-            await self._conclude(held, outcome, result, self._clock.monotonic() - began)
+            await self._conclude(held, result, value, self._clock.monotonic() - began)
 
-    def _may_start_acknowledged(self, held: Held) -> bool:
+    def _may_start_acknowledged(self, held: HeldDelivery) -> bool:
         """Look again after the wait for the answer: nothing starts past its expiry or past the grace (G6, G13).
 
         The message is acknowledged, so one that may not start is gone.
@@ -172,46 +174,54 @@ class Runner:
         )
         return False
 
-    async def _conclude(self, held: Held, outcome: Outcome, result: object, took: float) -> None:
+    async def _conclude(
+        self, held: HeldDelivery, result: HandlerResult, value: object, took: float
+    ) -> None:
         """Reply when this was the last word, then settle: the reply is a successor too (G3)."""
         message = held.delivery.message
         if message.reply_to is None:
-            self.intake.finish(held, outcome, seconds=took)
+            self.receiver.finish(held, result, seconds=took)
             return
         reply: tuple[bytes, str] | None = None
-        if outcome.happened is Happened.SUCCEEDED:
+        if result.ending is Ending.SUCCEEDED:
             try:
                 reply = (
-                    result.pair if isinstance(result, Encoded) else self._replies.encoded(result)
+                    (value.body, value.content_type)
+                    if isinstance(value, EncodedResult)
+                    else self._replies.encoded(value)
                 )
                 self._replies.check(message, reply[0])
             except Exception as error:  # noqa: BLE001 - a value of the user's, written by code of his: the handler's failure
                 reply = None
-                outcome = Outcome(Happened.FAILED, Failure.of(error))
-        decision = self.intake.decide(held, outcome)
+                result = HandlerResult(Ending.FAILED, Failure.of(error))
+        decision = self.receiver.decide(held, result)
         if reply is not None:
             await self._replies.succeed(message, *reply)
         elif decision.final:
-            await self._replies.fail(message, decision, outcome)
-        self.intake.finish(held, outcome, decision, seconds=took)
+            await self._replies.fail(message, decision, result)
+        self.receiver.finish(held, result, decision, seconds=took)
 
-    async def _outcome(self, held: Held) -> tuple[Outcome, object]:
+    async def _result(self, held: HeldDelivery) -> tuple[HandlerResult, object]:
         """Run the handler once and say what happened, with what it returned."""
         ctx = Context(self.spec.queue.name, held.delivery, self._publisher, self._state)
         if self.spec.mode != "process":
             ctx.payload = decoded(self.spec.queue, held, self._codecs)
-            if isinstance(ctx.payload, Outcome):
+            if isinstance(ctx.payload, HandlerResult):
                 return ctx.payload, None
         return await self._watched([held], ctx)
 
-    async def _watched(self, batch: Sequence[Held], ctx: Context) -> tuple[Outcome, object]:
+    async def _watched(
+        self, batch: Sequence[HeldDelivery], ctx: Context
+    ) -> tuple[HandlerResult, object]:
         """Run the chain in a task that a drain or a lost lease may cancel, and nobody else."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in one
         for held in batch:
             held.on_lost = partial(self._lost, task, ctx, held)
             if self.spec.timeout is not None:
-                held.lane.limit(held, self._clock.monotonic() + self.spec.timeout + self.spec.lease)
+                held.subscription.limit(
+                    held, self._clock.monotonic() + self.spec.timeout + self.spec.lease
+                )
             self._events.emit(
                 "message.started",
                 self.spec.queue.name,
@@ -219,13 +229,13 @@ class Runner:
                 held.delivery.attempt,
             )
         self._cancellable.add(task)
-        ending: tuple[Outcome, object]
+        ending: tuple[HandlerResult, object]
         try:
             ending = _SUCCEEDED, await self._call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
             interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
             ending = (
-                _INTERRUPTED if interrupted else outcome_of(error),
+                _INTERRUPTED if interrupted else result_of(error),
                 None,
             )  # who cancels itself has failed (G4)
         self._cancellable.discard(task)
@@ -239,38 +249,40 @@ class Runner:
         self._interrupted.add(task)
         task.cancel()
 
-    def _lost(self, task: asyncio.Task[None], ctx: Context, held: Held) -> None:
+    def _lost(self, task: asyncio.Task[None], ctx: Context, held: HeldDelivery) -> None:
         """The lease is gone: an async handler is cancelled, a thread can only be told (G5).
 
-        Nobody waits for it at the gate.
+        Other messages do not wait for it any longer.
         """
         ctx.lose_lease()
-        self.intake.leave(held)
+        self.receiver.leave(held)
         if self.spec.mode == "async" and task in self._cancellable:
             self._interrupt(task)
 
-    def finish(self, held: Held, outcome: Outcome) -> None:
+    def finish(self, held: HeldDelivery, result: HandlerResult) -> None:
         """Settle one item of a batch by itself, and answer its request."""
         if held.delivery.message.reply_to is None:
-            self.intake.finish(held, outcome)
+            self.receiver.finish(held, result)
         else:
-            held.lane.spawn(self._concluded(held, outcome))
+            held.subscription.spawn(self._concluded(held, result))
 
-    async def _concluded(self, held: Held, outcome: Outcome, took: float = 0.0) -> None:
+    async def _concluded(
+        self, held: HeldDelivery, result: HandlerResult, took: float = 0.0
+    ) -> None:
         """Conclude one item of a batch.
 
         An error of ours is the end of this message and of no other.
         """
         try:
-            await self._conclude(held, outcome, None, took)
+            await self._conclude(held, result, None, took)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
-            self.intake.fail(held, error)
+            self.receiver.fail(held, error)
 
-    async def _handle_batch(self, batch: Sequence[Held]) -> None:
-        """Run the handler with a list; what it has not settled itself shares the outcome."""
-        if self.intake.stopped:  # as in `_handle`
+    async def _handle_batch(self, batch: Sequence[HeldDelivery]) -> None:
+        """Run the handler with a list; what it has not settled itself shares the result."""
+        if self.receiver.stopped:  # as in `_handle`
             for held in batch:
-                self.intake.finish(held, _INTERRUPTED)
+                self.receiver.finish(held, _INTERRUPTED)
             return
         began = self._clock.monotonic()
         items: list[Received[Any]] = []
@@ -279,9 +291,9 @@ class Runner:
             try:
                 value = decoded(self.spec.queue, held, self._codecs)
             except Exception as error:  # noqa: BLE001 - as in `_concluded`
-                self.intake.fail(held, error)
+                self.receiver.fail(held, error)
                 continue
-            if isinstance(value, Outcome):
+            if isinstance(value, HandlerResult):
                 await self._concluded(held, value)
             else:
                 items.append(Received(self.spec.queue.name, held, value, self, self._state))
@@ -290,16 +302,16 @@ class Runner:
             return
         ctx = Context(self.spec.queue.name, items[0].held.delivery, self._publisher, self._state)
         ctx.payload = items
-        outcome, _ = await self._watched([item.held for item in items], ctx)
+        result, _ = await self._watched([item.held for item in items], ctx)
         took = self._clock.monotonic() - began
         for item in items:
             if not item.finished:
                 item.finished = True
-                await self._concluded(item.held, outcome, took)
+                await self._concluded(item.held, result, took)
 
     def halt(self) -> None:
         """Start nothing from now on. `drain` does the rest."""
-        self.intake.halt()
+        self.receiver.halt()
         self._freed.set()
 
     async def drain(self, grace: Grace) -> int:
@@ -307,7 +319,7 @@ class Runner:
 
         What remains of the grace is for the broker's answers to their settlements.
         """
-        await self.intake.stop()
+        await self.receiver.stop()
         self._freed.set()
         await grace.wait(tuple(self._running), 0.0)
 
@@ -318,7 +330,7 @@ class Runner:
         if left:
             await grace.wait(left, CLEANED_UP)
 
-        await self.intake.close(grace)
+        await self.receiver.close(grace)
         await self._executor.close()
         return len(left)
 

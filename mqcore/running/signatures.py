@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from mqcore.consuming.consumer import Received
-from mqcore.consuming.context import BlockingContext, Context, Facts
+from mqcore.consuming.context import BlockingContext, Context, DeliveryInfo
 from mqcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -302,7 +302,9 @@ def _choices(annotation: Any) -> list[Any]:
 
 
 def _names_context(annotation: Any) -> bool:
-    return any(isinstance(each, type) and issubclass(each, Facts) for each in _choices(annotation))
+    return any(
+        isinstance(each, type) and issubclass(each, DeliveryInfo) for each in _choices(annotation)
+    )
 
 
 def _admits(annotation: Any, kind: type) -> bool:

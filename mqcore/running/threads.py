@@ -143,7 +143,7 @@ def _work(queue: SimpleQueue[_Job | None], end: Callable[[_Job], None]) -> None:
     while (job := queue.get()) is not None:
         try:
             job.result = job.context.run(job.call)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its outcome; nothing may end the thread
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result; nothing may end the thread
             job.error = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             job.loop.call_soon_threadsafe(end, job)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker as AsyncBroker
-from mqcore.consuming.context import Facts
+from mqcore.consuming.context import DeliveryInfo
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConnectionLost
 from mqcore.sync.loop_thread import LoopThread
@@ -265,7 +265,7 @@ class Producer(Generic[T]):
         return self._loop.run(self._producer.publish_many(list(payloads), **options))
 
 
-class Received(Facts, Generic[T]):
+class Received(DeliveryInfo, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it; see `mqcore.Received`."""
 
     def __init__(self, loop: LoopThread, received: AsyncReceived[T]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mqcore.errors import ConfigurationError
 from mqcore.messages.message import Message
-from mqcore.rules.retry import Happened
+from mqcore.rules.retry import Ending
 from mqcore.running.process_slot import ProcessSlot, SlotDied, SlotRequest
 
 HANDLERS = '''
@@ -195,7 +195,7 @@ async def test_a_handler_gets_its_payload_and_the_facts_of_its_message(slot: Mak
     result = await slot("facts").run(
         SlotRequest(queue="orders", message=message, wants_result=True)
     )
-    assert result.outcome.happened is Happened.SUCCEEDED
+    assert result.result.ending is Ending.SUCCEEDED
     assert result.body is not None
     assert json.loads(result.body) == {
         "number": 42,
@@ -214,7 +214,7 @@ async def test_a_handler_gets_its_payload_and_the_facts_of_its_message(slot: Mak
 
 async def test_an_async_handler_works_too(slot: Make) -> None:
     result = await slot("double").run(request('{"number": 4}', content_type="application/json"))
-    assert (result.outcome.happened, result.body) == (Happened.SUCCEEDED, b'{"number":8}')
+    assert (result.result.ending, result.body) == (Ending.SUCCEEDED, b'{"number":8}')
     assert result.content_type == "application/json"
 
 
@@ -229,8 +229,8 @@ async def test_one_process_serves_many_messages_in_one_loop(slot: Make) -> None:
 
 async def test_what_nobody_wants_is_not_sent_back(slot: Make) -> None:
     result = await slot("unwritable").run(replace(request(), wants_result=False))
-    assert (result.outcome.happened, result.body, result.content_type) == (
-        Happened.SUCCEEDED,
+    assert (result.result.ending, result.body, result.content_type) == (
+        Ending.SUCCEEDED,
         None,
         None,
     )
@@ -238,9 +238,9 @@ async def test_what_nobody_wants_is_not_sent_back(slot: Make) -> None:
 
 async def test_a_wanted_result_that_cannot_be_written_is_a_failure(slot: Make) -> None:
     result = await slot("unwritable").run(request())
-    assert result.outcome.happened is Happened.FAILED
-    assert result.outcome.failure is not None
-    assert result.outcome.failure.type == "mqcore.errors.ValidationError"
+    assert result.result.ending is Ending.FAILED
+    assert result.result.failure is not None
+    assert result.result.failure.type == "mqcore.errors.ValidationError"
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ async def test_two_calls_at_once_go_one_after_the_other(slot: Make) -> None:
 
 async def test_an_exception_comes_back_as_data(slot: Make) -> None:
     result = await slot("raises").run(request("FileNotFoundError('no such thing')"))
-    failure = result.outcome.failure
-    assert result.outcome.happened is Happened.FAILED
+    failure = result.result.failure
+    assert result.result.ending is Ending.FAILED
     assert failure is not None
     assert failure.types[:2] == ("builtins.FileNotFoundError", "builtins.OSError")
     assert failure.text == "no such thing"
@@ -271,24 +271,24 @@ async def test_an_exception_comes_back_as_data(slot: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "happened", "delay"),
+    ("raised", "ending", "delay"),
     [
-        ("Retry()", Happened.RETRY, None),
-        ("Retry(2.5)", Happened.RETRY, 2.5),
-        ("Retry(timedelta(minutes=1))", Happened.RETRY, 60.0),
-        ("Retry('soon')", Happened.FAILED, None),
-        ("Reject('negative total')", Happened.REJECTED, None),
-        ("ValidationError('by hand')", Happened.FAILED, None),
+        ("Retry()", Ending.RETRY, None),
+        ("Retry(2.5)", Ending.RETRY, 2.5),
+        ("Retry(timedelta(minutes=1))", Ending.RETRY, 60.0),
+        ("Retry('soon')", Ending.FAILED, None),
+        ("Reject('negative total')", Ending.REJECTED, None),
+        ("ValidationError('by hand')", Ending.FAILED, None),
     ],
 )
 async def test_a_handler_says_what_shall_become_of_its_message(
-    slot: Make, raised: str, happened: Happened, delay: float | None
+    slot: Make, raised: str, ending: Ending, delay: float | None
 ) -> None:
-    outcome = (await slot("raises").run(request(raised))).outcome
-    assert (outcome.happened, outcome.delay) == (happened, delay)
-    assert outcome.failure is not None
-    if happened is Happened.REJECTED:
-        assert outcome.failure.text == "negative total"
+    result = (await slot("raises").run(request(raised))).result
+    assert (result.ending, result.delay) == (ending, delay)
+    assert result.failure is not None
+    if ending is Ending.REJECTED:
+        assert result.failure.text == "negative total"
 
 
 @pytest.mark.parametrize("name", ["raises", "raises_async"])
@@ -305,38 +305,38 @@ async def test_no_exception_ends_the_process(
         "CancelledError",
         "MemoryError",
     ):
-        outcome = (await handler.run(request(f"{kind}('on purpose')"))).outcome
-        assert outcome.happened is Happened.FAILED
-        assert outcome.failure is not None
-        assert outcome.failure.type.endswith(kind)
+        result = (await handler.run(request(f"{kind}('on purpose')"))).result
+        assert result.ending is Ending.FAILED
+        assert result.failure is not None
+        assert result.failure.type.endswith(kind)
     await handler.run(request("(__import__('gc').collect(), ValueError('all is collected'))[1]"))
     assert handler.pid == pid
     assert capfd.readouterr().err == ""  # no complaint of a loop about what it did not expect
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "happened"),
+    ("body", "content_type", "ending"),
     [
-        ("{", "application/json", Happened.UNDECODABLE),
-        ("{}", "application/unheard-of", Happened.UNDECODABLE),
-        ('{"number": "many"}', "application/json", Happened.INVALID),
+        ("{", "application/json", Ending.UNDECODABLE),
+        ("{}", "application/unheard-of", Ending.UNDECODABLE),
+        ('{"number": "many"}', "application/json", Ending.INVALID),
     ],
 )
 async def test_a_body_that_does_not_fit_never_reaches_the_handler(
-    slot: Make, body: str, content_type: str, happened: Happened
+    slot: Make, body: str, content_type: str, ending: Ending
 ) -> None:
-    outcome = (await slot("double").run(request(body, content_type=content_type))).outcome
-    assert outcome.happened is happened
-    assert outcome.failure is not None
-    reads = "does not match" if happened is Happened.INVALID else "cannot be read as"
-    assert f"the payload {reads} Order" in outcome.failure.text
+    result = (await slot("double").run(request(body, content_type=content_type))).result
+    assert result.ending is ending
+    assert result.failure is not None
+    reads = "does not match" if ending is Ending.INVALID else "cannot be read as"
+    assert f"the payload {reads} Order" in result.failure.text
 
 
 async def test_publishing_from_there_is_refused_with_a_reason(slot: Make) -> None:
-    outcome = (await slot("publishes").run(request())).outcome
-    assert outcome.failure is not None
-    assert outcome.failure.type == "mqcore.errors.ConfigurationError"
-    assert "publish from process=True handlers is not possible" in outcome.failure.text
+    result = (await slot("publishes").run(request())).result
+    assert result.failure is not None
+    assert result.failure.type == "mqcore.errors.ConfigurationError"
+    assert "publish from process=True handlers is not possible" in result.failure.text
 
 
 async def test_what_a_handler_prints_goes_to_standard_error(
@@ -344,8 +344,8 @@ async def test_what_a_handler_prints_goes_to_standard_error(
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     result = await slot("prints").run(request())
-    assert (result.outcome.happened, result.body) == (
-        Happened.SUCCEEDED,
+    assert (result.result.ending, result.body) == (
+        Ending.SUCCEEDED,
         b"",
     )  # and standard input is empty
     printed = capfd.readouterr()

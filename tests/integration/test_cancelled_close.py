@@ -119,7 +119,7 @@ async def test_a_run_that_is_cancelled_while_its_drain_waits_for_answers(
 async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
     faulty: Broker, clock: VirtualClock, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All workers of a broker share the gate: the next one would never start anything (G4)."""
+    """All workers of a broker share the isolation lock: the next one would never start anything (G4)."""
     asked, handled = asyncio.Event(), asyncio.Event()
 
     async def never(*_: Any) -> Any:

@@ -217,7 +217,7 @@ async def test_a_start_that_fails_leaves_nothing_running(
     app = App("test", lifespan=lifespan)
     app.consumer(jobs)(held)
     app.consumer(other)(held)
-    error = ValueError("the third lane is refused")
+    error = ValueError("the third subscription is refused")
     works = faults.calls["subscribe"]
     faults.next("subscribe", *[lambda _b, do, batch: do(batch)] * 2, raised(error))
     with pytest.raises(MqcoreError) as caught:

@@ -18,7 +18,7 @@ from mqcore import (
     Received,
     Worker,
 )
-from mqcore.consuming.context import Facts
+from mqcore.consuming.context import DeliveryInfo
 from mqcore.testing import VirtualClock
 
 SECRET = "hunter2"
@@ -138,7 +138,7 @@ async def other_default(order: Order, limit: int = 3) -> None:
     got.extend([limit, order])
 
 
-async def of_facts(order: Order, facts: Facts) -> None:
+async def of_facts(order: Order, facts: DeliveryInfo) -> None:
     got.extend([type(facts), order])
 
 

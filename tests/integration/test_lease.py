@@ -327,9 +327,9 @@ async def test_a_receipt_of_another_store_is_stale(broker: Broker, clock: Virtua
         async with broker.consume(jobs) as deliveries, elsewhere.consume(jobs) as others:
             held = await anext(deliveries)
             theirs = await anext(others)
-            lane = held.held.lane
-            assert lane._subscription is not None
-            (answer,) = await lane._subscription.settle(
+            subscription = held.held.subscription
+            assert subscription._subscription is not None
+            (answer,) = await subscription._subscription.settle(
                 [Ack(theirs.held.delivery.receipt)], timeout=1
             )
             assert answer == STALE

@@ -179,7 +179,7 @@ async def test_a_deep_queue_is_not_taken_in(
         await clock.settle()
         counts = (await broker.counts(words))[0]
         assert (counts.leased, counts.ready) == (6, 19_994)
-        assert worker._runners[0].intake.holding == 6
+        assert worker._runners[0].receiver.holding == 6
         assert len(held.began) == 4
     assert (await broker.counts(words))[0].ready == 20_000
 

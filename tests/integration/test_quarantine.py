@@ -19,7 +19,7 @@ from mqcore import (
     Worker,
     fixed,
 )
-from mqcore.consuming.isolation import Gate
+from mqcore.consuming.isolation import IsolationLock
 from mqcore.testing import VirtualClock
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]
@@ -453,7 +453,7 @@ async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
     await clock.settle()
     for _ in range(3):
         holder = next(
-            (worker for worker in workers if worker._runners[0].intake.holding > 1), workers[0]
+            (worker for worker in workers if worker._runners[0].receiver.holding > 1), workers[0]
         )
         workers.remove(holder)
         await killed(holder)
@@ -465,12 +465,12 @@ async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
 async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_open(
     broker: Broker, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate()
-    intake = await broker.intake(jobs, None, prefetch=1, lease=30, gate=gate)
-    await intake.start()
-    caller = asyncio.create_task(intake.next())
+    isolation = IsolationLock()
+    receiver = await broker.receiver(jobs, None, prefetch=1, lease=30, isolation=isolation)
+    await receiver.start()
+    caller = asyncio.create_task(receiver.next())
     await clock.settle()
-    accept, ended = intake._accept_suspect, asyncio.Event()
+    accept, ended = receiver._accept_suspect, asyncio.Event()
 
     def lose(held: Any) -> None:
         accept(held)
@@ -478,9 +478,9 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
         caller.cancel()
         ended.set()
 
-    monkeypatch.setattr(intake, "_accept_suspect", lose)
+    monkeypatch.setattr(receiver, "_accept_suspect", lose)
     await broker.publish("jobs.again", "suspect")
     await ended.wait()
     await clock.settle()
-    await intake.close()
-    assert gate.enter(), "others wait for a suspect that is gone"
+    await receiver.close()
+    assert isolation.enter_shared(), "others wait for a suspect that is gone"

@@ -466,7 +466,7 @@ async def test_who_ends_during_an_outage_lets_go_of_its_claims(
 async def test_one_lane_that_meets_the_loss_tells_the_others(
     faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
 ) -> None:
-    """Only one call hears of it, and on the old connection the receive of the other lane never returns."""
+    """Only one call hears of it, and on the old connection the receive of the other subscription never returns."""
     faults.keeps_claims = True
     other = Queue("other", str)
     async with serve(jobs, log, on=faulty), serve(other, log, on=faulty):

@@ -19,7 +19,7 @@ from mqcore import (
     RetryPolicy,
     Worker,
 )
-from mqcore.consuming.context import Facts
+from mqcore.consuming.context import DeliveryInfo
 
 
 class Order(BaseModel):
@@ -73,7 +73,7 @@ def in_a_thread_with_context(order: Order, ctx: BlockingContext) -> None:
 
 
 @app.consumer(orders, process=True)
-def in_a_process(order: Order, facts: Facts) -> int:
+def in_a_process(order: Order, facts: DeliveryInfo) -> int:
     return order.id + facts.attempt
 
 

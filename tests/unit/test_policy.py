@@ -17,9 +17,9 @@ from mqcore.rules.retry import (
     AfterCrash,
     Backoff,
     Decision,
+    Ending,
     Failure,
-    Happened,
-    Outcome,
+    HandlerResult,
     RetryPolicy,
     Rules,
     admit,
@@ -50,7 +50,7 @@ ALL_RULES = {
     "temporary": TEMPORARY,
 }
 BOOM = Failure.of(ValueError("boom"))
-AT_ONCE = {Happened.UNDECODABLE, Happened.INVALID, Happened.EXPIRED, Happened.REJECTED}
+AT_ONCE = {Ending.UNDECODABLE, Ending.INVALID, Ending.EXPIRED, Ending.REJECTED}
 
 
 def delivery(
@@ -81,15 +81,11 @@ def delivery(
     )
 
 
-def judged(happened: Happened, rules: Rules, attempt: int = 1, **changes: object) -> Decision:
-    failure = (
-        None
-        if happened in {Happened.SUCCEEDED, Happened.INTERRUPTED, Happened.TAKEN_OVER}
-        else BOOM
-    )
-    taken = 2 if happened is Happened.TAKEN_OVER else 0
+def judged(ending: Ending, rules: Rules, attempt: int = 1, **changes: object) -> Decision:
+    failure = None if ending in {Ending.SUCCEEDED, Ending.INTERRUPTED, Ending.TAKEN_OVER} else BOOM
+    taken = 2 if ending is Ending.TAKEN_OVER else 0
     return decide(
-        Outcome(happened, failure),
+        HandlerResult(ending, failure),
         delivery(attempt, taken, **changes),
         rules,
         now=NOW,
@@ -106,35 +102,33 @@ def moved(decision: Decision) -> tuple[str, Message, float]:
     return to.to, to.message, to.delay
 
 
-def expected(happened: Happened, rules: Rules, attempt: int) -> tuple[str, str | None, int]:  # noqa: PLR0911 - a table
+def expected(ending: Ending, rules: Rules, attempt: int) -> tuple[str, str | None, int]:  # noqa: PLR0911 - a table
     """Say verdict, target and attempt of the successor by the words of G4, G10 and G11, written a second time."""
     at_end = attempt >= 3
     buried = ("dropped", None, 0) if rules.dead_letter is None else ("dead", rules.dead_letter, 1)
-    if happened is Happened.SUCCEEDED:
+    if ending is Ending.SUCCEEDED:
         return "done", None, 0
-    if happened is Happened.INTERRUPTED:
+    if ending is Ending.INTERRUPTED:
         return (
             ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
         )
-    if happened is Happened.TAKEN_OVER and rules.quarantine is None:
+    if ending is Ending.TAKEN_OVER and rules.quarantine is None:
         return "taken_over", rules.queue, attempt
-    if happened is Happened.TAKEN_OVER and rules.source == "q":
+    if ending is Ending.TAKEN_OVER and rules.source == "q":
         return "quarantined", "q.again", attempt
-    if happened in AT_ONCE or at_end:
+    if ending in AT_ONCE or at_end:
         return buried
-    if happened is Happened.TAKEN_OVER:
+    if ending is Ending.TAKEN_OVER:
         return "quarantined", "q.again", attempt + 1
     return "retried", rules.queue, attempt + 1
 
 
 @pytest.mark.parametrize("rules", ALL_RULES)
-@pytest.mark.parametrize("happened", Happened, ids=lambda happened: happened.value)
-def test_every_ending_of_every_attempt_in_every_kind_of_queue(
-    happened: Happened, rules: str
-) -> None:
+@pytest.mark.parametrize("ending", Ending, ids=lambda ending: ending.value)
+def test_every_ending_of_every_attempt_in_every_kind_of_queue(ending: Ending, rules: str) -> None:
     for attempt in range(1, 5):
-        decision = judged(happened, ALL_RULES[rules], attempt)
-        verdict, target, successor_attempt = expected(happened, ALL_RULES[rules], attempt)
+        decision = judged(ending, ALL_RULES[rules], attempt)
+        verdict, target, successor_attempt = expected(ending, ALL_RULES[rules], attempt)
         assert decision.verdict == verdict
         assert decision.final == (verdict in {"done", "dead", "dropped"})
         if target is None:
@@ -150,23 +144,23 @@ def test_every_ending_of_every_attempt_in_every_kind_of_queue(
 
 @pytest.mark.parametrize("rules", ALL_RULES)
 @pytest.mark.parametrize(
-    ("happened", "attempt", "reason", "started"),
+    ("ending", "attempt", "reason", "started"),
     [
-        (Happened.REJECTED, 2, Reason.REJECTED, 2),
-        (Happened.UNDECODABLE, 2, Reason.UNDECODABLE, 1),
-        (Happened.INVALID, 1, Reason.INVALID, 0),
-        (Happened.EXPIRED, 3, Reason.EXPIRED, 2),
-        (Happened.RETRY, 3, Reason.RETRIES_EXHAUSTED, 3),
-        (Happened.FAILED, 3, Reason.RETRIES_EXHAUSTED, 3),
-        (Happened.TIMED_OUT, 3, Reason.TIMEOUT, 3),
-        (Happened.CRASHED, 4, Reason.CRASHED, 4),
+        (Ending.REJECTED, 2, Reason.REJECTED, 2),
+        (Ending.UNDECODABLE, 2, Reason.UNDECODABLE, 1),
+        (Ending.INVALID, 1, Reason.INVALID, 0),
+        (Ending.EXPIRED, 3, Reason.EXPIRED, 2),
+        (Ending.RETRY, 3, Reason.RETRIES_EXHAUSTED, 3),
+        (Ending.FAILED, 3, Reason.RETRIES_EXHAUSTED, 3),
+        (Ending.TIMED_OUT, 3, Reason.TIMEOUT, 3),
+        (Ending.CRASHED, 4, Reason.CRASHED, 4),
     ],
     ids=lambda value: getattr(value, "value", str(value)),
 )
 def test_the_death_record_says_why_where_when_and_how_often(
-    happened: Happened, attempt: int, reason: Reason, started: int, rules: str
+    ending: Ending, attempt: int, reason: Reason, started: int, rules: str
 ) -> None:
-    decision = judged(happened, ALL_RULES[rules], attempt, failed_at=NOW - 9)
+    decision = judged(ending, ALL_RULES[rules], attempt, failed_at=NOW - 9)
     assert decision.reason is reason
     if ALL_RULES[rules].dead_letter is None:
         assert decision.verdict == "dropped"
@@ -186,17 +180,17 @@ def test_the_death_record_says_why_where_when_and_how_often(
 
 
 def test_the_first_failure_of_a_message_starts_its_record() -> None:
-    _, message, _ = moved(judged(Happened.FAILED, WORK, 1))
+    _, message, _ = moved(judged(Ending.FAILED, WORK, 1))
     assert message.failed_at == NOW
-    _, message, _ = moved(judged(Happened.FAILED, WORK, 2, failed_at=5.0))
+    _, message, _ = moved(judged(Ending.FAILED, WORK, 2, failed_at=5.0))
     assert message.failed_at == 5.0
-    _, message, _ = moved(judged(Happened.REJECTED, WORK, 1))
+    _, message, _ = moved(judged(Ending.REJECTED, WORK, 1))
     assert message.death is not None
     assert message.death.first_at == message.death.last_at == NOW
 
 
 def test_what_dies_alone_is_recorded_as_crashed() -> None:
-    decision = judged(Happened.TAKEN_OVER, ALONE, 3)
+    decision = judged(Ending.TAKEN_OVER, ALONE, 3)
     to, message, _ = moved(decision)
     assert (to, decision.reason) == ("q.dlq", Reason.CRASHED)
     assert message.death is not None
@@ -230,7 +224,7 @@ def test_a_killer_is_started_so_often_and_no_more(
             alone += rules.source == "q.again"
             taken = taken + 1 if counted else 1  # its process dies each time that it runs
             continue
-        decision = decide(Outcome(Happened.TAKEN_OVER), here, rules, now=NOW, expires_in=None)
+        decision = decide(HandlerResult(Ending.TAKEN_OVER), here, rules, now=NOW, expires_in=None)
         to, message, _ = moved(decision)
         taken = 0
         if to == "q.dlq":
@@ -253,7 +247,7 @@ def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_be
 ):
     lost = delivery(2, taken=1, counted=False)
     assert admit(lost, WORK) is None
-    decision = decide(Outcome(Happened.TAKEN_OVER), lost, WORK, now=NOW, expires_in=None)
+    decision = decide(HandlerResult(Ending.TAKEN_OVER), lost, WORK, now=NOW, expires_in=None)
     to, message, delay = moved(decision)
     assert (decision.verdict, to, message.takeovers, message.attempt, delay) == (
         "taken_over",
@@ -272,10 +266,10 @@ def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_be
 
 
 @pytest.mark.parametrize(
-    "happened", [Happened.RETRY, Happened.REJECTED, Happened.TAKEN_OVER], ids=lambda it: it.value
+    "ending", [Ending.RETRY, Ending.REJECTED, Ending.TAKEN_OVER], ids=lambda it: it.value
 )
-def test_a_retry_a_dead_letter_and_a_suspect_begin_with_no_takeover(happened: Happened) -> None:
-    assert moved(judged(happened, WORK, takeovers=1))[1].takeovers == 0
+def test_a_retry_a_dead_letter_and_a_suspect_begin_with_no_takeover(ending: Ending) -> None:
+    assert moved(judged(ending, WORK, takeovers=1))[1].takeovers == 0
 
 
 def test_only_what_had_started_counts_where_the_backend_notes_starts() -> None:
@@ -295,7 +289,9 @@ def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_d
     def settled(expires_in: float | None, *, counted: bool, max_delay: float = 1000.0) -> Decision:
         lost = delivery(attempt, taken=1, counted=counted)
         limited = replace(rules, max_delay=max_delay)
-        return decide(Outcome(Happened.TAKEN_OVER), lost, limited, now=NOW, expires_in=expires_in)
+        return decide(
+            HandlerResult(Ending.TAKEN_OVER), lost, limited, now=NOW, expires_in=expires_in
+        )
 
     by_flag = settled(None, counted=False)
     to, message, delay = moved(by_flag)
@@ -306,7 +302,7 @@ def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_d
 
 
 def test_an_innocent_is_isolated_without_a_count() -> None:
-    _, innocent, _ = moved(judged(Happened.TAKEN_OVER, WORK))
+    _, innocent, _ = moved(judged(Ending.TAKEN_OVER, WORK))
     assert innocent.attempt == 1
 
 
@@ -331,11 +327,11 @@ def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_whi
     None
 ):
     first = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
-    to, message, delay = moved(judged(Happened.REJECTED, DLQ, 1, death=first))
+    to, message, delay = moved(judged(Ending.REJECTED, DLQ, 1, death=first))
     assert (to, delay, message.death, message.attempt) == ("q.dlq", 4, first, 1)
     impatient = replace(DLQ, retry=RetryPolicy(3, fixed(0)))
-    assert moved(judged(Happened.UNDECODABLE, impatient, 1))[2] == 1, "it must not spin"
-    to, message, _ = moved(judged(Happened.REJECTED, DLQ, 1))
+    assert moved(judged(Ending.UNDECODABLE, impatient, 1))[2] == 1, "it must not spin"
+    to, message, _ = moved(judged(Ending.REJECTED, DLQ, 1))
     assert message.death is not None
     assert (to, message.death.reason) == ("q.dlq", Reason.REJECTED)
 
@@ -356,13 +352,13 @@ def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_whi
 def test_the_handler_may_choose_the_wait(delay: float | None, wait: float) -> None:
     rules = replace(WORK, max_delay=100)
     decision = decide(
-        Outcome(Happened.RETRY, None, delay), delivery(), rules, now=NOW, expires_in=None
+        HandlerResult(Ending.RETRY, None, delay), delivery(), rules, now=NOW, expires_in=None
     )
     assert (decision.verdict, moved(decision)[2], decision.delay) == ("retried", wait, wait)
 
 
 def test_a_chosen_wait_overrides_neither_attempts_nor_age() -> None:
-    asked = Outcome(Happened.RETRY, None, 0.0)
+    asked = HandlerResult(Ending.RETRY, None, 0.0)
     assert decide(asked, delivery(3), WORK, now=NOW, expires_in=None).verdict == "dead"
     young = replace(WORK, retry=RetryPolicy(3, max_age=40))
     assert (
@@ -385,7 +381,7 @@ def test_a_wait_that_ends_after_the_expiry_is_a_dead_letter_at_once(
     expires_in: float | None, verdict: str, reason: Reason | None
 ) -> None:
     decision = decide(
-        Outcome(Happened.FAILED, BOOM), delivery(), WORK, now=NOW, expires_in=expires_in
+        HandlerResult(Ending.FAILED, BOOM), delivery(), WORK, now=NOW, expires_in=expires_in
     )
     assert (decision.verdict, decision.reason) == (verdict, reason)
     if verdict == "dead":
@@ -419,7 +415,7 @@ def test_max_age_counts_from_the_publish_to_the_next_start(
     max_age: float | timedelta | None, published_at: float | None, verdict: str
 ) -> None:
     rules = replace(WORK, retry=RetryPolicy(3, fixed(4), max_age=max_age))
-    assert judged(Happened.FAILED, rules, published_at=published_at).verdict == verdict
+    assert judged(Ending.FAILED, rules, published_at=published_at).verdict == verdict
 
 
 class Base(Exception):
@@ -451,7 +447,7 @@ def test_which_exceptions_are_retried_goes_by_class_and_bases(
     policy: RetryPolicy, error: BaseException, *, again: bool
 ) -> None:
     decision = decide(
-        Outcome(Happened.FAILED, Failure.of(error)),
+        HandlerResult(Ending.FAILED, Failure.of(error)),
         delivery(),
         replace(WORK, retry=policy),
         now=NOW,
@@ -573,8 +569,8 @@ MESSAGES = st.builds(
     redriven=st.integers(0, 3),
 )
 OUTCOMES = st.builds(
-    Outcome,
-    st.sampled_from(Happened),
+    HandlerResult,
+    st.sampled_from(Ending),
     st.sampled_from([None, BOOM]),
     st.none() | st.floats(allow_nan=True),
 )
@@ -595,7 +591,7 @@ POLICIES = st.builds(
     st.floats(0, 1),
 )
 def test_what_every_move_keeps_and_changes(
-    outcome: Outcome,
+    result: HandlerResult,
     message: Message,
     rules: Rules,
     policy: RetryPolicy,
@@ -604,7 +600,7 @@ def test_what_every_move_keeps_and_changes(
 ) -> None:
     rules = replace(rules, retry=policy, max_delay=3600.0)
     given_delivery = Delivery(message, b"receipt", expires_in)
-    decision = decide(outcome, given_delivery, rules, now=NOW, expires_in=expires_in, chance=chance)
+    decision = decide(result, given_delivery, rules, now=NOW, expires_in=expires_in, chance=chance)
     assert (decision.reason is not None) == (decision.verdict in {"dead", "dropped"})
     if not isinstance(decision.settlement, Move):
         assert decision.settlement in (Ack(b"receipt"), Release(b"receipt"))

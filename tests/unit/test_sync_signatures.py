@@ -23,7 +23,7 @@ CORES_OWN = {
         "Broker",
         "check_loop",
     ): "a blocking broker serves every thread; what workers ask before they start",
-    ("Broker", "intake"): "what workers are built on; a worker is asyncio",
+    ("Broker", "receiver"): "what workers are built on; a worker is asyncio",
     ("Received", "finish"): "how core settles a batch; it does not wait for the broker's answer",
 }
 ATTRIBUTES = {

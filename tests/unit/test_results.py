@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
-from mqcore.rules.outcomes import Ended, outcome_of, outcome_of_decoding
-from mqcore.rules.retry import Failure, Happened, Outcome, RetryPolicy
+from mqcore.rules.results import ChildRunFailed, result_of, result_of_decoding
+from mqcore.rules.retry import Ending, Failure, HandlerResult, RetryPolicy
 
 
 def group(*errors: BaseException) -> BaseExceptionGroup[BaseException]:
@@ -25,28 +25,28 @@ class Careless(Retry):
 
 
 @pytest.mark.parametrize(
-    ("error", "happened", "delay"),
+    ("error", "ending", "delay"),
     [
-        (ValueError("x"), Happened.FAILED, None),
-        (KeyboardInterrupt(), Happened.FAILED, None),
-        (Reject("no"), Happened.REJECTED, None),
-        (Retry(), Happened.RETRY, None),
-        (Retry(delay=2), Happened.RETRY, 2.0),
-        (Retry(delay=timedelta(minutes=1)), Happened.RETRY, 60.0),
-        (Retry(delay=10**400), Happened.FAILED, None),
-        (Retry(delay="soon"), Happened.FAILED, None),  # type: ignore[arg-type]  # what is tested
-        (Retry(delay=Unreadable()), Happened.FAILED, None),  # type: ignore[arg-type]  # what is tested
-        (Careless(), Happened.RETRY, None),
-        (HandlerTimeout("late"), Happened.TIMED_OUT, None),
-        (group(Reject("no")), Happened.REJECTED, None),
-        (group(ValueError("x"), Reject("no"), OSError()), Happened.REJECTED, None),
-        (group(group(Retry(delay=5)), ValueError()), Happened.RETRY, 5.0),
-        (group(Reject("no"), group(Reject("never"))), Happened.REJECTED, None),
-        (group(Reject("no"), Retry(delay=5)), Happened.FAILED, None),
-        (group(Retry(delay=1), Retry(delay=5)), Happened.FAILED, None),
-        (group(HandlerTimeout("late")), Happened.TIMED_OUT, None),
-        (group(ValueError("x"), OSError("y")), Happened.FAILED, None),
-        (group(KeyboardInterrupt()), Happened.FAILED, None),
+        (ValueError("x"), Ending.FAILED, None),
+        (KeyboardInterrupt(), Ending.FAILED, None),
+        (Reject("no"), Ending.REJECTED, None),
+        (Retry(), Ending.RETRY, None),
+        (Retry(delay=2), Ending.RETRY, 2.0),
+        (Retry(delay=timedelta(minutes=1)), Ending.RETRY, 60.0),
+        (Retry(delay=10**400), Ending.FAILED, None),
+        (Retry(delay="soon"), Ending.FAILED, None),  # type: ignore[arg-type]  # what is tested
+        (Retry(delay=Unreadable()), Ending.FAILED, None),  # type: ignore[arg-type]  # what is tested
+        (Careless(), Ending.RETRY, None),
+        (HandlerTimeout("late"), Ending.TIMED_OUT, None),
+        (group(Reject("no")), Ending.REJECTED, None),
+        (group(ValueError("x"), Reject("no"), OSError()), Ending.REJECTED, None),
+        (group(group(Retry(delay=5)), ValueError()), Ending.RETRY, 5.0),
+        (group(Reject("no"), group(Reject("never"))), Ending.REJECTED, None),
+        (group(Reject("no"), Retry(delay=5)), Ending.FAILED, None),
+        (group(Retry(delay=1), Retry(delay=5)), Ending.FAILED, None),
+        (group(HandlerTimeout("late")), Ending.TIMED_OUT, None),
+        (group(ValueError("x"), OSError("y")), Ending.FAILED, None),
+        (group(KeyboardInterrupt()), Ending.FAILED, None),
     ],
     ids=[
         *(
@@ -74,16 +74,14 @@ class Careless(Retry):
         ),
     ],
 )
-def test_what_an_exception_means(
-    error: BaseException, happened: Happened, delay: float | None
-) -> None:
-    outcome = outcome_of(error)
-    assert (outcome.happened, outcome.delay) == (happened, delay)
-    assert outcome.failure is not None
+def test_what_an_exception_means(error: BaseException, ending: Ending, delay: float | None) -> None:
+    result = result_of(error)
+    assert (result.ending, result.delay) == (ending, delay)
+    assert result.failure is not None
 
 
 def test_a_delay_that_cannot_be_used_is_named() -> None:
-    failure = outcome_of(Retry(delay="soon")).failure  # type: ignore[arg-type]  # the mistake
+    failure = result_of(Retry(delay="soon")).failure  # type: ignore[arg-type]  # the mistake
     assert failure is not None
     assert failure.text.startswith(
         "the delay of Retry is not usable; give seconds or a timedelta: could not convert"
@@ -91,27 +89,27 @@ def test_a_delay_that_cannot_be_used_is_named() -> None:
 
 
 def test_a_decision_in_a_group_is_recorded_with_its_text_and_the_traceback_of_all() -> None:
-    failure = outcome_of(group(ValueError("beside"), Reject("no such customer"))).failure
+    failure = result_of(group(ValueError("beside"), Reject("no such customer"))).failure
     assert failure is not None
     assert (failure.type, failure.text) == ("mqcore.errors.Reject", "no such customer")
     assert "ValueError: beside" in failure.traceback
 
 
 def test_the_outcome_of_another_process_is_found_in_a_group() -> None:
-    outcome = Outcome(Happened.CRASHED, Failure((), "died"))
-    assert outcome_of(group(Ended(outcome))) is outcome
+    result = HandlerResult(Ending.CRASHED, Failure((), "died"))
+    assert result_of(group(ChildRunFailed(result))) is result
 
 
 @pytest.mark.parametrize(
-    ("error", "happened"),
+    ("error", "ending"),
     [
-        (DecodeError("x"), Happened.UNDECODABLE),
-        (ValidationError("x"), Happened.INVALID),
-        (MemoryError(), Happened.FAILED),
+        (DecodeError("x"), Ending.UNDECODABLE),
+        (ValidationError("x"), Ending.INVALID),
+        (MemoryError(), Ending.FAILED),
     ],
 )
-def test_what_decoding_raised_means(error: BaseException, happened: Happened) -> None:
-    assert outcome_of_decoding(error).happened is happened
+def test_what_decoding_raised_means(error: BaseException, ending: Ending) -> None:
+    assert result_of_decoding(error).ending is ending
 
 
 @pytest.mark.parametrize(

@@ -11,28 +11,28 @@ from dataclasses import replace
 
 from mqcore.clock import seconds
 from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
-from mqcore.rules.retry import Failure, Happened, Outcome, exceptions_in
+from mqcore.rules.retry import Ending, Failure, HandlerResult, exceptions_in
 
-__all__ = ["Ended", "outcome_of", "outcome_of_decoding"]
+__all__ = ["ChildRunFailed", "result_of", "result_of_decoding"]
 
 
-class Ended(Exception):
-    """Raised for a run in another process that did not succeed: its outcome, as the process itself has reported it."""
+class ChildRunFailed(Exception):
+    """Raised for a run in another process that did not succeed: its result, as the process itself has reported it."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, result: HandlerResult) -> None:
         """The text is the failure's."""
-        super().__init__(outcome.failure.text if outcome.failure else outcome.happened.value)
-        self.outcome = outcome
+        super().__init__(result.failure.text if result.failure else result.ending.value)
+        self.result = result
 
 
-_DECISIONS = (Ended, Retry, Reject, HandlerTimeout)
+_DECISIONS = (ChildRunFailed, Retry, Reject, HandlerTimeout)
 
 
-def outcome_of(error: BaseException) -> Outcome:
+def result_of(error: BaseException) -> HandlerResult:
     """Return what an exception out of a handler or a middleware means. Never raises."""
     decision = _decision_in(error)
-    if isinstance(decision, Ended):
-        return decision.outcome
+    if isinstance(decision, ChildRunFailed):
+        return decision.result
 
     failure = Failure.of(decision)
     if decision is not error:
@@ -45,22 +45,22 @@ def outcome_of(error: BaseException) -> Outcome:
         except Exception as wrong:  # noqa: BLE001 - a handler's value; a delay that cannot be read is the handler's failure
             unusable = Failure.of(wrong)
             text = f"the delay of Retry is not usable; give seconds or a timedelta: {unusable.text}"
-            return Outcome(Happened.FAILED, replace(unusable, text=text))
-        return Outcome(Happened.RETRY, failure, delay)
+            return HandlerResult(Ending.FAILED, replace(unusable, text=text))
+        return HandlerResult(Ending.RETRY, failure, delay)
     if isinstance(decision, Reject):
-        return Outcome(Happened.REJECTED, failure)
+        return HandlerResult(Ending.REJECTED, failure)
     if isinstance(decision, HandlerTimeout):
-        return Outcome(Happened.TIMED_OUT, failure)
-    return Outcome(Happened.FAILED, failure)
+        return HandlerResult(Ending.TIMED_OUT, failure)
+    return HandlerResult(Ending.FAILED, failure)
 
 
-def outcome_of_decoding(error: BaseException) -> Outcome:
+def result_of_decoding(error: BaseException) -> HandlerResult:
     """Return what an exception out of decoding means: `undecodable`, `invalid`, or a failure of the payload type's own code."""
     if isinstance(error, DecodeError):
-        return Outcome(Happened.UNDECODABLE, Failure.of(error))
+        return HandlerResult(Ending.UNDECODABLE, Failure.of(error))
     if isinstance(error, ValidationError):
-        return Outcome(Happened.INVALID, Failure.of(error))
-    return Outcome(Happened.FAILED, Failure.of(error))
+        return HandlerResult(Ending.INVALID, Failure.of(error))
+    return HandlerResult(Ending.FAILED, Failure.of(error))
 
 
 def _decision_in(error: BaseException) -> BaseException:
