@@ -135,7 +135,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure mqcore beside its peers and the raw clients: `-s bench -- [--only redis] [--page docs/benchmarks.md]`."""
+    """Measure mqcore beside its peers and the raw clients: `-s bench -- [--only redis] [--page]`."""
     install(session, "tests", "bench")
     session.run("python", "benchmarks/peers.py", *session.posargs)
 

@@ -1,6 +1,6 @@
 """mqcore beside kombu, FastStream, dramatiq, Celery and the raw clients, in one run.
 
-    python benchmarks/peers.py [--only redis] [--rounds 3] [--scale 1.0] [--page docs/benchmarks.md]
+    python benchmarks/peers.py [--only redis] [--rounds 3] [--scale 1.0] [--page]
 
 Each scenario of each contender runs in a process of its own, one after the other and interleaved: a
 round runs all of them once. A row is the median of its rounds. Compare ratios inside one run, not
@@ -12,21 +12,28 @@ bytes.
 import argparse
 import ast
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import uuid
 from collections import defaultdict
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import report
 from contenders.common import PREFETCH, THREADS
 
 from mqcore.contract.brokers import Brokers
 
 HERE = Path(__file__).parent
+METHOD = (
+    "JSON payloads of 200 bytes. RabbitMQ has durable classic queues, persistent messages and "
+    "confirms; Redis runs without persistence."
+)
 SCENARIOS = {
     "one by one": 1500,
     "bulk": 10_000,
@@ -143,116 +150,42 @@ def run(kind: str, url: str, options: argparse.Namespace) -> dict[str, dict[str,
     }
 
 
-def table(title: str, rows: dict[str, dict[str, Figure]]) -> str:
-    """Return the Markdown of one broker, with the ratio of mqcore to each row."""
-    lines = [
-        f"## {title}",
-        "",
-        "| scenario | who | messages a second | CPU, ms a thousand | mqcore is |",
-        "|---|---|--:|--:|--:|",
-    ]
-    waits = [
-        "",
-        "| latency on an idle system | p50, ms | p99, ms | memory, MiB |",
-        "|---|--:|--:|--:|",
-    ]
-
-    for scenario, figures in rows.items():
-        for name, figure in figures.items():
-            if scenario == "latency":
-                waits.append(
-                    f"| {name} | {figure.p50:.2f} | {figure.p99:.2f} | {figure.memory:.0f} |"
-                )
-                continue
-            ours = figures.get("mqcore")
-            ratio = f"{ours.rate / figure.rate:.2f} times" if ours and name != "mqcore" else ""
-            lines.append(
-                f"| {scenario} | {name} | {figure.rate:,.0f} | {figure.cpu:,.0f} | {ratio} |"
-            )
-
-    return "\n".join([*lines, *(waits if "latency" in rows else []), ""])
-
-
-def chart(title: str, rows: dict[str, dict[str, Figure]]) -> str:
-    """Return an SVG with one group of bars a scenario, each as long as its share of the fastest."""
-    bars, y = [], 46
-    for scenario, figures in rows.items():
-        if scenario == "latency":
-            continue
-        bars.append(f'<text x="12" y="{y}" class="scenario">{scenario}</text>')
-        y += 10
-        fastest = max(figure.rate for figure in figures.values())
-        for name, figure in sorted(figures.items(), key=lambda item: -item[1].rate):
-            width = max(460 * figure.rate / fastest, 1)
-            kind = "ours" if name == "mqcore" else "other"
-            bars.append(f'<text x="118" y="{y + 12}" class="name">{name}</text>')
-            bars.append(
-                f'<rect x="126" y="{y}" width="{width:.0f}" height="15" rx="2" class="{kind}"/>'
-            )
-            bars.append(
-                f'<text x="{132 + width:.0f}" y="{y + 12}" class="rate">{figure.rate:,.0f}/s</text>'
-            )
-            y += 20
-        y += 24
-
-    style = (
-        "text{font:13px "
-        "sans-serif;fill:#444}.title{font-weight:600;font-size:15px}.name{text-anchor:end}"
-        ".scenario{font-weight:600}.ours{fill:#c2410c}.other{fill:#94a3b8}.rate{font-size:12px}"
-    )
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {y}" role="img" '
-        f'aria-label="{title}">'
-    )
-    return "\n".join(
-        [
-            head,
-            f"<style>{style}</style>",
-            f'<text x="12" y="22" class="title">{title}</text>',
-            *bars,
-            "</svg>",
-            "",
-        ]
-    )
-
-
-def page(
-    tables: dict[str, tuple[str, dict[str, dict[str, Figure]]]],
-    goal: Path | None,
-    options: argparse.Namespace,
-) -> str:
-    """Return the whole page, and write the charts beside it."""
+def figures_of(
+    tables: dict[str, tuple[str, dict[str, dict[str, Figure]]]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the figures of a run as `report.py` reads them."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    parts = [
-        "# Benchmarks",
-        "",
-        (
-            f"Made by `python3 noxfile.py -s bench` on {platform.machine()}, Python "
-            f"{platform.python_version()}, with {versions}."
-        ),
-        "",
-        __doc__.partition("\n\n")[2].partition("\n\n")[2].strip(),
-        (
-            f"Medians of {options.rounds} rounds. A row in which mqcore loses is printed like any "
-            "other."
-        ),
-        "",
-    ]
-    for kind, (title, rows) in tables.items():
-        if goal is not None:
-            picture = goal.parent / "assets" / f"benchmark-{kind}.svg"
-            picture.parent.mkdir(exist_ok=True)
-            picture.write_text(chart(title, rows), encoding="utf-8")
-            parts += [f"![{title}: messages a second](assets/{picture.name})", ""]
-        parts.append(table(title, rows))
-    parts += ["## How each was run", ""]
-    for script in sorted({script for one in CONTENDERS.values() for script in one.values()}):
+    contenders = []
+    for script in sorted({script for names in CONTENDERS.values() for script in names.values()}):
         text = (HERE / "contenders" / f"{script}.py").read_text(encoding="utf-8")
-        parts.append(
-            f"- `{script}.py`: {(ast.get_docstring(ast.parse(text)) or '').replace(chr(10), ' ')}"
-        )
-    parts.append(f"- All: prefetch {PREFETCH}; {THREADS} threads where handlers block.")
-    return "\n".join([*parts, ""])
+        about = (ast.get_docstring(ast.parse(text)) or "").replace("\n", " ")
+        contenders.append(f"`{script}.py`: {about}")
+    contenders.append(f"All: prefetch {PREFETCH}; {THREADS} threads where handlers block.")
+
+    return {
+        "measured": date.today().isoformat(),  # noqa: DTZ011 - the day on the wall
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {versions}",
+        "method": f"{METHOD} Medians of {options.rounds} rounds.",
+        "contenders": contenders,
+        "tables": {
+            kind: {
+                "title": title,
+                "rows": {
+                    scenario: {
+                        name: {
+                            column: round(value, 2)
+                            for column, value in figure._asdict().items()
+                            if value
+                        }
+                        for name, figure in figures.items()
+                    }
+                    for scenario, figures in rows.items()
+                },
+            }
+            for kind, (title, rows) in tables.items()
+        },
+    }
 
 
 def main() -> None:
@@ -268,7 +201,7 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="times the messages of each scenario"
     )
     parser.add_argument(
-        "--page", type=Path, help="write the page here, and its charts into assets/ beside it"
+        "--page", action="store_true", help="write docs/benchmarks.md, its figures and its charts"
     )
     options = parser.parse_args()
     tables = {}
@@ -279,10 +212,12 @@ def main() -> None:
             title = server.title if server else "In one process"
             tables[kind] = (title, run(kind, server.url if server else "", options))
 
-    text = page(tables, options.page, options)
-    print(text)
-    if options.page is not None:
-        options.page.write_text(text, encoding="utf-8")
+    data = figures_of(tables, options)
+    for entry in data["tables"].values():
+        print(report.table(entry["title"], entry["rows"]))
+    if options.page:
+        report.FIGURES.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        report.write(data)
 
 
 if __name__ == "__main__":

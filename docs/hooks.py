@@ -50,7 +50,8 @@ PACKAGES = (
 """What is public."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)
-_README = "<!-- README.md -->"
+_PICTURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)*assets/([\w-]+\.svg)\)$", re.MULTILINE)
+"""A picture on a line of its own. It becomes a part of the page, so that it takes its colors."""
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
@@ -92,9 +93,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put what is made into the pages that have a place for it, and leave the tests' words out of the fences."""
     del config, files
-    if _README in markdown:
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        markdown = markdown.replace(_README, _moved(readme, "README.md", "index.md"))
     if _CAPABILITIES in markdown:
         markdown = markdown.replace(_CAPABILITIES, capability_table([_report().data()]))
     if _SIDE_BY_SIDE in markdown:
@@ -106,7 +104,14 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if "](../" in markdown
         else markdown
     )
+    markdown = _PICTURE.sub(_drawn, markdown)
     return _FENCE.sub(r"\1python", markdown)
+
+
+def _drawn(picture: re.Match[str]) -> str:
+    """Return the picture itself in place of a link to it."""
+    svg = (ROOT / "docs" / "assets" / picture[1]).read_text(encoding="utf-8")
+    return f'<figure class="picture">\n{svg.strip()}\n</figure>'
 
 
 def _moved(text: str, place: str, target: str) -> str:

@@ -34,7 +34,7 @@ NOT_TYPED = ("pip ", "docker ", "python3 -m venv", ". ", "python3 noxfile.py", "
 """Beginnings of commands that set a machine up: the tests' environment is set up already."""
 VARIES = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "<id>"),
-    (re.compile(r"\b[0-9a-f]{8}…"), "<id>"),
+    (re.compile(r"\b[0-9a-f]{8}…"), "<id>…"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?"), "<time>"),
     (re.compile(r"\bseconds=[\d.]+"), "seconds=<n>"),
     (re.compile(r"\b\d+(\.\d+)? ?m?s\b"), "<n>s"),
