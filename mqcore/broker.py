@@ -35,6 +35,7 @@ from mqcore.queue import RESERVED_PREFIXES, Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capabilities, Capability, Durability
 from mqcore.rules.checks import check_count, check_kinds, check_options, check_seconds
+from mqcore.rules.inbound import Inbound
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules, check_after_crash
 from mqcore.spi import (
@@ -163,9 +164,17 @@ class Broker:
                 if type(one).outgoing is not Middleware.outgoing
             ],
         )
+        self.inbound = Inbound(
+            self.codecs,
+            [
+                one.incoming
+                for one in reversed(self.middleware)
+                if type(one).incoming is not Middleware.incoming
+            ],
+        )
         self.replies = Replies(self._connection, self.publisher, self.codecs)
         self._requests = Requests(
-            self._connection, self.publisher, self.codecs, self._reply_receiver
+            self._connection, self.publisher, self.inbound, self._reply_receiver
         )
         self.leaving: Grace | None = None
         """The grace of a worker that a signal has ended: a `close` that follows ends in time for it.
@@ -379,7 +388,7 @@ class Broker:
             await receiver.start()
             return receiver
 
-        consumer: Consumer[Any] = Consumer(wanted, self.codecs, make_receiver)
+        consumer: Consumer[Any] = Consumer(wanted, self.inbound, make_receiver)
         self._consumers = [*(one for one in self._consumers if not one.closed), consumer]
         return consumer
 

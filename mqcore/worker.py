@@ -227,7 +227,7 @@ class Worker:
             receiver,
             publisher=self.broker.publisher,
             replies=self.broker.replies,
-            codecs=self.broker.codecs,
+            inbound=self.broker.inbound,
             middleware=self.broker.middleware,
             state=state,
         )

@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mqcore.consuming.context import DeliveryInfo
-from mqcore.errors import ConnectionLost, DecodeError, LeaseLost, ValidationError
+from mqcore.errors import ConnectionLost, LeaseLost
 from mqcore.rules.checks import check_seconds
-from mqcore.rules.results import result_of_decoding
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 
 if TYPE_CHECKING:
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
 
     from mqcore.consuming.receiver import Receiver
     from mqcore.consuming.subscription import HeldDelivery
-    from mqcore.messages.codec import Codecs
+    from mqcore.messages.delivery import Delivery
     from mqcore.queue import Queue
+    from mqcore.rules.inbound import Inbound
 
-__all__ = ["Consumer", "Received", "decoded"]
+__all__ = ["Consumer", "Received", "received"]
 
 T = TypeVar("T")
 
@@ -44,15 +44,23 @@ class Received(DeliveryInfo, Generic[T]):
     """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
 
     def __init__(
-        self, queue: str, held: HeldDelivery, value: T, settles: _Settles, state: Any = None
+        self,
+        queue: str,
+        held: HeldDelivery,
+        delivery: Delivery,
+        value: T,
+        settles: _Settles,
+        state: Any = None,
     ) -> None:
         """Made by a consumer, or for one item of a batch."""
-        super().__init__(queue, held.delivery, state)
+        super().__init__(queue, delivery, state)
         self.value = value
+        self.delivery = delivery
+        """The delivery, its message as the value was read from it: transforms are undone."""
         self.finished = False
         """Whether it has been settled here."""
         self.held = held
-        """The delivery as core holds it."""
+        """The delivery as core holds it, its message as the broker stores it."""
         self._settles = settles
 
     async def ack(self) -> None:
@@ -101,13 +109,22 @@ class Received(DeliveryInfo, Generic[T]):
             raise LeaseLost(msg)
 
 
-def decoded(queue: Queue[T], held: HeldDelivery, codecs: Codecs) -> T | HandlerResult:
-    """Return the payload, or the result that dead-letters what cannot be read or does not validate (G11)."""
-    message = held.delivery.message
-    try:
-        return queue.payload.decode(message.body, message.content_type, codecs, message.encoding)
-    except (DecodeError, ValidationError) as error:
-        return result_of_decoding(error)
+def received(
+    queue: Queue[T],
+    held: HeldDelivery,
+    inbound: Inbound,
+    settles: _Settles,
+    state: Any = None,
+) -> Received[T] | HandlerResult:
+    """Read a message, or return the result that dead-letters one that cannot be read (G11)."""
+    delivery = inbound.opened(held.delivery)
+    if isinstance(delivery, HandlerResult):
+        return delivery
+
+    value = inbound.decoded(queue.payload, delivery.message)
+    if isinstance(value, HandlerResult):
+        return value
+    return Received(queue.name, held, delivery, value, settles, state)
 
 
 class Consumer(Generic[T]):
@@ -117,11 +134,11 @@ class Consumer(Generic[T]):
     """
 
     def __init__(
-        self, queue: Queue[T], codecs: Codecs, make_receiver: Callable[[], Awaitable[Receiver]]
+        self, queue: Queue[T], inbound: Inbound, make_receiver: Callable[[], Awaitable[Receiver]]
     ) -> None:
         """Made by `Broker.consume`; `make_receiver` subscribes on first use."""
         self._queue = queue
-        self._codecs = codecs
+        self._inbound = inbound
         self._make_receiver = make_receiver
         self._receiver: Receiver | None = None
         self.closed = False
@@ -154,17 +171,18 @@ class Consumer(Generic[T]):
         receiver = await self._open()
         while (held := await receiver.next()) is not None:
             try:
-                value = decoded(self._queue, held, self._codecs)
+                message = received(self._queue, held, self._inbound, receiver)
             except Exception as error:
                 receiver.fail(held, error)
                 raise
-            if isinstance(value, HandlerResult):
-                receiver.finish(held, value)
+
+            if isinstance(message, HandlerResult):
+                receiver.finish(held, message)
                 continue
-            self._out = {received for received in self._out if not received.finished}
-            received = Received(self._queue.name, held, value, receiver)
-            self._out.add(received)
-            return received
+
+            self._out = {earlier for earlier in self._out if not earlier.finished}
+            self._out.add(message)
+            return message
         raise StopAsyncIteration
 
     async def get(self, timeout: float | timedelta | None = None) -> Received[T] | None:
@@ -206,8 +224,8 @@ class Consumer(Generic[T]):
         try:
             await self._receiver.stop()
         finally:  # also when we are cancelled: nobody would settle what was handed out
-            for received in self._out:
-                if not received.finished:
-                    received.finish(HandlerResult(Ending.INTERRUPTED))
-                    received.lose_lease()  # an ack that comes now comes too late, and shall say so
+            for message in self._out:
+                if not message.finished:
+                    message.finish(HandlerResult(Ending.INTERRUPTED))
+                    message.lose_lease()  # an ack that comes now comes too late, and shall say so
             await self._receiver.close()

@@ -101,7 +101,7 @@ class Context(DeliveryInfo):
         super().__init__(queue, delivery, state)
         self._publisher = publisher
         self.delivery = delivery
-        """What came over the seam, for middleware."""
+        """The delivery, for middleware; the transforms of its message are undone."""
         self.payload: Any = None
         """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself.
         """

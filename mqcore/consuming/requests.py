@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mqcore.connection.connection import Connection
     from mqcore.consuming.receiver import Receiver
     from mqcore.publishing.publisher import Publisher, PublishOptions, Target
+    from mqcore.rules.inbound import Inbound
     from mqcore.rules.retry import Decision
 
 __all__ = ["Replies", "Requests"]
@@ -55,13 +56,13 @@ class Requests:
         self,
         connection: Connection,
         publisher: Publisher,
-        codecs: Codecs,
+        inbound: Inbound,
         make_receiver: Callable[[str], Awaitable[Receiver]],
     ) -> None:
         """`make_receiver` consumes the reply queue, once there is one."""
         self._connection = connection
         self._publisher = publisher
-        self._codecs = codecs
+        self._inbound = inbound
         self._make_receiver = make_receiver
         self._queue = f"{_REPLY_QUEUES}{new_id()}"
         self._waiting: dict[str, asyncio.Future[Message | None]] = {}
@@ -110,9 +111,10 @@ class Requests:
             del self._waiting[correlation]
 
     def _value(self, message: Message, expected: Payload[Any]) -> Any:
+        message = self._inbound.undo(message)
         if message.content_type == _ERROR_TYPE:
-            raise _remote_error(message.body)
-        return expected.decode(message.body, message.content_type, self._codecs, message.encoding)
+            raise _remote_error(self._inbound.body(message))
+        return self._inbound.value(expected, message)
 
     async def _listen(self) -> None:
         """Declare the reply queue and read it, at the first request."""

@@ -1,8 +1,9 @@
 """Middleware: what happens around every handler and every publish, without the handler knowing.
 
-A middleware is an object with up to three hooks. `handle` wraps the run of a handler, the first in
-the list outermost; `outgoing` sees every message before it is sent; `on_event` hears of everything
-in `mqcore.events.EVENTS`. None of them knows a broker.
+A middleware is an object with up to four hooks. `handle` wraps the run of a handler, the first in
+the list outermost. `outgoing` may change every message before it is sent, and `incoming` is its
+inverse: it changes a message back before it is decoded. `on_event` is called with every event of
+`mqcore.events.EVENTS`. No hook depends on a broker.
 """
 
 from mqcore.middleware.base import Middleware

@@ -1,4 +1,4 @@
-"""The three hooks, each doing nothing."""
+"""The four hooks of a middleware. Each does nothing until it is overridden."""
 
 from __future__ import annotations
 
@@ -27,9 +27,22 @@ class Middleware:
         return await call_next(ctx)
 
     def outgoing(self, message: Message) -> Message:
-        """Return the message to send in place of this one, for instance with a header more.
+        """Return the message to send in place of this one, for instance with one header more.
 
-        Must be quick and pure.
+        Must be quick and pure. What changes the body needs `incoming` as its inverse. A body that is
+        only compressed with gzip or deflate does not: set `Message.encoding`, and mqcore undoes it.
+        """
+        return message
+
+    def incoming(self, message: Message) -> Message:
+        """Return the message as it was before `outgoing` changed it: decrypt, decompress, fetch.
+
+        Called with each message before it is decoded: for handlers, batches, process handlers, the
+        pull API and replies. The last middleware in the list comes first. Must be quick and pure.
+        Only the body, the content type, the encoding and the headers may be changed; other changes
+        are ignored. Messages that `outgoing` has not changed come too, for instance those of other
+        publishers: return them as they are. When it raises, the message is dead-lettered with
+        reason `undecodable`, and its stored body stays as it is (G11).
         """
         return message
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mqcore.clock import seconds
-from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
+from mqcore.errors import HandlerTimeout, Reject, Retry
 from mqcore.rules.retry import Ending, Failure, HandlerResult, exceptions_in
 
-__all__ = ["ChildRunFailed", "result_of", "result_of_decoding"]
+__all__ = ["ChildRunFailed", "result_of"]
 
 
 class ChildRunFailed(Exception):
@@ -52,15 +52,6 @@ def result_of(error: BaseException) -> HandlerResult:
     if isinstance(decision, HandlerTimeout):
         return HandlerResult(Ending.TIMED_OUT, failure)
     return HandlerResult(Ending.FAILED, failure)
-
-
-def result_of_decoding(error: BaseException) -> HandlerResult:
-    """Return what an exception out of decoding means: `undecodable`, `invalid`, or a failure of the payload type's own code."""
-    if isinstance(error, DecodeError):
-        return HandlerResult(Ending.UNDECODABLE, Failure.of(error))
-    if isinstance(error, ValidationError):
-        return HandlerResult(Ending.INVALID, Failure.of(error))
-    return HandlerResult(Ending.FAILED, Failure.of(error))
 
 
 def _decision_in(error: BaseException) -> BaseException:

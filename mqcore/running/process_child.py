@@ -38,7 +38,8 @@ from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Codecs, encode_any
 from mqcore.messages.delivery import Delivery
 from mqcore.messages.message import Message
-from mqcore.rules.results import result_of, result_of_decoding
+from mqcore.rules.inbound import Inbound
+from mqcore.rules.results import result_of
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.running.signals import ignore_stop_signals
 
@@ -178,9 +179,12 @@ def invoke(
     spec: HandlerSpec = handler.__mqcore__  # type: ignore[attr-defined]  # load has made sure that it is there
     message = request.message
     try:
-        payload = spec.payload.decode(message.body, message.content_type, codecs, message.encoding)
+        payload = Inbound(codecs).decoded(spec.payload, message)
     except BaseException as error:  # noqa: BLE001 - a payload type is user code too
-        return SlotResult(result=result_of_decoding(error))
+        return SlotResult(result=result_of(error))
+    if isinstance(payload, HandlerResult):
+        return SlotResult(result=payload)
+
     context = SlotContext(request.queue, Delivery(message, b"", redelivered=request.redelivered))
     arguments = (payload, context) if spec.takes_context else (payload,)
     try:

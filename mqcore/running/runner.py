@@ -1,6 +1,6 @@
 """Runs a registered handler: one task a message, from the receiver through the middleware to the settlement.
 
-    receiver.next() ─► decode ─► middleware ─► executor ─► result ─► reply ─► receiver.finish
+    receiver.next() ─► undo, decode ─► middleware ─► executor ─► result ─► reply ─► receiver.finish
 
 Whatever a handler raises, `SystemExit` included, becomes the result of its message and of nothing
 else (G4).
@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mqcore.consuming.consumer import Received, decoded
+from mqcore.consuming.consumer import Received, received
 from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
 from mqcore.middleware import Middleware, Timeout
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mqcore.consuming.receiver import Receiver
     from mqcore.consuming.requests import Replies
     from mqcore.consuming.subscription import HeldDelivery
-    from mqcore.messages.codec import Codecs
     from mqcore.publishing.publisher import Publisher
+    from mqcore.rules.inbound import Inbound
     from mqcore.running.handlers import HandlerSpec
 
 __all__ = ["Runner"]
@@ -47,7 +47,7 @@ class Runner:
         *,
         publisher: Publisher,
         replies: Replies,
-        codecs: Codecs,
+        inbound: Inbound,
         middleware: Sequence[Middleware] = (),
         state: Any = None,
     ) -> None:
@@ -59,12 +59,12 @@ class Runner:
         self.on_ended: Callable[[], None] | None = None
         self._publisher = publisher
         self._replies = replies
-        self._codecs = codecs
+        self._inbound = inbound
         self._state = state
         self._clock = receiver.clock
         self._events = receiver.events
         self._freed = asyncio.Event()
-        self._executor = executor_for(spec, receiver.clock, codecs, self._freed.set)
+        self._executor = executor_for(spec, receiver.clock, inbound.codecs, self._freed.set)
         self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
@@ -203,9 +203,13 @@ class Runner:
 
     async def _result(self, held: HeldDelivery) -> tuple[HandlerResult, object]:
         """Run the handler once and say what happened, with what it returned."""
-        ctx = Context(self.spec.queue.name, held.delivery, self._publisher, self._state)
-        if self.spec.mode != "process":
-            ctx.payload = decoded(self.spec.queue, held, self._codecs)
+        delivery = self._inbound.opened(held.delivery)
+        if isinstance(delivery, HandlerResult):
+            return delivery, None
+
+        ctx = Context(self.spec.queue.name, delivery, self._publisher, self._state)
+        if self.spec.mode != "process":  # a process decodes by itself
+            ctx.payload = self._inbound.decoded(self.spec.payload, delivery.message)
             if isinstance(ctx.payload, HandlerResult):
                 return ctx.payload, None
         return await self._watched([held], ctx)
@@ -289,18 +293,18 @@ class Runner:
 
         for held in batch:
             try:
-                value = decoded(self.spec.queue, held, self._codecs)
+                item = received(self.spec.queue, held, self._inbound, self, self._state)
             except Exception as error:  # noqa: BLE001 - as in `_concluded`
                 self.receiver.fail(held, error)
                 continue
-            if isinstance(value, HandlerResult):
-                await self._concluded(held, value)
+            if isinstance(item, HandlerResult):
+                await self._concluded(held, item)
             else:
-                items.append(Received(self.spec.queue.name, held, value, self, self._state))
+                items.append(item)
 
         if not items:
             return
-        ctx = Context(self.spec.queue.name, items[0].held.delivery, self._publisher, self._state)
+        ctx = Context(self.spec.queue.name, items[0].delivery, self._publisher, self._state)
         ctx.payload = items
         result, _ = await self._watched([item.held for item in items], ctx)
         took = self._clock.monotonic() - began

@@ -270,7 +270,7 @@ class Received(DeliveryInfo, Generic[T]):
 
     def __init__(self, loop: LoopThread, received: AsyncReceived[T]) -> None:
         """Made by a consumer."""
-        super().__init__(received.queue, received.held.delivery)
+        super().__init__(received.queue, received.delivery)
         self.value = received.value
         self._loop = loop
         self._received = received

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mqcore.errors import DecodeError, HandlerTimeout, Reject, Retry, ValidationError
-from mqcore.rules.results import ChildRunFailed, result_of, result_of_decoding
+from mqcore.errors import HandlerTimeout, Reject, Retry
+from mqcore.rules.results import ChildRunFailed, result_of
 from mqcore.rules.retry import Ending, Failure, HandlerResult, RetryPolicy
 
 
@@ -98,18 +98,6 @@ def test_a_decision_in_a_group_is_recorded_with_its_text_and_the_traceback_of_al
 def test_the_outcome_of_another_process_is_found_in_a_group() -> None:
     result = HandlerResult(Ending.CRASHED, Failure((), "died"))
     assert result_of(group(ChildRunFailed(result))) is result
-
-
-@pytest.mark.parametrize(
-    ("error", "ending"),
-    [
-        (DecodeError("x"), Ending.UNDECODABLE),
-        (ValidationError("x"), Ending.INVALID),
-        (MemoryError(), Ending.FAILED),
-    ],
-)
-def test_what_decoding_raised_means(error: BaseException, ending: Ending) -> None:
-    assert result_of_decoding(error).ending is ending
 
 
 @pytest.mark.parametrize(
