@@ -145,9 +145,8 @@ class Broker:
         self.isolation = IsolationLock()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
         self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
-        for one in self.middleware:
-            if type(one).on_event is not Middleware.on_event:
-                self.events.listen(one.on_event)
+        for listener in _hooks(self.middleware, "on_event"):
+            self.events.listen(listener)
         limits = options.get("limits") or Limits()
         self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
         self._connection = Connection(self._make_backend(), clock=self._clock, events=self.events)
@@ -158,20 +157,9 @@ class Broker:
             codecs=self.codecs,
             limits=limits,
             timeout=settings.publish_timeout,
-            outgoing=[
-                one.outgoing
-                for one in self.middleware
-                if type(one).outgoing is not Middleware.outgoing
-            ],
+            outgoing=_hooks(self.middleware, "outgoing"),
         )
-        self.inbound = Inbound(
-            self.codecs,
-            [
-                one.incoming
-                for one in reversed(self.middleware)
-                if type(one).incoming is not Middleware.incoming
-            ],
-        )
+        self.inbound = Inbound(self.codecs, _hooks(self.middleware, "incoming")[::-1])
         self.replies = Replies(self._connection, self.publisher, self.codecs)
         self._requests = Requests(
             self._connection, self.publisher, self.inbound, self._reply_receiver
@@ -587,3 +575,12 @@ class Broker:
             describe_error(error) if error else "",
             dict(self.events.counts),
         )
+
+
+def _hooks(middleware: Sequence[Middleware], name: str) -> list[Callable[[Any], Any]]:
+    """Return this hook of the middlewares that override it, in order."""
+    return [
+        getattr(each, name)
+        for each in middleware
+        if getattr(type(each), name) is not getattr(Middleware, name)
+    ]
