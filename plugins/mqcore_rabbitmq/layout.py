@@ -8,10 +8,12 @@
 name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from mqcore.spi import Durability, QueueSpec, TopologyMismatch, mismatch
 
@@ -126,67 +128,37 @@ class Layout:
         return arguments
 
     def record(self) -> dict[str, Any]:
-        """The layout as the registry keeps it."""
-        found = {short: getattr(self.spec, name) for short, name in _RECORD.items()}
-        found |= {"quorum": self.quorum, "bands": self.bands}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return the layout as the registry stores it."""
+        values = {name: getattr(self.spec, name) for name in _SETTINGS}
+        record = _Record.model_validate({**values, "quorum": self.quorum, "bands": self.bands})
+        return record.model_dump(by_alias=True, exclude_none=True)
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Layout":
-        """Read what `record` wrote.
+        """Read what `record` returned. Raises `ValueError` for anything else."""
+        checked = _Record.model_validate(record)
+        spec = QueueSpec(**checked.model_dump(include=set(_SETTINGS)))
+        return cls(spec, checked.quorum, checked.bands)
 
-        Raises `KeyError`, `TypeError` or `ValueError` for what it never wrote.
-        """
-        fields = {
-            name: record[short]
-            for short, name in _RECORD.items()
-            if short in record or short in _REQUIRED
-        }
-        quorum, bands = record.get("quorum", False), record.get("bands", 1)
 
-        for name, value in fields.items():
-            if not _IS_VALID[name](value):
-                raise ValueError(f"{name}={value!r:.60}")
-        if not isinstance(quorum, bool) or bands not in (1, len(set(_THREE)), LEVELS):
-            raise ValueError(f"quorum={quorum!r:.60}, bands={bands!r:.60}")
+class _Record(BaseModel):
+    """The layout of a queue as JSON. Any client may write to the registry, so all is validated."""
 
-        return cls(QueueSpec(**fields), quorum, bands)
+    model_config = ConfigDict(strict=True, populate_by_name=True)
+
+    name: str = Field(alias="q", min_length=1)
+    role: Literal["work", "dead_letter", "quarantine", "temporary"]
+    ttl: float | None = Field(None, gt=0, lt=1e10)
+    max_length: int | None = Field(None, alias="max", ge=0, lt=1 << 63)
+    overflow: Literal["reject", "dead_letter"] = Field("reject", alias="over")
+    dead_letter: str | None = Field(None, alias="dead", min_length=1)
+    retention: float | None = Field(None, alias="keep", gt=0, lt=1e10)
+    quorum: bool = False
+    bands: Literal[1, 3, 11] = 1
 
 
 PARKED = Layout(QueueSpec(name=LOST, role="dead_letter"), quorum=True)
-_RECORD = {
-    "q": "name",
-    "role": "role",
-    "ttl": "ttl",
-    "max": "max_length",
-    "over": "overflow",
-    "dead": "dead_letter",
-    "keep": "retention",
-}
-"""Settings by the names that they have in a record."""
-_REQUIRED = {"q", "role"}
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LONGEST
-
-
-_LONGEST = 1e10
-_IS_VALID: Mapping[str, Callable[[object], bool]] = {
-    "name": _is_text,
-    "role": lambda value: value in ("work", "dead_letter", "quarantine", "temporary"),
-    "ttl": _is_time,
-    "max_length": lambda value: type(value) is int and 0 <= value < 1 << 63,
-    "overflow": lambda value: value in ("reject", "dead_letter"),
-    "dead_letter": _is_text,
-    "retention": _is_time,
-}
-"""What a record may hold: anybody who may publish may write one."""
-
+_SETTINGS = tuple(name for name in _Record.model_fields if name not in ("quorum", "bands"))
 ALTERABLE = ("ttl",)
 """What the driver itself keeps: all other settings are arguments of the broker's queue, which are fixed when that is made.
 """
@@ -194,7 +166,7 @@ ALTERABLE = ("ttl",)
 
 def compare(have: Layout, want: Layout) -> None:
     """Raise `TopologyMismatch` when a queue is declared with other settings than it has; a more durable one serves as well."""
-    for setting in _RECORD.values():
+    for setting in _SETTINGS:
         old, new = getattr(have.spec, setting), getattr(want.spec, setting)
         if old != new:
             raise mismatch(have.name, setting, old, new, alterable=setting in ALTERABLE)

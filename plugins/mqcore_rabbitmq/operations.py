@@ -8,7 +8,7 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from mqcore.spi import Delivery, Entry, QueueCounts
-from mqcore_rabbitmq.browse import Pages, QueueReader, open_reader
+from mqcore_rabbitmq.browse import QueueReader, Snapshot, Snapshots, open_reader
 from mqcore_rabbitmq.errors import PRECONDITION_FAILED, closed_by
 from mqcore_rabbitmq.layout import LOST
 from mqcore_rabbitmq.settling import Settler
@@ -36,7 +36,7 @@ class Operations:
         self._topology = topology
         self._rpc = topology.rpc
         self._settler = settler
-        self._pages = Pages()
+        self._snapshots = Snapshots()
 
     async def count(self, names: Sequence[str] | None, now: float) -> list[QueueCounts]:
         """Count the named queues that exist, or all but quarantines and temporary ones.
@@ -76,45 +76,33 @@ class Operations:
         return found
 
     async def browse(self, queue: str, limit: int, after: str | None, now: float) -> list[Entry]:
-        """Show a page of what is ready. Raises `QueueNotFound`."""
+        """Show a page of what is ready. Raises `QueueNotFound`.
+
+        The first page is read alone, the second one reads the whole queue, and further pages come
+        from that snapshot: a hundred pages take two reads.
+        """
+        snapshot = None if after is None else self._snapshots.find(queue, after)
+
         if after is None:
-            entries = await self._look(queue, limit)
-            page, layout = entries[:limit], self._topology.layout(queue)
-            if (
-                layout is not None and layout.quorum
-            ):  # all of it was read: further pages need no second look
-                self._pages.complete(queue, entries)
-            else:
-                self._pages.begin(queue, page)
-        else:
-            found = self._pages.page(queue, after, limit)
-            page = await self._second_page(queue, after, limit) if found is None else found
+            entries, layout = await self._look(queue, limit), self._topology.layout(queue)
+            is_whole = layout is not None and layout.quorum  # always read to its end
+            snapshot = Snapshot(entries if is_whole else entries[:limit], is_whole=is_whole)
+            self._snapshots.add(queue, snapshot)
+        elif snapshot is None or not snapshot.is_whole:
+            shown = () if snapshot is None else snapshot.until(after)
+            shown_keys = {key for key, _ in shown}
+            rest = [it for it in await self._look(queue, None) if it[0] not in shown_keys]
+            snapshot = Snapshot([*shown, *rest], is_whole=True)
+            self._snapshots.add(queue, snapshot)
 
         ttl = self._topology.ttl(queue)
-        return [Entry(key, held.message(ttl, now)) for key, held in page]
-
-    async def _second_page(
-        self, queue: str, after: str, limit: int
-    ) -> list[tuple[str, HeldMessage]]:
-        """Read all of a queue, and return what comes after a page that was shown before."""
-        shown = self._pages.shown(queue, after)
-        entries = await self._look(queue, None)
-
-        known = {key for key, _ in entries}
-        if not shown and after in known:  # it was shown long ago: then it has kept its place
-            shown = [key for key, _ in entries]
-            shown = shown[: shown.index(after) + 1]
-        before = set(shown)
-        rest = [(key, held) for key, held in entries if key not in before]
-
-        self._pages.complete(queue, rest)
-        return rest[:limit]
+        return [Entry(key, held.message(ttl, now)) for key, held in snapshot.page(after, limit)]
 
     async def _look(self, queue: str, count: int | None) -> list[tuple[str, HeldMessage]]:
         """Return the head of a queue, or all of it, in the order of delivery."""
         async with open_reader(self._rpc.link, queue) as reader:
             await self._read(reader, queue, count)
-        return sorted(reader.found.items(), key=lambda item: -item[1].level)
+        return sorted(reader.messages.items(), key=lambda item: -item[1].level)
 
     async def take(self, queue: str, keys: Sequence[str], now: float) -> list[Delivery]:
         """Hold the named entries that are ready. Raises `QueueNotFound`."""
@@ -237,9 +225,11 @@ class Operations:
 
         for name in queues:
             left = ready.get(name, 0)
-            while left > 0 and len(reader.found) < limit and not reader.has(until):
-                wanted = min(left, chunk, limit - len(reader.found))
-                if not await reader.read(name, wanted, limit - len(reader.found) if whole else 0):
+            while left > 0 and len(reader.messages) < limit and not reader.has(until):
+                wanted = min(left, chunk, limit - len(reader.messages))
+                if not await reader.read(
+                    name, wanted, limit - len(reader.messages) if whole else 0
+                ):
                     break
                 chunk *= 2
                 # The count was that of a moment ago: what came, or was given back, since then

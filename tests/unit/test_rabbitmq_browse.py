@@ -33,10 +33,10 @@ class Answers:
 async def test_a_look_ends_when_all_is_back(
     answers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(browse, "_AGAIN", 0.0)
+    monkeypatch.setattr(browse, "_POLL_INTERVAL", 0.0)
     channel = Answers(*answers)
 
-    await browse._has_back(cast("Channel", channel), "q", 6)
+    await browse._wait_for_return(cast("Channel", channel), "q", 6)
 
     assert channel.left == [answers[-1]]
 
@@ -44,6 +44,6 @@ async def test_a_look_ends_when_all_is_back(
 async def test_where_somebody_else_consumes_a_look_does_not_wait_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(browse, "_AGAIN", 0.0)
+    monkeypatch.setattr(browse, "_POLL_INTERVAL", 0.0)
 
-    await browse._has_back(cast("Channel", Answers((0, 1))), "q", 6)  # would not end else
+    await browse._wait_for_return(cast("Channel", Answers((0, 1))), "q", 6)  # would not end else

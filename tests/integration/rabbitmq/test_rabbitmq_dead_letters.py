@@ -43,9 +43,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     plain = browse.QueueReader.read
 
     async def counted(self: browse.QueueReader, queue: str, count: int, most: int = 0) -> bool:
-        before = len(self.found)
+        before = len(self.messages)
         more = await plain(self, queue, count, most)
-        counts.append(len(self.found) - before)
+        counts.append(len(self.messages) - before)
         return more
 
     monkeypatch.setattr(browse.QueueReader, "read", counted)

@@ -160,8 +160,8 @@ async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> 
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=f"{name}.before")])
     async with one._open.topology.rpc.channel() as channel:
-        for queue in ("mq.registry", "mq.registry.changes"):
-            await channel.request(spec.Queue.Delete(queue=queue))
+        await channel.request(spec.Queue.Delete(queue="mq.registry"))
+        await channel.request(spec.Exchange.Delete(exchange="mq.registry.news"))
     await one.declare([QueueSpec(name=name)])
     assert name in {counts.name for counts in await (await make()).count()}
     for queue in (name, f"{name}.before"):
@@ -470,19 +470,15 @@ async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_i
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
-    monkeypatch.setattr(registry, "CHANGES", name)
+    monkeypatch.setattr(registry, "NEWS", name)
     rpc = one._open.topology.rpc
-    await rpc.run(
-        spec.Queue.Declare(queue=name, durable=True, arguments={"x-queue-type": "stream"})
-    )
-    with pytest.raises(TopologyMismatch, match=rf"'mq\.registry' .* '{name}' .*Delete that queue"):
+    await rpc.run(spec.Exchange.Declare(exchange=name, type="direct"))
+    with pytest.raises(TopologyMismatch, match=rf"'mq\.registry' .* '{name}', .*Delete it"):
         await one.declare([QueueSpec(name=f"{name}.q")])
-    monkeypatch.setattr(
-        registry, "CHANGES", f"amq.{name}"
-    )  # names that begin so are refused to everybody
+    monkeypatch.setattr(registry, "NEWS", f"amq.{name}")  # the broker refuses such names
     await one.declare([QueueSpec(name=f"{name}.q")])
     assert await one.publish([out(f"{name}.q", "a")], timeout=5) == [STORED]
-    await rpc.run(*(spec.Queue.Delete(queue=queue) for queue in (name, f"{name}.q")))
+    await rpc.run(spec.Exchange.Delete(exchange=name), spec.Queue.Delete(queue=f"{name}.q"))
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -507,21 +503,40 @@ async def test_a_connection_that_breaks_while_it_is_opened_is_told_by_the_except
     await backend.close()
 
 
-async def test_who_shortens_the_registry_takes_the_changes_away_and_nobody_misses_news(
+async def test_no_reader_misses_news_while_the_registry_is_shortened(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_MANY", 3)
-    monkeypatch.setattr(registry, "_TOO_MANY", 3)
     one, other, names = await make(), await make(), [f"t.{new_id()[:8]}" for _ in range(12)]
-    seen = set[tuple[int, int]]()
     for turn, name in enumerate(names):
         await one.declare([QueueSpec(name=name)])
         assert {counts.name for counts in await other.count()} >= set(names[: turn + 1])
-        version = other._open.topology.registry.picture.version
-        assert version not in seen
-        seen.add(version)
-    counts = await one._open.topology.rpc.counts([registry.CHANGES])
-    assert counts[registry.CHANGES].message_count <= 5
+    counts = await one._open.topology.rpc.counts(["mq.registry"])
+    assert counts["mq.registry"].message_count <= 5
+    for name in names:
+        await one.delete(name)
+
+
+async def test_the_registry_is_read_for_news_of_others_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = registry.Registry._read, list[str]()
+
+    async def counted(self: registry.Registry) -> None:
+        reads.append(self._news)
+        await read(self)
+
+    one, other, names = await make(), await make(), [f"t.{new_id()[:8]}" for _ in range(3)]
+    await one.count()
+    await other.count()
+    monkeypatch.setattr(registry.Registry, "_read", counted)
+    for name in names:
+        await one.declare([QueueSpec(name=name)])
+    await one.count()
+    assert reads == []
+    await other.count()
+    await other.count()
+    assert reads == [other._open.topology.registry._news]
     for name in names:
         await one.delete(name)
 
