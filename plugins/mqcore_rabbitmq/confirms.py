@@ -59,13 +59,14 @@ class PlannedMessage:
 class _Call:
     """One call of `publish`: its outcomes, and how many are still open."""
 
-    __slots__ = ("batch", "checks", "done", "open", "outcomes")
+    __slots__ = ("batch", "checks", "done", "open", "outcomes", "until")
 
     def __init__(self, batch: Sequence[PlannedMessage], done: asyncio.Future[None]) -> None:
         self.batch = batch
         self.outcomes: list[Outcome | None] = [None] * len(batch)
         self.open = len(batch)
         self.done = done
+        self.until = 0.0
         self.checks: list[asyncio.Future[Any]] = []
         """The questions before it, by which its exchanges must be there."""
 
@@ -94,21 +95,21 @@ class ConfirmChannel:
         """What is not answered yet, by the broker's number: its call, and its place in the batch.
         """
         self._returned: set[int] = set()
+        self._alarm: asyncio.TimerHandle | None = None
         self._next = 1
         self._loop = asyncio.get_running_loop()
-        channel.raw.add_callback(self._confirmed, [spec.Basic.Ack, spec.Basic.Nack], one_shot=False)
+        self._selected = channel.confirm(self._confirmed)
         channel.raw.add_on_return_callback(self._on_return)
         channel.on_closed.append(self._on_closed)
 
-    @classmethod
-    async def on(cls, channel: Channel) -> "ConfirmChannel":
-        """Switch a channel to confirm mode."""
+    async def open(self) -> "ConfirmChannel":
+        """Wait until the broker has switched confirms on."""
         try:
-            await channel.request(spec.Confirm.Select())
+            await self._selected
         except BaseException:
-            channel.abandon()
+            self.channel.abandon()
             raise
-        return cls(channel)
+        return self
 
     async def publish(self, batch: Sequence[PlannedMessage], timeout: float) -> list[Outcome]:
         """Send a batch and wait for its confirms; `Unknown` for what has none by then.
@@ -123,6 +124,7 @@ class ConfirmChannel:
             self.channel.request(spec.Exchange.Declare(exchange=name, passive=True))
             for name in exchanges
         ]
+        is_idle = not self._slots
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
@@ -137,8 +139,11 @@ class ConfirmChannel:
             else:
                 self._slots[self._next] = call, index
                 self._next += 1
+        if is_idle:
+            # Nothing else is under way that could share the write.
+            self.channel.flush()
         if call.open:
-            timer = self._loop.call_later(timeout, end, call.done)
+            self._watch(call, self._loop.time() + timeout)
             try:
                 await call.done
             except Exception as error:  # noqa: BLE001 - the batch was written: no fault of ours makes it *failed* (G1)
@@ -146,8 +151,6 @@ class ConfirmChannel:
                     outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
                     for outcome in call.outcomes
                 ]
-            finally:
-                timer.cancel()
         return [
             outcome or Unknown("not answered in time by RabbitMQ; it may be stored")
             for outcome in call.outcomes
@@ -163,8 +166,26 @@ class ConfirmChannel:
             call.end(left, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
         self.channel.abandon()
 
-    def _confirmed(self, frame: Any) -> None:
-        method = frame.method
+    def _watch(self, call: _Call, until: float) -> None:
+        """End a call at its deadline, with one alarm for all calls of this channel."""
+        call.until = until
+        if self._alarm is None or until < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(until, self._expire)
+
+    def _expire(self) -> None:
+        """End the calls whose deadline has passed, and set the alarm for the next one."""
+        now = self._loop.time()
+        calls = {call for call, _ in self._slots.values() if not call.done.done()}
+        for call in calls:
+            if call.until <= now:
+                end(call.done)
+
+        later = [call.until for call in calls if call.until > now]
+        self._alarm = self._loop.call_at(min(later), self._expire) if later else None
+
+    def _confirmed(self, method: Any) -> None:
         tag, stored = method.delivery_tag, isinstance(method, spec.Basic.Ack)
         tags = [*takewhile(lambda number: number <= tag, self._slots)] if method.multiple else [tag]
         for number in tags:
@@ -287,5 +308,5 @@ class ConfirmChannels:
         async with self._lock:
             known = self._open.get(kind)
             if known is None or known.channel.closed_reason is not None:
-                known = self._open[kind] = await ConfirmChannel.on(await self._link.channel())
+                known = self._open[kind] = await ConfirmChannel(await self._link.channel()).open()
             return known

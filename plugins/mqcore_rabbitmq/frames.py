@@ -27,7 +27,7 @@ _CONTENT = struct.Struct(">HHQ")
 _LENGTH = struct.Struct(">I")
 _TIMESTAMP = struct.Struct(">Q")
 _FLAGS = struct.Struct(">H")
-_BASIC = struct.pack(">H", BasicProperties.INDEX)
+_END = bytes((spec.FRAME_END,))
 
 _SHORT, _TABLE, _OCTET, _TIME = "short string", "table", "octet", "timestamp"
 _PROPERTIES: tuple[tuple[str, int, str], ...] = (
@@ -162,22 +162,25 @@ class Properties(BasicProperties):
         return pieces
 
 
-def read_frame(buffer: bytes) -> tuple[int, Any]:
-    """Return the length of the first frame in a buffer and the frame, or 0 and None when more must come.
+def read_frame(buffer: bytes, at: int = 0) -> tuple[int, Any]:
+    """Return the length of the frame at this place of a buffer and the frame, or 0 and None if it is not whole.
 
     As pika's `decode_frame`, which raises for what the properties of a message may hold.
     """
-    if buffer[:1] == bytes((spec.FRAME_HEADER,)) and len(buffer) >= _FRAME.size:
-        _, channel, size = _FRAME.unpack_from(buffer)
-        start, end = _FRAME.size, _FRAME.size + size
+    if len(buffer) - at < _FRAME.size:
+        return 0, None
 
-        whole = size >= _CONTENT.size and buffer[end : end + 1] == bytes((spec.FRAME_END,))
-        if whole and buffer[start : start + 2] == _BASIC:
-            _, _, length = _CONTENT.unpack_from(buffer, start)
+    _, channel, size = _FRAME.unpack_from(buffer, at)
+    start = at + _FRAME.size
+    end = start + size
+
+    if size >= _CONTENT.size and buffer[at] == spec.FRAME_HEADER and buffer[end : end + 1] == _END:
+        class_id, _, length = _CONTENT.unpack_from(buffer, start)
+        if class_id == BasicProperties.INDEX:
             properties = Properties.read(buffer[start + _CONTENT.size : end])
-            return end + 1, frame.Header(channel, length, properties)
+            return end + 1 - at, frame.Header(channel, length, properties)
 
-    return frame.decode_frame(buffer)
+    return frame.decode_frame(buffer[at : end + 1])
 
 
 def _read_flags(encoded: bytes) -> tuple[int, int]:

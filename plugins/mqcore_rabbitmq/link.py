@@ -20,6 +20,7 @@ from typing import Any
 
 from pika import BasicProperties, ConnectionParameters, spec
 from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.channel import Channel as PikaChannel
 from pika.exceptions import ConnectionClosedByClient, StreamLostError
@@ -46,6 +47,9 @@ _REPLIES = [
     if method.NAME.endswith("Ok") and not method.NAME.startswith(("Connection.", "Channel."))
 ]
 """All answers but those that pika itself waits for."""
+
+
+_CONFIRMS = spec.Basic.Ack, spec.Basic.Nack
 
 
 class _Services(_AsyncioIOServicesAdapter):
@@ -79,30 +83,62 @@ class _Connection(AsyncioConnection):
     bytes_received: int
     _frame_buffer: bytes
     _terminate_stream: Callable[[Exception], None]
+    _process_frame: Callable[[Any], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
+        self.on_confirm: dict[int, Callable[[Any], None]] = {}
+        """Who hears the confirms of a channel, by its number."""
         self._loop = asyncio.get_running_loop()
         super().__init__(*args, **kwargs)
 
-    def _read_frame(self) -> tuple[int, Any]:
-        """Read with our decoder: what pika's own raises for one message would close the connection."""
-        return read_frame(self._frame_buffer)
+    def _on_data_available(self, data: bytes) -> None:
+        """Read frames with our decoder: an error in pika's, for one message, closes the connection.
+
+        pika copies the rest of the buffer for each frame, and looks for callbacks of each.
+        """
+        buffer, start = self._frame_buffer + data, 0
+
+        while start < len(buffer):
+            length, frame = read_frame(buffer, start)
+            if frame is None:
+                break
+            start += length
+            self.bytes_received += length
+            confirmed = self.on_confirm.get(getattr(frame, "channel_number", 0))
+            if confirmed is not None and isinstance(getattr(frame, "method", None), _CONFIRMS):
+                confirmed(frame.method)
+            else:
+                self._process_frame(frame)
+
+        self._frame_buffer = buffer[start:]
 
     def _adapter_emit_data(self, data: bytes) -> None:
         self._unsent.append(data)
         if len(self._unsent) == 1:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def _adapter_disconnect_stream(self) -> None:
-        self._flush()
+        self.flush()
         super()._adapter_disconnect_stream()  # type: ignore[misc]  # the stubs leave out what is private
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the frames of this loop turn now.
+
+        An idle socket takes them at once. pika would wait for the loop to find it writable, which
+        is two turns of the loop later.
+        """
         unsent, self._unsent = self._unsent, []
         transport = getattr(self, "_transport", None)
-        if unsent and transport is not None:
-            transport.write(b"".join(unsent))
+        if not unsent or transport is None:
+            return
+
+        data = b"".join(unsent)
+        if type(transport) is _AsyncPlaintextTransport and not transport.get_write_buffer_size():
+            with suppress(OSError):  # full, or broken: pika finds out in its own way
+                data = data[transport._sock.send(data) :]  # type: ignore[attr-defined]  # noqa: SLF001 - pika has no such write
+        if data:
+            transport.write(data)
 
 
 class Channel:
@@ -145,6 +181,17 @@ class Channel:
         mandatory = not key.startswith(DIRECT_REPLY)
         method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
         self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `ask`; without three checks for each message
+
+    def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
+        """Switch on confirms; `confirmed` is called with each ack and nack."""
+        numbers, number = self.raw.connection.on_confirm, self.raw.channel_number
+        numbers[number] = confirmed
+        self.on_closed.append(lambda _: numbers.pop(number, None))
+        return self.request(spec.Confirm.Select())
+
+    def flush(self) -> None:
+        """Write now what was sent in this loop turn."""
+        self.raw.connection.flush()
 
     def consume(self, queue: str, callback: Callable[..., None]) -> tuple[str, asyncio.Future[Any]]:
         """Start a consumer: its tag, and the broker's answer, before which it must not be cancelled."""

@@ -20,14 +20,7 @@ class Raw:
     """What pika's channel is to us."""
 
     def __init__(self) -> None:
-        self.callbacks: dict[type, Callable[..., None]] = {}
         self.on_return: Callable[..., None] = print
-
-    def add_callback(
-        self, callback: Callable[..., None], replies: list[type], *, one_shot: bool
-    ) -> None:
-        assert not one_shot
-        self.callbacks.update(dict.fromkeys(replies, callback))
 
     def add_on_return_callback(self, callback: Callable[..., None]) -> None:
         self.on_return = callback
@@ -42,24 +35,31 @@ class FakeChannel:
         self.on_closed: list[Callable[[BaseException], None]] = []
         self.sent: list[Any] = []
         self.asked: list[asyncio.Future[Any]] = []
-        self.sent: list[str] = []
+        self.published: list[str] = []
 
     @property
     def closed_reason(self) -> BaseException | None:
         return self.closed
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
-        self.sent.append(f"{exchange}/{key}")
+        self.published.append(f"{exchange}/{key}")
 
     def send(self, method: Any) -> None:
         self.sent.append(method)
+
+    def flush(self) -> None:
+        pass
 
     def request(self, _: Any) -> asyncio.Future[Any]:
         self.asked.append(asyncio.get_running_loop().create_future())
         return self.asked[-1]
 
+    def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
+        self.confirmed = confirmed
+        return asyncio.get_running_loop().create_future()
+
     def says(self, kind: type, tag: int, *, multiple: bool = False) -> None:
-        self.raw.callbacks[kind](SimpleNamespace(method=kind(delivery_tag=tag, multiple=multiple)))
+        self.confirmed(kind(delivery_tag=tag, multiple=multiple))
 
     def returns(self, name: str, key: str = "q", exchange: str = "") -> None:
         method = SimpleNamespace(exchange=exchange, routing_key=key)
@@ -281,4 +281,4 @@ async def test_a_fault_while_writing_leaves_the_batch_unknown_and_closes_the_cha
 
     assert [type(outcome) for outcome in outcomes] == [type(STORED), Unknown, Unknown]
     assert abandoned.is_set()
-    assert channel.sent == ["/q", "/q"], "what comes after it is not written"
+    assert channel.published == ["/q", "/q"], "what comes after it is not written"
