@@ -89,7 +89,7 @@ _LIMITS: dict[Capability, _Limits] = {
 
 @case("G16", ids="U03", each={one.name: one for one in Capability})
 async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capability) -> None:
-    """What is declared, at whichever level, states the limits that the documentation names, as numbers and known words."""
+    """A declared capability has a level and the documented limits, as numbers or known words."""
     support = kit.capabilities[capability]
     kit.true(
         isinstance(support.level, Level),
@@ -114,7 +114,7 @@ async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capabili
 
 @case("G16", ids="U03")
 async def durability_is_one_of_four_words(kit: Kit) -> None:
-    """Memory, process, machine or replicated; DURABLE is declared from *process* on, and not below."""
+    """Durability is one of four levels; DURABLE is declared from *process* on, and not below."""
     durability = kit.capabilities.durability
     kit.true(isinstance(durability, Durability), "a member of Durability", repr(durability), _LOOK)
     what = f"whether DURABLE is declared at durability {durability.word!r}"
@@ -125,7 +125,10 @@ async def durability_is_one_of_four_words(kit: Kit) -> None:
 
 @case("G16", ids="U02")
 async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
-    """A queue that asks for more than the server gives raises `DurabilityUnavailable`, and is not made."""
+    """Declaring a queue with more durability than there is raises DurabilityUnavailable.
+
+    The queue is not created.
+    """
     for wanted in Durability:
         name = kit.name()
         spec = QueueSpec(name=name, dead_letter=None, durability=wanted)
@@ -144,14 +147,14 @@ async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
 
 @case("G16")
 async def names_say_which_backend_and_server_it_is(kit: Kit) -> None:
-    """`backend` is the plugin's name and `server` the product with its version, for people to read."""
+    """`Capabilities.backend` names the plugin, and `server` the product with its version."""
     kit.true(kit.capabilities.backend, "the plugin's name", repr(kit.capabilities.backend), _LOOK)
     kit.true(kit.capabilities.server, "the server's name", repr(kit.capabilities.server), _LOOK)
 
 
 @case("G16")
 async def protocols_and_capabilities_agree(kit: Kit) -> None:
-    """What is declared can be called, and what can be called is declared."""
+    """A capability is declared exactly when the backend has its methods."""
     for capability, protocol, declared in (
         (Capability.LEASE, SupportsRenew, kit.capabilities.has(Capability.LEASE)),
         (Capability.BROWSE, SupportsBrowse, kit.capabilities.has(Capability.BROWSE)),
@@ -168,7 +171,10 @@ async def protocols_and_capabilities_agree(kit: Kit) -> None:
 
 @case("G16", protocols=[SupportsUnwrap])
 async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
-    """`unwrap` gives objects of the client library: no text with the URL, no options, no part of the driver."""
+    """`unwrap` returns objects of the client library only.
+
+    It returns neither text with the URL nor options nor parts of the driver.
+    """
     backend = cast("SupportsUnwrap", kit.backend)
     driver = type(kit.backend).__module__.partition(".")[0]
 
@@ -180,7 +186,7 @@ async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
         }
         library = modules - {"abc", "typing", "pydantic", "collections"}
         look = "SupportsUnwrap.unwrap: return the connection or client of the client library alone"
-        kit.true(library, "an object of the client library's", type(client).__name__, look)
+        kit.true(library, "an object of the client library", type(client).__name__, look)
 
     await kit.within(kit.backend.close())
     try:
@@ -194,33 +200,36 @@ async def what_is_unwrapped_are_clients_and_nothing_else(kit: Kit) -> None:
 
 @case("G16", "G14")
 async def every_open_says_the_same(kit: Kit) -> None:
-    """Another instance, and one that is opened again after `close`, see the same server."""
+    """Each instance reports the same capabilities, also after close and open."""
     before = kit.capabilities
     other = await kit.open()
-    kit.same(kit.capabilities, before, "what another instance says", _LOOK)
+    kit.same(kit.capabilities, before, "capabilities of another instance", _LOOK)
     await kit.within(other.close())
     await kit.open(other)
-    kit.same(kit.capabilities, before, "what the same instance says after close and open", _LOOK)
+    kit.same(kit.capabilities, before, "capabilities after close and open", _LOOK)
 
 
 # Not declared: refused before anything is sent
 
 
 class _Bare(Backend):
-    """The author's backend without a `Supports…` protocol, and unless `declared` without a capability; notes what core sends."""
+    """The author's backend without optional protocols, which records what core sends.
+
+    Unless `declared`, it also declares no capability.
+    """
 
     scheme = "bare"
 
     def __init__(self, inner: Backend, sent: list[str], *, declared: bool = False) -> None:
-        """Hand on to `inner` what core calls, and note it in `sent`.
+        """Forward to `inner` what core calls, and record it in `sent`.
 
-        `declared`: with the capabilities that `inner` has.
+        `declared`: keep the capabilities that `inner` declares.
         """
         super().__init__("", Backend.Options())
         self._inner, self._sent, self._declared = inner, sent, declared
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        """Open, and say that nothing is there."""
+        """Open, and by default declare nothing."""
         told = await self._inner.open(lost)
         return told if self._declared else replace(told, durability=Durability.MEMORY, supports={})
 
@@ -229,28 +238,31 @@ class _Bare(Backend):
         await self._inner.close()
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Note it, and declare."""
+        """Record the call, and forward it."""
         self._sent.append(f"declare of {', '.join(spec.name for spec in queues)}")
         await self._inner.declare(queues)
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
-        """Note it, and publish."""
+        """Record the call, and forward it."""
         self._sent.append(f"publish to {', '.join(str(out.to) for out in batch)}")
         return await self._inner.publish(batch, timeout=timeout)
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
-        """Note it, and subscribe."""
+        """Record the call, and forward it."""
         self._sent.append(f"subscribe to {queue}")
         return await self._inner.subscribe(queue, prefetch=prefetch, lease=lease)
 
     def classify(self, error: Exception) -> ErrorKind:
-        """Ask the author's."""
+        """Forward to the author's backend."""
         return self._inner.classify(error)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What an application may ask for, and the capability that it takes; None: a `Supports…` protocol alone."""
+    """A request of an application, and the capability it needs.
+
+    None: it needs only a `Supports…` protocol.
+    """
 
     capability: Capability | None
     ask: Callable[[Broker, str], Awaitable[Any]]
@@ -299,7 +311,10 @@ _REQUESTS = {
 
 
 async def _is_refused(kit: Kit, request: _Request, look: str, *, declared: bool) -> None:
-    """Fail unless core refuses the request and the driver hears nothing of it: it takes no method but `open` and `close`."""
+    """Fail unless core refuses the request without calling the driver.
+
+    Only `open` and `close` are allowed.
+    """
     sent: list[str] = []
     inner = kit.harness.make_backend
     broker = await kit.broker(make_backend=lambda: _Bare(inner(), sent, declared=declared))
@@ -309,27 +324,30 @@ async def _is_refused(kit: Kit, request: _Request, look: str, *, declared: bool)
         "UnsupportedFeature, raised by core",
         look,
     )
-    kit.same(sent, [], "what the driver was asked for", _CORE)
+    kit.same(sent, [], "calls of the driver", _CORE)
 
 
 @case("G16", ids="U02", each=_REQUESTS)
 async def what_nobody_declared_is_refused_before_anything_is_sent(
     kit: Kit, request: _Request
 ) -> None:
-    """On the same broker with no capability declared, asking raises `UnsupportedFeature`, and the driver hears nothing of it."""
+    """Without a capability core raises UnsupportedFeature and calls no method of the driver."""
     await _is_refused(kit, request, _CORE, declared=False)
 
 
 @case("G16", ids="U02", each=_REQUESTS)
 async def what_this_backend_does_not_declare_is_refused(kit: Kit, request: _Request) -> None:
-    """Where the capability is declared there is nothing to refuse, and other cases show that it works."""
+    """Requests that need a capability this backend lacks raise UnsupportedFeature."""
     if request.capability is not None and not kit.capabilities.has(request.capability):
         await _is_refused(kit, request, _LOOK, declared=True)
 
 
 @case("G16", ids="U02")
 async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> None:
-    """`durability=` above what the server gives raises `DurabilityUnavailable` at the connect, before anything is declared."""
+    """Connecting with more `durability=` than there is raises DurabilityUnavailable.
+
+    Nothing has been declared by then.
+    """
     sent: list[str] = []
     queue = Queue(kit.name())
     broker = Broker(
@@ -341,7 +359,7 @@ async def a_broker_that_asks_for_too_much_durability_does_not_open(kit: Kit) -> 
     await kit.raises(
         DurabilityUnavailable, broker.open(), "DurabilityUnavailable, raised by core", _CORE
     )
-    kit.same(sent, [], "what the driver was asked for", _CORE)
+    kit.same(sent, [], "calls of the driver", _CORE)
 
 
 # Not declared, and it works
@@ -415,7 +433,7 @@ _WORKS = {
 async def what_works_is_declared(
     kit: Kit, probe: tuple[Capability, Callable[[Kit], Awaitable[bool]]]
 ) -> None:
-    """A capability that is not declared is tried at the seam, and must not work: a claim too few is a false one too."""
+    """A capability that works is declared: it is tried on the backend where it is not."""
     capability, works = probe
     if not kit.capabilities.has(capability) and await works(kit):
         raise ContractError(
@@ -438,7 +456,10 @@ _ALTERED: dict[str, tuple[str, Any, Capability | None]] = {
 async def a_queue_takes_other_settings_with_what_it_holds(
     kit: Kit, change: tuple[str, Any, Capability | None]
 ) -> None:
-    """From then on they are the queue's for all; or a TopologyMismatch says which cannot be changed, and nothing is."""
+    """Altering a queue applies the new settings and keeps its messages.
+
+    Or a TopologyMismatch names the setting that cannot be changed, and nothing is changed.
+    """
     setting, value, needed = change
     has, name = kit.capabilities.has, kit.name()
     if needed is not None and not has(needed):
@@ -474,7 +495,7 @@ async def a_queue_takes_other_settings_with_what_it_holds(
     other = await kit.open()
     await kit.within(other.declare(new))
     await kit.raises(
-        TopologyMismatch, other.declare(old), "the old settings are a mismatch now", _ALTER
+        TopologyMismatch, other.declare(old), "TopologyMismatch for the old settings", _ALTER
     )
     await _has_its_new_settings(kit, new, setting, other)
 
@@ -488,25 +509,28 @@ async def a_queue_takes_other_settings_with_what_it_holds(
 async def _has_its_new_settings(
     kit: Kit, specs: Sequence[QueueSpec], setting: str, backend: Backend
 ) -> None:
-    """See what the settings do, for what comes and for what is there."""
+    """Check the effect of the new settings on stored and on new messages."""
     main, letters = specs
     (outcome,) = await kit.publish(Outgoing(main.name, kit.message("c")), backend=backend)
     full = setting == "max_length" and main.max_length is not None and main.overflow == "reject"
     wanted = ErrorKind.FULL if full else None
     kit.same(
-        getattr(outcome, "kind", None), wanted, "how a third message ends", f"{_ALTER}: {setting}"
+        getattr(outcome, "kind", None),
+        wanted,
+        "the kind of the outcome of a third message",
+        f"{_ALTER}: {setting}",
     )
 
     consumer = await kit.subscribe(main.name, backend=backend)
     deliveries = await kit.take(consumer, 2 + (outcome == STORED))
     kit.same(
-        kit.ids(deliveries), ["a", "b", "c"][: len(deliveries)], "what it held, in order", _ALTER
+        kit.ids(deliveries), ["a", "b", "c"][: len(deliveries)], "stored messages, in order", _ALTER
     )
     if setting == "ttl" and main.ttl is not None:
         lives = [delivery.expires_in or 0.0 for delivery in deliveries]
         fits = lives[0] > main.ttl and lives[1] > main.ttl and 0 < lives[2] <= main.ttl
         kit.true(
-            fits, "what is stored keeps its expiry, and what comes has the new one", lives, _ALTER
+            fits, "the old expiry for stored messages, the new one for new messages", lives, _ALTER
         )
 
     if setting == "retention":

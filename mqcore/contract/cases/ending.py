@@ -1,8 +1,4 @@
-"""Profile *ending*: a consumer that stops and still holds messages, and answers that are late, lost or cut short by its end.
-
-Whoever drains keeps what its handlers hold, and nothing else. What it was settling when it ended is
-settled, or comes back; it is never lost, and never stored twice where a Move is one step.
-"""
+"""Profile *ending*: consumers that stop while they hold messages, and late answers."""
 
 from __future__ import annotations
 
@@ -34,7 +30,7 @@ if TYPE_CHECKING:
 
 _LONG, _GRACE = 600.0, 30.0
 _AT_ONCE = 2.0
-"""Seconds in which others have what a consumer that has stopped does not take."""
+"""Seconds in which others receive what a stopped consumer does not take."""
 _TURNS = 8
 _LATE = 0.6
 """Seconds by which answers are late: longer than a drain waits after its grace."""
@@ -46,7 +42,7 @@ _PAUSE = "Subscription: SupportsPause, where the broker sends messages unasked"
 
 
 async def _stopped(kit: Kit, consumer: Subscription) -> None:
-    """Stop a consumer as core does: nobody receives any more, and the broker is told where the driver can tell it."""
+    """Stop a consumer as core does: no more receives, and the broker is asked to pause it."""
     receiving = await kit.start(_received(consumer))
     receiving.cancel()
     await asyncio.wait([receiving])
@@ -59,7 +55,7 @@ async def _received(consumer: Subscription) -> list[Delivery]:
 
 
 async def _others_have(kit: Kit, queue: str, names: list[str]) -> None:
-    """Another consumer has all of these soon, and none of them is marked as if a process had died."""
+    """Check that another consumer soon gets all of these, none marked as taken over."""
     began, other = kit.now, await kit.subscribe(queue)
     got = await kit.take(other, len(names))
     kit.true(
@@ -69,14 +65,14 @@ async def _others_have(kit: Kit, queue: str, names: list[str]) -> None:
         _PAUSE,
     )
     marks = sorted((it.message.id, it.takeovers) for it in got)
-    kit.same(marks, [(name, 0) for name in names], "each once: id, takeovers", _PAUSE)
+    kit.same(marks, [(name, 0) for name in names], "id and takeovers of each message", _PAUSE)
     await kit.ack(other, got)
     await kit.within(other.close())
 
 
 @case("G13", "G4", ids="C42")
 async def a_stopped_consumer_takes_nothing_from_others(kit: Kit) -> None:
-    """It has room and still holds a message: what is published now is another's at once, and its own can be settled."""
+    """A stopped consumer gets no new messages, and can still settle those it holds."""
     queue = await kit.queue()
     stops = await kit.subscribe(queue, prefetch=50)
     await kit.put(queue, "held")
@@ -88,13 +84,16 @@ async def a_stopped_consumer_takes_nothing_from_others(kit: Kit) -> None:
     await kit.ack(stops, held)
     await kit.within(stops.close())
     kit.same(
-        await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause"
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: after pause",
     )
 
 
 @case("G13", "G4", ids="C42 C07")
 async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: Kit) -> None:
-    """The driver may have fetched more than was asked for: that goes back when it is stopped, not when it is closed."""
+    """Messages that a driver prefetched go back when its consumer is stopped, before its close."""
     queue, names = await kit.queue(), [f"{number:02}" for number in range(10)]
     stops = await kit.subscribe(queue, prefetch=50)
     await kit.put(queue, *names)
@@ -103,20 +102,23 @@ async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: 
         stops.receive(1, _LONG)
     )  # it brings a second one: what it fetches beyond that is unseen
     held += list(await kit.within(receiving))
-    kit.same(len(held), 2, "messages asked for", "Subscription.receive: limit")
+    kit.same(len(held), 2, "number of messages received", "Subscription.receive: limit")
     if isinstance(stops, SupportsPause):
         await kit.within(stops.pause())
     await _others_have(kit, queue, sorted(set(names) - set(kit.ids(held))))
     await kit.ack(stops, held)
     await kit.within(stops.close())
     kit.same(
-        await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: after pause"
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: after pause",
     )
 
 
 @case("G13", "G4", ids="C42 C50")
 async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
-    """While its handler has its grace, what is published goes to the other worker at once, as new."""
+    """While a worker drains, new messages go to the other worker at once."""
     queue, began, go = Queue(kit.name(), str), asyncio.Event(), asyncio.Event()
     came, again = asyncio.Queue[str](), list[str]()
 
@@ -130,7 +132,7 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     broker = await kit.broker()
     await kit.within(broker.publish(queue, "slow"))
     drains = await kit.worker(broker, queue, slow, concurrency=1, prefetch=50)
-    await kit.within(began.wait(), what="the slow handler begun")
+    await kit.within(began.wait(), what="the slow handler started")
     draining = await kit.start(drains.drain(_GRACE))
     others = await kit.broker()
     others.events.listen(
@@ -140,27 +142,30 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     words, start = [f"{number:02}" for number in range(20)], kit.now
     await kit.within(broker.publish_many(queue, words))
     got = sorted([await kit.within(came.get()) for _ in words])
-    kit.same(got, words, "all, once", _PAUSE)
+    kit.same(got, words, "messages handled by the other worker", _PAUSE)
     kit.true(
         kit.now - start <= _AT_ONCE,
         f"all within {_AT_ONCE:g} s",
         f"{kit.now - start:.2f} s",
         _PAUSE,
     )
-    kit.same(again, [], "none taken over", _PAUSE)
+    kit.same(again, [], "events message.taken_over", _PAUSE)
     go.set()
     await kit.within(draining)
     kit.same(
         await kit.contents(queue.name),
         Counter(),
-        "nothing left",
+        "messages left in the queue",
         "Subscription.settle: after pause",
     )
 
 
 @case("G9", "G13", needs=(Capability.ORDER,), each={"at once": 0.0, "later": 0.3})
 async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: float) -> None:
-    """It goes to its old place, or behind what waits where ORDER says so, whoever had fetched it: core or the driver."""
+    """Unstarted messages of a consumer that ends keep their order among themselves.
+
+    They return to their old places, or go behind the waiting messages where ORDER says so.
+    """
     broker, queue = await kit.broker(), Queue(kit.name(), str)
     names = [f"{number:02}" for number in range(20)]
     await kit.within(broker.publish_many(queue, names))
@@ -196,7 +201,7 @@ def _settlement(kit: Kit, how: str, held: Delivery, dlq: str) -> Settlement:
 
 @case("G3", "G2", ids="C45", each={"ack": "ack", "move": "move", "release": "release"})
 async def a_close_beside_a_settlement_loses_nothing(kit: Kit, how: str) -> None:
-    """A settlement is cut short by a close, at whatever step: it was done, or its message comes back; never neither."""
+    """A settlement that a close interrupts has taken effect, or its message comes back."""
     queue, names, came_back = await kit.queue(), list[str](), Counter[str]()
     dlq, lease = f"{queue}.dlq", 2.0
     for turn in range(2 * _TURNS):
@@ -234,7 +239,10 @@ async def a_close_beside_a_settlement_loses_nothing(kit: Kit, how: str) -> None:
 
 @case("G2", ids="C46", hooks=("cut",))
 async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> None:
-    """Nobody answers: `settle` does not say `Done`, or where that only means "written", `prove` says no (`ack_first`)."""
+    """When the broker does not answer, an ack is not reported as done.
+
+    `settle` does not answer `Done`, or `prove` (`ack_first`) answers False.
+    """
     queue, limit, backend = await kit.queue(), 1.0, kit.harness.make_backend()
     await kit.within(backend.open(lambda _: None))
     await kit.put(queue, "a")
@@ -251,13 +259,13 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
             proven = await kit.within(consumer.prove(timeout=limit), limit + 1.0)
         kit.true(
             not proven,
-            "no `Done`, or no proof of it",
+            "an outcome other than Done, or no proof of it",
             settled,
             "Subscription.settle, SupportsProof.prove",
         )
         kit.true(
             kit.now - began <= 2 * limit + 1.0,
-            "an end by its timeout",
+            "an answer by its timeout",
             kit.now - began,
             "Subscription.settle",
         )
@@ -276,7 +284,7 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
     each={"ack": "ack", "reject": "reject", "retry": "retry"},
 )
 async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
-    """A worker is drained while the broker's answers to its settlements are on their way: each message is there once."""
+    """When settlements are answered late during a drain, no message is lost or doubled."""
     queue, made, go = Queue(kit.name(), str), list["Backend"](), asyncio.Event()
     started: Counter[str] = Counter()
 
@@ -303,7 +311,7 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
         if len(started) == _COUNT:
             break
         await kit.advance(0.05)
-    kit.same(sorted(started), words, "all started", "Subscription.receive")
+    kit.same(sorted(started), words, "messages started", "Subscription.receive")
     async with kit.harness.mute(made[0]):
         go.set()
         draining = await kit.start(worker.drain(_GRACE))
@@ -314,7 +322,7 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     wanted = {"ack": (0, 0), "reject": (0, _COUNT), "retry": (_COUNT, 0)}[how]
     look = "Subscription.settle: when its answer is late"
     kit.same((sum(left.values()), sum(dead.values())), wanted, "messages left, dead letters", look)
-    kit.same(max([*left.values(), *dead.values(), 1]), 1, "copies of each", look)
+    kit.same(max([*left.values(), *dead.values(), 1]), 1, "the most copies of one message", look)
 
 
 @case(
@@ -325,7 +333,10 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     each={"ack": "ack", "move": "move", "release": "release"},
 )
 async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit, how: str) -> None:
-    """Later than its timeout: `settle` returns in time, not with `Failed`; the message is there once more at most, and not lost."""
+    """`settle` returns by its timeout when the broker's answer is late, and loses nothing.
+
+    There is at most one more copy of the message.
+    """
     queue, limit, backend = await kit.queue(), 0.4, kit.harness.make_backend()
     await kit.within(backend.open(kit.lost.append))
     stored = await kit.publish(Outgoing(queue, kit.message("a")), backend=backend)

@@ -1,8 +1,4 @@
-"""Profile *foreign*: what is in a message survives the way, and what a plain client has sent is a first attempt.
-
-A plain client knows nothing of mqcore: no headers of ours, no content type, no publish time. At the
-seam such a message is one with nothing but id and body.
-"""
+"""Profile *foreign*: messages keep their content, and those of plain clients are handled."""
 
 from __future__ import annotations
 
@@ -40,7 +36,7 @@ _BODIES = {
 
 @case("G17", ids="C25", each=_BODIES)
 async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
-    """Payloads are bytes of any kind, from none to 1 MiB, and stay what they are."""
+    """A body of any bytes, from none to 1 MiB, comes back unchanged."""
     queue = await kit.queue()
     kit.same(
         await kit.publish(Outgoing(queue, kit.message(body=body))),
@@ -60,7 +56,7 @@ async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
 
 @case("G17", ids="C28")
 async def every_field_of_a_message_comes_back(kit: Kit) -> None:
-    """A consumer gets a message equal to the one published: id, headers, content type, correlation, times, counts."""
+    """Every field of a message comes back as it was published."""
     queue = await kit.queue()
     sent = kit.message(
         "id-with_~special!chars",
@@ -95,7 +91,7 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
 
 @case("G17")
 async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
-    """Payloads are copied on every backend: no later change by the publisher or a consumer is seen by others."""
+    """Later changes by the publisher or a consumer to body or headers are not seen by others."""
     queue = await kit.queue()
     headers, body = {"colour": "red"}, bytearray(b"before")
     batch = [Outgoing(queue, kit.message("a", headers=headers, body=body))]
@@ -110,7 +106,7 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
         kit.same(
             came,
             ({"colour": "red"}, b"before"),
-            f"nothing of what {who} changed",
+            f"headers and body, without what {who} changed",
             "Backend.publish: copy",
         )
         with suppress(TypeError):  # that it cannot be done is a good answer
@@ -122,7 +118,7 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
 
 
 class Order(BaseModel):
-    """A payload with a shape, for what does not have it."""
+    """A payload with a schema."""
 
     number: int
 
@@ -143,14 +139,17 @@ async def _stored(kit: Kit, queue: str, *messages: Message) -> None:
 
 @case("G17", ids="C27")
 async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
-    """With id and body alone it comes as it is: attempt 1, the default priority, and nothing invented."""
+    """A message with only id and body is a first attempt with the default priority."""
     queue, sent = await kit.queue(), _plain(b"plain \xff")
     await _stored(kit, queue, sent)
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     look = "where the driver reads a message; mqcore.spi.unpack"
     kit.same((delivery.attempt, delivery.message.priority), (1, 5), "attempt and priority", look)
     kit.same(
-        (delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive"
+        (delivery.redelivered, delivery.takeovers),
+        (False, 0),
+        "redelivered, takeovers",
+        "Subscription.receive",
     )
     for field in (
         "content_type",
@@ -173,7 +172,7 @@ async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
 
 @case("G17", "G8", needs=(Capability.PRIORITY,))
 async def a_bare_message_stands_at_the_default_priority(kit: Kit) -> None:
-    """Behind what was published with more than 5 and before what was published with less."""
+    """A message without a priority has priority 5."""
     if kit.limit(Capability.PRIORITY, "levels") < len(("low", "default", "high")):
         raise NotShown("tells fewer than three levels apart")
     queue = await kit.queue()
@@ -182,7 +181,9 @@ async def a_bare_message_stands_at_the_default_priority(kit: Kit) -> None:
     await _stored(kit, queue, sent)
     await kit.put(queue, "high", priority=10)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
-    kit.same(got, ["high", sent.id, "low"], "the order", "Backend.publish: priority")
+    kit.same(
+        got, ["high", sent.id, "low"], "messages in priority order", "Backend.publish: priority"
+    )
 
 
 _TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
@@ -208,7 +209,7 @@ _TYPES: dict[str, tuple[Any, bytes, str | None, Any]] = {
 async def a_handler_gets_what_a_plain_client_sent(
     kit: Kit, kind: tuple[Any, bytes, str | None, Any]
 ) -> None:
-    """Decoded by its content type, or by the queue's codec where it has none; the context says attempt 1, priority 5, no times."""
+    """A plain client's message is decoded by its content type, else by the queue's codec."""
     payload, body, content_type, wanted = kind
     broker, queue, facts = await kit.broker(), Queue(kit.name(), payload), list[Any]()
     came = asyncio.Event()
@@ -230,12 +231,17 @@ async def a_handler_gets_what_a_plain_client_sent(
         "value, attempt, priority, redelivered, published_at, headers",
         _READ,
     )
-    kit.same(await kit.contents(queue.name), Counter(), "acked", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(),
+        "messages left in the queue after the ack",
+        "Subscription.settle: Ack",
+    )
 
 
 @case("G17", "G11")
 async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None:
-    """Its content encoding comes with it, the handler gets what is inside, and the dead letter is what the client sent."""
+    """A handler gets a compressed body decoded; the dead letter keeps it as it was sent."""
     broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(2, fixed(0)))
     came: list[int] = []
 
@@ -265,7 +271,7 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
     reasons = {it.message.id: it.message.death and it.message.death.reason for it in letters}
     undecodable = Reason.UNDECODABLE
     wanted = {sent.id: Reason.RETRIES_EXHAUSTED, bomb.id: undecodable, unknown.id: undecodable}
-    kit.same(reasons, wanted, "their reasons", look)
+    kit.same(reasons, wanted, "reasons of the dead letters", look)
 
 
 _BAD: dict[str, tuple[bytes, str | None, Reason]] = {
@@ -281,7 +287,10 @@ _BAD: dict[str, tuple[bytes, str | None, Reason]] = {
 async def what_cannot_be_read_is_dead_lettered_at_once(
     kit: Kit, bad: tuple[bytes, str | None, Reason]
 ) -> None:
-    """Poison goes to the dead-letter queue, body byte for byte, without a handler or a retry; its neighbours are handled."""
+    """An unreadable message is dead-lettered unchanged, without a handler or a retry.
+
+    Its neighbours are handled.
+    """
     body, content_type, reason = bad
     broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(3, fixed(0)))
     handled: list[int] = []
@@ -299,7 +308,7 @@ async def what_cannot_be_read_is_dead_lettered_at_once(
     await kit.within(came.wait(), what="the handler run")
     (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
     await kit.within(worker.drain())
-    kit.same(handled, [1, 2], "its neighbours", "Subscription.settle")
+    kit.same(handled, [1, 2], "the other messages handled", "Subscription.settle")
     message, death = letter.message, letter.message.death
     kept = (message.id, message.body, message.content_type, dict(message.headers))
     kit.same(
@@ -315,12 +324,17 @@ async def what_cannot_be_read_is_dead_lettered_at_once(
         "the record: reason and queue",
         "Subscription.settle: Move; mqcore.spi.pack",
     )
-    kit.same(await kit.contents(queue.name), Counter(), "nothing left", "Subscription.settle: Move")
+    kit.same(
+        await kit.contents(queue.name),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Move",
+    )
 
 
 @case("G17", "G4", "G10", "G11")
 async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -> None:
-    """Attempts are counted from 1 though its publisher knew of none; the dead letter has its id and body, and a record."""
+    """A plain client's message is retried and dead-lettered like any other, counting from 1."""
     broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(3, fixed(0)))
     attempts: list[int] = []
 
@@ -349,22 +363,25 @@ async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -
 
 @case("G17", "G6", needs=(Capability.EXPIRY,))
 async def a_queues_ttl_counts_for_a_bare_message_too(kit: Kit) -> None:
-    """Though it has no publish time: from publish where the broker has a clock, else from its first receipt."""
+    """A queue's ttl applies to a message without a publish time.
+
+    It counts from publish where the broker has a clock, else from the first receipt.
+    """
     queue = await kit.queue(ttl=_TTL)
     await _stored(kit, queue, _plain(b"plain"))
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     left = delivery.expires_in
     kit.true(
-        left is not None and 0 < left <= _TTL, "at most 60 s to live", left, "Delivery.expires_in"
+        left is not None and 0 < left <= _TTL,
+        "expires_in of at most 60 s",
+        left,
+        "Delivery.expires_in",
     )
 
 
 @case("G17")
 async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
-    """Who publishes a request names where its reply goes.
-
-    A worker writes to nobody else's queue for him, and to none of ours.
-    """
+    """A worker sends replies to reply queues only, whatever `reply_to` a request names."""
     broker, queue, victim = await kit.broker(), Queue(kit.name()), await kit.queue()
     requests = [
         _plain(b"1", reply_to=name) for name in (victim, f"{victim}.dlq", "mq.registry", "mq.lost")
@@ -386,20 +403,22 @@ async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
     await kit.within(worker.drain())
     look = "Backend.reply_queues"
     kit.same(answer, "a reply", "the reply to a request", look)
-    kit.same(await kit.contents(victim), Counter(), "nothing written where no reply belongs", look)
+    kit.same(
+        await kit.contents(victim), Counter(), "messages in a queue that is not a reply queue", look
+    )
     kit.same(
         await kit.contents(f"{victim}.dlq"),
         Counter(),
-        "nothing written where no reply belongs",
+        "messages in a queue that is not a reply queue",
         look,
     )
     kit.same(
         await kit.contents(queue.name),
         Counter(),
-        "and the requests settled",
+        "requests left in the queue",
         "Subscription.settle: Ack",
     )
-    kit.same(broker.events.counts["reply.failed"], len(requests), "replies refused", look)
+    kit.same(broker.events.counts["reply.failed"], len(requests), "events reply.failed", look)
 
 
 _READ = "where the driver reads a message; mqcore.spi.unpack"

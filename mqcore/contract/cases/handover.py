@@ -1,9 +1,4 @@
-"""Profile *handover*: what nobody has seen yet, and who is woken for it, when a consumer is cancelled or goes.
-
-A driver may have fetched more than was asked for, and may be the one that was woken. Neither may
-end with it: what it has fetched is handed out or goes back as it was, and a wake-up that it does
-not use goes to the next who waits.
-"""
+"""Profile *handover*: unseen messages and waiting consumers when a consumer stops."""
 
 from __future__ import annotations
 
@@ -21,10 +16,12 @@ if TYPE_CHECKING:
     from mqcore.spi import Delivery, Subscription
 
 _LONG = 600.0
-"""Seconds that a receive may wait which the case itself brings to its end."""
+"""Seconds for a receive that the case ends itself."""
 _TURNS = 10
 _PROMPT = 0.2
-"""Seconds on top of a delay's granularity in which the next who waits has it: sooner than by a poll of half a second or more.
+"""Seconds, beyond a delay's granularity, in which the next waiting consumer has the message.
+
+A driver that polls every half second is too slow.
 """
 _EARLY = 0.005
 _CANCELLED = "Subscription.receive: cancellation"
@@ -36,7 +33,7 @@ _Waits = tuple["Subscription", "asyncio.Task[list[Delivery]]"]
 
 @case("G2", "G4", ids="C07 L03")
 async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
-    """A receive is cancelled at whatever step, then its consumer is closed: what is new and what was taken over."""
+    """Messages of a cancelled receive return with unchanged marks when the consumer closes."""
     queue = await kit.queue()
     for turn in range(12):
         await kit.put(queue, f"taken-{turn}")
@@ -70,7 +67,7 @@ async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
 
 @case("G2", ids="C07")
 async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) -> None:
-    """Though none of them waits: `receive(1, 0)`, asked again and again, hands out each message, unmarked, and once."""
+    """What a cancelled receive had claimed is handed out by the next receives, once, unmarked."""
     queue, claims = await kit.queue(), kit.capabilities.has(Capability.LEASE)
     consumer = await kit.subscribe(queue)
     for turn in range(12):
@@ -96,22 +93,25 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
             got += page
         marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
         kit.same(
-            marks, [(name, False, 0) for name in names], f"turn {turn}: each, in order", _CANCELLED
+            marks,
+            [(name, False, 0) for name in names],
+            f"turn {turn}: id, redelivered, takeovers, in order",
+            _CANCELLED,
         )
         kit.same(
             kit.ids(await kit.receive(consumer, wait=0.0)),
             [],
-            f"turn {turn}: none twice",
+            f"turn {turn}: further messages",
             _CANCELLED,
         )
         await kit.ack(consumer, got)
     await kit.within(consumer.close())
-    kit.same(await kit.contents(queue), Counter(), "nothing left", _CANCELLED)
+    kit.same(await kit.contents(queue), Counter(), "messages left in the queue", _CANCELLED)
 
 
 @case("G2", ids="C07")
 async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit: Kit) -> None:
-    """A receive ends in time although a claim is under way: what that brings comes with the next ones, unmarked, and once."""
+    """A claim under way when a receive times out is handed out by the next receive, unmarked."""
     queue, look = (
         await kit.queue(),
         "Subscription.receive: its time ends while a claim is under way",
@@ -126,15 +126,15 @@ async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit:
             got = await kit.receive(consumer, 1, wait=0.001 * (1 + turn % 5))
         await kit.within(publishing)
         marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
-        kit.same(marks, [(f"{turn}", False, 0)], f"turn {turn}: the message", look)
+        kit.same(marks, [(f"{turn}", False, 0)], f"turn {turn}: id, redelivered, takeovers", look)
         await kit.ack(consumer, got)
 
     await kit.within(consumer.close())
-    kit.same(await kit.contents(queue), Counter(), "nothing left", look)
+    kit.same(await kit.contents(queue), Counter(), "messages left in the queue", look)
 
 
 async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Delivery]:
-    """Begin to receive, and cancel that after so many steps of the loop; what it has brought, if it was quicker."""
+    """Start to receive, cancel it after `steps` turns of the loop, and return what it received."""
     receiving = asyncio.ensure_future(consumer.receive(limit, _LONG))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -149,10 +149,10 @@ async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Del
 
 
 async def _waiting(kit: Kit, queue: str, turn: int) -> tuple[list[_Waits], _Waits]:
-    """Start four consumers that wait, of one instance or of two: those that will go, and the one that stays.
+    """Start four waiting consumers; return those that will go, and the one that stays.
 
-    Mostly that is the one that has waited for the shortest time, so that the wake-up has to come by
-    way of the others.
+    Mostly the one that stays has waited for the shortest time, so that the wake-up must pass the
+    others.
     """
     backends = [kit.backend, await kit.open()] if turn % 2 else [kit.backend] * 2
     consumers = [await kit.subscribe(queue, backend=backends[number % 2]) for number in range(4)]
@@ -166,7 +166,7 @@ async def _received(consumer: Subscription) -> list[Delivery]:
 
 
 def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str) -> None:
-    """Fail when more than one of the turns took longer: one that a busy machine has held up is forgiven."""
+    """Fail when more than one turn took longer than `limit`: a busy machine may delay one."""
     slow = sorted(late)[-2]
     kit.true(
         slow <= limit,
@@ -178,7 +178,10 @@ def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str)
 
 @case("G2", ids="C23 C09")
 async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
-    """A message wakes one of four who wait, and all but one close: that one has it at once, and not at its next poll."""
+    """When a woken consumer closes, the next waiting consumer gets the message at once.
+
+    It must not wait for its next poll.
+    """
     queue, late, look = await kit.queue(), list[float](), "Subscription.close: pass the wake-up on"
     for turn in range(_TURNS):
         going, (stays, task) = await _waiting(kit, queue, turn)
@@ -194,11 +197,11 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
         got = await kit.within(task)
         late.append(kit.now - began)
         kit.same(
-            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look
+            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the remaining consumer", look
         )
         await kit.ack(stays, got)
         await kit.within(stays.close())
-    _all_prompt(kit, late, _PROMPT, "the message, for the one who stays,", look)
+    _all_prompt(kit, late, _PROMPT, "the message, for the remaining consumer,", look)
 
 
 @case(
@@ -209,7 +212,7 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
     each={"closed": True, "cancelled": False},
 )
 async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed: bool) -> None:  # noqa: FBT001 - a variant
-    """One of four who wait minds the end of a delay, and all but one go before it: that one has the message in time."""
+    """When consumers go before a delay ends, the remaining one still gets the message in time."""
     queue, late, delay = await kit.queue(), list[float](), 0.4
     stay_open = not closed and kit.capabilities.has(
         Capability.LEASE
@@ -236,19 +239,19 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
         got = await kit.within(task)
         kit.true(
             kit.now - began >= delay - _EARLY,
-            "nothing early",
+            "no message before it is due",
             f"after {kit.now - began:.3f} s",
             "publish: delay",
         )
         late.append(max(kit.now - stored - delay, 0.0))
         kit.same(
-            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the one who stays", look
+            kit.ids(got), [f"{turn}"], f"turn {turn}: the message, for the remaining consumer", look
         )
         await kit.ack(stays, got)
         for consumer, _ in [*going, (stays, task)]:
             await kit.within(consumer.close())
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
-    _all_prompt(kit, late, limit, "the message, for the one who stays, after its delay", look)
+    _all_prompt(kit, late, limit, "the message, for the remaining consumer, after its delay", look)
 
 
 @case(
@@ -259,7 +262,7 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
     protocols=(SupportsBrowse, SupportsTake),
 )
 async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit) -> None:
-    """Who waits has looked while it was leased, and found nothing to wait for: the release wakes him, or he comes in time."""
+    """A delayed message that was taken and released still arrives when it is due."""
     if not shows_delayed(kit):
         raise NotShown("BROWSE is declared approximate, and does not show what is delayed")
     queue, late, delay, look = (
@@ -286,7 +289,7 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
         got = await kit.within(waiting)
         kit.true(
             kit.now - began >= delay - _EARLY,
-            "nothing early",
+            "no message before it is due",
             f"after {kit.now - began:.3f} s",
             look,
         )
@@ -303,7 +306,7 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
 
 @case("G11", ids="X08", needs=(Capability.BROWSE,), protocols=(SupportsBrowse,))
 async def many_that_are_looked_at_go_back_in_their_order(kit: Kit) -> None:
-    """At the head or at all of them, again and again."""
+    """Browsing the first or all of 150 messages, repeatedly, keeps their order."""
     queue, names = await kit.queue(), [f"{number:03}" for number in range(150)]
     await kit.put(queue, *names)
     backend, look = cast("SupportsBrowse", kit.backend), "SupportsBrowse.browse"

@@ -1,4 +1,4 @@
-"""Profile *leftovers*: what is over is gone, in this process and in the broker, and an address where nobody is ends soon."""
+"""Profile *leftovers*: what is closed or settled leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from mqcore.spi import Backend
 
 _REFUSED, _CLOSE, _LONG = 5.0, 2.0, 600.0
-"""Seconds: until a connection that is refused is an error, that a close may take, and that a receive may wait.
-"""
+"""Seconds: limits for a refused connect and for a close, and a receive that the case ends."""
 _CLOSES = "Backend.close: let go of everything"
 _OPENS = "Backend.open: leave nothing open when it fails"
 _KEPT = "Subscription.settle: remove every trace of the message"
@@ -47,7 +46,10 @@ _STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 
 @case("G14", ids="C01", hooks=("make_unreachable",))
 async def an_address_where_nobody_listens_is_an_error_soon(kit: Kit) -> None:
-    """`open` raises within 5 s, and leaves no socket, thread or task; so does a Broker's connect, in mqcore's words."""
+    """Opening a closed port raises within 5 s and leaves no socket, thread or task.
+
+    Connecting a Broker then raises an error of mqcore.
+    """
     unreachable = kit.harness.make_unreachable()
     await kit.within(kit.backend.close(), _CLOSE)
     before = ProcessResources()
@@ -62,13 +64,16 @@ async def an_address_where_nobody_listens_is_an_error_soon(kit: Kit) -> None:
 
     await kit.within(unreachable.close(), _CLOSE)
     connecting = kit.within(kit.broker(make_backend=kit.harness.make_unreachable), _REFUSED)
-    await kit.raises(MqcoreError, connecting, "an error of mqcore's", "Backend.open")
+    await kit.raises(MqcoreError, connecting, "an error of mqcore", "Backend.open")
     await before.gone("after a connect that failed", _OPENS)
 
 
 @case("G14", ids="C03", alone=True)
 async def nothing_of_an_instance_is_left_after_its_close(kit: Kit) -> None:
-    """No socket, thread or task: one consumer waits, another holds messages, and a publish has just ended. Three times."""
+    """A closed instance leaves no socket, thread or task, three times in a row.
+
+    When it closes, one consumer waits, another holds messages, and a publish has just ended.
+    """
     queue, backend = await kit.queue(), kit.harness.make_backend()
     await kit.within(kit.backend.close(), _CLOSE)
     before = ProcessResources()
@@ -94,7 +99,7 @@ async def nothing_of_an_instance_is_left_after_its_close(kit: Kit) -> None:
 
 @case("G14", ids="C01 C07", alone=True)
 async def nothing_is_left_of_an_open_that_was_cancelled(kit: Kit) -> None:
-    """Cancelled at any step, then closed: no socket, thread or task; and the instance can be opened after that."""
+    """A cancelled `open` leaves nothing behind, and the instance can be opened again."""
     backend = kit.harness.make_backend()
     await kit.within(kit.backend.close(), _CLOSE)
     before = ProcessResources()
@@ -114,13 +119,13 @@ async def nothing_is_left_of_an_open_that_was_cancelled(kit: Kit) -> None:
     kit.same(
         await _works(kit, backend, queue),
         [STORED],
-        "stored by the instance, once it is open",
+        "the outcome of a publish after open",
         "Backend.open",
     )
 
 
 async def _works(kit: Kit, backend: Backend, queue: str) -> list[object]:
-    """Declare a queue and publish a message by this instance."""
+    """Declare a queue and publish a message with this instance."""
     await kit.within(backend.declare([QueueSpec(name=queue)]))
     return list(await kit.publish(Outgoing(queue, kit.message()), backend=backend))
 
@@ -130,7 +135,7 @@ async def _works(kit: Kit, backend: Backend, queue: str) -> list[object]:
 
 @case("G2", "G3", ids="C40", alone=True)
 async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
-    """Acked, moved, released and acked, delayed: gone from the counts, from browse, and from the storage where it can be seen."""
+    """Settled messages are gone from counts, browse, and the storage where it can be searched."""
     queue, body = await kit.queue(), f"body-{new_id()}".encode()
     before = await _stored(kit, body)
     consumer = await kit.subscribe(queue)
@@ -150,7 +155,7 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
     kit.same(
         await kit.settle(consumer, *settlements),
         [DONE] * len(held),
-        "settled",
+        "outcomes of the settlement",
         "Subscription.settle",
     )
     await kit.ack(consumer, await kit.take(consumer, len(released)))
@@ -158,7 +163,7 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
     kit.same(
         (await kit.contents(f"{queue}.dlq")).total(),
         10,
-        "moved and acked there",
+        "number of messages in the dead-letter queue",
         "Subscription.settle: Move",
     )
 
@@ -169,12 +174,12 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
 
 
 async def _stored(kit: Kit, body: bytes) -> Mapping[str, int]:
-    """Look into the broker's storage, where the harness can."""
+    """Count the messages with this body in the broker's storage, where the harness can."""
     return await kit.within(kit.harness.stored(body), 60.0) if kit.harness.has("stored") else {}
 
 
 async def _sees_them(kit: Kit, before: Mapping[str, int], body: bytes, count: int) -> None:
-    """Fail unless the harness sees in the storage what is there, at the latest after a moment: else it would see no trace later."""
+    """Fail unless the harness finds the stored messages, or it could not find traces later."""
     deadline = kit.now + kit.harness.patience
 
     while kit.harness.has("stored"):
@@ -191,7 +196,7 @@ async def _sees_them(kit: Kit, before: Mapping[str, int], body: bytes, count: in
 
 
 async def _is_empty(kit: Kit, queue: str) -> None:
-    """Fail unless counts and browse show nothing in the queue, at the latest after a moment."""
+    """Fail unless counts and browse soon show an empty queue."""
     deadline = kit.now + kit.harness.patience
 
     if isinstance(kit.backend, SupportsCount):
@@ -211,7 +216,7 @@ async def _is_empty(kit: Kit, queue: str) -> None:
 
 
 async def _no_more_than(kit: Kit, before: Mapping[str, int], body: bytes) -> None:
-    """Fail unless each place of the broker's storage holds no more than it did, at the latest after a moment."""
+    """Fail unless each place of the broker's storage soon holds no more than before."""
     deadline = kit.now + kit.harness.patience
 
     while more := Counter(await _stored(kit, body)) - Counter(before):
@@ -222,7 +227,7 @@ async def _no_more_than(kit: Kit, before: Mapping[str, int], body: bytes) -> Non
 
 
 async def _leaves_no_place(kit: Kit, queue: str, body: bytes) -> None:
-    """Delete the queue and its dead letters, and fail if the storage still has a place that is called by them."""
+    """Delete the queue with its dead letters, and fail if the storage still names them."""
     if not isinstance(kit.backend, SupportsDelete):
         return
     for name in (queue, f"{queue}.dlq"):

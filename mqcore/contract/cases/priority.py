@@ -1,4 +1,4 @@
-"""Profile *priority*: one scale, 0 lowest to 10 highest, strict among the ready, first in first out inside a level."""
+"""Profile *priority*: 0 lowest to 10 highest, strict, first in first out inside a level."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ORDER = "Subscription.receive: the highest level first"
 
 
 def _levels(kit: Kit) -> list[int]:
-    """Return levels that the backend must tell apart: all of them, or the ends where it declares fewer."""
+    """Return the levels that the backend must distinguish: all, or 0 and 10 where it has fewer."""
     declared = int(kit.limit(Capability.PRIORITY, "levels") or _ALL)
     return list(range(_ALL)) if declared >= _ALL else [0, 10]
 
@@ -38,7 +38,7 @@ def _strict(kit: Kit) -> None:
 
 @case("G8", ids="P01", needs=_NEEDS)
 async def the_highest_goes_first(kit: Kit) -> None:
-    """Every level that is declared is told apart: published in no order, received from 10 down to 0."""
+    """Messages are received by priority from 10 down to 0, at every declared level."""
     queue, levels = await kit.queue(), _levels(kit)
     mixed = [*levels[1::2], *reversed(levels[::2])]
     await kit.publish(
@@ -50,7 +50,7 @@ async def the_highest_goes_first(kit: Kit) -> None:
 
 @case("G8", ids="P02", needs=_NEEDS)
 async def inside_a_level_the_first_goes_first(kit: Kit) -> None:
-    """First in, first out inside a level, however the levels were mixed on the way in."""
+    """Inside a level messages are received in publish order."""
     queue = await kit.queue()
     names = {f"{number:02}": (0, 10)[number % 3 % 2] for number in range(30)}
     for name, level in names.items():
@@ -66,7 +66,7 @@ async def inside_a_level_the_first_goes_first(kit: Kit) -> None:
 
 @case("G8", ids="P07", needs=_NEEDS)
 async def five_is_the_default(kit: Kit) -> None:
-    """Who gives no priority gives 5: behind a 6 and before a 4, the same on every backend."""
+    """A message without a priority gets 5."""
     broker, queue = await kit.broker(), Queue(kit.name())
     for body, priority in ((b"four", 4), (b"six", 6)):
         await kit.within(broker.publish(queue, body, priority=priority))
@@ -89,7 +89,7 @@ async def five_is_the_default(kit: Kit) -> None:
 
 @case("G8", ids="P03", needs=_NEEDS)
 async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
-    """Priority is strict, not weighted: a stream of high messages keeps a low one waiting to its end."""
+    """Priority is strict: a low message waits as long as there are higher ones."""
     _strict(kit)
     queue = await kit.queue()
     await kit.put(queue, "low", priority=0)
@@ -102,12 +102,15 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
         came += kit.ids(got)
         await kit.ack(consumer, got)
     lows = [name for name in came[1:] if name == "low"]  # a prefetched one may be the first
-    kit.same(lows, [], "no low message while there are high ones", _ORDER)
+    kit.same(lows, [], "low messages received while there are high ones", _ORDER)
 
 
 @case("G8", ids="P01 P03", needs=_NEEDS, alone=True)
 async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
-    """A low one is confirmed, then a high one: another instance gets the high one first, 30 times on a busy machine."""
+    """A high message confirmed after a low one is received first, also by another instance.
+
+    Tried 30 times on a busy machine.
+    """
     queue, other, turns = await kit.queue(), await kit.open(), 30
     standing = (
         await kit.subscribe(queue, backend=other, prefetch=1)
@@ -140,7 +143,7 @@ async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Keep the processor busy meanwhile, so that what usually comes first comes later now and then."""
+    """Keep the processor busy, so that steps that usually come first sometimes come later."""
     over = threading.Event()
 
     def work() -> None:
@@ -160,7 +163,7 @@ def _busy() -> Iterator[None]:
 
 @case("G8", ids="P04", needs=_NEEDS)
 async def a_high_message_passes_all_that_nobody_has_yet(kit: Kit) -> None:
-    """Inversion is bounded by what handlers hold already, never by a backlog or by a driver's buffer."""
+    """A high message overtakes the backlog and the driver's buffer, but not what handlers hold."""
     queue, prefetch = await kit.queue(), 20
     await kit.put(queue, *(f"low-{number}" for number in range(60)), priority=0)
     consumer = await kit.subscribe(queue, prefetch=prefetch)
@@ -185,7 +188,7 @@ async def a_high_message_passes_all_that_nobody_has_yet(kit: Kit) -> None:
 
 @case("G8", ids="P05", needs=_NEEDS)
 async def a_message_keeps_its_priority(kit: Kit) -> None:
-    """The number itself comes back, on a first delivery and on a second."""
+    """A message keeps its priority on the first and on later deliveries."""
     queue = await kit.queue()
     await kit.put(queue, "a", priority=9)
     await kit.put(queue, "z", priority=1)
@@ -195,7 +198,7 @@ async def a_message_keeps_its_priority(kit: Kit) -> None:
         kit.same(
             [(it.message.id, it.message.priority) for it in got],
             [("a", 9), ("z", 1)],
-            "number and place",
+            "id and priority, in order",
             _ORDER,
         )
         await kit.settle(consumer, *[Release(it.receipt) for it in reversed(got)])
@@ -209,7 +212,7 @@ async def a_message_keeps_its_priority(kit: Kit) -> None:
     each={"0-10": (0, 10), "0-1": (0, 1), "4-5": (4, 5), "5-6": (5, 6)},
 )
 async def a_released_message_does_not_pass_a_higher_one(kit: Kit, pair: tuple[int, int]) -> None:
-    """Priority survives a release, and neighbouring levels are two levels."""
+    """A released message does not overtake one of a higher priority, also of the next level."""
     low, high = pair
     if not set(pair) <= set(_levels(kit)):
         raise NotShown("PRIORITY declares fewer levels than 11")
@@ -230,7 +233,7 @@ async def a_released_message_does_not_pass_a_higher_one(kit: Kit, pair: tuple[in
 
 @case("G8", "G3", ids="P05", needs=_NEEDS)
 async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
-    """What comes back from a dead consumer and what was moved is sorted like anything else."""
+    """Messages keep their priority after a takeover and after a Move."""
     queue = await kit.queue()
     await kit.put(queue, "plain", priority=0)
     await kit.put(queue, "moved", "crashed", priority=10)
@@ -238,7 +241,10 @@ async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
     moved = (await kit.take(consumer, 3))[0]
     settled = await kit.settle(consumer, kit.successor(moved, queue))
     kit.same(
-        (moved.message.id, settled), ("moved", [DONE]), "the move done", "Subscription.settle: Move"
+        (moved.message.id, settled),
+        ("moved", [DONE]),
+        "the moved message, and the outcome",
+        "Subscription.settle: Move",
     )
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
@@ -246,14 +252,14 @@ async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
     kit.same(
         (set(got[:2]), got[2]),
         ({"moved", "crashed"}, "plain"),
-        "the higher two before the lower",
+        "the order by priority",
         _ORDER,
     )
 
 
 @case("G8", "G7", ids="P05 D07", needs=(*_NEEDS, Capability.DELAY))
 async def priority_survives_a_delay(kit: Kit) -> None:
-    """What has fallen due is sorted by priority among the ready, whichever was due first."""
+    """Messages that fall due are sorted by priority among the ready ones."""
     queue = await kit.queue()
     await kit.put(queue, "low", delay=0.3, priority=0)
     await kit.put(queue, "high", delay=0.5, priority=10)
@@ -265,14 +271,14 @@ async def priority_survives_a_delay(kit: Kit) -> None:
     kit.same(
         (got[0], set(got)),
         ("high", {"high", "low", "ready"}),
-        "the highest of what is ready first",
+        "the first message, and all messages",
         _ORDER,
     )
 
 
 @case("G8", needs=_NEEDS)
 async def a_moved_message_has_the_priority_that_the_move_says(kit: Kit) -> None:
-    """The successor is a message of its own: a Move may raise it, and it is sorted as what it is now."""
+    """A Move may change the priority, and the successor is sorted by the new one."""
     queue = await kit.queue()
     await kit.put(queue, "a", priority=0)
     await kit.put(queue, "b", priority=5)
@@ -287,14 +293,14 @@ async def a_moved_message_has_the_priority_that_the_move_says(kit: Kit) -> None:
     kit.same(
         [(it.message.id, it.message.priority) for it in got],
         wanted,
-        "as moved",
+        "id and priority, in order",
         "Subscription.settle: Move",
     )
 
 
 @case("G8", "G10", ids="P05", needs=_NEEDS)
 async def priority_survives_a_retry(kit: Kit) -> None:
-    """A retried message is as urgent as it was, behind nothing lower."""
+    """A retried message keeps its priority."""
     broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(3, fixed(0)))
     for body, priority in ((b"low", 0), (b"high", 10)):
         await kit.within(broker.publish(queue, body, priority=priority))
@@ -307,14 +313,14 @@ async def priority_survives_a_retry(kit: Kit) -> None:
     kit.same(
         seen,
         [(b"high", 10, 2), (b"low", 0, 2)],
-        "sorted, at the second attempt",
+        "body, priority and attempt, in order",
         "Subscription.settle: Move",
     )
 
 
 @case("G8", "G11", ids="P05", needs=_NEEDS, protocols=(SupportsBrowse, SupportsTake))
 async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
-    """The dead letter keeps the number, and after the redrive it is sorted by it again."""
+    """A dead letter keeps its priority, and is sorted by it after a redrive."""
     broker, queue = await kit.broker(), Queue(kit.name())
     async with broker.consume(queue, prefetch=1) as deliveries:
         for body, priority in ((b"low", 0), (b"high", 10)):
@@ -325,30 +331,33 @@ async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
     kit.same(
         kept,
         {b"low": 0, b"high": 10},
-        "the numbers in the dead-letter queue",
+        "priorities of the dead letters",
         "Subscription.settle: Move",
     )
     await kit.within(letters.redrive())
     got = await kit.take(await kit.subscribe(queue.name), 2)
     kit.same(
-        [it.message.body for it in got], [b"high", b"low"], "sorted again after the redrive", _ORDER
+        [it.message.body for it in got],
+        [b"high", b"low"],
+        "bodies in order after the redrive",
+        _ORDER,
     )
 
 
 @case("G8", ids="P06", needs=_NEEDS)
 async def a_priority_off_the_scale_is_refused(kit: Kit) -> None:
-    """-1, 11, 5.0, True and a word are errors at publish, never rounded to the scale; nothing is stored."""
+    """A priority other than an int from 0 to 10 raises ValidationError; nothing is stored."""
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.declare(queue))
     for bad in (-1, 11, 5.0, True, "high"):
         work = broker.publish(queue, b"", priority=bad)  # type: ignore[arg-type]  # what is not typed is tried as well
         await kit.raises(ValidationError, work, f"priority={bad!r} refused", "Broker.publish")
-    kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
+    kit.same(await kit.contents(queue.name), Counter(), "messages stored", "Broker.publish")
 
 
 @case("G8", ids="P08", needs=_NEEDS)
 async def a_backlog_in_one_queue_holds_up_no_other(kit: Kit) -> None:
-    """A consumer that cannot go on with one queue gets a message of another at once, whatever their priorities."""
+    """A full consumer of one queue does not hold up messages of another queue."""
     busy, other = await kit.queue(), await kit.queue()
     await kit.put(busy, *(f"{number}" for number in range(50)), priority=10)
     stuck, free = await kit.subscribe(busy, prefetch=1), await kit.subscribe(other, prefetch=1)
@@ -367,7 +376,7 @@ async def a_backlog_in_one_queue_holds_up_no_other(kit: Kit) -> None:
     each={"high": (10, 0), "low": (0, 10)},
 )
 async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, int]) -> None:
-    """Expired ones of a higher or a lower level are handed out too, and the living ones come all the same."""
+    """Expired messages of any priority do not block living ones."""
     dead, alive = levels
     queue = await kit.queue()
     await kit.put(queue, *(f"dead-{number}" for number in range(5)), ttl=0.3, priority=dead)
@@ -382,14 +391,14 @@ async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, i
     kit.same(
         came,
         {f"dead-{number}": True for number in range(5)} | {"alive": False},
-        "who had expired",
+        "which messages had expired",
         _ORDER,
     )
 
 
 @case("G8", ids="P04", needs=_NEEDS)
 async def a_worker_handles_the_most_urgent_of_what_it_has(kit: Kit) -> None:
-    """What waits in a worker's own buffer is sorted too: the next to start is the highest, not the oldest."""
+    """A worker starts the message of highest priority among those it has buffered."""
     broker, queue = await kit.broker(), Queue(kit.name())
     started: asyncio.Queue[bytes] = asyncio.Queue()
     go = asyncio.Event()
@@ -406,4 +415,4 @@ async def a_worker_handles_the_most_urgent_of_what_it_has(kit: Kit) -> None:
     await kit.advance(kit.harness.silence)
     go.set()
     order = [await kit.within(started.get()) for _ in range(2)]
-    kit.same(order, [b"high", b"low"], "the highest first out of the buffer", _ORDER)
+    kit.same(order, [b"high", b"low"], "the order of handling", _ORDER)

@@ -1,7 +1,4 @@
-"""Profile *recovery*: a broker that goes and comes back, one that falls silent, and a queue that another process deletes.
-
-Only a harness that can restart, cut or mute the broker can show most of it.
-"""
+"""Profile *recovery*: a broker that restarts or falls silent, and queues deleted by others."""
 
 from __future__ import annotations
 
@@ -32,13 +29,12 @@ if TYPE_CHECKING:
     from mqcore.contract.kit import Kit
 
 _RESUMES, _SLACK, _NOTICED = 2.0, 1.0, 15.0
-"""Seconds: until work goes on (G14), what a busy machine may add to that, and until a dead peer is noticed.
-"""
+"""Seconds: until work resumes (G14), slack for a busy machine, until a dead peer is noticed."""
 
 
 @case("G14", "G2", hooks=("restart",))
 async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
-    """Killed and started again: 2 s after it accepts connections it is published to and consumed from, with nobody's help."""
+    """Within 2 s of a restart of the server publishing and consuming work again."""
     queue, came = Queue(kit.name(), str), asyncio.Queue[str]()
     broker = await kit.broker()
 
@@ -68,7 +64,7 @@ async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
 
 @case("G14", hooks=("cut",))
 async def a_silent_peer_is_noticed_on_an_idle_connection(kit: Kit) -> None:
-    """The network is cut without a word: `lost` is called within 15 s, once, although nothing was asked for."""
+    """When an idle connection falls silent, `lost` is called once within 15 s."""
     told: asyncio.Queue[Exception] = asyncio.Queue()
     backend = kit.harness.make_backend()
     await kit.within(backend.open(told.put_nowait))
@@ -84,7 +80,7 @@ async def a_silent_peer_is_noticed_on_an_idle_connection(kit: Kit) -> None:
 
 @case("G14", "G12", ids="C46", hooks=("cut",))
 async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
-    """It holds its whole prefetch and waits for room: `receive` raises as soon as `lost` is called, not when its time is over."""
+    """On a connection loss `receive` raises at once, also while it waits on a full prefetch."""
     told, queue, backend = asyncio.Event(), await kit.queue(), kit.harness.make_backend()
     await kit.within(backend.open(lambda _: told.set()))
     await kit.put(queue, "a", "b")
@@ -92,7 +88,10 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
     await kit.take(consumer, 1)
     waiting = await kit.start(consumer.receive(1, 600.0))
     kit.true(
-        not waiting.done(), "nothing beyond the prefetch", waiting, "Subscription.receive: prefetch"
+        not waiting.done(),
+        "a receive that waits while the prefetch is used up",
+        waiting,
+        "Subscription.receive: prefetch",
     )
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
@@ -110,7 +109,7 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
 
 @case("G1", "G14", ids="B03", needs=(Capability.DEDUP, Capability.DURABLE), hooks=("restart",))
 async def a_name_is_known_after_a_restart(kit: Kit) -> None:
-    """A publisher that repeats an unknown when the server is back stores one copy, also of what was acked before."""
+    """Deduplication survives a restart of the server, also for acked messages."""
     if kit.limit(Capability.DEDUP, "restart") is False:
         raise NotShown("DEDUP states restart=False: its window ends with the server")
     queue, look = await kit.queue(), "Backend.publish: DEDUP, or state its limit restart=False"
@@ -124,16 +123,26 @@ async def a_name_is_known_after_a_restart(kit: Kit) -> None:
     backend = await kit.open()
     again = [Outgoing(queue, kit.message(name)) for name in ("acked", "ready")]
     outcomes = await kit.publish(*again, backend=backend)
-    kit.same(outcomes, [Stored(duplicate=True)] * 2, "duplicates after the restart", look)
+    kit.same(
+        outcomes,
+        [Stored(duplicate=True)] * 2,
+        "outcomes of publishing again after the restart",
+        look,
+    )
 
     consumer = await kit.subscribe(queue, backend=backend)
-    kit.same(kit.ids(await kit.take(consumer, 1)), ["ready"], "the one that was not acked", look)
-    kit.same(kit.ids(await kit.receive(consumer)), [], "no second copy of either", look)
+    kit.same(
+        kit.ids(await kit.take(consumer, 1)), ["ready"], "the message that was not acked", look
+    )
+    kit.same(kit.ids(await kit.receive(consumer)), [], "further copies", look)
 
 
 @case("G3", "G1", ids="C43", hooks=("mute",))
 async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
-    """The successor arrives and its answer does not: the Move is not Done, and its source is let go of with it or not at all."""
+    """A Move whose answer is lost is not Done, and does not lose its message.
+
+    The source is removed together with storing the successor, or stays.
+    """
     queue, look = (
         await kit.queue(),
         "Subscription.settle: Move, when the successor's answer does not come",
@@ -152,15 +161,15 @@ async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
 
     one_step = kit.capabilities.has(Capability.ATOMIC_MOVE)
     if one_step and (moved := await kit.contents(target)):
-        kit.same(moved, Counter("a"), "the successor, once", look)
-        kit.same(await kit.contents(queue), Counter(), "the source gone with it", look)
+        kit.same(moved, Counter("a"), "messages in the target queue", look)
+        kit.same(await kit.contents(queue), Counter(), "messages in the source queue", look)
         return
     (again,) = await kit.take(await kit.subscribe(queue), 1)
-    kit.same(again.message.id, "a", "the source, for another consumer", look)
+    kit.same(again.message.id, "a", "the id of the source message", look)
     moved = await kit.contents(target)
     kit.true(
         moved.total() <= (not one_step),
-        "no successor beside it, or without ATOMIC_MOVE one",
+        "no successor, or without ATOMIC_MOVE at most one",
         moved,
         look,
     )
@@ -168,7 +177,10 @@ async def a_move_without_an_answer_keeps_its_source(kit: Kit) -> None:
 
 @case("G14", "G5", ids="C06", protocols=(SupportsDelete,))
 async def consumers_learn_that_another_process_deleted_their_queue(kit: Kit) -> None:
-    """One that waits and one that is full raise NOT_FOUND, settlements are stale, and the instance works on with a new queue."""
+    """When another process deletes a queue, its consumers raise NOT_FOUND.
+
+    Settlements are stale, and the instance works with a new queue of that name.
+    """
     queue, look = (
         await kit.queue(),
         "Subscription.receive: the queue is deleted by another instance",
@@ -199,7 +211,10 @@ async def consumers_learn_that_another_process_deleted_their_queue(kit: Kit) -> 
 
 @case("G14", ids="C06", protocols=(SupportsDelete,))
 async def a_worker_goes_on_when_another_process_deleted_its_queue(kit: Kit) -> None:
-    """The queue is declared and consumed again with nobody's help, and the connection of the worker is not lost for it."""
+    """A worker declares and consumes its queue again after another process deleted it.
+
+    The worker's connection is kept.
+    """
     queue, came = Queue(kit.name(), str), asyncio.Queue[str]()
 
     async def handle(word: str) -> None:

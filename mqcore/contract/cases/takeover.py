@@ -1,4 +1,4 @@
-"""Profile *takeover*: what a consumer held that has died, how often that is counted, and what it means for the message."""
+"""Profile *takeover*: messages of a consumer that died, and how takeovers are counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _COUNT = "Delivery.takeovers"
 
 @case("G4", ids="X07 R01")
 async def every_takeover_is_counted(kit: Kit) -> None:
-    """Three consumers die with a message: it says 1, 2, 3; where the broker has only a flag it says 1, and is not `counted`."""
+    """Each takeover is counted.
+
+    Where the broker has only a flag, `takeovers` is 1 and `counted` is False.
+    """
     queue, seen, counted = await kit.queue(), list[int](), True
     await kit.put(queue, "a")
     for number in range(4):
@@ -43,7 +46,7 @@ async def every_takeover_is_counted(kit: Kit) -> None:
 
 @case("G4", "G13", ids="X07 R01 C45")
 async def a_takeover_after_a_release_is_one_more(kit: Kit) -> None:
-    """A release keeps what was counted, on every broker: the next death adds one to it."""
+    """A release keeps the takeovers counted before it, and the next takeover adds one."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     await taken_over(kit, queue, times=2)  # with a release between
@@ -54,7 +57,7 @@ async def a_takeover_after_a_release_is_one_more(kit: Kit) -> None:
 
 @case("G4", "G3", ids="X07 R01")
 async def a_move_begins_a_copy_that_nobody_has_taken_over(kit: Kit) -> None:
-    """The successor says 0, and carries what core counted before it as `Message.takeovers`."""
+    """A successor starts with 0 takeovers and carries the earlier ones in `Message.takeovers`."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     await taken_over(kit, queue, times=1)
@@ -65,12 +68,17 @@ async def a_move_begins_a_copy_that_nobody_has_taken_over(kit: Kit) -> None:
     kit.same(settled, [DONE], "moved", "Subscription.settle: Move")
     (delivery,) = await kit.take(consumer, 1)
     marks = (delivery.takeovers, delivery.message.takeovers, delivery.attempt)
-    kit.same(marks, (0, 1, 1), "takeovers of the copy, of those before it, attempt", "pack, unpack")
+    kit.same(
+        marks, (0, 1, 1), "takeovers of the copy, takeovers before it, attempt", "pack, unpack"
+    )
 
 
 @case("G4", ids="X07 R01", protocols=(SupportsStart,))
 async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) -> None:
-    """Who dies without a note has not started; a release drops the note, and a note of a lost claim is refused."""
+    """`started` is True only when the lost claim had noted its start.
+
+    A release drops the note, and noting the start of a lost claim answers False.
+    """
     queue, marks, look = await kit.queue(), list[tuple[int, bool]](), "SupportsStart.note_start"
     await kit.put(queue, "a")
     for end in ("unnoted", "released", "unnoted", "noted", "unnoted", "last"):
@@ -82,7 +90,7 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
             noted = await kit.within(
                 cast("SupportsStart", victim).note_start(queue, [delivery.receipt])
             )
-            kit.same(list(noted), [True], "noted", look)
+            kit.same(list(noted), [True], "the answer of note_start", look)
         if end == "released":
             await kit.settle(consumer, Release(delivery.receipt))
         elif end != "last":
@@ -93,7 +101,7 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
     late = await kit.within(
         cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt])
     )
-    kit.same(list(late), [False], "a note of what is settled", look)
+    kit.same(list(late), [False], "the answer of note_start for a settled message", look)
 
 
 # Through Broker and Worker
@@ -101,7 +109,7 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
 
 @case("G4", "G11", ids="X07 R01", protocols=(SupportsStart,))
 async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
-    """Four processes die between the claim from the quarantine and the handler's start: it runs as a first attempt."""
+    """A process that dies before it starts a suspect is not counted as an attempt."""
     jobs, broker, attempts, ended = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -122,13 +130,13 @@ async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
     worker = await kit.worker(broker, jobs, handler, retry=TWICE)
     await kit.within(ended.wait(), what="the suspect handled")
     await kit.within(worker.drain(0))
-    kit.same(attempts, [1], "the attempts", _COUNT)
-    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no dead letter", _COUNT)
+    kit.same(attempts, [1], "attempts", _COUNT)
+    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "dead letters", _COUNT)
 
 
 @case("G4", "G5", ids="X07 C73")
 async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
-    """What a dead consumer held does not wait for the running handlers to end, and nothing waits for it."""
+    """A message taken over for the first time runs beside other handlers, without isolation."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     running, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -144,7 +152,7 @@ async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
     await kit.take(await kit.subscribe(jobs.name, prefetch=1, lease=LEASE, backend=victim), 1)
     worker = await kit.worker(broker, jobs, handler, concurrency=2)
     await kit.within(broker.publish(jobs, "long"))
-    await kit.within(running.wait(), what="the long handler begun")
+    await kit.within(running.wait(), what="the long handler started")
     await kit.kill(victim)
     await kit.within(ended.wait(), what="what a dead consumer held, handled beside the long one")
     kit.same(
@@ -155,7 +163,7 @@ async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
 
 @case("G4", "G11", ids="X07 R01")
 async def with_after_crash_count_each_takeover_is_an_attempt(kit: Kit) -> None:
-    """A killer is started `max_attempts` times, never isolated, and ends as `crashed`."""
+    """With `after_crash="count"` each takeover is an attempt, and nothing is isolated."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await kit.within(broker.publish(jobs, "killer"))
     fleet = Fleet(kit, jobs, retry=TWICE, after_crash="count", lease=LEASE)
@@ -166,10 +174,18 @@ async def with_after_crash_count_each_takeover_is_an_attempt(kit: Kit) -> None:
     death = letter.message.death
     came = death and (death.reason, death.attempts)
     kit.same(came, (Reason.CRASHED, TWICE.max_attempts), "reason, attempts", _COUNT)
-    kit.same(fleet.starts["killer"], TWICE.max_attempts, "starts of the killer", _COUNT)
+    kit.same(
+        fleet.starts["killer"],
+        TWICE.max_attempts,
+        "starts of the message that kills its worker",
+        _COUNT,
+    )
     kit.same(
         worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT
     )
     kit.same(
-        await kit.contents(jobs.name), Counter(), "an empty queue", "Subscription.settle: Move"
+        await kit.contents(jobs.name),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Move",
     )

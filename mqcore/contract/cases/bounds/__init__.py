@@ -1,1 +1,4 @@
-"""Profile *bounds*: `max_length` bounds what is published and ready, prefetch what is out, limits what is sent; nothing else is."""
+"""Profile *bounds*: the length of queues, the size of messages, the prefetch of consumers.
+
+`max_length` bounds the ready messages of a queue and applies to publishing only.
+"""

@@ -53,7 +53,10 @@ _VALUE = {"h": "v" * _LIMITS.header_value}
 async def what_is_too_large_is_refused_before_any_io(
     kit: Kit, message: tuple[bytes, dict[str, str]]
 ) -> None:
-    """`MessageTooLarge`, with the id, and not even the queue has been declared for it."""
+    """A message above a size limit raises `MessageTooLarge` with its id, and nothing is sent.
+
+    Not even its queue is declared.
+    """
     body, headers = message
     broker, name = await kit.broker(), kit.name()
     work = broker.publish(Queue(name), body, headers=headers, id="mine")
@@ -80,7 +83,10 @@ async def what_is_too_large_is_refused_before_any_io(
 async def what_is_just_small_enough_arrives_whole(
     kit: Kit, message: tuple[bytes, dict[str, str]]
 ) -> None:
-    """1 MiB of payload, 64 headers, 16 KiB of headers are a promise on every backend, delayed or not."""
+    """A message at the size limits arrives whole, with a delay and without.
+
+    1 MiB of payload, 64 headers and 16 KiB of headers are promised on every backend.
+    """
     body, headers = message
     body = body[: kit.capabilities.max_payload]
     broker, queue = await kit.broker(), Queue(kit.name())
@@ -104,7 +110,10 @@ async def what_is_just_small_enough_arrives_whole(
 
 @case("G12", ids="B05")
 async def more_than_a_stated_max_payload_is_refused_before_any_io(kit: Kit) -> None:
-    """Where a driver states one, core holds to it as to its own limit: the exact number arrives, one byte more is not sent."""
+    """A message above the driver's own `max_payload` raises `MessageTooLarge` before any I/O.
+
+    A message of exactly `max_payload` bytes arrives.
+    """
 
     def make() -> Backend:
         backend = kit.harness.make_backend()
@@ -130,14 +139,18 @@ async def more_than_a_stated_max_payload_is_refused_before_any_io(kit: Kit) -> N
     kit.same(
         await kit.contents(queue.name),
         Counter(["whole"]),
-        "what is just small enough",
+        "messages of exactly max_payload bytes",
         "Broker.publish",
     )
 
 
 @case("G12", "G3", ids="B05")
 async def a_stated_max_payload_is_carried_whole(kit: Kit) -> None:
-    """With all the headers that core lets through, and as a dead letter with the longest record: what core adds fits beside it."""
+    """A message of `max_payload` bytes arrives whole, and so does its dead letter.
+
+    It has as many headers as core allows, and its death record is the longest: what core adds must
+    fit beside the payload.
+    """
     limit = kit.capabilities.max_payload
     if limit is None:
         raise NotShown("states no max_payload: the broker's own limit is above what core sends")

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @case("G12", ids="C46", each={"1": 1, "3": 3})
 async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
-    """No more than that is out unsettled; an ack, a release and a Move each make room for one."""
+    """A consumer never holds more than `prefetch` unsettled messages.
+
+    Each ack, release and Move makes room for one more.
+    """
     queue = await kit.queue()
     await kit.put(queue, *(f"{number}" for number in range(10)))
     consumer = await kit.subscribe(queue, prefetch=prefetch)
@@ -31,7 +34,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     kit.same(
         kit.ids(await kit.drain(consumer)),
         [],
-        f"no more than {prefetch}",
+        f"messages beyond the prefetch of {prefetch}",
         "Backend.subscribe: prefetch",
     )
     ways: list[Callable[[Delivery], Settlement]] = [
@@ -42,39 +45,42 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     one = held[0]
     for settlement in ways:
         kit.same(
-            await kit.settle(consumer, settlement(one)), [DONE], "settled", "Subscription.settle"
+            await kit.settle(consumer, settlement(one)),
+            [DONE],
+            "outcomes of the settlement",
+            "Subscription.settle",
         )
         (one,) = await kit.take(consumer, 1)
         kit.same(
             kit.ids(await kit.drain(consumer)),
             [],
-            f"no more than {prefetch}",
+            f"messages beyond the prefetch of {prefetch}",
             "Backend.subscribe: prefetch",
         )
 
 
 @case("G12", ids="C46")
 async def each_consumer_has_a_prefetch_of_its_own(kit: Kit) -> None:
-    """Two consumers hold twice as much together, and `limit` of a receive is a ceiling too."""
+    """Each consumer has its own prefetch, and `receive` returns at most `limit` messages."""
     queue = await kit.queue()
     await kit.put(queue, *(f"{number}" for number in range(10)))
     one, two = await kit.subscribe(queue, prefetch=2), await kit.subscribe(queue, prefetch=3)
     kit.same(
         len(await kit.receive(one, 1, wait=1.0)),
         1,
-        "at most `limit`",
+        "number of messages from a receive with limit 1",
         "Subscription.receive: limit",
     )
     held = [
         len(await kit.take(one, 1)) + len(await kit.drain(one)),
         len(await kit.take(two, 3)) + len(await kit.drain(two)),
     ]
-    kit.same(held, [1, 3], "what each got", "Backend.subscribe: prefetch")
+    kit.same(held, [1, 3], "number of messages for each consumer", "Backend.subscribe: prefetch")
 
 
 @case("G12", ids="C46", protocols=(SupportsCount,))
 async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
-    """However deep the queue is, the rest stays ready for others."""
+    """A worker holds at most its prefetch; the rest of the queue stays ready for other workers."""
     broker, queue = await kit.broker(), Queue(kit.name())
     began: asyncio.Queue[bytes] = asyncio.Queue()
     go = asyncio.Event()
@@ -92,5 +98,5 @@ async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
     kit.same(
         (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
     )
-    kit.same(began.qsize(), 0, "handlers begun beyond the concurrency", "Worker")
+    kit.same(began.qsize(), 0, "handlers started beyond the concurrency", "Worker")
     go.set()

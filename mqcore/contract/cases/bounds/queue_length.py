@@ -37,11 +37,11 @@ _OVERFLOW = "Backend.publish: overflow='dead_letter'"
 
 
 _NEARLY = 20
-"""Publishes, one by one, within which a bound that is declared approximate must have closed."""
+"""An approximate bound must refuse a message within this number of publishes."""
 
 
 def _mode(kit: Kit, mode: str) -> None:
-    """Leave the case where MAX_LENGTH does not state this mode."""
+    """Raise NotShown where MAX_LENGTH does not state this mode."""
     if mode not in str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject,dead_letter").split(
         ","
     ):
@@ -53,7 +53,7 @@ def _full(outcome: Outcome) -> bool:
 
 
 async def _refused(kit: Kit, queue: str) -> list[str]:
-    """Publish one by one until one is refused; the names that were stored before it."""
+    """Publish one message at a time until one is refused, and return the names stored before it."""
     nearly = kit.capabilities[Capability.MAX_LENGTH].level is Level.APPROXIMATE
     stored: list[str] = []
     for number in range(_NEARLY if nearly else 1):
@@ -78,19 +78,27 @@ async def _refused(kit: Kit, queue: str) -> list[str]:
 
 @case("G12", "G1", needs=_NEEDS)
 async def a_full_queue_refuses_what_is_published(kit: Kit) -> None:
-    """FULL, certainly not stored, nothing else harmed; and there is room again when messages have gone."""
+    """A full queue answers `Failed(FULL)` and stores nothing.
+
+    When messages have left it, it accepts new ones.
+    """
     _mode(kit, "reject")
     queue = await kit.queue(max_length=3)
     await kit.put(queue, *"abc")
     stored = ["a", "b", "c", *await _refused(kit, queue)]
     kit.same(await kit.contents(queue), Counter(stored), "what was stored and no more", _FULL)
     await kit.put(queue, "again")
-    kit.same(await kit.contents(queue), Counter(["again"]), "room again", _FULL)
+    kit.same(
+        await kit.contents(queue),
+        Counter(["again"]),
+        "messages in the queue after it was emptied",
+        _FULL,
+    )
 
 
 @case("G12", "G1", needs=_NEEDS)
 async def the_bound_is_exact_inside_a_batch(kit: Kit) -> None:
-    """The items that find the queue full are refused, and no others, in their order."""
+    """Inside a batch exactly the messages that find the queue full are refused, in order."""
     _mode(kit, "reject")
     if kit.capabilities[Capability.MAX_LENGTH].level is Level.APPROXIMATE:
         raise NotShown("MAX_LENGTH is declared approximate")
@@ -100,17 +108,24 @@ async def the_bound_is_exact_inside_a_batch(kit: Kit) -> None:
     ]
     outcomes = await kit.publish(*batch)
     kit.same(
-        [_full(it) for it in outcomes], [False] * 3 + [True] * 2 + [False], "who was refused", _FULL
+        [_full(it) for it in outcomes],
+        [False] * 3 + [True] * 2 + [False],
+        "which items were refused with FULL",
+        _FULL,
     )
-    kit.same(await kit.contents(queue), Counter("abc"), "the first three stored", _FULL)
+    kit.same(await kit.contents(queue), Counter("abc"), "messages in the full queue", _FULL)
     kit.same(
-        await kit.contents(other), Counter("f"), "another queue of the batch not concerned", _FULL
+        await kit.contents(other), Counter("f"), "messages in the other queue of the batch", _FULL
     )
 
 
 @case("G12", needs=(*_NEEDS, Capability.DELAY))
 async def only_ready_messages_count(kit: Kit) -> None:
-    """What is leased or delayed leaves room; what comes back may exceed the bound, and closes it; nothing stored is lost."""
+    """Leased and delayed messages do not count for `max_length`, and a release is never refused.
+
+    What comes back may exceed the bound; then the queue is full until it has drained. Nothing
+    stored is lost.
+    """
     _mode(kit, "reject")
     queue = await kit.queue(max_length=2)
     await kit.put(queue, "delayed", delay=500.0)
@@ -122,12 +137,17 @@ async def only_ready_messages_count(kit: Kit) -> None:
     kit.same(released, [DONE, DONE], "a release is never refused", "Subscription.settle: Release")
     await kit.within(consumer.close())
     more = await _refused(kit, queue)
-    kit.same(await kit.contents(queue), Counter(["a", "b", "c", "d", *more]), "nothing lost", _FULL)
+    kit.same(
+        await kit.contents(queue),
+        Counter(["a", "b", "c", "d", *more]),
+        "messages in the queue",
+        _FULL,
+    )
 
 
 @case("G12", "G3", needs=_NEEDS, each={"reject": "reject", "dead_letter": "dead_letter"})
 async def a_move_is_never_refused(kit: Kit, overflow: str) -> None:
-    """Retries, redrives and dead letters exceed the bound, and push nobody out."""
+    """A Move to a full queue is stored and evicts nothing: a retry, a redrive, a dead letter."""
     _mode(kit, overflow)
     source, full = await kit.queue(), await kit.queue(max_length=1, overflow=overflow)
     await kit.put(full, "old")
@@ -140,20 +160,20 @@ async def a_move_is_never_refused(kit: Kit, overflow: str) -> None:
     kit.same(
         await kit.contents(full),
         Counter(["old", "a", "b"]),
-        "all in the full queue",
+        "messages in the full queue",
         "Subscription.settle: Move",
     )
     kit.same(
         await kit.contents(f"{full}.dlq"),
         Counter(),
-        "nobody pushed out",
+        "messages in the dead-letter queue",
         "Subscription.settle: Move",
     )
 
 
 @case("G12", "G7", needs=(*_NEEDS, Capability.DELAY))
 async def what_falls_due_is_never_refused(kit: Kit) -> None:
-    """A delayed message was confirmed: that its queue is full when it is due does not undo that."""
+    """A delayed message that falls due in a full queue is stored: it was confirmed."""
     _mode(kit, "reject")
     queue = await kit.queue(max_length=1)
     await kit.put(queue, "x", "y", delay=0.5)
@@ -162,14 +182,17 @@ async def what_falls_due_is_never_refused(kit: Kit) -> None:
     kit.same(
         await kit.contents(queue),
         Counter("axy"),
-        "all of them",
+        "all messages",
         "delay: max_length bounds publishes only",
     )
 
 
 @case("G12", "G8", needs=(*_NEEDS, Capability.PRIORITY))
 async def an_overflow_dead_letters_the_oldest_of_the_lowest_priority(kit: Kit) -> None:
-    """The publish succeeds and the oldest of the lowest goes, be it the new one itself."""
+    """On overflow the publish succeeds, and the oldest of the lowest priority is dead-lettered.
+
+    That may be the new message itself.
+    """
     _mode(kit, "dead_letter")
     queue = await kit.queue(max_length=3, overflow="dead_letter")
     for name, priority in [
@@ -182,19 +205,25 @@ async def an_overflow_dead_letters_the_oldest_of_the_lowest_priority(kit: Kit) -
     ]:
         await kit.put(queue, name, priority=priority)
     kit.same(
-        await kit.contents(queue), Counter(["high-1", "high-2", "high-3"]), "who stayed", _OVERFLOW
+        await kit.contents(queue),
+        Counter(["high-1", "high-2", "high-3"]),
+        "messages left in the queue",
+        _OVERFLOW,
     )
     kit.same(
         await kit.contents(f"{queue}.dlq"),
         Counter(["low-1", "low-2", "lowest"]),
-        "who went",
+        "messages in the dead-letter queue",
         _OVERFLOW,
     )
 
 
 @case("G12", "G11", ids="X01", needs=_NEEDS)
 async def an_overflow_leaves_a_record(kit: Kit) -> None:
-    """Reason `overflow`, the queue, no attempt started; body, headers and id as they were, and no expiry."""
+    """A message dead-lettered by overflow records reason `overflow`, its queue and 0 attempts.
+
+    Body, headers and id are unchanged, and it has no expiry.
+    """
     _mode(kit, "dead_letter")
     queue = await kit.queue(
         max_length=1,
@@ -225,27 +254,32 @@ async def an_overflow_leaves_a_record(kit: Kit) -> None:
 
 @case("G12", "G2", needs=_NEEDS)
 async def an_overflow_without_a_dead_letter_queue_drops_the_oldest(kit: Kit) -> None:
-    """In a queue that has none, and only there."""
+    """On overflow a queue without a dead-letter queue drops its oldest message."""
     _mode(kit, "dead_letter")
     queue = await kit.queue(max_length=2, overflow="dead_letter", dead_letter=False)
     await kit.put(queue, *"abcd")
-    kit.same(await kit.contents(queue), Counter("cd"), "the newest two", _OVERFLOW)
+    kit.same(await kit.contents(queue), Counter("cd"), "messages left in the queue", _OVERFLOW)
 
 
 @case("G12", "G11", needs=_NEEDS)
 async def the_bound_of_a_dead_letter_queue_stops_no_dead_letter(kit: Kit) -> None:
-    """What overflows goes there although it is full."""
+    """An overflowed message goes to its dead-letter queue even when that queue is full."""
     _mode(kit, "dead_letter")
     dlq, name = await kit.queue(max_length=1, dead_letter=False), kit.name()
     spec = QueueSpec(name=name, max_length=1, overflow="dead_letter", dead_letter=dlq)
     await kit.within(kit.backend.declare([spec]))
     await kit.put(name, *"abcde")
-    kit.same(await kit.contents(dlq), Counter("abcd"), "all that overflowed", _OVERFLOW)
+    kit.same(
+        await kit.contents(dlq), Counter("abcd"), "messages in the dead-letter queue", _OVERFLOW
+    )
 
 
 @case("G12", "G1", needs=_NEEDS)
 async def a_publisher_is_told_that_the_queue_is_full(kit: Kit) -> None:
-    """`QueueFull` with the message's id; in a batch as a value, beside the receipts of the others."""
+    """Publishing to a full queue raises `QueueFull` with the message's id.
+
+    In a batch it is a value in the place of the receipt.
+    """
     _mode(kit, "reject")
     broker, queue = await kit.broker(), Queue(kit.name(), max_length=2)
     endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))

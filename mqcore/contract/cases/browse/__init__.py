@@ -1,4 +1,7 @@
-"""Profile *browse*: counting and looking change nothing; taking, purging and deleting do what they say and no more."""
+"""Profile *browse*: counting, browsing, taking, purging and deleting.
+
+Counting and browsing change nothing. Taking, purging and deleting do only what they promise.
+"""
 
 from __future__ import annotations
 

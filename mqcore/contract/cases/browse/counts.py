@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @case("G11", ids="D10", protocols=(SupportsCount,))
 async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
-    """Exactly, on a queue at rest, and with the name of its dead-letter queue."""
+    """The counts of an idle queue are exact: ready, leased, delayed, and its dead-letter queue."""
     queue, later = await kit.queue(), int(kit.capabilities.has(Capability.DELAY))
     await kit.put(queue, *"abcde")
     await kit.put(queue, *["later"] * later, delay=500.0)
@@ -35,7 +35,7 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
     kit.same(
         (counts.name, counts.role, counts.dead_letter),
         (queue, "work", f"{queue}.dlq"),
-        "what it is",
+        "name, role and dead-letter queue",
         COUNT,
     )
     kit.same(
@@ -48,12 +48,20 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
     (counts,) = await counts_of(kit, queue)
-    kit.same((counts.ready, counts.leased, counts.delayed), (3, 0, later), "after the acks", COUNT)
+    kit.same(
+        (counts.ready, counts.leased, counts.delayed),
+        (3, 0, later),
+        "ready, leased, delayed after the acks",
+        COUNT,
+    )
 
 
 @case("G16", protocols=(SupportsCount,))
 async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
-    """To another instance, too; or `spec` is None: who adopts a queue holds its options against it (`declare=False`)."""
+    """`QueueCounts.spec` is what the queue was declared with, on every instance, or None.
+
+    An application that adopts a queue (`declare=False`) compares its options with it.
+    """
     has = kit.capabilities.has
     modes = str(kit.limit(Capability.MAX_LENGTH, "modes") or "reject,dead_letter").split(",")
     settings: dict[str, Any] = {"ttl": 500.0} if has(Capability.EXPIRY) else {}
@@ -75,7 +83,7 @@ async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
 
 @case("G16", protocols=(SupportsCount,))
 async def the_totals_only_grow(kit: Kit) -> None:
-    """Where a broker counts what was published and settled, two looks give a rate; where not, both are None."""
+    """`published` and `settled` count up, or both are None where the broker does not count them."""
     queue, seen = await kit.queue(), list[Any]()
     for number in range(3):
         await kit.put(queue, f"{number}")
@@ -92,7 +100,7 @@ async def the_totals_only_grow(kit: Kit) -> None:
 
 @case("G4", protocols=(SupportsCount,))
 async def a_quarantine_counts_in_its_queue_and_is_not_listed(kit: Kit) -> None:
-    """`.again` is part of the queue; a listing shows work and dead-letter queues only."""
+    """The quarantine is counted with its queue, and is not listed as a queue of its own."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b", "c")
     await kit.put(f"{queue}.again", "d", "e")
@@ -106,16 +114,24 @@ async def a_quarantine_counts_in_its_queue_and_is_not_listed(kit: Kit) -> None:
 
 @case("G1", protocols=(SupportsCount,))
 async def a_missing_queue_is_left_out_of_the_counts(kit: Kit) -> None:
-    """Counting declares nothing and raises nothing; a Broker that is asked for it by name says `QueueNotFound`."""
+    """`count` leaves out a missing queue and declares nothing.
+
+    `Broker.counts` of it raises QueueNotFound.
+    """
     queue, nowhere = await kit.queue(), kit.name()
     kit.same(
         [it.name for it in await counts_of(kit, nowhere, queue)],
         [queue],
-        "the one that is there",
+        "queues in the counts",
         COUNT,
     )
     (outcome,) = await kit.publish(Outgoing(nowhere, kit.message()))
-    kit.true(isinstance(outcome, Failed), "still missing", outcome, COUNT)
+    kit.true(
+        isinstance(outcome, Failed),
+        "a publish to the missing queue that still fails",
+        outcome,
+        COUNT,
+    )
     await kit.raises(
         QueueNotFound, (await kit.broker()).counts(nowhere), "QueueNotFound", "Broker.counts"
     )

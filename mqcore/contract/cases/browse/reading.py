@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @case("G11", needs=(*LOOKS, Capability.PRIORITY, Capability.DELAY), protocols=(SupportsBrowse,))
 async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
-    """Highest priority first, first in first out; then the delayed, the next to fall due first, with the time they have left."""
+    """Browsing lists ready messages in delivery order, then delayed ones by due time."""
     queue = await kit.queue()
     await kit.put(queue, "late", delay=90.0, priority=10)
     await kit.put(queue, "soon", delay=30.0)
@@ -61,24 +61,27 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
     kit.true(error < 1.0, "due_in 0, and about 30 and 90 s", [it.due_in for it in entries], BROWSE)
     kit.same(entries[1].message.body, b"a", "the whole message", BROWSE)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
-    kit.same(got, ["high", "a", "b", "low"], "delivered as it was shown", BROWSE)
+    kit.same(got, ["high", "a", "b", "low"], "messages received, in the order shown", BROWSE)
 
 
 @case("G11", ids="X08", needs=LOOKS, protocols=(SupportsBrowse,))
 async def browsing_changes_nothing(kit: Kit) -> None:
-    """Neither order, nor counts, nor leases, nor marks: who receives afterwards sees first deliveries."""
+    """Browsing changes no order, count, lease or delivery mark."""
     queue = await kit.queue()
     await kit.put(queue, *"abcd")
     consumer = await kit.subscribe(queue, prefetch=1)
     (held,) = await kit.take(consumer, 1)
     for _ in range(3):
         shown = [it.message.id for it in await browse_page(kit, queue) if it.state != "leased"]
-        kit.same(shown, ["b", "c", "d"], "what is ready, each time", BROWSE)
+        kit.same(shown, ["b", "c", "d"], "ready messages shown, each time", BROWSE)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await counts_of(kit, queue)
         kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", BROWSE)
     kit.same(
-        await kit.settle(consumer, Ack(held.receipt)), [DONE], "the lease of who holds one", BROWSE
+        await kit.settle(consumer, Ack(held.receipt)),
+        [DONE],
+        "the ack of a message that was held meanwhile",
+        BROWSE,
     )
     got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
     marked = leaves_marks(kit)
@@ -86,12 +89,17 @@ async def browsing_changes_nothing(kit: Kit) -> None:
         (it.message.id, it.redelivered and not marked, 0 if marked else it.takeovers, it.attempt)
         for it in got
     )
-    kit.same(marks, [(name, False, 0, 1) for name in "bcd"], "first deliveries", BROWSE)
+    kit.same(
+        marks,
+        [(name, False, 0, 1) for name in "bcd"],
+        "id, redelivered, takeovers, attempt",
+        BROWSE,
+    )
 
 
 @case("G11", ids="X08", needs=LOOKS, protocols=(SupportsBrowse,))
 async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> None:
-    """`Broker.peek` and `dead_letters().list()` show the same again and again, and the messages are still there."""
+    """`Broker.peek` and `dead_letters().list()` return the same each time and remove nothing."""
     broker, queue = await kit.broker(), Queue(kit.name())
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     published = [b"a", b"b", b"c", b"d"] if in_place else [b"a", b"b"]
@@ -111,7 +119,7 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
         listed = [it.body for it in await kit.within(letters.list())]
         kit.same((shown, listed), ([b"c", b"d"], [b"a", b"b"]), "ready and dead, in order", BROWSE)
     left = [(await kit.contents(name)).total() for name in (queue.name, f"{queue.name}.dlq")]
-    kit.same(left, [2, 2], "both still there", BROWSE)
+    kit.same(left, [2, 2], "messages in the queue and in its dead-letter queue", BROWSE)
 
 
 @case(
@@ -122,13 +130,13 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
     each={"1": 1, "3": 3, "8": 8},
 )
 async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
-    """Each entry once, whatever the size of a page; an entry that has gone meanwhile breaks no page."""
+    """Pages of any size join to the whole list, also when the last entry of a page has gone."""
     queue = await kit.queue()
     await kit.put(queue, *(f"{number}" for number in range(6)))
     later = ["d1", "d2"] * shows_delayed(kit)
     await kit.put(queue, *later, delay=50.0)
     whole = list(await keys_by_id(kit, queue))
-    kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", *later], "all of them", BROWSE)
+    kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", *later], "all messages", BROWSE)
     paged: list[str] = []
     after = None
     while page := await browse_page(kit, queue, size, after):
@@ -149,12 +157,12 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     rest = (
         rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)
     )  # a driver may have fetched some
-    kit.same(rest, whole[2:], "what comes after a page whose entries have gone", BROWSE)
+    kit.same(rest, whole[2:], "entries after a page that has gone", BROWSE)
 
 
 @case("G1", "G11", ids="C05")
 async def a_look_at_a_missing_queue_says_that_it_is_missing(kit: Kit) -> None:
-    """Browse, take, purge and delete raise NOT_FOUND, and make no queue."""
+    """Browse, take, purge and delete of a missing queue raise NOT_FOUND and create nothing."""
     nowhere, backend = kit.name(), kit.backend
     if isinstance(backend, SupportsBrowse):
         await is_not_found(kit, backend.browse(nowhere, 10), BROWSE)
@@ -165,4 +173,9 @@ async def a_look_at_a_missing_queue_says_that_it_is_missing(kit: Kit) -> None:
     if isinstance(backend, SupportsDelete):
         await is_not_found(kit, backend.delete(nowhere), DELETE)
     (outcome,) = await kit.publish(Outgoing(nowhere, kit.message()))
-    kit.true(isinstance(outcome, Failed), "still missing", outcome, "Backend.publish")
+    kit.true(
+        isinstance(outcome, Failed),
+        "a publish to the missing queue that still fails",
+        outcome,
+        "Backend.publish",
+    )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 async def _answers(kit: Kit, queue: str, answer: str, why: str, **options: bool) -> None:
-    """Fail unless delete answers `True` or `False`, as it should: `why`."""
+    """Fail unless `delete` returns `answer` ("True" or "False"); `why` explains the expectation."""
     asked = ", ".join(f"{name}=True" for name in options)
     kit.true(
         str(await delete_queue(kit, queue, **options)) == answer,
@@ -43,7 +43,10 @@ async def _answers(kit: Kit, queue: str, answer: str, why: str, **options: bool)
 
 @case("G11", ids="X05", protocols=(SupportsPurge,))
 async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
-    """Ready and delayed go and are counted; what is leased stays with its owner, and the dead letters stay."""
+    """A purge removes ready and delayed messages, with the quarantine, and returns their number.
+
+    Leased messages stay with their owner, and dead letters stay.
+    """
     queue, delays = await kit.queue(), shows_delayed(kit)
     purge = cast("SupportsPurge", kit.backend).purge
     await kit.put(queue, "held")
@@ -53,28 +56,35 @@ async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
     await kit.put(queue, *["later"] * delays, delay=0.8)
     await kit.put(f"{queue}.again", "suspect")
     await kit.put(f"{queue}.dlq", "dead")
-    kit.same(await kit.within(purge(queue)), 4 + delays, "how many went", PURGE)
+    kit.same(await kit.within(purge(queue)), 4 + delays, "number of purged messages", PURGE)
     await kit.advance(1.0)
     kit.same(
         await kit.settle(consumer, Ack(held.receipt)),
         [DONE],
-        "the held one still its owner's",
+        "the ack of the held message",
         PURGE,
     )
     kit.same(
         kit.ids(await kit.drain(consumer)),
         [],
-        "nothing comes, not even when it would fall due",
+        "messages received after the purge",
         PURGE,
     )
-    kit.same(await kit.contents(f"{queue}.again"), Counter(), "nothing in the quarantine", PURGE)
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", PURGE)
-    kit.same(await kit.within(purge(queue)), 0, "nothing is left to purge", PURGE)
+    kit.same(await kit.contents(f"{queue}.again"), Counter(), "messages in the quarantine", PURGE)
+    kit.same(
+        await kit.contents(f"{queue}.dlq"),
+        Counter(["dead"]),
+        "messages in the dead-letter queue",
+        PURGE,
+    )
+    kit.same(
+        await kit.within(purge(queue)), 0, "number of messages purged by a second purge", PURGE
+    )
 
 
 @case("G11", "G2", ids="X05", protocols=(SupportsPurge,))
 async def a_purged_queue_goes_on(kit: Kit) -> None:
-    """What is published after the purge arrives, in order."""
+    """Messages that are published after a purge arrive in order."""
     queue = await kit.queue()
     await kit.put(queue, *"abc")
     await kit.within(cast("SupportsPurge", kit.backend).purge(queue))
@@ -82,14 +92,18 @@ async def a_purged_queue_goes_on(kit: Kit) -> None:
     kit.same(
         kit.ids(await kit.take(await kit.subscribe(queue), 3)),
         ["d", "e", "f"],
-        "the new ones",
+        "messages received after the purge",
         PURGE,
     )
 
 
 @case("G1", ids="C12", protocols=(SupportsDelete,))
 async def a_deleted_queue_is_gone(kit: Kit) -> None:
-    """With its quarantine: a publish fails NOT_FOUND, late settlements are stale, a second delete raises; dead letters stay."""
+    """Deleting a queue removes it with its quarantine; its dead letters stay.
+
+    A publish to it fails with NOT_FOUND, late settlements are stale, and a second delete raises
+    NOT_FOUND.
+    """
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     await kit.put(f"{queue}.dlq", "dead")
@@ -106,7 +120,12 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
         "a late settlement",
         "Subscription.settle",
     )
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter(["dead"]), "the dead letters stay", DELETE)
+    kit.same(
+        await kit.contents(f"{queue}.dlq"),
+        Counter(["dead"]),
+        "messages in the dead-letter queue",
+        DELETE,
+    )
     await is_not_found(kit, cast("SupportsDelete", kit.backend).delete(queue), DELETE)
     await is_not_found(
         kit, kit.backend.subscribe(queue, prefetch=1, lease=30.0), "Backend.subscribe"
@@ -115,7 +134,7 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
 
 @case("G14", ids="C06", protocols=(SupportsDelete,))
 async def the_consumers_of_a_deleted_queue_learn_it(kit: Kit) -> None:
-    """`receive` raises NOT_FOUND, at once for one that waits, and for one that asks later."""
+    """`receive` raises NOT_FOUND once its queue is deleted, while it waits and when called later."""
     queue = await kit.queue()
     waits, comes_later = await kit.subscribe(queue), await kit.subscribe(queue)
     waiting = await kit.start(waits.receive(1, 600.0))
@@ -126,7 +145,7 @@ async def the_consumers_of_a_deleted_queue_learn_it(kit: Kit) -> None:
 
 @case("G1", "G14", protocols=(SupportsDelete,))
 async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Kit) -> None:
-    """What an instance knows of a queue may be out of date: declared again it is there again, however often it was deleted."""
+    """A publisher declares its queue again after another process deleted it, each time."""
     broker, queue = await kit.broker(), Queue(kit.name())
     other, look = await kit.open(), "Backend.declare: of what this instance has declared before"
     for turn in range(3):
@@ -140,12 +159,17 @@ async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Ki
             f"turn {turn}: both stored in the queue that was declared again",
             look,
         )
-        kit.same(sum((await kit.contents(queue.name)).values()), 2, "both messages", look)
+        kit.same(
+            sum((await kit.contents(queue.name)).values()),
+            2,
+            "number of messages in the queue",
+            look,
+        )
 
 
 @case("G1", protocols=(SupportsDelete,))
 async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
-    """Nothing of the old one shows through: no message, no lease, no remembered id."""
+    """A queue that is declared again after a delete has no old message, lease or remembered id."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     old = await kit.subscribe(queue, prefetch=1)
@@ -154,15 +178,20 @@ async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
     await kit.within(kit.backend.declare([QueueSpec(name=queue)]))
     await kit.put(queue, "a")
     settled = await kit.settle(old, Ack(held.receipt), Release(held.receipt))
-    kit.same(settled, [STALE, STALE], "receipts of the old queue", "Subscription.settle")
-    kit.same(await kit.contents(queue), Counter("a"), "only the new message", DELETE)
+    kit.same(
+        settled, [STALE, STALE], "settlements with receipts of the old queue", "Subscription.settle"
+    )
+    kit.same(await kit.contents(queue), Counter("a"), "messages in the new queue", DELETE)
 
 
 @case("G2", protocols=(SupportsDelete,), each={"queue": "", "quarantine": ".again"})
 async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(
     kit: Kit, where: str
 ) -> None:
-    """Leased ones and those in the quarantine count."""
+    """`delete(if_empty=True)` refuses while the queue or its quarantine holds a message.
+
+    Leased messages count.
+    """
     queue = await kit.queue()
     await kit.put(f"{queue}{where}", "a")
     consumer = await kit.subscribe(f"{queue}{where}")
@@ -177,13 +206,13 @@ async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(
 
 @case("G2", protocols=(SupportsDelete,))
 async def a_queue_that_is_consumed_is_not_deleted_if_unused_was_asked(kit: Kit) -> None:
-    """A consumer that waits counts as much as one that works; a refused delete has changed nothing."""
+    """`delete(if_unused=True)` refuses while the queue has a consumer, and then changes nothing."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue)
     await _answers(kit, queue, "False", "it has a consumer", if_unused=True)
     await kit.put(queue, "a")
     got = await kit.take(consumer, 1)
-    kit.same(kit.ids(got), ["a"], "still consumed", DELETE)
+    kit.same(kit.ids(got), ["a"], "messages the consumer still gets", DELETE)
     await kit.ack(consumer, got)
     await kit.within(consumer.close())
     await _answers(kit, queue, "True", "its consumer was closed", if_unused=True)

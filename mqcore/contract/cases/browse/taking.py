@@ -29,36 +29,47 @@ if TYPE_CHECKING:
 
 async def _taken(kit: Kit, queue: str, keys: list[str], lease: float = 30.0) -> dict[str, Delivery]:
     got = await kit.within(cast("SupportsTake", kit.backend).take(queue, keys, lease))
-    kit.same(len({it.message.id for it in got}), len(got), "each taken once", TAKE)
+    kit.same(len({it.message.id for it in got}), len(got), "messages taken, each once", TAKE)
     return {it.message.id: it for it in got}
 
 
 @case("G11", ids="X03", needs=LOOKS, protocols=TAKES)
 async def taking_leases_the_chosen_and_leaves_the_rest(kit: Kit) -> None:
-    """One or some of many, ready or delayed, as first deliveries; settled through any consumer of the queue."""
+    """`take` claims the chosen messages, ready or delayed, as first deliveries; the rest stays.
+
+    They can be settled through any consumer of the queue.
+    """
     queue, later = await kit.queue(), ["later"] * shows_delayed(kit)
     await kit.put(queue, *"abcde")
     await kit.put(queue, *later, delay=500.0)
     keys = await keys_by_id(kit, queue)
     taken = await _taken(kit, queue, [keys[name] for name in ["d", "b", *later]])
-    kit.same(sorted(taken), ["b", "d", *later], "the chosen", TAKE)
+    kit.same(sorted(taken), ["b", "d", *later], "the taken messages", TAKE)
     kit.true(
         leaves_marks(kit) or not any(it.redelivered for it in taken.values()),
-        "no marks",
+        "taken messages that are not redelivered",
         look=TAKE,
     )
     consumer = await kit.subscribe(queue)
-    kit.same(kit.ids(await kit.take(consumer, 3)), ["a", "c", "e"], "the rest", TAKE)
-    kit.same(kit.ids(await kit.drain(consumer)), [], "and no more", TAKE)
+    kit.same(
+        kit.ids(await kit.take(consumer, 3)), ["a", "c", "e"], "messages left for consumers", TAKE
+    )
+    kit.same(kit.ids(await kit.drain(consumer)), [], "further messages", TAKE)
     acks = [Ack(taken[name].receipt) for name in ["d", *later]]
     settled = await kit.settle(consumer, kit.successor(taken["b"], f"{queue}.dlq"), *acks)
-    kit.same(settled, [DONE] * len(taken), "settled like any claim", TAKE)
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter("b"), "the moved one", TAKE)
+    kit.same(settled, [DONE] * len(taken), "settlements of the taken messages", TAKE)
+    kit.same(
+        await kit.contents(f"{queue}.dlq"), Counter("b"), "messages in the dead-letter queue", TAKE
+    )
 
 
 @case("G9", "G11", needs=(*LOOKS, Capability.DELAY), protocols=TAKES)
 async def what_was_taken_can_be_given_back(kit: Kit) -> None:
-    """A ready one to the ready, to its old place where ORDER says so; a delayed one to the rest of its delay."""
+    """A taken message that is released returns to where it was.
+
+    A ready one to its old place where ORDER states `release_in_place`, a delayed one to the rest of
+    its delay.
+    """
     queue, began = await kit.queue(), kit.now
     await kit.put(queue, *"abc")
     await kit.put(queue, "later", delay=1.5)
@@ -67,11 +78,20 @@ async def what_was_taken_can_be_given_back(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=3)
     await kit.settle(consumer, *[Release(it.receipt) for it in reversed(taken.values())])
     got = await kit.take(consumer, 3)
-    kit.same(sorted(kit.ids(got)), ["a", "b", "c"], "the delayed one is not due yet", TAKE)
+    kit.same(
+        sorted(kit.ids(got)), ["a", "b", "c"], "messages received before the delay is over", TAKE
+    )
     if kit.limit(Capability.ORDER, "release_in_place"):
-        kit.same(kit.ids(got), ["a", "b", "c"], "the old places", "ORDER: release_in_place")
+        kit.same(
+            kit.ids(got), ["a", "b", "c"], "messages in their old order", "ORDER: release_in_place"
+        )
     await kit.ack(consumer, got)
-    kit.same(kit.ids(await kit.take(consumer, 1)), ["later"], "the delayed one in the end", TAKE)
+    kit.same(
+        kit.ids(await kit.take(consumer, 1)),
+        ["later"],
+        "messages received when the delay is over",
+        TAKE,
+    )
     kit.true(
         kit.now - began >= 1.5 - 0.005,
         "not before its delay is over",
@@ -82,7 +102,7 @@ async def what_was_taken_can_be_given_back(kit: Kit) -> None:
 
 @case("G11", ids="X03", needs=LOOKS, protocols=TAKES)
 async def what_is_gone_or_held_is_not_taken(kit: Kit) -> None:
-    """A redrive beside another and beside consumers gets what is free; nothing is handed out twice."""
+    """`take` returns only messages that are free, and none twice."""
     queue = await kit.queue()
     await kit.put(queue, *"abcd")
     keys = list((await keys_by_id(kit, queue)).values())
@@ -90,23 +110,33 @@ async def what_is_gone_or_held_is_not_taken(kit: Kit) -> None:
     a, _b = await kit.take(consumer, 2)
     await kit.ack(consumer, [a])
     free = await _taken(kit, queue, [*keys, keys[2]])
-    kit.true(set(free) <= {"c", "d"}, "neither the acked nor the held one", sorted(free), TAKE)
-    kit.same(sorted(await _taken(kit, queue, keys)), [], "nothing twice", TAKE)
-    kit.same(sorted({*free, *kit.ids(await kit.drain(consumer))}), ["c", "d"], "none lost", TAKE)
+    kit.true(set(free) <= {"c", "d"}, "only free messages, c and d", sorted(free), TAKE)
+    kit.same(sorted(await _taken(kit, queue, keys)), [], "messages taken by a second call", TAKE)
+    kit.same(
+        sorted({*free, *kit.ids(await kit.drain(consumer))}),
+        ["c", "d"],
+        "messages taken or received",
+        TAKE,
+    )
 
 
 @case("G5", "G11", needs=(*LOOKS, Capability.LEASE), protocols=TAKES)
 async def the_lease_of_what_was_taken_ends(kit: Kit) -> None:
-    """A redrive that dies gives back what it took, and settles nothing any more."""
+    """When the lease of a taken message ends, it returns to the queue and its receipt is stale."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     taken = await _taken(kit, queue, list((await keys_by_id(kit, queue)).values()), 1.0)
     await kit.advance(1.0)
     consumer = await kit.subscribe(queue)
-    kit.same(kit.ids(await kit.take(consumer, 1)), ["a"], "back in the queue", TAKE)
+    kit.same(
+        kit.ids(await kit.take(consumer, 1)),
+        ["a"],
+        "messages received after the lease has ended",
+        TAKE,
+    )
     kit.same(
         await kit.settle(consumer, Ack(taken["a"].receipt)),
         [STALE],
-        "the old receipt",
+        "the settlement with the old receipt",
         "Subscription.settle",
     )

@@ -1,4 +1,4 @@
 """Profile *core*: opening, declaring, publishing, receiving, closing.
 
-Every backend passes all of it.
+Every backend must pass all of it.
 """

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 CLOSE, WOKEN, LONG = 2.0, 0.5, 600.0
-"""Seconds that a close may take, that waking a consumer may take, and that a receive may wait which the case itself ends.
-"""
+"""Seconds: limits for a close and for waking a consumer, and a receive that the case ends."""
 
 
 async def loop_turns(count: int) -> None:
-    """Let whatever is runnable run, so many times: a cancellation then meets a call at another of its steps."""
+    """Let the event loop run `count` times, so that a cancellation meets a call at another step."""
     for _ in range(count):
         await asyncio.sleep(0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @case("G1", "G2", ids="C20")
 async def a_confirmed_message_is_there_to_be_received(kit: Kit) -> None:
-    """`Stored` means that a consumer who comes later gets it, as a first delivery without marks."""
+    """A message whose publish was answered `Stored` is delivered at attempt 1, without marks."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
@@ -34,20 +34,26 @@ async def a_confirmed_message_is_there_to_be_received(kit: Kit) -> None:
         "Backend.publish",
     )
     kit.same(
-        (delivery.redelivered, delivery.takeovers), (False, 0), "no marks", "Subscription.receive"
+        (delivery.redelivered, delivery.takeovers),
+        (False, 0),
+        "redelivered, takeovers",
+        "Subscription.receive",
     )
 
 
 @case("G1", ids="C05 C30")
 async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
-    """A queue that is missing fails its own items, with NOT_FOUND and its name, and no others."""
+    """`publish` returns an outcome for each item in order; a missing queue fails its items only.
+
+    The outcome is `Failed(NOT_FOUND)` with the queue's name in its text.
+    """
     queue, missing = await kit.queue(), kit.name()
     batch = [
         Outgoing(to, kit.message(name)) for to, name in [(queue, "a"), (missing, "b"), (queue, "c")]
     ]
     outcomes = await kit.publish(*batch)
     kinds = [type(outcome) for outcome in outcomes]
-    kit.same(kinds, [Stored, Failed, Stored], "an outcome each, in order", "Backend.publish")
+    kit.same(kinds, [Stored, Failed, Stored], "types of the outcomes, in order", "Backend.publish")
     failed = outcomes[1]
     told = (
         isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text
@@ -55,13 +61,13 @@ async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
     kit.true(
         told, f"NOT_FOUND, with the queue's name {missing!r} in the text", failed, "Backend.publish"
     )
-    kit.same(await kit.contents(queue), Counter("ac"), "the others stored", "Backend.publish")
-    kit.same(await kit.publish(), [], "nothing for an empty batch", "Backend.publish")
+    kit.same(await kit.contents(queue), Counter("ac"), "messages in the queue", "Backend.publish")
+    kit.same(await kit.publish(), [], "outcomes of an empty batch", "Backend.publish")
 
 
 @case("G1", "G2", ids="C21")
 async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
-    """Calls of `publish` may overlap: 30 at once from three instances, each message stored once."""
+    """Calls of `publish` may overlap, also on several instances: each message is stored once."""
     queue = await kit.queue()
     producers = [kit.backend, await kit.open(), await kit.open()]
     batches = [
@@ -90,14 +96,14 @@ async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
     kit.same(
         (sent - found, found - sent),
         (Counter(), Counter()),
-        "of 600 none missing, none twice",
+        "missing and doubled messages of 600",
         "Backend.publish",
     )
 
 
 @case("G1", "G2", ids="C07")
 async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
-    """Cancelled at any moment it may be stored or not, at most once; the next publish works, and a consumer still gets all."""
+    """A cancelled publish stores its message at most once, and the instance still works."""
     queue, confirmed = await kit.queue(), list[str]()
     for turn in range(60):
         publishing = asyncio.create_task(
@@ -114,16 +120,16 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
     kit.same(
         Counter(confirmed) - found,
         Counter(),
-        "no confirmed message missing",
+        "confirmed messages that are missing",
         "Backend.publish: cancellation",
     )
     twice = [it for it, count in found.items() if count > 1]
-    kit.same(twice, [], "nothing stored twice", "Backend.publish: cancellation")
+    kit.same(twice, [], "messages stored twice", "Backend.publish: cancellation")
 
 
 @case("G1", ids="C04 C07")
 async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
-    """The instance is closed while it publishes: what was refused, by an outcome or by raising, is not there, nor comes later."""
+    """A publish that raises or answers `Failed` during a close has stored nothing."""
     queue, refused, confirmed = await kit.queue(), list[str](), list[str]()
     for turn in range(40):
         name, backend = f"{turn}", await kit.open()
@@ -141,19 +147,22 @@ async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
     found = await kit.contents(queue)
     look = "Backend.publish: what it raises or refuses after something was written"
     kit.same(
-        [name for name in refused if name in found], [], "nothing stored of what was refused", look
+        [name for name in refused if name in found], [], "refused messages that are stored", look
     )
     kit.same(
         [name for name in confirmed if name not in found],
         [],
-        "all of what was confirmed",
+        "confirmed messages that are missing",
         "Backend.publish",
     )
 
 
 @case("G1", ids="B03", needs=(Capability.DEDUP,))
 async def a_message_published_again_is_one_copy(kit: Kit) -> None:
-    """The same id again is `duplicate` and stores nothing, before the ack and after; it counts for each queue by itself."""
+    """Publishing the same id again is answered `duplicate` and stores nothing, per queue.
+
+    That holds before and after the first copy is acked.
+    """
     one, two, look = await kit.queue(), await kit.queue(), "Backend.publish: DEDUP"
     again = [Stored(duplicate=True)]
     await kit.put(one, "a")
@@ -161,19 +170,22 @@ async def a_message_published_again_is_one_copy(kit: Kit) -> None:
     kit.same(
         await kit.publish(Outgoing(one, kit.message("a"))),
         again,
-        "a duplicate while it is there",
+        "the outcome of publishing the id again",
         look,
     )
-    kit.same(await kit.contents(one), Counter("a"), "one copy", look)
+    kit.same(await kit.contents(one), Counter("a"), "copies stored", look)
     kit.same(
-        await kit.publish(Outgoing(one, kit.message("a"))), again, "a duplicate after the ack", look
+        await kit.publish(Outgoing(one, kit.message("a"))),
+        again,
+        "the outcome of publishing the id again after the ack",
+        look,
     )
     broker = await kit.broker()
     receipt = await kit.within(broker.publish(two, b"a", id="a"))
-    kit.same((receipt.id, receipt.duplicate), ("a", True), "what the receipt says", look)
+    kit.same((receipt.id, receipt.duplicate), ("a", True), "id and duplicate of the receipt", look)
     kit.same(
         (await kit.contents(one), await kit.contents(two)),
         (Counter(), Counter("a")),
-        "no second copy",
+        "further copies",
         look,
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @case("G2", ids="C31")
 async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
-    """1 to `limit` messages as soon as there is one: what is there comes, and nobody waits for a full page."""
+    """`receive` returns 1 to `limit` messages as soon as there is one, without waiting for more."""
     queue = await kit.queue()
     await kit.put(queue, *"abcde")
     consumer = await kit.subscribe(queue)
@@ -32,19 +32,19 @@ async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
     kit.same(
         [it for page in pages for it in page],
         list("abcde"),
-        "all five, in order",
+        "messages received, in order",
         "Subscription.receive",
     )
     kit.same(
         [page for page in pages if len(page) > limit],
         [],
-        "no page of more than 3",
+        "pages of more than 3 messages",
         "Subscription.receive: limit",
     )
     took, look = kit.now - began, "Subscription.receive: it waits until the limit is full"
     kit.true(
         took < kit.harness.patience / 2,
-        "a page that is not full comes at once",
+        "a receive that does not wait for more messages",
         f"{took:.3f} s",
         look,
     )
@@ -52,10 +52,12 @@ async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
 
 @case("G2", ids="C32", each={"at-once": 0.0, "after-a-while": 0.3})
 async def a_receive_from_an_empty_queue_ends_with_nothing(kit: Kit, timeout: float) -> None:
-    """Silence is `[]`, not an error, and comes when the time is over: no sooner, and hardly later."""
+    """`receive` on an empty queue returns `[]` when its timeout is over."""
     consumer = await kit.subscribe(await kit.queue())
     began = kit.now
-    kit.same(await kit.receive(consumer, wait=timeout), [], "nothing", "Subscription.receive")
+    kit.same(
+        await kit.receive(consumer, wait=timeout), [], "messages received", "Subscription.receive"
+    )
     took = kit.now - began
     fits = timeout - 0.005 <= took <= timeout + 1.0
     kit.true(fits, f"an end after {timeout:g} s", f"{took:.3f} s", "Subscription.receive: timeout")
@@ -63,7 +65,7 @@ async def a_receive_from_an_empty_queue_ends_with_nothing(kit: Kit, timeout: flo
 
 @case("G2", ids="C20")
 async def a_consumer_that_waits_is_woken_by_a_publish(kit: Kit) -> None:
-    """A receive that waits already gets what is published now, from another instance too, within 0.5 s."""
+    """A waiting `receive` gets a new message within 0.5 s, also from another instance."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue)
     for name, producer in (("a", kit.backend), ("b", await kit.open())):
@@ -83,7 +85,7 @@ async def a_consumer_that_waits_is_woken_by_a_publish(kit: Kit) -> None:
 
 @case("G2", ids="C10")
 async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
-    """Eight at once, of two instances, that take, ack one and leave the rest while messages are published."""
+    """Consumers that start, ack some messages and close while others publish lose nothing."""
     queue = await kit.queue()
     backends = [kit.backend, await kit.open()]
     acked: Counter[str] = Counter()
@@ -109,18 +111,18 @@ async def consumers_that_come_and_go_lose_nothing(kit: Kit) -> None:
     kit.same(
         acked + Counter(kit.ids(rest)),
         names,
-        "each once, acked or left",
+        "messages acked or left in the queue",
         "Subscription.close, Backend.subscribe",
     )
-    kit.true(acked, "some of them acked", acked, "Subscription.receive")
+    kit.true(acked, "some messages acked", acked, "Subscription.receive")
 
 
 @case("G2", ids="C11 C48")
 async def consuming_stops_and_starts_again(kit: Kit) -> None:
-    """Ten short consumers in a row, each acking what it got, lose nothing.
+    """Ten short consumers in a row, each acking what it received, lose nothing.
 
-    They keep the order where ORDER states `release_in_place`. Elsewhere what a consumer had fetched
-    and not handed out may go behind the others when it closes.
+    They keep the order where ORDER states `release_in_place`. Elsewhere, prefetched messages that a
+    consumer never handed out may go behind the others when it closes.
     """
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     queue, names, seen = await kit.queue(), [f"{number:02}" for number in range(30)], list[str]()
@@ -141,7 +143,7 @@ async def consuming_stops_and_starts_again(kit: Kit) -> None:
 
 @case("G2", ids="C07 L03")
 async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
-    """Whenever the cancellation meets a publish, each message is handed out once, unmarked, by this call or the next."""
+    """A cancelled `receive` loses no message: each is handed out once, without marks."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue, prefetch=10)
     for turn in range(300):
@@ -164,13 +166,16 @@ async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
         )
         await kit.ack(consumer, deliveries)
     kit.same(
-        await kit.contents(queue), Counter(), "nothing left", "Subscription.receive: cancellation"
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.receive: cancellation",
     )
 
 
 @case("G2", ids="C07 C23")
 async def a_message_meant_for_a_cancelled_consumer_goes_to_another(kit: Kit) -> None:
-    """A wake-up dies with nobody: of two who wait one is cancelled at the publish, and the other gets it at once."""
+    """When a waiting consumer is cancelled at a publish, another one gets the message."""
     queue = await kit.queue()
     for turn in range(20):
         one, two = await kit.subscribe(queue), await kit.subscribe(queue)
@@ -186,7 +191,7 @@ async def a_message_meant_for_a_cancelled_consumer_goes_to_another(kit: Kit) -> 
             kit.same(
                 kit.ids(first),
                 [f"{turn}"],
-                "for the other who waits",
+                "messages of the other waiting consumer",
                 "Subscription.receive: cancellation",
             )
             await kit.ack(two, first)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @case("G1")
 async def classify_takes_any_exception(kit: Kit) -> None:
-    """What a driver does not know is TRANSIENT or PERMANENT, and never an error of its own."""
+    """`classify` returns an ErrorKind for any exception, and never raises."""
 
     class Odd(Exception):
         def __str__(self) -> str:
@@ -60,33 +60,41 @@ async def classify_takes_any_exception(kit: Kit) -> None:
             "Backend.classify",
         )
     kind = kit.backend.classify(QueueNotFound("gone"))
-    kit.same(kind, ErrorKind.NOT_FOUND, "core's own word for a missing queue", "Backend.classify")
+    kit.same(kind, ErrorKind.NOT_FOUND, "the kind of QueueNotFound", "Backend.classify")
 
 
 @case("G14", ids="C01 C02")
 async def an_open_broker_is_connected(kit: Kit) -> None:
-    """Opening is prompt; health tells connected and consuming apart, and sees the end."""
+    """Broker.health reports connected and consuming separately, and neither after a close."""
     broker = await kit.broker()
     health = broker.health()
     kit.same(
         (health.connected, dict(health.consuming)),
         (True, {}),
-        "connected, nothing consumed",
+        "connected, and queues consumed",
         "Backend.open",
     )
     queue = kit.name()
     async with broker.consume(Queue(queue), retry=kit.retry):
-        kit.same(dict(broker.health().consuming), {queue: True}, "consuming", "Backend.subscribe")
+        kit.same(
+            dict(broker.health().consuming), {queue: True}, "queues consumed", "Backend.subscribe"
+        )
     await kit.within(broker.close())
     health = broker.health()
     kit.same(
-        (health.connected, health.ok), (False, False), "not connected once closed", "Broker.health"
+        (health.connected, health.ok),
+        (False, False),
+        "connected and ok after close",
+        "Broker.health",
     )
 
 
 @case("G1", "G14", ids="C01 C02", hooks=("cut",))
 async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
-    """With the network cut a publish ends by its deadline, never `Stored`, a close by 2 s, and a connect fails within 15 s."""
+    """With the network cut, publish, close and connect end in time, and nothing is `Stored`.
+
+    Publish ends by its timeout, close within 2 s, a connect fails within 15 s.
+    """
     queue, backend = await kit.queue(), kit.harness.make_backend()
     await kit.within(backend.open(lambda _: None))
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
@@ -100,7 +108,10 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
             raise  # it did not end by its deadline
         except Exception as error:  # noqa: BLE001 - it may raise when nothing was sent
             kit.true(
-                isinstance(backend.classify(error), ErrorKind), "a kind", error, "Backend.classify"
+                isinstance(backend.classify(error), ErrorKind),
+                "an ErrorKind",
+                error,
+                "Backend.classify",
             )
         else:
             ended = isinstance(outcomes[0], (Failed, Unknown))
@@ -112,7 +123,7 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
         (ending,) = await kit.within(opening, 15.0)
         kit.true(
             isinstance(ending, Exception),
-            "an error, for nobody can be reached",
+            "an error of open without a network",
             ending,
             "Backend.open",
         )
@@ -121,7 +132,7 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
 
 @case("G14", ids="C03")
 async def open_and_close_come_in_any_order_and_again(kit: Kit) -> None:
-    """Close before open, twice, and open again: a new generation that works; confirmed messages are still there."""
+    """Close before open, close twice and open again all work, and confirmed messages are kept."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     backend = kit.harness.make_backend()
@@ -132,12 +143,17 @@ async def open_and_close_come_in_any_order_and_again(kit: Kit) -> None:
         await kit.within(backend.close(), CLOSE)
     await kit.open(backend)
     (delivery,) = await kit.take(await kit.subscribe(queue, backend=backend), 1)
-    kit.same(delivery.message.id, "a", "the message, through the fourth generation", "Backend.open")
+    kit.same(
+        delivery.message.id, "a", "the id of the message received after reopening", "Backend.open"
+    )
 
 
 @case("G14", "G17", ids="C03 C04 C33")
 async def a_closed_broker_ends_its_consumers_and_refuses_to_publish(kit: Kit) -> None:
-    """Closing twice is no error; an iteration ends cleanly, without an exception; a later publish is certainly not stored."""
+    """Closing a Broker ends its consumers without an exception, and later publishes are refused.
+
+    Closing twice is not an error.
+    """
     broker, queue = await kit.broker(), Queue(kit.name())
     seen, acked = list[bytes](), asyncio.Event()
 
@@ -154,7 +170,7 @@ async def a_closed_broker_ends_its_consumers_and_refuses_to_publish(kit: Kit) ->
     await kit.within(broker.close())
     await kit.within(consuming)
     await kit.within(broker.close())
-    kit.same(seen, [b"a"], "the message, then the end of the iteration", "Subscription.close")
+    kit.same(seen, [b"a"], "payloads until the iteration ends", "Subscription.close")
     await kit.raises(
         (PublishFailed, ConnectionLost),
         broker.publish(queue, b"b"),
@@ -164,14 +180,14 @@ async def a_closed_broker_ends_its_consumers_and_refuses_to_publish(kit: Kit) ->
     kit.same(
         await kit.contents(queue.name),
         Counter(),
-        "nothing left and nothing stored late",
+        "messages in the queue",
         "Backend.close",
     )
 
 
 @case("G1", ids="C04")
 async def a_closed_instance_refuses_every_call_in_clear_words(kit: Kit) -> None:
-    """Each call raises, says that it is closed, and is TRANSIENT: worth another try after `open`."""
+    """Each call on a closed instance raises a TRANSIENT error whose text contains "closed"."""
     queue = await kit.queue()
     backend = await kit.open()
     consumer = await kit.subscribe(queue, backend=backend)
@@ -184,30 +200,41 @@ async def a_closed_instance_refuses_every_call_in_clear_words(kit: Kit) -> None:
     }
     for name, call in calls.items():
         error = await kit.raises(Exception, call(), f"an error of {name} after close", name)
-        kit.true("close" in str(error).lower(), "a text that says: closed", error, name)
+        kit.true("close" in str(error).lower(), 'an error text with the word "closed"', error, name)
         kit.kind(error, ErrorKind.TRANSIENT)
-    kit.same(await kit.contents(queue), Counter(), "nothing stored", "Backend.publish")
+    kit.same(await kit.contents(queue), Counter(), "messages stored", "Backend.publish")
 
 
 @case("G2", ids="C04 C09")
 async def a_consumer_closes_at_once_and_for_good(kit: Kit) -> None:
-    """A waiting receive ends with `[]`; closing takes no 2 s, twice too; a closed consumer raises and says so."""
+    """Closing a consumer takes under 2 s, ends a waiting receive with `[]`, and may be repeated.
+
+    A later `receive` raises an error that says the consumer is closed.
+    """
     consumer = await kit.subscribe(await kit.queue())
     waiting = await kit.start(consumer.receive(10, LONG))
     await kit.within(consumer.close(), CLOSE)
-    kit.same(list(await kit.within(waiting, 1.0)), [], "an end with nothing", "Subscription.close")
+    kit.same(
+        list(await kit.within(waiting, 1.0)),
+        [],
+        "messages of a waiting receive at close",
+        "Subscription.close",
+    )
     await kit.within(consumer.close(), CLOSE)
     error = await kit.raises(
-        Exception, consumer.receive(1, 0.0), "an error", "Subscription.receive after close"
+        Exception, consumer.receive(1, 0.0), "an exception", "Subscription.receive after close"
     )
     kit.true(
-        "close" in str(error).lower(), "a text that says: closed", error, "Subscription.receive"
+        "close" in str(error).lower(),
+        'an error text with the word "closed"',
+        error,
+        "Subscription.receive",
     )
 
 
 @case("G2", "G13", ids="C09")
 async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
-    """One that holds its whole prefetch and waits for room closes within 2 s; so does its instance."""
+    """A consumer that holds its whole prefetch closes within 2 s, and so does its instance."""
     queue = await kit.queue()
     await kit.put(queue, *"abc")
     for close_all in (False, True):
@@ -217,7 +244,7 @@ async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
         waiting = await kit.start(consumer.receive(1, LONG))
         kit.true(
             not waiting.done(),
-            "nothing beyond the prefetch",
+            "a receive that waits while the prefetch is used up",
             waiting,
             "Subscription.receive: prefetch",
         )
@@ -226,6 +253,6 @@ async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
     kit.same(
         len(await kit.take(await kit.subscribe(queue), 3)),
         3,
-        "all three still there",
+        "number of messages in the queue",
         "Subscription.close",
     )

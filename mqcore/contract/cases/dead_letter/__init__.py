@@ -1,1 +1,1 @@
-"""Profile *dead-letter*: what ends there, with which record, how it comes back; and what never may: the innocent."""
+"""Profile *dead-letter*: the record of a death, redrives, and messages that kill workers."""

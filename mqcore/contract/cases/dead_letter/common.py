@@ -35,7 +35,7 @@ CHOSEN = (SupportsBrowse, SupportsTake)
 async def reject_all(
     kit: Kit, broker: Broker, jobs: Queue[str], *bodies: str, reason: str = "no"
 ) -> None:
-    """Publish these and reject each."""
+    """Publish these bodies and reject each message."""
     await kit.within(broker.publish_many(jobs, bodies))
     async with broker.consume(jobs, retry=ONCE, prefetch=100) as consumer:
         for _ in bodies:
@@ -43,7 +43,7 @@ async def reject_all(
 
 
 async def take_dead_letters(kit: Kit, queue: str, count: int) -> list[Message]:
-    """Take dead letters as a consumer would, so that a backend without BROWSE is tried too."""
+    """Receive dead letters as a consumer does, so that a backend without BROWSE is tested too."""
     return [
         delivery.message for delivery in await kit.take(await kit.subscribe(f"{queue}.dlq"), count)
     ]

@@ -30,7 +30,10 @@ LEASE = 1.0
 
 @case("G4", "G11", "G5", ids="X07 X01 C73", each={"first": 0, "in the middle": 25})
 async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
-    """50 handed out, one kills its process each time: it ends as `crashed`, alone from the third time on, and nobody else."""
+    """A message that kills every worker is dead-lettered as `crashed`; all others are handled.
+
+    Of 50 messages one kills its process each time it starts. From its third start on it runs alone.
+    """
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     innocents = [f"job {n}" for n in range(49)]
     await kit.within(broker.publish_many(jobs, [*innocents[:place], "killer", *innocents[place:]]))
@@ -42,11 +45,14 @@ async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
     came = letter.body, letter.death and (letter.death.reason, letter.death.attempts)
     kit.same(came, (b"killer", (Reason.CRASHED, 2)), "the dead letter", "Delivery.takeovers")
     kit.same(
-        fleet.starts["killer"], TWICE.max_attempts + 2, "starts of the killer", "Delivery.takeovers"
+        fleet.starts["killer"],
+        TWICE.max_attempts + 2,
+        "starts of the message that kills its worker",
+        "Delivery.takeovers",
     )
     kit.true(
         not any(fleet.beside[2:]),
-        "the killer alone from the third time on",
+        "no other message beside the killer from its third start on",
         fleet.beside,
         "Delivery.takeovers",
     )
@@ -54,21 +60,21 @@ async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
     kit.same(
         sorted(fleet.done),
         sorted(innocents),
-        "all innocents handled",
+        "the other messages handled",
         "Backend.close, Delivery.takeovers",
     )
     kit.same(
         await kit.contents(f"{jobs.name}.dlq"),
         Counter(),
-        "no other dead letter",
+        "further dead letters",
         "Delivery.takeovers",
     )
-    kit.same(await kit.contents(jobs.name), Counter(), "an empty queue", MOVE)
+    kit.same(await kit.contents(jobs.name), Counter(), "messages left in the queue", MOVE)
 
 
 @case("G4", ids="X07 R01 R09")
 async def a_takeover_is_no_attempt_and_changes_nothing(kit: Kit) -> None:
-    """Consumers that die before they start a message cost it nothing: attempt 1, and all that it was."""
+    """A consumer that dies before it starts a message leaves attempt and content unchanged."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await kit.within(broker.publish(jobs, "x", id="me", headers=HEADERS))
     await taken_over(kit, jobs.name, times=2)
@@ -86,7 +92,7 @@ async def a_takeover_is_no_attempt_and_changes_nothing(kit: Kit) -> None:
 
 @case("G4", "G13", ids="R09 X07 C50")
 async def a_release_inside_the_quarantine_is_no_crash(kit: Kit) -> None:
-    """A suspect that runs alone may see any number of deployments: each releases it by a Move, and nothing is counted."""
+    """Any number of deployments may release a suspect without an attempt or a takeover."""
     jobs, broker, attempts = Queue(kit.name(), str), await kit.broker(), list[int]()
     began = asyncio.Event()
 
@@ -100,8 +106,8 @@ async def a_release_inside_the_quarantine_is_no_crash(kit: Kit) -> None:
     for _ in range(4):
         began.clear()
         worker = await kit.worker(broker, jobs, handler, retry=TWICE)
-        await kit.within(began.wait(), what="the handler begun")
+        await kit.within(began.wait(), what="the handler started")
         await kit.within(worker.drain(0))
     kit.same(attempts, [1] * 4, "attempts of four deployments", MOVE)
     (again,) = await kit.take(await kit.subscribe(f"{jobs.name}.again"), 1)
-    kit.same((again.attempt, again.takeovers), (1, 0), "still there, nothing counted", MOVE)
+    kit.same((again.attempt, again.takeovers), (1, 0), "attempt, takeovers", MOVE)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @case("G11", "G3", ids="X02 C25 C26")
 async def a_dead_letter_keeps_the_original_and_its_record(kit: Kit) -> None:
-    """Body byte for byte, id, headers and priority, and beside them the record of the death, whatever text is in it."""
+    """A dead letter keeps body, id, headers and priority, and holds the whole death record."""
     queue, body = await kit.queue(), bytes(range(256)) * 3
     await kit.publish(Outgoing(queue, kit.message("a", body=body, headers=HEADERS, priority=9)))
     consumer = await kit.subscribe(queue)
@@ -53,13 +53,13 @@ async def a_dead_letter_keeps_the_original_and_its_record(kit: Kit) -> None:
     await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", death=death, attempt=1))
     (letter,) = await take_dead_letters(kit, queue, 1)
     kit.same(letter.death, death, "the record", "pack and unpack of Message")
-    kit.same((letter.body, dict(letter.headers)), (body, HEADERS), "the original", MOVE)
+    kit.same((letter.body, dict(letter.headers)), (body, HEADERS), "the original message", MOVE)
     kit.same((letter.id, letter.priority, letter.hop), ("a", 9, 1), "id, priority, hop", MOVE)
 
 
 @case("G11", "G10", ids="X02 X01 R06")
 async def the_record_tells_the_whole_story(kit: Kit) -> None:
-    """After two failures: reason, queue, attempts, first and last time, error type, text and traceback."""
+    """A death record holds reason, queue, attempts, both times, error type, text and traceback."""
     jobs, broker, times = Queue(kit.name()), await kit.broker(), list[float]()
 
     async def refuse(_: bytes) -> None:
@@ -73,7 +73,7 @@ async def the_record_tells_the_whole_story(kit: Kit) -> None:
     kit.same(
         (letter.id, letter.body, dict(letter.headers)),
         ("me", bytes(range(256)), HEADERS),
-        "the original",
+        "the original message",
         MOVE,
     )
     if death is None:
@@ -103,7 +103,7 @@ _DEATHS: dict[str, tuple[bytes, int]] = {
     "G11", "G4", ids="X01 C34 C90", each={name: (name, *wanted) for name, wanted in _DEATHS.items()}
 )
 async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> None:
-    """The body is kept byte for byte; attempts count the runs of a handler, none for what cannot be read."""
+    """Each way to fail has its reason; attempts count runs of the handler; the body is kept."""
     reason, body, attempts = wanted
     jobs, broker = Queue(kit.name(), int), await kit.broker()
     await kit.within(broker.declare(jobs))
@@ -131,19 +131,25 @@ async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> N
 
 @case("G2", "G11", ids="X01")
 async def without_a_dead_letter_queue_it_is_dropped_and_counted(kit: Kit) -> None:
-    """It is gone, the event says so, and asking for its dead letters is `QueueNotFound`."""
+    """Without a dead-letter queue a rejected message is dropped, and an event reports it.
+
+    Asking for its dead letters raises QueueNotFound.
+    """
     loose, broker = Queue(kit.name(), str, dead_letter=None), await kit.broker()
     await reject_all(kit, broker, loose, "x")
-    kit.same(broker.events.counts["message.dropped"], 1, "one event")
+    kit.same(broker.events.counts["message.dropped"], 1, "events message.dropped")
     kit.same(
-        await kit.contents(loose.name), Counter(), "an empty queue", "Subscription.settle: Ack"
+        await kit.contents(loose.name),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Ack",
     )
     await kit.raises(QueueNotFound, broker.dead_letters(loose).list(), "QueueNotFound")
 
 
 @case("G1", "G3", "G11", "G15", ids="X03 X02 C22")
 async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> None:
-    """Same id, same hop, out of two queues: two dead letters in one queue, and two messages when both come back."""
+    """Two copies of one routed message stay two in a shared dead-letter queue and afterwards."""
     one, two, end = await kit.queue(), await kit.queue(), await kit.queue()
     shared, message = f"{one}.dlq", kit.message("a")
     await kit.publish(Outgoing(one, message), Outgoing(two, message))
@@ -154,7 +160,7 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
         kit.same(
             await kit.settle(consumer, Move(delivery.receipt, letter)),
             [DONE],
-            f"dead in {source}",
+            f"the outcome of the Move out of {source}",
             MOVE,
         )
     consumer = await kit.subscribe(shared)
@@ -165,14 +171,14 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
     kit.same(
         await kit.contents(end),
         Counter(["a", "a"]),
-        "both came back",
+        "messages after both came back",
         "dedup by Message.copy_name, lineage",
     )
 
 
 @case("G11", "G15", ids="X03 C22", needs=(Capability.ROUTING,), protocols=CHOSEN)
 async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
-    """Queues may share a dead-letter queue: neither death hides the other, each queue sees its own, both go home."""
+    """Queues that share a dead-letter queue have their own dead letters, each redriven home."""
     graves = kit.name()
     one, two = (Queue(kit.name(), str, dead_letter=graves) for _ in "12")
     broker, router = await kit.broker(), Router(kit.name(), str, kind="fanout").bind(one).bind(two)
@@ -184,20 +190,25 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
     kit.same(
         sorted(it.queue for it in letters),
         sorted([one.name, two.name]),
-        "a death in each",
+        "the queue of each dead letter",
         "Message.copy_name",
     )
     kit.same(
         len(await kit.within(broker.dead_letters(one).list())),
         1,
-        "its own alone",
+        "number of dead letters of one queue",
         "SupportsBrowse.browse",
     )
     kit.same(
         (await kit.within(broker.dead_letters(graves).redrive())).moved,
         ("me", "me"),
-        "both redriven",
+        "ids redriven",
         MOVE,
     )
     for jobs in (one, two):
-        kit.same(await kit.contents(jobs.name), Counter(["me"]), "one copy in each again", MOVE)
+        kit.same(
+            await kit.contents(jobs.name),
+            Counter(["me"]),
+            "messages in each queue after the redrive",
+            MOVE,
+        )

@@ -31,7 +31,10 @@ _MANY = 450
 
 @case("G11", ids="X03 C92", protocols=CHOSEN)
 async def redriven_messages_begin_anew(kit: Kit) -> None:
-    """To where they died: attempt 1, no expiry, no record, one redrive more; id, headers, priority and body as ever."""
+    """A redriven message starts at attempt 1 without expiry or record; `redriven` is one higher.
+
+    Id, headers, priority and body are unchanged.
+    """
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     can = kit.capabilities.has
     options: dict[str, Any] = {"ttl": 2.0} if can(Capability.EXPIRY) else {}
@@ -41,48 +44,68 @@ async def redriven_messages_begin_anew(kit: Kit) -> None:
         await kit.within((await kit.within(anext(consumer))).reject())
     await kit.advance(2.5)
     done = await kit.within(broker.dead_letters(jobs).redrive())
-    kit.same((done.moved, dict(done.left)), (("me",), {}), "redriven", f"SupportsTake.take, {MOVE}")
+    kit.same(
+        (done.moved, dict(done.left)),
+        (("me",), {}),
+        "ids moved, and ids left",
+        f"SupportsTake.take, {MOVE}",
+    )
     (again,) = await kit.take(await kit.subscribe(jobs.name), 1)
     message = again.message
     came = (message.id, message.body, message.priority, dict(message.headers))
-    kit.same(came, ("me", b"x", options.get("priority", 5), HEADERS), "the original", MOVE)
+    kit.same(came, ("me", b"x", options.get("priority", 5), HEADERS), "the original message", MOVE)
     came_anew = (message.attempt, message.redriven, message.death, again.expires_in)
     kit.same(came_anew, (1, 1, None, None), "attempt, redriven, record, expiry", MOVE)
 
 
 @case("G11", ids="X03 X06 C91 C92", protocols=CHOSEN)
 async def dead_letters_are_chosen_by_filter_and_sent_elsewhere(kit: Kit) -> None:
-    """Listed and redriven by id, error and limit; to another queue; one whose target is missing stays where it is."""
+    """Dead letters can be listed and redriven by id, error and limit, also to another queue.
+
+    One whose target is missing stays where it is.
+    """
     jobs, other, broker = Queue(kit.name(), str), Queue(kit.name(), str), await kit.broker()
     await reject_all(kit, broker, jobs, "a", "b", "c", reason="first")
     await reject_all(kit, broker, jobs, "d", reason="second")
     await kit.within(broker.declare(other))
     letters, look = broker.dead_letters(jobs), f"SupportsTake.take, {MOVE}"
     ids = {letter.body: letter.id for letter in await kit.within(letters.list())}
-    kit.same(sorted(ids), [b"a", b"b", b"c", b"d"], "all listed", "SupportsBrowse.browse")
+    kit.same(
+        sorted(ids), [b"a", b"b", b"c", b"d"], "bodies of all dead letters", "SupportsBrowse.browse"
+    )
     kit.same(
         [it.body for it in await kit.within(letters.list(error="second"))],
         [b"d"],
-        "by error",
+        "bodies of the dead letters chosen by error",
         "browse",
     )
     lost = await kit.within(letters.redrive(to=kit.name(), ids=[ids[b"a"]]))
     kit.same(
-        (lost.moved, set(lost.left)), ((), {ids[b"a"]}), "nothing moved to a missing queue", look
+        (lost.moved, set(lost.left)),
+        ((), {ids[b"a"]}),
+        "ids moved to a missing queue, and ids left",
+        look,
     )
     kit.same(
-        (await kit.within(letters.redrive(ids=[ids[b"b"]]))).moved, (ids[b"b"],), "one by id", look
+        (await kit.within(letters.redrive(ids=[ids[b"b"]]))).moved,
+        (ids[b"b"],),
+        "ids redriven",
+        look,
     )
     moved = await kit.within(letters.redrive(to=other.name, error="first", limit=1))
-    kit.same(len(moved.moved), 1, "one by error and limit", look)
-    kit.same(await kit.contents(jobs.name), Counter([ids[b"b"]]), "back at the origin", look)
-    kit.same(await kit.contents(other.name), Counter(moved.moved), "elsewhere", look)
-    kit.same(len(await kit.within(letters.list())), 2, "the rest where it was", look)
+    kit.same(len(moved.moved), 1, "number redriven by error and limit", look)
+    kit.same(
+        await kit.contents(jobs.name), Counter([ids[b"b"]]), "messages in the original queue", look
+    )
+    kit.same(
+        await kit.contents(other.name), Counter(moved.moved), "messages in the other queue", look
+    )
+    kit.same(len(await kit.within(letters.list())), 2, "number of dead letters left", look)
 
 
 @case("G11", ids="X03", protocols=CHOSEN)
 async def two_redrives_at_once_move_each_once(kit: Kit) -> None:
-    """Two operators, two connections: every dead letter goes back exactly once."""
+    """Two redrives at the same time move each dead letter exactly once."""
     jobs, one, two = Queue(kit.name(), str), await kit.broker(), await kit.broker()
     await kit.within(one.declare(jobs))
     names = [f"{n:03}" for n in range(_MANY)]
@@ -93,19 +116,22 @@ async def two_redrives_at_once_move_each_once(kit: Kit) -> None:
     both = asyncio.gather(one.dead_letters(jobs).redrive(), two.dead_letters(jobs.name).redrive())
     first, second = await kit.within(both)
     kit.same(
-        sorted(first.moved + second.moved), names, "each moved by one of them", "SupportsTake.take"
+        sorted(first.moved + second.moved),
+        names,
+        "ids moved by one of both redrives",
+        "SupportsTake.take",
     )
     kit.same(
         await kit.contents(jobs.name),
         Counter(names),
-        "each back once",
+        "messages back in the queue",
         f"SupportsTake.take, {MOVE}",
     )
 
 
 @case("G11", ids="X04", protocols=CHOSEN)
 async def a_redrive_loop_is_stopped(kit: Kit) -> None:
-    """What came back five times already stays, and says why, unless it is forced."""
+    """A dead letter that was redriven five times is left where it is, unless `force=True`."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await reject_all(kit, broker, jobs, "x")
     letters = broker.dead_letters(jobs)
@@ -114,7 +140,7 @@ async def a_redrive_loop_is_stopped(kit: Kit) -> None:
             kit.same(
                 len((await kit.within(letters.redrive())).moved),
                 1,
-                "a redrive",
+                "number moved by a redrive",
                 "Message.redriven kept",
             )
             await kit.within((await kit.within(anext(consumer))).reject())
@@ -122,7 +148,12 @@ async def a_redrive_loop_is_stopped(kit: Kit) -> None:
         kit.same(
             (stopped.moved, len(stopped.left)),
             ((), 1),
-            "the sixth left where it is",
+            "ids moved, and number left, by the sixth redrive",
             "Message.redriven kept",
         )
-    kit.same(len((await kit.within(letters.redrive(force=True))).moved), 1, "moved by force", MOVE)
+    kit.same(
+        len((await kit.within(letters.redrive(force=True))).moved),
+        1,
+        "number moved with force=True",
+        MOVE,
+    )

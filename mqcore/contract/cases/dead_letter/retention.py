@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @case("G11", ids="X05")
 async def retention_lets_dead_letters_go(kit: Kit) -> None:
-    """A dead letter older than the retention is gone, a younger one is not, though nothing in the queue expires."""
+    """Dead letters older than `retention` are removed, and younger ones are kept."""
     name = kit.name()
     specs = [
         QueueSpec(name=name, dead_letter=f"{name}.dlq"),
@@ -46,34 +46,42 @@ async def retention_lets_dead_letters_go(kit: Kit) -> None:
     kit.same(
         await kit.contents(f"{name}.dlq"),
         Counter(["young"]),
-        "only the young one",
+        "dead letters left",
         "QueueSpec.retention",
     )
 
 
 @case("G11", ids="X05 C92", protocols=(*CHOSEN, SupportsPurge))
 async def dead_letters_are_purged_all_or_by_filter(kit: Kit) -> None:
-    """A purge says how many went, and takes no others."""
+    """A purge removes the chosen dead letters only, and returns their number."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await reject_all(kit, broker, jobs, "a", "b", reason="first")
     await reject_all(kit, broker, jobs, "c", reason="second")
     letters = broker.dead_letters(jobs)
     kit.same(
-        await kit.within(letters.purge(error="first")), 2, "purged by error", "SupportsTake.take"
+        await kit.within(letters.purge(error="first")),
+        2,
+        "number purged by error",
+        "SupportsTake.take",
     )
     kit.same(
         [it.body for it in await kit.within(letters.list())],
         [b"c"],
-        "the other left",
+        "bodies of the dead letters left",
         "SupportsTake.take",
     )
-    kit.same(await kit.within(letters.purge()), 1, "purged all", "SupportsPurge.purge")
-    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "none left", "SupportsPurge.purge")
+    kit.same(await kit.within(letters.purge()), 1, "number purged", "SupportsPurge.purge")
+    kit.same(
+        await kit.contents(f"{jobs.name}.dlq"),
+        Counter(),
+        "dead letters left",
+        "SupportsPurge.purge",
+    )
 
 
 @case("G11", ids="X08", protocols=(SupportsBrowse, SupportsCount))
 async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
-    """Neither order nor counts nor marks, by page or by list."""
+    """Browsing dead letters changes no order, count or delivery mark."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await reject_all(kit, broker, jobs, "a", "b", "c")
     dead, counter = f"{jobs.name}.dlq", cast("SupportsCount", kit.backend)
@@ -89,19 +97,22 @@ async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
     kit.same(
         (paged, listed),
         ([it.message.body for it in got],) * 2,
-        "delivery order",
+        "pages and list in delivery order",
         "SupportsBrowse.browse",
     )
     kit.true(
         leaves_marks(kit) or not any(it.redelivered for it in got),
-        "no marks",
+        "messages that are not redelivered",
         look="SupportsBrowse.browse",
     )
 
 
 @case("G11", ids="X09", needs=(Capability.DELAY,))
 async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
-    """One of one's own name is refused; what a consumer of dead letters fails goes to its end, with its first record."""
+    """A dead letter that its consumer rejects stays in its queue with its first record.
+
+    Declaring a queue whose name ends in `.dlq` is refused.
+    """
     jobs, broker, seen, over = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -126,6 +137,8 @@ async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
     await kit.within(over.wait(), what="the dead letter handed out again")
     await kit.within(worker.drain(0))
     letters = await take_dead_letters(kit, jobs.name, 2)
-    kit.same(sorted(letter.body for letter in letters), [b"a", b"b"], "both still there", MOVE)
+    kit.same(
+        sorted(letter.body for letter in letters), [b"a", b"b"], "bodies of the dead letters", MOVE
+    )
     errors = {letter.death.error for letter in letters if letter.death is not None}
     kit.same(errors, {"the first death"}, "the record of the first death", MOVE)

@@ -1,1 +1,4 @@
-"""Profile *delay*: never early, in the order of due times, no later than declared, and nobody waits for another's."""
+"""Profile *delay*: a delayed message is never early, and late by its granularity at most.
+
+No delayed message holds up another.
+"""

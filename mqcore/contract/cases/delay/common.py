@@ -20,7 +20,7 @@ EARLY = 0.005
 
 
 SLACK = 0.1
-"""Seconds that a busy machine may add between the broker and us, where time is real."""
+"""Seconds that a busy machine may add between the broker and this process, in real time."""
 
 
 STUCK = 100
@@ -33,7 +33,7 @@ HELD = "delay: one message must never hold up another"
 
 
 def tolerance(kit: Kit) -> float:
-    """Seconds that a message may come after its due time."""
+    """Return how many seconds a message may come after its due time."""
     granularity = kit.limit(Capability.DELAY, "granularity")
     kit.true(
         isinstance(granularity, (int, float)),
@@ -45,7 +45,7 @@ def tolerance(kit: Kit) -> float:
 
 
 async def arrival_times(kit: Kit, consumer: Subscription, count: int) -> dict[str, float]:
-    """Take as many messages as they come; when each came."""
+    """Receive `count` messages and return when each arrived."""
     came: dict[str, float] = {}
     while len(came) < count:
         got = await kit.take(consumer, 1)

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 
 async def _on_time(kit: Kit, queue: str, delay: float, look: str = HELD) -> None:
-    """Publish one delayed message, and see it come at its time."""
+    """Publish one delayed message and check that it arrives on time."""
     consumer, message, began = await kit.subscribe(queue), kit.message(), kit.now
     (outcome,) = await kit.publish(Outgoing(queue, message, delay))
     kit.true(
-        isinstance(outcome, Stored), "a healthy delayed message stored", outcome, "Backend.publish"
+        isinstance(outcome, Stored),
+        "a delayed message to another queue stored",
+        outcome,
+        "Backend.publish",
     )
     stored = kit.now
     came = (await arrival_times(kit, consumer, 1))[message.id]
@@ -48,7 +51,7 @@ async def _on_time(kit: Kit, queue: str, delay: float, look: str = HELD) -> None
 
 @case("G7", "G1", needs=NEEDS)
 async def a_missing_destination_holds_up_nobody(kit: Kit) -> None:
-    """Whatever becomes of a hundred delayed messages to a queue that never was, the delays of others end on time."""
+    """A hundred delayed messages to a missing queue do not hold up other delays."""
     queue, nowhere = await kit.queue(), kit.name()
     await kit.publish(*[Outgoing(nowhere, kit.message(), 0.3) for _ in range(STUCK)])
     await _on_time(kit, queue, 0.5)
@@ -57,7 +60,7 @@ async def a_missing_destination_holds_up_nobody(kit: Kit) -> None:
 
 @case("G7", "G1", needs=NEEDS, protocols=(SupportsDelete,))
 async def a_deleted_destination_holds_up_nobody(kit: Kit) -> None:
-    """A hundred delayed messages whose queue has gone when they fall due: the delays of others end on time, before and after."""
+    """A hundred delayed messages whose queue was deleted do not hold up other delays."""
     queue, doomed = await kit.queue(), await kit.queue()
     await kit.put(doomed, *(f"{number}" for number in range(STUCK)), delay=0.5)
     kit.true(await kit.within(cast("SupportsDelete", kit.backend).delete(doomed)), "deleted")
@@ -67,7 +70,7 @@ async def a_deleted_destination_holds_up_nobody(kit: Kit) -> None:
 
 @case("G7", "G12", needs=(*NEEDS, Capability.MAX_LENGTH))
 async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
-    """A hundred delayed messages fall due in a full queue: none is refused or lost, and the delays of others end on time."""
+    """A hundred messages that fall due in a full queue are stored and hold up no other delay."""
     queue, full = await kit.queue(), await kit.queue(max_length=1)
     await kit.put(full, "first")
     await kit.put(full, *(f"{number}" for number in range(STUCK)), delay=0.5)
@@ -77,7 +80,7 @@ async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
     kit.same(
         await kit.contents(full),
         wanted,
-        "what fell due in the full queue",
+        "messages in the full queue",
         "max_length bounds publishes only",
     )
 
@@ -90,7 +93,7 @@ async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
     each={"low behind high": (0, 10), "high behind low": (10, 0)},
 )
 async def no_priority_holds_up_a_delay(kit: Kit, levels: tuple[int, int]) -> None:
-    """A message that is due comes, whatever the priority of one published later with a longer delay."""
+    """A due message arrives on time, whatever the priority of one with a longer delay."""
     soon, late = levels
     queue = await kit.queue()
     consumer, began = await kit.subscribe(queue), kit.now
@@ -99,7 +102,7 @@ async def no_priority_holds_up_a_delay(kit: Kit, levels: tuple[int, int]) -> Non
     stored, came = kit.now, await arrival_times(kit, consumer, 2)
     kit.true(
         came["soon"] <= stored + 0.6 + tolerance(kit),
-        "on time",
+        "the message that is due first on time",
         f"after {came['soon'] - began:.3f} s",
         HELD,
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @case("G7", "G10", needs=NEEDS)
 async def a_move_may_delay_its_successor(kit: Kit) -> None:
-    """The wait of a retry is a broker's delay: the source goes at once, the successor comes at its time as a first delivery."""
+    """A Move with a delay removes its source at once and delivers its successor when it is due."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue, prefetch=1)
@@ -57,7 +57,7 @@ async def a_move_may_delay_its_successor(kit: Kit) -> None:
 
 @case("G7", "G10", needs=NEEDS)
 async def a_retried_message_is_delayed_again_and_again(kit: Kit) -> None:
-    """Ten delays in a row of one message: a broker that counts loops, or a window of ids, must not drop it."""
+    """A message may be delayed ten times in a row: no loop counter or dedup window drops it."""
     queue, due = await kit.queue(), kit.now + 0.1
     await kit.put(queue, "a", delay=0.1)
     consumer = await kit.subscribe(queue)
@@ -82,7 +82,7 @@ async def a_retried_message_is_delayed_again_and_again(kit: Kit) -> None:
 
 @case("G7", "G4", needs=NEEDS)
 async def a_release_does_not_delay_again(kit: Kit) -> None:
-    """What has fallen due is ready for good."""
+    """A released message that was delayed before is ready at once."""
     queue = await kit.queue()
     await kit.put(queue, "a", delay=1.5)
     consumer = await kit.subscribe(queue)
@@ -91,13 +91,16 @@ async def a_release_does_not_delay_again(kit: Kit) -> None:
     await kit.settle(consumer, Release(delivery.receipt))
     await kit.take(consumer, 1)
     kit.true(
-        kit.now - began < 1.0, "again at once", f"after {kit.now - began:.3f} s", "settle: Release"
+        kit.now - began < 1.0,
+        "the released message at once",
+        f"after {kit.now - began:.3f} s",
+        "settle: Release",
     )
 
 
 @case("G7", "G11", ids="D05", needs=NEEDS, protocols=(SupportsBrowse, SupportsTake))
 async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
-    """Taken out of its wait and settled: an Ack cancels it, a Move gives it another time."""
+    """A delayed message can be taken: an Ack cancels it, and a Move gives it another time."""
     if not shows_delayed(kit):
         raise NotShown("BROWSE states that it does not show delayed messages")
     queue, browser = await kit.queue(), cast("SupportsBrowse", kit.backend)
@@ -113,16 +116,18 @@ async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
     kit.same(
         await kit.settle(consumer, Ack(by_name["cancelled"].receipt), move),
         [DONE, DONE],
-        "settled",
+        "outcomes of the settlement",
         "take",
     )
-    kit.same(list(await arrival_times(kit, consumer, 1)), ["sooner"], "the rescheduled one", "take")
-    kit.same(kit.ids(await kit.drain(consumer)), [], "and no other", "take")
+    kit.same(
+        list(await arrival_times(kit, consumer, 1)), ["sooner"], "the rescheduled message", "take"
+    )
+    kit.same(kit.ids(await kit.drain(consumer)), [], "further messages", "take")
 
 
 @case("G10", "G7", ids="D03", needs=NEEDS)
 async def the_wait_of_a_retry_occupies_no_handler(kit: Kit) -> None:
-    """A worker with one slot handles others while a message waits for its next attempt."""
+    """A worker with one slot handles other messages while one waits for its retry."""
     broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(2, fixed(1.0)))
     seen: asyncio.Queue[bytes] = asyncio.Queue()
     failed = set[bytes]()
@@ -140,6 +145,6 @@ async def the_wait_of_a_retry_occupies_no_handler(kit: Kit) -> None:
     kit.same(
         order,
         [b"again", b"other", b"again"],
-        "the other one in between",
+        "the order of handling",
         "settle: Move with a delay",
     )

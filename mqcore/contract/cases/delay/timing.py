@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @case("G7", ids="D01", needs=NEEDS, each={"0.05 s": 0.05, "0.5 s": 0.5, "2 s": 2.0})
 async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
-    """Never early, late by the granularity at most, to a consumer that waits for it; as a first delivery without marks."""
+    """A delayed message is never early, late by the granularity at most, and unmarked."""
     queue = await kit.queue()
     consumer, began = await kit.subscribe(queue), kit.now
     waiting = await kit.start(consumer.receive(1, 600.0))
@@ -52,13 +52,19 @@ async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
     )
     marks = (delivery.message.body, delivery.attempt, delivery.redelivered, delivery.takeovers)
     kit.same(
-        marks, (b"a", 1, False, False), "a first delivery, body unharmed", "Subscription.receive"
+        marks,
+        (b"a", 1, False, False),
+        "body, attempt, redelivered, takeovers",
+        "Subscription.receive",
     )
 
 
 @case("G7", "G16", ids="D01 D02", needs=NEEDS)
 async def delays_keep_to_the_declared_granularity(kit: Kit) -> None:
-    """Twelve delays of 0.1 to 1.5 s, published in no order: the worst error is measured and held against the limit."""
+    """Delays from 0.1 to 1.5 s keep to the declared granularity.
+
+    The worst error of twelve delays is measured.
+    """
     queue, delays = await kit.queue(), [0.1 + step * 7 % 12 * 0.127 for step in range(12)]
     consumer = await kit.subscribe(queue, prefetch=1)
     due: dict[str, tuple[float, float]] = {}
@@ -78,7 +84,7 @@ async def delays_keep_to_the_declared_granularity(kit: Kit) -> None:
 
 @case("G7", ids="D02", needs=NEEDS)
 async def a_short_delay_is_not_stuck_behind_a_long_one(kit: Kit) -> None:
-    """In the order of due times, not of publishing; and a consumer that waits for the long ones takes the short."""
+    """Messages arrive in the order of their due times, not of publishing."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue, prefetch=1)
     waiting = await kit.start(consumer.receive(1, 600.0))
@@ -88,12 +94,15 @@ async def a_short_delay_is_not_stuck_behind_a_long_one(kit: Kit) -> None:
     first = list(await kit.within(waiting))
     await kit.ack(consumer, first)
     came = kit.ids(first) + list(await arrival_times(kit, consumer, 2))
-    kit.same(came, ["0.8", "1.6", "2.4"], "by due time", HELD)
+    kit.same(came, ["0.8", "1.6", "2.4"], "messages in the order of their due times", HELD)
 
 
 @case("G7", "G9", ids="D02", needs=NEEDS)
 async def delays_that_end_together_lose_nobody(kit: Kit) -> None:
-    """Each comes once; in the order of publishing where ORDER states a place after a delay."""
+    """Messages due at the same time arrive once each.
+
+    They keep publish order where ORDER states `after_delay`.
+    """
     queue, names = await kit.queue(), [f"{number:02}" for number in range(20)]
     await kit.put(queue, "last", delay=0.8)
     await kit.put(queue, *names, delay=0.4)
@@ -102,17 +111,17 @@ async def delays_that_end_together_lose_nobody(kit: Kit) -> None:
     kit.same(
         last,
         "last",
-        "due last, so it comes last, though it was published first and nobody looked since",
+        "the message that is due last",
         HELD,
     )
-    kit.same(sorted(got), names, "each once", OWN)
+    kit.same(sorted(got), names, "messages received", OWN)
     if kit.limit(Capability.ORDER, "after_delay"):
-        kit.same(got, names, "first in first out among those due together", "ORDER: after_delay")
+        kit.same(got, names, "messages due together, in publish order", "ORDER: after_delay")
 
 
 @case("G9", "G7", needs=(*NEEDS, Capability.ORDER))
 async def a_message_that_falls_due_goes_where_order_says(kit: Kit) -> None:
-    """`after_delay: end` means behind those that were ready when it fell due, and before those that came later."""
+    """With `after_delay=end` a due message goes behind those that were ready when it fell due."""
     if kit.limit(Capability.ORDER, "after_delay") != "end":
         raise NotShown("ORDER states no after_delay=end")
     queue = await kit.queue()
@@ -121,21 +130,21 @@ async def a_message_that_falls_due_goes_where_order_says(kit: Kit) -> None:
     await kit.advance(0.4 + tolerance(kit) + kit.harness.silence)
     await kit.put(queue, "after")
     got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
-    kit.same(got, ["before", "delayed", "after"], "at the end of its level", "ORDER: after_delay")
+    kit.same(got, ["before", "delayed", "after"], "messages in order", "ORDER: after_delay")
 
 
 @case("G7", ids="D03 D10", needs=NEEDS)
 async def delayed_messages_take_no_consumer_and_no_prefetch(kit: Kit) -> None:
-    """A consumer with room for one goes on working while a hundred wait; they are counted as delayed, as nothing else."""
+    """Delayed messages use no prefetch, and are counted as delayed only."""
     queue = await kit.queue()
     await kit.put(queue, *(f"later-{number}" for number in range(STUCK)), delay=500.0)
     consumer = await kit.subscribe(queue, prefetch=1)
     for number in range(3):
         await kit.put(queue, f"{number}")
         got = await kit.take(consumer, 1)
-        kit.same(kit.ids(got), [f"{number}"], "the ready one", OWN)
+        kit.same(kit.ids(got), [f"{number}"], "the ready message", OWN)
         await kit.ack(consumer, got)
-    kit.same(await kit.receive(consumer), [], "nothing before its time", OWN)
+    kit.same(await kit.receive(consumer), [], "messages received before they are due", OWN)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await kit.within(kit.backend.count([queue]))
         kit.same(
@@ -148,17 +157,17 @@ async def delayed_messages_take_no_consumer_and_no_prefetch(kit: Kit) -> None:
 
 @case("G7", ids="D04", needs=NEEDS)
 async def who_publishes_a_delay_may_leave(kit: Kit) -> None:
-    """The delay is the broker's: it ends without its publisher and without any consumer, and waits for one who comes later."""
+    """A delay ends without its publisher and without any consumer."""
     queue, other = await kit.queue(), await kit.open()
     await kit.publish(Outgoing(queue, kit.message("a"), 0.5), backend=other)
     await kit.within(other.close())
     await kit.advance(0.5 + tolerance(kit))
-    kit.same(await kit.contents(queue), Counter("a"), "there for who comes later", OWN)
+    kit.same(await kit.contents(queue), Counter("a"), "messages in the queue", OWN)
 
 
 @case("G7", "G2", ids="D04 B01", needs=(*NEEDS, Capability.DURABLE), hooks=("restart",))
 async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) -> None:
-    """Confirmed, killed, restarted: none of either kind is lost, and none comes before its time."""
+    """Confirmed delayed messages survive a kill of the server, as ready ones do."""
     if kit.capabilities.durability < Durability.PROCESS:
         raise NotShown(f"this server's durability is {kit.capabilities.durability.word}")
     queue, names = await kit.queue(), [f"{number}" for number in range(50)]
@@ -180,14 +189,21 @@ async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) ->
         got = await kit.receive(consumer, wait=1.0)
         came.update(kit.ids(got))
         early = kit.now < began + 2.0 - EARLY and any(name.startswith("delayed") for name in came)
-        kit.true(not early, "no delayed one before its time", f"after {kit.now - began:.3f} s", OWN)
+        kit.true(
+            not early, "no delayed message before it is due", f"after {kit.now - began:.3f} s", OWN
+        )
         await kit.ack(consumer, got)
-    kit.same(sorted(wanted - came), [], "none lost", "delay: as durable as what is ready")
+    kit.same(
+        sorted(wanted - came),
+        [],
+        "confirmed messages that did not arrive",
+        "delay: as durable as what is ready",
+    )
 
 
 @case("G7", ids="D08", needs=NEEDS)
 async def many_consumers_do_not_multiply_what_falls_due(kit: Kit) -> None:
-    """Each delayed message comes once, however many wait for it."""
+    """Each delayed message arrives once, however many consumers wait."""
     queue, names = await kit.queue(), [f"{number}" for number in range(20)]
     consumers = [await kit.subscribe(queue, lease=60.0, backend=await kit.open()) for _ in range(4)]
     waiting = [await kit.start(consumer.receive(100, 2.0)) for consumer in consumers]
@@ -198,6 +214,6 @@ async def many_consumers_do_not_multiply_what_falls_due(kit: Kit) -> None:
     kit.same(
         Counter(kit.ids(got)),
         Counter(names),
-        "each once",
+        "messages received",
         "Subscription.receive: what promotes the due",
     )

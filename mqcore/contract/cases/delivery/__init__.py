@@ -1,1 +1,1 @@
-"""Profile *delivery*: order, who gets a message, how many he may hold, and that settling does what it says."""
+"""Profile *delivery*: order, competing consumers, prefetch, and what a settlement does."""

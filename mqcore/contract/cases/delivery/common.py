@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 LONG = 600.0
-"""Seconds that a receive may wait which the case itself brings to its end."""
+"""Seconds for a receive that the case ends itself."""

@@ -21,13 +21,13 @@ async def messages_keep_their_order(kit: Kit) -> None:
         await kit.put(queue, *names[start : start + 50])
     got = await kit.take(await kit.subscribe(queue, prefetch=300), 250)
     kit.same(
-        kit.ids(got), names, "the order of publishing", "Backend.publish, Subscription.receive"
+        kit.ids(got), names, "messages in publish order", "Backend.publish, Subscription.receive"
     )
 
 
 @case("G9", ids="C61 C47")
 async def what_comes_out_of_order_says_so(kit: Kit) -> None:
-    """With one consumer and releases between, first deliveries stay in order, and nothing overtakes that is not `redelivered`."""
+    """First deliveries stay in order between releases; what is out of order is `redelivered`."""
     queue = await kit.queue()
     names = [f"{number:02}" for number in range(20)]
     await kit.put(queue, *names)
@@ -53,7 +53,7 @@ async def what_comes_out_of_order_says_so(kit: Kit) -> None:
 
 @case("G9", needs=(Capability.ORDER,))
 async def released_messages_return_to_their_old_places(kit: Kit) -> None:
-    """Where ORDER states `release_in_place`, whatever the order of the releases."""
+    """Released messages return to their old places where ORDER states `release_in_place`."""
     queue = await kit.queue()
     await kit.put(queue, *"abcdef")
     consumer = await kit.subscribe(queue)
@@ -66,6 +66,6 @@ async def released_messages_return_to_their_old_places(kit: Kit) -> None:
     kit.same(
         came if in_place else sorted(came),
         list("acdef"),
-        "old places",
+        "messages in their old order",
         "Subscription.settle: Release",
     )

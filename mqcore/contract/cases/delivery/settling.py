@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @case("G2", ids="C40")
 async def what_is_acked_is_gone(kit: Kit) -> None:
-    """An ack lets go for good, also when consumer and instance close at once after it."""
+    """An acked message is gone, also when consumer and instance close right after the ack."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     backend = await kit.open()
@@ -24,12 +24,20 @@ async def what_is_acked_is_gone(kit: Kit) -> None:
     await kit.ack(consumer, await kit.take(consumer, 2))
     await kit.within(consumer.close())
     await kit.within(backend.close())
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Ack",
+    )
 
 
 @case("G2", "G3", ids="C31 C43")
 async def an_outcome_comes_for_each_settlement_in_its_order(kit: Kit) -> None:
-    """One bad item does not spoil the others: a missing target fails its Move alone, a forged receipt is stale."""
+    """`settle` returns an outcome for each item in order; a bad item does not affect the others.
+
+    A Move to a missing target fails alone, and a forged receipt is stale.
+    """
     queue, missing = await kit.queue(), kit.name()
     await kit.put(queue, *"abcd")
     consumer = await kit.subscribe(queue)
@@ -46,64 +54,76 @@ async def an_outcome_comes_for_each_settlement_in_its_order(kit: Kit) -> None:
     kit.same(
         [type(it) for it in settled],
         [Done, Failed, Stale, Done, Done],
-        "an outcome each",
+        "types of the outcomes",
         "Subscription.settle",
     )
-    kit.same(await kit.settle(consumer), [], "nothing for an empty batch", "Subscription.settle")
+    kit.same(await kit.settle(consumer), [], "outcomes of an empty batch", "Subscription.settle")
     (again,) = await kit.take(consumer, 1)
-    kit.same(again.message.id, "c", "the released one", "Subscription.settle: Release")
+    kit.same(
+        again.message.id, "c", "the id of the released message", "Subscription.settle: Release"
+    )
     kit.same(
         await kit.receive(consumer),
         [],
-        "the failed Move's source leased, the rejected one gone",
+        "further messages",
         "settle: Move",
     )
     kit.same(
         await kit.contents(f"{queue}.dlq"),
         Counter("d"),
-        "the rejected one",
+        "messages in the dead-letter queue",
         "Subscription.settle: Move",
     )
     kit.same(
         await kit.settle(consumer, Ack(b.receipt)),
         [DONE],
-        "the source still ours",
+        "the ack of the source",
         "Subscription.settle: Move",
     )
 
 
 @case("G5", ids="C41")
 async def a_second_settlement_is_stale_and_changes_nothing(kit: Kit) -> None:
-    """Ack twice, release after ack, ack after release, in one batch and in later ones."""
+    """Settling a message a second time is answered `Stale` and changes nothing."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue)
     a, b = await kit.take(consumer, 2)
     look = "Subscription.settle: fencing"
     first, *late = await kit.settle(consumer, Ack(a.receipt), Ack(a.receipt), Release(a.receipt))
-    kit.same((first, late), (DONE, [STALE, STALE]), "the first counts", look)
-    kit.same(await kit.settle(consumer, Ack(a.receipt)), [STALE], "stale later too", look)
+    kit.same((first, late), (DONE, [STALE, STALE]), "outcomes: the first settlement counts", look)
+    kit.same(
+        await kit.settle(consumer, Ack(a.receipt)),
+        [STALE],
+        "the outcome of a later settlement",
+        look,
+    )
     kit.same(
         await kit.settle(consumer, Release(b.receipt), Ack(b.receipt)),
         [DONE, STALE],
-        "the first counts",
+        "outcomes: the first settlement counts",
         look,
     )
     (again,) = await kit.take(consumer, 1)
-    kit.same(again.message.id, "b", "the released message: its late ack had no effect", look)
+    kit.same(
+        again.message.id, "b", "the id of the released message, whose late ack had no effect", look
+    )
     kit.same(
         await kit.settle(consumer, Ack(b.receipt), Release(b.receipt)),
         [STALE] * 2,
-        "an old receipt",
+        "settlements with an old receipt",
         look,
     )
     await kit.ack(consumer, [again])
-    kit.same(await kit.contents(queue), Counter(), "nothing left", look)
+    kit.same(await kit.contents(queue), Counter(), "messages left in the queue", look)
 
 
 @case("G4", "G13", ids="C42 C44")
 async def a_released_message_comes_again_as_it_was(kit: Kit) -> None:
-    """A release is no attempt and no takeover: the same message, `redelivered`, with a receipt of its own."""
+    """A released message comes again unchanged, `redelivered`, with a new receipt.
+
+    A release is neither an attempt nor a takeover.
+    """
     queue = await kit.queue()
     await kit.publish(Outgoing(queue, kit.message("a", body=b"\x00\xff", headers={"h": "v"})))
     consumer = await kit.subscribe(queue)
@@ -128,7 +148,7 @@ async def a_released_message_comes_again_as_it_was(kit: Kit) -> None:
 
 @case("G4", ids="C47")
 async def a_message_survives_any_number_of_releases(kit: Kit) -> None:
-    """No counter of the broker dead-letters or drops what is released again and again; it can still be acked."""
+    """A message may be released any number of times without being dropped or dead-lettered."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
@@ -137,23 +157,28 @@ async def a_message_survives_any_number_of_releases(kit: Kit) -> None:
         kit.same(
             (delivery.attempt, delivery.takeovers),
             (1, 0),
-            f"no mark after {turn} releases",
+            f"attempt and takeovers after {turn} releases",
             "settle: Release",
         )
         await kit.settle(consumer, Release(delivery.receipt))
     await kit.ack(consumer, await kit.take(consumer, 1))
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Ack",
+    )
     kit.same(
         await kit.contents(f"{queue}.dlq"),
         Counter(),
-        "nothing dead-lettered",
+        "messages in the dead-letter queue",
         "Backend.declare: delivery limits",
     )
 
 
 @case("G4", "G10", ids="C42 C44", needs=(Capability.DELAY,))
 async def a_failed_attempt_is_counted(kit: Kit) -> None:
-    """Through the pull API: `retry` counts the attempt and says `redelivered`, `release` does neither; the payload stays."""
+    """In the pull API `retry` counts an attempt and `release` does not."""
     broker, queue = await kit.broker(), Queue(kit.name(), str)
     await kit.within(broker.publish(queue, "payload"))
     facts: list[Any] = []
@@ -176,7 +201,7 @@ async def a_failed_attempt_is_counted(kit: Kit) -> None:
 
 @case("G4", "G13", ids="C45", each={"taken-over": True, "not-taken-over": False})
 async def a_release_leaves_takeovers_as_they_were(kit: Kit, taken: bool) -> None:  # noqa: FBT001 - a variant
-    """Who releases knows of his own claim only: a release adds no takeover and takes none away."""
+    """A release neither adds a takeover nor removes one."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     dies = await kit.subscribe(queue, lease=2.0)

@@ -18,24 +18,29 @@ if TYPE_CHECKING:
 
 @case("G2", ids="C23")
 async def competing_consumers_share_a_queue(kit: Kit) -> None:
-    """Four who wait, of four instances, each get one of four messages: none is handed out twice, none stays behind."""
+    """Four waiting consumers of four instances get one of four messages each."""
     queue = await kit.queue()
     consumers = [await kit.subscribe(queue, prefetch=1, backend=await kit.open()) for _ in range(4)]
     waiting = [await kit.start(consumer.receive(1, LONG)) for consumer in consumers]
     await kit.put(queue, *"abcd")
     got = await kit.within(asyncio.gather(*waiting))
-    kit.same([len(deliveries) for deliveries in got], [1] * 4, "one each", "Subscription.receive")
+    kit.same(
+        [len(deliveries) for deliveries in got],
+        [1] * 4,
+        "number of messages for each consumer",
+        "Subscription.receive",
+    )
     kit.same(
         Counter(name for page in got for name in kit.ids(page)),
         Counter("abcd"),
-        "each once",
+        "messages received",
         "Subscription.receive",
     )
 
 
 @case("G2", ids="C23 C40")
 async def many_messages_are_handled_once_each(kit: Kit) -> None:
-    """Five consumers of three instances work off 200 messages while they are published: each is handed out and acked once."""
+    """Five consumers of three instances handle 200 messages exactly once each."""
     queue, instances = await kit.queue(), [kit.backend, await kit.open(), await kit.open()]
     consumers = [await kit.subscribe(queue, prefetch=7, backend=instances[n % 3]) for n in range(5)]
     seen: Counter[str] = Counter()
@@ -60,32 +65,45 @@ async def many_messages_are_handled_once_each(kit: Kit) -> None:
     kit.same(
         (seen - wanted, wanted - seen),
         (Counter(), Counter()),
-        "none twice, none missing",
+        "doubled and missing messages",
         "Subscription.receive",
     )
-    kit.same(await kit.contents(queue), Counter(), "nothing left", "Subscription.settle: Ack")
+    kit.same(
+        await kit.contents(queue),
+        Counter(),
+        "messages left in the queue",
+        "Subscription.settle: Ack",
+    )
 
 
 @case("G2", ids="C23")
 async def nothing_is_handed_out_while_it_is_held(kit: Kit) -> None:
-    """A claimed message is nobody else's, nor its own consumer's again."""
+    """A claimed message is handed to no consumer, including the one that holds it."""
     queue = await kit.queue()
     await kit.put(queue, *"abc")
     one = await kit.subscribe(queue, prefetch=2)
     kit.same(kit.ids(await kit.take(one, 2)), ["a", "b"], "the first two", "Subscription.receive")
     two = await kit.subscribe(queue)
-    kit.same(kit.ids(await kit.take(two, 1)), ["c"], "the third", "Subscription.receive")
     kit.same(
-        await kit.receive(two), [], "nothing else for the second", "Subscription.receive: the claim"
+        kit.ids(await kit.take(two, 1)), ["c"], "the message that is left", "Subscription.receive"
     )
     kit.same(
-        await kit.receive(one), [], "nothing else for the first", "Subscription.receive: the claim"
+        await kit.receive(two),
+        [],
+        "further messages for the second consumer",
+        "Subscription.receive: the claim",
+    )
+    kit.same(
+        await kit.receive(one),
+        [],
+        "further messages for the first consumer",
+        "Subscription.receive: the claim",
     )
 
 
 @case("G12", ids="C46", each={"one": 1, "three": 3})
 async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
-    """Never more than `prefetch` unsettled, never fewer if there are more; what one may not have, another gets."""
+    """A consumer holds exactly `prefetch` messages when there are more; others get the rest."""
     queue = await kit.queue()
     await kit.put(queue, *(f"{n}" for n in range(10)))
     consumer = await kit.subscribe(queue, prefetch=prefetch)
@@ -93,7 +111,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     kit.same(
         kit.ids(await kit.receive(consumer)),
         [],
-        f"no more than {prefetch}",
+        f"messages beyond the prefetch of {prefetch}",
         "Subscription.receive: prefetch",
     )
     await kit.ack(consumer, held[:1])
@@ -101,7 +119,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     kit.same(
         kit.ids(await kit.receive(consumer)),
         [],
-        "one for the one acked",
+        "further messages after one was acked and one received",
         "Subscription.settle: prefetch",
     )
     await kit.settle(consumer, *[Release(it.receipt) for it in held])
@@ -110,14 +128,14 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
     kit.same(
         len(await kit.take(other, 9)),
         9,
-        "the other nine for another consumer",
+        "number of messages for another consumer",
         "Subscription.close",
     )
 
 
 @case("G12", ids="C46")
 async def a_settlement_makes_room_for_a_receive_that_waits(kit: Kit) -> None:
-    """`settle` may be called while `receive` waits: a full consumer then goes on."""
+    """A settlement makes room for a `receive` that waits on a full prefetch."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue, prefetch=1)
@@ -125,17 +143,19 @@ async def a_settlement_makes_room_for_a_receive_that_waits(kit: Kit) -> None:
     waiting = await kit.start(consumer.receive(10, LONG))
     kit.true(
         not waiting.done(),
-        "nothing while the prefetch of 1 is used up",
+        "a receive that waits while the prefetch is used up",
         waiting,
         "Subscription.receive: prefetch",
     )
     await kit.ack(consumer, first)
-    kit.same(kit.ids(list(await kit.within(waiting))), ["b"], "the next one", "Subscription.settle")
+    kit.same(
+        kit.ids(list(await kit.within(waiting))), ["b"], "the next message", "Subscription.settle"
+    )
 
 
 @case("G12", ids="C46 C62", each={"one": 1, "three": 3})
 async def a_worker_keeps_to_its_concurrency(kit: Kit, concurrency: int) -> None:
-    """As many handlers at once as `concurrency` says: no more, and where there is work no fewer."""
+    """A worker runs exactly `concurrency` handlers at once when there is enough work."""
     broker, queue = await kit.broker(), Queue(kit.name(), int)
     running: list[int] = []
     most, go, ended = 0, asyncio.Event(), asyncio.Event()

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @case("G4", "G5", ids="C45")
 async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> None:
-    """Closed without settling: it comes to another who waits, as taken over, in its old place; the old receipts are stale."""
+    """What a closed consumer left unsettled goes to a waiting consumer, as taken over.
+
+    It keeps its old place where ORDER states `release_in_place`, and the old receipts are stale.
+    """
     queue = await kit.queue()
     await kit.put(queue, *"abc")
     lease = 2.0
@@ -37,21 +40,21 @@ async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> No
         kit.now - began <= limit, f"takeover within {limit:g} s", f"{kit.now - began:.3f} s", look
     )
     got += await kit.take(other, 3 - len(got))
-    kit.same(sorted(kit.ids(got)), list("abc"), "all three", look)
+    kit.same(sorted(kit.ids(got)), list("abc"), "messages taken over", look)
     if kit.limit(Capability.ORDER, "release_in_place"):
-        kit.same(kit.ids(got), list("abc"), "in their old places", look)
+        kit.same(kit.ids(got), list("abc"), "messages in their old order", look)
     marks = [(it.redelivered, it.takeovers, it.attempt) for it in got]
     kit.same(
         marks, [(True, 1, 1)] * 3, "redelivered, takeovers, attempts (which core counts)", look
     )
     late = await kit.settle(consumer, *[Ack(it.receipt) for it in held])
-    kit.same(late, [STALE] * 3, "late acks refused", "Subscription.settle: fencing")
+    kit.same(late, [STALE] * 3, "outcomes of late acks", "Subscription.settle: fencing")
     await kit.ack(other, got)
 
 
 @case("G5", ids="C45 C48")
 async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
-    """Only its own messages come back, not even an idle one is sent anything any more, and what others hold stays theirs."""
+    """Closing a consumer gives back its own messages only; what others hold stays theirs."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     closes, works = (
@@ -65,7 +68,10 @@ async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
     await kit.within(idle.close())
     await kit.within(closes.close())
     kit.same(
-        list(await kit.within(waiting)), [], "nothing for the closed one", "Subscription.close"
+        list(await kit.within(waiting)),
+        [],
+        "messages for the closed consumer",
+        "Subscription.close",
     )
     await kit.ack(works, held)
     await kit.put(queue, "c")
@@ -74,7 +80,7 @@ async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
         kit.same(
             kit.ids(got),
             [name],
-            "what the closed ones have left, then the next",
+            "messages of the closed consumer, then the next",
             "Subscription.close",
         )
         await kit.ack(works, got)
@@ -82,7 +88,7 @@ async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
 
 @case("G13", "G4", ids="C42 C50")
 async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
-    """Grace over: what runs and what waits behind it goes back, no attempt and no takeover counted, by grace + 1 s."""
+    """A drain releases unfinished messages within grace + 1 s, without an attempt or a takeover."""
     broker, queue, began = await kit.broker(), Queue(kit.name(), str), asyncio.Event()
 
     async def handler(_: str) -> None:
@@ -91,12 +97,12 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
 
     await kit.within(broker.publish_many(queue, "abc"))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=3)
-    await kit.within(began.wait(), what="the first handler begun")
+    await kit.within(began.wait(), what="the first handler started")
     start = kit.now
     await kit.within(worker.drain(0.3))
     kit.true(
         kit.now - start <= 0.3 + 1.0,
-        "an end by grace + 1 s",
+        "a drain that ends by grace + 1 s",
         f"{kit.now - start:.3f} s",
         "Subscription.settle",
     )
@@ -108,7 +114,7 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
 
 @case("G13", "G2", ids="C50")
 async def what_runs_may_end_inside_the_grace(kit: Kit) -> None:
-    """A drain starts nothing new, lets the running handler end and acks it; the rest is for the next worker."""
+    """During a drain the running handler may finish and is acked; nothing new is started."""
     broker, queue, began, go = (
         await kit.broker(),
         Queue(kit.name(), str),
@@ -124,14 +130,14 @@ async def what_runs_may_end_inside_the_grace(kit: Kit) -> None:
 
     await kit.within(broker.publish_many(queue, "ab"))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=2)
-    await kit.within(began.wait(), what="the first handler begun")
+    await kit.within(began.wait(), what="the first handler started")
     draining = await kit.start(worker.drain(kit.harness.patience))
     go.set()
     await kit.within(draining)
-    kit.same(ended, ["a"], "handled", "Subscription.settle")
+    kit.same(ended, ["a"], "messages handled", "Subscription.settle")
     kit.same(
         sum((await kit.contents(queue.name)).values()),
         1,
-        "left in the queue",
+        "number of messages left in the queue",
         "Subscription.settle: Ack",
     )

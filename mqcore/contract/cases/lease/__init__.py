@@ -1,1 +1,1 @@
-"""Profile *lease*: claims that end by themselves, owners that die or come too late, and a worker that goes in good order."""
+"""Profile *lease*: leases that end, owners that die or settle too late, and renewal."""

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 LATE = 1.0
-"""Seconds after a lease's end, or after a connection's, within which another has the message (G5).
-"""
+"""Seconds after a lease's or a connection's end within which another has the message (G5)."""
 
 
 EARLY = 0.005
@@ -31,7 +30,7 @@ EARLY = 0.005
 
 @case("G5", ids="C45 L02", needs=LEASES)
 async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
-    """Not before the lease is over and within 1 s after, another consumer that waits gets the message, as taken over."""
+    """After its lease, and within 1 s, a message goes to another consumer as taken over."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     owner, other = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue, lease=LEASE)
@@ -56,7 +55,10 @@ async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
 
 @case("G4", "G5", ids="C45 C73", each={"killed": True, "closed": False})
 async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bool) -> None:  # noqa: FBT001 - a variant
-    """Within 1 s of the connection's end, on lease-keeping backends within lease + 1 s, taken over once and no attempt more."""
+    """A dead consumer's messages go to another within 1 s, with leases within lease + 1 s.
+
+    They are taken over once, and the attempt is unchanged.
+    """
     victim, queue = await kit.open(), await kit.queue()
     await kit.put(queue, "a")
     await kit.take(await kit.subscribe(queue, lease=LEASE, backend=victim), 1)
@@ -68,7 +70,7 @@ async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bo
     took = kit.now - began
     kit.true(
         got and took <= limit,
-        f"it within {limit:g} s",
+        f"the message within {limit:g} s",
         f"{kit.ids(got)} after {took:.3f} s",
         "Backend.close",
     )
@@ -81,7 +83,7 @@ def _is_taken_over(kit: Kit, delivery: Delivery, name: str) -> None:
     kit.same(
         (delivery.message.id, delivery.attempt),
         (name, 1),
-        "the message, whose attempts only core counts",
+        "id and attempt",
         look,
     )
     kit.same(
@@ -94,7 +96,7 @@ def _is_taken_over(kit: Kit, delivery: Delivery, name: str) -> None:
 
 @case("G9", ids="L02", needs=(Capability.LEASE, Capability.ORDER))
 async def ended_leases_return_to_their_old_places(kit: Kit) -> None:
-    """Where ORDER says `release_in_place`, a crash does not send messages to the end of the queue."""
+    """Messages whose lease ended return to their old places where ORDER states it."""
     if not kit.limit(Capability.ORDER, "release_in_place"):
         raise NotShown("declares no release in place")
     queue = await kit.queue()
@@ -104,13 +106,19 @@ async def ended_leases_return_to_their_old_places(kit: Kit) -> None:
     await kit.advance(LEASE + LATE)
     got = await kit.take(await kit.subscribe(queue), 5)
     kit.same(
-        kit.ids(got), list("abcde"), "the old order", "Subscription.receive: leases that have ended"
+        kit.ids(got),
+        list("abcde"),
+        "messages in their old order",
+        "Subscription.receive: leases that have ended",
     )
 
 
 @case("G12", "G5", ids="L02 C46", needs=LEASES)
 async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
-    """Prefetch counts what is held, and what was lost is not held: the owner may claim it anew, under another receipt."""
+    """A lost lease frees its place in the prefetch: the owner may claim the message again.
+
+    It gets another receipt.
+    """
     queue = await kit.queue()
     await kit.put(queue, "a")
     owner = await kit.subscribe(queue, prefetch=1, lease=LEASE)
@@ -124,25 +132,37 @@ async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
         "Delivery.receipt",
     )
     came = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
-    kit.same(came, [STALE, DONE], "only the new receipt good", "Subscription.settle: fencing")
+    kit.same(
+        came,
+        [STALE, DONE],
+        "settlements with the old and the new receipt",
+        "Subscription.settle: fencing",
+    )
 
 
 @case("G5", ids="L01", needs=LEASES)
 async def each_consumer_has_its_own_lease(kit: Kit) -> None:
-    """The lease belongs to the subscription, not to the queue."""
+    """Each consumer has its own lease, also on the same queue."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     short, long = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue, lease=30.0)
     (lost,), (kept,) = await kit.take(short, 1), await kit.take(long, 1)
     await kit.advance(LEASE + LATE)
     look = "Backend.subscribe: lease"
-    kit.same(kit.ids(await kit.take(short, 1)), kit.ids([lost]), "the short one's, come back", look)
-    kit.same(await kit.settle(long, Ack(kept.receipt)), [DONE], "the long one's, still held", look)
+    kit.same(
+        kit.ids(await kit.take(short, 1)), kit.ids([lost]), "the message of the short lease", look
+    )
+    kit.same(
+        await kit.settle(long, Ack(kept.receipt)),
+        [DONE],
+        "the ack of the message with the long lease",
+        look,
+    )
 
 
 @case("G5", ids="L02", needs=LEASES, protocols=(SupportsCount,))
 async def leases_show_in_the_counts_and_end_there(kit: Kit) -> None:
-    """What a dead consumer holds counts as leased until its lease ends, then as ready, though nobody receives."""
+    """A dead consumer's messages count as leased until the lease ends, then as ready."""
     backend, queue = cast("SupportsCount", kit.backend), await kit.queue()
     await kit.put(queue, *"abc")
     await kit.take(await kit.subscribe(queue, lease=LEASE), 2)
@@ -160,7 +180,10 @@ async def leases_show_in_the_counts_and_end_there(kit: Kit) -> None:
 
 @case("G2", "G3", "G5", ids="L03", each={"receive": "receive", "move": "move"})
 async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call: str) -> None:
-    """At whatever step it dies: each message is in its queue or, moved, in the other; in both only without ATOMIC_MOVE."""
+    """A consumer killed during receive or Move loses no message.
+
+    With ATOMIC_MOVE a moved message is in exactly one of both queues.
+    """
     queue = await kit.queue()
     names = [f"{n:02}" for n in range(12)]
     await kit.put(queue, *names)
@@ -183,24 +206,24 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
     kit.same(
         sorted(set(here + moved)),
         names,
-        "every message still there",
+        "messages in one of both queues",
         "Subscription.receive, Subscription.settle",
     )
     kit.true(
-        max(here.values(), default=1) == 1, "none of them twice in its queue", here, "Backend.close"
+        max(here.values(), default=1) == 1, "no message twice in its queue", here, "Backend.close"
     )
     if kit.capabilities.has(Capability.ATOMIC_MOVE):
         kit.same(
             sum((here + moved).values()),
             len(names),
-            "one copy of each",
+            "number of copies",
             "Subscription.settle: Move",
         )
 
 
 @case("G5", ids="L05 C11")
 async def an_instance_that_is_opened_again_owns_nothing_of_before(kit: Kit) -> None:
-    """A receipt of the closed generation is stale in the next, also when that has claimed the same message anew."""
+    """Receipts from before a close are stale after the instance is opened again."""
     backend, queue = await kit.open(), await kit.queue()
     await kit.put(queue, "a")
     (old,) = await kit.take(await kit.subscribe(queue, lease=LEASE, backend=backend), 1)
@@ -212,12 +235,12 @@ async def an_instance_that_is_opened_again_owns_nothing_of_before(kit: Kit) -> N
     kit.same(
         await kit.settle(consumer, Ack(old.receipt)),
         [STALE],
-        "the old receipt",
+        "the settlement with the old receipt",
         "Backend.open: generations",
     )
     kit.same(
         await kit.settle(consumer, Ack(new.receipt)),
         [DONE],
-        "the new receipt",
+        "the settlement with the new receipt",
         "Backend.open: generations",
     )

@@ -27,7 +27,7 @@ _LATE_ONES = {how: how for how in ("ack", "release", "reject")}
 
 
 async def _empty(kit: Kit, queue: str, look: str) -> None:
-    kit.same(list((await kit.contents(queue)).elements()), [], f"nothing in {queue}", look)
+    kit.same(list((await kit.contents(queue)).elements()), [], f"messages in {queue}", look)
 
 
 @case(
@@ -38,7 +38,7 @@ async def _empty(kit: Kit, queue: str, look: str) -> None:
     each={"ack": "ack", "release": "release", "move": "move"},
 )
 async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> None:
-    """It is answered `Stale` and changes nothing, while the new owner's is done."""
+    """A settlement after another consumer took over is answered `Stale` and changes nothing."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     owner, other = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue)
@@ -51,7 +51,9 @@ async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> No
     }
     look = "Subscription.settle: fencing"
     kit.same(await kit.settle(owner, late[how]), [STALE], f"the late {how}", look)
-    kit.same(kit.ids(await kit.receive(owner)), [], "nothing given out again by it", look)
+    kit.same(
+        kit.ids(await kit.receive(owner)), [], "messages received after the late settlement", look
+    )
     kit.same(await kit.settle(other, Ack(new.receipt)), [DONE], "the new owner's ack", look)
     await _empty(kit, queue, look)
     if kit.capabilities.has(Capability.ATOMIC_MOVE):
@@ -62,7 +64,7 @@ async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> No
 async def a_receipt_that_was_used_or_made_up_is_stale(
     kit: Kit, settlement: type[Ack | Release]
 ) -> None:
-    """Settling twice, or with bytes that nobody gave out, changes nothing, and no other item of the batch."""
+    """Settling with a used or forged receipt is `Stale` and affects no other item."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue)
@@ -84,7 +86,7 @@ async def a_receipt_that_was_used_or_made_up_is_stale(
 
 @case("G5", ids="L02 C41", needs=LEASES, protocols=(SupportsRenew,), each=_LATE_ONES)
 async def settling_what_went_to_another_raises_and_changes_nothing(kit: Kit, how: str) -> None:
-    """In the pull API a late settlement is `LeaseLost`; the message stays the new owner's."""
+    """In the pull API a late settlement raises LeaseLost; the message stays the new owner's."""
     broker = await kit.broker(make_backend=Renewals(kit).make)
     jobs = Queue(kit.name(), str)
     await kit.within(broker.publish(jobs, "x"))
@@ -95,7 +97,7 @@ async def settling_what_went_to_another_raises_and_changes_nothing(kit: Kit, how
     await kit.raises(
         LeaseLost, getattr(held, how)(), f"LeaseLost for a late {how}", "Subscription.settle: Stale"
     )
-    kit.true(held.lease_lost, "lease_lost set", held.lease_lost)
+    kit.true(held.lease_lost, "lease_lost is True", held.lease_lost)
     kit.same(
         await kit.settle(rival, Ack(taken.receipt)),
         [DONE],

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 
 SEVERAL = 2.5
-"""Leases that a long handler outlives."""
+"""How many leases a long handler outlives."""
 
 
 @case("G5", ids="L01", needs=LEASES, protocols=(SupportsRenew,))
 async def a_renewed_lease_holds(kit: Kit) -> None:
-    """What is renewed stays with its owner; what is not is lost, and renewing that answers False."""
+    """A renewed message stays with its owner; one that is not renewed is lost.
+
+    Renewing a lost claim answers False.
+    """
     backend, queue = cast("SupportsRenew", kit.backend), await kit.queue()
     await kit.put(queue, "a", "b")
     owner, other = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue)
@@ -42,29 +45,32 @@ async def a_renewed_lease_holds(kit: Kit) -> None:
         kit.same(
             list(await kit.within(backend.renew(queue, [a.receipt], LEASE))),
             [True],
-            "a claim kept",
+            "the answer to a renewal",
             look,
         )
     kit.same(
         kit.ids(await kit.receive(other, wait=0.05)),
         ["b"],
-        "only what was not renewed, with another",
+        "messages for another consumer",
         look,
     )
     asked = [a.receipt, b.receipt, b"nobody's"]
     came = list(await kit.within(backend.renew(queue, asked, 30.0)))
-    kit.same(came, [True, False, False], "kept, lost, unknown", look)
+    kit.same(came, [True, False, False], "answers for a kept, a lost and an unknown claim", look)
     kit.same(
         await kit.settle(owner, Ack(a.receipt), Ack(b.receipt)),
         [DONE, STALE],
-        "settled accordingly",
+        "outcomes of their settlements",
         look,
     )
 
 
 @case("G5", ids="L01", needs=LEASES, protocols=(SupportsRenew,))
 async def any_open_instance_may_renew_and_settle(kit: Kit) -> None:
-    """Receipts are small plain bytes, good on every instance: the renewing thread has one of its own."""
+    """Receipts are at most 64 bytes and work on every instance.
+
+    The thread that renews has an instance of its own.
+    """
     queue = await kit.queue()
     await kit.put(queue, "a")
     owner = await kit.subscribe(queue, lease=LEASE)
@@ -83,26 +89,26 @@ async def any_open_instance_may_renew_and_settle(kit: Kit) -> None:
     kit.same(
         kit.ids(await kit.receive(second)),
         [],
-        "nothing come back",
+        "messages for another consumer",
         "SupportsRenew.renew: the new lease",
     )
     kit.same(
         await kit.settle(second, Ack(delivery.receipt)),
         [DONE],
-        "settled by another",
+        "the ack by another instance",
         "Subscription.settle",
     )
     kit.same(
         await kit.settle(owner, Ack(delivery.receipt)),
         [STALE],
-        "gone for its owner",
+        "a second ack by the owner",
         "Subscription.settle",
     )
 
 
 @case("G5", ids="L02", needs=LEASES, protocols=(SupportsRenew,))
 async def what_was_settled_cannot_be_renewed(kit: Kit) -> None:
-    """After an ack or a release, or in a queue that is not there, a renewal answers False and brings nothing back."""
+    """Renewing a settled message, or one of a missing queue, answers False and restores nothing."""
     backend, queue = cast("SupportsRenew", kit.backend), await kit.queue()
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue)
@@ -110,21 +116,24 @@ async def what_was_settled_cannot_be_renewed(kit: Kit) -> None:
     await kit.settle(consumer, Ack(a.receipt), Release(b.receipt))
     look = "SupportsRenew.renew"
     came = await kit.within(backend.renew(queue, [a.receipt, b.receipt], 30.0))
-    kit.same(list(came), [False, False], "settled claims", look)
+    kit.same(list(came), [False, False], "renewals of settled messages", look)
     kit.same(
         list(await kit.within(backend.renew(kit.name(), [a.receipt], 30.0))),
         [False],
-        "a missing queue",
+        "a renewal in a missing queue",
         look,
     )
     kit.same(
-        list((await kit.contents(queue)).elements()), [b.message.id], "what was released", look
+        list((await kit.contents(queue)).elements()), [b.message.id], "messages in the queue", look
     )
 
 
 @case("G5", ids="L02", needs=LEASES, protocols=(SupportsRenew,))
 async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) -> None:
-    """The next renewal answers False: an async handler is cancelled, `ctx.lease_lost` is set, and nothing of it is settled."""
+    """When a renewal answers False, the handler is cancelled and `ctx.lease_lost` is set.
+
+    Nothing is settled for it.
+    """
     renewals, jobs = Renewals(kit), Queue(kit.name(), str)
     broker = await kit.broker(make_backend=renewals.make)
     began, told, seen = asyncio.Event(), asyncio.Event(), []
@@ -139,7 +148,7 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
 
     await kit.within(broker.publish(jobs, "x"))
     await kit.worker(broker, jobs, handler, lease=LEASE, retry=ONCE, prefetch=1, concurrency=1)
-    await kit.within(began.wait(), what="the handler begun")
+    await kit.within(began.wait(), what="the handler started")
     rival = await kit.subscribe(jobs.name)
     (taken,) = await kit.take(rival, 1)
     renewals.through = True
@@ -160,7 +169,7 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
 
 @case("G5", "G4", ids="L01 C73")
 async def a_handler_longer_than_its_lease_runs_once(kit: Kit) -> None:
-    """While it runs, neither its message nor those that wait behind it in the same worker go to another."""
+    """While a handler runs, its message and those waiting behind it are not given to others."""
     jobs, ended, starts = Queue(kit.name(), str), asyncio.Event(), list[str]()
 
     async def handler(payload: str) -> None:
@@ -174,14 +183,14 @@ async def a_handler_longer_than_its_lease_runs_once(kit: Kit) -> None:
     await kit.advance(LEASE / 2)
     rival = await kit.subscribe(jobs.name, lease=LEASE)
     came = await kit.receive(rival, wait=SEVERAL * LEASE)
-    kit.same(kit.ids(came), [], "nothing for the rival", "SupportsRenew.renew")
+    kit.same(kit.ids(came), [], "messages for the other consumer", "SupportsRenew.renew")
     kit.true(ended.is_set(), "the first handler run to its end", starts, "SupportsRenew.renew")
     kit.true(len(set(starts)) == len(starts), "each started once", starts, "SupportsRenew.renew")
 
 
 @case("G13", "G4", ids="L04 R09")
 async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> None:
-    """A drain gives its handlers time, and others what had not begun: now, not when the grace is over, and not as taken over."""
+    """A drain returns messages that wait behind a running handler at once, not as taken over."""
     jobs, broker, began, go = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -195,7 +204,7 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
 
     await kit.within(broker.publish_many(jobs, "abcde"))
     worker = await kit.worker(broker, jobs, handler, concurrency=1, prefetch=5, retry=ONCE)
-    await kit.within(began.wait(), what="the handler begun")
+    await kit.within(began.wait(), what="the handler started")
     draining = await kit.start(worker.drain(kit.harness.patience))
     got = await kit.take(await kit.subscribe(jobs.name), 4)
     kit.true(
@@ -212,7 +221,10 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
 
 @case("G5", ids="L01", needs=LEASES, protocols=(SupportsRenew,))
 async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
-    """A handler that blocks the event loop for several leases is not duplicated: a thread renews by an instance of its own."""
+    """A handler that blocks the event loop for several leases keeps its message.
+
+    A thread renews with its own instance.
+    """
     if not kit.clock.real:
         raise NotShown(
             "under a virtual clock nothing is renewed from a thread: run the contract once in "
@@ -250,6 +262,6 @@ async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
     kit.same(
         (starts, seen),
         (["x"], []),
-        "one start, nothing for the rival",
+        "starts of the handler, and messages for the other consumer",
         "SupportsRenew.renew: another instance",
     )

@@ -1,1 +1,1 @@
-"""Profile *retry*: Moves at the seam, what a failed handler's message goes through, and what is no attempt at all."""
+"""Profile *retry*: Moves at the backend interface, and retries of failed messages."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @case("G3", ids="R06 R07")
 async def a_move_stores_the_successor_and_lets_go_of_the_source(kit: Kit) -> None:
-    """The successor is there as a new message, with all that it says and no marks; the source is gone."""
+    """A Move stores its successor as a new message without marks and removes its source."""
     source, target = await kit.queue(), await kit.queue()
     await kit.put(source, "a")
     await kit.put(target, "before")
@@ -35,17 +35,20 @@ async def a_move_stores_the_successor_and_lets_go_of_the_source(kit: Kit) -> Non
     move = kit.successor(delivery, target, attempt=2, failed_at=1_700_000_000.5)
     kit.same(await kit.settle(consumer, move), [DONE], "the Move", MOVE)
     before, got = await kit.take(await kit.subscribe(target), 2)
-    kit.same(kit.ids([before, got]), ["before", "a"], "a place at the end", MOVE)
+    kit.same(kit.ids([before, got]), ["before", "a"], "messages in order", MOVE)
     kit.same(got.message, move.to.message, "the successor as it was given", MOVE)
     kit.same(
-        (got.redelivered, got.takeovers), (False, 0), "no marks: it was never handed out", MOVE
+        (got.redelivered, got.takeovers),
+        (False, 0),
+        "redelivered, takeovers of the successor",
+        MOVE,
     )
-    kit.same(await kit.contents(source), Counter(), "the source gone", MOVE)
+    kit.same(await kit.contents(source), Counter(), "messages left in the source queue", MOVE)
 
 
 @case("G1", "G3", ids="R06 B03")
 async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None:
-    """Ten retries of one id into its own queue, each inside the dedup window of all before: none is lost."""
+    """Ten retries of one id inside the dedup window are all stored."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
@@ -65,12 +68,12 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
             MOVE,
         )
     await kit.within(consumer.close())  # a driver may have fetched the last one for it already
-    kit.same(await kit.contents(queue), Counter("a"), "one copy", MOVE)
+    kit.same(await kit.contents(queue), Counter("a"), "copies stored", MOVE)
 
 
 @case("G1", "G3", "G11", ids="R06 X03 B03")
 async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
-    """Publish, retry, dead-letter, redrive, dead-letter again: the same id each time, and never a duplicate of itself."""
+    """A message that is retried, dead-lettered and redriven is never its own duplicate."""
     queue = await kit.queue()
     dead, look = f"{queue}.dlq", f"{MOVE}, and dedup by Message.copy_name"
     await kit.put(queue, "a")
@@ -80,19 +83,22 @@ async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
         (delivery,) = await kit.take(at[here], 1)
         move = kit.successor(delivery, to)
         kit.same(
-            await kit.settle(at[here], move), [DONE], f"hop {move.to.message.hop} to {to}", look
+            await kit.settle(at[here], move),
+            [DONE],
+            f"the outcome of hop {move.to.message.hop} to {to}",
+            look,
         )
         here = to
     (letter,) = await kit.take(at[dead], 1)
     kit.same(
         (letter.message.id, letter.message.hop), ("a", 7), "the message after seven Moves", look
     )
-    kit.same(await kit.contents(queue), Counter(), "no other copy", look)
+    kit.same(await kit.contents(queue), Counter(), "messages left in the queue", look)
 
 
 @case("G3", ids="X06")
 async def a_failed_move_leaves_its_source_leased(kit: Kit) -> None:
-    """A missing target is NOT_FOUND for that item alone; its source is still ours, and can be settled otherwise."""
+    """A Move to a missing queue fails alone with NOT_FOUND, and its source stays claimed."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b")
     consumer, other = await kit.subscribe(queue), await kit.subscribe(queue)
@@ -106,12 +112,12 @@ async def a_failed_move_leaves_its_source_leased(kit: Kit) -> None:
         failed,
         MOVE,
     )
-    kit.same(done, DONE, "the other item", MOVE)
-    kit.same(kit.ids(await kit.receive(other)), [], "the source still leased", MOVE)
+    kit.same(done, DONE, "the outcome of the other item", MOVE)
+    kit.same(kit.ids(await kit.receive(other)), [], "messages for another consumer", MOVE)
     kit.same(
         await kit.settle(consumer, kit.successor(a, f"{queue}.dlq")),
         [DONE],
-        "settled otherwise",
+        "another settlement of the source",
         MOVE,
     )
     kit.same(await kit.contents(f"{queue}.dlq"), Counter("ab"), "both moved", MOVE)
@@ -119,7 +125,7 @@ async def a_failed_move_leaves_its_source_leased(kit: Kit) -> None:
 
 @case("G3", "G5", ids="L02", needs=(Capability.ATOMIC_MOVE,))
 async def a_stale_move_stores_nothing(kit: Kit) -> None:
-    """With ATOMIC_MOVE, moving what was settled already, or what was never ours, leaves no copy anywhere."""
+    """With ATOMIC_MOVE a stale Move stores nothing."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
@@ -127,8 +133,8 @@ async def a_stale_move_stores_nothing(kit: Kit) -> None:
     await kit.ack(consumer, [delivery])
     forged = kit.successor(replace(delivery, receipt=b"forged"), f"{queue}.dlq")
     came = await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq"), forged)
-    kit.same(came, [STALE, STALE], "both stale", MOVE)
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter(), "no copy", MOVE)
+    kit.same(came, [STALE, STALE], "outcomes of the stale Moves", MOVE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter(), "messages in the target queue", MOVE)
 
 
 @case(
@@ -139,18 +145,26 @@ async def a_stale_move_stores_nothing(kit: Kit) -> None:
     each={"published": "published", "moved": "moved"},
 )
 async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) -> None:
-    """A crash between storing and letting go, or an unknown outcome and a second try: the same name, one copy, no loss."""
+    """Storing the same successor twice stores one copy.
+
+    A crash between storing and removing, or a retry after an unknown outcome, does that.
+    """
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
     (delivery,) = await kit.take(consumer, 1)
     move = kit.successor(delivery, f"{queue}.dlq")
     if before == "published":
-        kit.same(await kit.publish(move.to), [STORED], "the successor alone", "Backend.publish")
+        kit.same(
+            await kit.publish(move.to),
+            [STORED],
+            "the outcome of publishing the successor",
+            "Backend.publish",
+        )
         kit.same(
             await kit.settle(consumer, move),
             [DONE],
-            "the Move after it",
+            "the outcome of the Move after it",
             f"{MOVE}, a duplicate successor",
         )
     else:
@@ -160,13 +174,13 @@ async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) ->
             "the Move, and the Move again",
             MOVE,
         )
-    kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "one copy", MOVE)
-    kit.same(await kit.contents(queue), Counter(), "the source gone", MOVE)
+    kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "copies stored", MOVE)
+    kit.same(await kit.contents(queue), Counter(), "messages left in the source queue", MOVE)
 
 
 @case("G1", "G3", "G11", ids="B03 X03", each={"published-twice": True, "from-two-queues": False})
 async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: bool) -> None:  # noqa: FBT001 - a variant
-    """Published again where that is no duplicate, or moved there from two queues: both are retried, and both dead-lettered."""
+    """Two copies with the same id in one queue are both retried and both dead-lettered."""
     queue, window = await kit.queue(), float(kit.limit(Capability.DEDUP, "window") or 0.0)
     if published and window > kit.harness.patience and kit.clock.real:
         raise NotShown(
@@ -199,7 +213,7 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
 
 @case("G9", ids="C60")
 async def moves_of_one_batch_keep_their_order(kit: Kit) -> None:
-    """A batch of Moves is stored in its order."""
+    """Moves of one batch are stored in their order."""
     queue = await kit.queue()
     names = [f"{n:02}" for n in range(20)]
     await kit.put(queue, *names)
@@ -211,14 +225,14 @@ async def moves_of_one_batch_keep_their_order(kit: Kit) -> None:
     kit.same(
         kit.ids(await kit.take(await kit.subscribe(f"{queue}.dlq"), 20)),
         names[::-1],
-        "the Moves' order",
+        "messages in the order of the Moves",
         MOVE,
     )
 
 
 @case("G4", "G10", ids="R01 C44")
 async def the_attempt_survives_a_crash(kit: Kit) -> None:
-    """It is the message's own: a consumer's death neither loses nor raises it."""
+    """The death of a consumer does not change a message's attempt."""
     queue, victim = await kit.queue(), await kit.open()
     await kit.publish(Outgoing(queue, kit.message("a", attempt=3)))
     await kit.take(await kit.subscribe(queue, lease=1.0, backend=victim), 1)

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 
 SLACK = 0.5
-"""Seconds between a due time and the handler's start that are not the backend's: this process, its loop, its round trips.
-"""
+"""Seconds between a due time and the handler's start that are not the backend's."""
 
 
 EARLY = 0.005
@@ -46,12 +45,15 @@ _HEADERS = "Subscription.receive: hand out headers that cannot be changed, as `u
 
 
 class Failing:
-    """A handler that notes when it ran and what it knew, raises what it was given, and says when it has run often enough."""
+    """A handler that records its runs and raises the given errors in turn."""
 
     def __init__(
         self, kit: Kit, *errors: Exception | None, always: Exception | None = None, enough: int = 0
     ) -> None:
-        """`errors` one after the other, None for success; then `always`."""
+        """`errors` are raised in turn, None for success, then `always`.
+
+        `reached` is set after `enough` runs.
+        """
         self.kit, self.errors, self.always = kit, list(errors), always
         self.enough, self.reached = enough or len(errors), asyncio.Event()
         self.times: list[float] = []
@@ -70,11 +72,14 @@ class Failing:
 
     @property
     def attempts(self) -> list[int]:
-        """The attempt of each run."""
+        """The attempt number of each run."""
         return [ctx.attempt for ctx in self.seen]
 
     def waited(self, *waits: float) -> None:
-        """Fail unless the waits between the runs were these, never early and late by no more than is declared."""
+        """Fail unless the waits between runs were these.
+
+        A wait is never early, and late by at most the granularity.
+        """
         came = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         late = float(self.kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
         fits = len(came) == len(waits) and all(
@@ -89,7 +94,7 @@ class Failing:
 
 
 async def _failing(kit: Kit, handler: Failing, policy: RetryPolicy, **options: Any) -> Queue[str]:
-    """Publish one message and serve it until the handler has run often enough."""
+    """Publish one message and run a worker until the handler has run often enough."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await kit.within(broker.publish(jobs, "x", **options))
     await kit.worker(broker, jobs, handler, retry=policy, concurrency=1)
@@ -111,7 +116,7 @@ _BACKOFFS = {
 
 @case("G10", "G7", ids="R02", needs=_DELAYS, each=_BACKOFFS)
 async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[float, ...]]) -> None:
-    """Each wait is the policy's, capped, counted from the failure, and kept as a delay is."""
+    """Retries wait as long as the policy's backoff says, counted from the failure."""
     handler = Failing(kit, always=ValueError("no"), enough=3)
     jobs = await _failing(kit, handler, RetryPolicy(3, wanted[0]))
     handler.waited(*wanted[1])
@@ -119,14 +124,14 @@ async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[fl
     kit.same(
         death and (death.reason, death.attempts),
         (Reason.RETRIES_EXHAUSTED, 3),
-        "dead after three",
+        "reason and attempts of the dead letter",
         MOVE,
     )
 
 
 @case("G10", ids="R02", needs=_DELAYS)
 async def jitter_spreads_what_failed_together(kit: Kit) -> None:
-    """With full jitter each wait lies between nothing and the policy's figure, and they differ."""
+    """With full jitter waits lie between 0 and the policy's value, and differ."""
     jobs, broker, began, waits, over = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -165,13 +170,16 @@ async def jitter_spreads_what_failed_together(kit: Kit) -> None:
 
 @case("G10", ids="R03", needs=_DELAYS)
 async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
-    """`max_age` counts from the first publish and ends the attempts, however many are left."""
+    """`max_age` counts from the first publish and ends the attempts."""
     handler = Failing(kit, always=ValueError("no"), enough=2)
     death = (
         await _dead(kit, await _failing(kit, handler, RetryPolicy(50, fixed(0.3), max_age=1.0)))
     ).death
     kit.same(
-        death and death.reason, Reason.RETRIES_EXHAUSTED, "dead for its age", "Message.published_at"
+        death and death.reason,
+        Reason.RETRIES_EXHAUSTED,
+        "the reason of the dead letter",
+        "Message.published_at",
     )
     lasted = handler.times[-1] - handler.times[0]
     # The age is judged when the retry is decided on; its wait may end late by as much as the
@@ -203,16 +211,16 @@ _CLASSES: dict[str, tuple[RetryPolicy, tuple[Exception, ...]]] = {
 async def only_what_the_policy_names_is_tried_again(
     kit: Kit, wanted: tuple[RetryPolicy, tuple[Exception, ...]]
 ) -> None:
-    """An exception of another class, or a Reject, goes straight to the dead letters, reason `rejected`."""
+    """An exception outside of the policy, or a Reject, is dead-lettered at once as `rejected`."""
     handler = Failing(kit, *wanted[1])
     death = (await _dead(kit, await _failing(kit, handler, wanted[0]))).death
-    kit.same(handler.attempts, [1, 2], "two attempts", MOVE)
+    kit.same(handler.attempts, [1, 2], "attempts", MOVE)
     kit.same(death and (death.reason, death.attempts), (Reason.REJECTED, 2), "the record", MOVE)
 
 
 @case("G10", ids="R05", needs=_DELAYS)
 async def a_retry_may_ask_for_its_own_wait_but_not_for_more_attempts(kit: Kit) -> None:
-    """`Retry(delay=…)` overrides the policy's wait; `max_attempts` holds."""
+    """`Retry(delay=…)` replaces the policy's wait; `max_attempts` still applies."""
     handler = Failing(kit, always=Retry(delay=0.3), enough=3)
     jobs = await _failing(kit, handler, RetryPolicy(3, fixed(3600.0)))
     handler.waited(0.3, 0.3)
@@ -220,19 +228,27 @@ async def a_retry_may_ask_for_its_own_wait_but_not_for_more_attempts(kit: Kit) -
     kit.same(
         death and (death.reason, death.attempts),
         (Reason.RETRIES_EXHAUSTED, 3),
-        "dead after three",
+        "reason and attempts of the dead letter",
         MOVE,
     )
 
 
 @case("G10", "G4", "G8", ids="R06 R07 C44 C51 P05")
 async def a_retry_keeps_what_the_message_was(kit: Kit) -> None:
-    """Id, headers, priority, times and content type stay, edits of a failed handler do not; attempt and mark go up."""
+    """A retry keeps id, headers, priority, times and content type.
+
+    Changes by a failed handler are dropped; attempt and `redelivered` go up.
+    """
     handler = Failing(kit, ValueError(), Retry(delay=0), None)
     priority = {"priority": 9} if kit.capabilities.has(Capability.PRIORITY) else {}
     await _failing(kit, handler, RetryPolicy(3, AT_ONCE), id="me", headers=HEADERS, **priority)
     kit.same(handler.attempts, [1, 2, 3], "attempts counted", MOVE)
-    kit.same([ctx.redelivered for ctx in handler.seen], [False, True, True], "marks", MOVE)
+    kit.same(
+        [ctx.redelivered for ctx in handler.seen],
+        [False, True, True],
+        "`redelivered` of each attempt",
+        MOVE,
+    )
     kit.same(
         [dict(ctx.headers) for ctx in handler.seen], [HEADERS] * 3, "headers as published", _HEADERS
     )
@@ -240,14 +256,14 @@ async def a_retry_keeps_what_the_message_was(kit: Kit) -> None:
         kit.same(
             len({getattr(ctx, name) for ctx in handler.seen}),
             1,
-            f"one {name} for all attempts",
+            f"number of different values of {name} in all attempts",
             MOVE,
         )
 
 
 @case("G10", "G4", ids="R01", needs=_DELAYS)
 async def attempts_are_counted_across_workers(kit: Kit) -> None:
-    """Each attempt in a worker of its own, on a connection of its own: 1, 2, 3, and then dead with three."""
+    """Attempts are counted across workers and connections."""
     jobs, attempts, last = Queue(kit.name(), str), list[int](), await kit.broker()
     await kit.within(last.publish(jobs, "x"))
     for _ in range(3):
@@ -266,7 +282,7 @@ async def attempts_are_counted_across_workers(kit: Kit) -> None:
 
 @case("G10", "G7", ids="R07 D03", needs=_DELAYS, protocols=(SupportsCount,))
 async def nobody_waits_in_a_worker(kit: Kit) -> None:
-    """A message that waits for its retry is delayed in the broker: it holds no slot and no lease, and needs no worker."""
+    """A message that waits for its retry is delayed in the broker and holds no lease."""
     jobs, broker, handler = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -279,23 +295,23 @@ async def nobody_waits_in_a_worker(kit: Kit) -> None:
     (counts,) = await kit.within(
         broker.counts(jobs)
     )  # a broker may not tell what others have delayed
-    kit.same((counts.delayed, counts.leased), (1, 0), "delayed, not leased", "SupportsCount.count")
+    kit.same((counts.delayed, counts.leased), (1, 0), "delayed and leased", "SupportsCount.count")
     await kit.within(broker.publish(jobs, "y"))
     await kit.within(handler.reached.wait(), what="as many attempts as the case waits for")
-    kit.same(handler.attempts, [1, 1], "another message meanwhile", "a Move's delay")
+    kit.same(handler.attempts, [1, 1], "attempts of both messages", "a Move's delay")
     await kit.within(worker.drain(0))
     (later,) = await kit.take(await kit.subscribe(jobs.name), 1)
     kit.same(
         (later.message.body, later.attempt),
         (b"x", 2),
-        "it is due when nobody remembers it",
+        "body and attempt of the delayed message",
         "a Move's delay",
     )
 
 
 @case("G10", "G11", ids="R10", needs=_DELAYS)
 async def an_outage_within_the_policys_patience_kills_nothing(kit: Kit) -> None:
-    """While all that handlers need is down, messages wait and are tried at the policy's pace; none is dead-lettered."""
+    """During an outage shorter than the policy allows no message is dead-lettered."""
     jobs, broker, done, over = (
         Queue(kit.name(), str),
         await kit.broker(),
@@ -315,19 +331,19 @@ async def an_outage_within_the_policys_patience_kills_nothing(kit: Kit) -> None:
     await kit.within(broker.publish_many(jobs, names))
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(20, fixed(0.5)))
     await kit.within(over.wait(), what="every message handled again")
-    kit.same(done, Counter(names), "each done once", MOVE)
+    kit.same(done, Counter(names), "messages done", MOVE)
     kit.true(
         len(starts) <= 5 * len(names),
         "no more than a start every 0.5 s each",
         len(starts),
         "a Move's delay",
     )
-    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "no dead letters", MOVE)
+    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "dead letters", MOVE)
 
 
 @case("G3", "G11", ids="X06", protocols=(SupportsDelete,))
 async def a_dead_letter_queue_that_is_gone_costs_no_message(kit: Kit) -> None:
-    """The Move fails, the message stays held, and its dead-letter queue is declared again before it is tried once more."""
+    """If the dead-letter queue was deleted, it is declared again and the message is kept."""
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await kit.within(broker.publish(jobs, "x"))
     consumer = broker.consume(jobs, retry=RetryPolicy(1))

@@ -1,1 +1,1 @@
-"""Profile *routing*: queues by name, missing ones and temporary ones, and a Router's way to them."""
+"""Profile *routing*: declaring queues, missing and temporary queues, routers and bindings."""

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 _CLOSE = 2.0
-"""Seconds that any close may take."""
+"""Seconds that a close may take."""
 
 
 @case("G2", ids="C24")
 async def queues_do_not_mix(kit: Kit) -> None:
-    """A message goes to its own queue and to no other, also from one batch and beside consumers of both."""
+    """A message goes to its own queue only."""
     one, two = await kit.queue(), await kit.queue()
     consumers = [await kit.subscribe(queue) for queue in (one, two)]
     await kit.publish(*[Outgoing((one, two)[n % 2], kit.message(f"{n}")) for n in range(20)])
@@ -46,12 +46,12 @@ async def queues_do_not_mix(kit: Kit) -> None:
             "the queue's own messages",
             "Backend.publish",
         )
-        kit.same(await kit.receive(consumer), [], "nothing else", "Backend.publish")
+        kit.same(await kit.receive(consumer), [], "further messages", "Backend.publish")
 
 
 @case("G1", ids="C06")
 async def subscribing_to_a_missing_queue_is_not_found(kit: Kit) -> None:
-    """It raises at once, names the queue, is classified NOT_FOUND, and spoils nothing."""
+    """Subscribing to a missing queue raises NOT_FOUND with its name; the instance still works."""
     missing = kit.name()
     subscribing = kit.backend.subscribe(missing, prefetch=1, lease=30.0)
     error = await kit.raises(
@@ -67,13 +67,16 @@ async def subscribing_to_a_missing_queue_is_not_found(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, "a")
     kit.same(
-        await kit.contents(queue), Counter("a"), "the instance still works", "Backend.subscribe"
+        await kit.contents(queue), Counter("a"), "messages in another queue", "Backend.subscribe"
     )
 
 
 @case("G1", ids="C05 C06")
 async def an_application_is_told_of_a_missing_queue(kit: Kit) -> None:
-    """Through Broker: publishing to a bare name declares nothing and is QueueNotFound; so is consuming it."""
+    """Publishing to or consuming a missing queue by name raises QueueNotFound.
+
+    Core declares queues given as `Queue` objects only.
+    """
     broker, missing = await kit.broker(), kit.name()
     look = "Backend.publish: Failed(NOT_FOUND)"
     await kit.raises(QueueNotFound, broker.publish(missing, b"a"), "QueueNotFound", look)
@@ -95,7 +98,7 @@ async def an_application_is_told_of_a_missing_queue(kit: Kit) -> None:
 
 @case("G14", ids="C03")
 async def declaring_again_changes_nothing(kit: Kit) -> None:
-    """After each reconnect core declares everything again; messages stay."""
+    """Declaring the same queue again changes nothing."""
     spec = QueueSpec(name=kit.name())
     for _ in range(3):
         await kit.within(kit.backend.declare([spec, spec]))
@@ -120,7 +123,10 @@ _SETTINGS: dict[str, tuple[str, Any, Any, Capability | None]] = {
 async def other_settings_are_a_mismatch(
     kit: Kit, setting: tuple[str, Any, Any, Capability | None]
 ) -> None:
-    """The error is a TopologyMismatch that names the queue, the setting and both values; the queue stays as it was."""
+    """Declaring a queue with other settings raises TopologyMismatch.
+
+    Its text contains the queue, the setting and both values; the queue is unchanged.
+    """
     what, one, other, needed = setting
     if needed is not None and not kit.capabilities.has(needed):
         raise NotShown(
@@ -143,7 +149,7 @@ async def other_settings_are_a_mismatch(
 
 @case("G16")
 async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
-    """Each word above the level in force is DurabilityUnavailable, at `declare` and at a connect; the level itself works."""
+    """More durability than the server has is refused, at `declare` and at connect."""
     have, name = kit.capabilities.durability, kit.name()
     await kit.within(kit.backend.declare([QueueSpec(name=name, durability=have)]))
     for more in [level for level in Durability if level > have]:
@@ -164,7 +170,7 @@ async def more_durability_than_there_is_is_refused(kit: Kit) -> None:
 
 @case("G2")
 async def a_temporary_queue_goes_with_its_owner(kit: Kit) -> None:
-    """A reply queue serves like any other, is not listed, and ends with the instance that declared it."""
+    """A temporary queue is not listed, and ends with the instance that declared it."""
     name, owner = kit.name(), await kit.open()
     await kit.within(owner.declare([QueueSpec(name=name, role="temporary")]))
     await kit.put(name, "a")
@@ -194,7 +200,7 @@ async def a_temporary_queue_goes_with_its_owner(kit: Kit) -> None:
 
 @case("G1", "G15", ids="C12", protocols=(SupportsDelete,))
 async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
-    """A deleted queue is NOT_FOUND, counted and bound nowhere; declared anew it is empty and remembers no id."""
+    """A deleted queue has no counts, bindings, messages or remembered ids."""
     queue, router, backend = await kit.queue(), kit.name(), kit.backend
     await kit.put(queue, "a", "b")
     if isinstance(backend, SupportsBind):
@@ -214,14 +220,22 @@ async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
         kit.same(
             list(await kit.within(backend.bindings(router))),
             [],
-            "no arrow to nowhere",
+            "bindings of the deleted queue",
             "delete: bindings",
         )
     if isinstance(backend, SupportsCount):
-        kit.same(list(await kit.within(backend.count([queue]))), [], "no counts", "delete: counts")
+        kit.same(
+            list(await kit.within(backend.count([queue]))),
+            [],
+            "counts of the deleted queue",
+            "delete: counts",
+        )
     await kit.within(backend.declare([QueueSpec(name=queue)]))
-    kit.same(await kit.contents(queue), Counter(), "nothing of the old queue", "delete: messages")
+    kit.same(await kit.contents(queue), Counter(), "messages in the new queue", "delete: messages")
     await kit.put(queue, "a")
     kit.same(
-        await kit.contents(queue), Counter("a"), "the old id is new again", "delete: dedup window"
+        await kit.contents(queue),
+        Counter("a"),
+        "messages in the queue after an old id was published",
+        "delete: dedup window",
     )

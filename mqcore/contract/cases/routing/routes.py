@@ -38,7 +38,7 @@ _NEEDS = (Capability.ROUTING,)
 
 @case("G15", needs=_NEEDS, protocols=(SupportsBind,))
 async def every_instance_sees_the_same_bindings(kit: Kit) -> None:
-    """They live with the broker, are kept by router, and added twice they are there once."""
+    """Bindings are stored in the broker, per router, each once."""
     backend, queue, shop, press = (
         cast("SupportsBind", kit.backend),
         await kit.queue(),
@@ -54,30 +54,38 @@ async def every_instance_sees_the_same_bindings(kit: Kit) -> None:
     other = cast("SupportsBind", await kit.open())
     look = "SupportsBind.bindings"
     kit.same(
-        Counter(await kit.within(other.bindings(shop))), Counter([one, two]), "of one router", look
+        Counter(await kit.within(other.bindings(shop))),
+        Counter([one, two]),
+        "bindings of one router",
+        look,
     )
-    kit.same(list(await kit.within(other.bindings(press))), [three], "of the other", look)
+    kit.same(
+        list(await kit.within(other.bindings(press))), [three], "bindings of the other router", look
+    )
     kit.true(
         {one, two, three} <= set(await kit.within(other.bindings())),
-        "all three of all routers",
+        "the bindings of all routers",
         "fewer",
         look,
     )
     kit.same(
         list(await kit.within(other.bindings(kit.name()))),
         [],
-        "of a router that nobody knows",
+        "bindings of an unknown router",
         look,
     )
     await kit.within(other.unbind([one, topic_binding(shop, queue, "never bound")]))
     await kit.within(other.unbind([one]))
     left = list(await kit.within(backend.bindings(shop)))
-    kit.same(left, [two], "the rest, once one is unbound", "SupportsBind.unbind")
+    kit.same(left, [two], "bindings left after one was unbound", "SupportsBind.unbind")
 
 
 @case("G15", "G16", needs=_NEEDS, protocols=(SupportsBind,))
 async def a_router_has_one_kind(kit: Kit) -> None:
-    """Another kind is a TopologyMismatch that names the router and both kinds, and adds nothing of its batch."""
+    """Binding a router with another kind raises TopologyMismatch and adds nothing.
+
+    Its text contains the router and both kinds.
+    """
     backend, queue, router = cast("SupportsBind", kit.backend), await kit.queue(), kit.name()
     topic, direct = topic_binding(router, queue, "a.*"), topic_binding(router, queue, "a", "direct")
     await kit.within(backend.bind([topic]))
@@ -90,7 +98,7 @@ async def a_router_has_one_kind(kit: Kit) -> None:
     kit.same(
         list(await kit.within(backend.bindings(router))),
         [topic],
-        "nothing added",
+        "bindings of the router",
         "SupportsBind.bind",
     )
 
@@ -158,7 +166,7 @@ _SHAPES: dict[str, _Shape] = {
 
 @case("G15", ids="C22 C65", needs=_NEEDS, each=_SHAPES)
 async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> None:
-    """Each queue that a binding matches gets one copy, equal in id, body and headers; every other stays empty."""
+    """Each queue with a matching binding gets one equal copy; no other queue gets one."""
     kind, bound, key, headers, expected = shape
     broker, router, queues = await kit.broker(), Router(kit.name(), kind=kind), []
     for pattern, wanted, match in bound:
@@ -173,7 +181,7 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
     for number, queue in enumerate(queues):
         if f"{number}" not in expected.split():
             kit.same(
-                await kit.contents(queue.name), Counter(), f"nothing by {bound[number]}", _LOOK
+                await kit.contents(queue.name), Counter(), f"messages by {bound[number]}", _LOOK
             )
             continue
         consumer = await kit.subscribe(queue.name)
@@ -184,22 +192,22 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
             fields, ("me", b"body", {**headers, "h": "v"}, 1), f"the copy by {bound[number]}", _LOOK
         )
         await kit.ack(consumer, [copy])
-        kit.same(await kit.receive(consumer), [], "one copy and no second", _LOOK)
-    kit.same(" ".join(came), expected, "bindings that took it", _LOOK)
+        kit.same(await kit.receive(consumer), [], "further copies", _LOOK)
+    kit.same(" ".join(came), expected, "bindings that matched", _LOOK)
 
 
 @case("G15", ids="C65", needs=_NEEDS)
 async def a_queue_takes_one_copy_however_many_bindings_match(kit: Kit) -> None:
-    """Three patterns of one queue take the key, and one copy is stored."""
+    """A queue gets one copy however many of its bindings match."""
     broker, queue = await kit.broker(), Queue(kit.name())
     router = Router(kit.name()).bind(queue, "a.#").bind(queue, "#.b").bind(queue, "a.b")
     await kit.within(broker.publish(router, b"x", key="a.b", id="me"))
-    kit.same(await kit.contents(queue.name), Counter(["me"]), "one copy", _LOOK)
+    kit.same(await kit.contents(queue.name), Counter(["me"]), "copies stored", _LOOK)
 
 
 @case("G15", "G2", ids="C22", needs=_NEEDS)
 async def each_copy_lives_for_itself(kit: Kit) -> None:
-    """Of two copies one is acked and one dead-lettered: the other knows nothing of it."""
+    """Copies in different queues are settled independently."""
     broker, one, two = await kit.broker(), Queue(kit.name()), Queue(kit.name())
     router = Router(kit.name(), kind="fanout").bind(one).bind(two)
     await kit.within(broker.publish(router, b"x", id="me"))
@@ -215,20 +223,23 @@ async def each_copy_lives_for_itself(kit: Kit) -> None:
     kit.same(
         await kit.contents(f"{two.name}.dlq"),
         Counter(["me"]),
-        "the dead copy",
+        "messages in the dead-letter queue",
         "Subscription.settle: Move",
     )
     kit.same(
         await kit.contents(f"{one.name}.dlq"),
         Counter(),
-        "the other's dead letters",
+        "dead letters of the other queue",
         "Subscription.settle: Move",
     )
 
 
 @case("G15", "G11", needs=_NEEDS)
 async def copies_that_meet_in_a_shared_dead_letter_queue_are_two(kit: Kit) -> None:
-    """They share id and hop, and differ by lineage: a DEDUP window must not take the second for the first."""
+    """Copies of a routed message in a shared dead-letter queue are not duplicates.
+
+    They have the same id and hop, and different lineage.
+    """
     broker, shared = await kit.broker(), kit.name()
     queues = [Queue(kit.name(), dead_letter=shared) for _ in range(2)]
     router = Router(kit.name(), kind="fanout").bind(queues[0]).bind(queues[1])
@@ -237,7 +248,7 @@ async def copies_that_meet_in_a_shared_dead_letter_queue_are_two(kit: Kit) -> No
         async with broker.consume(queue) as deliveries:
             await kit.within((await kit.within(anext(deliveries))).reject())
     look = "where the DEDUP window is keyed: Message.copy_name"
-    kit.same(await kit.contents(shared), Counter({"me": 2}), "both dead letters", look)
+    kit.same(await kit.contents(shared), Counter({"me": 2}), "dead letters", look)
 
 
 @case(
@@ -248,7 +259,7 @@ async def copies_that_meet_in_a_shared_dead_letter_queue_are_two(kit: Kit) -> No
     each={kind: kind for kind in ("direct", "topic", "fanout", "headers")},
 )
 async def what_no_queue_takes_is_unroutable(kit: Kit, kind: Kind) -> None:
-    """Without a binding, with none that matches, and after the last was unbound: Unroutable, never a silent loss."""
+    """A message that no binding matches raises Unroutable."""
     broker, queue, router = await kit.broker(), Queue(kit.name()), Router(kit.name(), kind=kind)
     empty: Router[bytes] = Router(kit.name(), kind=kind)
     await kit.raises(
@@ -267,12 +278,12 @@ async def what_no_queue_takes_is_unroutable(kit: Kit, kind: Kind) -> None:
     last: Router[bytes] = Router(router.name, kind=kind)
     gone = broker.publish(last, b"x", key="a", headers={"a": "1"})
     await kit.raises(Unroutable, gone, "Unroutable after the last unbind", "SupportsBind.unbind")
-    kit.same(await kit.contents(queue.name), Counter(), "nothing stored", _LOOK)
+    kit.same(await kit.contents(queue.name), Counter(), "messages stored", _LOOK)
 
 
 @case("G15", needs=_NEEDS)
 async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> None:
-    """What one Broker binds or unbinds, or takes away with a deleted queue, another's publish follows at once."""
+    """A changed binding applies to the next publish of every process."""
     broker, other, router = await kit.broker(), await kit.broker(), Router(kit.name())
     one, two = Queue(kit.name()), Queue(kit.name())
     bare: Router[bytes] = Router(router.name)
@@ -283,10 +294,16 @@ async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> No
     await kit.within(other.unbind(router.binding(one, "a")))
     await kit.within(broker.publish(bare, b"x", key="a", id="3"))
     kit.same(
-        await kit.contents(one.name), Counter("12"), "the first queue", "SupportsBind.bindings"
+        await kit.contents(one.name),
+        Counter("12"),
+        "messages in the first queue",
+        "SupportsBind.bindings",
     )
     kit.same(
-        await kit.contents(two.name), Counter("23"), "the second queue", "SupportsBind.bindings"
+        await kit.contents(two.name),
+        Counter("23"),
+        "messages in the second queue",
+        "SupportsBind.bindings",
     )
     if isinstance(kit.backend, SupportsDelete):
         await kit.within(other.delete(two))
@@ -303,7 +320,7 @@ async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> No
 
 @case("G15", "G7", needs=(*_NEEDS, Capability.DELAY))
 async def a_delayed_routed_message_comes_when_it_is_due(kit: Kit) -> None:
-    """To every queue that is bound, not early, one copy each."""
+    """A delayed message to a router arrives in every bound queue when it is due, once."""
     broker, queues = await kit.broker(), [Queue(kit.name()), Queue(kit.name())]
     router = Router(kit.name(), kind="fanout").bind(queues[0]).bind(queues[1])
     began = kit.now
@@ -318,12 +335,12 @@ async def a_delayed_routed_message_comes_when_it_is_due(kit: Kit) -> None:
             "Backend.publish: delay",
         )
         await kit.ack(consumer, got)
-        kit.same(await kit.receive(consumer), [], "no second copy", "Backend.publish: delay")
+        kit.same(await kit.receive(consumer), [], "further copies", "Backend.publish: delay")
 
 
 @case("G1", "G15", needs=(*_NEEDS, Capability.MAX_LENGTH, Capability.DEDUP))
 async def half_of_a_route_is_unknown_and_can_be_completed(kit: Kit) -> None:
-    """One queue stored it, a full one did not: PublishUnknown; published again by its id, each has one copy."""
+    """A route that one queue refused is PublishUnknown; publishing again completes it."""
     modes = str(kit.limit(Capability.MAX_LENGTH, "modes")).split(",")
     if "reject" not in modes or kit.capabilities[Capability.MAX_LENGTH].level is Level.APPROXIMATE:
         raise NotShown("no exact overflow='reject' here, so that no queue refuses for sure")
@@ -334,23 +351,26 @@ async def half_of_a_route_is_unknown_and_can_be_completed(kit: Kit) -> None:
     error = await kit.raises(
         PublishUnknown, broker.publish(router, b"x", id="me"), "PublishUnknown", "Backend.publish"
     )
-    kit.same(getattr(error, "id", ""), "me", "its id, to publish again with", "Producer")
+    kit.same(getattr(error, "id", ""), "me", "the id of the error", "Producer")
     kit.same(
         await kit.contents(full.name),
         Counter(["first"]),
-        "the full queue",
+        "messages in the full queue",
         "Backend.publish: max_length",
     )
     await kit.within(broker.publish(router, b"x", id="me"))
     for queue in (free, full):
         kit.same(
-            await kit.contents(queue.name), Counter(["me"]), "one copy", "Backend.publish: DEDUP"
+            await kit.contents(queue.name),
+            Counter(["me"]),
+            "copies stored",
+            "Backend.publish: DEDUP",
         )
 
 
 @case("G15", "G16", ids="U02")
 async def a_route_is_refused_where_core_routes(kit: Kit) -> None:
-    """A backend whose ROUTING is not native refuses a `Route`, for that item alone; a native one has no such router."""
+    """A backend without native ROUTING refuses a `Route`, for that item only."""
     queue = await kit.queue()
     batch = [Outgoing(Route(kit.name(), "k"), kit.message()), Outgoing(queue, kit.message("a"))]
     refused, stored = await kit.publish(*batch)
@@ -360,7 +380,7 @@ async def a_route_is_refused_where_core_routes(kit: Kit) -> None:
         refused,
         "Backend.publish",
     )
-    kit.same(stored, STORED, "the item beside it", "Backend.publish")
+    kit.same(stored, STORED, "the outcome of the other item", "Backend.publish")
 
 
 _LOOK = "Backend.publish: Route, where ROUTING is native; else SupportsBind.bindings"

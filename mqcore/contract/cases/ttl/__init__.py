@@ -1,1 +1,1 @@
-"""Profile *ttl*: no handler starts what has expired, wherever it stood; a backend tells it, and never takes one away itself."""
+"""Profile *ttl*: no handler starts an expired message, and no backend removes one by itself."""

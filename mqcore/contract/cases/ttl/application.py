@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 async def _letter(kit: Kit, queue: str) -> Delivery:
-    """Wait for the dead letter of a queue."""
+    """Receive the dead letter of a queue."""
     (letter,) = await kit.take(await kit.subscribe(f"{queue}.dlq"), 1)
     return letter
 
 
 @case("G6", "G11", ids="T09", needs=NEEDS)
 async def an_expired_message_is_dead_lettered_with_its_reason(kit: Kit) -> None:
-    """A worker starts no handler for it: reason `expired`, no attempt, the body and headers as they were."""
+    """A worker dead-letters an expired message as `expired`, without an attempt."""
     broker, queue = await kit.broker(), Queue(kit.name())
     started: asyncio.Queue[bytes] = asyncio.Queue()
     await kit.within(broker.publish(queue, b"\x00brief", ttl=0.3, headers={"h": "v"}))
     await kit.advance(0.5)
     await kit.worker(broker, queue, started.put)
     await kit.within(broker.publish(queue, b"patient"))
-    kit.same(await kit.within(started.get()), b"patient", "the living one handled", TOLD)
+    kit.same(await kit.within(started.get()), b"patient", "the message handled", TOLD)
     message = (await _letter(kit, queue.name)).message
     death = message.death
     kit.true(death, "a record of the death", "none", "Message.death")
@@ -53,7 +53,7 @@ async def an_expired_message_is_dead_lettered_with_its_reason(kit: Kit) -> None:
 
 @case("G6", "G2", ids="T09", needs=NEEDS)
 async def an_expired_message_without_a_dead_letter_queue_is_dropped_and_counted(kit: Kit) -> None:
-    """Only in a queue that has none; the event says so."""
+    """Without a dead-letter queue an expired message is dropped, and an event reports it."""
     broker, queue = await kit.broker(), Queue(kit.name(), dead_letter=None)
     dropped = asyncio.Event()
     broker.events.listen(lambda event: dropped.set() if event.name == "message.dropped" else None)
@@ -62,12 +62,12 @@ async def an_expired_message_without_a_dead_letter_queue_is_dropped_and_counted(
     worker = await kit.worker(broker, queue, asyncio.Queue[bytes]().put)
     await kit.within(dropped.wait(), what="the event message.dropped")
     await kit.within(worker.drain(0))
-    kit.same(await kit.contents(queue.name), Counter(), "gone", TOLD)
+    kit.same(await kit.contents(queue.name), Counter(), "messages left in the queue", TOLD)
 
 
 @case("G6", ids="T08", needs=NEEDS)
 async def what_expires_behind_a_busy_handler_never_starts(kit: Kit) -> None:
-    """Prefetched and alive, expired before its turn: dead-lettered, no attempt counted."""
+    """A prefetched message that expires before its turn is dead-lettered, not started."""
     broker, queue = await kit.broker(), Queue(kit.name())
     started: asyncio.Queue[bytes] = asyncio.Queue()
     go = asyncio.Event()
@@ -85,14 +85,12 @@ async def what_expires_behind_a_busy_handler_never_starts(kit: Kit) -> None:
     go.set()
     kit.same(await kit.within(started.get()), b"patient", "the next to start", TOLD)
     letter = await _letter(kit, queue.name)
-    kit.same(
-        (letter.message.body, letter.expires_in), (b"brief", None), "the expired one buried", TOLD
-    )
+    kit.same((letter.message.body, letter.expires_in), (b"brief", None), "the dead letter", TOLD)
 
 
 @case("G6", ids="T08", needs=NEEDS)
 async def the_pull_api_does_not_hand_out_what_has_expired(kit: Kit) -> None:
-    """Not even when it was received in time and asked for too late."""
+    """The pull API does not return a message that expired after it was received."""
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.publish(queue, b"a"))
     await kit.within(broker.publish(queue, b"brief", ttl=0.8))
@@ -102,17 +100,15 @@ async def the_pull_api_does_not_hand_out_what_has_expired(kit: Kit) -> None:
         kit.same(
             await kit.within(deliveries.get(timeout=kit.harness.silence)),
             None,
-            "nothing to handle",
+            "the message returned by get",
             TOLD,
         )
-    kit.same(
-        (await _letter(kit, queue.name)).message.body, b"brief", "the expired one buried", TOLD
-    )
+    kit.same((await _letter(kit, queue.name)).message.body, b"brief", "the dead letter", TOLD)
 
 
 @case("G6", "G10", needs=BOTH)
 async def a_retry_that_would_come_too_late_is_buried_at_once(kit: Kit) -> None:
-    """When its wait would end after the expiry: reason `expired`, without waiting for it."""
+    """A retry that would come after the expiry is dead-lettered at once as `expired`."""
     broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(5, fixed(60.0)))
     await kit.within(broker.publish(queue, b"a", ttl=30.0))
     async with broker.consume(queue) as deliveries:
@@ -121,14 +117,14 @@ async def a_retry_that_would_come_too_late_is_buried_at_once(kit: Kit) -> None:
     kit.same(
         death and (death.reason, death.attempts),
         (Reason.EXPIRED, 1),
-        "buried as expired",
+        "reason and attempts of the dead letter",
         "Broker.consume: retry",
     )
 
 
 @case("G6", "G11", ids="T10", needs=NEEDS, protocols=(SupportsBrowse, SupportsTake))
 async def a_redrive_clears_the_expiry(kit: Kit) -> None:
-    """What died of its age and was redriven is handled, and does not expire on the way."""
+    """A redriven message does not expire again."""
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.publish(queue, b"a", ttl=0.3))
     await kit.advance(0.5)
@@ -144,6 +140,6 @@ async def a_redrive_clears_the_expiry(kit: Kit) -> None:
     kit.same(
         list((await time_left(kit, queue.name)).values()),
         [None],
-        "alive for ever after the redrive",
+        "expires_in after the redrive",
         "DeadLetters.redrive",
     )

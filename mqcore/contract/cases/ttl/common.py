@@ -32,7 +32,7 @@ def has_expired(delivery: Delivery) -> bool:
 
 
 async def time_left(kit: Kit, queue: str, count: int = 1) -> dict[str, float | None]:
-    """Return what each message of the queue has left, and give them all back."""
+    """Return the time left of each message in the queue, and release them all."""
     consumer = await kit.subscribe(queue)
     got = await kit.take(consumer, count)
     await kit.settle(consumer, *[Release(it.receipt) for it in got])

@@ -30,7 +30,7 @@ _EARLY = 0.05
 
 
 def _near(kit: Kit, came: float | None, ttl: float, since: float, look: str = TOLD) -> None:
-    """Fail unless what is left of a ttl given at `since` is what the time gone by leaves."""
+    """Fail unless `came` is about what is left of a ttl that began at `since`."""
     wanted = ttl - (kit.now - since)
     expected = f"about {wanted:.3f} s left of {ttl:g}"
     kit.true(came is not None and abs(came - wanted) <= _NEAR, expected, f"expires_in={came}", look)
@@ -38,19 +38,22 @@ def _near(kit: Kit, came: float | None, ttl: float, since: float, look: str = TO
 
 @case("G6", ids="T02", needs=NEEDS)
 async def a_living_message_says_how_long_it_has(kit: Kit) -> None:
-    """`expires_in` counts from publish; a long ttl has most of it left, and None is for ever."""
+    """`expires_in` counts down from publish; without a ttl it is None."""
     queue, began = await kit.queue(), kit.now
     await kit.put(queue, "mortal", ttl=10.0)
     await kit.put(queue, "immortal")
     await kit.advance(1.0)
     left = await time_left(kit, queue, 2)
-    kit.same(left["immortal"], None, "no expiry without a ttl", TOLD)
+    kit.same(left["immortal"], None, "expires_in without a ttl", TOLD)
     _near(kit, left["mortal"], 10.0, began)
 
 
 @case("G6", "G2", ids="T01", needs=NEEDS)
 async def an_expired_message_is_handed_out_as_expired(kit: Kit) -> None:
-    """Core dead-letters it, so it must come, however late, with nothing left and its body unharmed."""
+    """An expired message is still delivered, with `expires_in` at or below 0.
+
+    Core dead-letters it.
+    """
     queue = await kit.queue()
     await kit.put(queue, "a", ttl=0.3)
     await kit.advance(2.0)
@@ -61,7 +64,7 @@ async def an_expired_message_is_handed_out_as_expired(kit: Kit) -> None:
 
 @case("G6", ids="T03", needs=NEEDS)
 async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) -> None:
-    """A short ttl behind a long one is over on time, and an expired message before a living one does not stop it."""
+    """Expired and living messages of one queue do not block each other."""
     queue = await kit.queue()
     for name, ttl in [("dead-1", 0.3), ("long", 100.0), ("dead-2", 0.6), ("for-ever", None)]:
         await kit.put(queue, name, ttl=ttl)
@@ -70,7 +73,7 @@ async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) 
     kit.same(
         got,
         {"dead-1": True, "long": False, "dead-2": True, "for-ever": False},
-        "who has expired",
+        "which messages have expired",
         TOLD,
     )
 
@@ -87,7 +90,7 @@ async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) 
     },
 )
 async def the_shorter_ttl_wins(kit: Kit, ttls: tuple[float | None, float | None]) -> None:
-    """Of the message's own ttl and its queue's."""
+    """The shorter ttl applies, of the message and its queue."""
     of_message, of_queue = ttls
     queue, began = await kit.queue(ttl=of_queue), kit.now
     await kit.put(queue, "a", ttl=of_message)
@@ -96,7 +99,7 @@ async def the_shorter_ttl_wins(kit: Kit, ttls: tuple[float | None, float | None]
 
 @case("G6", ids="T05", needs=NEEDS, each={"release": False, "crash": True})
 async def what_comes_back_has_not_become_younger(kit: Kit, crash: bool) -> None:  # noqa: FBT001 - a variant
-    """Neither a release nor the death of its consumer winds the clock of a message back."""
+    """A release or a takeover does not extend the life of a message."""
     queue, began = await kit.queue(ttl=10.0), kit.now
     await kit.put(queue, "a")
     await kit.advance(0.6)
@@ -110,7 +113,7 @@ async def what_comes_back_has_not_become_younger(kit: Kit, crash: bool) -> None:
 
 @case("G6", "G10", ids="T06", needs=NEEDS)
 async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
-    """Retry does not reset the clock; a queue's ttl is for what is published to it, not for what is moved."""
+    """A Move keeps the expiry; the ttl of the target queue does not apply to it."""
     source, target, began = await kit.queue(), await kit.queue(ttl=1.0), kit.now
     await kit.put(source, "a", ttl=10.0)
     await kit.put(source, "for-ever")
@@ -121,12 +124,12 @@ async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
     kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", look)
     left = await time_left(kit, target, 2)
     _near(kit, left["a"], 10.0, began, look)
-    kit.same(left["for-ever"], None, "no expiry from the target queue", look)
+    kit.same(left["for-ever"], None, "expires_in after the Move", look)
 
 
 @case("G6", "G7", "G10", ids="T06 D06", needs=BOTH)
 async def the_wait_of_a_retry_does_not_stop_the_clock(kit: Kit) -> None:
-    """A successor that is delayed lives no longer for it."""
+    """The delay of a retry does not extend the life of a message."""
     queue, began = await kit.queue(), kit.now
     await kit.put(queue, "a", ttl=10.0)
     consumer = await kit.subscribe(queue)
@@ -144,7 +147,7 @@ async def the_wait_of_a_retry_does_not_stop_the_clock(kit: Kit) -> None:
 
 @case("G6", ids="T06", needs=NEEDS)
 async def a_move_may_give_a_new_ttl(kit: Kit) -> None:
-    """`ttl` of an Outgoing counts from now, also in a Move, and goes before the expiry that is copied."""
+    """The `ttl` of a Move's successor counts from now and replaces the old expiry."""
     queue = await kit.queue()
     await kit.put(queue, "a", ttl=100.0)
     consumer = await kit.subscribe(queue)
@@ -163,7 +166,7 @@ async def a_move_may_give_a_new_ttl(kit: Kit) -> None:
 
 @case("G6", "G11", ids="T10", needs=NEEDS)
 async def a_dead_letter_never_expires_again(kit: Kit) -> None:
-    """Core takes the expiry off, and the backend must not put it back."""
+    """A dead letter has no expiry."""
     queue = await kit.queue(ttl=0.3)
     await kit.put(queue, "a")
     await kit.advance(0.5)
@@ -174,14 +177,17 @@ async def a_dead_letter_never_expires_again(kit: Kit) -> None:
     kit.same(
         await time_left(kit, f"{queue}.dlq"),
         {"a": None},
-        "no expiry on the dead letter",
+        "expires_in of the dead letter",
         "Subscription.settle: Move",
     )
 
 
 @case("G6", "G7", ids="D06", needs=BOTH)
 async def what_expires_inside_its_delay_never_comes_alive(kit: Kit) -> None:
-    """It is handed out as expired: when it expires, to a consumer that waits, where a sweep is declared; else when it is due."""
+    """A message that expires during its delay is delivered as expired.
+
+    With `sweep` that happens when it expires, else when it is due.
+    """
     queue, sweeps = await kit.queue(), kit.limit(Capability.EXPIRY, "sweep")
     consumer, began = await kit.subscribe(queue), kit.now
     waiting = await kit.start(consumer.receive(1, 600.0))
@@ -202,7 +208,7 @@ async def what_expires_inside_its_delay_never_comes_alive(kit: Kit) -> None:
 
 @case("G6", "G7", ids="D06", needs=BOTH)
 async def a_ttl_longer_than_the_delay_counts_from_publish(kit: Kit) -> None:
-    """Not from the due time; and it neither shortens nor lengthens the delay."""
+    """A ttl counts from publish, not from the end of a delay."""
     queue, began = await kit.queue(), kit.now
     consumer = await kit.subscribe(queue)
     await kit.put(queue, "a", delay=0.6, ttl=5.0)
@@ -218,7 +224,7 @@ async def a_ttl_longer_than_the_delay_counts_from_publish(kit: Kit) -> None:
 
 @case("G6", ids="T12", needs=NEEDS, each={"ahead": 3600.0, "behind": -3600.0})
 async def the_publishers_calendar_decides_nothing(kit: Kit, skew: float) -> None:
-    """A ttl is seconds from now, whatever time the message says that it was published at."""
+    """A ttl counts from now, whatever `published_at` says."""
     queue, began = await kit.queue(), kit.now
     message = kit.message("a", published_at=kit.clock.now() + skew)
     kit.same(
@@ -235,7 +241,7 @@ async def the_publishers_calendar_decides_nothing(kit: Kit, skew: float) -> None
 
 @case("G6", ids="T13", needs=NEEDS)
 async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
-    """50 ms are over after 0.1 s, and a year is a year."""
+    """A ttl may be as short as 50 ms and as long as a year."""
     queue, year, began = await kit.queue(), 365 * 86_400.0, kit.now
     await kit.put(queue, "long", ttl=year)
     await kit.put(queue, "short", ttl=0.05)
@@ -243,13 +249,16 @@ async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
     left = await time_left(kit, queue, 2)
     _near(kit, left["long"], year, began)
     kit.true(
-        (left["short"] or 1.0) <= 0, "the short one expired", f"expires_in={left['short']}", TOLD
+        (left["short"] or 1.0) <= 0,
+        "the message with the short ttl expired",
+        f"expires_in={left['short']}",
+        TOLD,
     )
 
 
 @case("G6", ids="T07", needs=NEEDS)
 async def a_ttl_of_nothing_is_refused(kit: Kit) -> None:
-    """0, below 0, infinity and NaN are errors at publish; nothing is stored."""
+    """A ttl of 0, below 0, infinite or NaN raises ValidationError; nothing is stored."""
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.declare(queue))
     for ttl in (0.0, -1.0, -0.001, inf, nan):
@@ -259,12 +268,12 @@ async def a_ttl_of_nothing_is_refused(kit: Kit) -> None:
             f"ttl={ttl} refused",
             "Broker.publish",
         )
-    kit.same(await kit.contents(queue.name), Counter(), "nothing stored", "Broker.publish")
+    kit.same(await kit.contents(queue.name), Counter(), "messages stored", "Broker.publish")
 
 
 @case("G6", ids="T01", needs=NEEDS, hooks=("mute",))
 async def a_late_answer_to_a_claim_makes_no_life_longer(kit: Kit) -> None:
-    """The answer to a claim arrives half a second late: what it hands out says how long it has left then, not at the claim."""
+    """`expires_in` does not include the time that the answer to a claim took."""
     queue, backend, ttl = await kit.queue(), await kit.open(), 2.0
     consumer = await kit.subscribe(queue, backend=backend)
     await kit.put(queue, "a", ttl=ttl)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @case("G6", ids="T03", needs=NEEDS, protocols=(SupportsSweep,))
 async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
-    """Under a backlog that nobody gets through, up to the limit, leased like any claim; the living are left alone."""
+    """A sweep claims expired messages anywhere in the queue, up to its limit, and no others."""
     queue, backend = await kit.queue(), cast("SupportsSweep", kit.backend)
     await kit.put(queue, *(f"living-{n}" for n in range(20)))
     await kit.put(queue, *(f"dead-{n}" for n in range(5)), ttl=0.5)
@@ -27,7 +27,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
     kit.same(
         list(await kit.within(backend.sweep(queue, 10, 30.0))),
         [],
-        "nothing before it expires",
+        "messages swept before they expire",
         SWEEP,
     )
     await kit.advance(0.8)
@@ -36,13 +36,13 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
     kit.same(
         sorted(kit.ids(first + rest)),
         [f"dead-{n}" for n in range(5)],
-        "the expired and no others",
+        "messages swept",
         SWEEP,
     )
     kit.same(
         (len(first), [has_expired(it) for it in first + rest]),
         (3, [True] * 5),
-        "up to the limit, told as expired",
+        "number swept by the first call, and whether each has expired",
         SWEEP,
     )
     consumer = await kit.subscribe(queue)
@@ -50,21 +50,21 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
     kit.same(
         await kit.settle(consumer, *[Release(it.receipt) for it in rest]),
         [DONE] * 2,
-        "settled as claims",
+        "releases of the swept messages",
         SWEEP,
     )
     await kit.take(consumer, 20 + 1 + 2)
     kit.same(
         list(await kit.within(backend.sweep(queue, 10, 30.0))),
         [],
-        "not what a consumer holds",
+        "messages swept while a consumer holds them",
         SWEEP,
     )
 
 
 @case("G6", "G5", needs=NEEDS, protocols=(SupportsSweep,))
 async def a_swept_message_that_came_back_is_swept_again(kit: Kit) -> None:
-    """Released, or abandoned until the lease of the sweep ended: it is still expired."""
+    """A swept message that was released, or whose lease ended, is swept again."""
     queue, backend = await kit.queue(), cast("SupportsSweep", kit.backend)
     await kit.put(queue, "a", ttl=0.3)
     await kit.advance(0.5)
@@ -73,39 +73,45 @@ async def a_swept_message_that_came_back_is_swept_again(kit: Kit) -> None:
         consumer = await kit.subscribe(queue)
         await kit.settle(consumer, Release(delivery.receipt))
         await kit.within(consumer.close())
-    kit.same(len(await kit.within(backend.sweep(queue, 10, 1.0))), 1, "swept once more", SWEEP)
+    kit.same(
+        len(await kit.within(backend.sweep(queue, 10, 1.0))), 1, "number of messages swept", SWEEP
+    )
     await kit.advance(2.1)
     kit.same(
         kit.ids(await kit.within(backend.sweep(queue, 10, 1.0))),
         ["a"],
-        "the lease of the sweep has ended",
+        "messages swept after the lease has ended",
         SWEEP,
     )
 
 
 @case("G6", "G7", ids="D06", needs=BOTH, protocols=(SupportsSweep,))
 async def a_sweep_finds_what_expired_inside_its_delay(kit: Kit) -> None:
-    """A delayed message is swept as well as a ready one."""
+    """A sweep finds delayed messages that expired too."""
     queue, backend = await kit.queue(), cast("SupportsSweep", kit.backend)
     await kit.put(queue, "a", delay=60.0, ttl=0.3)
     await kit.put(queue, "b", delay=60.0)
     await kit.advance(0.5)
     kit.same(
-        kit.ids(await kit.within(backend.sweep(queue, 10, 30.0))), ["a"], "the expired one", SWEEP
+        kit.ids(await kit.within(backend.sweep(queue, 10, 30.0))), ["a"], "messages swept", SWEEP
     )
 
 
 @case("G6", "G2", ids="T11", needs=NEEDS, protocols=(SupportsCount,))
 async def an_expired_message_is_counted_until_it_is_buried(kit: Kit) -> None:
-    """It stays in its queue's counts, and moves to the dead-letter queue's: at no time is it in neither or in both."""
+    """An expired message is counted in its queue until it is dead-lettered, then in that queue."""
     queue, backend = await kit.queue(), cast("SupportsCount", kit.backend)
     names = [queue, f"{queue}.dlq"]
     await kit.put(queue, "a", ttl=0.3)
     await kit.advance(0.8)
     counts = [it.ready for it in await kit.within(backend.count(names))]
-    kit.same(counts, [1, 0], "ready in its own queue", "SupportsCount.count")
+    kit.same(
+        counts, [1, 0], "ready in the queue and in its dead-letter queue", "SupportsCount.count"
+    )
     consumer = await kit.subscribe(queue)
     (delivery,) = await kit.take(consumer, 1)
     await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", expires_at=None))
     counts = [it.ready + it.leased for it in await kit.within(backend.count(names))]
-    kit.same(counts, [0, 1], "in the dead-letter queue only", "SupportsCount.count")
+    kit.same(
+        counts, [0, 1], "messages in the queue and in its dead-letter queue", "SupportsCount.count"
+    )

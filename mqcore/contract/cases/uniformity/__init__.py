@@ -1,1 +1,1 @@
-"""Profile *uniformity*: one behaviour everywhere: what a message keeps, what a name means, and both ways to call."""
+"""Profile *uniformity*: values, deduplication, outcomes and interfaces are the same everywhere."""

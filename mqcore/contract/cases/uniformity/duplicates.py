@@ -35,7 +35,7 @@ DUPLICATE = Stored(duplicate=True)
     each={how: how for how in ("ready", "leased", "acked", "released", "moved")},
 )
 async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> None:
-    """The outcome says `duplicate`, whatever became of the first copy, which is the one that stays."""
+    """Publishing an id again is `duplicate`, whatever happened to the first copy, which stays."""
     queue = await kit.queue()
     consumer = await kit.subscribe(queue)
     await kit.put(queue, "a")
@@ -52,17 +52,23 @@ async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> Non
             )
     again = [Outgoing(queue, kit.message("a", body=b"again"))] * 2
     kit.same(
-        await kit.publish(*again), [DUPLICATE] * 2, f"duplicates of one that is {became}", DEDUP
+        await kit.publish(*again),
+        [DUPLICATE] * 2,
+        f"outcomes of publishing again what is {became}",
+        DEDUP,
     )
     bodies = [delivery.message.body for delivery in await kit.receive(consumer)]
     kit.same(
-        bodies, [b"a"] if became in {"ready", "released"} else [], "what is there to be had", DEDUP
+        bodies,
+        [b"a"] if became in {"ready", "released"} else [],
+        "bodies of the messages received",
+        DEDUP,
     )
 
 
 @case("G1", "G15", ids="B03", needs=WINDOWS)
 async def id_hop_lineage_and_queue_make_the_name(kit: Kit) -> None:
-    """Copies that differ in one of them are different, however alike they look when written in one line."""
+    """Copies that differ in id, hop, lineage or queue are different messages."""
     queue, other = await kit.queue(), await kit.queue()
     names = [
         ("a", 11, ""),
@@ -85,41 +91,56 @@ async def id_hop_lineage_and_queue_make_the_name(kit: Kit) -> None:
         for to in (queue, other)
         for id_, hop, line in names
     ]
-    kit.same(await kit.publish(*batch), [STORED] * len(batch), "all of them stored", DEDUP)
-    kit.same(await kit.publish(*batch), [DUPLICATE] * len(batch), "all of them known", DEDUP)
+    kit.same(await kit.publish(*batch), [STORED] * len(batch), "outcomes of publishing", DEDUP)
+    kit.same(
+        await kit.publish(*batch), [DUPLICATE] * len(batch), "outcomes of publishing again", DEDUP
+    )
 
 
 @case("G1", "G14", ids="B03", needs=WINDOWS)
 async def every_instance_sees_the_same_window(kit: Kit) -> None:
-    """After a reconnect, or from another process, publishing an unknown again stores one copy."""
+    """Deduplication works across instances."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     again = Outgoing(queue, kit.message("a"))
-    kit.same(await kit.publish(again, backend=await kit.open()), [DUPLICATE], "a duplicate", DEDUP)
-    kit.same(await kit.contents(queue), Counter("a"), "one copy", DEDUP)
+    kit.same(
+        await kit.publish(again, backend=await kit.open()),
+        [DUPLICATE],
+        "the outcome of publishing the id again",
+        DEDUP,
+    )
+    kit.same(await kit.contents(queue), Counter("a"), "copies stored", DEDUP)
 
 
 @case("G1", "G12", ids="B03", needs=(Capability.DEDUP, Capability.MAX_LENGTH))
 async def a_full_queue_remembers_what_it_holds_and_not_what_it_refused(kit: Kit) -> None:
-    """What is there is a duplicate, also when the queue is full; what was certainly not stored may be published again."""
+    """A full queue answers `duplicate` for what it holds, and may accept later what it refused."""
     queue = await kit.queue(max_length=1)
     await kit.put(queue, "a")
     duplicate, refused = await kit.publish(
         Outgoing(queue, kit.message("a")), Outgoing(queue, kit.message("b"))
     )
-    kit.same(duplicate, DUPLICATE, "what is there already", DEDUP)
-    kit.true(isinstance(refused, Failed), "a refusal", refused, "Backend.publish: max_length")
-    kit.same(await kit.contents(queue), Counter("a"), "one message", DEDUP)
+    kit.same(duplicate, DUPLICATE, "the outcome for a stored id", DEDUP)
+    kit.true(
+        isinstance(refused, Failed),
+        "Failed for a new message",
+        refused,
+        "Backend.publish: max_length",
+    )
+    kit.same(await kit.contents(queue), Counter("a"), "messages in the queue", DEDUP)
     await kit.put(queue, "b")
 
 
 @case("G1", ids="B03", needs=WINDOWS, protocols=(SupportsCount,))
 async def a_duplicate_changes_no_count(kit: Kit) -> None:
-    """Nothing was stored, so nothing is counted."""
+    """A duplicate changes no count."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     kit.same(
-        await kit.publish(Outgoing(queue, kit.message("a"))), [DUPLICATE], "a duplicate", DEDUP
+        await kit.publish(Outgoing(queue, kit.message("a"))),
+        [DUPLICATE],
+        "the outcome of publishing the id again",
+        DEDUP,
     )
     (counts,) = await kit.within(cast("SupportsCount", kit.backend).count([queue]))
     kit.true(

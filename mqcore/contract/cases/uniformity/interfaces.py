@@ -37,7 +37,7 @@ ONCE = RetryPolicy(1)
 
 
 async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
-    """Run `work` with a blocking Broker of the same server, in a thread, in real time."""
+    """Run `work` with a blocking Broker of the same server, in a thread and in real time."""
 
     def run() -> Any:
         options: Any = {
@@ -62,7 +62,7 @@ async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
 
 @case("G17", ids="U04")
 async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
-    """The blocking API's message differs from the async one's in id and time alone; so do the receipts."""
+    """The blocking API stores the same message as the async API, and returns the same receipt."""
     queue, broker = Queue(kit.name(), dict), await kit.broker()
     options: dict[str, Any] = {"headers": {"note": "Grüße"}}
     if kit.capabilities.has(Capability.PRIORITY):
@@ -101,7 +101,7 @@ _WRONG: dict[str, tuple[type[Exception], Callable[[Any, str], Any]]] = {
 async def both_ways_to_call_raise_the_same(
     kit: Kit, wrong: tuple[type[Exception], Callable[[Any, str], Any]]
 ) -> None:
-    """An error has one type and one text, however the broker was called."""
+    """The blocking API raises the same errors as the async API."""
     kind, ask = wrong
     broker, name = await kit.broker(), kit.name()
     one = await kit.raises(kind, ask(broker, name), kind.__name__)
@@ -119,7 +119,7 @@ async def both_ways_to_call_raise_the_same(
 
 @case("G17", ids="U04", protocols=(SupportsBrowse,))
 async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
-    """Ack, release and reject of the blocking API leave the queue and its dead letters as the async ones do."""
+    """The blocking API settles messages as the async API does."""
     if not kit.clock.real:
         raise NotShown(
             "a blocking consumer waits in real time: run the contract once with a real clock"
@@ -143,11 +143,16 @@ async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
 
     await _blocking(kit, work)
     for queue in (one, two):
-        kit.same(await kit.contents(queue.name), Counter(), "an empty queue", "Subscription.settle")
+        kit.same(
+            await kit.contents(queue.name),
+            Counter(),
+            "messages left in the queue",
+            "Subscription.settle",
+        )
         (letter,) = await kit.within(broker.dead_letters(queue).list())
         kit.same(
             (letter.reason, letter.attempts),
             ("rejected", 1),
-            "one dead letter",
+            "reason and attempts of the dead letter",
             "Subscription.settle: Move",
         )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @case("G1", "G2", ids="B01 C70", hooks=("restart",))
 async def what_was_confirmed_survives_the_broker(kit: Kit) -> None:
-    """Every message whose storage was confirmed before the server was killed is there after it has come back."""
+    """Every confirmed message survives a kill of the server."""
     if kit.capabilities.durability is Durability.MEMORY:
         raise NotShown("its durability is memory: nothing is promised")
     queue, names = await kit.queue(), [f"{n:02}" for n in range(50)]
@@ -42,19 +42,19 @@ async def what_was_confirmed_survives_the_broker(kit: Kit) -> None:
     kit.same(
         sorted(kit.ids(await kit.take(consumer, len(names)))),
         names,
-        "all that was confirmed",
+        "messages after the restart",
         "Backend.publish",
     )
 
 
 @case("G1", ids="B02")
 async def what_nobody_takes_is_an_error_with_its_id(kit: Kit) -> None:
-    """A queue that is missing is `QueueNotFound`, certainly not stored, and names the message."""
+    """Publishing to a missing queue raises QueueNotFound with the message's id."""
     broker = await kit.broker()
     error = await kit.raises(
         QueueNotFound, broker.publish(kit.name(), b"x", id="me"), "QueueNotFound", "Backend.publish"
     )
-    kit.same(isinstance(error, PublishFailed) and error.id, "me", "the id in a PublishFailed")
+    kit.same(isinstance(error, PublishFailed) and error.id, "me", "the id of the error")
     (ending,) = await kit.within(broker.publish_many(kit.name(), [b"x"]))
     kit.true(
         isinstance(ending, QueueNotFound), "QueueNotFound as a value", ending, "Backend.publish"
@@ -63,7 +63,7 @@ async def what_nobody_takes_is_an_error_with_its_id(kit: Kit) -> None:
 
 @case("G1", ids="B03 C71", needs=WINDOWS)
 async def an_unknown_published_again_is_stored_once(kit: Kit) -> None:
-    """`PublishUnknown` carries the id; with it a second publish is safe, and its receipt says `duplicate`."""
+    """Publishing again with the id of a PublishUnknown stores one copy."""
     silent = True
 
     def make() -> Backend:
@@ -84,10 +84,8 @@ async def an_unknown_published_again_is_stored_once(kit: Kit) -> None:
     silent = False
     id_ = cast("PublishUnknown", error).id
     receipt = await kit.within(broker.publish(jobs, "x", id=id_))
-    kit.same(
-        (receipt.id, receipt.duplicate), (id_, True), "a receipt for the copy that is there", DEDUP
-    )
-    kit.same(await kit.contents(jobs.name), Counter([id_]), "one copy", DEDUP)
+    kit.same((receipt.id, receipt.duplicate), (id_, True), "id and duplicate of the receipt", DEDUP)
+    kit.same(await kit.contents(jobs.name), Counter([id_]), "copies stored", DEDUP)
 
 
 @case(
@@ -98,7 +96,10 @@ async def an_unknown_published_again_is_stored_once(kit: Kit) -> None:
     each={mode: mode for mode in ("reject", "dead_letter")},
 )
 async def an_overflow_mode_works_or_is_refused(kit: Kit, mode: Any) -> None:
-    """What the limit `modes` names can be declared; another raises `UnsupportedFeature`, and no queue is made."""
+    """An overflow mode in `modes` works; another raises UnsupportedFeature.
+
+    Then no queue is created.
+    """
     broker, jobs = await kit.broker(), Queue(kit.name(), str, max_length=1, overflow=mode)
     if mode in str(kit.limit(Capability.MAX_LENGTH, "modes")).split(","):
         await kit.within(broker.publish(jobs, "x"))
@@ -108,4 +109,8 @@ async def an_overflow_mode_works_or_is_refused(kit: Kit, mode: Any) -> None:
             broker.publish(jobs, "x"),
             f"UnsupportedFeature for overflow={mode!r}",
         )
-        await kit.raises(QueueNotFound, broker.publish(jobs.name, b"x"), "no queue made")
+        await kit.raises(
+            QueueNotFound,
+            broker.publish(jobs.name, b"x"),
+            "QueueNotFound, for no queue was created",
+        )

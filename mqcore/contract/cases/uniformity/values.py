@@ -40,7 +40,7 @@ _DEATH = Death(
 
 
 def _full(kit: Kit) -> Message:
-    """Return a message of which every field is set."""
+    """Return a message with every field set."""
     return kit.message(
         "a-1_~!",
         body=bytes(range(256)),
@@ -73,7 +73,7 @@ def _full(kit: Kit) -> Message:
     each={how: how for how in ("release", "crash", "move", "delay")},
 )
 async def every_field_survives(kit: Kit, how: str) -> None:
-    """Headers, unicode, record of death, lineage, correlation and times: after a release, a takeover, a Move and a delay."""
+    """Every field of a message survives a release, a takeover, a Move and a delay."""
     if how == "delay" and not kit.capabilities.has(Capability.DELAY):
         raise NotShown("declares no DELAY")
     queue, victim, wanted = await kit.queue(), await kit.open(), _full(kit)
@@ -95,7 +95,7 @@ async def every_field_survives(kit: Kit, how: str) -> None:
 
 @case("G17", "G3", ids="U05")
 async def what_is_moved_is_copied(kit: Kit) -> None:
-    """What the mover changes afterwards in the successor's body and headers is not seen by who receives it."""
+    """Later changes by the mover to the successor's body or headers are not seen."""
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
@@ -117,7 +117,7 @@ async def what_is_moved_is_copied(kit: Kit) -> None:
 
 @case("G17", ids="U05 R07")
 async def payloads_are_encoded_and_copied(kit: Kit) -> None:
-    """Neither the publisher's later changes nor a failed handler's are seen by the next attempt."""
+    """The next attempt sees no change of the publisher or a failed handler to the payload."""
     jobs, broker, seen, over = (
         Queue(kit.name(), list),
         await kit.broker(),
