@@ -36,7 +36,7 @@ _STYLES = {"passed": "green", "failed": "bold red", "waived": "yellow"}
 _OPENS_WITHIN = 15.0
 _TOLD = 5
 """Cases named of those that failed in the same words."""
-_TOLD_AS = ("  told as: ", "  logged: ")
+_DETAILS = ("  seen as: ", "  logged: ")
 """Begin the lines of a failure that may differ although its cause is the same."""
 _LOCAL_SILENCE = 0.05
 _FOLDER = "the folder of {!r} does not exist"
@@ -166,7 +166,7 @@ def run(
     with quiet():
         capabilities = _capabilities(url, make())
         told: Callable[[Result], None] = (lambda _: None) if json else _teller(cases)
-        results = run_contract(make, cases=cases, waivers=waivers, told=told)
+        results = run_contract(make, cases=cases, waivers=waivers, on_result=told)
     found = Report(
         results, capabilities, make().server_version() or capabilities.server, what.whole, waivers
     )
@@ -307,7 +307,7 @@ def _alike(results: Iterable[Result]) -> list[list[Result]]:
     """Put together what was said in the same words, names and numbers aside."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        said = [line for line in result.text.splitlines() if not line.startswith(_TOLD_AS)]
+        said = [line for line in result.text.splitlines() if not line.startswith(_DETAILS)]
         groups.setdefault(_OWN_NAMES.sub("", "\n".join(said)), []).append(result)
     return list(groups.values())
 

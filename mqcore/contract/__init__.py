@@ -1,4 +1,4 @@
-"""The contract kit: one public proof that a backend keeps what mqcore promises.
+"""The contract kit: tests that a backend keeps what mqcore promises.
 
 An author writes a `Harness` and one line in a test file:
 
@@ -8,9 +8,8 @@ An author writes a `Harness` and one line in a test file:
     def harness() -> Harness:
         return UrlHarness("acme://127.0.0.1:7777")
 
-or runs `mqcore contract run acme://127.0.0.1:7777`. Each case names the guarantee that it holds;
-the report says what was shown, what failed and what was left out, and only a whole run bears the
-badge.
+or runs `mqcore contract run acme://127.0.0.1:7777`. Each case names the guarantee that it tests.
+The report says what was shown, what failed and what was left out. Only a whole run has a badge.
 """
 
 from mqcore.contract.case import Case, all_cases

@@ -52,7 +52,10 @@ class Case:
 
     @property
     def exclusive(self) -> bool:
-        """Whether no other case may run at the same time: it restarts or silences the broker, or measures all that there is."""
+        """Whether no other case may run at the same time.
+
+        Such a case restarts or silences the broker, or measures the whole process or server.
+        """
         return self.alone or bool(self.hooks)
 
 
@@ -103,7 +106,11 @@ async def _with(function: Callable[..., Awaitable[None]], value: object, kit: Ki
 
 
 def all_cases() -> list[Case]:
-    """Import every module of cases and return them in the order of the files, but for *core*: an author needs it first."""
+    """Import every module of cases and return the cases, profile *core* first.
+
+    Within *core* and for the others the order is that of the files: an author works on *core*
+    first.
+    """
     for module in sorted(
         module.name for module in walk_packages(package.__path__, f"{package.__name__}.")
     ):

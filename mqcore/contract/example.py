@@ -1,4 +1,4 @@
-"""The steps of random traces: one call or two at the seam, through the harness alone, and what the model makes of them."""
+"""Random traces: each step calls the backend once or twice, and updates the model."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ Given = tuple[Delivery, Lease, Subscription]
 WORK = ("jobs", "other")
 QUEUES = (*WORK, "dead")
 _PREFETCH = 1000
-"""More than an example has: how prefetch bounds is for cases to show."""
+"""More than an example has. Other cases show how prefetch limits a consumer."""
 _REAL_SLACK = 0.5
-"""Seconds by which a loaded server and its network may be late."""
+"""Seconds by which a busy server and its network may be late."""
 
 
 class Example:
-    """One example: two work queues with a shared dead-letter queue, one consumer of each, and the model of them."""
+    """One example: two work queues and their dead-letter queue, a consumer each, the model."""
 
     def __init__(self, harness: Harness) -> None:
-        """Not open yet."""
+        """Open nothing yet."""
         self.kit = Kit(harness)
         self.virtual = isinstance(harness.clock, VirtualClock)
         self.unit = 1.0 if self.virtual else 0.15
-        """Seconds that a second of the rules is."""
+        """Real seconds for one second of the rules."""
         self.model: Model
         self.names: dict[str, str] = {}
         self.consumers: dict[str, Subscription] = {}
@@ -62,7 +62,7 @@ class Example:
         self.opened_at = 0.0
 
     async def open(self) -> None:
-        """Declare the queues, under names of their own, and start the consumers."""
+        """Declare the queues with new names, and start the consumers."""
         kit = self.kit
         await kit.open(kit.backend)
         self.lease = 4.0 if self.virtual else 2.0
@@ -82,14 +82,14 @@ class Example:
         )
 
     def level(self, wanted: int) -> int:
-        """Return a priority that the backend tells from others, or the only one."""
+        """Return a priority that the backend can distinguish, or the only one."""
         support = self.kit.capabilities[Capability.PRIORITY]
         if support.level is Level.NONE:
             return 5
         return wanted if float(support.limits.get("levels", 11)) > 10 else (0, 10)[wanted > 5]  # noqa: PLR2004 - 0 to 10
 
     async def timed(self, work: Coroutine[Any, Any, T]) -> tuple[T, Span]:
-        """Do the work, and say when that was."""
+        """Do the work, and return with it the span of time it took."""
         began = self.kit.now
         done = await work
         return done, Span(began, self.kit.now)
@@ -99,7 +99,7 @@ class Example:
     async def publish(
         self, name: str, count: int, priority: int, delay: float = 0.0, ttl: float | None = None
     ) -> list[Outgoing]:
-        """Publish a batch of new messages, and return it; what the backend cannot do is left out."""
+        """Publish a batch of new messages and return it; unsupported options are left out."""
         kit, has = self.kit, self.kit.capabilities.has
         delay = delay * self.unit if has(Capability.DELAY) else 0.0
         ttl = ttl * self.unit + delay if ttl is not None and has(Capability.EXPIRY) else None
@@ -111,18 +111,22 @@ class Example:
             for number in range(count)
         ]
         outcomes, at = await self.timed(kit.publish(*batch))
-        kit.same(outcomes, [STORED] * count, "all stored", "Backend.publish")
+        kit.same(outcomes, [STORED] * count, "outcomes of publishing", "Backend.publish")
         for out in batch:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
         return batch
 
     async def publish_again(self, name: str, out: Outgoing) -> str:
-        """Publish a known message: with DEDUP no second copy is stored, whatever became of the first; in another queue one is."""
+        """Publish a known message again.
+
+        With DEDUP no second copy is stored, whatever happened to the first. In another queue one
+        is.
+        """
         kit, window = self.kit, float(self.kit.limit(Capability.DEDUP, "window") or 0.0)
         known = (name, out.message.id) in self.stored
         if known and kit.now - self.opened_at >= window / 2:
-            return f"{out.message.id} is not repeated: it may be outside of the window"
+            return f"{out.message.id} is not repeated: the window may be over"
         out = replace(out, to=self.names[name])
         outcomes, at = await self.timed(kit.publish(out))
         kit.same(
@@ -140,7 +144,7 @@ class Example:
         )
 
     async def receive(self, name: str, limit: int) -> list[Delivery]:
-        """Receive until `limit` have come or nothing comes."""
+        """Receive until `limit` messages have arrived or none arrives."""
 
         async def receive() -> list[Delivery]:
             got: list[Delivery] = []
@@ -161,7 +165,7 @@ class Example:
     async def settle(
         self, name: str, *batch: tuple[Given, str], to: str = "dead", delay: float = 0.0
     ) -> str:
-        """Settle in one batch what was received once from one queue; it may be settled already, or lost."""
+        """Settle a batch from one queue; items may be settled already, or lost."""
         atomic = self.kit.capabilities.has(Capability.ATOMIC_MOVE)
         items: list[tuple[Given, str, Settlement]] = []
         for (delivery, lease, consumer), how in batch:
@@ -195,7 +199,10 @@ class Example:
         )
 
     def move(self, delivery: Delivery, source: str, to: str, delay: float) -> Move:
-        """Make a retry, which keeps its expiry and waits no longer than that, or a dead letter, which never expires."""
+        """Make a retry or a dead letter.
+
+        A retry keeps its expiry and waits no longer than that; a dead letter never expires.
+        """
         old, now = delivery.message, self.kit.clock.now()
         if to != "dead":
             delay = delay * self.unit if self.kit.capabilities.has(Capability.DELAY) else 0.0
@@ -219,7 +226,7 @@ class Example:
             (renewed,), at = await self.timed(self.kit.within(renewing))
             self.model.renewed(lease, renewed, at)
             return f"{delivery.message.id} {'renewed' if renewed else 'lost'}"
-        return "not renewed: there is no LEASE"
+        return "not renewed: LEASE is not declared"
 
     async def crash(self, name: str) -> None:
         """End a consumer that has settled nothing of what it holds, and start another."""
@@ -228,7 +235,10 @@ class Example:
         await self.subscribe(name)
 
     async def count(self, name: str) -> str:
-        """Hold the counts against the model: of each state where time is exact, else of all, which may take a moment."""
+        """Compare the counts with the model.
+
+        Each state where time is exact, otherwise the total, which may take a moment.
+        """
         backend: Backend = self.kit.backend
         if not isinstance(backend, SupportsCount):
             return "not counted"
@@ -252,7 +262,7 @@ class Example:
             await self.kit.advance(0.1)
 
     async def end(self) -> None:
-        """Take away all consumers and empty the queues, as soon as things come back: nothing is lost, nothing invented."""
+        """End all consumers and empty the queues: nothing may be lost or added."""
         for name in QUEUES:
             await self.crash(name)
         for name in QUEUES:
@@ -269,8 +279,8 @@ class Example:
             left = [named(copy) for copy in self.model.of(self.names[name])]
             self.kit.true(
                 not left,
-                f"all that was in {name}",
-                f"{', '.join(left)} never came",
+                f"every message of {name}",
+                f"{', '.join(left)} did not arrive",
                 "Subscription.receive",
             )
         if self.kit.lost:

@@ -1,7 +1,6 @@
-"""What cases of crashes stand on: a fleet whose workers die of a killer, and instances whose renewals get lost on the way.
+"""Faults that cases provoke: workers that a message kills, and renewals that get lost.
 
-Everything here is done around the author's backend, through the harness; nothing needs to know
-which one it is.
+Everything is done around the author's backend, through the harness, and works with any backend.
 """
 
 from __future__ import annotations
@@ -26,14 +25,19 @@ __all__ = ["Fleet", "Renewals", "Victim", "taken_over"]
 
 T = TypeVar("T")
 _SUSPECT_WAITS = 15.0
-"""Seconds that a suspect waits after its first run alone, where a lost connection looks like a death.
+"""Seconds that a suspect waits after its first run alone.
+
+There a lost connection looks like a death.
 """
 _A_MOMENT = 0.02
-"""Seconds that an innocent takes: long enough to be under way when a killer strikes."""
+"""Seconds that an ordinary message takes, so that it is running when the killer starts."""
 
 
 async def taken_over(kit: Kit, queue: str, times: int, lease: float = 1.0) -> None:
-    """Let consumers die with the queue's one message, so many of them, and put each death on record by a release after it."""
+    """Let `times` consumers die with the queue's one message.
+
+    A release after each death puts the takeover on record.
+    """
     for _ in range(times):
         victim = await kit.open()
         await kit.take(await kit.subscribe(queue, lease=lease, backend=victim), 1)
@@ -45,10 +49,13 @@ async def taken_over(kit: Kit, queue: str, times: int, lease: float = 1.0) -> No
 
 
 class Renewals:
-    """Makes instances whose renewals get lost on the way until `through` is set: the owner believes, and loses its claims."""
+    """Makes instances whose renewals are lost until `through` is set.
+
+    The owner is answered that it still holds its claims, and loses them.
+    """
 
     def __init__(self, kit: Kit) -> None:
-        """Start with none getting through."""
+        """Start with all renewals lost."""
         self.kit = kit
         self.through = False
 
@@ -76,7 +83,7 @@ class Victim:
     def make(self) -> Backend:
         """Return an instance, not yet open.
 
-        The first is the Broker's own; others renew its leases, from a thread.
+        The first is the Broker's own; others renew its leases from a thread.
         """
         backend = self.kit.harness.make_backend()
         real_open, real_subscribe = backend.open, backend.subscribe
@@ -95,7 +102,7 @@ class Victim:
         return backend
 
     async def alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work unless we are dead, and hear of its end unless we have died over it."""
+        """Do the work unless the victim is dead, and fail if it died meanwhile."""
         if self.dead:
             work.close()
         else:
@@ -105,7 +112,7 @@ class Victim:
         raise ConnectionLost("its process is dead")
 
     async def kill(self, worker: Worker) -> None:
-        """End the connection first, so that nothing which the worker still does has any effect; then tidy up what was it."""
+        """End the connection first, so that the worker can do nothing more, then clean up."""
         self.dead = True
         await self.kit.kill(self._made[0])
         await self.kit.within(worker.drain(0))
@@ -113,7 +120,7 @@ class Victim:
 
 
 class _Mortal(Subscription):
-    """A subscription that does nothing any more once its victim is dead, whatever the harness's way to kill left of it."""
+    """A subscription that fails every call once its victim is dead."""
 
     def __init__(self, victim: Victim, inner: Subscription) -> None:
         self._victim, self._inner = victim, inner
@@ -132,7 +139,7 @@ class _Mortal(Subscription):
 
 
 class Fleet:
-    """Workers one after another; a message called killer ends the one that it runs in, whatever else runs there."""
+    """Workers one after another; the message "killer" ends the worker that runs it."""
 
     def __init__(self, kit: Kit, queue: Queue[str], **options: Any) -> None:
         """`options` are those of `App.consumer`."""
@@ -159,7 +166,7 @@ class Fleet:
         self.done[job] += 1
 
     async def lose_a_worker(self) -> None:
-        """Run a worker until the killer has started in it, and let it die of that."""
+        """Run a worker until the killer has started in it, and let the worker die."""
         self._crash.clear()
         self._running.clear()
         victim = Victim(self.kit)
@@ -177,7 +184,7 @@ class Fleet:
         await victim.kill(worker)
 
     async def worker(self, victim: Victim | None = None) -> Worker:
-        """Start a worker, on instances that can be killed where `victim` makes them."""
+        """Start a worker; with `victim`, on instances that can be killed."""
         broker = await self.kit.broker(
             **({"make_backend": victim.make} if victim is not None else {})
         )

@@ -1,8 +1,8 @@
-"""What a case works with: an open backend, time, and the few moves that every case makes.
+"""What a case works with: an open backend, time, and the calls that most cases make.
 
-A case knows nothing of a backend but the seam. Waiting is bounded by the harness's `patience` and,
-under a virtual clock, takes no time; every name is new; what a case declares is deleted at its end,
-where the backend can.
+A case uses the backend interface only. Every wait is bounded by the harness's `patience`; under a
+virtual clock it takes no time. Every queue has a new name, and what a case declares is deleted at
+its end where the backend can do that.
 """
 
 from __future__ import annotations
@@ -50,43 +50,43 @@ __all__ = ["ContractError", "Kit", "NotShown"]
 
 T = TypeVar("T")
 _REAL = 1.0
-"""Seconds of real time that a thread or a bounded close may take although the clock is virtual."""
+"""Seconds of real time for a thread or a bounded close, although the clock is virtual."""
 _EVENTS = {"", "Event.wait"}
-"""Calls whose name says nothing of what they wait for."""
+"""Names of calls that do not say what they wait for."""
 _UNDER_WAY = 0.05
-"""Seconds after which a call that was begun has reached the broker."""
+"""Seconds after which a started call has reached the broker."""
 
 
 class ContractError(AssertionError):
-    """A backend did other than the contract says: what was expected, what came, and where to look."""
+    """A backend broke the contract: what was expected, what happened, and where to look."""
 
-    def __init__(self, expected: str, came: object, look: str = "") -> None:
-        """Three plain sentences or values; `look` names the method to begin with."""
-        self.expected, self.came, self.look = expected, came, look
-        super().__init__(
-            f"expected: {expected}\n     came: {came}" + (f"\n  look at: {look}" if look else "")
-        )
+    def __init__(self, expected: str, actual: object, look: str = "") -> None:
+        """Take two plain sentences or values; `look` names the method to look at first."""
+        self.expected, self.actual, self.look = expected, actual, look
+
+        text = f"expected: {expected}\n     came: {actual}"
+        super().__init__(f"{text}\n  look at: {look}" if look else text)
 
 
 class NotShown(Exception):
-    """Raised by a case that finds only while running that this server cannot show it; the reason is printed."""
+    """Raised by a case that finds that this server cannot show it; the reason is reported."""
 
 
 class Kit:
-    """One case's view of one broker."""
+    """One case's access to one broker."""
 
     def __init__(self, harness: Harness) -> None:
-        """Not open yet."""
+        """Open nothing yet."""
         self.harness = harness
         self.clock = harness.clock
         self.capabilities: Capabilities
         self.measured: dict[str, float] = {}
-        """What a case measures, by name: it goes into the report."""
+        """What the case measures, by name; it is part of the report."""
         self.lost: list[Exception] = []
         self.awaited: list[asyncio.Future[Any]] = []
-        """The calls that the case waits for now, or waited for when it was ended."""
+        """The calls that the case awaits, or awaited when it was ended."""
         self.made: Backend | None = None
-        """The first instance, once it has been asked for."""
+        """The first instance, once it has been used."""
         self._opened: list[Backend] = []
         self._killed: list[Backend] = []
         self._brokers: list[Broker] = []
@@ -96,15 +96,17 @@ class Kit:
 
     # Checks
 
-    def same(self, came: object, wanted: object, what: str, look: str = "") -> None:
-        """Fail unless the two are equal."""
-        if came != wanted:
-            raise ContractError(f"{what}: {wanted!r}", repr(came), look)
+    def same(self, actual: object, expected: object, what: str, look: str = "") -> None:
+        """Fail unless the two are equal. `what` says what the value is."""
+        if actual != expected:
+            raise ContractError(f"{what}: {expected!r}", repr(actual), look)
 
-    def true(self, holds: object, expected: str, came: object = "not so", look: str = "") -> None:
-        """Fail unless it holds."""
+    def true(
+        self, holds: object, expected: str, actual: object = "that is not so", look: str = ""
+    ) -> None:
+        """Fail unless `holds` is true."""
         if not holds:
-            raise ContractError(expected, came, look)
+            raise ContractError(expected, actual, look)
 
     async def raises(
         self,
@@ -113,41 +115,46 @@ class Kit:
         what: str,
         look: str = "",
     ) -> Exception:
-        """Fail unless the work raises one of these within the patience; return what it raised.
+        """Fail unless the work raises one of these errors in time; return what it raised.
 
-        `NotImplementedError`, behind core's words too, is never what is meant: its text says what
-        to write.
+        `NotImplementedError` is never the expected error, also where core has wrapped it: its text
+        says which method to write next.
         """
         try:
-            came = await self.within(work)
+            returned = await self.within(work)
         except ContractError:
-            raise  # it did not end, which is not what was asked for
+            raise  # it did not end in time
         except Exception as error:
-            began = root_cause(error)
-            if isinstance(began, NotImplementedError):
+            cause = root_cause(error)
+            if isinstance(cause, NotImplementedError):
                 raise
             if isinstance(error, errors):
                 return error
-            if began is not error:
-                look = ", ".join(filter(None, (look, raised_at(began, self.made))))
-            raise ContractError(what, f"{type(error).__name__}: {error}", look) from error
-        raise ContractError(what, f"nothing was raised, it returned {came!r}", look)
 
-    def kind(self, error: Exception, wanted: ErrorKind, look: str = "Backend.classify") -> None:
-        """Fail unless the backend classifies what it raised so."""
-        came = self.backend.classify(error)
-        if came is not wanted:
-            at = raised_at(root_cause(error), self.made)
-            look = f"{look}, and what is raised in {at}"
-            raise ContractError(
-                f"an exception of the kind {wanted.name}", f"{came.name}: {error!r}", look
-            ) from error
+            if cause is not error:
+                look = ", ".join(filter(None, (look, raised_at(cause, self.made))))
+            raise ContractError(what, f"{type(error).__name__}: {error}", look) from error
+
+        raise ContractError(what, f"no exception, it returned {returned!r}", look)
+
+    def kind(self, error: Exception, expected: ErrorKind, look: str = "Backend.classify") -> None:
+        """Fail unless the backend classifies the error as this kind."""
+        actual = self.backend.classify(error)
+        if actual is expected:
+            return
+
+        at = raised_at(root_cause(error), self.made)
+        raise ContractError(
+            f"an exception of the kind {expected.name}",
+            f"{actual.name}: {error!r}",
+            f"{look}, and the exception that is raised in {at}",
+        ) from error
 
     # Time
 
     @property
     def now(self) -> float:
-        """The clock that delays and leases are measured by."""
+        """The time of the clock that delays and leases use."""
         return self.clock.monotonic()
 
     async def advance(self, seconds: float) -> None:
@@ -155,31 +162,32 @@ class Kit:
         await self.harness.advance(seconds)
 
     async def within(self, work: Awaitable[T], seconds: float | None = None, what: str = "") -> T:
-        """Run the work to its end; fail when it takes longer than `seconds` (by default the harness's patience).
+        """Await the work; fail when it takes longer than `seconds`, by default the patience.
 
-        `what` is awaited: by default the call by its name.
+        `what` says what is awaited, by default that the call returns.
         """
         limit = self.harness.patience if seconds is None else seconds
         task = asyncio.ensure_future(work)
         self.awaited.append(task)
+
         try:
             await self._await(task, limit)
         except BaseException:
-            self._tasks.append(task)  # what spins on is cancelled before anything is closed
+            self._tasks.append(task)  # it is cancelled before anything is closed
             raise
         self.awaited.remove(task)
-        if not task.done():
-            called, look = call_name(task), suspended_at(task, self.made)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            what = what or (
-                f"an end of {called}" if called not in _EVENTS else "what should happen"
-            )
-            raise ContractError(f"{what} within {limit:g} s", "it still goes on", look)
-        return await task
+        if task.done():
+            return await task
+
+        call, look = call_name(task), suspended_at(task, self.made)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        what = what or (f"{call} returns" if call not in _EVENTS else "the awaited event happens")
+        raise ContractError(f"{what} within {limit:g} s", "it has not ended", look)
 
     async def _await(self, task: asyncio.Future[Any], limit: float) -> None:
-        """Return when the task has ended, or the time is over."""
+        """Return when the task has ended or the time is over."""
         if not isinstance(self.clock, VirtualClock):
             await asyncio.wait([task], timeout=limit)
             return
@@ -190,7 +198,10 @@ class Kit:
             await asyncio.wait([task], timeout=_REAL)
 
     async def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin what will wait, and let it come to where it waits; it is cancelled at the case's end."""
+        """Start a call that will wait, and let it reach its wait.
+
+        It is cancelled at the end of the case.
+        """
         task = asyncio.create_task(work)
         self._tasks.append(task)
         await self.advance(_UNDER_WAY)
@@ -198,7 +209,10 @@ class Kit:
 
     @staticmethod
     async def _pass_time(clock: VirtualClock, task: asyncio.Future[T], limit: float) -> None:
-        """Move the clock until the task has ended, and no further: what a case measures next must not be minutes late."""
+        """Advance the clock until the task has ended, and no further.
+
+        Otherwise what the case measures next would be minutes late.
+        """
         passing = asyncio.ensure_future(clock.advance(limit))
         task.add_done_callback(lambda _: passing.cancel())
         try:
@@ -218,7 +232,10 @@ class Kit:
         return self.made
 
     async def open(self, backend: Backend | None = None) -> Backend:
-        """Open an instance, by default another one for the same broker; it is closed at the end."""
+        """Open an instance, by default another one for the same broker.
+
+        It is closed at the end of the case.
+        """
         backend = backend or self.harness.make_backend()
         self._opened.append(backend)
 
@@ -230,12 +247,18 @@ class Kit:
         return backend
 
     async def kill(self, backend: Backend) -> None:
-        """End an instance as if its process had died; that it calls `lost` then is no fault."""
+        """End an instance as if its process had died.
+
+        It may call `lost` then.
+        """
         self._killed.append(backend)
         await self.harness.kill(backend)
 
     async def broker(self, **options: Any) -> Broker:
-        """Open a Broker on the same server, with no settings but these options; it is closed at the end."""
+        """Open a Broker on the same server, with these options and no other settings.
+
+        It is closed at the end of the case.
+        """
         given = {
             "make_backend": self.harness.make_backend,
             "clock": self.clock,
@@ -250,10 +273,10 @@ class Kit:
     async def worker(
         self, broker: Broker, queue: Queue[Any] | str, handler: Callable[..., Any], **options: Any
     ) -> Worker:
-        """Start a Worker with this one handler (`options` are those of `App.consumer`); it is drained at the end.
+        """Start a Worker with this handler; `options` are those of `App.consumer`.
 
-        Without DELAY the default policy's waits would be refused: then what fails is handled again
-        at once.
+        It is drained at the end of the case. Without DELAY core would refuse the waits of the
+        default policy, so failed messages are handled again at once.
         """
         if not self.capabilities.has(Capability.DELAY):
             options.setdefault("retry", self.retry)
@@ -266,11 +289,14 @@ class Kit:
 
     @property
     def retry(self) -> RetryPolicy | None:
-        """The policy for a consumer to which none matters: the default, or one without waits where there is no DELAY."""
+        """The policy of a consumer whose retries do not matter.
+
+        None is the default policy; without DELAY it is one without waits.
+        """
         return None if self.capabilities.has(Capability.DELAY) else RetryPolicy(3, fixed(0.0))
 
     async def close(self) -> None:
-        """Delete what the case has declared, and close whatever it opened."""
+        """Delete what the case has declared, and close what it opened."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -290,7 +316,7 @@ class Kit:
                 await self.within(backend.close())
 
     async def _tidy(self, backend: Backend) -> None:
-        """Take away the bindings of the case's routers, which is all that is left of one, and the case's queues."""
+        """Delete the bindings of the case's routers, and its queues."""
         if isinstance(backend, SupportsBind):
             with suppress(Exception):
                 bound = await self.within(backend.bindings())
@@ -305,13 +331,13 @@ class Kit:
     # Moves
 
     def name(self) -> str:
-        """Return a name of the case's own; the queue or the router that is called so goes at its end."""
+        """Return a new name for a queue or a router, which is deleted at the end of the case."""
         name = self.harness.unique_name()
         self._declared += [name, f"{name}.dlq"]
         return name
 
     async def queue(self, *, dead_letter: bool = True, **settings: Any) -> str:
-        """Declare a work queue with its dead-letter queue and its quarantine; return its name."""
+        """Declare a work queue with its dead-letter queue and quarantine; return its name."""
         name = self.name()
         dlq = f"{name}.dlq" if dead_letter else None
         specs = [
@@ -324,14 +350,14 @@ class Kit:
         return name
 
     def message(self, name: str | None = None, **fields: Any) -> Message:
-        """Make a message whose id, and body unless it is given, is `name`."""
+        """Make a message; `name` is its id, and its body unless one is given."""
         name = name or new_id()
         return Message(
             id=name, **{"body": name.encode(), "published_at": self.clock.now(), **fields}
         )
 
     async def publish(self, *batch: Outgoing, backend: Backend | None = None) -> list[Outcome]:
-        """Publish a batch; an outcome for each."""
+        """Publish a batch; return an outcome for each item."""
         target = backend or self.backend
         return list(await self.within(target.publish(batch, timeout=self.harness.patience)))
 
@@ -343,12 +369,15 @@ class Kit:
         ttl: float | None = None,
         priority: int = 5,
     ) -> None:
-        """Publish messages of these names in one batch, and see all of them stored."""
+        """Publish messages with these names in one batch, and check that all are stored."""
         batch = [
             Outgoing(queue, self.message(name, priority=priority), delay, ttl) for name in names
         ]
         self.same(
-            await self.publish(*batch), [STORED] * len(names), "all stored", "Backend.publish"
+            await self.publish(*batch),
+            [STORED] * len(names),
+            "outcomes of publishing",
+            "Backend.publish",
         )
 
     async def subscribe(
@@ -367,14 +396,14 @@ class Kit:
     async def receive(
         self, consumer: Subscription, limit: int = 100, *, wait: float | None = None
     ) -> list[Delivery]:
-        """Receive once, waiting `wait` seconds, by default as long as silence takes to be believed."""
+        """Receive once, waiting at most `wait` seconds, by default the harness's `silence`."""
         patience = self.harness.silence if wait is None else wait
         return list(
             await self.within(consumer.receive(limit, patience), patience + self.harness.patience)
         )
 
     async def take(self, consumer: Subscription, count: int) -> list[Delivery]:
-        """Receive until `count` have come; fail with what has when the patience is over."""
+        """Receive until `count` messages have arrived; fail when the patience is over."""
         got: list[Delivery] = []
         deadline = self.now + self.harness.patience
         while len(got) < count and self.now < deadline:
@@ -384,29 +413,29 @@ class Kit:
         self.same(
             len(got),
             count,
-            f"messages received within {self.harness.patience:g} s",
+            f"number of messages received within {self.harness.patience:g} s",
             "Subscription.receive",
         )
         return got
 
     async def drain(self, consumer: Subscription, *, wait: float | None = None) -> list[Delivery]:
-        """Receive until nothing comes, settling nothing."""
+        """Receive until nothing more arrives, and settle nothing."""
         got: list[Delivery] = []
         while batch := await self.receive(consumer, wait=wait):
             got += batch
         return got
 
     async def settle(self, consumer: Subscription, *batch: Settlement) -> list[Settled]:
-        """Settle a batch; an outcome for each."""
+        """Settle a batch; return an outcome for each item."""
         return list(await self.within(consumer.settle(batch, timeout=self.harness.patience)))
 
     async def ack(self, consumer: Subscription, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge, and see it done."""
+        """Acknowledge deliveries, and check that each is done."""
         settled = await self.settle(consumer, *[Ack(delivery.receipt) for delivery in deliveries])
         self.same(
             [type(it) for it in settled],
             [Done] * len(deliveries),
-            "acks of what is held",
+            "outcomes of acks",
             "Subscription.settle",
         )
 
@@ -421,15 +450,15 @@ class Kit:
         return found
 
     def limit(self, capability: Capability, name: str) -> Any:
-        """Return a declared limit, None when there is none."""
+        """Return a declared limit, or None."""
         return self.capabilities[capability].limits.get(name)
 
     def ids(self, deliveries: Sequence[Delivery]) -> list[str]:
-        """Return the ids of deliveries, in their order."""
+        """Return the ids of deliveries, in order."""
         return [delivery.message.id for delivery in deliveries]
 
     def successor(self, delivery: Delivery, to: str, delay: float = 0.0, **changes: Any) -> Move:
-        """Make the Move that core makes: one hop more, its lineage, and what else is changed."""
+        """Make the Move that core makes: one hop more, a lineage, and the given changes."""
         return Move(
             delivery.receipt, Outgoing(to, delivery.message.moved("its queue", **changes), delay)
         )

@@ -1,8 +1,8 @@
-"""Where a finding lies in the author's own code, and what was logged meanwhile.
+"""Where a failure is in the author's code, and what was logged meanwhile.
 
-An exception has passed through mqcore and perhaps through a client library; a call that does not
-end stands in one of them. What its author can change is the innermost line of the backend's own
-package, and that is what a failure names.
+An exception has passed through mqcore and perhaps a client library; a call that does not return
+waits in one of them. The author can change the innermost line of the backend's own package, so a
+failure names that line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LONGEST = 240
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what an error began with: core's errors have the driver's as their cause.
+    """Return the first error of a chain: core's errors have the driver's as their cause.
 
     The cause of a `TimeoutError` is often the cancellation by which `asyncio.timeout` ends a call.
     That is not an error of its own.
@@ -53,7 +53,10 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def seen_by_application(error: BaseException) -> str:
-    """Return in what words an application would see what the error began with; nothing when it is that error itself."""
+    """Return how an application would see the root cause.
+
+    Empty when the error is the root cause itself.
+    """
     began = root_cause(error)
     if began is error:
         return ""
@@ -61,9 +64,9 @@ def seen_by_application(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException, backend: Backend | None, *, own: bool = False) -> str:
-    """Return the line to look at first for an exception: where it was raised, or the await that took too long.
+    """Return the line to look at first: where an exception was raised, or the await that timed out.
 
-    With `own`, nothing when that is no line of the backend's.
+    With `own`, empty when that line is not in the backend.
     """
     found: list[tuple[FrameType, int]] = []
     for raised in (error, error.__cause__):
@@ -76,7 +79,7 @@ def raised_at(error: BaseException, backend: Backend | None, *, own: bool = Fals
 
 
 def raised_in(error: BaseException) -> str:
-    """Return the name of the module that raised an exception; nothing when it was not raised."""
+    """Return the module that raised an exception; empty when it was not raised."""
     trace, module = error.__traceback__, ""
     while isinstance(trace, TracebackType):
         module = trace.tb_frame.f_globals.get("__name__", "")
@@ -85,7 +88,7 @@ def raised_in(error: BaseException) -> str:
 
 
 def suspended_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
-    """Return the line of the backend at which a call that does not end stands; nothing when it stands in none."""
+    """Return the line of the backend at which a call waits; empty when it waits elsewhere."""
     found: list[tuple[FrameType, int]] = []
     waits: Any = getattr(task, "get_coro", lambda: None)()
     while waits is not None:
@@ -99,7 +102,10 @@ def suspended_at(task: asyncio.Future[Any], backend: Backend | None) -> str:
 def _innermost(
     frames: Iterable[tuple[FrameType, int]], backend: Backend | None, *, own: bool = False
 ) -> str:
-    """Name the last line that is the backend's; without one, unless `own`, the last that there is, and say whose it is."""
+    """Return the last line in the backend's package.
+
+    Without one, and unless `own`, return the last line at all and whose it is.
+    """
     packages = (
         {_package(cls.__module__) for cls in type(backend).__mro__} - _NOT_OURS
         if backend is not None
@@ -119,28 +125,29 @@ def _package(module: str) -> str:
 
 
 def call_name(work: object) -> str:
-    """Return what a call is named, `AcmeBackend.open`; nothing for what is no call."""
+    """Return the name of a call, such as `AcmeBackend.open`; empty for other objects."""
     coroutine = getattr(work, "get_coro", lambda: work)()
     name = getattr(coroutine, "__qualname__", "")
     return str(name).rpartition("<locals>.")[2]
 
 
 class LogCapture(logging.Handler):
-    """Keeps the last warnings of mqcore and asyncio, and keeps them off standard error: a case provokes many on purpose.
+    """Keeps the last warnings of mqcore and asyncio, and keeps them off standard error.
 
-    Only those of the thread that listens, for other cases may run in others.
+    A case provokes many warnings on purpose. Only the thread that captures is included, since other
+    cases may run in others.
     """
 
     _LOGGERS = ("mqcore", "asyncio")
 
     def __init__(self) -> None:
-        """Nothing heard yet."""
+        """Start empty."""
         super().__init__(logging.WARNING)
         self._said: deque[str] = deque(maxlen=_LINES)
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one line of it."""
+        """Keep one line of the record."""
         if record.thread != self._thread:
             return
         text = record.getMessage().strip().partition("\n")[0]
@@ -150,16 +157,16 @@ class LogCapture(logging.Handler):
         self._said.append(f"{record.name}: {text}"[:_LONGEST])
 
     def text(self) -> str:
-        """Return lines for a failure's text: what went wrong behind the case's back."""
+        """Return the lines for the text of a failure."""
         return "".join(f"\n  logged: {line}" for line in self._said)
 
     def __enter__(self) -> Self:
-        """Begin to listen."""
+        """Start to capture."""
         for name in self._LOGGERS:
             logging.getLogger(name).addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening."""
+        """Stop capturing."""
         for name in self._LOGGERS:
             logging.getLogger(name).removeHandler(self)

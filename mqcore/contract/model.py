@@ -1,9 +1,9 @@
-"""What queues must do, as a list that is looked through from end to end: the model that any backend is held against.
+"""A model of queues, as a list that is searched from end to end. Any backend is compared with it.
 
-Pure: it does no I/O and knows no clock. Every call says in which span of time the real one
-happened, from before it was sent until after it was answered, so that a slow broker is no wrong
-broker: what *may* have come about by the span's end is allowed, only what *must* have come about by
-its beginning is asked for. `Rules` are what the backend's capabilities make of the contract.
+It is pure: no I/O and no clock. Every call passes the span of time in which the real one happened,
+from before it was sent until after it was answered. What *may* have happened by the end of the span
+is allowed; only what *must* have happened by its beginning is required. So a slow broker is not
+wrong. `Rules` are what the backend's capabilities make of the contract.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Copy", "Lease", "Model", "Rules", "Span", "named"]
 _EARLY = 0.005
 """Seconds that every backend may be early by (G7)."""
 _TAKEOVER = 1.0
-"""Seconds after the end of a lease or of a consumer in which its messages go to another (G5)."""
+"""Seconds after the end of a lease or a consumer in which its messages go to another (G5)."""
 _RECEIVE = "Subscription.receive"
 
 
@@ -39,13 +39,13 @@ class Span(NamedTuple):
     hi: float
 
     def later(self, lo: float, hi: float | None = None) -> Span:
-        """Return the span moved on by `lo` seconds, its end by `hi` if that is another."""
+        """Return the span moved by `lo` seconds; its end by `hi` if given."""
         return Span(self.lo + lo, self.hi + (lo if hi is None else hi))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a backend's capabilities and limits leave of the contract's order and times."""
+    """The order and times that a backend's capabilities and limits require."""
 
     by_priority: bool
     ordered: bool
@@ -57,7 +57,10 @@ class Rules:
 
     @classmethod
     def of(cls, capabilities: Capabilities, lease: float, slack: float) -> Rules:
-        """Read them; `lease` is what consumers ask for, `slack` how inexact the times of this server's clock and network are."""
+        """Read the capabilities.
+
+        `lease` is what consumers ask for. `slack` is how inexact times of this server are.
+        """
         exact, order = (Level.NATIVE, Level.EMULATED), capabilities[Capability.ORDER]
         return cls(
             by_priority=capabilities[Capability.PRIORITY].level in exact,
@@ -74,7 +77,7 @@ class Rules:
 class Copy:
     """One stored copy.
 
-    `since` is when it is ready, `place` where it stands in its level; None: that is not judged.
+    `since` is when it is ready, `place` its place in its level; None is not judged.
     """
 
     queue: str
@@ -89,14 +92,14 @@ class Copy:
     takeovers: int | None = 0
     """None: the copy may have been sent to its consumer and back, with or without a mark."""
     recorded: int = 0
-    """The takeovers that a release has put on record, where the broker itself has only a flag."""
+    """The takeovers that a release put on record, where the broker has only a flag."""
     counted: bool = True
     lease: Lease | None = None
 
 
 @dataclass(eq=False)
 class Lease:
-    """One claim: `live` until it is `lost` (its end, or its consumer's), and `gone` when it is settled or another has the copy."""
+    """One claim: `live`, then `lost` at its end, then `gone` when settled or claimed by another."""
 
     copy: Copy
     ends: Span
@@ -137,7 +140,7 @@ class Model:
         )
 
     def received(self, queue: str, got: Sequence[Delivery], limit: int, at: Span) -> list[Lease]:
-        """Hold what came against what had to come, and note who has it now."""
+        """Check what was received, and record who holds it now."""
         ready = [copy for copy in self.of(queue) if self._must(copy, at)]
         came = [self._came(queue, delivery, at) for delivery in got]
         twice = [named(copy) for copy, count in Counter(came).items() if count > 1]
@@ -146,8 +149,8 @@ class Model:
             late = [named(copy) for copy in ready if copy not in came]
             _true(
                 not late,
-                f"all that is ready in {queue}",
-                f"{', '.join(late)} did not come",
+                f"every ready message of {queue}",
+                f"{', '.join(late)} did not arrive",
                 _RECEIVE,
             )
         for index, copy in enumerate(came):
@@ -157,12 +160,18 @@ class Model:
                 raise ContractError(f"{named(passed[0])} first", came_first, f"{_RECEIVE}: order")
         return [self._claim(copy, delivery, at) for copy, delivery in zip(came, got, strict=True)]
 
-    def settled(self, lease: Lease, how: str, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome, as it came
-        """Follow a settlement's outcome; `how` is `ack`, `release` or `move` (whose successor is `put` by the caller)."""
+    def settled(self, lease: Lease, how: str, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome
+        """Follow the outcome of a settlement; `how` is `ack`, `release` or `move`.
+
+        The caller calls `put` for the successor of a Move.
+        """
         copy, live = lease.copy, lease.state == "live" and lease.ends.lo > at.hi
         _true(not done or lease.state != "gone", "Stale", "Done", "Subscription.settle: fencing")
         _true(
-            done or not live, f"Done for the {how} of what is held", "Stale", "Subscription.settle"
+            done or not live,
+            f"Done for the {how} of a held message",
+            "Stale",
+            "Subscription.settle",
         )
         if not done:
             if lease.state == "live":
@@ -181,20 +190,21 @@ class Model:
         else:
             self.copies.remove(copy)
 
-    def renewed(self, lease: Lease, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome, as it came
-        """Follow a renewal's outcome."""
+    def renewed(self, lease: Lease, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome
+        """Follow the outcome of a renewal."""
         live = lease.state == "live" and lease.ends.lo > at.hi
-        _true(done or not live, "True for what is held", done, "renew")
-        _true(
-            not done or lease.state != "gone", "False for what is not ours any more", done, "renew"
-        )
+        _true(done or not live, "True for a held message", done, "renew")
+        _true(not done or lease.state != "gone", "False for a lost message", done, "renew")
         if done:
             lease.state, lease.copy.lease, lease.ends = "live", lease, self._ends(at)
         elif lease.state == "live":
             self._lose(lease.copy, at)
 
     def crashed(self, queue: str, at: Span) -> None:
-        """End the queue's only consumer: what it held comes back as taken over; what it had only buffered may be marked so, too."""
+        """End the queue's only consumer: what it held comes back as taken over.
+
+        What it had only buffered may be marked so too.
+        """
         for copy in self.of(queue):
             if copy.lease is not None:
                 self._lose(copy, at)
@@ -218,7 +228,7 @@ class Model:
         return ready, len(mine) - ready - delayed, delayed
 
     def quiet_at(self) -> float:
-        """Return when everything is ready that is not held for ever."""
+        """Return when everything is ready that is not held without an end."""
         ends = [
             copy.lease.ends.hi
             for copy in self.copies
@@ -237,9 +247,9 @@ class Model:
         return copy.since.hi <= at.lo and (copy.lease is None or copy.lease.ends.hi <= at.lo)
 
     def _before(self, one: Copy, other: Copy, at: Span) -> bool:
-        """Whether `one` surely goes before `other`: of a higher level, or earlier in the same.
+        """Whether `one` certainly goes before `other`: of a higher level, or earlier in the same.
 
-        The expired are not judged.
+        Expired messages are not judged.
         """
         if any(
             it.expires is not None and it.expires.lo - self.rules.slack <= at.hi
@@ -257,17 +267,17 @@ class Model:
         return one.place.hi + late < other.place.lo
 
     def _came(self, queue: str, delivery: Delivery, at: Span) -> Copy:
-        """Find the copy that was delivered, and look at what it says of itself."""
+        """Find the delivered copy, and check its marks."""
         message = delivery.message
         copy = next(
             (it for it in self.of(queue) if it.message.copy_name == message.copy_name), None
         )
         if copy is None:
-            stray = f"{message.copy_name} (priority {message.priority}), which is not"
-            raise ContractError(f"what is in {queue}", stray, f"{_RECEIVE}: settlements")
+            stray = f"{message.copy_name} (priority {message.priority}), which is not in it"
+            raise ContractError(f"a message of {queue}", stray, f"{_RECEIVE}: settlements")
         _true(
             self._may(copy, at),
-            "nothing early, and nothing that is held",
+            "a message that is due and not held",
             named(copy),
             f"{_RECEIVE}: claims",
         )
@@ -304,7 +314,10 @@ class Model:
         return at.later(self.rules.lease - _EARLY, self.rules.lease + _TAKEOVER)
 
     def _suspect_the_next(self, released: Copy, at: Span) -> None:
-        """Who releases by storing a copy stops consuming for it; what is on its way just then may be sent back with its marks."""
+        """Allow marks on messages that were on their way at a release.
+
+        A driver that releases by storing a copy stops consuming for it.
+        """
         for copy in () if self.rules.release_in_place else self.of(released.queue):
             if copy is not released and copy.lease is None and copy.since.lo - _EARLY <= at.hi:
                 copy.redelivered, copy.takeovers = copy.redelivered or None, None
@@ -325,14 +338,17 @@ class Model:
 
 
 def _one_more(copy: Copy) -> int | None:
-    """Return the takeovers of a copy whose holder is lost: one more, or where the broker has only a flag, one at least."""
+    """Return the takeovers after a lost lease: one more.
+
+    Where the broker has only a flag, at least one.
+    """
     if not copy.counted:
         return copy.recorded + 1
     return None if copy.takeovers is None else copy.takeovers + 1
 
 
 def named(copy: Copy) -> str:
-    """Return how a message is called in a failure: its id with its priority."""
+    """Return how a failure names a message: its id with its priority."""
     return f"{copy.message.id} (priority {copy.message.priority})"
 
 
@@ -341,10 +357,10 @@ def _look(message: Message) -> tuple[object, ...]:
     return message.body, message.priority, message.attempt, message.hop, message.lineage, reason
 
 
-def _same(came: object, wanted: object, what: str) -> None:
-    _true(came == wanted, f"{what}: {wanted!r}", repr(came), _RECEIVE)
+def _same(actual: object, expected: object, what: str) -> None:
+    _true(actual == expected, f"{what}: {expected!r}", repr(actual), _RECEIVE)
 
 
-def _true(holds: object, expected: str, came: object, look: str) -> None:
+def _true(holds: object, expected: str, actual: object, look: str) -> None:
     if not holds:
-        raise ContractError(expected, came, look)
+        raise ContractError(expected, actual, look)

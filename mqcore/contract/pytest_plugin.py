@@ -1,10 +1,10 @@
-"""The pytest plugin: makes a test of each case, gathers the results, and says at the end what the run is worth.
+"""The pytest plugin: makes a test of each case, collects the results, and reports the verdict.
 
 It is loaded by its entry point in every project that has mqcore installed, and does nothing where
-`test_contract` is not collected. Leaving cases out (`-k`, `--deselect`, a crash) makes the report
-*partial*; under `CI=true` that fails the run. A test module that says `contract_smoke = True` asks
-for less from the start: profile *core*, and what needs a hook of the harness, which is what another
-way to the same server can change. The fixtures that bring real brokers are part of the plugin.
+`test_contract` is not collected. When cases are left out (`-k`, `--deselect`, a crash), the report
+is *partial*; with `CI=true` that fails the run. A test module with `contract_smoke = True` runs
+profile *core* and the cases that need a hook only. That suits another way to reach the same server.
+The fixtures for real brokers are part of the plugin.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["Contract"]
 pytest_plugins = ["mqcore.contract.brokers.fixtures"]
 _KEY = pytest.StashKey["Contracts"]()
 _RENAMED = ("--broker", "--brokers", "--broker-url", "--contract-report", "--contract-reports")
-"""What our options were called before all of them began with `--mqcore-`."""
+"""Old names of our options, before all of them began with `--mqcore-`."""
 
 
 class Contract:
     """The results of one test module, which is one backend."""
 
     def __init__(self, waivers: list[Waiver], name: str) -> None:
-        """Start with none; `name` tells the module from the others of the run."""
+        """Start empty; `name` is the module's name."""
         self.waivers, self.name = waivers, name
         self.expected = 0
         self.smoke = False
@@ -52,10 +52,10 @@ class Contract:
         return next((waiver for waiver in self.waivers if waiver.case == case.name), None)
 
     def run(self, case: Case, harness: Harness, items: Iterable[pytest.Item]) -> Result:
-        """Run a case; where the harness allows several at once, all those of `items` begin with the first one asked for.
+        """Run a case.
 
-        A case that restarts or silences the broker, or measures all that there is, is alone with
-        it.
+        Where the harness allows several at once, all cases of `items` start with the first. A case
+        that is exclusive runs alone.
         """
         from mqcore.contract.run import run_case  # noqa: PLC0415 - as below
 
@@ -73,19 +73,19 @@ class Contract:
         return run_case(case, harness, self.waiver(case))
 
     def end(self) -> None:
-        """Begin no more cases: the run is over."""
+        """Start no more cases: the run is over."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, result: Result, harness: Harness) -> None:
-        """Note a result."""
+        """Record a result."""
         self.results.append(result)
         self.server = self.server or harness.server_version()
         self.provider = getattr(harness, "provider", "")
 
     @property
     def complete(self) -> bool:
-        """Whether every case that was asked for has a result."""
+        """Whether every selected case has a result."""
         return len(self.results) == self.expected
 
     def report(self) -> Report | None:
@@ -105,20 +105,20 @@ class Contract:
 
 
 class Contracts:
-    """All of one pytest run, by the name of the test module."""
+    """The contracts of one pytest run, by test module."""
 
     def __init__(self, waivers: list[Waiver]) -> None:
-        """Start with none."""
+        """Start empty."""
         self._waivers = waivers
         self._runs: dict[str, Contract] = {}
 
     def of(self, module: str) -> Contract:
-        """Return those of one module."""
+        """Return the contract of one module."""
         name = module.rpartition(".")[2].removeprefix("test_")
         return self._runs.setdefault(module, Contract(self._waivers, name))
 
     def end(self) -> None:
-        """Begin no more cases."""
+        """Start no more cases."""
         for run in self._runs.values():
             run.end()
 
@@ -129,7 +129,7 @@ class Contracts:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options for reports and for the steps of `test_model`, and the ini option `contract_waivers`."""
+    """Add the options for reports and `test_model`, and the ini option `contract_waivers`."""
     group = parser.getgroup("mqcore")
     group.addoption(
         "--mqcore-contract-report", metavar="PATH", help="write the contract's report: .json or .md"
@@ -154,10 +154,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
-    """Answer an option's old name with its new one, unless another plugin has an option of that name.
+    """Reject an option's old name and name the new one.
 
-    The old names are not registered, so they are free for other plugins. Runs last, when conftest
-    files have added theirs.
+    The old names are not registered, so other plugins can use them. This runs last, when conftest
+    files have added their options.
     """
     _, unknown = parser.parse_known_and_unknown_args(args)
     for name in (argument.partition("=")[0] for argument in unknown):
@@ -179,11 +179,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     pairs = [line.partition(":") for line in lines]
     if any(not reason.strip() for _, _, reason in pairs):
-        msg = (
-            "contract_waivers: every line is `case: reason`, and the reason is printed with "
-            "each report"
+        raise pytest.UsageError(
+            "contract_waivers: each line must be `case: reason`; the reason is printed with each "
+            "report"
         )
-        raise pytest.UsageError(msg)
     waivers = [Waiver(case.strip(), reason.strip()) for case, _, reason in pairs]
     names = [case.name for case in all_cases()]
     if wrong := [waiver.case for waiver in waivers if waiver.case not in names]:
@@ -192,16 +191,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _no_such_case(wrong: str, names: list[str]) -> str:
-    """Tell what may have been meant: a waiver of no case would hide nothing, and the case that fails would fail."""
+    """Return an error for an unknown case, with similar names.
+
+    A waiver of an unknown case would have no effect.
+    """
     near = get_close_matches(wrong, names, n=3, cutoff=0.5)
     near += [
         name for name in names if name.partition("[")[0] == wrong and name not in near
     ]  # it has variants
-    hint = (
-        f"near it are {', '.join(near)}"
-        if near
-        else "a run prints their names (`mqcore contract run URL`)"
-    )
+    hint = f"similar: {', '.join(near)}" if near else "`mqcore contract run URL` prints the names"
     return f"contract_waivers: no case is named {wrong!r}; {hint}"
 
 
@@ -221,7 +219,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put cases that are alone with the broker before the others of their module, which may run several at once."""
+    """Run exclusive cases before the others of their module, which may run at the same time."""
     places: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         if isinstance(item, pytest.Function) and "contract_case" in item.fixturenames:
@@ -241,14 +239,14 @@ def _case_of(item: pytest.Item) -> Case:
 
 @pytest.fixture
 def contract(request: pytest.FixtureRequest) -> Contract:
-    """Where the results of this module are gathered."""
+    """Collects the results of this module."""
     return request.config.stash[_KEY].of(request.module.__name__)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say what the run is worth, and write the report; of several backends each beside the other, by name."""
+    """Print the verdict of each backend, and write the reports."""
     reports = config.stash[_KEY].reports()
     for run, report in reports:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
@@ -274,7 +272,7 @@ def pytest_terminal_summary(
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A partial run is no proof: under CI it fails."""
+    """Fail a partial run under CI: it is not a proof."""
     session.config.stash[_KEY].end()
     partial = any(not run.complete for run, _ in session.config.stash[_KEY].reports())
     if partial and os.environ.get("CI") == "true" and exitstatus == 0:

@@ -1,7 +1,7 @@
-"""What a run found, for machines (JSON), for readers (Markdown) and for a README (a badge).
+"""What a run has shown: as JSON, as Markdown, and as a badge.
 
-Only a *whole* run is a proof: where cases were left out by hand the report says *partial* and bears
-no badge. The documentation's capability table is made of these reports and never typed.
+Only a *whole* run is a proof. Where cases were left out, the report is *partial* and has no badge.
+The documentation's capability table is made from these reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STATUSES = ("passed", "failed", "waived", "not applicable", "not shown")
 class Report:
     """The results of one run.
 
-    `whole` is False when cases were deselected; `server` is what the harness says of the server.
+    `whole` is False when cases were deselected. `server` is the server's name.
     """
 
     results: Sequence[Result]
@@ -40,18 +40,18 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; a partial run can be ok, and is still no proof."""
+        """Whether no case failed. A partial run can be ok, and is still not a proof."""
         return not any(result.status == "failed" for result in self.results)
 
     @property
     def verdict(self) -> str:
-        """One word: `passed`, `failed` or `partial`."""
+        """`passed`, `failed` or `partial`."""
         if not self.ok:
             return "failed"
         return "passed" if self.whole else "partial"
 
     def counts(self, profile: str | None = None) -> Counter[str]:
-        """How many cases ended how, of one profile or of all."""
+        """The number of cases by status, for one profile or all."""
         return Counter(
             result.status for result in self.results if profile in (None, result.case.profile)
         )
@@ -91,11 +91,11 @@ class Report:
         }
 
     def json(self) -> str:
-        """The data as a text."""
+        """The data as JSON text."""
         return json.dumps(self.data(), indent=1, ensure_ascii=False)
 
     def markdown(self) -> str:
-        """A page for readers: the verdict, capabilities with limits, counts by profile, what did not pass, and every case."""
+        """A page with verdict, capabilities, counts by profile, failures, and every case."""
         counts = self.counts()
         lines = [
             f"# Contract report: {self.capabilities.backend}",
@@ -160,7 +160,7 @@ def _told(result: Result) -> str:
 
 
 def _row(result: Result) -> str:
-    """One line of a case; why one means nothing here is said beside it, for it is said nowhere else."""
+    """Return the table row of a case, with the reason when it is not applicable."""
     status = (
         f"{result.status}: {result.text}" if result.status == "not applicable" else result.status
     )

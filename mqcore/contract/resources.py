@@ -1,7 +1,6 @@
-"""What is left in this process of something that was closed: the sockets, threads and tasks that were not there before.
+"""What this process still holds after something was closed: sockets, threads and tasks.
 
-Only a case that is alone can say so, for the sockets and threads of other cases would be counted
-too.
+Only a case that runs alone can measure that, since those of other cases would be counted too.
 """
 
 from __future__ import annotations
@@ -24,21 +23,20 @@ __all__ = ["ProcessResources"]
 
 _DESCRIPTORS = Path("/dev/fd")
 _SHARED = "asyncio_"
-"""How the threads of an event loop's own pool are called.
+"""The name of the threads in an event loop's own pool.
 
-They belong to the loop, and end with it.
+They belong to the loop and end with it.
 """
 _SOON = 2.0
-"""Seconds of real time in which what was closed has gone: a socket's other end and a thread may take a moment.
-"""
+"""Seconds of real time for a socket's other end and a thread to go."""
 _BETWEEN = 0.02
 
 
 class ProcessResources:
-    """What this process has at one moment, to be compared with what it has later."""
+    """The sockets, threads and tasks of this process at one moment."""
 
     def __init__(self) -> None:
-        """Look now."""
+        """Record what there is now."""
         self._sockets, self._threads, self._tasks = (
             _sockets(),
             set(threading.enumerate()),
@@ -46,7 +44,7 @@ class ProcessResources:
         )
 
     async def gone(self, what: str, look: str) -> None:
-        """Fail unless everything that has come since has gone, or goes soon."""
+        """Fail unless everything that was added since is gone soon."""
         deadline = time.monotonic() + _SOON
 
         while left := self._left():
@@ -74,7 +72,7 @@ class ProcessResources:
 
 
 def _sockets() -> set[int]:
-    """Return the inodes of this process's sockets; none where the system does not list them."""
+    """Return the inodes of this process's sockets; empty where the system does not list them."""
     found = set[int]()
 
     try:

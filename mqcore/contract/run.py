@@ -1,4 +1,4 @@
-"""Running cases without pytest: what `mqcore contract run` and the pytest plugin both stand on."""
+"""Running cases without pytest. `mqcore contract run` and the pytest plugin use it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ __all__ = ["Result", "Status", "Waiver", "run_case", "run_contract"]
 
 Status = Literal["passed", "failed", "waived", "not applicable", "not shown"]
 _CASE_LIMIT, _VIRTUAL_LIMIT = 120.0, 30.0
-"""Seconds of real time after which a case is hanging, whatever its own deadlines say; the second under a virtual clock.
-"""
-_SPINS = "a loop that sleeps for no time never lets a virtual clock go on"
+"""Seconds of real time after which a case counts as hanging; the second with a virtual clock."""
+_SPINS = "a loop that sleeps for 0 s keeps a virtual clock from advancing"
 
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
     """A case that is known to fail, and why that is accepted.
 
-    It is printed with every report, and fails when the case passes.
+    It is printed with every report. When the case passes, the waiver is reported as a failure.
     """
 
     case: str
@@ -49,7 +48,7 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case found: its status, why, how long it took (seconds of real time), and what it measured."""
+    """The result of one case: status, reason, real seconds, and what it measured."""
 
     case: Case
     status: Status
@@ -60,10 +59,10 @@ class Result:
 
 
 def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Result:
-    """Run one case in an event loop of its own, and say what it found; never raises for the backend's sake.
+    """Run one case in its own event loop and return its result; the backend's errors do not raise.
 
-    A case whose capabilities the backend does not declare is *not applicable*: another case sees to
-    it that they are refused. One whose hooks the harness lacks is *not shown*.
+    A case is *not applicable* when the backend does not declare the capabilities it needs; another
+    case checks that they are refused then. It is *not shown* when the harness lacks a hook.
     """
     missing = [hook for hook in case.hooks if not harness.has(hook)]
     if missing:
@@ -74,10 +73,10 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
         status, text = asyncio.run(_run(case, kit))
     text = mask_text(
         text + captured.text() if status == "failed" else text
-    )  # a driver's error may quote the URL that it was given
+    )  # a driver's error may contain its URL
     if waiver is not None:
         if status == "passed":
-            status, text = "failed", f"it passes, so its waiver must go ({waiver.reason})"
+            status, text = "failed", f"the case passes; remove its waiver ({waiver.reason})"
         elif status == "failed":
             status, text = "waived", f"{waiver.reason}\n{text}"
     seconds, capabilities = time.perf_counter() - began, getattr(kit, "capabilities", None)
@@ -96,36 +95,36 @@ async def _run(case: Case, kit: Kit) -> tuple[Status, str]:
         return "not shown", str(reason)
     except ContractError as error:
         return "failed", str(error)
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises is its finding
+    except Exception as error:  # noqa: BLE001 - any error of a backend is a finding
         # A TimeoutError may be the driver's own, raised long before the case's limit.
         if not (isinstance(error, TimeoutError) and limited.expired()):
             return "failed", _unexpected(error, kit)
 
         look = ": ".join(filter(None, (_standing(kit, error), _SPINS if virtual else "")))
-        return "failed", str(ContractError("an end", f"it hangs for {limit:g} s", look))
+        return "failed", str(ContractError("the case ends", f"it hangs for {limit:g} s", look))
     finally:
         await kit.close()
 
 
 def _unexpected(error: Exception, kit: Kit) -> str:
-    """Tell what an exception began with, the line of the backend to look at, and as what an application would see it."""
+    """Describe an unexpected exception: root cause, where to look, what an application sees."""
     began, outer = root_cause(error), seen_by_application(error)
     look = raised_at(began, kit.made)
     if isinstance(began, RuntimeError) and raised_in(began) == VirtualClock.__module__:
-        # The clock says that somebody spins, and cannot say who.
+        # The clock reports a loop that spins, but not where.
         look = _standing(kit, began) or look
     if isinstance(began, UnsupportedFeature):
         look = "Backend.open: the Capabilities that it returns"
     text = str(ContractError("no exception", f"{type(began).__name__}: {began}", look))
-    text += f"\n  told as: {outer}" if outer else ""
+    text += f"\n  seen as: {outer}" if outer else ""
     return text + "".join(f"\n     lost: {lost!r}" for lost in kit.lost[:1])
 
 
 def _standing(kit: Kit, error: BaseException) -> str:
-    """Return the lines of the backend at which the calls stand that the case awaits.
+    """Return the lines of the backend at which the awaited calls wait.
 
-    Tasks that a driver keeps in the background are idle most of the time, and say nothing about a
-    call that hangs. They are named only when the case awaits no call of the backend.
+    A driver's background tasks are idle most of the time and say nothing about a call that hangs.
+    They are named only when the case awaits no call of the backend.
     """
     if places := _places(kit.awaited, kit):
         return places
@@ -163,13 +162,13 @@ def run_contract(
     *,
     cases: Iterable[Case] | None = None,
     waivers: Sequence[Waiver] = (),
-    told: Callable[[Result], None] = lambda _: None,
+    on_result: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """Run the cases (None: all) one after the other, each with a harness of its own; `told` hears of each result at once."""
+    """Run cases (None: all) in turn, each with a new harness; `on_result` gets each result."""
     accepted = {waiver.case: waiver for waiver in waivers}
     results = []
     for case in all_cases() if cases is None else cases:
         result = run_case(case, make_harness(), accepted.get(case.name))
         results.append(result)
-        told(result)
+        on_result(result)
     return results

@@ -1,10 +1,9 @@
-"""Random steps on any backend, held against the model: what no author of cases thought of.
+"""Random steps on any backend, compared with the model.
 
-`check_model` lets Hypothesis choose the steps; `compare_with_memory` runs one trace here and on
-`memory://`, the reference, and compares what their users saw. A trace that fails is told step by
-step, with a line that does it again (`replay`). Where the clock is virtual no real time passes, and
-there are many long examples; on a server there are few and short ones (`MQCORE_CONTRACT_EXAMPLES`
-says how many).
+`check_model` lets Hypothesis choose the steps. `compare_with_memory` runs one trace on this backend
+and on `memory://`, and compares what users saw. A trace that fails is printed step by step, with a
+command that repeats it (`replay`). With a virtual clock no real time passes and there are many long
+examples; on a server there are few short ones (`MQCORE_CONTRACT_EXAMPLES` says how many).
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ _HOWS = st.sampled_from(["ack", "release", "move", "move"])
 _TEST = "-k test_model"
 
 _TRIES = 3
-"""A real server may give the same messages in other portions the second time, which is its right; Hypothesis then gives up.
+"""A real server may return the same messages in other batches the second time.
+
+Hypothesis then gives up.
 """
 
 
@@ -60,12 +61,12 @@ class ContractMachine(RuleBasedStateMachine):
             raise
 
     def run(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do one step; when it fails, its error tells all steps."""
+        """Do one step; when it fails, the error lists all steps."""
         try:
             self.runner.run(work)
         except Exception as error:
             self.failed = True
-            error.add_note(self.player.told(self.test))
+            error.add_note(self.player.described(self.test))
             raise
         except BaseException:
             self.failed = True
@@ -87,12 +88,12 @@ class ContractMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.example.stored)
     @rule(name=st.sampled_from(WORK), pick=st.integers(0, 9))
     def publish_again(self, name: str, pick: int) -> None:
-        """Publish one of the last again, to the same queue or to another."""
+        """Publish a recent message again, to the same queue or to another."""
         self.run(self.player.do("again", name, pick))
 
     @rule(name=st.sampled_from(QUEUES), limit=st.integers(1, 5))
     def receive(self, name: str, limit: int) -> None:
-        """Receive some."""
+        """Receive some messages."""
         self.run(self.player.do("receive", name, limit))
 
     @rule(
@@ -101,7 +102,7 @@ class ContractMachine(RuleBasedStateMachine):
         to=st.sampled_from(QUEUES),
     )
     def work(self, name: str, hows: list[str], to: str) -> None:
-        """Receive some, and settle them at once in one batch, in the opposite order."""
+        """Receive some messages and settle them in one batch, in reverse order."""
         self.run(self.player.do("work", name, "+".join(hows), to))
 
     @precondition(lambda self: self.example.given)
@@ -113,13 +114,13 @@ class ContractMachine(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 1.0, 3.0]),
     )
     def settle(self, pick: int, count: int, how: str, to: str, delay: float) -> None:
-        """Settle some of the last that one consumer was given, perhaps for the second time."""
+        """Settle some recent messages of one consumer, perhaps for the second time."""
         self.run(self.player.do("settle", pick, count, how, to, delay))
 
     @precondition(lambda self: self.example.given and self.example.model.rules.lease < float("inf"))
     @rule(pick=st.integers(0, 9))
     def renew(self, pick: int) -> None:
-        """Renew one of the last that came."""
+        """Renew a recent message."""
         self.run(self.player.do("renew", pick))
 
     @rule(name=st.sampled_from(QUEUES))
@@ -134,7 +135,7 @@ class ContractMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(QUEUES))
     def count(self, name: str) -> None:
-        """Look at the counts."""
+        """Compare the counts."""
         self.run(self.player.do("count", name))
 
     def teardown(self) -> None:
@@ -151,11 +152,11 @@ class ContractMachine(RuleBasedStateMachine):
 def check_model(
     make_harness: Callable[[], Harness], *, examples: int | None = None, test: str = _TEST
 ) -> None:
-    """Run random examples, each with a harness from `make_harness`; raises what failed, with the trace as a note.
+    """Run random examples, each with a new harness; raise what failed, with the trace as a note.
 
-    Where time is virtual, shorter traces are then looked for: to fail again with fewer steps takes
+    Where time is virtual, shorter traces are tried afterwards: failing again with fewer steps takes
     seconds, while Hypothesis would shrink a long trace for minutes. `test` is what pytest calls the
-    test, for the line that does the trace again.
+    test.
     """
     virtual = isinstance(make_harness().clock, VirtualClock)
     count = examples or int(os.environ.get("MQCORE_CONTRACT_EXAMPLES") or (500 if virtual else 20))
@@ -194,10 +195,10 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
 
 
 def replay(harness: Harness, text: str, *, test: str = _TEST) -> None:
-    """Do the steps of a trace again, as they were printed when it failed.
+    """Repeat the steps of a trace, as printed when it failed.
 
-    What each `take` brought is then compared with memory's, as `compare_with_memory` does it.
-    Raises `StepsError` for text that is not made of steps.
+    What each `take` received is compared with memory, as in `compare_with_memory`. Raises
+    `StepsError` for text that does not consist of steps.
     """
     steps = read_steps(text)
     _compare(harness, steps if steps[-1:] == [_END] else [*steps, _END], "memory gave", test)
@@ -209,11 +210,11 @@ def replay(harness: Harness, text: str, *, test: str = _TEST) -> None:
 def compare_with_memory(
     harness: Harness, *, seed: int = 3, steps: int | None = None, test: str = _TEST
 ) -> None:
-    """Run one trace on this backend and on memory; fail unless their users saw the same.
+    """Run one trace on this backend and on memory; fail unless users see the same.
 
-    Each step takes all that is ready, and time passes in strides beyond every tolerance, so that
-    nothing hangs on who was quicker. What each stride brought is compared as a multiset for each
-    queue; where both have the same order, in its order.
+    Each step takes everything that is ready, and time passes in strides beyond every tolerance, so
+    that timing has no influence. What each stride received is compared for each queue, in order
+    where both have the same order.
     """
     rounds = steps or (40 if isinstance(harness.clock, VirtualClock) else 12)
     _compare(
@@ -238,12 +239,12 @@ def _compare(harness: Harness, steps: Sequence[Step], what: str, test: str) -> N
             error = ContractError(
                 f"what {what}, at take {number}: {wanted}", came, "Subscription.receive"
             )
-            error.add_note(here.told(test))
+            error.add_note(here.described(test))
             raise error
 
 
 def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player, bool]:
-    """Do steps on one broker; also say whether what it gives has an order that can be compared."""
+    """Run steps on one broker; also return whether its order can be compared."""
     example = Example(harness)
     player = Player(example)
 
@@ -253,7 +254,7 @@ def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player,
             for step in steps:
                 await player.do(step.word, *step.arguments)
         except Exception as error:
-            error.add_note(player.told(test))
+            error.add_note(player.described(test))
             raise
         finally:
             await example.kit.close()
@@ -267,7 +268,7 @@ def _played(harness: Harness, steps: Sequence[Step], test: str) -> tuple[Player,
 
 
 def _chosen(choose: random.Random, rounds: int) -> Iterator[Step]:
-    """Choose the steps of a trace that brings the same on every broker."""
+    """Choose the steps of a trace that has the same result on every broker."""
     for _ in range(rounds):
         delay = choose.choice([0.0, 0.0, 1.0])
         arguments = (choose.choice(WORK), choose.randint(1, 3), choose.choice([0, 10]), delay, None)

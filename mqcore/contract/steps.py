@@ -1,8 +1,8 @@
-"""The steps of a random trace: how they are written, done, told with their answers, and read again.
+"""The steps of a random trace: how they are written, run, printed and read.
 
     publish jobs 2 9 0.5 -; receive jobs 3; settle 0 1 move other 1.0; crash jobs; wait 2.8
 
-A trace that has failed is printed in this form, so that one line replays it: `pytest --mqcore-steps
+A trace that fails is printed in this form, so that one command repeats it: `pytest --mqcore-steps
 '…'`. Each word is a step of `Player`, and its arguments are those of the method.
 """
 
@@ -22,13 +22,12 @@ __all__ = ["Player", "Seen", "Step", "StepsError", "read_steps"]
 
 Argument = str | int | float | None
 Seen = tuple[str, str, int, bool, bool]
-"""Queue, id, attempt, redelivered, and whether it was taken over: what a user of a queue sees of a delivery.
-"""
+"""Queue, id, attempt, redelivered, and whether it was taken over."""
 _ALL = 100
 
 
 class StepsError(ValueError):
-    """Text that is not made of steps; it names the part that is none."""
+    """Text that does not consist of steps; the error names the wrong part."""
 
 
 class Step(NamedTuple):
@@ -89,14 +88,14 @@ def read_steps(text: str) -> list[Step]:
 
 
 class Player:
-    """Does steps one after the other, each held against the model, and notes when that was and what was answered."""
+    """Runs steps in turn, compares each with the model, and records times and answers."""
 
     def __init__(self, example: Example) -> None:
-        """Start with none done."""
+        """Start with no step done."""
         self.example = example
         self.steps: list[Step] = []
         self.seen: list[list[Seen]] = []
-        """What each `take` brought."""
+        """What each `take` received."""
         self._lines: list[str] = []
 
     async def do(self, word: str, *arguments: Argument) -> None:
@@ -104,15 +103,18 @@ class Player:
         step, began = Step(word, arguments), self.example.kit.now - self.example.opened_at
         self.steps.append(step)
 
-        answer = "<- here it fails"
+        answer = "<- this step failed"
         try:
             answer = await getattr(self, f"_{word}")(*arguments)
         finally:
             ended = self.example.kit.now - self.example.opened_at
             self._lines.append(f"{began:8.3f} to {ended:8.3f} s  {step!s:<30} {answer}".rstrip())
 
-    def told(self, test: str) -> str:
-        """Return the steps with their times and answers, and the line that does them again; `test` is what pytest calls it."""
+    def described(self, test: str) -> str:
+        """Return the steps with times and answers, and a command that repeats them.
+
+        `test` is what pytest calls the test.
+        """
         text = "; ".join(str(step) for step in self.steps)
         return "\n".join(
             ["steps:", *self._lines, "", f"replay: pytest {test} --mqcore-steps '{text}'"]
@@ -130,7 +132,7 @@ class Player:
         )
 
     async def _again(self, name: str, pick: int) -> str:
-        """Publish one of the last again, counted from the last, to the same queue or to another."""
+        """Publish a recent message again, to the same queue or to another."""
         stored = list(self.example.stored.values())
         return (
             await self.example.publish_again(name, stored[-1 - pick % len(stored)])
@@ -143,7 +145,10 @@ class Player:
         return _described(await self.example.receive(name, limit))
 
     async def _work(self, name: str, hows: str, to: str) -> str:
-        """Receive some, and settle them at once in one batch, in the opposite order; `hows` is such as `ack+move`."""
+        """Receive some messages and settle them in one batch, in reverse order.
+
+        `hows` is such as `ack+move`.
+        """
         example, ways = self.example, hows.split("+")
         got = await example.receive(name, len(ways))
         held = [
@@ -155,7 +160,7 @@ class Player:
         return f"{_described(got)}; {settled}"
 
     async def _settle(self, pick: int, count: int, how: str, to: str, delay: float) -> str:
-        """Settle some of the last that one consumer was given, perhaps for the second time."""
+        """Settle some recent messages of one consumer, perhaps for the second time."""
         example = self.example
         if not example.given:
             return "nothing to settle"
@@ -167,14 +172,14 @@ class Player:
         )
 
     async def _renew(self, pick: int) -> str:
-        """Renew one of the last that came."""
+        """Renew a recent message."""
         given = self.example.given
         return (
             await self.example.renew(given[-1 - pick % len(given)]) if given else "nothing to renew"
         )
 
     async def _crash(self, name: str) -> str:
-        """End the queue's consumer, which has settled nothing of what it holds, and start another."""
+        """End the queue's consumer, which settles nothing of what it holds; start another."""
         await self.example.crash(name)
         return "another consumer"
 
@@ -184,25 +189,25 @@ class Player:
         return ""
 
     async def _count(self, name: str) -> str:
-        """Look at the counts."""
+        """Compare the counts."""
         return await self.example.count(name)
 
     async def _end(self) -> str:
-        """Take away all consumers and empty the queues."""
+        """End all consumers and empty the queues."""
         await self.example.end()
         return "all came"
 
     # The steps of a trace that is done on two brokers, each of which leaves nothing to chance
 
     async def _quiet(self) -> str:
-        """Wait until everything is ready that is not held for ever."""
+        """Wait until everything is ready that is not held."""
         await self.example.kit.advance(
             max(self.example.model.quiet_at() - self.example.kit.now, 0.0) + 0.01
         )
         return ""
 
     async def _take(self, name: str) -> str:
-        """Receive all that is there."""
+        """Receive everything that is there."""
         got = await self.example.receive(name, _ALL)
         self.seen.append(
             [(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
@@ -210,7 +215,7 @@ class Player:
         return _described(got)
 
     async def _rest(self, name: str, hows: str, to: str) -> str:
-        """Settle all that was received, in the order of the ids; `hows` begins again when it is used up."""
+        """Settle everything received, in the order of the ids; `hows` is repeated as needed."""
         held, self.example.given = sorted(self.example.given, key=_id), []
         held = [given for given in held if given[2] is self.example.consumers[name]]
         return await self.example.settle(name, *zip(held, cycle(hows.split("+"))), to=to)

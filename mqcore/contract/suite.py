@@ -1,4 +1,4 @@
-"""The one line in an author's test file: `from mqcore.contract.suite import test_contract, test_model`."""
+"""For an author's test file: `from mqcore.contract.suite import test_contract, test_model`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["test_contract", "test_model"]
 def test_contract(
     contract_case: Case, harness: Harness, contract: Contract, request: pytest.FixtureRequest
 ) -> None:
-    """Run one case of the contract; the plugin makes a test of each."""
+    """Run one case of the contract; the pytest plugin makes a test of each case."""
     result = contract.run(
         contract_case, harness, [item for item in request.session.items if _beside(item, request)]
     )
@@ -41,9 +41,10 @@ def _beside(item: pytest.Item, request: pytest.FixtureRequest) -> bool:
 
 
 def test_model(harness: Harness, request: pytest.FixtureRequest) -> None:
-    """Hold random steps against the model, and one trace against memory; how many, `MQCORE_CONTRACT_EXAMPLES` says.
+    """Compare random steps with the model, and one trace with memory.
 
-    With `--mqcore-steps`, do the steps of a trace that has failed, and nothing else.
+    `MQCORE_CONTRACT_EXAMPLES` says how many. With `--mqcore-steps`, do only the steps of a trace
+    that failed before.
     """
     from mqcore.contract import stateful  # noqa: PLC0415 - Hypothesis takes a while to import
     from mqcore.contract.kit import ContractError  # noqa: PLC0415 - this module is loaded in every run of an author's tests

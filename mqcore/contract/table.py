@@ -1,6 +1,6 @@
-"""What backends can do, side by side: a table made of contract reports, and never typed.
+"""What backends can do, side by side: a table made from contract reports.
 
-A report is the plain data of `Report.data()` or of a JSON file that a run has written.
+A report is the plain data of `Report.data()`, or of a JSON file that a run has written.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"), (0.001, "ms"))
 
 
 def limits_in_words(limits: Mapping[str, object]) -> str:
-    """Return limits for people to read: `granularity 5 ms, max 3,650 d`."""
+    """Return limits as text: `granularity 5 ms, max 3,650 d`."""
     return ", ".join(f"{name} {_value(name, value)}" for name, value in limits.items())
 
 
 def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table in Markdown: a row for each capability and one for the durability.
+    """Return a Markdown table: a row for each capability and one for durability.
 
     A column is a report, or all reports of one backend whose servers can do the same.
     """
@@ -81,5 +81,5 @@ def _value(name: str, value: object) -> str:
 
 
 def cell(text: str) -> str:
-    """Return a text that fits into one cell of a table."""
+    """Return text that fits into one cell of a table."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -132,7 +132,7 @@ def test_a_name_is_started_once_and_a_product_uses_what_runs() -> None:
         assert brokers.server("redis") is one
         assert brokers.server(f"redis-{one.version.partition('.')[0]}") is one
         assert brokers.servers == [one]
-        with pytest.raises(BrokerUnavailable, match=r"it is Redis \d.*redis-[78] is wanted"):
+        with pytest.raises(BrokerUnavailable, match=r"it is Redis \d.*, not redis-[78]"):
             brokers.server("redis-8" if one.version.startswith("7") else "redis-7")
     assert not answers(one)
 
@@ -196,7 +196,7 @@ def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> No
             given.restart,
             lambda: given.run("redis-cli", "ping"),
         ):
-            with pytest.raises(TypeError, match="it is not ours"):
+            with pytest.raises(TypeError, match="so it cannot be killed"):
                 touch()
         assert {hook for hook in ("restart", "cut", "kill") if ServerHarness(given).has(hook)} == {
             "kill"

@@ -37,7 +37,7 @@ def test_the_model_catches_a_broken_backend(broken: type) -> None:
     told = note_of(found.value)
     lines = told.splitlines()
     assert re.match(r" +0\.000 to ", lines[1])
-    assert lines[-3].endswith("<- here it fails")
+    assert lines[-3].endswith("<- this step failed")
 
     # The line that was printed finds the same again, and nothing in a backend that is whole.
     steps = steps_of(told)
@@ -61,7 +61,7 @@ def test_a_trace_is_told_with_priorities_marks_and_times() -> None:
         "0.000 to 0.000 s publish jobs 2 9 0.0 - m0 (priority 9) stored, m1 (priority 9) stored",
         "0.000 to 1.500 s wait 1.5",
         "1.500 to 1.500 s crash jobs another consumer",
-        "1.500 to 1.500 s receive jobs 2 <- here it fails",
+        "1.500 to 1.500 s receive jobs 2 <- this step failed",
         "",
         (
             "replay: pytest -k test_model --mqcore-steps 'publish jobs 2 9 0.0 -; wait 1.5; crash "

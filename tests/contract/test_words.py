@@ -135,7 +135,7 @@ def test_a_call_that_does_not_end_is_named_with_the_line_where_it_stands() -> No
         await kit.subscribe(await kit.queue())
 
     text = said(steps, Slow)
-    assert "expected: an end of Slow.subscribe within 8 s" in text
+    assert "expected: Slow.subscribe returns within 8 s" in text
     assert f"look at: {line_of(Slow.subscribe, 'await asyncio.Event().wait()')}" in text
 
 
@@ -162,7 +162,7 @@ def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
     for text in texts:
         assert "came: NotImplementedError: write Forgetful.publish next" in text
         assert f"look at: {line_of(Forgetful.publish, 'raise self.error')}" in text
-    assert "told as: PublishUnknown: message" in texts[2]
+    assert "seen as: PublishUnknown: message" in texts[2]
     assert "may or may not be stored" in texts[2]
 
 

@@ -67,7 +67,7 @@ def test_a_broker_that_is_not_there_is_a_skip_with_a_count_and_a_reason(
     found.stdout.fnmatch_lines(
         [
             (
-                "redis: not there, 2 tests could not run. there is no redis: url: no URL was given "
+                "redis: not available, 2 tests could not run. redis is not available: url: no URL was given "
                 "for redis"
             )
         ]
@@ -77,14 +77,14 @@ def test_a_broker_that_is_not_there_is_a_skip_with_a_count_and_a_reason(
 def test_under_ci_it_is_an_error(project: Callable[..., pytest.RunResult]) -> None:
     found = project("def test_one(redis_url): ...", MQCORE_BROKERS="url", CI="true")
     found.assert_outcomes(errors=1)
-    found.stdout.fnmatch_lines(["*there is no redis: url: no URL was given for redis*"])
+    found.stdout.fnmatch_lines(["*redis is not available: url: no URL was given for redis*"])
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--mqcore-broker-url=redis"], "*the broker URL 'redis' is not usable*"),
-        (["--mqcore-broker-url=kafka://h"], "*which broker is at a kafka:// URL cannot be told*"),
+        (["--mqcore-broker-url=kafka://h"], "*cannot tell which broker serves a kafka:// URL*"),
         (
             ["--mqcore-broker-url=redis://:hunter2@h:99999"],
             "*the broker URL 'redis://:[*][*][*]@h:99999' is not usable*",
@@ -105,9 +105,7 @@ def test_a_variable_that_means_nothing_ends_the_run(
 ) -> None:
     found = project("def test_one(redis_url): ...", MQCORE_BROKERS="cloud")
     assert found.ret == pytest.ExitCode.USAGE_ERROR
-    assert (
-        "no provider is called 'cloud'; there are: docker, local, url, auto" in found.stdout.str()
-    )
+    assert "unknown provider 'cloud' (known: docker, local, url, auto)" in found.stdout.str()
 
 
 def test_who_asks_for_no_broker_hears_nothing_of_them(

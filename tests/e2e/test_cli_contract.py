@@ -113,7 +113,7 @@ def test_what_fails_may_be_waived_with_a_reason_and_a_waiver_that_is_not_needed_
     assert "it is a liar" in Path("report.md").read_text()
     said = run("contract", "run", memory_url(), "--waive", f"{lease}: it is a liar")
     assert said.code == 1
-    assert "it passes, so its waiver must go (it is a liar)" in said.out
+    assert "the case passes; remove its waiver (it is a liar)" in said.out
 
 
 @pytest.mark.usefixtures("liar")

@@ -136,7 +136,7 @@ def test_a_waiver_goes_with_its_case_and_no_other() -> None:
             "bounds.prefetch_is_an_exact_ceiling",
             "bounds.prefetch_is_an_exact_ceiling[3]",
         ),  # it has variants
-        ("what it is not", "a run prints their names"),
+        ("what it is not", "prints the names"),
     ],
 )
 def test_a_waiver_of_no_case_is_an_error_that_tells_near_names(wrong: str, near: str) -> None:

@@ -2,13 +2,13 @@
 
     def test_orders(redis_url: str) -> None: ...
 
-is all that an application's test needs; the fixtures are in `mqcore.contract.brokers.fixtures`.
-What happens then: the fixture asks `Brokers` for a server by name (`redis`, `rabbitmq-4`, …); it
-looks the name up in the catalogue, tries the providers that `--mqcore-brokers` allows, and returns
-a `Server` that accepts connections at its `url`. When the run ends it is stopped, whatever the
-tests did to it. `ServerHarness` gives the contract kit the same server, so that its cases of
-crashes and of silence can be shown. `ProcessServer` is a server that is not in the catalogue:
-whatever one command starts.
+is all that an application's test needs; the fixtures are in `mqcore.contract.brokers.fixtures`. The
+fixture asks `Brokers` for a server by name (`redis`, `rabbitmq-4`, …). `Brokers` looks the name up
+in the catalogue, tries the providers that `--mqcore-brokers` allows, and returns a `Server` that
+accepts connections at its `url`. The server is stopped when the run ends.
+
+`ServerHarness` gives the contract kit the same server, so that cases of crashes and of silence can
+be shown. `ProcessServer` is any other server that one command starts.
 """
 
 from mqcore.contract.brokers.brokers import Brokers

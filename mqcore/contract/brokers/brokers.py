@@ -1,8 +1,8 @@
-"""From a name to a server that runs: which provider, which version, started once for all who ask.
+"""From a name to a running server: which provider, which version, started once for all tests.
 
-`auto` tries in this order: a URL that was given for the name, Docker, what is installed here. A
-name with a version takes that version or nothing; a name without takes the newest that a provider
-has.
+`auto` tries in this order: a URL that was given for the name, Docker, a locally installed server. A
+name with a version takes that version only. A name without one takes the newest version that a
+provider has.
 """
 
 from __future__ import annotations
@@ -34,25 +34,23 @@ _SCHEMES = {
 
 
 class Brokers:
-    """The servers of one test run; a context manager that stops them all at its end."""
+    """The servers of one test run; a context manager that stops them at its end."""
 
     def __init__(self, provider: Provider = "auto", urls: Sequence[str] = ()) -> None:
-        """Start none yet.
+        """Start no server yet.
 
         `urls` are for the provider `url`: `redis://…`, whose scheme says which product it is, or
-        `NAME=URL`, with a name of the catalogue (`valkey=redis://…`, `redis-7=redis://…`). Raises
-        `LookupError` for a name that there is not, and `ConfigurationError` for what is no URL.
+        `NAME=URL` with a name of the catalogue (`valkey=redis://…`, `redis-7=redis://…`). Raises
+        `LookupError` for an unknown name, and `ConfigurationError` for text that is not a URL.
         """
         if provider not in PROVIDERS:
-            raise LookupError(
-                f"no provider is called {provider!r:.60}; there are: {', '.join(PROVIDERS)}"
-            )
+            raise LookupError(f"unknown provider {provider!r:.60} (known: {', '.join(PROVIDERS)})")
         self.provider = provider
         self.urls = dict(map(_named, urls))
         self.servers: list[Server] = []
-        """All that were started, in that order."""
+        """All servers that were started, in that order."""
         self.missing: dict[str, str] = {}
-        """What could not be had, by name, and why."""
+        """Servers that are not available, by name, with the reason."""
         self._by_name: dict[tuple[str, Provider], Server] = {}
 
     def __enter__(self) -> Self:
@@ -62,11 +60,11 @@ class Brokers:
         self.close()
 
     def server(self, name: str, *, provider: Provider | None = None) -> Server:
-        """Return the server of this name, started when it is first asked for.
+        """Return the server of this name; it is started on first use.
 
-        `name` is of the catalogue: `redis-8`, or `redis` for any. `provider` overrides that of the
-        run. Raises `BrokerUnavailable` with the reason of each provider that was tried, at once
-        when it has been asked for in vain before.
+        `name` is from the catalogue: `redis-8`, or `redis` for any version. `provider` overrides
+        that of the run. Raises `BrokerUnavailable` with the reason of each provider that was tried;
+        later calls raise it at once.
         """
         kinds = find(name)
         provider = provider or self.provider
@@ -83,11 +81,11 @@ class Brokers:
         return self._by_name[asked]
 
     def label(self, name: str, provider: Provider | None = None) -> str:
-        """Return the key in `missing` of a name that was asked for so."""
+        """Return the key in `missing` for this name and provider."""
         return name if provider in (None, self.provider) else f"{name} ({provider})"
 
     def url_of(self, name: str) -> str:
-        """Return the URL that was given for a name, its own or its product's; raises `BrokerUnavailable` where there is none."""
+        """Return the URL for a name, its own or its product's. Raises `BrokerUnavailable`."""
         for one in (
             name,
             *(other for kind in find(name) for other in (kind.product.slug, kind.name)),
@@ -97,7 +95,7 @@ class Brokers:
         raise BrokerUnavailable(f"no URL was given for {name}")
 
     def close(self) -> None:
-        """Stop them all, the last first. Those that were given by URL run on."""
+        """Stop all servers, the last first. Those that were given by URL keep running."""
         for server in reversed(self.servers):
             server.stop()
         self._by_name.clear()
@@ -109,7 +107,7 @@ class Brokers:
                 return self._by(one, name, kinds)
             except BrokerUnavailable as error:
                 reasons.append(f"{one}: {error}")
-        raise BrokerUnavailable(mask_text(f"there is no {name}: " + "; ".join(reasons)))
+        raise BrokerUnavailable(mask_text(f"{name} is not available: " + "; ".join(reasons)))
 
     def _by(self, provider: str, name: str, kinds: Sequence[Kind]) -> Server:
         if provider == "url":
@@ -125,7 +123,7 @@ class Brokers:
         raise refused or BrokerUnavailable(f"the catalogue has no {name}")
 
     def _run(self, server: Server, kinds: Sequence[Kind]) -> Server:
-        """Start it, unless one that does is there already; refuse a version that was not asked for."""
+        """Start the server, unless a suitable one is running; refuse a wrong version."""
         for running in self.servers:
             if (
                 type(running) is type(server)
@@ -136,20 +134,23 @@ class Brokers:
         server.open()
         if not _fits(server, kinds):
             server.stop()
-            raise BrokerUnavailable(f"it is {server.title}, {server.name} is wanted")
+            raise BrokerUnavailable(f"it is {server.title}, not {server.name}")
         self.servers.append(server)
         return server
 
 
 def _fits(server: Server, kinds: Sequence[Kind]) -> bool:
-    """Whether its version is one that the name means; a name without a number takes those beyond the catalogue too."""
+    """Whether the version is one that the name means.
+
+    A name without a number also means versions beyond the catalogue.
+    """
     if not server.version or kinds == find(kinds[0].product.slug):
         return True
     return int(server.version.partition(".")[0]) in {kind.major for kind in kinds}
 
 
 def _named(url: str) -> tuple[str, str]:
-    """Return name and URL of what was given as `NAME=URL` or as a URL."""
+    """Return name and URL of `NAME=URL` or of a URL."""
     name, equals, rest = url.partition("=")
     if equals and "://" not in name:
         find(name)
@@ -158,7 +159,7 @@ def _named(url: str) -> tuple[str, str]:
     scheme, _ = parse_url(url)
     if scheme not in _SCHEMES:
         raise LookupError(
-            f"which broker is at a {scheme}:// URL cannot be told: give it as NAME=URL, for "
-            "instance redis=…"
+            f"cannot tell which broker serves a {scheme}:// URL. Give it as NAME=URL, for example "
+            f"redis={scheme}://…"
         )
     return _SCHEMES[scheme], url

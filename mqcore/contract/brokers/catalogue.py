@@ -1,8 +1,8 @@
-"""The servers that the contract is shown on, by name: what they are, how they are configured, where their images come from.
+"""The servers that the contract is run on: names, configuration, and container images.
 
 A name without a number (`redis`) means any version, the newest first. Every server is configured to
-keep what it has confirmed when it is killed, and RabbitMQ so that what a kill leaves behind in its
-delays is tried again after 2 s, not after 3 minutes.
+keep what it has confirmed when it is killed. RabbitMQ retries what a kill left in its delay queues
+after 2 s instead of 3 minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "find"]
 
 REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
-"""Durability *machine*: the most that it can give."""
+"""Durability *machine*: the highest that it offers."""
 RABBITMQ_SETTINGS = (
     # How long an at-least-once dead-lettering waits for a confirm that a kill took away (180 s by
     # default).
@@ -35,8 +35,8 @@ RABBITMQ_SETTINGS = (
 class Product:
     """What the versions of one product have in common.
 
-    `ask` says who answers at a host and port. `stored` says what a server's storage holds, where
-    that can be found out without its driver: it is hook 10 of the kit's `Harness`. `command` and
+    `ask` returns which server answers at a host and port. `stored` counts what a server's storage
+    holds, where that is possible without its driver: hook 10 of the kit's `Harness`. `command` and
     `environment` are those of its container.
     """
 
@@ -53,7 +53,7 @@ class Product:
     stored: Callable[[Server, bytes], Mapping[str, int]] | None = None
 
     def url(self, host: str, port: int) -> str:
-        """Return the URL of a server that was started here, with the account that it has from the start."""
+        """Return the URL of a server that was started here, with its default account."""
         return f"{self.scheme}://{self.user}{host}:{port}{self.path}"
 
 
@@ -67,7 +67,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """What tests call it, for instance `redis-8`."""
+        """The name that tests use, for instance `redis-8`."""
         return f"{self.product.slug}-{self.major}"
 
 
@@ -118,14 +118,14 @@ KINDS = (
 
 
 def find(name: str) -> tuple[Kind, ...]:
-    """Return the kinds that a name means: one for `redis-8`, all of a product for `redis`, the newest first.
+    """Return the kinds that a name means: one for `redis-8`, all of a product for `redis`.
 
-    Raises `LookupError`, naming what there is, for any other name.
+    The newest is first. Raises `LookupError` with all names for any other name.
     """
     found = tuple(kind for kind in KINDS if name in (kind.name, kind.product.slug))
     if not found:
         names = ", ".join(
             dict.fromkeys(name for kind in KINDS for name in (kind.product.slug, kind.name))
         )
-        raise LookupError(f"no broker is called {name!r:.60}; there are: {names}")
+        raise LookupError(f"unknown broker {name!r:.60} (known: {names})")
     return found

@@ -1,8 +1,8 @@
-"""A server in a container of its own, by testcontainers (`pip install 'mqcore[brokers]'`).
+"""A server in its own container, by testcontainers (`pip install 'mqcore[brokers]'`).
 
-The container's port is bound to a fixed port of the host, so that the URL outlives a restart, and
-to 127.0.0.1 alone, unless the Docker engine is on another machine. Where testcontainers' reaper
-runs (Ryuk), it removes what a killed test run leaves behind.
+The container's port is bound to a fixed port of the host, so that the URL stays valid over a
+restart. It is bound to 127.0.0.1 only, unless the Docker engine is on another machine. Where
+testcontainers' reaper (Ryuk) runs, it removes what a killed test run leaves behind.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ __all__ = ["DockerServer"]
 _HERE = ("localhost", "127.0.0.1")
 _TRIES = 3
 _AGAIN = 0.2
-"""Seconds after which a pause is tried again: an engine on a busy machine may fail to freeze a container, and thaws it then.
+"""Seconds until a failed pause is tried again.
+
+An engine on a busy machine may fail to freeze a container, and thaws it then.
 """
-_NO_REAPER = ". This is the image of the reaper; TESTCONTAINERS_RYUK_DISABLED=true does without it"
+_NO_REAPER = ". This is the reaper's image; TESTCONTAINERS_RYUK_DISABLED=true disables it"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - the engine is on another machine, which only its network reaches
 
 
@@ -35,7 +37,7 @@ class DockerServer(Server):
     provider: ClassVar[Literal["docker"]] = "docker"
 
     def __init__(self, kind: Kind) -> None:
-        """Not started; the port is chosen at the start."""
+        """Start nothing yet; the port is chosen at the start."""
         super().__init__(kind.name, kind.product, "127.0.0.1", 0)
         self._image = kind.image
         self._container: Any = None
@@ -44,7 +46,7 @@ class DockerServer(Server):
         """Return the last lines of the container's output."""
         try:
             return str(self._wrapped.logs(tail=lines).decode(errors="replace"))
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the log is only part of another message
+        except Exception as error:  # noqa: BLE001 - the log is only part of another message
             return f"(its log cannot be read: {error})"
 
     @property
@@ -106,8 +108,8 @@ class DockerServer(Server):
         self._wrapped.unpause()
 
     def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
-        code, told = self._wrapped.exec_run(list(words))
-        return int(code), told.decode(errors="replace")
+        code, output = self._wrapped.exec_run(list(words))
+        return int(code), output.decode(errors="replace")
 
     def _stop(self) -> None:
         if self._container is not None:

@@ -1,6 +1,6 @@
-"""A server that somebody else runs, given by its URL: a service of the CI, or one started by hand.
+"""A server that is started elsewhere and given by its URL: a CI service, or a local one.
 
-It is used, never touched.
+It is used, and neither started, stopped nor killed.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _QUESTION = 2.0
 class ExternalServer(Server):
     """A server known by its URL.
 
-    Its version is asked where no TLS and no password are in the way, and else left empty.
+    Its version is asked where neither TLS nor a password prevents it; otherwise it is empty.
     """
 
     provider: ClassVar[Literal["url"]] = "url"
     controllable: ClassVar[bool] = False
 
     def __init__(self, name: str, product: Product, url: str) -> None:
-        """Take it as it is; whether it can be reached is the driver's to say, in its own words."""
+        """Take the URL; the driver reports whether it can be reached."""
         parts = urlsplit(url)
         super().__init__(name, product, parts.hostname or "127.0.0.1", parts.port or product.port)
         self.url = url
 
     def log(self, lines: int = 15) -> str:  # noqa: ARG002 - as every server's
-        """Return nothing: its log is not ours to read."""
+        """Return nothing: the log is not available here."""
         return ""
 
     def _make(self) -> None:
-        """There is nothing to make."""
+        """Do nothing: the server exists."""
 
     def _wait(self, after: str) -> None:  # noqa: ARG002 - as every server's
         if urlsplit(self.url).scheme == self.product.scheme:
@@ -51,8 +51,8 @@ class ExternalServer(Server):
 
     def _not_ours(self) -> NoReturn:
         raise TypeError(
-            f"{self.name} was given by its URL: it is not ours to kill, start, pause or run "
-            "tools in (see `controllable`)"
+            f"{self.name} was given by its URL, so it cannot be killed, started, paused or used "
+            "to run tools (see `controllable`)"
         )
 
     def _start(self) -> None:

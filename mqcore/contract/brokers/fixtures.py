@@ -1,13 +1,12 @@
 """The pytest fixtures: a real broker for any test, in one line.
 
     def test_orders(redis_url: str) -> None: ...           # or rabbitmq_url, valkey_url
-    def test_shop(broker_url: str) -> None: ...            # once on each broker that `--mqcore-broker NAME` names
+    def test_shop(broker_url: str) -> None: ...            # on each `--mqcore-broker NAME`
 
-A server is started when the first test asks for it, serves the whole run, and is stopped at its
-end. Each test finds it as the last one did: queues that a test has made are deleted after it. Where
-a broker cannot be had the test is skipped, with the reason and a count at the end; under `CI=true`
-it fails. Part of mqcore's pytest plugin, which is loaded in every run: what costs time is imported
-when a test asks.
+A server is started when the first test asks for it, and stopped at the end of the run. Queues that
+a test has created are deleted after it. Where a broker is not available the test is skipped, with
+the reason and a count at the end; under `CI=true` it fails. The fixtures are part of mqcore's
+pytest plugin, which is loaded in every run, so slow imports happen when a test asks.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ _USE = pytest.StashKey["Use"]()
 
 
 class Use:
-    """What this run has had of brokers, for its summary."""
+    """Which brokers this run has used, for its summary."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Start empty."""
         self.brokers: Brokers | None = None
         self.tests: Counter[str] = Counter()
-        """How often each name was asked for."""
+        """How often each name was requested."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]URL",
-        help="a broker for tests that runs already, such as redis://127.0.0.1/0 or "
+        help="a broker that runs already, such as redis://127.0.0.1/0 or "
         "valkey=redis://…; again for more "
         "(environment: MQCORE_BROKER_URL, with blanks between)",
     )
@@ -86,12 +85,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start with nothing."""
+    """Start with no broker used."""
     config.stash[_USE] = Use()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each broker that `broker_url` shall be."""
+    """Make a test for each broker that `broker_url` is to be."""
     if "broker_url" in metafunc.fixturenames:
         names = metafunc.config.getoption("--mqcore-broker") or ["redis", "rabbitmq"]
         metafunc.parametrize("broker_url", names, indirect=True)
@@ -99,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
-    """The servers of this run, as `--mqcore-brokers` says; all are stopped at its end."""
+    """The servers of this run, by `--mqcore-brokers`; all are stopped at its end."""
     from mqcore.contract.brokers.brokers import Brokers  # noqa: PLC0415 - it is loaded in every pytest run: it stays small
 
     option = request.config.getoption
@@ -116,7 +115,10 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[Brokers]:
 
 @contextmanager
 def _asked_to_end() -> Iterator[None]:
-    """While servers run, let SIGTERM end the tests as Ctrl-C does: a CI that runs out of time leaves no server behind."""
+    """While servers run, let SIGTERM end the tests as Ctrl-C does.
+
+    A CI job that runs out of time then leaves no server behind.
+    """
     plain = (
         signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         and threading.current_thread() is threading.main_thread()
@@ -132,7 +134,10 @@ def _asked_to_end() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def broker_server(brokers: Brokers, request: pytest.FixtureRequest) -> Callable[..., Server]:
-    """A function that takes a name, such as `redis-8`, and returns the `Server`: for tests that kill, restart or silence it."""
+    """A function that takes a name, such as `redis-8`, and returns the `Server`.
+
+    For tests that kill, restart or silence it.
+    """
     from mqcore.contract.brokers.server import BrokerUnavailable  # noqa: PLC0415 - as above
 
     tests = request.config.stash[_USE].tests
@@ -151,10 +156,10 @@ def broker_server(brokers: Brokers, request: pytest.FixtureRequest) -> Callable[
 
 @pytest.fixture(scope="session")
 def process_server() -> Iterator[Callable[..., ProcessServer]]:
-    """A function that takes what `ProcessServer` takes, starts one, and closes it when the run ends.
+    """A function that takes the arguments of `ProcessServer` and starts one.
 
-    Where the command is not installed or the server does not start, the test is skipped; under
-    `CI=true` it fails.
+    It is closed when the run ends. Where the command is not installed or the server does not start,
+    the test is skipped; under `CI=true` it fails.
     """
     from mqcore.contract.brokers.process_server import ProcessServer  # noqa: PLC0415 - as above
     from mqcore.contract.brokers.server import BrokerUnavailable  # noqa: PLC0415 - as above
@@ -171,7 +176,7 @@ def process_server() -> Iterator[Callable[..., ProcessServer]]:
 
 
 def _not_there(error: Exception) -> NoReturn:
-    """Skip the test for want of a broker; under CI a missing broker is a failure."""
+    """Skip the test because a broker is missing; under CI, fail it."""
     if os.environ.get("CI") == "true":
         pytest.fail(str(error), pytrace=False)
     pytest.skip(str(error))
@@ -199,30 +204,30 @@ def rabbitmq_url(broker_server: Callable[[str], Server]) -> Iterator[str]:
 def broker_url(
     request: pytest.FixtureRequest, broker_server: Callable[[str], Server]
 ) -> Iterator[str]:
-    """The URL of each broker that `--mqcore-broker` names, one after the other."""
+    """The URL of each broker that `--mqcore-broker` names, in turn."""
     yield from _swept(broker_server(request.param))
 
 
 def _swept(server: Server) -> Iterator[str]:
-    """Lend the server's URL, and delete the queues that were made meanwhile."""
+    """Yield the server's URL, and then delete the queues that were created meanwhile."""
     from mqcore.contract.brokers.sweep import delete_queues, queues  # noqa: PLC0415 - as above
 
     before = queues(server.url)
     yield server.url
     try:
         delete_queues(server.url, queues(server.url) - before)
-    except Exception as error:  # noqa: BLE001 - whatever a driver raises; the test itself has said what it had to say
-        told = (
-            f"{server.name}: the queues of this test are still there, and the next test will "
-            f"find them: {error}"
+    except Exception as error:  # noqa: BLE001 - the test itself is over; any error of a driver is a warning
+        warning = (
+            f"{server.name}: the queues of this test could not be deleted, and the next test "
+            f"will find them: {error}"
         )
-        warnings.warn(pytest.PytestWarning(told), stacklevel=1)
+        warnings.warn(pytest.PytestWarning(warning), stacklevel=1)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Name every server that ran, and every one that could not be had."""
+    """List every server that ran, and every one that was not available."""
     use = config.stash[_USE]
     if use.brokers is None or not use.tests:
         return
@@ -234,5 +239,5 @@ def pytest_terminal_summary(
         )
     for name, why in use.brokers.missing.items():
         terminalreporter.write_line(
-            f"{name}: not there, {use.tests[name]} tests could not run. {why}"
+            f"{name}: not available, {use.tests[name]} tests could not run. {why}"
         )

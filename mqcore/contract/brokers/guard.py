@@ -1,10 +1,10 @@
-"""Ends servers whose test run has died: a script of its own, started by `Processes`, that imports nothing of mqcore.
+"""Ends servers whose test run has died: a separate script that imports nothing of mqcore.
 
-    python guard.py FOLDER
+Usage: `python guard.py FOLDER`, started by `Processes`.
 
-It reads lines from standard input. Each line names the process groups that run now, and replaces
-the line before. When the input ends, the starter has ended, in whatever way: the groups are killed
-and the folder is removed.
+It reads lines from standard input. Each line lists the process groups that run now and replaces the
+line before. When the input ends, the starter has ended: the groups are killed and the folder is
+removed.
 """
 
 import os

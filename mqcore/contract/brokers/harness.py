@@ -1,7 +1,7 @@
-"""A server as the contract kit sees it: with the hooks that a URL alone cannot give.
+"""The contract kit's harness for a server, with the hooks that a URL alone cannot provide.
 
-An instance reaches its server by a `Proxy` of its own, so that it can be killed as a process is,
-without a word to the broker. Where the URL is not plainly host and port (TLS, several hosts) it
+Each instance reaches its server through its own `Proxy`. So it can be killed as a process is,
+without a word to the broker. Where the URL is not plainly host and port (TLS, several hosts), it
 connects directly, and a kill is a close.
 """
 
@@ -29,7 +29,10 @@ __all__ = ["ServerHarness"]
 
 
 class ServerHarness(UrlHarness):
-    """The kit's harness for a `Server`: `ServerHarness(server, "durability=machine")` adds options to its URL."""
+    """The kit's harness for a `Server`.
+
+    `ServerHarness(server, "durability=machine")` adds options to the server's URL.
+    """
 
     patience = 12.0
     """Longer than the kit's: several servers run side by side."""
@@ -38,7 +41,7 @@ class ServerHarness(UrlHarness):
     def __init__(
         self, server: Server, options: str = "", *, plugins: Plugins | None = None
     ) -> None:
-        """Take a server that runs.
+        """Take a running server.
 
         `plugins` are those that may serve its URL, by default all that are installed.
         """
@@ -55,15 +58,18 @@ class ServerHarness(UrlHarness):
 
     @property
     def provider(self) -> str:
-        """How the server was had, for the run's summary."""
+        """Where the server comes from, for the run's summary."""
         return self.server.provider
 
     def server_version(self) -> str:
-        """Hook 7: what the server says itself; where it cannot be asked, what the driver finds out stands."""
+        """Hook 7: product and version, as the server reports them.
+
+        Empty where the server cannot be asked; then the driver's answer is used.
+        """
         return self.server.title if self.server.version else ""
 
     def make_backend(self) -> Backend:
-        """Hook 1: return an instance with a proxy of its own."""
+        """Hook 1: return an instance with its own proxy."""
         if not self._uses_proxy:
             return super().make_backend()
         proxy = Proxy(*self.server.address)
@@ -74,7 +80,7 @@ class ServerHarness(UrlHarness):
         return backend
 
     async def kill(self, backend: Backend) -> None:
-        """Hook 5: cut the instance's proxy, so that it has no last words; then let go of what is left of it here."""
+        """Hook 5: cut the instance's proxy, so that it cannot send anything, then close it here."""
         proxy = self._proxies.get(backend)
         if proxy is not None:
             await asyncio.to_thread(proxy.kill)
@@ -98,7 +104,10 @@ class ServerHarness(UrlHarness):
         return await asyncio.to_thread(search, self.server, body) if search is not None else {}
 
     def has(self, hook: str) -> bool:
-        """Whether the hook is there: a server that was given by its URL is neither killed, silenced nor searched."""
+        """Whether the hook is available.
+
+        A server that was given by its URL cannot be killed, silenced or searched.
+        """
         if (hook == "mute" and not self._uses_proxy) or (
             hook == "stored" and self.server.product.stored is None
         ):

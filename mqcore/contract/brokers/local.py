@@ -1,9 +1,9 @@
-"""A private instance of a server that is installed on this machine: free ports, 127.0.0.1 only, data in a temporary folder.
+"""A private instance of a server that is installed on this machine.
 
-It has nothing in common with an instance that the system runs. Redis and Valkey are one process.
-RabbitMQ gets a node name, a cookie and a port mapper (epmd) of its own, is run as whoever runs the
-tests, and without the configuration in /etc. Each process leads a group of its own, so that signals
-reach what it has started.
+It uses free ports, 127.0.0.1 only, and a temporary folder for data; it shares nothing with an
+instance of the system. Redis and Valkey are one process. RabbitMQ gets its own node name, cookie
+and port mapper (epmd), runs as the user of the tests, and ignores the configuration in /etc. Each
+process leads its own process group, so that signals reach its children.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["LocalServer"]
 
 _HERE = "127.0.0.1"
 _TOOL = 30.0
-"""Seconds that a tool of the server may take; RabbitMQ's start a virtual machine of their own."""
+"""Seconds that a tool of the server may take. RabbitMQ's start a virtual machine each."""
 _RABBITMQ_ITSELF = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""Debian's command in /usr/sbin insists on a user of its own; the script behind it does not."""
+"""Debian's command in /usr/sbin requires a certain user; the script behind it does not."""
 
 
 class LocalServer(Server):
@@ -37,7 +37,7 @@ class LocalServer(Server):
     provider: ClassVar[Literal["local"]] = "local"
 
     def __init__(self, name: str, product: Product) -> None:
-        """Not started."""
+        """Start nothing yet."""
         super().__init__(name, product, _HERE, free_port())
         self._processes = Processes()
 
@@ -83,7 +83,7 @@ class LocalServer(Server):
         return done.returncode, done.stdout + done.stderr
 
     def _stop(self) -> None:
-        self._processes.stop()  # its data goes too: there is nothing to end in good order
+        self._processes.stop()  # its data is deleted, so an orderly end is not needed
 
     def _ended(self) -> str:
         return self._processes.ended()
@@ -118,7 +118,9 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
         "CONFIG_FILE": none,
         "ADVANCED_CONFIG_FILE": none,
         "ENABLED_PLUGINS_FILE": none,
-        "SERVER_ADDITIONAL_ERL_ARGS": f"{RABBITMQ_SETTINGS} -kernel inet_dist_use_interface {{127,0,0,1}}",
+        "SERVER_ADDITIONAL_ERL_ARGS": (
+            f"{RABBITMQ_SETTINGS} -kernel inet_dist_use_interface {{127,0,0,1}}"
+        ),
     }
     return [
         Command([program("epmd"), "-port", mapper, "-address", _HERE], erlang),

@@ -1,9 +1,9 @@
-"""Asking a server who it is, with nothing but a socket: it accepts connections, and this is its version.
+"""Asks a server for product and version through a plain socket.
 
-No client library is asked, so the answer cannot depend on the driver that is under test. One short
-question, one answer: Redis and Valkey get two inline commands, RabbitMQ the protocol header, which
-it answers with `Connection.Start` (AMQP 0-9-1, 4.2.2), whose server properties hold product and
-version. It sends that only when it has booted.
+No client library is used, so the answer does not depend on the driver under test. Redis and Valkey
+get two inline commands. RabbitMQ gets the protocol header and answers with `Connection.Start` (AMQP
+0-9-1, 4.2.2), whose server properties contain product and version. It sends that only when it has
+booted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PROPERTY = re.compile(rb"\x07versionS\x00\x00\x00(.)")
 
 @dataclass(frozen=True)
 class Identity:
-    """What a server says that it is."""
+    """The product and version that a server reports."""
 
     product: str
     version: str
@@ -33,7 +33,10 @@ class Identity:
 
 
 def ask_redis(host: str, port: int, timeout: float) -> Identity:
-    """Return the identity of a Redis or Valkey server; raises `OSError` when it does not serve yet, or does not answer in time."""
+    """Return the identity of a Redis or Valkey server.
+
+    Raises `OSError` when it does not serve yet, or does not answer in time.
+    """
     with socket.create_connection((host, port), timeout=timeout) as conversation:
         conversation.settimeout(timeout)
         conversation.sendall(b"PING\r\n")
@@ -55,7 +58,10 @@ def ask_redis(host: str, port: int, timeout: float) -> Identity:
 
 
 def ask_rabbitmq(host: str, port: int, timeout: float) -> Identity:
-    """Return the identity of a RabbitMQ server; raises `OSError` when it does not serve yet, or does not answer in time."""
+    """Return the identity of a RabbitMQ server.
+
+    Raises `OSError` when it does not serve yet, or does not answer in time.
+    """
     with socket.create_connection((host, port), timeout=timeout) as conversation:
         conversation.settimeout(timeout)
         conversation.sendall(b"AMQP\x00\x00\x09\x01")
@@ -68,7 +74,7 @@ def ask_rabbitmq(host: str, port: int, timeout: float) -> Identity:
 
 
 def _read(conversation: socket.socket, *, until: bytes) -> bytes:
-    """Read until the answer ends so."""
+    """Read until the answer ends with `until`."""
     answer = b""
     while not answer.endswith(until) and len(answer) < _ENOUGH:
         more = conversation.recv(4096)

@@ -1,4 +1,4 @@
-"""`ProcessServer`: any server that one command starts, for the tests of a backend whose broker is not in the catalogue."""
+"""`ProcessServer`: any server that one command starts, for brokers outside of the catalogue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HERE = "127.0.0.1"
 
 
 class ProcessServer(Server):
-    """A server that runs as a child process, with a port and a data folder of its own, until it is closed.
+    """A server that runs as a child process until it is closed, with its own port and data.
 
         command = ["acmed", "--port", "{port}", "--data", "{folder}"]
         with ProcessServer(command, url="acme://127.0.0.1:{port}") as server:
@@ -46,8 +46,8 @@ class ProcessServer(Server):
     in the server's storage, by place: hook 10 of `Harness`, which shows that nothing of a settled
     message is left.
 
-    Every wait has an end: 60 s for a start, 10 s for an end. `BrokerUnavailable` tells what was
-    waited for and the last lines of the server's output. When the test run is interrupted or
+    Every wait has an end: 60 s for a start, 10 s for an end. `BrokerUnavailable` contains what
+    was awaited and the last lines of the server's output. When the test run is interrupted or
     killed, the server and its folder go too.
     """
 
@@ -62,7 +62,7 @@ class ProcessServer(Server):
         url: str = "tcp://127.0.0.1:{port}",
         stored: Callable[[int, bytes], Mapping[str, int]] | None = None,
     ) -> None:
-        """Describe it; nothing is started. Port 0 is a free one."""
+        """Start nothing yet. Port 0 is a free one."""
         name = Path(command[0]).name
         self._command = tuple(command)
         self._asks = ready or _connect
@@ -99,10 +99,10 @@ class ProcessServer(Server):
         return self._processes.log(lines)
 
     def restart(self, *, orderly: bool = False) -> None:
-        """End it and start it again with its data: by signal 9, as a crash would, or `orderly` by SIGTERM.
+        """End the server and start it again with its data.
 
-        Returns when it is ready. Raises `BrokerUnavailable` when it does not end or does not come
-        back in time.
+        It is ended by signal 9, as in a crash, or with `orderly` by SIGTERM. Returns when it is
+        ready. Raises `BrokerUnavailable` when it does not end or does not come back in time.
         """
         if orderly:
             self.resume()
@@ -111,25 +111,25 @@ class ProcessServer(Server):
         super().restart()
 
     def pause(self) -> None:
-        """Stop it where it is: connections stay open and nothing is answered until `resume`."""
+        """Stop the process: connections stay open and nothing is answered until `resume`."""
         if not self._paused:
             self._pause()
             self._paused = True
 
     def cut(self) -> None:
-        """Break every connection that was made to `port`, on both sides, with a reset.
+        """Reset every connection that was made to `port`, on both sides.
 
-        New ones are accepted.
+        New connections are accepted.
         """
         if self._proxy is not None:
             self._proxy.cut()
 
     def close(self) -> None:
-        """End it and remove its data. May be called in any state, and again."""
+        """End the server and remove its data. May be called in any state, and repeatedly."""
         self.stop()
 
     def _identity(self, _host: str, port: int, _timeout: float) -> Identity:
-        """Ask the author's `ready`, in the form in which the catalogue's servers are asked."""
+        """Call the author's `ready` and return an `Identity`, as for the catalogue's servers."""
         answer = self._asks(port)
         if answer is False:
             raise ConnectionError(f"{self._asks!r} returned False")
@@ -159,7 +159,7 @@ class ProcessServer(Server):
 
     def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
         raise BrokerUnavailable(
-            f"{self.name}: which tools stand beside it is not known; run {words[0]!r} yourself"
+            f"{self.name}: the tools of this server are not known; run {words[0]!r} yourself"
         )
 
     def _stop(self) -> None:

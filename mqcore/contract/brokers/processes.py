@@ -1,8 +1,8 @@
-"""The processes of one server on this machine, with a temporary folder for their data and their output.
+"""The processes of one server on this machine, with a temporary folder for data and output.
 
-Each process leads a group of its own, so that a signal reaches what it has started. A guard, which
-is one more small process, waits for the end of this one: a test run that is killed with signal 9
-leaves neither a server nor a folder behind.
+Each process leads its own process group, so that a signal reaches its children. A guard, one more
+small process, waits for the end of this one: a test run that is killed with signal 9 leaves neither
+a server nor a folder behind.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _MORE_PLACES = (
     "/opt/homebrew/sbin",
     "/usr/local/opt/rabbitmq/sbin",
 )
-"""Where servers stand that an ordinary user's PATH may not have."""
+"""Where servers are installed that an ordinary user's PATH may not contain."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: its words, and what it needs in its environment beside ours."""
+    """A process to start: its words, and additions to its environment."""
 
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Processes:
-    """What one server consists of while it runs.
+    """The processes of one server while it runs.
 
-    May be killed and started again; `stop` removes everything.
+    They may be killed and started again; `stop` removes everything.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Processes:
         self._guard: subprocess.Popen[bytes] | None = None
 
     def make_folder(self, prefix: str) -> Path:
-        """Make the folder and start its guard; return the folder."""
+        """Create the folder and start its guard; return the folder."""
         self.folder = Path(tempfile.mkdtemp(prefix=prefix))
         self._output = (self.folder / "output.log").open("ab")
         self._guard = subprocess.Popen(  # noqa: S603 - our own script, by its full path
@@ -73,7 +73,7 @@ class Processes:
         return self.folder
 
     def start(self) -> None:
-        """Start the commands, in their order."""
+        """Start the commands in order."""
         for command in self.commands:
             process = subprocess.Popen(  # noqa: S603 - the servers of the catalogue, or a command that a test has named
                 command.words,
@@ -88,7 +88,10 @@ class Processes:
             self._tell_guard([started.pid for started in self.running])
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> bool:
-        """Signal the processes and wait, the last started first; False when one still runs after 10 s."""
+        """Signal the processes and wait, the last started first.
+
+        Returns False when one still runs after 10 s.
+        """
         self.send(number)
         if number is signal.SIGKILL:
             self._tell_guard(
@@ -102,9 +105,9 @@ class Processes:
         return not self.running
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to every process and what it has started.
+        """Send a signal to every process group.
 
-        One that was waited for is left alone.
+        A process that has been waited for is skipped.
         """
         for process in reversed(self.running):
             if process.returncode is None:
@@ -112,7 +115,7 @@ class Processes:
                     os.killpg(process.pid, number)
 
     def pause(self) -> None:
-        """Stop the processes where they are, and return when they have stopped; SIGCONT lets them go on."""
+        """Stop the processes, and return when they have stopped; SIGCONT continues them."""
         self.send(signal.SIGSTOP)
 
         deadline = time.monotonic() + _ENDS_WITHIN
@@ -121,7 +124,7 @@ class Processes:
                 time.sleep(_BETWEEN)
 
     def ended(self) -> str:
-        """Say how a process has ended; an empty text while all run."""
+        """Return how a process has ended; empty while all run."""
         codes = [process.poll() for process in self.running]
         return next((f"ended with {code}" for code in codes if code is not None), "")
 
@@ -157,7 +160,10 @@ class Processes:
 
 
 def _has_stopped(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it stands still, or has ended; asked without taking its exit status from whoever waits for that."""
+    """Whether a process is stopped or has ended.
+
+    It is asked without taking the exit status, which another caller waits for.
+    """
     if process.returncode is not None:
         return True
     options = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG
@@ -165,7 +171,7 @@ def _has_stopped(process: subprocess.Popen[bytes]) -> bool:
 
 
 def program(name: str) -> str:
-    """Return the path of an installed program; raises `BrokerUnavailable`."""
+    """Return the path of an installed program. Raises `BrokerUnavailable`."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_MORE_PLACES))
     found = shutil.which(name, path=path)
     if found is None:

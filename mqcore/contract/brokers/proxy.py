@@ -1,9 +1,8 @@
-"""A proxy between a client and its server, which can be cut: that is how an instance dies, as the server sees it.
+"""A TCP proxy between a client and its server that can be cut: how an instance dies in tests.
 
-Closing an instance is a conversation; a process that is killed says nothing. So each instance
-connects to a port of its own here, what it sends goes on to the server unchanged, and `kill` resets
-both ends at once. All proxies run in one thread with a loop of its own, whatever the loops of the
-tests are doing.
+Closing an instance is a conversation; a process that is killed sends nothing. So each instance
+connects to its own port here, and what it sends is forwarded unchanged. `kill` resets both ends at
+once. All proxies run in one thread with its own event loop, independent of the loops of the tests.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """A port on 127.0.0.1 that leads to a server. Raises `OSError` when there is no port to be had.
+    """A port on 127.0.0.1 that forwards to a server. Raises `OSError` when no port is free.
 
-    While the server does not accept connections, one to the proxy is accepted and then reset.
+    While the server refuses connections, a connection to the proxy is accepted and then reset.
     """
 
     def __init__(self, host: str, port: int, *, at: int = 0) -> None:
@@ -41,19 +40,19 @@ class Proxy:
         self.port = _run(self._listen(at)).result()
 
     def cut(self) -> None:
-        """Reset all connections of both sides; new ones are accepted."""
+        """Reset all connections on both sides; new ones are accepted."""
         _run(self._cut()).result()
 
     def kill(self) -> None:
-        """Reset all connections of both sides, and take no more."""
+        """Reset all connections on both sides, and accept no more."""
         _run(self._kill()).result()
 
     def mute(self) -> None:
-        """Hold back what the server sends. What the instance sends goes on to the server."""
+        """Hold back what the server sends. What the instance sends is forwarded."""
         _run(self._mute(held=True)).result()
 
     def unmute(self) -> None:
-        """Pass on what was held back, and what comes from now on."""
+        """Forward what was held back, and everything from now on."""
         _run(self._mute(held=False)).result()
 
     def close(self) -> None:
@@ -84,9 +83,9 @@ class Proxy:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what comes in here goes out at the other.
+    """One end of a connection: what arrives here is sent at the other.
 
-    The end at the server has no `goal`: it is one.
+    The end at the server has no `goal`.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class _End(asyncio.Protocol):
             self._connecting = asyncio.get_running_loop().create_task(self._connect(self._goal))
 
     async def _connect(self, goal: tuple[str, int]) -> None:
-        """Reach the server for it; where that refuses, the client hears a reset."""
+        """Connect to the server; where it refuses, reset the client."""
         try:
             _, self._other = await asyncio.get_running_loop().create_connection(
                 lambda: _End(self._ends, None, self), *goal
@@ -119,7 +118,7 @@ class _End(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def hold(self, *, held: bool) -> None:
-        """Stop to read, or read again, at the end that is at the server."""
+        """Stop reading, or read again, at the end that is at the server."""
         if self._goal is None and not self._transport.is_closing():
             (self._transport.pause_reading if held else self._transport.resume_reading)()
 
@@ -146,7 +145,7 @@ class _End(asyncio.Protocol):
                 other.reset()
 
     def reset(self) -> None:
-        """End it without a word."""
+        """Reset the connection."""
         if not self._transport.is_closing():
             connection = self._transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
@@ -155,7 +154,7 @@ class _End(asyncio.Protocol):
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of all proxies, which runs as long as the process."""
+    """Return the event loop of all proxies, which runs as long as the process."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="mqcore-proxies", daemon=True).start()
     return loop

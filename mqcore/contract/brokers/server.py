@@ -1,7 +1,7 @@
-"""One server under test, and what a test may do to it: kill it, start it, silence it.
+"""A server under test, and what a test may do to it: kill, start, silence.
 
-A provider (`docker`, `local`, `given`) says how each of that is done; what is common stands here:
-every wait is bounded, and whoever waits in vain reads what the server has said last.
+A provider (`docker`, `local`, `url`) implements it. What they share is here: every wait is bounded,
+and an error contains the last lines of the server's log.
 """
 
 from __future__ import annotations
@@ -22,38 +22,36 @@ if TYPE_CHECKING:
 __all__ = ["BrokerUnavailable", "Server", "free_port"]
 
 _STARTS_WITHIN = 60.0
-"""Seconds; RabbitMQ boots in 3 to 5, on a machine with much else to do in some more."""
+"""Seconds. RabbitMQ boots in 3 to 5 s, on a busy machine in more."""
 _ENDS_WITHIN = 10.0
 _QUESTION = 2.0
 _BETWEEN = 0.05
 _QUESTIONS, _SILENT = 20, 0.2
-"""How often a server that was silenced is asked whether it still answers, and the seconds in which it does not.
-"""
+"""How often a silenced server is asked whether it still answers, and the seconds per question."""
 _LINES = 15
 _PORTS = range(20000, 30000)
-"""Below those that systems lend to outgoing connections: while a server is down its port must stay free.
-"""
+"""Below the range for outgoing connections: while a server is down, its port must stay free."""
 _CHANCE = random.SystemRandom()
-"""Of its own: test runs side by side may have set the common one to the same seed."""
+"""Its own generator: parallel test runs may have set the common one to the same seed."""
 
 
 class BrokerUnavailable(Exception):
-    """A broker cannot be had, or did not come (back): which one, why, and the last lines of its log."""
+    """A broker is not available: which one, why, and the last lines of its log."""
 
 
 class Server(ABC):
-    """A server that runs. `url` stays the same over a restart; `version` is what it says itself.
+    """A running server. `url` stays the same over a restart; `version` is what it reports.
 
-    Methods block, and return when what they say is done. Raises `BrokerUnavailable` when the server
-    does not come (back) in time.
+    Methods block, and return when the action is done. They raise `BrokerUnavailable` when the
+    server does not come (back) in time.
     """
 
     provider: ClassVar[Literal["docker", "local", "url"]]
     controllable: ClassVar[bool] = True
-    """Whether it is ours to kill; one that was given by its URL is not."""
+    """Whether it may be killed; a server that was given by its URL may not."""
 
     def __init__(self, name: str, product: Product, host: str, port: int) -> None:
-        """Not started."""
+        """Start nothing yet."""
         self.name, self.product, self.host, self.port = name, product, host, port
         self.url = product.url(host, port)
         self.version = ""
@@ -71,11 +69,11 @@ class Server(ABC):
 
     @property
     def title(self) -> str:
-        """Product and version, for people."""
+        """Product and version."""
         return f"{self.product.name} {self.version}".rstrip()
 
     def open(self) -> None:
-        """Make it, start it, and wait until it accepts connections.
+        """Create and start it, and wait until it accepts connections.
 
         It is stopped when this process ends, at the latest.
         """
@@ -90,12 +88,12 @@ class Server(ABC):
         self.started_in = time.monotonic() - began
 
     def start(self) -> None:
-        """Start it again after `kill`, with the data that it had, and wait until it accepts connections."""
+        """Start it again after `kill`, with its data, and wait until it accepts connections."""
         self._start()
         self._wait("its restart")
 
     def kill(self) -> None:
-        """Kill it (signal 9), as a crash would; what it has written stays."""
+        """Kill it (signal 9), as in a crash; its data stays."""
         self.resume()
         self._kill()
         deadline = time.monotonic() + _ENDS_WITHIN
@@ -116,9 +114,9 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Silence it: connections stay open, new ones are accepted by its machine, and nothing is answered.
+        """Silence it: connections stay open, its machine accepts new ones, nothing is answered.
 
-        Returns when it is silent: a process that was told to stop may go on for some milliseconds.
+        Returns when it is silent: a process that was asked to stop may run for some milliseconds.
         """
         if not self._paused:
             self._pause()
@@ -130,23 +128,23 @@ class Server(ABC):
                     return
 
     def resume(self) -> None:
-        """Let it speak again."""
+        """Let it answer again."""
         if self._paused:
             self._resume()
             self._paused = False
 
     def run(self, *words: str) -> str:
-        """Run a tool that stands beside the server, such as `rabbitmqctl` or `redis-cli`, and return what it prints.
+        """Run a tool of the server, such as `rabbitmqctl` or `redis-cli`; return its output.
 
-        Raises `BrokerUnavailable` with that when it fails.
+        Raises `BrokerUnavailable` with the output when the tool fails.
         """
-        code, told = self._run_tool(words)
+        code, output = self._run_tool(words)
         if code:
-            raise BrokerUnavailable(f"{self.name}: {words[0]} ended with {code}: {told.strip()}")
-        return told
+            raise BrokerUnavailable(f"{self.name}: {words[0]} ended with {code}: {output.strip()}")
+        return output
 
     def stop(self) -> None:
-        """End it, and remove its data. May be called in any state, and again."""
+        """End it, and remove its data. May be called in any state, and repeatedly."""
         atexit.unregister(self.stop)
         with suppress(Exception):  # one that cannot be resumed is ended all the same
             self.resume()
@@ -154,7 +152,7 @@ class Server(ABC):
 
     @abstractmethod
     def log(self, lines: int = _LINES) -> str:
-        """Return the last lines that it has logged."""
+        """Return the last lines of its log."""
 
     @abstractmethod
     def _make(self) -> None: ...
@@ -178,11 +176,11 @@ class Server(ABC):
     def _stop(self) -> None: ...
 
     def _ended(self) -> str:
-        """Say how it has ended; nothing while it runs."""
+        """Return how it has ended; empty while it runs."""
         return ""
 
     def _wait(self, after: str) -> None:
-        """Return when it accepts connections and says what it is."""
+        """Return when it accepts connections and reports its version."""
         deadline = time.monotonic() + _STARTS_WITHIN
         why: object = "it did not answer"
         while time.monotonic() < deadline:
@@ -198,7 +196,7 @@ class Server(ABC):
                 continue
             if identity.product != self.product.name:
                 raise BrokerUnavailable(
-                    f"{self.name}: at port {self.port} is {identity.product} {identity.version}"
+                    f"{self.name}: {identity.product} {identity.version} uses port {self.port}"
                 )
             self.version = identity.version
             return
@@ -209,7 +207,7 @@ class Server(ABC):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on, outside of the range of outgoing connections."""
+    """Return a port that is not in use, outside of the range for outgoing connections."""
     for port in _CHANCE.sample(_PORTS, 200):
         with socket.socket() as trial, suppress(OSError):
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

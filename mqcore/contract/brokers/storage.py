@@ -1,7 +1,7 @@
-"""What a server stores, found without the driver under test: how often a message's body is in each key or queue.
+"""What a server stores, read without the driver: how often a body is in each key or queue.
 
-Redis and Valkey are read with nothing but a socket. RabbitMQ's message store cannot be searched, so
-there all messages of each queue are counted, by `rabbitmqctl`.
+Redis and Valkey are read through a plain socket. RabbitMQ's message store cannot be searched, so
+all messages of each queue are counted there, by `rabbitmqctl`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ = {
     b"zset": ("ZRANGE", "0", "-1"),
     b"stream": ("XRANGE", "-", "+"),
 }
-"""The command that reads a whole key of each type; the key goes behind the first word."""
+"""The command that reads a whole key of each type; the key follows the first word."""
 
 
 def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
@@ -64,10 +64,10 @@ def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
 
 def count_in_rabbitmq(server: Server, body: bytes) -> dict[str, int]:  # noqa: ARG001 - its storage cannot be searched
     """Return how many messages each queue holds, ready or not acknowledged."""
-    told = server.run(
+    output = server.run(
         "rabbitmqctl", "--quiet", "--no-table-headers", "list_queues", "name", "messages"
     )
-    rows = [line.rpartition("\t") for line in told.splitlines()]
+    rows = [line.rpartition("\t") for line in output.splitlines()]
     return {name: int(number) for name, _, number in rows if name and number.strip().isdigit()}
 
 
@@ -78,7 +78,7 @@ def _count(value: Reply, body: bytes) -> int:
 
 
 def _command(words: tuple[str | bytes, ...]) -> bytes:
-    """Return a command as RESP writes it: an array of strings, each with its length."""
+    """Return a command in RESP: an array of strings, each with its length."""
     parts = [word.encode() if isinstance(word, str) else word for word in words]
     return b"*%d\r\n" % len(parts) + b"".join(
         b"$%d\r\n%s\r\n" % (len(part), part) for part in parts
@@ -86,7 +86,7 @@ def _command(words: tuple[str | bytes, ...]) -> bytes:
 
 
 def _reply(answers: BinaryIO) -> Reply:
-    """Read one reply of RESP 2. An error, such as that of a key that has gone, is read as None."""
+    """Read one RESP 2 reply. An error, such as that of a deleted key, is read as None."""
     line = answers.readline()
     if not line:
         raise ConnectionError("the server closed the connection")

@@ -1,6 +1,6 @@
-"""What queues are there, and away with some: by the driver of the URL's scheme, through the seam, as any operator's tool would.
+"""Lists and deletes queues, with the driver of the URL's scheme.
 
-Runs in a thread with an event loop of its own, so that it works whatever loop the test at hand has.
+It runs in a thread with its own event loop, so that it works whatever loop a test has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WITHIN = 15.0
 
 
 def queues(url: str) -> set[str]:
-    """Return the names of the queues that a broker has; none where it cannot list them.
+    """Return the names of a broker's queues; empty where it cannot list them.
 
     Raises what the driver raises.
     """
@@ -43,9 +43,9 @@ def queues(url: str) -> set[str]:
 
 
 def delete_queues(url: str, names: AbstractSet[str]) -> None:
-    """Delete queues, whatever they hold.
+    """Delete queues with their messages.
 
-    Raises what the driver raises, but not for one that has gone meanwhile.
+    Raises what the driver raises, except for a queue that is gone already.
     """
     if not names:
         return

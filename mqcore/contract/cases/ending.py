@@ -64,7 +64,7 @@ async def _others_have(kit: Kit, queue: str, names: list[str]) -> None:
         f"{kit.now - began:.2f} s",
         _PAUSE,
     )
-    marks = sorted((it.message.id, it.takeovers) for it in got)
+    marks = sorted((delivery.message.id, delivery.takeovers) for delivery in got)
     kit.same(marks, [(name, 0) for name in names], "id and takeovers of each message", _PAUSE)
     await kit.ack(other, got)
     await kit.within(other.close())
@@ -120,14 +120,14 @@ async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: 
 async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     """While a worker drains, new messages go to the other worker at once."""
     queue, began, go = Queue(kit.name(), str), asyncio.Event(), asyncio.Event()
-    came, again = asyncio.Queue[str](), list[str]()
+    actual, again = asyncio.Queue[str](), list[str]()
 
     async def slow(_: str) -> None:
         began.set()
         await go.wait()
 
     async def quick(word: str) -> None:
-        came.put_nowait(word)
+        actual.put_nowait(word)
 
     broker = await kit.broker()
     await kit.within(broker.publish(queue, "slow"))
@@ -141,7 +141,7 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
     await kit.worker(others, queue, quick)
     words, start = [f"{number:02}" for number in range(20)], kit.now
     await kit.within(broker.publish_many(queue, words))
-    got = sorted([await kit.within(came.get()) for _ in words])
+    got = sorted([await kit.within(actual.get()) for _ in words])
     kit.same(got, words, "messages handled by the other worker", _PAUSE)
     kit.true(
         kit.now - start <= _AT_ONCE,
@@ -180,11 +180,11 @@ async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: 
         await kit.ack(other, [one])
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     first = 0 if in_place or got[0] not in names else names.index(got[0]) - 3
-    wanted = names[3 + first :] + names[3 : 3 + first]
+    expected = names[3 + first :] + names[3 : 3 + first]
     look = "Subscription.settle: Release, and pause: the order in which they take effect"
     kit.same(
         got,
-        wanted,
+        expected,
         "the rest in order" if in_place else "the rest, and behind it what was given back",
         look,
     )
@@ -319,9 +319,11 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     await kit.within(draining, _GRACE + 2.0)
     left = await kit.contents(queue.name)
     dead = await kit.contents(f"{queue.name}.dlq")
-    wanted = {"ack": (0, 0), "reject": (0, _COUNT), "retry": (_COUNT, 0)}[how]
+    expected = {"ack": (0, 0), "reject": (0, _COUNT), "retry": (_COUNT, 0)}[how]
     look = "Subscription.settle: when its answer is late"
-    kit.same((sum(left.values()), sum(dead.values())), wanted, "messages left, dead letters", look)
+    kit.same(
+        (sum(left.values()), sum(dead.values())), expected, "messages left, dead letters", look
+    )
     kit.same(max([*left.values(), *dead.values(), 1]), 1, "the most copies of one message", look)
 
 

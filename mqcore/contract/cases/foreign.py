@@ -45,11 +45,11 @@ async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
         "Backend.publish",
     )
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
-    came = delivery.message.body
+    actual = delivery.message.body
     kit.true(
-        type(came) is bytes and came == body,
+        type(actual) is bytes and actual == body,
         f"{len(body)} equal bytes",
-        f"{type(came)} {came[:60]!r}",
+        f"{type(actual)} {actual[:60]!r}",
         "Backend.publish",
     )
 
@@ -78,12 +78,12 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
     kit.same(await kit.publish(Outgoing(queue, sent)), [STORED], "stored", "Backend.publish")
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     for field in sent.__dataclass_fields__:
-        came, wanted = getattr(delivery.message, field), getattr(sent, field)
+        actual, expected = getattr(delivery.message, field), getattr(sent, field)
         if field == "headers":
-            came, wanted = dict(came), dict(wanted)
+            actual, expected = dict(actual), dict(expected)
         kit.same(
-            came,
-            wanted,
+            actual,
+            expected,
             f"Message.{field}",
             "where the driver writes and reads it; mqcore.spi.pack and unpack",
         )
@@ -102,9 +102,9 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     for who in ("the publisher", "a consumer"):
         (delivery,) = await kit.take(consumer, 1)
-        came = dict(delivery.message.headers), bytes(delivery.message.body)
+        actual = dict(delivery.message.headers), bytes(delivery.message.body)
         kit.same(
-            came,
+            actual,
             ({"colour": "red"}, b"before"),
             f"headers and body, without what {who} changed",
             "Backend.publish: copy",
@@ -210,24 +210,24 @@ async def a_handler_gets_what_a_plain_client_sent(
     kit: Kit, kind: tuple[Any, bytes, str | None, Any]
 ) -> None:
     """A plain client's message is decoded by its content type, else by the queue's codec."""
-    payload, body, content_type, wanted = kind
+    payload, body, content_type, expected = kind
     broker, queue, facts = await kit.broker(), Queue(kit.name(), payload), list[Any]()
-    came = asyncio.Event()
+    actual = asyncio.Event()
 
     async def handler(value: Any, ctx: Context) -> None:
         facts.append(
             (value, ctx.attempt, ctx.priority, ctx.redelivered, ctx.published_at, dict(ctx.headers))
         )
-        came.set()
+        actual.set()
 
     await kit.within(broker.declare(queue))
     await _stored(kit, queue.name, _plain(body, content_type=content_type))
     worker = await kit.worker(broker, queue, handler)
-    await kit.within(came.wait(), what="the handler run")
+    await kit.within(actual.wait(), what="the handler run")
     await kit.within(worker.drain())
     kit.same(
         facts,
-        [(wanted, 1, 5, False, None, {})],
+        [(expected, 1, 5, False, None, {})],
         "value, attempt, priority, redelivered, published_at, headers",
         _READ,
     )
@@ -243,10 +243,10 @@ async def a_handler_gets_what_a_plain_client_sent(
 async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None:
     """A handler gets a compressed body decoded; the dead letter keeps it as it was sent."""
     broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(2, fixed(0)))
-    came: list[int] = []
+    actual: list[int] = []
 
     async def handler(order: Order) -> None:
-        came.append(order.number)
+        actual.append(order.number)
         raise ValueError
 
     await kit.within(broker.declare(queue))
@@ -260,18 +260,24 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
     letters = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 3)
     await kit.within(worker.drain())
     look = "where the driver writes and reads Message.encoding; mqcore.spi.pack and unpack"
-    kit.same(came, [7, 7], "what the handler got", look)
-    found = {it.message.id: (it.message.body, it.message.encoding) for it in letters}
+    kit.same(actual, [7, 7], "what the handler got", look)
+    found = {
+        delivery.message.id: (delivery.message.body, delivery.message.encoding)
+        for delivery in letters
+    }
     kit.same(
         found,
-        {it.id: (it.body, it.encoding) for it in (sent, bomb, unknown)},
+        {letter.id: (letter.body, letter.encoding) for letter in (sent, bomb, unknown)},
         "the dead letters",
         look,
     )
-    reasons = {it.message.id: it.message.death and it.message.death.reason for it in letters}
+    reasons = {
+        delivery.message.id: delivery.message.death and delivery.message.death.reason
+        for delivery in letters
+    }
     undecodable = Reason.UNDECODABLE
-    wanted = {sent.id: Reason.RETRIES_EXHAUSTED, bomb.id: undecodable, unknown.id: undecodable}
-    kit.same(reasons, wanted, "reasons of the dead letters", look)
+    expected = {sent.id: Reason.RETRIES_EXHAUSTED, bomb.id: undecodable, unknown.id: undecodable}
+    kit.same(reasons, expected, "reasons of the dead letters", look)
 
 
 _BAD: dict[str, tuple[bytes, str | None, Reason]] = {
@@ -294,18 +300,18 @@ async def what_cannot_be_read_is_dead_lettered_at_once(
     body, content_type, reason = bad
     broker, queue = await kit.broker(), Queue(kit.name(), Order, retry=RetryPolicy(3, fixed(0)))
     handled: list[int] = []
-    came = asyncio.Event()
+    actual = asyncio.Event()
 
     async def handler(order: Order) -> None:
         handled.append(order.number)
         if order.number == 2:  # noqa: PLR2004 - the last one sent
-            came.set()
+            actual.set()
 
     await kit.within(broker.declare(queue))
     poison = _plain(body, content_type=content_type, headers={"h": "v"})
     await _stored(kit, queue.name, _plain(b'{"number": 1}'), poison, _plain(b'{"number": 2}'))
     worker = await kit.worker(broker, queue, handler, concurrency=1)
-    await kit.within(came.wait(), what="the handler run")
+    await kit.within(actual.wait(), what="the handler run")
     (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
     await kit.within(worker.drain())
     kit.same(handled, [1, 2], "the other messages handled", "Subscription.settle")
@@ -387,19 +393,19 @@ async def a_reply_goes_to_a_reply_queue_and_to_no_other(kit: Kit) -> None:
         _plain(b"1", reply_to=name) for name in (victim, f"{victim}.dlq", "mq.registry", "mq.lost")
     ]
     handled: list[bytes] = []
-    came = asyncio.Event()
+    actual = asyncio.Event()
 
     async def handler(value: bytes) -> str:
         handled.append(value)
         if len(handled) == len(requests) + 1:
-            came.set()
+            actual.set()
         return "a reply"
 
     await kit.within(broker.declare(queue))
     await _stored(kit, queue.name, *requests)
     worker = await kit.worker(broker, queue, handler)
     answer = await kit.within(broker.request(queue, b"asked", result=str))
-    await kit.within(came.wait(), what="the handler run")
+    await kit.within(actual.wait(), what="the handler run")
     await kit.within(worker.drain())
     look = "Backend.reply_queues"
     kit.same(answer, "a reply", "the reply to a request", look)

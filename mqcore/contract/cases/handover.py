@@ -49,17 +49,20 @@ async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
         rest = await kit.take(consumer, 2 - len(got))
         await kit.ack(consumer, rest)
         await kit.within(consumer.close())
-        marks = {it.message.id: (it.redelivered, it.takeovers) for it in got + rest}
+        marks = {
+            delivery.message.id: (delivery.redelivered, delivery.takeovers)
+            for delivery in got + rest
+        }
         if not kit.capabilities.has(
             Capability.LEASE
         ):  # then the broker itself marks all that it had sent
             marks = {
                 name: (False, 0) if name.startswith("new") else mark for name, mark in marks.items()
             }
-        wanted = {f"taken-{turn}": (True, 1), f"new-{turn}": (False, 0)}
+        expected = {f"taken-{turn}": (True, 1), f"new-{turn}": (False, 0)}
         kit.same(
             marks,
-            wanted,
+            expected,
             f"turn {turn}: redelivered and takeovers as before",
             f"{_CANCELLED}, Subscription.close",
         )
@@ -91,7 +94,9 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
                 )
                 await kit.advance(0.01)
             got += page
-        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        marks = [
+            (delivery.message.id, delivery.redelivered, delivery.takeovers) for delivery in got
+        ]
         kit.same(
             marks,
             [(name, False, 0) for name in names],
@@ -125,7 +130,9 @@ async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit:
         while not got and kit.now < deadline:
             got = await kit.receive(consumer, 1, wait=0.001 * (1 + turn % 5))
         await kit.within(publishing)
-        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        marks = [
+            (delivery.message.id, delivery.redelivered, delivery.takeovers) for delivery in got
+        ]
         kit.same(marks, [(f"{turn}", False, 0)], f"turn {turn}: id, redelivered, takeovers", look)
         await kit.ack(consumer, got)
 
@@ -171,7 +178,7 @@ def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str)
     kit.true(
         slow <= limit,
         f"{what} within {limit:g} s",
-        f"after {[round(it, 3) for it in late]} s",
+        f"after {[round(item, 3) for item in late]} s",
         look,
     )
 
@@ -294,7 +301,9 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
             look,
         )
         late.append(max(kit.now - stored - delay, 0.0))
-        marks = [(it.message.id, it.redelivered, it.takeovers) for it in got]
+        marks = [
+            (delivery.message.id, delivery.redelivered, delivery.takeovers) for delivery in got
+        ]
         kit.same(marks, [(f"{turn}", True, 0)], f"turn {turn}: id, redelivered, takeovers", look)
         await kit.ack(idle, got)
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
@@ -313,7 +322,12 @@ async def many_that_are_looked_at_go_back_in_their_order(kit: Kit) -> None:
 
     for limit in (50, 200, 50, 200):
         entries = await kit.within(backend.browse(queue, limit, None))
-        kit.same([it.message.id for it in entries], names[:limit], "in order, each time", look)
+        kit.same(
+            [delivery.message.id for delivery in entries],
+            names[:limit],
+            "in order, each time",
+            look,
+        )
 
     consumer = await kit.subscribe(queue, prefetch=200)
     got = [one for _ in names for one in await kit.take(consumer, 1)]

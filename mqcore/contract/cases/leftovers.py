@@ -149,9 +149,9 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
 
     held = await kit.take(consumer, len(batch))
     released = held[:10]
-    settlements: list[Settlement] = [Release(it.receipt) for it in released]
-    settlements += [kit.successor(it, f"{queue}.dlq") for it in held[10:20]]
-    settlements += [Ack(it.receipt) for it in held[20:]]
+    settlements: list[Settlement] = [Release(delivery.receipt) for delivery in released]
+    settlements += [kit.successor(item, f"{queue}.dlq") for item in held[10:20]]
+    settlements += [Ack(delivery.receipt) for delivery in held[20:]]
     kit.same(
         await kit.settle(consumer, *settlements),
         [DONE] * len(held),
@@ -202,8 +202,8 @@ async def _is_empty(kit: Kit, queue: str) -> None:
     if isinstance(kit.backend, SupportsCount):
         while True:
             found = [
-                (it.ready, it.leased, it.delayed)
-                for it in await kit.within(kit.backend.count([queue]))
+                (queue_counts.ready, queue_counts.leased, queue_counts.delayed)
+                for queue_counts in await kit.within(kit.backend.count([queue]))
             ]
             if found in ([], [(0, 0, 0)]):
                 break
@@ -212,7 +212,12 @@ async def _is_empty(kit: Kit, queue: str) -> None:
 
     if isinstance(kit.backend, SupportsBrowse):
         entries = await kit.within(cast("SupportsBrowse", kit.backend).browse(queue, 100))
-        kit.same([it.message.id for it in entries], [], f"what browse shows in {queue}", _KEPT)
+        kit.same(
+            [delivery.message.id for delivery in entries],
+            [],
+            f"what browse shows in {queue}",
+            _KEPT,
+        )
 
 
 async def _no_more_than(kit: Kit, before: Mapping[str, int], body: bytes) -> None:

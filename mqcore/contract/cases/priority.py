@@ -55,10 +55,10 @@ async def inside_a_level_the_first_goes_first(kit: Kit) -> None:
     names = {f"{number:02}": (0, 10)[number % 3 % 2] for number in range(30)}
     for name, level in names.items():
         await kit.put(queue, name, priority=level)
-    wanted = sorted(names, key=lambda name: (-names[name], name))
+    expected = sorted(names, key=lambda name: (-names[name], name))
     kit.same(
         kit.ids(await kit.take(await kit.subscribe(queue), 30)),
-        wanted,
+        expected,
         "each level in order",
         _ORDER,
     )
@@ -73,14 +73,14 @@ async def five_is_the_default(kit: Kit) -> None:
     await kit.within(broker.publish(queue, b"default"))
     got = await kit.take(await kit.subscribe(queue.name), 3)
     kit.same(
-        {it.message.body: it.message.priority for it in got}[b"default"],
+        {delivery.message.body: delivery.message.priority for delivery in got}[b"default"],
         5,
         "the default priority",
         "Message.priority",
     )
     if len(_levels(kit)) == _ALL:
         kit.same(
-            [it.message.body for it in got],
+            [delivery.message.body for delivery in got],
             [b"six", b"default", b"four"],
             "4 < the default < 6",
             _ORDER,
@@ -94,14 +94,14 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, "low", priority=0)
     consumer = await kit.subscribe(queue, prefetch=1)
-    came = []
+    actual = []
     await kit.put(queue, "high-0", priority=10)
     for number in range(1, 15):
         await kit.put(queue, f"high-{number}", priority=10)
         got = await kit.take(consumer, 1)
-        came += kit.ids(got)
+        actual += kit.ids(got)
         await kit.ack(consumer, got)
-    lows = [name for name in came[1:] if name == "low"]  # a prefetched one may be the first
+    lows = [name for name in actual[1:] if name == "low"]  # a prefetched one may be the first
     kit.same(lows, [], "low messages received while there are high ones", _ORDER)
 
 
@@ -130,13 +130,13 @@ async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
                 if old and standing
                 else await kit.subscribe(queue, backend=other, prefetch=1)
             )
-            came = []
+            actual = []
             for _ in range(2):
                 got = await kit.take(consumer, 1)
-                came += kit.ids(got)
+                actual += kit.ids(got)
                 await kit.ack(consumer, got)
             who = "a consumer that was there" if old else "a new consumer"
-            kit.same(came, [high, low], f"turn {turn}, for {who}", _ORDER)
+            kit.same(actual, [high, low], f"turn {turn}, for {who}", _ORDER)
             if consumer is not standing:
                 await kit.within(consumer.close())
 
@@ -196,12 +196,12 @@ async def a_message_keeps_its_priority(kit: Kit) -> None:
     for _ in range(2):
         got = await kit.take(consumer, 2)
         kit.same(
-            [(it.message.id, it.message.priority) for it in got],
+            [(delivery.message.id, delivery.message.priority) for delivery in got],
             [("a", 9), ("z", 1)],
             "id and priority, in order",
             _ORDER,
         )
-        await kit.settle(consumer, *[Release(it.receipt) for it in reversed(got)])
+        await kit.settle(consumer, *[Release(delivery.receipt) for delivery in reversed(got)])
 
 
 @case(
@@ -283,16 +283,16 @@ async def a_moved_message_has_the_priority_that_the_move_says(kit: Kit) -> None:
     await kit.put(queue, "a", priority=0)
     await kit.put(queue, "b", priority=5)
     consumer = await kit.subscribe(queue)
-    by_name = {it.message.id: it for it in await kit.take(consumer, 2)}
+    by_name = {delivery.message.id: delivery for delivery in await kit.take(consumer, 2)}
     await kit.settle(
         consumer, kit.successor(by_name["a"], queue, priority=10), Release(by_name["b"].receipt)
     )
     await kit.advance(kit.harness.silence)
     got = await kit.take(consumer, 2)
-    wanted = [("a", 10), ("b", 5)]
+    expected = [("a", 10), ("b", 5)]
     kit.same(
-        [(it.message.id, it.message.priority) for it in got],
-        wanted,
+        [(delivery.message.id, delivery.message.priority) for delivery in got],
+        expected,
         "id and priority, in order",
         "Subscription.settle: Move",
     )
@@ -309,7 +309,9 @@ async def priority_survives_a_retry(kit: Kit) -> None:
         for received in reversed(both):
             await kit.within(received.retry())
     got = await kit.take(await kit.subscribe(queue.name), 2)
-    seen = [(it.message.body, it.message.priority, it.attempt) for it in got]
+    seen = [
+        (delivery.message.body, delivery.message.priority, delivery.attempt) for delivery in got
+    ]
     kit.same(
         seen,
         [(b"high", 10, 2), (b"low", 0, 2)],
@@ -337,7 +339,7 @@ async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
     await kit.within(letters.redrive())
     got = await kit.take(await kit.subscribe(queue.name), 2)
     kit.same(
-        [it.message.body for it in got],
+        [delivery.message.body for delivery in got],
         [b"high", b"low"],
         "bodies in order after the redrive",
         _ORDER,
@@ -383,13 +385,13 @@ async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, i
     await kit.put(queue, "alive", priority=alive)
     await kit.advance(0.5)
     consumer = await kit.subscribe(queue, prefetch=1)
-    came = {}
+    actual = {}
     for _ in range(6):
         (delivery,) = await kit.take(consumer, 1)
-        came[delivery.message.id] = delivery.expires_in is not None and delivery.expires_in <= 0
+        actual[delivery.message.id] = delivery.expires_in is not None and delivery.expires_in <= 0
         await kit.ack(consumer, [delivery])
     kit.same(
-        came,
+        actual,
         {f"dead-{number}": True for number in range(5)} | {"alive": False},
         "which messages had expired",
         _ORDER,

@@ -35,21 +35,23 @@ _RESUMES, _SLACK, _NOTICED = 2.0, 1.0, 15.0
 @case("G14", "G2", hooks=("restart",))
 async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
     """Within 2 s of a restart of the server publishing and consuming work again."""
-    queue, came = Queue(kit.name(), str), asyncio.Queue[str]()
+    queue, actual = Queue(kit.name(), str), asyncio.Queue[str]()
     broker = await kit.broker()
 
     async def handle(word: str) -> None:
-        came.put_nowait(word)
+        actual.put_nowait(word)
 
     await kit.worker(broker, queue, handle)
     await kit.within(broker.publish(queue, "before"))
-    kit.same(await kit.within(came.get()), "before", "the message handled", "Subscription.receive")
+    kit.same(
+        await kit.within(actual.get()), "before", "the message handled", "Subscription.receive"
+    )
     await kit.kill(kit.backend)  # the case's own instance would call `lost`, as it must
     await kit.harness.restart()
     began = kit.now
     await kit.within(broker.publish(queue, "after", timeout=kit.harness.patience))
     published = kit.now - began
-    while await kit.within(came.get()) != "after":
+    while await kit.within(actual.get()) != "after":
         continue  # what was not settled before the end may come again
     handled = kit.now - began
     kit.measured["resumed_after_restart_seconds"] = handled
@@ -96,13 +98,11 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         await kit.within(told.wait(), _NOTICED + _SLACK, what="`lost` called")
-        await kit.within(
-            asyncio.wait([waiting]), _SLACK, what="an end of the full consumer's receive"
-        )
-        came = waiting.exception() or waiting.result()
+        await kit.within(asyncio.wait([waiting]), _SLACK, what="the full consumer's receive ends")
+        actual = waiting.exception() or waiting.result()
         look = "Subscription.receive: after a loss, with its prefetch used up"
-        kit.true(isinstance(came, Exception), "an exception", f"it returned {came!r}", look)
-        kit.kind(cast("Exception", came), ErrorKind.TRANSIENT, look)
+        kit.true(isinstance(actual, Exception), "an exception", f"it returned {actual!r}", look)
+        kit.kind(cast("Exception", actual), ErrorKind.TRANSIENT, look)
         await kit.within(backend.close(), _RESUMES + _SLACK)
     kit.lost.clear()  # it was we who cut it
 
@@ -215,15 +215,17 @@ async def a_worker_goes_on_when_another_process_deleted_its_queue(kit: Kit) -> N
 
     The worker's connection is kept.
     """
-    queue, came = Queue(kit.name(), str), asyncio.Queue[str]()
+    queue, actual = Queue(kit.name(), str), asyncio.Queue[str]()
 
     async def handle(word: str) -> None:
-        came.put_nowait(word)
+        actual.put_nowait(word)
 
     broker = await kit.broker()
     await kit.worker(broker, queue, handle)
     await kit.within(broker.publish(queue, "before"))
-    kit.same(await kit.within(came.get()), "before", "the message handled", "Subscription.receive")
+    kit.same(
+        await kit.within(actual.get()), "before", "the message handled", "Subscription.receive"
+    )
 
     other = await kit.open()
     await kit.within(cast("SupportsDelete", other).delete(queue.name))
@@ -239,4 +241,4 @@ async def a_worker_goes_on_when_another_process_deleted_its_queue(kit: Kit) -> N
             "Subscription.receive",
         )
         await kit.advance(0.1)
-    kit.same(await kit.within(came.get()), "after", "the message handled", "Subscription.receive")
+    kit.same(await kit.within(actual.get()), "after", "the message handled", "Subscription.receive")

@@ -95,8 +95,8 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
             await kit.settle(consumer, Release(delivery.receipt))
         elif end != "last":
             await kit.kill(victim)
-    wanted = [(0, False), (1, False), (1, False), (2, False), (3, True), (4, True)]
-    kit.same(marks, wanted, "takeovers, started", look)
+    expected = [(0, False), (1, False), (1, False), (2, False), (3, True), (4, True)]
+    kit.same(marks, expected, "takeovers, started", look)
     await kit.ack(consumer, [delivery])
     late = await kit.within(
         cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt])
@@ -172,8 +172,8 @@ async def with_after_crash_count_each_takeover_is_an_attempt(kit: Kit) -> None:
     worker = await fleet.worker()
     (letter,) = await kit.take(await kit.subscribe(f"{jobs.name}.dlq"), 1)
     death = letter.message.death
-    came = death and (death.reason, death.attempts)
-    kit.same(came, (Reason.CRASHED, TWICE.max_attempts), "reason, attempts", _COUNT)
+    actual = death and (death.reason, death.attempts)
+    kit.same(actual, (Reason.CRASHED, TWICE.max_attempts), "reason, attempts", _COUNT)
     kit.same(
         fleet.starts["killer"],
         TWICE.max_attempts,

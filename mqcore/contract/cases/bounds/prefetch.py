@@ -38,9 +38,9 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
         "Backend.subscribe: prefetch",
     )
     ways: list[Callable[[Delivery], Settlement]] = [
-        lambda it: Ack(it.receipt),
-        lambda it: Release(it.receipt),
-        lambda it: kit.successor(it, f"{queue}.dlq"),
+        lambda delivery: Ack(delivery.receipt),
+        lambda delivery: Release(delivery.receipt),
+        lambda item: kit.successor(item, f"{queue}.dlq"),
     ]
     one = held[0]
     for settlement in ways:

@@ -70,7 +70,7 @@ async def _refused(kit: Kit, queue: str) -> list[str]:
     kit.true(
         holds=False,
         expected="a full queue refuses",
-        came=f"{len(stored)} more were stored",
+        actual=f"{len(stored)} more were stored",
         look=_FULL,
     )
     return stored
@@ -108,7 +108,7 @@ async def the_bound_is_exact_inside_a_batch(kit: Kit) -> None:
     ]
     outcomes = await kit.publish(*batch)
     kit.same(
-        [_full(it) for it in outcomes],
+        [_full(item) for item in outcomes],
         [False] * 3 + [True] * 2 + [False],
         "which items were refused with FULL",
         _FULL,
@@ -133,7 +133,7 @@ async def only_ready_messages_count(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     held = await kit.take(consumer, 2)
     await kit.put(queue, "c", "d")
-    released = await kit.settle(consumer, *[Release(it.receipt) for it in held])
+    released = await kit.settle(consumer, *[Release(delivery.receipt) for delivery in held])
     kit.same(released, [DONE, DONE], "a release is never refused", "Subscription.settle: Release")
     await kit.within(consumer.close())
     more = await _refused(kit, queue)
@@ -153,7 +153,7 @@ async def a_move_is_never_refused(kit: Kit, overflow: str) -> None:
     await kit.put(full, "old")
     await kit.put(source, "a", "b")
     consumer = await kit.subscribe(source)
-    moves = [kit.successor(it, full) for it in await kit.take(consumer, 2)]
+    moves = [kit.successor(item, full) for item in await kit.take(consumer, 2)]
     kit.same(
         await kit.settle(consumer, *moves), [DONE, DONE], "both moved", "Subscription.settle: Move"
     )
@@ -234,8 +234,8 @@ async def an_overflow_leaves_a_record(kit: Kit) -> None:
     await kit.put(queue, "b")
     (letter,) = await kit.take(await kit.subscribe(f"{queue}.dlq"), 1)
     message, death = letter.message, letter.message.death
-    came = death and (death.reason, death.queue, death.attempts)
-    kit.same(came, (Reason.OVERFLOW, queue, 0), "reason, queue, attempts", _OVERFLOW)
+    actual = death and (death.reason, death.queue, death.attempts)
+    kit.same(actual, (Reason.OVERFLOW, queue, 0), "reason, queue, attempts", _OVERFLOW)
     kept = (
         message.id,
         message.body,

@@ -120,7 +120,7 @@ async def a_missing_queue_is_left_out_of_the_counts(kit: Kit) -> None:
     """
     queue, nowhere = await kit.queue(), kit.name()
     kit.same(
-        [it.name for it in await counts_of(kit, nowhere, queue)],
+        [counts.name for counts in await counts_of(kit, nowhere, queue)],
         [queue],
         "queues in the counts",
         COUNT,

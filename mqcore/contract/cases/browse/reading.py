@@ -45,7 +45,7 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
     await kit.put(queue, "a", "b")
     await kit.put(queue, "high", priority=10)
     entries = await browse_page(kit, queue)
-    wanted = [
+    expected = [
         ("high", "ready"),
         ("a", "ready"),
         ("b", "ready"),
@@ -53,12 +53,19 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
         ("soon", "delayed"),
         ("late", "delayed"),
     ][: None if shows_delayed(kit) else 4]
-    kit.same([(it.message.id, it.state) for it in entries], wanted, "the order of delivery", BROWSE)
-    error = max(
-        abs(it.due_in - due)
-        for it, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(wanted)], strict=True)
+    kit.same(
+        [(entry.message.id, entry.state) for entry in entries],
+        expected,
+        "the order of delivery",
+        BROWSE,
     )
-    kit.true(error < 1.0, "due_in 0, and about 30 and 90 s", [it.due_in for it in entries], BROWSE)
+    error = max(
+        abs(entry.due_in - due)
+        for entry, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(expected)], strict=True)
+    )
+    kit.true(
+        error < 1.0, "due_in 0, and about 30 and 90 s", [entry.due_in for entry in entries], BROWSE
+    )
     kit.same(entries[1].message.body, b"a", "the whole message", BROWSE)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
     kit.same(got, ["high", "a", "b", "low"], "messages received, in the order shown", BROWSE)
@@ -72,7 +79,9 @@ async def browsing_changes_nothing(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1)
     (held,) = await kit.take(consumer, 1)
     for _ in range(3):
-        shown = [it.message.id for it in await browse_page(kit, queue) if it.state != "leased"]
+        shown = [
+            entry.message.id for entry in await browse_page(kit, queue) if entry.state != "leased"
+        ]
         kit.same(shown, ["b", "c", "d"], "ready messages shown, each time", BROWSE)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await counts_of(kit, queue)
@@ -86,8 +95,13 @@ async def browsing_changes_nothing(kit: Kit) -> None:
     got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
     marked = leaves_marks(kit)
     marks = sorted(
-        (it.message.id, it.redelivered and not marked, 0 if marked else it.takeovers, it.attempt)
-        for it in got
+        (
+            delivery.message.id,
+            delivery.redelivered and not marked,
+            0 if marked else delivery.takeovers,
+            delivery.attempt,
+        )
+        for delivery in got
     )
     kit.same(
         marks,
@@ -115,8 +129,8 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
     await kit.advance(kit.harness.silence)
     letters = broker.dead_letters(queue)
     for _ in range(3):
-        shown = [it.message.body for it in await kit.within(broker.peek(queue))]
-        listed = [it.body for it in await kit.within(letters.list())]
+        shown = [delivery.message.body for delivery in await kit.within(broker.peek(queue))]
+        listed = [letter.body for letter in await kit.within(letters.list())]
         kit.same((shown, listed), ([b"c", b"d"], [b"a", b"b"]), "ready and dead, in order", BROWSE)
     left = [(await kit.contents(name)).total() for name in (queue.name, f"{queue.name}.dlq")]
     kit.same(left, [2, 2], "messages in the queue and in its dead-letter queue", BROWSE)
@@ -153,7 +167,7 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     consumer = await kit.subscribe(queue, prefetch=2)
     await kit.ack(consumer, await kit.take(consumer, 2))
     await kit.within(consumer.close())
-    rest = [it.message.id for it in await browse_page(kit, queue, 100, page[-1].key)]
+    rest = [delivery.message.id for delivery in await browse_page(kit, queue, 100, page[-1].key)]
     rest = (
         rest if kit.limit(Capability.ORDER, "release_in_place") else sorted(rest)
     )  # a driver may have fetched some

@@ -152,9 +152,9 @@ async def who_only_publishes_goes_on_after_another_has_deleted_the_queue(kit: Ki
         await kit.within(broker.publish(queue, b"before"))
         await kit.within(cast("SupportsDelete", other).delete(queue.name))
         endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
-        came = [type(ending).__name__ for ending in endings]
+        actual = [type(ending).__name__ for ending in endings]
         kit.same(
-            came,
+            actual,
             ["Receipt", "Receipt"],
             f"turn {turn}: both stored in the queue that was declared again",
             look,
@@ -188,7 +188,7 @@ async def a_queue_declared_anew_is_empty(kit: Kit) -> None:
 async def a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked(
     kit: Kit, where: str
 ) -> None:
-    """`delete(if_empty=True)` refuses while the queue or its quarantine holds a message.
+    """`delete(if_empty=True)` refuses while queue or quarantine hold a message.
 
     Leased messages count.
     """

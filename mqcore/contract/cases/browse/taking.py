@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 async def _taken(kit: Kit, queue: str, keys: list[str], lease: float = 30.0) -> dict[str, Delivery]:
     got = await kit.within(cast("SupportsTake", kit.backend).take(queue, keys, lease))
-    kit.same(len({it.message.id for it in got}), len(got), "messages taken, each once", TAKE)
-    return {it.message.id: it for it in got}
+    kit.same(
+        len({delivery.message.id for delivery in got}), len(got), "messages taken, each once", TAKE
+    )
+    return {delivery.message.id: delivery for delivery in got}
 
 
 @case("G11", ids="X03", needs=LOOKS, protocols=TAKES)
@@ -46,7 +48,7 @@ async def taking_leases_the_chosen_and_leaves_the_rest(kit: Kit) -> None:
     taken = await _taken(kit, queue, [keys[name] for name in ["d", "b", *later]])
     kit.same(sorted(taken), ["b", "d", *later], "the taken messages", TAKE)
     kit.true(
-        leaves_marks(kit) or not any(it.redelivered for it in taken.values()),
+        leaves_marks(kit) or not any(delivery.redelivered for delivery in taken.values()),
         "taken messages that are not redelivered",
         look=TAKE,
     )
@@ -76,7 +78,9 @@ async def what_was_taken_can_be_given_back(kit: Kit) -> None:
     keys = await keys_by_id(kit, queue)
     taken = await _taken(kit, queue, list(keys.values())[1:], 60.0)
     consumer = await kit.subscribe(queue, prefetch=3)
-    await kit.settle(consumer, *[Release(it.receipt) for it in reversed(taken.values())])
+    await kit.settle(
+        consumer, *[Release(delivery.receipt) for delivery in reversed(taken.values())]
+    )
     got = await kit.take(consumer, 3)
     kit.same(
         sorted(kit.ids(got)), ["a", "b", "c"], "messages received before the delay is over", TAKE

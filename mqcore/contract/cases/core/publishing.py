@@ -86,7 +86,7 @@ async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
         "Backend.publish",
     )
     kit.same(
-        {it for call in outcomes for it in call},
+        {item for call in outcomes for item in call},
         {STORED},
         "all stored",
         "Backend.publish: overlapping calls",
@@ -123,7 +123,7 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
         "confirmed messages that are missing",
         "Backend.publish: cancellation",
     )
-    twice = [it for it, count in found.items() if count > 1]
+    twice = [item for item, count in found.items() if count > 1]
     kit.same(twice, [], "messages stored twice", "Backend.publish: cancellation")
 
 

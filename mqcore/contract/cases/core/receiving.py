@@ -30,7 +30,7 @@ async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
     while sum(map(len, pages)) < len("abcde") and kit.now - began < kit.harness.patience:
         pages.append(kit.ids(await kit.receive(consumer, limit, wait=kit.harness.patience)))
     kit.same(
-        [it for page in pages for it in page],
+        [item for page in pages for item in page],
         list("abcde"),
         "messages received, in order",
         "Subscription.receive",
@@ -157,7 +157,10 @@ async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
         (got,) = await asyncio.gather(waiting, return_exceptions=True)
         deliveries = [] if isinstance(got, BaseException) else list(got)
         deliveries = deliveries or await kit.take(consumer, 1)
-        marks = [(it.message.id, it.redelivered, it.takeovers) for it in deliveries]
+        marks = [
+            (delivery.message.id, delivery.redelivered, delivery.takeovers)
+            for delivery in deliveries
+        ]
         kit.same(
             marks,
             [(f"{turn}", False, False)],

@@ -42,8 +42,8 @@ async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
         await fleet.lose_a_worker()
     await fleet.worker()
     (letter,) = await take_dead_letters(kit, jobs.name, 1)
-    came = letter.body, letter.death and (letter.death.reason, letter.death.attempts)
-    kit.same(came, (b"killer", (Reason.CRASHED, 2)), "the dead letter", "Delivery.takeovers")
+    actual = letter.body, letter.death and (letter.death.reason, letter.death.attempts)
+    kit.same(actual, (b"killer", (Reason.CRASHED, 2)), "the dead letter", "Delivery.takeovers")
     kit.same(
         fleet.starts["killer"],
         TWICE.max_attempts + 2,
@@ -80,9 +80,16 @@ async def a_takeover_is_no_attempt_and_changes_nothing(kit: Kit) -> None:
     await taken_over(kit, jobs.name, times=2)
     async with broker.consume(jobs, retry=ONCE) as consumer:
         held = await kit.within(anext(consumer))
-        came = (held.id, held.value, held.attempt, held.redelivered, held.queue, dict(held.headers))
+        actual = (
+            held.id,
+            held.value,
+            held.attempt,
+            held.redelivered,
+            held.queue,
+            dict(held.headers),
+        )
         kit.same(
-            came,
+            actual,
             ("me", "x", 1, True, jobs.name, HEADERS),
             "the message",
             "Delivery.takeovers, a Move",

@@ -78,9 +78,9 @@ async def the_record_tells_the_whole_story(kit: Kit) -> None:
     )
     if death is None:
         raise ContractError("a record of the death", "none", look)
-    came = (death.reason, death.queue, death.attempts, death.error_type, death.error)
+    actual = (death.reason, death.queue, death.attempts, death.error_type, death.error)
     kit.same(
-        came,
+        actual,
         (Reason.RETRIES_EXHAUSTED, jobs.name, 2, "ValueError", "broken: ü"),
         "the record",
         look,
@@ -100,11 +100,14 @@ _DEATHS: dict[str, tuple[bytes, int]] = {
 
 
 @case(
-    "G11", "G4", ids="X01 C34 C90", each={name: (name, *wanted) for name, wanted in _DEATHS.items()}
+    "G11",
+    "G4",
+    ids="X01 C34 C90",
+    each={name: (name, *expected) for name, expected in _DEATHS.items()},
 )
-async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> None:
+async def each_end_has_its_reason(kit: Kit, expected: tuple[str, bytes, int]) -> None:
     """Each way to fail has its reason; attempts count runs of the handler; the body is kept."""
-    reason, body, attempts = wanted
+    reason, body, attempts = expected
     jobs, broker = Queue(kit.name(), int), await kit.broker()
     await kit.within(broker.declare(jobs))
     await kit.publish(
@@ -120,9 +123,9 @@ async def each_end_has_its_reason(kit: Kit, wanted: tuple[str, bytes, int]) -> N
 
     await kit.worker(broker, jobs, handler, retry=ONCE, timeout=0.3)
     (letter,) = await take_dead_letters(kit, jobs.name, 1)
-    came = letter.death and (letter.death.reason.value, letter.death.attempts)
+    actual = letter.death and (letter.death.reason.value, letter.death.attempts)
     kit.same(
-        (came, letter.id, letter.body),
+        (actual, letter.id, letter.body),
         ((reason, attempts), "me", body),
         "reason, attempts and original",
         MOVE,
@@ -166,7 +169,11 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
     consumer = await kit.subscribe(shared)
     letters = await kit.take(consumer, 2)
     await kit.settle(
-        consumer, *[Move(it.receipt, Outgoing(end, it.message.moved(shared))) for it in letters]
+        consumer,
+        *[
+            Move(delivery.receipt, Outgoing(end, delivery.message.moved(shared)))
+            for delivery in letters
+        ],
     )
     kit.same(
         await kit.contents(end),
@@ -188,7 +195,7 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
             await kit.within((await kit.within(anext(consumer))).reject())
     letters = await kit.within(broker.dead_letters(graves).list())
     kit.same(
-        sorted(it.queue for it in letters),
+        sorted(letter.queue for letter in letters),
         sorted([one.name, two.name]),
         "the queue of each dead letter",
         "Message.copy_name",

@@ -52,8 +52,10 @@ async def redriven_messages_begin_anew(kit: Kit) -> None:
     )
     (again,) = await kit.take(await kit.subscribe(jobs.name), 1)
     message = again.message
-    came = (message.id, message.body, message.priority, dict(message.headers))
-    kit.same(came, ("me", b"x", options.get("priority", 5), HEADERS), "the original message", MOVE)
+    actual = (message.id, message.body, message.priority, dict(message.headers))
+    kit.same(
+        actual, ("me", b"x", options.get("priority", 5), HEADERS), "the original message", MOVE
+    )
     came_anew = (message.attempt, message.redriven, message.death, again.expires_in)
     kit.same(came_anew, (1, 1, None, None), "attempt, redriven, record, expiry", MOVE)
 
@@ -74,7 +76,7 @@ async def dead_letters_are_chosen_by_filter_and_sent_elsewhere(kit: Kit) -> None
         sorted(ids), [b"a", b"b", b"c", b"d"], "bodies of all dead letters", "SupportsBrowse.browse"
     )
     kit.same(
-        [it.body for it in await kit.within(letters.list(error="second"))],
+        [letter.body for letter in await kit.within(letters.list(error="second"))],
         [b"d"],
         "bodies of the dead letters chosen by error",
         "browse",

@@ -65,7 +65,7 @@ async def dead_letters_are_purged_all_or_by_filter(kit: Kit) -> None:
         "SupportsTake.take",
     )
     kit.same(
-        [it.body for it in await kit.within(letters.list())],
+        [letter.body for letter in await kit.within(letters.list())],
         [b"c"],
         "bodies of the dead letters left",
         "SupportsTake.take",
@@ -96,12 +96,12 @@ async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
     got = await kit.take(await kit.subscribe(dead), 3)
     kit.same(
         (paged, listed),
-        ([it.message.body for it in got],) * 2,
+        ([delivery.message.body for delivery in got],) * 2,
         "pages and list in delivery order",
         "SupportsBrowse.browse",
     )
     kit.true(
-        leaves_marks(kit) or not any(it.redelivered for it in got),
+        leaves_marks(kit) or not any(delivery.redelivered for delivery in got),
         "messages that are not redelivered",
         look="SupportsBrowse.browse",
     )

@@ -46,9 +46,9 @@ def tolerance(kit: Kit) -> float:
 
 async def arrival_times(kit: Kit, consumer: Subscription, count: int) -> dict[str, float]:
     """Receive `count` messages and return when each arrived."""
-    came: dict[str, float] = {}
-    while len(came) < count:
+    actual: dict[str, float] = {}
+    while len(actual) < count:
         got = await kit.take(consumer, 1)
-        came.update((name, kit.now) for name in kit.ids(got))
+        actual.update((name, kit.now) for name in kit.ids(got))
         await kit.ack(consumer, got)
-    return came
+    return actual

@@ -36,15 +36,18 @@ async def _on_time(kit: Kit, queue: str, delay: float, look: str = HELD) -> None
         "Backend.publish",
     )
     stored = kit.now
-    came = (await arrival_times(kit, consumer, 1))[message.id]
+    actual = (await arrival_times(kit, consumer, 1))[message.id]
     await kit.within(consumer.close())
     kit.true(
-        came >= began + delay - EARLY, f"not before {delay} s", f"after {came - began:.4f} s", look
+        actual >= began + delay - EARLY,
+        f"not before {delay} s",
+        f"after {actual - began:.4f} s",
+        look,
     )
     kit.true(
-        came <= stored + delay + tolerance(kit),
+        actual <= stored + delay + tolerance(kit),
         f"at most {tolerance(kit)} s late",
-        f"{came - stored - delay:.4f} s late",
+        f"{actual - stored - delay:.4f} s late",
         look,
     )
 
@@ -76,10 +79,10 @@ async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
     await kit.put(full, *(f"{number}" for number in range(STUCK)), delay=0.5)
     await _on_time(kit, queue, 0.8)
     await _on_time(kit, queue, 0.3)
-    wanted = Counter(["first", *(f"{number}" for number in range(STUCK))])
+    expected = Counter(["first", *(f"{number}" for number in range(STUCK))])
     kit.same(
         await kit.contents(full),
-        wanted,
+        expected,
         "messages in the full queue",
         "max_length bounds publishes only",
     )
@@ -99,16 +102,16 @@ async def no_priority_holds_up_a_delay(kit: Kit, levels: tuple[int, int]) -> Non
     consumer, began = await kit.subscribe(queue), kit.now
     await kit.put(queue, "soon", delay=0.6, priority=soon)
     await kit.put(queue, "late", delay=2.0, priority=late)
-    stored, came = kit.now, await arrival_times(kit, consumer, 2)
+    stored, actual = kit.now, await arrival_times(kit, consumer, 2)
     kit.true(
-        came["soon"] <= stored + 0.6 + tolerance(kit),
+        actual["soon"] <= stored + 0.6 + tolerance(kit),
         "the message that is due first on time",
-        f"after {came['soon'] - began:.3f} s",
+        f"after {actual['soon'] - began:.3f} s",
         HELD,
     )
     kit.true(
-        came["late"] >= began + 2.0 - EARLY,
+        actual["late"] >= began + 2.0 - EARLY,
         "not early",
-        f"after {came['late'] - began:.3f} s",
+        f"after {actual['late'] - began:.3f} s",
         HELD,
     )

@@ -107,9 +107,9 @@ async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
     await kit.put(queue, "cancelled", "sooner", delay=60.0)
     entries = await kit.within(browser.browse(queue, 10))
     taken = await kit.within(
-        cast("SupportsTake", kit.backend).take(queue, [it.key for it in entries], 30.0)
+        cast("SupportsTake", kit.backend).take(queue, [entry.key for entry in entries], 30.0)
     )
-    by_name = {it.message.id: it for it in taken}
+    by_name = {delivery.message.id: delivery for delivery in taken}
     kit.same(set(by_name), {"cancelled", "sooner"}, "both taken", "SupportsTake.take")
     consumer = await kit.subscribe(queue)
     move: Move = kit.successor(by_name["sooner"], queue, 0.5)

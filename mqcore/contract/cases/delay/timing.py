@@ -72,9 +72,9 @@ async def delays_keep_to_the_declared_granularity(kit: Kit) -> None:
         began = kit.now
         await kit.put(queue, f"{number}", delay=delay)
         due[f"{number}"] = (began + delay, kit.now + delay)
-    came = await arrival_times(kit, consumer, len(delays))
-    early = max(due[name][0] - at for name, at in came.items())
-    late = max(at - due[name][1] for name, at in came.items())
+    actual = await arrival_times(kit, consumer, len(delays))
+    early = max(due[name][0] - at for name, at in actual.items())
+    late = max(at - due[name][1] for name, at in actual.items())
     kit.measured["delay error (s)"] = max(late, 0.0)
     kit.true(early <= EARLY, f"none more than {EARLY} s early", f"{early:.4f} s early", OWN)
     kit.true(
@@ -93,8 +93,8 @@ async def a_short_delay_is_not_stuck_behind_a_long_one(kit: Kit) -> None:
         await kit.put(queue, name, delay=delay)
     first = list(await kit.within(waiting))
     await kit.ack(consumer, first)
-    came = kit.ids(first) + list(await arrival_times(kit, consumer, 2))
-    kit.same(came, ["0.8", "1.6", "2.4"], "messages in the order of their due times", HELD)
+    actual = kit.ids(first) + list(await arrival_times(kit, consumer, 2))
+    kit.same(actual, ["0.8", "1.6", "2.4"], "messages in the order of their due times", HELD)
 
 
 @case("G7", "G9", ids="D02", needs=NEEDS)
@@ -171,30 +171,30 @@ async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) ->
     if kit.capabilities.durability < Durability.PROCESS:
         raise NotShown(f"this server's durability is {kit.capabilities.durability.word}")
     queue, names = await kit.queue(), [f"{number}" for number in range(50)]
-    wanted = {f"{kind}-{name}" for kind in ("ready", "delayed") for name in names}
+    expected = {f"{kind}-{name}" for kind in ("ready", "delayed") for name in names}
     await kit.put(queue, *(f"ready-{name}" for name in names))
     began = kit.now
     await kit.put(queue, *(f"delayed-{name}" for name in names), delay=2.0)
     await kit.within(kit.backend.close())
     await kit.harness.restart()
     await kit.open(kit.backend)
-    consumer, came = await kit.subscribe(queue), set[str]()
+    consumer, actual = await kit.subscribe(queue), set[str]()
     until = (
         kit.now
         + 2.0
         + kit.harness.patience
         + float(kit.limit(Capability.DELAY, "after_crash") or 0.0)
     )
-    while came < wanted and kit.now < until:
+    while actual < expected and kit.now < until:
         got = await kit.receive(consumer, wait=1.0)
-        came.update(kit.ids(got))
-        early = kit.now < began + 2.0 - EARLY and any(name.startswith("delayed") for name in came)
+        actual.update(kit.ids(got))
+        early = kit.now < began + 2.0 - EARLY and any(name.startswith("delayed") for name in actual)
         kit.true(
             not early, "no delayed message before it is due", f"after {kit.now - began:.3f} s", OWN
         )
         await kit.ack(consumer, got)
     kit.same(
-        sorted(wanted - came),
+        sorted(expected - actual),
         [],
         "confirmed messages that did not arrive",
         "delay: as durable as what is ready",
@@ -208,7 +208,7 @@ async def many_consumers_do_not_multiply_what_falls_due(kit: Kit) -> None:
     consumers = [await kit.subscribe(queue, lease=60.0, backend=await kit.open()) for _ in range(4)]
     waiting = [await kit.start(consumer.receive(100, 2.0)) for consumer in consumers]
     await kit.put(queue, *names, delay=0.5)
-    got = [it for batch in await kit.within(asyncio.gather(*waiting)) for it in batch]
+    got = [item for batch in await kit.within(asyncio.gather(*waiting)) for item in batch]
     for consumer in consumers:
         got += await kit.drain(consumer)
     kit.same(

@@ -61,10 +61,10 @@ async def released_messages_return_to_their_old_places(kit: Kit) -> None:
     await kit.settle(
         consumer, Release(c.receipt), Release(a.receipt), Ack(b.receipt), Release(d.receipt)
     )
-    came = kit.ids(await kit.take(consumer, 5))
+    actual = kit.ids(await kit.take(consumer, 5))
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     kit.same(
-        came if in_place else sorted(came),
+        actual if in_place else sorted(actual),
         list("acdef"),
         "messages in their old order",
         "Subscription.settle: Release",

@@ -52,7 +52,7 @@ async def an_outcome_comes_for_each_settlement_in_its_order(kit: Kit) -> None:
         rejected,
     )
     kit.same(
-        [type(it) for it in settled],
+        [type(item) for item in settled],
         [Done, Failed, Stale, Done, Done],
         "types of the outcomes",
         "Subscription.settle",

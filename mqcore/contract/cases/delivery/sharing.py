@@ -49,10 +49,12 @@ async def many_messages_are_handled_once_each(kit: Kit) -> None:
     async def work(consumer: Subscription) -> None:
         while seen.total() < len(names) and kit.now < deadline:
             held = await consumer.receive(7, 0.1)
-            settled = await consumer.settle([Ack(it.receipt) for it in held], timeout=5.0)
+            settled = await consumer.settle(
+                [Ack(delivery.receipt) for delivery in held], timeout=5.0
+            )
             seen.update(
-                it.message.id
-                for it, end in zip(held, settled, strict=True)
+                delivery.message.id
+                for delivery, end in zip(held, settled, strict=True)
                 if isinstance(end, Done)
             )
 
@@ -61,9 +63,9 @@ async def many_messages_are_handled_once_each(kit: Kit) -> None:
     for start in range(0, 200, 20):
         await kit.put(queue, *names[start : start + 20])
     await kit.within(asyncio.gather(*working), kit.harness.patience + 1.0)
-    wanted = Counter(names)
+    expected = Counter(names)
     kit.same(
-        (seen - wanted, wanted - seen),
+        (seen - expected, expected - seen),
         (Counter(), Counter()),
         "doubled and missing messages",
         "Subscription.receive",
@@ -122,7 +124,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
         "further messages after one was acked and one received",
         "Subscription.settle: prefetch",
     )
-    await kit.settle(consumer, *[Release(it.receipt) for it in held])
+    await kit.settle(consumer, *[Release(delivery.receipt) for delivery in held])
     await kit.within(consumer.close())
     other = await kit.subscribe(queue)
     kit.same(

@@ -43,11 +43,11 @@ async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> No
     kit.same(sorted(kit.ids(got)), list("abc"), "messages taken over", look)
     if kit.limit(Capability.ORDER, "release_in_place"):
         kit.same(kit.ids(got), list("abc"), "messages in their old order", look)
-    marks = [(it.redelivered, it.takeovers, it.attempt) for it in got]
+    marks = [(delivery.redelivered, delivery.takeovers, delivery.attempt) for delivery in got]
     kit.same(
         marks, [(True, 1, 1)] * 3, "redelivered, takeovers, attempts (which core counts)", look
     )
-    late = await kit.settle(consumer, *[Ack(it.receipt) for it in held])
+    late = await kit.settle(consumer, *[Ack(delivery.receipt) for delivery in held])
     kit.same(late, [STALE] * 3, "outcomes of late acks", "Subscription.settle: fencing")
     await kit.ack(other, got)
 
@@ -107,9 +107,11 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
         "Subscription.settle",
     )
     got = await kit.take(await kit.subscribe(queue.name), 3)
-    marks = sorted((it.message.body, it.attempt, it.takeovers) for it in got)
-    wanted = [(name.encode(), 1, 0) for name in "abc"]
-    kit.same(marks, wanted, "body, attempt, takeovers", "Subscription.settle: Release")
+    marks = sorted(
+        (delivery.message.body, delivery.attempt, delivery.takeovers) for delivery in got
+    )
+    expected = [(name.encode(), 1, 0) for name in "abc"]
+    kit.same(marks, expected, "body, attempt, takeovers", "Subscription.settle: Release")
 
 
 @case("G13", "G2", ids="C50")

@@ -131,9 +131,9 @@ async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
         old.receipt,
         "Delivery.receipt",
     )
-    came = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
+    actual = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
     kit.same(
-        came,
+        actual,
         [STALE, DONE],
         "settlements with the old and the new receipt",
         "Subscription.settle: fencing",
@@ -195,7 +195,7 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
                 consumer.receive(2, 1.0), return_exceptions=True
             )
         else:
-            moves = [kit.successor(it, f"{queue}.dlq") for it in await kit.take(consumer, 2)]
+            moves = [kit.successor(item, f"{queue}.dlq") for item in await kit.take(consumer, 2)]
             dying = asyncio.gather(consumer.settle(moves, timeout=1.0), return_exceptions=True)
         for _ in range(steps):
             await asyncio.sleep(0)

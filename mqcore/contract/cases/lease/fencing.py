@@ -72,11 +72,11 @@ async def a_receipt_that_was_used_or_made_up_is_stale(
     kit.same(
         await kit.settle(consumer, Ack(a.receipt)), [DONE], "the first ack", "Subscription.settle"
     )
-    came = await kit.settle(
+    actual = await kit.settle(
         consumer, settlement(a.receipt), Ack(b.receipt), settlement(b"forged"), settlement(b"")
     )
     kit.same(
-        came,
+        actual,
         [STALE, DONE, STALE, STALE],
         "an answer each",
         "Subscription.settle: a receipt that is not ours",

@@ -55,8 +55,8 @@ async def a_renewed_lease_holds(kit: Kit) -> None:
         look,
     )
     asked = [a.receipt, b.receipt, b"nobody's"]
-    came = list(await kit.within(backend.renew(queue, asked, 30.0)))
-    kit.same(came, [True, False, False], "answers for a kept, a lost and an unknown claim", look)
+    actual = list(await kit.within(backend.renew(queue, asked, 30.0)))
+    kit.same(actual, [True, False, False], "answers for a kept, a lost and an unknown claim", look)
     kit.same(
         await kit.settle(owner, Ack(a.receipt), Ack(b.receipt)),
         [DONE, STALE],
@@ -115,8 +115,8 @@ async def what_was_settled_cannot_be_renewed(kit: Kit) -> None:
     a, b = await kit.take(consumer, 2)
     await kit.settle(consumer, Ack(a.receipt), Release(b.receipt))
     look = "SupportsRenew.renew"
-    came = await kit.within(backend.renew(queue, [a.receipt, b.receipt], 30.0))
-    kit.same(list(came), [False, False], "renewals of settled messages", look)
+    actual = await kit.within(backend.renew(queue, [a.receipt, b.receipt], 30.0))
+    kit.same(list(actual), [False, False], "renewals of settled messages", look)
     kit.same(
         list(await kit.within(backend.renew(kit.name(), [a.receipt], 30.0))),
         [False],
@@ -182,8 +182,8 @@ async def a_handler_longer_than_its_lease_runs_once(kit: Kit) -> None:
     await kit.worker(broker, jobs, handler, lease=LEASE, concurrency=1, prefetch=3, retry=ONCE)
     await kit.advance(LEASE / 2)
     rival = await kit.subscribe(jobs.name, lease=LEASE)
-    came = await kit.receive(rival, wait=SEVERAL * LEASE)
-    kit.same(kit.ids(came), [], "messages for the other consumer", "SupportsRenew.renew")
+    actual = await kit.receive(rival, wait=SEVERAL * LEASE)
+    kit.same(kit.ids(actual), [], "messages for the other consumer", "SupportsRenew.renew")
     kit.true(ended.is_set(), "the first handler run to its end", starts, "SupportsRenew.renew")
     kit.true(len(set(starts)) == len(starts), "each started once", starts, "SupportsRenew.renew")
 
@@ -213,7 +213,7 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
         "it has ended",
         "Subscription.settle: Release",
     )
-    marks = {(it.attempt, it.takeovers) for it in got}
+    marks = {(delivery.attempt, delivery.takeovers) for delivery in got}
     kit.same(marks, {(1, 0)}, "attempt and takeovers of the four", "Subscription.settle: Release")
     go.set()
     await kit.within(draining)

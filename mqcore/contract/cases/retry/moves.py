@@ -54,9 +54,9 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
     consumer = await kit.subscribe(queue)
     for hop in range(10):
         (delivery,) = await kit.take(consumer, 1)
-        came = (delivery.message.id, delivery.message.hop, delivery.attempt)
+        actual = (delivery.message.id, delivery.message.hop, delivery.attempt)
         kit.same(
-            came,
+            actual,
             ("a", hop, hop + 1),
             f"the successor of Move {hop}",
             f"{MOVE}, and dedup by Message.copy_name",
@@ -132,8 +132,8 @@ async def a_stale_move_stores_nothing(kit: Kit) -> None:
     (delivery,) = await kit.take(consumer, 1)
     await kit.ack(consumer, [delivery])
     forged = kit.successor(replace(delivery, receipt=b"forged"), f"{queue}.dlq")
-    came = await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq"), forged)
-    kit.same(came, [STALE, STALE], "outcomes of the stale Moves", MOVE)
+    actual = await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq"), forged)
+    kit.same(actual, [STALE, STALE], "outcomes of the stale Moves", MOVE)
     kit.same(await kit.contents(f"{queue}.dlq"), Counter(), "messages in the target queue", MOVE)
 
 

@@ -80,15 +80,15 @@ class Failing:
 
         A wait is never early, and late by at most the granularity.
         """
-        came = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        actual = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         late = float(self.kit.limit(Capability.DELAY, "granularity") or 1.0) + SLACK
-        fits = len(came) == len(waits) and all(
-            -EARLY <= it - due <= late for it, due in zip(came, waits, strict=True)
+        fits = len(actual) == len(waits) and all(
+            -EARLY <= item - due <= late for item, due in zip(actual, waits, strict=True)
         )
         self.kit.true(
             fits,
             f"waits of {waits} s, at most {late:g} s late",
-            [round(it, 3) for it in came],
+            [round(item, 3) for item in actual],
             "a Move's delay",
         )
 
@@ -115,11 +115,13 @@ _BACKOFFS = {
 
 
 @case("G10", "G7", ids="R02", needs=_DELAYS, each=_BACKOFFS)
-async def the_waits_follow_the_backoff(kit: Kit, wanted: tuple[Backoff, tuple[float, ...]]) -> None:
+async def the_waits_follow_the_backoff(
+    kit: Kit, expected: tuple[Backoff, tuple[float, ...]]
+) -> None:
     """Retries wait as long as the policy's backoff says, counted from the failure."""
     handler = Failing(kit, always=ValueError("no"), enough=3)
-    jobs = await _failing(kit, handler, RetryPolicy(3, wanted[0]))
-    handler.waited(*wanted[1])
+    jobs = await _failing(kit, handler, RetryPolicy(3, expected[0]))
+    handler.waited(*expected[1])
     death = (await _dead(kit, jobs)).death
     kit.same(
         death and (death.reason, death.attempts),
@@ -209,11 +211,11 @@ _CLASSES: dict[str, tuple[RetryPolicy, tuple[Exception, ...]]] = {
 
 @case("G10", ids="R04 C43 C90", each=_CLASSES)
 async def only_what_the_policy_names_is_tried_again(
-    kit: Kit, wanted: tuple[RetryPolicy, tuple[Exception, ...]]
+    kit: Kit, expected: tuple[RetryPolicy, tuple[Exception, ...]]
 ) -> None:
     """An exception outside of the policy, or a Reject, is dead-lettered at once as `rejected`."""
-    handler = Failing(kit, *wanted[1])
-    death = (await _dead(kit, await _failing(kit, handler, wanted[0]))).death
+    handler = Failing(kit, *expected[1])
+    death = (await _dead(kit, await _failing(kit, handler, expected[0]))).death
     kit.same(handler.attempts, [1, 2], "attempts", MOVE)
     kit.same(death and (death.reason, death.attempts), (Reason.REJECTED, 2), "the record", MOVE)
 

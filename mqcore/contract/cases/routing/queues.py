@@ -39,10 +39,10 @@ async def queues_do_not_mix(kit: Kit) -> None:
     consumers = [await kit.subscribe(queue) for queue in (one, two)]
     await kit.publish(*[Outgoing((one, two)[n % 2], kit.message(f"{n}")) for n in range(20)])
     for start, consumer in enumerate(consumers):
-        wanted = [f"{n}" for n in range(start, 20, 2)]
+        expected = [f"{n}" for n in range(start, 20, 2)]
         kit.same(
             kit.ids(await kit.take(consumer, 10)),
-            wanted,
+            expected,
             "the queue's own messages",
             "Backend.publish",
         )

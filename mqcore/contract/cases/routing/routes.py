@@ -119,8 +119,8 @@ def _by(*patterns: str) -> _Bound:
     return [(pattern, {}, "all") for pattern in patterns]
 
 
-def _with(match: str, *wanted: dict[str, str]) -> _Bound:
-    return [("", headers, match) for headers in wanted]
+def _with(match: str, *expected: dict[str, str]) -> _Bound:
+    return [("", headers, match) for headers in expected]
 
 
 _SHAPES: dict[str, _Shape] = {
@@ -177,7 +177,7 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
     await kit.within(
         broker.publish(router, b"body", id="me", headers={**headers, "h": "v"}, **key_given)
     )
-    came: list[str] = []
+    actual: list[str] = []
     for number, queue in enumerate(queues):
         if f"{number}" not in expected.split():
             kit.same(
@@ -186,14 +186,14 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
             continue
         consumer = await kit.subscribe(queue.name)
         (copy,) = await kit.take(consumer, 1)
-        came.append(f"{number}")
+        actual.append(f"{number}")
         fields = (copy.message.id, copy.message.body, dict(copy.message.headers), copy.attempt)
         kit.same(
             fields, ("me", b"body", {**headers, "h": "v"}, 1), f"the copy by {bound[number]}", _LOOK
         )
         await kit.ack(consumer, [copy])
         kit.same(await kit.receive(consumer), [], "further copies", _LOOK)
-    kit.same(" ".join(came), expected, "bindings that matched", _LOOK)
+    kit.same(" ".join(actual), expected, "bindings that matched", _LOOK)
 
 
 @case("G15", ids="C65", needs=_NEEDS)

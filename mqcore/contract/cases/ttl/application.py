@@ -41,8 +41,8 @@ async def an_expired_message_is_dead_lettered_with_its_reason(kit: Kit) -> None:
     death = message.death
     kit.true(death, "a record of the death", "none", "Message.death")
     if death is not None:
-        came = (death.reason, death.queue, death.attempts)
-        kit.same(came, (Reason.EXPIRED, queue.name, 0), "reason, queue and attempts", TOLD)
+        actual = (death.reason, death.queue, death.attempts)
+        kit.same(actual, (Reason.EXPIRED, queue.name, 0), "reason, queue and attempts", TOLD)
     kit.same(
         (message.body, dict(message.headers)),
         (b"\x00brief", {"h": "v"}),

@@ -35,6 +35,6 @@ async def time_left(kit: Kit, queue: str, count: int = 1) -> dict[str, float | N
     """Return the time left of each message in the queue, and release them all."""
     consumer = await kit.subscribe(queue)
     got = await kit.take(consumer, count)
-    await kit.settle(consumer, *[Release(it.receipt) for it in got])
+    await kit.settle(consumer, *[Release(delivery.receipt) for delivery in got])
     await kit.within(consumer.close())
-    return {it.message.id: it.expires_in for it in got}
+    return {delivery.message.id: delivery.expires_in for delivery in got}

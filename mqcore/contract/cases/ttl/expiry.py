@@ -29,11 +29,13 @@ _NEAR = 0.25
 _EARLY = 0.05
 
 
-def _near(kit: Kit, came: float | None, ttl: float, since: float, look: str = TOLD) -> None:
+def _near(kit: Kit, actual: float | None, ttl: float, since: float, look: str = TOLD) -> None:
     """Fail unless `came` is about what is left of a ttl that began at `since`."""
     wanted = ttl - (kit.now - since)
     expected = f"about {wanted:.3f} s left of {ttl:g}"
-    kit.true(came is not None and abs(came - wanted) <= _NEAR, expected, f"expires_in={came}", look)
+    kit.true(
+        actual is not None and abs(actual - wanted) <= _NEAR, expected, f"expires_in={actual}", look
+    )
 
 
 @case("G6", ids="T02", needs=NEEDS)
@@ -69,7 +71,10 @@ async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) 
     for name, ttl in [("dead-1", 0.3), ("long", 100.0), ("dead-2", 0.6), ("for-ever", None)]:
         await kit.put(queue, name, ttl=ttl)
     await kit.advance(0.8)
-    got = {it.message.id: has_expired(it) for it in await kit.take(await kit.subscribe(queue), 4)}
+    got = {
+        delivery.message.id: has_expired(delivery)
+        for delivery in await kit.take(await kit.subscribe(queue), 4)
+    }
     kit.same(
         got,
         {"dead-1": True, "long": False, "dead-2": True, "for-ever": False},
@@ -119,7 +124,7 @@ async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
     await kit.put(source, "for-ever")
     await kit.advance(0.6)
     consumer = await kit.subscribe(source)
-    moves = [kit.successor(it, target) for it in await kit.take(consumer, 2)]
+    moves = [kit.successor(item, target) for item in await kit.take(consumer, 2)]
     look = "Subscription.settle: Move copies expires_at"
     kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", look)
     left = await time_left(kit, target, 2)

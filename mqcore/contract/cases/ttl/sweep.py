@@ -40,7 +40,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
         SWEEP,
     )
     kit.same(
-        (len(first), [has_expired(it) for it in first + rest]),
+        (len(first), [has_expired(item) for item in first + rest]),
         (3, [True] * 5),
         "number swept by the first call, and whether each has expired",
         SWEEP,
@@ -48,7 +48,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
     consumer = await kit.subscribe(queue)
     await kit.ack(consumer, first)
     kit.same(
-        await kit.settle(consumer, *[Release(it.receipt) for it in rest]),
+        await kit.settle(consumer, *[Release(delivery.receipt) for delivery in rest]),
         [DONE] * 2,
         "releases of the swept messages",
         SWEEP,
@@ -104,14 +104,17 @@ async def an_expired_message_is_counted_until_it_is_buried(kit: Kit) -> None:
     names = [queue, f"{queue}.dlq"]
     await kit.put(queue, "a", ttl=0.3)
     await kit.advance(0.8)
-    counts = [it.ready for it in await kit.within(backend.count(names))]
+    counts = [queue_counts.ready for queue_counts in await kit.within(backend.count(names))]
     kit.same(
         counts, [1, 0], "ready in the queue and in its dead-letter queue", "SupportsCount.count"
     )
     consumer = await kit.subscribe(queue)
     (delivery,) = await kit.take(consumer, 1)
     await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", expires_at=None))
-    counts = [it.ready + it.leased for it in await kit.within(backend.count(names))]
+    counts = [
+        queue_counts.ready + queue_counts.leased
+        for queue_counts in await kit.within(backend.count(names))
+    ]
     kit.same(
         counts, [0, 1], "messages in the queue and in its dead-letter queue", "SupportsCount.count"
     )

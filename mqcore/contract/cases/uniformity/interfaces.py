@@ -56,7 +56,7 @@ async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
         if not limited.expired():
             raise  # the driver's own
         raise ContractError(
-            f"an end of a blocking call within {kit.harness.patience:g} s", "it still goes on"
+            f"the blocking call ends within {kit.harness.patience:g} s", "it has not ended"
         ) from None
 
 
@@ -73,7 +73,10 @@ async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
         kit, lambda blocking: blocking.publish(queue, payload, id="sync", **options)
     )
     kit.same((one.queues, one.duplicate), (two.queues, two.duplicate), "the same receipt")
-    found = {it.message.id: it.message for it in await kit.take(await kit.subscribe(queue.name), 2)}
+    found = {
+        delivery.message.id: delivery.message
+        for delivery in await kit.take(await kit.subscribe(queue.name), 2)
+    }
     for name in (field.name for field in fields(Message)):
         if name not in {"id", "published_at"}:
             kit.same(

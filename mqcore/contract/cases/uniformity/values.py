@@ -76,8 +76,8 @@ async def every_field_survives(kit: Kit, how: str) -> None:
     """Every field of a message survives a release, a takeover, a Move and a delay."""
     if how == "delay" and not kit.capabilities.has(Capability.DELAY):
         raise NotShown("declares no DELAY")
-    queue, victim, wanted = await kit.queue(), await kit.open(), _full(kit)
-    await kit.publish(Outgoing(queue, wanted, 0.3 if how == "delay" else 0.0))
+    queue, victim, expected = await kit.queue(), await kit.open(), _full(kit)
+    await kit.publish(Outgoing(queue, expected, 0.3 if how == "delay" else 0.0))
     consumer = await kit.subscribe(queue, lease=1.0, backend=victim)
     if how != "delay":
         (delivery,) = await kit.take(consumer, 1)
@@ -85,12 +85,12 @@ async def every_field_survives(kit: Kit, how: str) -> None:
         steps: dict[str, Settlement] = {"release": Release(delivery.receipt), "move": move}
         if how in steps:
             kit.same(await kit.settle(consumer, steps[how]), [DONE], how, "Subscription.settle")
-        wanted = wanted.moved(queue) if how == "move" else wanted
+        expected = expected.moved(queue) if how == "move" else expected
     await kit.kill(victim)
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     for name in (field.name for field in fields(Message)):
-        came, sent = getattr(delivery.message, name), getattr(wanted, name)
-        kit.same(came, sent, f"Message.{name}", COPIES)
+        actual, sent = getattr(delivery.message, name), getattr(expected, name)
+        kit.same(actual, sent, f"Message.{name}", COPIES)
 
 
 @case("G17", "G3", ids="U05")
@@ -106,9 +106,9 @@ async def what_is_moved_is_copied(kit: Kit) -> None:
     headers["colour"] = "blue"
     body[:] = b"after!"
     (got,) = await kit.take(await kit.subscribe(f"{queue}.dlq"), 1)
-    came = dict(got.message.headers), bytes(got.message.body)
+    actual = dict(got.message.headers), bytes(got.message.body)
     kit.same(
-        came,
+        actual,
         ({"colour": "red"}, b"before"),
         "the successor as it was moved",
         "Subscription.settle: Move, copy",
@@ -134,13 +134,13 @@ async def payloads_are_encoded_and_copied(kit: Kit) -> None:
 
     payload = [1, {"two": [2.5, None, "Grüße"]}]
     await kit.within(broker.publish(jobs, payload))
-    wanted = [1, {"two": [2.5, None, "Grüße"]}]
+    expected = [1, {"two": [2.5, None, "Grüße"]}]
     cast("dict[str, list[Any]]", payload[1])["two"].clear()
     await kit.worker(broker, jobs, handler, retry=RetryPolicy(2, fixed(0.0)))
     await kit.within(over.wait(), what="the second attempt")
     kit.same(
         seen,
-        [wanted, wanted],
+        [expected, expected],
         "the payload as published, twice",
         "Backend.publish, Subscription.settle: copy",
     )
