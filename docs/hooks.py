@@ -14,13 +14,15 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from inspect import get_annotations
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from mqcore.cli.app import application
@@ -53,6 +55,24 @@ _FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)
 _PICTURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)*assets/([\w-]+\.svg)\)$", re.MULTILINE)
 """A picture on a line of its own. It becomes a part of the page, so that it takes its colors."""
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
+_OPTIONS = re.compile(r"^<!-- options of ([\w.]+) -->$", re.MULTILINE)
+"""The place of a table of options: of a TypedDict, a settings model or a backend's options."""
+_ENTRY = re.compile(r"((?:(?:, | and |, and )?`\w+`)+(?: \(\w+\))?): ")
+_NOT_SET = {"clock"}
+"""Fields that mqcore fills in itself."""
+_TYPES = {
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "bool": "true or false",
+    "float | timedelta": "seconds or `timedelta`",
+    "Mapping[str, str]": "text by text",
+    "dict[str, str]": "text by text",
+    "tuple[str, ...]": "list of text",
+    "Sequence[str]": "list of text",
+    "NotNegative": "seconds",
+    "Seconds": "seconds",
+}
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
 """JSON reports such as `rabbitmq-4.json`, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`.
@@ -104,6 +124,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if "](../" in markdown
         else markdown
     )
+    markdown = _OPTIONS.sub(lambda place: option_table(place[1]), markdown)
     markdown = _PICTURE.sub(_drawn, markdown)
     return _FENCE.sub(r"\1python", markdown)
 
@@ -112,6 +133,88 @@ def _drawn(picture: re.Match[str]) -> str:
     """Return the picture itself in place of a link to it."""
     svg = (ROOT / "docs" / "assets" / picture[1]).read_text(encoding="utf-8")
     return f'<figure class="picture">\n{svg.strip()}\n</figure>'
+
+
+def option_table(path: str) -> str:
+    """Return a table of the options of one class: from its annotations and its docstring.
+
+    The docstring describes each option as `` `name`: text ``. An option without a description is a
+    warning, and warnings end the build.
+    """
+    module, _, name = path.rpartition(".")
+    kind = getattr(import_module(module), name)
+    told = _described(kind)
+    fields = getattr(kind, "model_fields", None)
+    rows = ["| option | value | meaning |", "|---|---|---|"]
+
+    for option, annotation in _annotations(kind).items():
+        if option in _NOT_SET:
+            continue
+        if option not in told:
+            LOG.warning("%s.%s is not described in the docstring of its class", path, option)
+        meaning = told.get(option, "")
+        if fields is not None and fields[option].default not in (None, PydanticUndefined):
+            meaning += f" Default: `{_value(fields[option].default)}`."
+        rows.append(
+            f"| `{option}` | {_type_words(annotation)} | {meaning} |".replace(" |  |", " | |")
+        )
+
+    return "\n".join(rows)
+
+
+def _described(kind: type) -> dict[str, str]:
+    """Return what a docstring says of each option, also of the classes that it is made of."""
+    text = " ".join((kind.__doc__ or "").split())
+    parts = _ENTRY.split(text)[1:]
+    told = {}
+    for names, meaning in zip(parts[::2], parts[1::2], strict=True):
+        unit = re.search(r"\((\w+)\)$", names)
+        words = f"{unit[1]}; {meaning}" if unit else meaning
+        words = words.strip().rstrip(";,")
+        for name in re.findall(r"`(\w+)`", names):
+            told[name] = words[0].upper() + words[1:] if words[0].islower() else words
+    return told
+
+
+def _annotations(kind: Any) -> dict[str, str]:
+    """Return the annotation of each option as it is written."""
+    found = {}
+    for name, annotation in get_annotations(kind).items() if _is_typed_dict(kind) else ():
+        found[name] = getattr(annotation, "__forward_arg__", None) or _written(annotation)
+    for name, field in getattr(kind, "model_fields", {}).items():
+        found[name] = _written(field.annotation)
+    return found
+
+
+def _is_typed_dict(kind: Any) -> bool:
+    return hasattr(kind, "__total__")
+
+
+def _written(annotation: Any) -> str:
+    """Return a type as code would write it, without the modules' names."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation)).replace("NoneType", "None")
+
+
+def _type_words(annotation: str) -> str:
+    """Return the words for a type: `seconds`, `text`, the values of a Literal, or the type itself."""
+    annotation = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", annotation)
+    parts = [part.strip() for part in re.split(r"\|(?![^\[]*\])", annotation)]
+    none = " or None" if "None" in parts else ""
+    main = " | ".join(part for part in parts if part != "None")
+    if literal := re.fullmatch(r"Literal\[(.*)\]", main):
+        values = [value.strip().replace("'", '"') for value in literal[1].split(",")]
+        return ", ".join(f"`{value}`" for value in values) + none
+    words = _TYPES.get(main) or "`" + main.replace("|", "\\|") + "`"
+    return words + none
+
+
+def _value(value: object) -> object:
+    """Return a default as its reader writes it in TOML or in an URL."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and value < 1e6 else value
 
 
 def _moved(text: str, place: str, target: str) -> str:

@@ -27,7 +27,7 @@ PAGES = sorted(
     for page in ROOT.glob(f"{top}/*.md")
 )
 KNOWN = "`python`, `python continue` after a block, `python title=FILE`, or `python notest: REASON`"
-FILES_ARE_RUN = {"README.md", "docs/tutorial.md"}
+FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md"}
 """Pages that `test_pages_as_read.py` follows."""
 
 

@@ -39,6 +39,10 @@ def test_the_ten_lines_of_the_readme(tmp_path: Path, readers: list[Reader]) -> N
     assert reader.typed == ["python hello.py"]
 
 
+def test_the_home_page_shows_the_same_ten_lines() -> None:
+    assert next(blocks("docs/index.md")).text == next(blocks("README.md")).text
+
+
 def test_the_ten_lines_run_on_redis_as_they_are(
     tmp_path: Path, readers: list[Reader], redis_url: str
 ) -> None:
