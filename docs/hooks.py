@@ -214,7 +214,7 @@ def _value(value: object) -> object:
     """Return a default as its reader writes it in TOML or in an URL."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) and value < 1e6 else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _moved(text: str, place: str, target: str) -> str:
