@@ -1,8 +1,8 @@
-"""What pika raises, and what core must know of it.
+"""The exceptions of pika, and their kinds.
 
-A driver's exception goes up as it is; `classify` says what kind it is when core asks. Where pika's
-own words would not help (a TLS failure wrapped four times, a login refused while "probably
-tuning"), `cause_of` digs out the exception that tells.
+The driver raises pika's exceptions as they are, and core asks `classify` for their kind. Some of
+pika's texts do not help the user: a TLS failure is wrapped four times, a refused login is "probably"
+one. `cause_of` finds the innermost exception and says what to do.
 """
 
 import ssl
@@ -45,11 +45,11 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ErrorKind], .
     ((amqp.ProbableAuthenticationError, amqp.ProbableAccessDeniedError), ErrorKind.DENIED),
     (_LOST, ErrorKind.TRANSIENT),
 )
-"""In this order: pika's errors are each other's children."""
+"""The first match counts: some of pika's errors inherit from others."""
 
 
 class CannotConnect(Exception):
-    """The broker was reached and did not let us in, or was not who it should be: in plain words, the driver's own as its cause."""
+    """The broker refused the connection, or is not the expected one. pika's exception is the cause."""
 
     def __init__(self, text: str, kind: ErrorKind, cause: BaseException) -> None:
         super().__init__(text)
@@ -58,7 +58,7 @@ class CannotConnect(Exception):
 
 
 def classify(error: Exception) -> ErrorKind:
-    """Say what kind an exception is; what nobody knows is PERMANENT. Pure."""
+    """Return the kind of an exception; an unknown one is PERMANENT. Pure."""
     if isinstance(error, CannotConnect):
         return error.kind
     if isinstance(error, (amqp.ConnectionClosedByBroker, amqp.ChannelClosedByBroker)):
@@ -72,58 +72,53 @@ def closed_by(error: BaseException | None, *codes: int) -> bool:
 
 
 def missing(queue: str) -> QueueNotFound:
-    """Return the error for a queue that is not there."""
-    return QueueNotFound(f"RabbitMQ has no queue {queue!r}")
+    """Return the error for a queue that does not exist."""
+    return QueueNotFound(f"RabbitMQ has no queue {queue!r}: declare it first")
 
 
 def cause_of(error: BaseException, vhost: str) -> Exception:
-    """Return what is to be raised for a connect that failed: one exception whose text says what to do."""
+    """Return the exception to raise for a failed connect; its text says what to do."""
     innermost = _innermost(error)
     text = f"{innermost}"
+    kind = ErrorKind.DENIED
+
     if isinstance(innermost, ssl.SSLCertVerificationError):
-        said = f"TLS: the broker's certificate is not trusted: {innermost.verify_message}"
-        return CannotConnect(
-            f"{said}. Check cafile and the host's name in the URL", ErrorKind.DENIED, innermost
+        reason = (
+            f"TLS: the broker's certificate is not trusted: {innermost.verify_message}. "
+            "Check cafile and the host name in the URL"
         )
-    if isinstance(innermost, ssl.SSLError):
-        return CannotConnect(
-            f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT, innermost
+    elif isinstance(innermost, ssl.SSLError):
+        reason, kind = f"TLS: {innermost}: is this the TLS port?", ErrorKind.PERMANENT
+    elif isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
+        kind = ErrorKind.TRANSIENT
+        reason = (
+            "the connection ended before any AMQP frame came: the broker is starting, or the port "
+            "serves another protocol"
         )
-    if (other := _other_protocol(innermost, text)) is not None:
-        return CannotConnect(other, ErrorKind.TRANSIENT, innermost)
-    if isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text:
-        return CannotConnect(
-            "the broker refused the login: check user name and password",
-            ErrorKind.DENIED,
-            innermost,
+    elif "Timeout while setting up AMQP" in text:
+        kind = ErrorKind.TRANSIENT
+        reason = (
+            "nothing speaks AMQP on this port, or the broker hangs. RabbitMQ has port 5672, with "
+            "TLS 5671; Redis is redis://"
         )
-    if (
-        isinstance(innermost, (amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker))
-        and "vhost" in text
+    elif (
+        isinstance(innermost, amqp.ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in text
     ):
+        reason = "the broker refused the login: check user name and password"
+    elif isinstance(innermost, _VHOST_REFUSED) and "vhost" in text:
         why = "does not exist" if "not found" in text else "is not open to this user"
-        return CannotConnect(f"the vhost {vhost!r} {why}", ErrorKind.DENIED, innermost)
-    return innermost if isinstance(innermost, Exception) else amqp.AMQPConnectionError(text)
+        reason = f"the vhost {vhost!r} {why}"
+    else:
+        return innermost if isinstance(innermost, Exception) else amqp.AMQPConnectionError(text)
+
+    return CannotConnect(reason, kind, innermost)
 
 
-def _other_protocol(innermost: BaseException, text: str) -> str | None:
-    """Say so when not one frame of AMQP came."""
-    if isinstance(innermost, amqp.IncompatibleProtocolError) and "StreamLostError" in text:
-        return (
-            "the connection ended before a word of AMQP came: a broker that is starting, or a "
-            "port for something else"
-        )
-
-    if "Timeout while setting up AMQP" in text:
-        return (
-            "nothing there speaks AMQP, or the broker hangs. RabbitMQ has port 5672, with TLS "
-            "5671; Redis is redis://"
-        )
-    return None
+_VHOST_REFUSED = amqp.ProbableAccessDeniedError, amqp.ConnectionClosedByBroker
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Follow pika's workflow errors, which keep what happened in `exceptions` or `exception`, to what happened."""
+    """Return the cause of pika's workflow errors, which is in `exceptions` or `exception`."""
     for _ in range(8):
         inner = getattr(error, "exceptions", None) or ()
         following = inner[-1] if inner else getattr(error, "exception", None)

@@ -1,18 +1,17 @@
-"""Content header frames of AMQP, read so that no message can break the connection.
+"""Content header frames of AMQP, decoded so that no message can break the connection.
 
     bytes from the broker ─► read_frame ─► Properties ─► message_format ─► Message
                                               │
-                                              └─ `unreadable`: what cannot be read, for the dead letter
+                                              └─ `unreadable`: the reason, for the dead letter
 
-pika decodes properties inside the connection, and what it raises there closes it. The broker then
+pika decodes properties inside the connection, and an error there closes it. The broker then
 delivers the same message again. RabbitMQ forwards much that pika cannot decode: a timestamp after
-the year 9999, a float that is infinite, tables nested ten thousand levels deep. So the properties
-of messages are read here. A header that has no value in Python is left out of `headers`. The bytes
-of all headers that are not text are in `others`, and a copy of the message has them unchanged.
+the year 9999, an infinite float, tables nested ten thousand levels deep. So this module decodes the
+properties of messages. A header without a value in Python is not in `headers`. `others` has the
+bytes of all headers that are not text, and a copy of the message keeps them unchanged.
 """
 
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -46,47 +45,47 @@ _PROPERTIES: tuple[tuple[str, int, str], ...] = (
     ("app_id", BasicProperties.FLAG_APP_ID, _SHORT),
     ("cluster_id", BasicProperties.FLAG_CLUSTER_ID, _SHORT),
 )
-"""All basic properties, in the order in which a frame has them."""
+"""All basic properties, in the order of a frame."""
 
-_MEANT_FOR_US = {"content_type", "content_encoding", "correlation_id", "reply_to", "message_id"}
-"""The short strings without which a message cannot be handled rightly."""
+_REQUIRED_UTF8 = {"content_type", "content_encoding", "correlation_id", "reply_to", "message_id"}
+"""The short strings without which a message cannot be handled correctly."""
 
 
 class Field(bytes):
-    """The value of a header as it is in a frame: the octet of its type, and its bytes."""
+    """The value of a header as in a frame: the octet of its type, then its bytes."""
 
     __slots__ = ()
 
 
-class _Broken(Exception):
-    """The bytes end before the value does, or have a type that AMQP does not know."""
+class _Malformed(Exception):
+    """The bytes end inside a value, or have a type that AMQP does not know."""
 
 
 class Properties(BasicProperties):
     """The basic properties of one message. A short string that is not UTF-8 is `bytes`.
 
     `headers` has the values that Python can represent. `others` has every header that is not text,
-    by its name in bytes. `unreadable` is what cannot be read, in words, else empty.
+    by its name in bytes. `unreadable` says what cannot be decoded, and is empty if all can.
     """
 
     others: dict[bytes, Field]
     unreadable: str
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
         self.others = {}
         self.unreadable = ""
 
     @classmethod
     def read(cls, encoded: bytes) -> "Properties":
         """Return the properties in the payload of a content header frame. Never raises."""
-        found = cls()
+        properties = cls()
         try:
-            found._read(encoded)
-        except _Broken as error:
-            found.unreadable = f"the AMQP properties are malformed: {error}"
+            properties._read(encoded)
+        except _Malformed as error:
+            properties.unreadable = f"the AMQP properties are malformed: {error}"
 
-        return found
+        return properties
 
     def _read(self, encoded: bytes) -> None:
         flags, at = _read_flags(encoded)
@@ -101,7 +100,7 @@ class Properties(BasicProperties):
                     setattr(self, name, raw.decode())
                 except UnicodeDecodeError:
                     setattr(self, name, raw)
-                    if name in _MEANT_FOR_US:
+                    if name in _REQUIRED_UTF8:
                         self.unreadable = f"the AMQP property {name} is not UTF-8"
             elif kind is _TABLE:
                 table, at = _long_string(encoded, at)
@@ -134,10 +133,10 @@ class Properties(BasicProperties):
 
             field = Field(table[start:at])
             self.others[raw_name] = field
-            # A time or a number that Python cannot represent, or a name that is not UTF-8.
+            # Python cannot represent each time or number, and a name may not be UTF-8.
             with suppress(ValueError, OverflowError, OSError, ArithmeticError):
-                if (read := _VALUES.get(kind)) is not None:
-                    headers[raw_name.decode()] = read(field[1:])
+                if (value := _value(field)) is not None:
+                    headers[raw_name.decode()] = value
 
     def encode(self) -> list[bytes]:
         """Return the payload of a content header frame, in pieces."""
@@ -163,9 +162,9 @@ class Properties(BasicProperties):
 
 
 def read_frame(buffer: bytes, at: int = 0) -> tuple[int, Any]:
-    """Return the length of the frame at this place of a buffer and the frame, or 0 and None if it is not whole.
+    """Return the length of the frame at this place and the frame; 0 and None if it is incomplete.
 
-    As pika's `decode_frame`, which raises for what the properties of a message may hold.
+    It replaces pika's `decode_frame`, which raises for some properties of messages.
     """
     if len(buffer) - at < _FRAME.size:
         return 0, None
@@ -184,7 +183,7 @@ def read_frame(buffer: bytes, at: int = 0) -> tuple[int, Any]:
 
 
 def _read_flags(encoded: bytes) -> tuple[int, int]:
-    """Return the flags, and where they end; what a further word of flags says is not known."""
+    """Return the flags and the place after them. AMQP defines nothing in further words of flags."""
     flags = _FLAGS.unpack(_slice(encoded, 0, 2))[0]
     word, at = flags, 2
 
@@ -196,10 +195,10 @@ def _read_flags(encoded: bytes) -> tuple[int, int]:
 
 
 def _slice(encoded: bytes, at: int, length: int) -> bytes:
-    found = encoded[at : at + length]
-    if len(found) < length:
-        raise _Broken(f"{length - len(found):,} bytes are missing at the end")
-    return found
+    part = encoded[at : at + length]
+    if len(part) < length:
+        raise _Malformed(f"{length - len(part):,} bytes are missing at the end")
+    return part
 
 
 def _short_string(encoded: bytes, at: int) -> tuple[bytes, int]:
@@ -212,62 +211,44 @@ def _long_string(encoded: bytes, at: int) -> tuple[bytes, int]:
     return _slice(encoded, at + 4, length), at + 4 + length
 
 
-_SIZES = {
-    b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"U": 2, b"u": 2, b"I": 4, b"i": 4,
-    b"l": 8, b"L": 8, b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
+_FIXED = {
+    kind.encode(): struct.Struct(f">{form}")
+    for kind, form in [
+        ("t", "?"), ("b", "b"), ("B", "B"), ("s", "h"), ("U", "h"), ("u", "H"), ("I", "i"),
+        ("i", "I"), ("l", "q"), ("L", "q"), ("f", "f"), ("d", "d"), ("D", "Bi"), ("T", "Q"),
+        ("V", ""),
+    ]
 }  # fmt: skip
-"""The bytes that a value of each type takes. All others begin with their length."""
-_SIZED_BY_LENGTH = {b"S", b"x", b"A", b"F"}
+"""The types whose values have a fixed size."""
+_STRINGS = {b"S", b"x"}
+_WITH_LENGTH = {*_STRINGS, b"A", b"F"}
+"""The types whose values begin with their length."""
 
 
 def _end_of_value(table: bytes, at: int) -> int:
-    """Return where a value ends.
-
-    Nested tables and arrays are skipped by their length, however deep.
-    """
+    """Return the place after a value. Nested tables and arrays are skipped by their length."""
     kind = table[at : at + 1]
 
-    if kind in _SIZED_BY_LENGTH:
+    if kind in _WITH_LENGTH:
         return _long_string(table, at + 1)[1]
-    if kind in _SIZES:
-        size = _SIZES[kind]
-        return at + 1 + len(_slice(table, at + 1, size))
-    raise _Broken(f"a header has the unknown type {kind!r}")
+    if kind in _FIXED:
+        return at + 1 + len(_slice(table, at + 1, _FIXED[kind].size))
+    raise _Malformed(f"a header has the unknown type {kind!r}")
 
 
-def _number(form: str) -> Callable[[bytes], Any]:
-    return lambda raw: struct.unpack(form, raw)[0]
+def _value(field: Field) -> Any:
+    """Return the value of a field; None for a table, an array and a void."""
+    kind, raw = field[:1], field[1:]
 
+    if kind in _STRINGS:
+        return raw[4:]
+    if kind not in _FIXED or kind == b"V":
+        return None
 
-def _time(raw: bytes) -> datetime:
-    return datetime.fromtimestamp(_TIMESTAMP.unpack(raw)[0], UTC)
-
-
-def _decimal(raw: bytes) -> Decimal:
-    places, number = struct.unpack(">Bi", raw)
-    return Decimal(f"{number}E-{places}")
-
-
-_VALUES: dict[bytes, Callable[[bytes], Any]] = {
-    b"t": lambda raw: raw != b"\x00",
-    b"b": _number(">b"),
-    b"B": _number(">B"),
-    b"s": _number(">h"),
-    b"U": _number(">h"),
-    b"u": _number(">H"),
-    b"I": _number(">i"),
-    b"i": _number(">I"),
-    b"l": _number(">q"),
-    b"L": _number(">q"),
-    b"f": _number(">f"),
-    b"d": _number(">d"),
-    b"D": _decimal,
-    b"T": _time,
-    b"S": lambda raw: raw[4:],
-    b"x": lambda raw: raw[4:],
-}
-"""How the value of each type is read; a table, an array and a void have none that a header of text could show.
-"""
+    number, *more = _FIXED[kind].unpack(raw)
+    if kind == b"D":
+        return Decimal(f"{more[0]}E-{number}")
+    return datetime.fromtimestamp(number, UTC) if kind == b"T" else number
 
 
 def _write_table(pieces: list[bytes], headers: dict[str | bytes, Any]) -> None:

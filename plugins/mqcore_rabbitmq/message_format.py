@@ -1,21 +1,20 @@
-"""A message as AMQP carries it: body as it is, native properties where there are some, the rest as headers of text.
+"""The format of a message: native AMQP properties where they exist, text headers for the rest.
 
     Message ─ properties ─► broker ─► message_of ─► an equal Message
 
-Any client can read it: `message_id`, `content_type`, `correlation_id`, `reply_to` and `priority`
-are the native ones, the user's headers are headers. Ours begin with `mq-`. What begins with `x-`
-belongs to brokers and is never copied: a copy that kept its `x-death` is confirmed and then
-silently dropped by 3.10, which takes it for a loop.
+Any client can read it. `message_id`, `content_type`, `content_encoding`, `correlation_id`,
+`reply_to` and `priority` are native properties, and the user's headers are headers. Headers of
+mqcore begin with `mq-`. Headers that begin with `x-` belong to brokers and are never copied: 3.10
+confirms a copy with its `x-death` and then drops it, as a loop.
 
-A plain client's message keeps what `Message` has no field for: `properties` of its successor takes
-`type`, `app_id`, `timestamp` and the headers that are not text over from the properties received.
+`Message` has no field for some properties of a plain client's message: `type`, `app_id`,
+`timestamp`, and headers that are not text. A successor copies them from the received properties.
 """
 
+import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from datetime import datetime
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +26,7 @@ from mqcore_rabbitmq.frames import Field, Properties
 __all__ = [
     "HOP",
     "LINEAGE",
+    "earlier",
     "escaped",
     "fit",
     "id_of",
@@ -41,29 +41,30 @@ __all__ = [
 
 PRIORITY, EXPIRES, RELEASED, AGELESS = "mq-priority", "mq-expires", "mq-released", "mq-ageless"
 TO = "mq-to"
-"""Of a delayed message: the queue that it is for, should that be gone when it falls due."""
+"""The destination of a delayed message, for the dead letter if that queue is deleted."""
 HOP, LINEAGE = "mq-hop", "mq-lineage"
-"""What `pack` writes and the driver reads: with the id they name one stored copy."""
+"""`pack` writes them. With the id they name one stored copy."""
 _RELEASED, _TAKEN = "1", "takeovers="
+_LEVEL = re.compile("[0-9]{1,2}")
+_TAKEOVERS = re.compile(_TAKEN + "([0-9]{1,9})")
 _HEADER_PREFIX, _BROKER_PREFIX, _ESCAPE_PREFIX, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
-"""Headers by which a publisher sends copies elsewhere: as text they are an error that closes the channel, so ours are escaped.
-"""
-_DEFAULT, _HIGHEST, _LONG = 5, 10, 10
+"""Headers that make RabbitMQ send copies elsewhere. As text they close the channel, so the user's
+are escaped."""
+_DEFAULT, _HIGHEST = 5, 10
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _USER = "mq-user-id"
-"""The `user_id` of the first publisher: RabbitMQ refuses a native one that is not the connection's own user.
-"""
-_KEPT = ("type", "app_id", "cluster_id", "timestamp")
+"""The `user_id` of the first publisher. RabbitMQ refuses a native one of another user."""
+_COPIED = ("type", "app_id", "cluster_id", "timestamp")
 """Native properties that `Message` has no field for."""
-_KEPT_RAW = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id")
-"""Native properties that a copy keeps as they are when they are not UTF-8."""
+_COPIED_RAW = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_id")
+"""Native properties that a successor copies as bytes when they are not UTF-8."""
 _ENCODING = "mq-encoding"
 _TRACEBACK = "mq-death-traceback"
 
 
 def escaped(name: str) -> str:
-    """Return the name by which a user's header travels."""
+    """Return the name of a user's header in AMQP."""
     return _ESCAPE_PREFIX + name if name in _SELECT else name
 
 
@@ -75,10 +76,10 @@ def properties(
     ageless: bool = False,
     to: str | None = None,
 ) -> Properties:
-    """Return a message's properties.
+    """Return the properties of a message.
 
-    `native`: with AMQP's own priority. `ageless`: the ttl of its queue was not known, and counts
-    when it is received. `to`: it is delayed, for this queue.
+    `native`: with AMQP's own priority. `ageless`: the ttl of its queue is unknown, and is applied
+    on receipt. `to`: the message is delayed, for this queue.
     """
     headers = {escaped(name): value for name, value in message.headers.items()}
     headers |= pack(message)
@@ -106,15 +107,15 @@ def properties(
 
 
 def inherit(successor: Properties, received: Properties, user: str) -> None:
-    """Let a successor keep the native properties and the typed headers of the message that it replaces.
+    """Copy the native properties and typed headers of the received message to its successor.
 
-    `user` is the connection's. The expiration is not kept: the broker would act upon it (G6).
+    `user` is the connection's. The expiration is not copied: the broker would act on it (G6).
     """
-    for name in _KEPT:
+    for name in _COPIED:
         if getattr(successor, name) is None:
             setattr(successor, name, getattr(received, name))
 
-    for name in _KEPT_RAW:
+    for name in _COPIED_RAW:
         if isinstance(raw := getattr(received, name), bytes):
             setattr(successor, name, raw)
 
@@ -129,7 +130,7 @@ def inherit(successor: Properties, received: Properties, user: str) -> None:
 
 
 def _others(received: Properties) -> dict[str | bytes, Field]:
-    """Return the headers that are not text and that a copy keeps."""
+    """Return the headers that are not text and that a copy has too."""
     kept: dict[str | bytes, Field] = {}
 
     for raw, field in received.others.items():
@@ -144,11 +145,11 @@ def _others(received: Properties) -> dict[str | bytes, Field]:
 
 
 def fit(given: Properties, room: int) -> None:
-    """Shorten the headers of a message until its properties fit in `room` bytes, a frame of the connection.
+    """Remove headers until the properties fit in `room` bytes, a frame of the connection.
 
-    RabbitMQ closes the connection for a larger frame, and would do so again with each try. Only a
-    plain client has headers of that size. The traceback of a dead letter goes first, then the
-    longest headers that are not ours.
+    RabbitMQ closes the connection for a larger frame, at each attempt. Only a plain client's
+    message has headers of that size. The traceback of a dead letter goes first, then the longest
+    headers of the user.
     """
     size = sum(map(len, given.encode()))
     headers: dict[str | bytes, Any] = given.headers or {}  # type: ignore[assignment]  # as `_write_table` takes them
@@ -176,9 +177,9 @@ def _is_ours(name: str | bytes) -> bool:
 def released(
     received: Properties, expires: float | None, takeovers: int, priority: int | None
 ) -> Properties:
-    """Return the properties of a message that is given back as it came, with a mark that says how often it was taken over.
+    """Return the properties of a released message, with a mark that counts its takeovers.
 
-    `priority` is AMQP's own, as the queue needs it; ours stays what it was.
+    `priority` is AMQP's own, as the queue needs it. The message's priority does not change.
     """
     headers: dict[Any, Any] = {
         escaped(name): _text(value)
@@ -192,26 +193,24 @@ def released(
     if received.user_id is not None:
         headers.setdefault(_USER, received.user_id)
 
-    again = copy(received)
-    again.headers, again.delivery_mode, again.priority = headers, 2, priority
-    if level_of(again) != level_of(received):
+    released = copy(received)
+    released.headers, released.delivery_mode, released.priority = headers, 2, priority
+    if level_of(released) != level_of(received):
         headers[PRIORITY] = str(level_of(received))
-    again.message_id = received.message_id or new_id()
-    again.expiration = again.user_id = None  # what a broker would act upon
-    return again
+    released.message_id = received.message_id or new_id()
+    released.expiration = released.user_id = None  # the broker would act on them
+    return released
 
 
 def released_as(received: BasicProperties) -> tuple[bool, int]:
-    """Whether the message was released, and how often it had been taken over then."""
+    """Whether the message was released, and how many takeovers it had then."""
     mark = (received.headers or {}).get(RELEASED)
-    number = mark.removeprefix(_TAKEN) if isinstance(mark, str) and mark.startswith(_TAKEN) else ""
-    return mark is not None, int(number) if number.isascii() and number.isdigit() and len(
-        number
-    ) < _LONG else 0
+    takeovers = _TAKEOVERS.fullmatch(mark) if isinstance(mark, str) else None
+    return mark is not None, int(takeovers[1]) if takeovers else 0
 
 
 def parked(received: BasicProperties, message: Message) -> Message:
-    """Return what fell due after its queue had gone, as the dead letter that it is (G1, G11)."""
+    """Return a delayed message whose queue was deleted, as a dead letter (G1, G11)."""
     queue, since = str((received.headers or {}).get(TO, "?")), message.published_at or 0.0
     death = Death(
         reason=Reason.UNROUTABLE,
@@ -219,15 +218,15 @@ def parked(received: BasicProperties, message: Message) -> Message:
         attempts=message.attempt - 1,
         first_at=since,
         last_at=since,
-        error=f"queue {queue!r} was gone when the message fell due",
+        error=f"queue {queue!r} did not exist when the delay ended",
     )
     return replace(message, death=death, expires_at=None)
 
 
 def level_of(received: BasicProperties) -> int:
-    """Return the priority: ours, else AMQP's own, else the default."""
+    """Return the priority: mqcore's header, else AMQP's own, else the default."""
     text = (received.headers or {}).get(PRIORITY)
-    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= len("10"):
+    if isinstance(text, str) and _LEVEL.fullmatch(text):
         return min(int(text), _HIGHEST)
     return _DEFAULT if received.priority is None else min(int(received.priority), _HIGHEST)
 
@@ -241,27 +240,27 @@ def _expires(headers: Mapping[str, Any]) -> float | None:
 
 
 def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: float) -> Message:
-    """Return the message that was received; one from a plain client is a first attempt with a new id if it has none.
+    """Return the received message. One of a plain client is a first attempt.
 
-    Never raises, whatever the properties hold. A property that is not UTF-8 is left out, but for
-    the id and the content type, which are shown escaped.
+    Never raises. A property that is not UTF-8 is left out, except the id and the content type,
+    which are escaped. A message without an id gets a new one.
 
-    `ttl` is that of its queue: it counts here if it did not at publish, for its publisher did not
-    know it, or knows nothing of mqcore (G6).
+    `ttl` is that of the queue. It is applied here if the publisher did not apply it: it did not
+    know the queue, or is a plain client (G6).
     """
-    given = received.headers or {}
+    all_headers = received.headers or {}
     headers: dict[str, str] = {}
-    flat: dict[str, str] = {}
-    for name, value in given.items():
+    packed: dict[str, str] = {}
+
+    for name, value in all_headers.items():
         if name.startswith(_ESCAPE_PREFIX):
             headers[name.removeprefix(_ESCAPE_PREFIX)] = _text(value)
         elif name.startswith(_HEADER_PREFIX):
             if isinstance(value, str):
-                flat[name] = value
-        elif not name.startswith(_BROKER_PREFIX) and isinstance(
-            value, (str, bytes, bool, int, float, Decimal, datetime)
-        ):
+                packed[name] = value
+        elif not name.startswith(_BROKER_PREFIX):
             headers[name] = _text(value)
+
     message = Message(
         id=id_of(received) or new_id(),
         body=body,
@@ -269,17 +268,23 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
         encoding=_shown(received.content_encoding) or None,
         headers=MappingProxyType(headers) if headers else _NO_HEADERS,
         priority=level_of(received),
-        expires_at=_expires(given),
+        expires_at=_expires(all_headers),
         correlation_id=_utf8(received.correlation_id),
         reply_to=_utf8(received.reply_to),
     )
-    message = unpack(message, flat) if flat else message
-    if ttl is None or message.hop or not (AGELESS in given or _ATTEMPT not in given):
+    if packed:
+        message = unpack(message, packed)
+
+    is_ttl_applied = AGELESS not in all_headers and _ATTEMPT in all_headers
+    if ttl is None or message.hop or is_ttl_applied:
         return message
     end = (now if message.published_at is None else message.published_at) + ttl
-    return replace(
-        message, expires_at=end if message.expires_at is None else min(end, message.expires_at)
-    )
+    return replace(message, expires_at=earlier(message.expires_at, end))
+
+
+def earlier(expires: float | None, other: float) -> float:
+    """Return the earlier of two expiries; None is no expiry."""
+    return other if expires is None else min(expires, other)
 
 
 def id_of(received: BasicProperties) -> str:

@@ -60,7 +60,7 @@ class Operations:
                 continue
             layout = self._topology.layout(name)
             ours = self._held(family)
-            leased = sum(held.out for held in ours)
+            leased = sum(held.is_out for held in ours)
             ready = sum(answers[queue].message_count for queue in family if queue in answers)
             found.append(
                 QueueCounts(

@@ -1,8 +1,8 @@
-"""Where a message goes on this broker. Pure.
+"""Where a message is published on this broker. Pure.
 
-    Outgoing ─ plan ─► PlannedMessage: to a queue │ into the ladder, towards a queue at its foot │ to a router's exchange
+    Outgoing ─ plan ─► PlannedMessage: to a queue │ into the ladder, for a queue │ to a router's exchange
 
-What the plan takes for granted stands in `PlannedMessage.needs`.
+`PlannedMessage.needs` names what must exist for the plan to work.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,14 @@ from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.ladder import LONGEST, entrance, ladder_for, way
 from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.message_format import fit, inherit, properties
+from mqcore_rabbitmq.message_format import earlier, fit, inherit, properties
 
 __all__ = ["EXIT", "LADDER", "ROUTER", "Successor", "plan"]
 
 LADDER, EXIT, ROUTER = "ladder", "exit", "router"
-"""What may be needed first: a ladder, a way from its foot to a queue, an exchange."""
-
-
-_MUCH = 16_384
-"""Characters of headers from which on they are measured: fewer fit in the smallest frame that is usual.
-"""
+"""Kinds of needs: a ladder, a binding from the ladders' exit to a queue, an exchange."""
+_SMALL = 16_384
+"""Characters of headers below which their size is not measured: they fit in any usual frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +32,22 @@ class Successor(Outgoing):
 def plan(
     out: Outgoing, layout: Layout | None, server: Server, now: float, *, moved: bool
 ) -> PlannedMessage:
-    """Plan one message for a queue of this layout (None: mqcore did not declare it) or for a router.
+    """Plan one message for a queue of this layout (None: a foreign queue) or for a router.
 
-    `moved`: it is a successor, which neither a bound nor the queue's ttl concerns. Raises
-    `ValueError` for what cannot be sent.
+    `moved`: it is a successor, to which neither a bound nor the queue's ttl applies. Raises
+    `ValueError` for a message that cannot be sent.
     """
     message = out.message
     expires = message.expires_at if out.ttl is None else now + out.ttl
+
     if isinstance(out.to, Route):
         router, given = out.to.router, properties(message, expires, ageless=True)
         _check_size(out, given, server)
-        return PlannedMessage(
-            router, out.to.key, given, message.body, router, "route", ((ROUTER, router),)
-        )
+        needs = ((ROUTER, router),)
+        return PlannedMessage(router, out.to.key, given, message.body, router, "route", needs)
+
     if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
-        expires = now + layout.spec.ttl if expires is None else min(expires, now + layout.spec.ttl)
+        expires = earlier(expires, now + layout.spec.ttl)
     native, ageless = layout is None or not layout.quorum, layout is None
     to = out.to if out.delay > 0 else None
     given = properties(message, expires, native=native, ageless=ageless, to=to)
@@ -58,15 +56,23 @@ def plan(
         fit(given, server.room)
     else:
         _check_size(out, given, server)
+
     if out.delay > 0:
         if out.delay > LONGEST:
             raise ValueError(f"a delay of {out.delay:g} s is above the longest, {LONGEST:g} s")
         ladder = ladder_for(server, message.priority if native else None)
-        foot = out.to if layout is None else layout.target(message.priority, refusable=False)
-        key, needs = way(out.delay, foot), ((LADDER, ladder), (EXIT, foot))
+        target = out.to if layout is None else layout.target(message.priority, refusable=False)
+        key, delay_needs = way(out.delay, target), ((LADDER, ladder), (EXIT, target))
         return PlannedMessage(
-            entrance(ladder), key, given, message.body, out.to, needs=needs, due=now + out.delay
+            entrance(ladder),
+            key,
+            given,
+            message.body,
+            out.to,
+            needs=delay_needs,
+            due=now + out.delay,
         )
+
     if layout is None:
         return PlannedMessage("", out.to, given, message.body, out.to)
     target = layout.target(message.priority, refusable=not moved)
@@ -75,14 +81,13 @@ def plan(
 
 
 def _check_size(out: Outgoing, given: Properties, server: Server) -> None:
-    """Raise `ValueError` for headers that the connection would not survive."""
-    if sum(map(len, out.message.headers.values())) < _MUCH:
+    """Raise `ValueError` for headers that would close the connection."""
+    if sum(map(len, out.message.headers.values())) < _SMALL:
         return
 
     size = sum(map(len, given.encode()))
     if size > server.room:
         raise ValueError(
-            f"the properties of message {out.message.id} have {size:,} bytes, and RabbitMQ "
-            f"takes {server.room:,}: "
-            "send shorter headers"
+            f"the properties of message {out.message.id} have {size:,} bytes, and RabbitMQ takes "
+            f"{server.room:,}: send shorter headers"
         )

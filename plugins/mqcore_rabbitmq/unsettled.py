@@ -1,8 +1,8 @@
-"""What one channel has delivered and nobody has settled, and acknowledging it with few words.
+"""The deliveries of one channel that are not settled yet, and their acknowledgements.
 
-Every delivery has a tag, and tags only grow. Settled ones are told to the broker once a loop turn:
-those below the lowest open tag together, the others one by one, so that a slow first handler holds
-back one credit and not all.
+Every delivery has a tag, and tags only grow. Acknowledgements are written once per loop turn: one
+for all tags below the lowest open one, and one for each other tag. So a slow first handler holds
+back the credit of one message, not of all.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ _RECEIPT = struct.Struct(">4sIQ")
 
 
 class HeldMessage:
-    """One delivery. `out`: it has been handed out; `busy`: a settlement of it is under way."""
+    """One delivery. `is_out`: it was handed out; `is_settling`: a settlement of it is under way."""
 
     __slots__ = (
         "body",
-        "busy",
         "expires",
+        "is_out",
+        "is_settling",
         "level",
-        "out",
         "properties",
         "queue",
         "redelivered",
@@ -42,23 +42,18 @@ class HeldMessage:
     )
 
     def __init__(self, queue: str, method: Any, properties: Properties, body: bytes) -> None:
-        self.queue, self.tag, self.properties, self.body = (
-            queue,
-            method.delivery_tag,
-            properties,
-            body,
-        )
+        self.queue, self.properties, self.body = queue, properties, body
+        self.tag: int = method.delivery_tag
         self.level = level_of(properties)
-        given_back, before = released_as(properties)
-        self.redelivered: bool = method.redelivered or given_back
-        self.takeovers: int = before + bool(
-            method.redelivered
-        )  # AMQP has a flag, and says once what happened twice
+        was_released, takeovers = released_as(properties)
+        self.redelivered: bool = method.redelivered or was_released
+        # AMQP has a flag, not a count: several takeovers in a row count once.
+        self.takeovers: int = takeovers + bool(method.redelivered)
         self.expires: float | None = None
-        self.out = self.busy = False
+        self.is_out = self.is_settling = False
 
     def message(self, ttl: float | None, now: float) -> Message:
-        """Return what was delivered from a queue with this ttl; when it expires is kept from now on."""
+        """Return the message, delivered from a queue with this ttl; its expiry is kept."""
         message = message_of(self.properties, self.body, ttl, now)
         if self.queue == LOST:
             message = parked(self.properties, message)
@@ -69,86 +64,84 @@ class HeldMessage:
 class Unsettled:
     """The open deliveries of one channel.
 
-    `on_room` is called when one was settled, `pause` before one is released.
+    `on_room` is called after each settlement, `pause` before a release.
     """
 
     def __init__(self, channel: Channel, generation: bytes, prefetch: int = 0) -> None:
         self.channel = channel
         self.held: dict[int, HeldMessage] = {}
         self.out = 0
+        """How many are handed out."""
         self.on_room: Callable[[], None] = lambda: None
         self.pause: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0)
+        self.full: dict[str, int] = {}
+        """Queues whose prefetch was used up until a moment ago, and their levels.
+
+        The broker may have more of these messages.
+        """
         self._generation = generation
         self._settled: list[int] = []
         self._prefetch = prefetch
         self._by_queue: Counter[str] = Counter()
-        self.full: dict[str, int] = {}
-        """Queues of which the broker may have more that our prefetch has kept back until just now, and their levels.
-        """
         self._loop = asyncio.get_running_loop()
 
     @property
     def alive(self) -> bool:
-        """Whether what is in here is still ours."""
+        """Whether the channel still holds these deliveries."""
         return self.channel.closed is None
 
-    def holds(self, held: HeldMessage) -> bool:
-        """Whether a delivery is still ours."""
-        return self.alive and held.tag in self.held
+    def holds(self, message: HeldMessage) -> bool:
+        """Whether the channel still holds this delivery."""
+        return self.alive and message.tag in self.held
 
-    def add(self, held: HeldMessage) -> None:
-        """Take note of a delivery.
-
-        Must be called in the order of the tags: the first that is held is the lowest.
-        """
-        self.held[held.tag] = held
-        self._by_queue[held.queue] += 1
-        self.full.pop(held.queue, None)
+    def add(self, message: HeldMessage) -> None:
+        """Add a delivery. Calls must be in the order of the tags: the first one is the lowest."""
+        self.held[message.tag] = message
+        self._by_queue[message.queue] += 1
+        self.full.pop(message.queue, None)
 
     def hand_out(self, held: HeldMessage, ttl: float | None, now: float) -> Delivery:
-        """Return a delivery as core gets it."""
+        """Return a delivery for core."""
         message = held.message(ttl, now)
-        left = None if message.expires_at is None else message.expires_at - now
+        expires_in = None if message.expires_at is None else message.expires_at - now
         return Delivery(
             message,
             self.receipt(held),
-            left,
+            expires_in,
             held.redelivered,
             held.takeovers,
             counted=False,
             unreadable=held.properties.unreadable,
         )
 
-    def receipt(self, held: HeldMessage) -> bytes:
-        """Hand one out, and return what a late use can be told by: generation, channel and tag."""
-        held.out = True
+    def receipt(self, message: HeldMessage) -> bytes:
+        """Hand a delivery out, and return its receipt: generation, channel and tag."""
+        message.is_out = True
         self.out += 1
-        return _RECEIPT.pack(self._generation, self.channel.serial, held.tag)
+        return _RECEIPT.pack(self._generation, self.channel.serial, message.tag)
 
-    def ack(self, held: HeldMessage) -> None:
-        """Let go of a message, by the end of this loop turn."""
-        self._forget(held)
-        self._settled.append(held.tag)
+    def ack(self, message: HeldMessage) -> None:
+        """Acknowledge a delivery by the end of this loop turn."""
+        self._remove(message)
+        self._settled.append(message.tag)
         if len(self._settled) == 1:
             self._loop.call_soon(self.flush)
 
     async def prove(self) -> None:
-        """Return when the broker has read all acknowledgements so far: it answers a channel's requests in their order."""
-        self.flush()
-        await self.channel.request(
-            spec.Basic.Qos(prefetch_count=self._prefetch)
-        )  # as it is already
+        """Return when the broker has read all acknowledgements up to now.
 
-    def give_back(self, held: HeldMessage) -> None:
-        """Give a message back to its queue as it is; the broker will say that it was delivered before."""
-        self._forget(held)
-        self.channel.send(spec.Basic.Nack(delivery_tag=held.tag, requeue=True))
+        It answers the requests of a channel in their order; this one changes nothing.
+        """
+        self.flush()
+        await self.channel.request(spec.Basic.Qos(prefetch_count=self._prefetch))
+
+    def give_back(self, message: HeldMessage) -> None:
+        """Return a delivery to its queue; the broker will mark it as redelivered."""
+        self._remove(message)
+        self.channel.send(spec.Basic.Nack(delivery_tag=message.tag, requeue=True))
 
     def drop_all(self) -> None:
-        """Forget everything: the queue has gone, or the channel.
-
-        What was settled is told first, while it is known what was not.
-        """
+        """Forget all deliveries, after the acknowledgements that wait are written."""
         self.flush()
         self.held.clear()
         self._by_queue.clear()
@@ -159,23 +152,25 @@ class Unsettled:
         settled, self._settled = self._settled, []
         if not settled or not self.alive:
             return
+
         settled.sort()
-        lowest = next(iter(self.held), settled[-1] + 1)
-        together = sum(tag < lowest for tag in settled)
+        lowest_open = next(iter(self.held), settled[-1] + 1)
+        together = sum(tag < lowest_open for tag in settled)
+
         if together:
-            self.channel.send(
-                spec.Basic.Ack(delivery_tag=settled[together - 1], multiple=together > 1)
-            )
+            last = settled[together - 1]
+            self.channel.send(spec.Basic.Ack(delivery_tag=last, multiple=together > 1))
         for tag in settled[together:]:
             self.channel.send(spec.Basic.Ack(delivery_tag=tag))
 
-    def _forget(self, held: HeldMessage) -> None:
-        if self.held.pop(held.tag, None) is None:
+    def _remove(self, message: HeldMessage) -> None:
+        if self.held.pop(message.tag, None) is None:
             return
-        if self._by_queue[held.queue] >= self._prefetch:
-            self.full[held.queue] = held.level
-        self._by_queue[held.queue] -= 1
-        if held.out:
+
+        if self._by_queue[message.queue] >= self._prefetch:
+            self.full[message.queue] = message.level
+        self._by_queue[message.queue] -= 1
+        if message.is_out:
             self.out -= 1
             self.on_room()
 
