@@ -1,4 +1,4 @@
-"""All the tests: first those that need no server, then a run of pytest for each server, several beside each other.
+"""All the tests: those without a server, then a pytest run for each server, in parallel.
 
     python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
 
@@ -65,7 +65,10 @@ class Going:
         self._processes: dict[int, subprocess.Popen[str]] = {}
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
-        """Start one that writes into a pipe, in a group of its own: a Ctrl-C reaches it through here, and once."""
+        """Start a run that writes into a pipe, in its own group.
+
+        A Ctrl-C reaches it through this program, and once.
+        """
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=ROOT, text=True, process_group=0, **pipes)
         self._processes[process.pid] = process
@@ -109,7 +112,7 @@ class Run(NamedTuple):
 
     @property
     def counts(self) -> Counter[str]:
-        """How many tests ended how; a run that ended badly without a word counts as one error."""
+        """Count the results; a run that ended badly without a summary counts as one error."""
         last = [found["counts"] for found in _SUMMARY.finditer(_COLOR.sub("", self.text))][-1:]
         counts: Counter[str] = Counter()
         for number, word in _COUNT.findall("".join(last)):
@@ -122,7 +125,10 @@ class Run(NamedTuple):
 
 
 def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
-    """Run pytest to its end; aloud, what it writes is passed on at once, else it goes into a log alone."""
+    """Run pytest to its end.
+
+    With `aloud` its output is passed on at once; otherwise it is only logged.
+    """
     began, log = time.monotonic(), LOGS / f"{name}.log"
     color = ["--color=yes"] if aloud and sys.stdout.isatty() else []
     command = [sys.executable, "-m", "pytest", *color, *arguments]
@@ -140,13 +146,13 @@ def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write at once: who waits for minutes reads along."""
+    """Write at once, for readers who watch the run."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
 
 def tell(run: Run) -> None:
-    """Show what a run on a server found."""
+    """Print the result of a run on a server."""
     ended = "passed" if run.code in _FINE else f"FAILED with {run.code}"
     say(f"\n--- {run.name}: {ended} in {run.seconds:.0f} s: {counted(run.counts)}")
     say(run.text if run.code not in _FINE else "\n".join(_TOLD.findall(run.text)))

@@ -168,7 +168,8 @@ def _row(result: Result) -> str:
     return f"| {name} | {' '.join(result.case.guarantees)} | {cell(status)} |"
 
 
-_BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="210" height="20" role="img" aria-label="mqcore contract: {text}">
+_BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="210" height="20" role="img"
+ aria-label="mqcore contract: {text}">
 <rect width="120" height="20" fill="#444"/><rect x="120" width="90" height="20" fill="{color}"/>
 <g fill="#fff" font-family="Verdana,sans-serif" font-size="11" text-anchor="middle">
 <text x="60" y="14">mqcore contract</text><text x="165" y="14">{text}</text></g>

@@ -182,7 +182,7 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate,),
-        verbosity=Verbosity.quiet,  # the trace is told by us, with times and answers
+        verbosity=Verbosity.quiet,  # the trace is printed by us, with times and answers
     )
     for trial in range(_TRIES):
         try:

@@ -1,13 +1,4 @@
-"""Workers that are killed one after another under load: nothing is lost, nobody is dead-lettered for another (G2, G4, G5).
-
-    python tests/campaigns/kills.py redis-7 valkey-8 rabbitmq-3 rabbitmq-4+quorum --kills 300
-
-Every second one of five worker processes gets SIGKILL and another one starts, while messages of
-0.05 to 0.8 seconds are published. With `--poisons` some of them kill their process themselves,
-until they are dead-lettered. It prints one row a server, with the time from a kill until what had
-run in that process was started again, and ends with 1 when a row is not clean. On a busy machine
-kills wait until three of the five are at work.
-"""
+"""Workers killed in turn under load: nothing is lost or blamed for another (G2, G4, G5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rolling restarts under load, while the broker's answers are late: no message may be lost or doubled.
+"""Rolling restarts under load with late answers: no message may be lost or doubled.
 
     python tests/campaigns/rolling_restarts.py redis-7 rabbitmq-3 rabbitmq-4+quorum --restarts 60
 

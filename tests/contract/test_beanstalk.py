@@ -1,4 +1,4 @@
-"""The contract on the second worked example of the plugin author's guide: beanstalkd, started by `ProcessServer`."""
+"""The contract on beanstalkd, the plugin author's guide's second example, by `ProcessServer`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second worked example of the guide beside its contract: random traces, and beanstalkd's own corners."""
+"""Random traces on beanstalkd, the guide's second example, and beanstalkd's special cases."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def jobs(backend: Any, *tubes: str) -> int:
 
 
 async def eventually(what: Callable[[], Awaitable[bool]]) -> None:
-    """Ask until it is so: beanstalkd tells nobody."""
+    """Ask until it is so: beanstalkd sends no notification."""
     async with asyncio.timeout(20):
         while not await what():  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)

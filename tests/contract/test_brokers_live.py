@@ -1,4 +1,4 @@
-"""The provider's servers themselves, by plain clients: what was written survives a kill, a pause is silent, nothing is left."""
+"""The providers' servers, by plain clients: a kill keeps data, a pause is silent, none is left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def server(
 
 
 def write(server: Server) -> None:
-    """Store something, and see it confirmed."""
+    """Store something, and check that it is confirmed."""
     if server.product.scheme == "redis":
         with redis.Redis.from_url(server.url) as client:
             client.set("written", "before")
@@ -45,7 +45,7 @@ def write(server: Server) -> None:
 
 
 def read(server: Server) -> bytes | None:
-    """Take away what was stored."""
+    """Delete what was stored."""
     if server.product.scheme == "redis":
         with redis.Redis.from_url(server.url) as client:
             found: bytes | None = client.getdel("written")

@@ -1,4 +1,4 @@
-"""The contract on the worked example of the plugin author's guide: messages as files in a folder."""
+"""The contract on the example of the plugin author's guide: messages as files in a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[2] / "examples" / "backend-directory" / "src"
 
 
 class DirectoryHarness(UrlHarness):
-    """Files have no server that could end, and can be searched."""
+    """A folder has no server that could be killed, and its files can be searched."""
 
     silence = 0.2
 

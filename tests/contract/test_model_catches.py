@@ -1,4 +1,4 @@
-"""The model must catch what is broken, and let pass what is whole: few random examples are enough for either."""
+"""The model finds faults, and accepts what is correct, within a few random examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the command `mqcore` stand on: a folder of their own, a broker with a shop in it, and short ways to call."""
+"""For the tests of the command `mqcore`: a folder, a broker with a shop in it, and helpers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Run in an empty folder, with no settings from outside, and forget the modules that a test has written there."""
+    """Run in an empty folder without outside settings; forget the modules a test wrote there."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("MQCORE_")]:
         monkeypatch.delenv(name)
@@ -41,7 +41,7 @@ def url() -> str:
 
 @pytest.fixture
 def run(own_folder: None, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call a command; whatever it says, there is no traceback, no password and nothing that moves a cursor."""
+    """Call a command; its output has no traceback, no password and nothing that moves a cursor."""
 
     def call(*words: str) -> Said:
         code = main(words)

@@ -1,4 +1,4 @@
-"""The public fixtures, as an application's project has them: one line, a clean broker for each test, a plain word where none is."""
+"""The public fixtures in an application's project: one line, a clean broker for each test."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_who_asks_for_no_broker_hears_nothing_of_them(
 def test_each_test_finds_the_broker_without_the_queues_of_another(
     project: Callable[..., pytest.RunResult], broker_server: Callable[[str], Server], name: str
 ) -> None:
-    """Also where the broker was given by its URL, as a CI's service is; what was there before stays."""
+    """Also where the broker was given by its URL, as a CI service is; older queues stay."""
     server = broker_server(name)
     tests = f"""
         import asyncio, shop

@@ -1,4 +1,4 @@
-"""Messages, queues, dead letters and routes: each command, called in this process, on a memory broker that holds messages."""
+"""Messages, queues, dead letters and routes: each command in this process, on a memory broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mqcore contract run` and `mqcore new-backend`: verdicts and exit codes, and a new package that says what to write next."""
+"""`mqcore contract run` and `mqcore new-backend`: verdicts, exit codes, and a new package."""
 
 from __future__ import annotations
 

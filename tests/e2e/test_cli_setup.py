@@ -1,4 +1,4 @@
-"""Where the broker and the app come from, what is found out about them, and what is said when they cannot be had."""
+"""How the broker and the app are found, what is reported, and what happens when they are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as a shell starts it: help, one wrong use of each, plugins, and workers that run until a signal says stop."""
+"""The command from a shell: help, a wrong use of each, plugins, and workers until a signal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ USES = {
     ("backends",): "--json",
     ("doctor",): "--app",
 }
-"""Every command, and a word that its help must have; those of groups are asked in-process, in `test_cli_setup.py`.
+"""Every command, and a word that its help must contain.
+
+Those of groups are called in-process, in `test_cli_setup.py`.
 """
 MISUSES = {
     ("walk",): "'walk'",
@@ -265,7 +267,7 @@ def worker(place: Path, environment: dict[str, str]) -> Iterator[Callable[..., W
 
 
 def until(wanted: Callable[[], Any]) -> Any:
-    """Look every few milliseconds until there is something, for at most a minute: other processes are waited for."""
+    """Poll every few milliseconds for at most a minute, while other processes work."""
     deadline = time.monotonic() + 60
     while not (found := wanted()):
         assert time.monotonic() < deadline

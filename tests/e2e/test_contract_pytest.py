@@ -1,4 +1,4 @@
-"""The contract as an author's project runs it under CI: a smoke run that is one, a run with cases left out, a report each."""
+"""The contract in an author's project under CI: a smoke run, a partial run, and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab of docs/lab.md in terminals: each step's commands, as they stand on the page, on RabbitMQ and on Redis.
+"""The lab of docs/lab.md in terminals: each step's commands, on RabbitMQ and on Redis.
 
 Only what must differ does: the broker, the queue's name, and how long a second of work takes. The
 page's first half runs as code blocks, in tests/docs.

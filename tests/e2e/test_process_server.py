@@ -1,4 +1,4 @@
-"""ProcessServer on a small server of these tests: it writes what it is told into its folder, and answers with all of it."""
+"""ProcessServer with a small server that writes what it is sent into its folder and returns it."""
 
 from __future__ import annotations
 

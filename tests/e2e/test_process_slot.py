@@ -45,7 +45,7 @@ class Order(BaseModel):
 
 
 def announce(fifo):
-    """Tell the test that we are here; the FIFO stays open until this process and its children are gone."""
+    """Report to the test; the FIFO stays open until this process and its children have ended."""
     descriptor = os.open(fifo, os.O_WRONLY)
     os.write(descriptor, b"x")
     return descriptor
@@ -167,7 +167,7 @@ def gone(pid: int | None) -> bool:
 
 
 async def announced(fifo: Path) -> asyncio.Task[bytes]:
-    """Return when somebody has written to the FIFO, with a task that ends when all who hold it open are gone."""
+    """Return when the FIFO was written to, with a task that ends when all its writers are gone."""
     stream = await asyncio.to_thread(fifo.open, "rb", 0)
     assert await asyncio.to_thread(stream.read, 1) == b"x"
 

@@ -1,4 +1,4 @@
-"""The segmentation demo on real brokers, unchanged: workers in processes of their own, the same ending of every image."""
+"""The segmentation demo on real brokers: each image ends the same way, with worker processes."""
 
 from __future__ import annotations
 

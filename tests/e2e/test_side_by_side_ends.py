@@ -1,4 +1,4 @@
-"""The runner of all tests, told to end: its pytest runs remove what they have started, and none is left."""
+"""The runner of all tests is ended: its pytest runs clean up, and none is left."""
 
 from __future__ import annotations
 

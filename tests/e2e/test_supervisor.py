@@ -1,4 +1,4 @@
-"""The supervisor with real processes: small scripts that say through a FIFO what happens to them."""
+"""The supervisor with real processes: small scripts that report through a FIFO."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What a worker writes: its log survives the application's configuration, and its JSON is not mixed with what handlers print."""
+"""What a worker writes: its log survives the application's configuration, as JSON lines."""
 
 from __future__ import annotations
 

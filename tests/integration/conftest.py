@@ -1,4 +1,4 @@
-"""What the integration tests stand on: a virtual clock, a `memory://` of one's own, and short ways to serve a queue."""
+"""For the integration tests: a virtual clock, a private `memory://`, and helpers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ async def faulty(clock: VirtualClock, url: str, faults: Faults) -> AsyncIterator
 
 @pytest.fixture
 def serve(broker: Broker) -> Serve:
-    """Run one handler on one queue: `async with serve(queue, handler, concurrency=1):`; `on=` another broker."""
+    """Run one handler on one queue: `async with serve(queue, handler, concurrency=1):`.
+
+    `on=` is another broker.
+    """
 
     @asynccontextmanager
     async def serve(
@@ -120,7 +123,7 @@ class Held:
 
 
 async def kill(worker: Worker) -> None:
-    """End a worker as SIGKILL would: its connection goes first, so nothing that it still does has any effect."""
+    """End a worker as SIGKILL would: its connection goes first, so it can do nothing more."""
     await worker.broker._connection.backend.close()
     await worker.drain(0)
 

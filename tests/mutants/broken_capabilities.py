@@ -1,4 +1,4 @@
-"""Mutants of what a backend says of itself: capabilities hidden, claimed, or without their limits (G16)."""
+"""Mutants of capabilities that are hidden, claimed, or without their limits (G16)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mqcore_memory.backend import MemoryBackend
 
 
 class _Says(MemoryBackend):
-    """A backend that says something else of one capability."""
+    """A backend that declares one capability differently."""
 
     capability: Capability
     support = Support(Level.NONE)
@@ -76,7 +76,7 @@ class HidesBrowse(_Says):
 
 @mutant("G16", "capability.protocols_and_capabilities_agree")
 class HidesRouting(_Says):
-    """Bindings are kept and ROUTING is not declared."""
+    """Bindings are stored and ROUTING is not declared."""
 
     capability = Capability.ROUTING
 
@@ -91,7 +91,7 @@ class ClaimsToRoute(_Says):
 
 @mutant("G16", "capability.a_capability_has_a_level_and_its_limits[DELAY]")
 class DelayWithoutLimits(_Says):
-    """DELAY does not say how exact it is, nor how long it can be."""
+    """DELAY states neither its granularity nor its maximum."""
 
     capability = Capability.DELAY
     support = Support(Level.NATIVE)
@@ -115,7 +115,7 @@ class SaysLevelsInWords(_Says):
 
 @mutant("G16", "capability.a_capability_has_a_level_and_its_limits[MAX_LENGTH]")
 class ClaimsAnUnknownMode(_Says):
-    """MAX_LENGTH names a mode that there is not."""
+    """MAX_LENGTH names an unknown mode."""
 
     capability = Capability.MAX_LENGTH
     support = Support(Level.NATIVE, {"modes": "reject,drop"})
@@ -123,7 +123,7 @@ class ClaimsAnUnknownMode(_Says):
 
 @mutant("G16", "capability.every_open_says_the_same")
 class ForgetsItsSupport(MemoryBackend):
-    """The second `open` says less than the first."""
+    """The second `open` declares less than the first."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         told = await super().open(lost)

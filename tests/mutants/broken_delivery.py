@@ -34,7 +34,7 @@ from mqcore_memory.waiting import Holder
 
 @mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
 class SwallowsAMissingQueue(MemoryStore):
-    """What is published to a queue that is not there is `Stored`, and gone."""
+    """A publish to a missing queue is answered `Stored`, and the message is lost."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         outcome = super()._publish(out, now, wall, touched)
@@ -47,7 +47,7 @@ class SwallowsAMissingQueue(MemoryStore):
 
 @mutant("G1", "core.an_outcome_comes_for_each_item_in_its_order")
 class MixesUpOutcomes(MemoryStore):
-    """The outcomes of a batch come in the order in which the broker answered: refusals last."""
+    """The outcomes of a batch come in the order of the broker's answers: refusals last."""
 
     def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
         return sorted(
@@ -69,7 +69,7 @@ class FailsTheWholeBatch(MemoryStore):
 
 @mutant("G1", "core.a_publish_that_ends_in_an_error_has_stored_nothing")
 class RaisesAfterItHasStored(MemoryBackend):
-    """A close under a publish is told by an exception, and the message is stored."""
+    """A publish that a close interrupts raises, and the message is stored."""
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
         outcomes = await super().publish(batch, timeout=timeout)
@@ -94,7 +94,7 @@ class RefusesAfterItHasStored(MemoryBackend):
 
 @mutant("G9", "core.a_receive_gives_up_to_its_limit_at_once")
 class TurnsABatchAround(MemoryStore):
-    """The messages of one batch are stored the last first."""
+    """The messages of one batch are stored in reverse order."""
 
     def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
         return super().publish(batch[::-1], now, wall)[::-1]
@@ -114,7 +114,7 @@ class StoresTwice(MemoryQueue):
 
 @mutant("G2", "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits")
 class AcksOnReceive(MemorySubscription):
-    """What was handed out is gone, whatever becomes of its handler."""
+    """A message is removed when it is handed out."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout)
@@ -129,7 +129,7 @@ class AcksOnReceive(MemorySubscription):
 
 @mutant("G2", "delivery.nothing_is_handed_out_while_it_is_held")
 class HandsOutTwice(MemorySubscription):
-    """What is held is handed out again when nothing else is there."""
+    """A held message is handed out again when no other is ready."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -151,7 +151,7 @@ class HandsOutTwice(MemorySubscription):
 
 @mutant("G9", "delivery.what_comes_out_of_order_says_so")
 class NeverSaysRedelivered(MemoryQueue):
-    """A message that was handed out before does not say so."""
+    """A message that was handed out before is not marked."""
 
     def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
         return replace(super()._lease(copy, holder, until, now), redelivered=False)
@@ -163,7 +163,7 @@ class NeverSaysRedelivered(MemoryQueue):
     "lease.what_a_dead_consumer_held_goes_to_another_in_time",
 )
 class NeverTakenOver(MemoryQueue):
-    """What a dead consumer held comes back as if it had been released."""
+    """A dead consumer's messages come back as if they had been released."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         super().release(copy, lost=False)
@@ -171,7 +171,7 @@ class NeverTakenOver(MemoryQueue):
 
 @mutant("G12", "bounds.prefetch_is_an_exact_ceiling", "delivery.prefetch_is_an_exact_ceiling")
 class IgnoresPrefetch(MemorySubscription):
-    """A consumer is handed as much as there is."""
+    """A consumer is handed every message."""
 
     def __init__(self, store: MemoryStore, queue: str, holder: Holder, *parts: Any) -> None:
         holder.prefetch = 1_000_000
@@ -184,7 +184,7 @@ class IgnoresPrefetch(MemorySubscription):
     "bounds.prefetch_is_an_exact_ceiling",
 )
 class GivesNoRoomAgain(MemoryQueue):
-    """What was acknowledged goes on counting against the prefetch."""
+    """Acknowledged messages still count against the prefetch."""
 
     def remove(self, copy: Copy) -> None:
         if copy.holder is not None:
@@ -202,7 +202,7 @@ class ReceivesBeyondTheLimit(MemorySubscription):
 
 @mutant("G2", "core.a_consumer_that_waits_is_woken_by_a_publish")
 class WaitsUntilItHasAll(MemorySubscription):
-    """`receive` comes back with one message only when its time is over."""
+    """`receive` returns one message only when its time is over."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         end = self._clock.monotonic() + timeout
@@ -225,7 +225,7 @@ class NothingIsAnError(MemorySubscription):
 
 @mutant("G2", "core.a_cancelled_receive_strands_nothing")
 class StrandsWhatACancelledReceiveClaimed(MemorySubscription):
-    """A `receive` that is cancelled after its claim leaves the messages with nobody."""
+    """A `receive` that is cancelled after its claim loses the messages."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout)
@@ -239,7 +239,7 @@ class StrandsWhatACancelledReceiveClaimed(MemorySubscription):
 
 @mutant("G17", "foreign.a_compressed_body_is_decoded_and_kept_as_it_was_sent")
 class DropsTheContentEncoding(MemoryStore):
-    """The body is stored, and not how it is encoded."""
+    """The body is stored without its encoding."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         return super()._publish(changed(out, encoding=None), now, wall, touched)
@@ -247,14 +247,14 @@ class DropsTheContentEncoding(MemoryStore):
 
 @mutant("G17", "foreign.a_reply_goes_to_a_reply_queue_and_to_no_other")
 class TakesEveryQueueForAReplyQueue(MemoryBackend):
-    """A reply goes wherever the request says."""
+    """A reply goes to any queue that the request names."""
 
     reply_queues = ("",)
 
 
 @mutant("G17", "foreign.every_field_of_a_message_comes_back")
 class DropsAHeader(MemoryStore):
-    """The first of a message's headers is missing."""
+    """The first header of a message is missing."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         headers = dict(list(out.message.headers.items())[1:])
@@ -263,7 +263,7 @@ class DropsAHeader(MemoryStore):
 
 @mutant("G17", "foreign.a_body_comes_back_byte_for_byte")
 class TakesABodyForText(MemoryStore):
-    """A body goes through UTF-8, and its other bytes are changed."""
+    """A body is decoded as UTF-8, and other bytes are changed."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         body = out.message.body.decode("utf-8", "replace").encode()
@@ -282,7 +282,7 @@ class ForgetsWhereToReply(MemoryStore):
 
 @mutant("G17", "foreign.what_is_changed_afterwards_changes_nothing")
 class SharesWithThePublisher(MemoryStore):
-    """The publisher's own message is stored, and changes when he changes it."""
+    """The publisher's own message is stored, and changes with it."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         outcome = super()._publish(out, now, wall, touched)
@@ -294,7 +294,7 @@ class SharesWithThePublisher(MemoryStore):
 
 @mutant("G17", "foreign.what_is_changed_afterwards_changes_nothing")
 class SharesWithTheConsumer(MemoryQueue):
-    """What a consumer writes into a header is seen by the next."""
+    """A change that a consumer makes to a header is seen by the next."""
 
     def put(self, message: Any, now: float, delay: float = 0.0) -> None:
         super().put(replace(message, headers=dict(message.headers)), now, delay)
@@ -305,7 +305,7 @@ class SharesWithTheConsumer(MemoryQueue):
 
 @mutant("G2", "delivery.a_released_message_comes_again_as_it_was")
 class LosesOnRelease(MemoryQueue):
-    """What is released is gone."""
+    """A released message is lost."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         if lost:
@@ -333,7 +333,7 @@ class ReleaseIsATakeover(MemoryQueue):
 
 @mutant("G4", "delivery.a_release_leaves_takeovers_as_they_were[taken-over]")
 class AReleaseTakesTakeoversAway(MemoryQueue):
-    """Who releases is believed to know that no other has started it either."""
+    """A release clears the takeovers of other consumers."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         super().release(copy, lost=lost)
@@ -342,7 +342,7 @@ class AReleaseTakesTakeoversAway(MemoryQueue):
 
 @mutant("G4", "takeover.every_takeover_is_counted")
 class CountsOneTakeover(MemoryQueue):
-    """A flag is taken for a count: what killed three consumers looks like what killed one, and is never isolated."""
+    """A flag is taken for a count: three deaths look like one, and nothing is isolated."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         super().release(copy, lost=lost)
@@ -351,7 +351,7 @@ class CountsOneTakeover(MemoryQueue):
 
 @mutant("G4", "takeover.a_takeover_after_a_release_is_one_more")
 class AReleaseForgetsOne(MemoryQueue):
-    """What is released after a takeover counts from there on by a flag."""
+    """After a release a message's takeovers are only a flag."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         super().release(copy, lost=lost and not copy.redelivered)
@@ -367,7 +367,7 @@ class ForgetsEarlierTakeovers(MemoryQueue):
 
 @mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
 class NeverNotesAStart(MemoryQueue):
-    """A start that was noted is forgotten: a killer that dies alone is never counted."""
+    """A noted start is forgotten: a killer that dies alone is never counted."""
 
     def note_start(self, receipt: bytes) -> bool:
         return receipt in self.leases
@@ -375,7 +375,7 @@ class NeverNotesAStart(MemoryQueue):
 
 @mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
 class EveryTakeoverWasStarted(MemoryQueue):
-    """Who is lost is said to have started, whether it noted that or not."""
+    """Every lost claim is reported as started."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         super().release(copy, lost=lost)
@@ -384,7 +384,7 @@ class EveryTakeoverWasStarted(MemoryQueue):
 
 @mutant("G4", "takeover.only_a_claim_that_noted_its_start_is_said_to_have_started")
 class AReleaseKeepsTheNote(MemoryQueue):
-    """What one consumer noted and released counts when the next is lost."""
+    """A start that one consumer noted and released counts when the next is lost."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         noted = copy.noted
@@ -394,7 +394,7 @@ class AReleaseKeepsTheNote(MemoryQueue):
 
 @mutant("G9", "delivery.released_messages_return_to_their_old_places")
 class ReleasesToTheEnd(MemoryQueue):
-    """A released message stands behind all others, although ORDER says `release_in_place`."""
+    """A released message goes to the end, although ORDER says `release_in_place`."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         if copy.place:
@@ -414,7 +414,7 @@ class StaleAnswersDone(MemoryStore):
 
 @mutant("G2", "delivery.what_is_acked_is_gone")
 class SettlesOnlyTheFirst(MemoryStore):
-    """Of a batch of settlements the first takes effect, and all are answered `Done`."""
+    """Only the first settlement of a batch takes effect, and all are answered `Done`."""
 
     def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
         return super().settle(name, batch[:1], now) * len(batch)
@@ -433,7 +433,7 @@ class MixesUpSettled(MemoryStore):
 
 @mutant("G2", "delivery.what_a_consumer_leaves_unsettled_goes_to_one_who_waits")
 class LosesOnClose(MemoryQueue):
-    """What a closing consumer holds is gone."""
+    """Messages of a consumer that closes are lost."""
 
     def abandon(self, holder: Holder) -> None:
         for copy in [copy for copy in self.leases.values() if copy.holder is holder]:
@@ -442,7 +442,7 @@ class LosesOnClose(MemoryQueue):
 
 @mutant("G5", "delivery.closing_one_consumer_leaves_others_alone")
 class KeepsOnClose(MemoryQueue):
-    """What a closing consumer holds stays leased until the lease ends."""
+    """Messages of a consumer that closes stay leased until the lease ends."""
 
     def abandon(self, holder: Holder) -> None:
         pass
@@ -460,7 +460,7 @@ class ReceiveOutlivesClose(MemorySubscription):
 
 @mutant("G13", "core.a_full_consumer_closes_at_once_too")
 class CloseWaitsForSettlements(MemoryBackend):
-    """`close` waits until everything that is held has been settled."""
+    """`close` waits until every held message has been settled."""
 
     async def close(self) -> None:
         while any(subscription._holder.held for subscription in self._subscriptions):

@@ -1,4 +1,4 @@
-"""Mutants of consumers that do not stop, and of settlements whose end is cut short, late or not heard at all."""
+"""Mutants of consumers that do not stop, and of settlements that are interrupted or late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mqcore_memory.queue import Copy, MemoryQueue
 
 @mutant("G9", "ending.what_an_ended_consumer_has_not_begun_keeps_its_order")
 class GivesBackTheNewestFirst(MemoryQueue):
-    """What one consumer gives back stands before all others, the last of it first."""
+    """Messages that a consumer gives back go before all others, in reverse order."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         if copy.place:
@@ -27,7 +27,7 @@ class GivesBackTheNewestFirst(MemoryQueue):
 
 
 class Pushed(MemorySubscription):
-    """Whole: once somebody has received, messages are sent to it unasked until it is paused."""
+    """Correct: after the first receive, messages are sent unasked until the consumer is paused."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -55,7 +55,7 @@ class Pushed(MemorySubscription):
             self._came.set()
 
     async def pause(self) -> None:
-        """Send no more, and give back what nobody has seen."""
+        """Send no more, and give back what was not handed out."""
         self.paused = True
         self._end_push()
         unseen, self.arrived = self.arrived, []
@@ -78,14 +78,14 @@ _TAKES = ("ending.a_stopped_consumer_takes_nothing", "ending.a_draining_worker_t
 
 @mutant("G13", *_TAKES)
 class IsNeverPaused(Pushed):
-    """A consumer that has stopped is sent messages until it is closed."""
+    """A stopped consumer is sent messages until it is closed."""
 
     pause = None  # type: ignore[assignment]  # it has none
 
 
 @mutant("G13", "ending.what_a_stopped_consumer_has_not_handed_out")
 class KeepsWhatNobodySaw(Pushed):
-    """A consumer that is paused is sent nothing more, and keeps what it was sent until it is closed."""
+    """A paused consumer gets nothing more, and keeps what it was sent until it is closed."""
 
     async def pause(self) -> None:
         self.paused = True
@@ -94,7 +94,7 @@ class KeepsWhatNobodySaw(Pushed):
 
 @mutant("G4", "ending.what_a_stopped_consumer_has_not_handed_out")
 class PausesAsIfItHadDied(Pushed):
-    """What a paused consumer gives back unseen counts as taken over."""
+    """What a paused consumer gives back counts as taken over."""
 
     async def pause(self) -> None:
         leases = self._store._queues[self._queue].leases
@@ -110,7 +110,7 @@ class PausesAsIfItHadDied(Pushed):
     "ending.what_a_stopped_consumer_has_not_handed_out",
 )
 class PausesByClosing(Pushed):
-    """A pause is a close: what is held goes back too, and can be settled no more."""
+    """A pause is a close: held messages go back too, and can no longer be settled."""
 
     async def pause(self) -> None:
         await super().pause()
@@ -121,21 +121,21 @@ class PausesByClosing(Pushed):
 
 
 class TwoSteps(MemorySubscription):
-    """A settlement takes some turns of the loop, in the middle of which it may be cut short."""
+    """A settlement takes some turns of the loop, and may be interrupted between them."""
 
     async def between(self) -> None:
         for _ in range(3):
             await asyncio.sleep(0)
 
     def copy(self, receipt: bytes) -> Copy | None:
-        """Return what is held by this receipt, None when it is not ours."""
+        """Return the message with this receipt; None when it is not held."""
         queue = self._store._queues.get(self._queue)
         return None if queue is None else queue.leases.get(receipt)
 
 
 @mutant("G3", "ending.a_close_beside_a_settlement_loses_nothing[move]")
 class LetsGoFirst(TwoSteps):
-    """A Move lets go of its source, and stores the successor some turns later."""
+    """A Move removes its source, and stores the successor some turns later."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         now = self._clock.monotonic()
@@ -155,7 +155,7 @@ class LetsGoFirst(TwoSteps):
 
 @mutant("G3", "ending.a_close_beside_a_settlement_loses_nothing[move]")
 class ClosesBetweenTwoSteps(TwoSteps):
-    """ATOMIC_MOVE is declared, and a Move stores its successor some turns before it lets go of its source."""
+    """ATOMIC_MOVE is declared, and a Move stores its successor before it removes its source."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         now = self._clock.monotonic()
@@ -198,7 +198,7 @@ class BelievesWhatItHasSent(BreakableSubscription):
 
 @mutant("G2", "ending.an_acknowledgement_into_silence_is_not_taken_for_done")
 class ProvesWithoutAsking(BelievesWhatItHasSent):
-    """`prove` says yes, and asks nobody."""
+    """`prove` answers True without asking the broker."""
 
     async def prove(self, *, timeout: float) -> bool:
         return True
@@ -222,7 +222,7 @@ class ReleasesWhatIsLate(BreakableSubscription):
 
 @mutant("G3", "ending.a_settlement_whose_answer_is_late_is_answered_by_its_timeout")
 class WaitsForALateAnswer(BreakableSubscription):
-    """A settlement waits for its answer as long as it takes."""
+    """A settlement waits for its answer without a limit."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         return await super().settle(batch, timeout=timeout + 10.0 * self.muted)
@@ -230,7 +230,7 @@ class WaitsForALateAnswer(BreakableSubscription):
 
 @mutant("G3", "ending.a_settlement_whose_answer_is_late_is_answered_by_its_timeout[move]")
 class CallsALateMoveFailed(BreakableSubscription):
-    """A Move without an answer in time is stored again, as what is certainly not done could be."""
+    """A Move without an answer in time is stored again, as if it had certainly failed."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         moves = [it.to for it in batch if isinstance(it, Move)]

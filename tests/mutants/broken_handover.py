@@ -1,4 +1,4 @@
-"""Mutants of what nobody has seen, of wake-ups that die with somebody, and of silence."""
+"""Mutants of messages not handed out, of lost wake-ups, and of silence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mqcore_memory.waiting import Holder
 
 
 class Fetching(MemorySubscription):
-    """Whole: what it claims takes a while to arrive, and is handed out by this call of `receive` or by the next."""
+    """Correct: a claim takes a while to arrive, and is handed out by this `receive` or the next."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -42,7 +42,7 @@ class Fetching(MemorySubscription):
             copy.redelivered, copy.takeovers = redelivered, takeovers
 
     def unseen(self) -> list[Copy]:
-        """Return what has arrived and was never handed out."""
+        """Return what has arrived and was not handed out."""
         leases = (
             self._store._queues[self._queue].leases if self._queue in self._store._queues else {}
         )
@@ -51,7 +51,7 @@ class Fetching(MemorySubscription):
 
 @mutant("G4", "handover.what_nobody_has_seen_goes_back_as_it_was")
 class CountsWhatNobodySaw(Fetching):
-    """What was fetched and not handed out comes back as if its handler might have started."""
+    """Fetched messages come back as if their handler might have started."""
 
     def unseen(self) -> list[Copy]:
         return []
@@ -59,7 +59,7 @@ class CountsWhatNobodySaw(Fetching):
 
 @mutant("G4", "handover.what_nobody_has_seen_goes_back_as_it_was")
 class TrustsWhatNobodySaw(Fetching):
-    """What was fetched and not handed out comes back as new, what was taken over too."""
+    """Fetched messages come back as new, also those that were taken over."""
 
     async def close(self) -> None:
         for copy in self.unseen():
@@ -69,7 +69,7 @@ class TrustsWhatNobodySaw(Fetching):
 
 @mutant("G2", "handover.what_a_cancelled_receive_claimed_comes_with_the_next_ones")
 class HandsOutOnlyToWhoWaits(Fetching):
-    """What a cancelled `receive` has fetched comes with the next that waits; `receive(limit, 0)` looks past it."""
+    """What a cancelled `receive` has fetched is skipped by `receive(limit, 0)`."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         return await (super() if timeout else super(Fetching, self)).receive(limit, timeout)
@@ -77,7 +77,7 @@ class HandsOutOnlyToWhoWaits(Fetching):
 
 @mutant("G2", "handover.what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive")
 class LosesWhatComesTooLate(Fetching):
-    """The answer to a claim takes some milliseconds; what comes when a receive has ended is handed out to nobody."""
+    """A claim that arrives after its receive has ended is lost."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         waits = not self.arrived and not self._store._queues[self._queue].ready
@@ -87,7 +87,7 @@ class LosesWhatComesTooLate(Fetching):
 
 @mutant("G2", "handover.what_a_cancelled_receive_claimed_comes_with_the_next_ones")
 class HandsOutAndGivesBack(Fetching):
-    """What a cancelled `receive` has fetched is given back to the queue, and handed out by the next one as well."""
+    """What a cancelled `receive` has fetched is given back, and handed out by the next one too."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         try:
@@ -107,7 +107,7 @@ class HandsOutAndGivesBack(Fetching):
 
 @mutant("G2", "handover.who_goes_after_it_was_woken_wakes_the_next")
 class TakesAWakeUpAlong(MemoryStore):
-    """Whoever was woken and closes before it has claimed tells nobody; what it held does wake another."""
+    """A woken consumer that closes before it has claimed wakes no other."""
 
     def unsubscribe(self, name: str, holder: Holder, now: float) -> None:
         queue = self._queues.get(name)
@@ -121,7 +121,7 @@ class TakesAWakeUpAlong(MemoryStore):
 
 @mutant("G7", "handover.who_goes_before_a_delay_ends_leaves_that_to_the_next[closed]")
 class TakesAnAlarmAlong(MemoryStore):
-    """Whoever minds the end of a delay and closes hands that on to nobody."""
+    """The consumer that waits for the end of a delay closes, and no other takes that over."""
 
     def unsubscribe(self, name: str, holder: Holder, now: float) -> None:
         queue = self._queues.get(name)
@@ -135,7 +135,7 @@ class TakesAnAlarmAlong(MemoryStore):
 
 @mutant("G7", "handover.who_goes_before_a_delay_ends_leaves_that_to_the_next[cancelled]")
 class ACancelTakesAnAlarmAlong(MemoryStore):
-    """Whoever minds the end of a delay and is cancelled hands that on to nobody; one that closes does."""
+    """The consumer that waits for the end of a delay is cancelled, and no other takes that over."""
 
     def stop_waiting(self, name: str, holder: Holder) -> None:
         if (queue := self._queues.get(name)) is not None:
@@ -145,7 +145,7 @@ class ACancelTakesAnAlarmAlong(MemoryStore):
 
 @mutant("G7", "handover.what_was_taken_before_its_time_and_released_is_due_as_before")
 class AReleaseWakesNobody(MemoryStore):
-    """What is released into its delay wakes nobody to mind the end of that."""
+    """A release into a delay wakes no consumer to wait for its end."""
 
     def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
         queue = self._queues.get(name)
@@ -161,7 +161,7 @@ class AReleaseWakesNobody(MemoryStore):
 
 @mutant("G7", "handover.what_was_taken_before_its_time_and_released_is_due_as_before")
 class AReleaseBeginsTheDelayAnew(MemoryQueue):
-    """What is released into its delay waits for all of it again."""
+    """A message that is released into its delay waits for all of it again."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         copy.due += copy.due - copy.stored if copy.due else 0.0
@@ -173,7 +173,7 @@ class AReleaseBeginsTheDelayAnew(MemoryQueue):
 
 @mutant("G14", "recovery.a_full_consumer_learns_of_a_loss")
 class AFullOneLearnsOfNoLoss(BreakableSubscription):
-    """A consumer that waits for room hears of a loss when its `receive` has waited for all of its time."""
+    """A full consumer learns of a loss only when its `receive` times out."""
 
     async def fail(self, error: Exception) -> None:
         if self._holder.held < self._holder.prefetch:
@@ -192,7 +192,7 @@ class AFullOneTakesALossForAnEnd(BreakableSubscription):
 
 @mutant("G14", "recovery.a_silent_peer_is_noticed_on_an_idle_connection")
 class NoticesNoSilence(NetBackend):
-    """A peer that says nothing is believed to be there for ever."""
+    """A silent peer is never noticed."""
 
     async def fail(self, error: Exception) -> None:
         pass
@@ -200,7 +200,7 @@ class NoticesNoSilence(NetBackend):
 
 @mutant("G14", "recovery.a_silent_peer_is_noticed_on_an_idle_connection")
 class TellsALossTwice(NetBackend):
-    """`lost` is called by each part that notices."""
+    """`lost` is called by each part that notices the loss."""
 
     async def fail(self, error: Exception) -> None:
         await super().fail(error)
@@ -209,7 +209,7 @@ class TellsALossTwice(NetBackend):
 
 @mutant("G1", "core.a_silent_broker_holds_nobody_up")
 class WaitsForASilentBroker(NetBackend):
-    """A publish waits for its answer as long as it takes."""
+    """A publish waits for its answer without a limit."""
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
         return await super().publish(batch, timeout=inf)
@@ -217,7 +217,7 @@ class WaitsForASilentBroker(NetBackend):
 
 @mutant("G14", "core.a_silent_broker_holds_nobody_up")
 class ConnectsForEver(NetBackend):
-    """A connect that nobody answers is never given up."""
+    """A connect without an answer never ends."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         while self.net.silent:

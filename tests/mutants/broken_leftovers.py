@@ -1,4 +1,4 @@
-"""Mutants that leave something behind: in the process after a close, in the broker after a settlement."""
+"""Mutants that leave something in the process after a close, or in the broker afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LeavesATask(NetBackend):
 
 @mutant("G14", _CLOSED)
 class LeavesAThread(NetBackend):
-    """The thread that reads goes on after the close."""
+    """The thread that reads is not ended by the close."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         threading.Thread(
@@ -57,7 +57,7 @@ class LeavesASocket(NetBackend):
 
 @mutant("G14", "leftovers.nothing_is_left_of_an_open_that_was_cancelled")
 class ACancelledOpenLeavesATask(NetBackend):
-    """What an open has begun is known to the close only when the open has ended."""
+    """`close` does not know what an unfinished `open` has started."""
 
     watchdog: asyncio.Task[None] | None = None
 
@@ -76,7 +76,7 @@ class ACancelledOpenLeavesATask(NetBackend):
 
 @mutant("G14", _REFUSED)
 class AsksAClosedPortForEver(NetBackend):
-    """A connection that is refused is tried again and again by the driver."""
+    """The driver retries a refused connection again and again."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         while True:
@@ -88,7 +88,7 @@ class AsksAClosedPortForEver(NetBackend):
 
 @mutant("G14", _REFUSED)
 class ARefusalLeavesATask(NetBackend):
-    """An open that fails does not take back what it has begun."""
+    """A failed open does not undo what it has started."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         watchdog = asyncio.create_task(watch_the_peer())
@@ -99,7 +99,7 @@ class ARefusalLeavesATask(NetBackend):
 
 @mutant("G2", _SETTLED)
 class KeepsWhatIsSettled(MemoryQueue):
-    """What is settled is marked, and stays in the store."""
+    """A settled message is marked, and stays in the store."""
 
     def remove(self, copy: Copy) -> None:
         super().remove(copy)
@@ -108,7 +108,7 @@ class KeepsWhatIsSettled(MemoryQueue):
 
 @mutant("G2", _SETTLED)
 class ADeleteLeavesAPlace(MemoryStore):
-    """A deleted queue is out of reach, and its place in the store is not given back."""
+    """A deleted queue cannot be reached, and stays in the store."""
 
     def _remove(self, queue: MemoryQueue) -> None:
         super()._remove(queue)

@@ -30,7 +30,7 @@ _NUMBERS = count(1_000_000_000)
 
 @mutant("G3", "retry.a_failed_move_leaves_its_source_leased")
 class MoveLosesWhenTheTargetIsMissing(MemoryStore):
-    """A Move to a queue that is not there is `Done`, and the message gone."""
+    """A Move to a missing queue is `Done`, and the message is lost."""
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -44,7 +44,7 @@ class MoveLosesWhenTheTargetIsMissing(MemoryStore):
 
 @mutant("G3", "retry.a_failed_move_leaves_its_source_leased")
 class MoveLetsGoFirst(MemoryStore):
-    """A Move lets go of its source, then stores the successor, which may fail."""
+    """A Move removes its source, then stores the successor, which may fail."""
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -58,7 +58,7 @@ class MoveLetsGoFirst(MemoryStore):
 
 @mutant("G3", "retry.a_failed_move_leaves_its_source_leased")
 class AFailedMoveReleases(MemoryStore):
-    """A Move that fails gives its source back, to be received again at once, instead of leaving it leased."""
+    """A Move that fails releases its source instead of leaving it leased."""
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -71,7 +71,7 @@ class AFailedMoveReleases(MemoryStore):
 
 @mutant("G3", "retry.a_stale_move_stores_nothing")
 class AStaleMoveStores(MemoryStore):
-    """A Move by an owner that lost its lease stores a successor, although ATOMIC_MOVE is declared."""
+    """A Move after a lost lease stores a successor, although ATOMIC_MOVE is declared."""
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -84,7 +84,7 @@ class AStaleMoveStores(MemoryStore):
 
 @mutant("G3", "retry.a_move_stores_the_successor_and_lets_go_of_the_source")
 class MoveKeepsItsSource(MemoryStore):
-    """A Move stores the successor and does not let go of the source."""
+    """A Move stores the successor and does not remove the source."""
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -97,7 +97,7 @@ class MoveKeepsItsSource(MemoryStore):
 
 @mutant("G3", "retry.a_move_keeps_its_id_and_is_not_taken_for_a_duplicate")
 class AMoveIsARelease(MemoryStore):
-    """A Move to the queue where the message is only gives it back, as it was."""
+    """A Move to the message's own queue is only a release."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -139,7 +139,7 @@ class ForgetsTheFirstFailure(MemoryStore):
 
 @mutant("G11", "dead-letter.a_dead_letter_keeps_the_original_and_its_record")
 class DeadLetterWithoutBody(MemoryStore):
-    """A dead letter has its record, and no body."""
+    """A dead letter has its record and an empty body."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -186,7 +186,7 @@ class DeadLetterWithoutError(MemoryStore):
 
 @mutant("G1", "retry.a_move_keeps_its_id_and_is_not_taken_for_a_duplicate")
 class MoveTakenForADuplicate(MemoryStore):
-    """The window goes by the id alone, so that a retry is taken for its own publish, and lost."""
+    """The window uses the id alone, so that a retry counts as a duplicate, and is lost."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -199,7 +199,7 @@ class MoveTakenForADuplicate(MemoryStore):
 
 @mutant("G1", "dead-letter.copies_of_one_routed_message_stay_two_wherever_they_meet")
 class CopiesOfOneRouteMeet(MemoryStore):
-    """The window leaves out the lineage, so that two copies of one routed message become one in a shared queue."""
+    """The window ignores the lineage: two copies of one routed message become one."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -219,7 +219,7 @@ class CopiesOfOneRouteMeet(MemoryStore):
 
 @mutant("G1", "retry.two_copies_of_one_id_in_one_queue_are_both_moved[published-twice]")
 class SuccessorsAreRemembered(MemoryStore):
-    """The window remembers the successor of a Move, so that that of another copy with its name is taken for it, and lost."""
+    """The window remembers successors, so that another copy of the same name is lost."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -232,7 +232,7 @@ class SuccessorsAreRemembered(MemoryStore):
 
 @mutant("G1", "retry.two_copies_of_one_id_in_one_queue_are_both_moved[from-two-queues]")
 class SuccessorsGoByIdAndHop(MemoryStore):
-    """As that, and the name of a successor leaves out where it has been, so that copies from two queues meet."""
+    """As that, and a successor's name ignores its lineage, so that copies from two queues meet."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -278,7 +278,7 @@ class DedupForgetsAtTheAck(MemoryQueue):
 
 @mutant("G1", "core.a_message_published_again_is_one_copy")
 class DedupAcrossQueues(MemoryStore):
-    """One window serves all queues, so that a second queue gets no copy."""
+    """All queues share one window, so that a second queue gets no copy."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         if out.to in self._queues and any(
@@ -290,7 +290,7 @@ class DedupAcrossQueues(MemoryStore):
 
 @mutant("G1", "core.a_message_published_again_is_one_copy")
 class DuplicateNotSaid(MemoryStore):
-    """One copy is stored, and the outcome does not say that it was there already."""
+    """One copy is stored, and the outcome does not report the duplicate."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         outcome = super()._publish(out, now, wall, touched)

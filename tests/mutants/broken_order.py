@@ -55,7 +55,10 @@ class TwoLevels(_OnLevels):
 
 @mutant("G8", "priority.what_was_confirmed_first_does_not_go_first")
 class LearnsOfALevelLate(MemoryQueue):
-    """Which levels have messages is asked only after the next claim, as by a consumer with a subscription for each level."""
+    """Which levels have messages is asked only after the next claim.
+
+    As by a consumer with a subscription for each level.
+    """
 
     news: int | None = None
 
@@ -102,7 +105,7 @@ class PriorityLostByMove(MemoryStore):
 
 @mutant("G8", "priority.a_high_message_passes_all_that_nobody_has_yet")
 class BuffersUnsorted(MemorySubscription):
-    """The driver fetches as many as the prefetch allows and hands them on in the order in which they came to it."""
+    """The driver fetches up to the prefetch and hands messages on in order of arrival."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -116,7 +119,7 @@ class BuffersUnsorted(MemorySubscription):
 
 @mutant("G9", "delivery.messages_keep_their_order")
 class LastInFirstOut(MemoryQueue):
-    """Inside a level the last goes first."""
+    """Inside a level the order is last in, first out."""
 
     def _stand(self, copy: Copy) -> None:
         copy.place = -abs(copy.place)
@@ -125,7 +128,7 @@ class LastInFirstOut(MemoryQueue):
 
 @mutant("G9", "delivery.messages_keep_their_order")
 class SortsByBody(MemoryQueue):
-    """Inside a level the order is anything but that of publishing."""
+    """Inside a level the order is not that of publishing."""
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
         super().put(message, now, delay)
@@ -137,7 +140,7 @@ class SortsByBody(MemoryQueue):
 
 @mutant("G8", "priority.priority_survives_a_crash_and_a_move")
 class PriorityLostByTakeover(_OnLevels):
-    """What a dead consumer held comes back as the highest."""
+    """A dead consumer's messages come back with the highest priority."""
 
     def level(self, copy: Copy) -> int:
         return 10 if copy.takeovers else copy.message.priority

@@ -1,4 +1,4 @@
-"""Mutants of bounds, of looking into queues, of declaring them and of routing."""
+"""Mutants of bounds, browsing, declaring and routing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mqcore_memory.waiting import Holder
 
 @mutant("G12", "bounds.a_full_queue_refuses_what_is_published")
 class MaxLengthIgnored(MemoryStore):
-    """MAX_LENGTH is claimed, and a queue takes whatever comes."""
+    """MAX_LENGTH is claimed, and queues are not bounded."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         queue = self._queues.get(str(out.to))
@@ -77,7 +77,7 @@ class MaxLengthStopsMoves(MemoryStore):
 
 @mutant("G12", "bounds.only_ready_messages_count")
 class MaxLengthCountsWhatIsHeld(MemoryStore):
-    """What is leased or delayed fills a queue."""
+    """Leased and delayed messages count towards the bound."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         queue = self._queues.get(str(out.to))
@@ -92,7 +92,7 @@ class MaxLengthCountsWhatIsHeld(MemoryStore):
 
 @mutant("G12", "bounds.an_overflow_dead_letters_the_oldest_of_the_lowest_priority")
 class OverflowTakesTheHighest(MemoryQueue):
-    """A full queue makes room by the highest priority."""
+    """A full queue evicts its highest priority."""
 
     def evict(self) -> Message:
         copy = self.copies[
@@ -104,7 +104,7 @@ class OverflowTakesTheHighest(MemoryQueue):
 
 @mutant("G12", "bounds.an_overflow_leaves_a_record")
 class OverflowDrops(MemoryStore):
-    """A full queue makes room without a dead letter."""
+    """A full queue evicts without a dead letter."""
 
     def _overflow(self, queue: MemoryQueue, now: float, wall: float, touched: Touched) -> None:
         queue.evict()
@@ -115,7 +115,7 @@ class OverflowDrops(MemoryStore):
 
 @mutant("G11", "browse.browsing_changes_nothing")
 class PeekConsumes(MemoryQueue):
-    """What was looked at is gone."""
+    """Browsed messages are removed."""
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
         page = super().browse(limit, after, now)
@@ -126,7 +126,7 @@ class PeekConsumes(MemoryQueue):
 
 @mutant("G11", "browse.browsing_changes_nothing")
 class PeekMarks(MemoryQueue):
-    """What was looked at counts as handed out before."""
+    """Browsed messages are marked as redelivered."""
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
         page = super().browse(limit, after, now)
@@ -137,7 +137,7 @@ class PeekMarks(MemoryQueue):
 
 @mutant("G11", "browse.browsing_shows_the_order_of_delivery")
 class BrowsesInTheOrderOfPublishing(MemoryQueue):
-    """`browse` does not show the order of delivery."""
+    """`browse` does not list messages in delivery order."""
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
         page = super().browse(1_000_000, after, now)
@@ -146,7 +146,7 @@ class BrowsesInTheOrderOfPublishing(MemoryQueue):
 
 @mutant("G11", "browse.pages_join_to_the_whole")
 class PagesOverlap(MemoryQueue):
-    """The last of one page is the first of the next."""
+    """The last entry of one page is the first of the next."""
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
         page = super().browse(1_000_000, None, now)
@@ -157,7 +157,7 @@ class PagesOverlap(MemoryQueue):
 
 @mutant("G11", "browse.browsing_shows_the_order_of_delivery")
 class BrowseHidesDelayed(MemoryQueue):
-    """`browse` does not show what is delayed."""
+    """`browse` leaves out delayed messages."""
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
         return [entry for entry in super().browse(limit, after, now) if entry.state == "ready"]
@@ -165,7 +165,7 @@ class BrowseHidesDelayed(MemoryQueue):
 
 @mutant("G11", "browse.taking_leases_the_chosen_and_leaves_the_rest")
 class TakesTheFirst(MemoryQueue):
-    """`take` leases as many as were chosen, from the head."""
+    """`take` claims messages from the head, as many as were chosen."""
 
     def take(self, holder: Holder, keys: Sequence[str], until: float, now: float) -> list[Delivery]:
         first = [entry.key for entry in self.browse(len(keys), None, now)]
@@ -174,7 +174,7 @@ class TakesTheFirst(MemoryQueue):
 
 @mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
 class PurgeLeavesDelayed(MemoryQueue):
-    """What is delayed is still there after a purge."""
+    """A purge leaves delayed messages."""
 
     def purge(self) -> int:
         gone = [copy for copy in self.copies.values() if copy.state == "ready"]
@@ -185,7 +185,7 @@ class PurgeLeavesDelayed(MemoryQueue):
 
 @mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
 class PurgeTakesWhatIsHeld(MemoryQueue):
-    """A purge takes what a consumer holds."""
+    """A purge removes what a consumer holds."""
 
     def purge(self) -> int:
         held = list(self.leases.values())
@@ -196,7 +196,7 @@ class PurgeTakesWhatIsHeld(MemoryQueue):
 
 @mutant("G2", "browse.a_purge_empties_the_queue_and_its_quarantine")
 class PurgeForgetsTheQuarantine(MemoryStore):
-    """What is in the quarantine is still there after a purge."""
+    """A purge leaves messages in the quarantine."""
 
     def purge(self, name: str, now: float) -> int:
         with self._lock:
@@ -205,7 +205,7 @@ class PurgeForgetsTheQuarantine(MemoryStore):
 
 @mutant("G11", "browse.counts_tell_ready_leased_and_delayed_apart")
 class CountsDelayedAsReady(MemoryStore):
-    """The count of ready messages has the delayed ones in it."""
+    """The count of ready messages includes the delayed ones."""
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
         counts = super()._count(queue, now)
@@ -214,7 +214,7 @@ class CountsDelayedAsReady(MemoryStore):
 
 @mutant("G16", "browse.counts_tell_what_a_queue_was_declared_with")
 class CountsTellNoSettings(MemoryStore):
-    """What a queue was declared with is told without its settings."""
+    """`QueueCounts.spec` lacks the settings."""
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
         bare = QueueSpec(
@@ -225,7 +225,7 @@ class CountsTellNoSettings(MemoryStore):
 
 @mutant("G11", "browse.a_quarantine_counts_in_its_queue_and_is_not_listed")
 class CountsWithoutTheQuarantine(MemoryStore):
-    """What is in a queue's quarantine is not counted."""
+    """Messages in the quarantine are not counted."""
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
         counts = super()._count(queue, now)
@@ -234,7 +234,7 @@ class CountsWithoutTheQuarantine(MemoryStore):
 
 @mutant("G11", "browse.the_totals_only_grow")
 class TotalsSink(MemoryStore):
-    """`published` counts what is there, and sinks with each settlement."""
+    """`published` is the number of stored messages, and goes down with each settlement."""
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
         return replace(super()._count(queue, now), published=len(queue.copies))
@@ -245,7 +245,7 @@ class TotalsSink(MemoryStore):
 
 @mutant("G14", "routing.other_settings_are_a_mismatch")
 class ForgetsAMismatch(MemoryStore):
-    """A queue that is declared again with other settings stays as it is, without a word."""
+    """Declaring a queue with other settings changes nothing and raises nothing."""
 
     def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
         super().declare([spec for spec in specs if spec.name not in self._queues], now, owner)
@@ -253,7 +253,7 @@ class ForgetsAMismatch(MemoryStore):
 
 @mutant("G14", "routing.declaring_again_changes_nothing")
 class DeclaringAgainEmpties(MemoryStore):
-    """A queue that is declared again is empty."""
+    """Declaring a queue again empties it."""
 
     def declare(self, specs: Sequence[QueueSpec], now: float, owner: Holder | None = None) -> None:
         super().declare(specs, now, owner)
@@ -263,7 +263,7 @@ class DeclaringAgainEmpties(MemoryStore):
 
 @mutant("G1", "routing.subscribing_to_a_missing_queue_is_not_found")
 class SubscribesToNothing(MemoryStore):
-    """A queue that is not there can be consumed: it is made."""
+    """Subscribing to a missing queue creates it."""
 
     def subscribe(self, name: str, holder: Holder, now: float) -> None:
         if name not in self._queues:
@@ -273,7 +273,7 @@ class SubscribesToNothing(MemoryStore):
 
 @mutant("G15", "routing.a_clean_up_leaves_nothing_behind")
 class DeleteKeepsBindings(MemoryStore):
-    """The bindings to a deleted queue stay."""
+    """Bindings to a deleted queue stay."""
 
     def _remove(self, queue: MemoryQueue) -> None:
         kept = [binding for binding in self._bindings.of(None) if binding.queue == queue.spec.name]
@@ -283,7 +283,7 @@ class DeleteKeepsBindings(MemoryStore):
 
 @mutant("G14", "browse.the_consumers_of_a_deleted_queue_learn_it")
 class ConsumersOfADeletedQueueWaitOn(MemoryStore):
-    """Who consumes a deleted queue does not learn it."""
+    """Consumers of a deleted queue are not told."""
 
     def claim(
         self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False
@@ -296,7 +296,7 @@ class ConsumersOfADeletedQueueWaitOn(MemoryStore):
 
 @mutant("G2", "browse.a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked")
 class DeletesWhatIsNotEmpty(MemoryStore):
-    """`if_empty` and `if_unused` change nothing."""
+    """`if_empty` and `if_unused` are ignored."""
 
     def delete(
         self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False
@@ -306,7 +306,7 @@ class DeletesWhatIsNotEmpty(MemoryStore):
 
 @mutant("G1", "browse.who_only_publishes_goes_on")
 class RemembersWhatItDeclared(MemoryBackend):
-    """What an instance has declared once it never declares again, though another has deleted it."""
+    """An instance declares a queue only once, though another has deleted it."""
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         known: set[str] = self.__dict__.setdefault("known", set())
@@ -316,7 +316,7 @@ class RemembersWhatItDeclared(MemoryBackend):
 
 @mutant("G11", "dead-letter.retention_lets_dead_letters_go")
 class RetentionIgnored(MemoryQueue):
-    """A dead letter stays for ever, whatever its queue's retention."""
+    """Dead letters are never removed, whatever the retention."""
 
     def _index(self, copy: Copy) -> None:
         if copy.message.expires_at is not None:
@@ -325,7 +325,7 @@ class RetentionIgnored(MemoryQueue):
 
 @mutant("G16", "capability.a_queue_takes_other_settings")
 class AlterChangesNothing(MemoryStore):
-    """A queue that is altered stays as it is, without a word."""
+    """Altering a queue changes nothing and raises nothing."""
 
     def alter(self, name: str, settings: Alterations, now: float) -> None:
         super().alter(name, {}, now)
@@ -333,7 +333,7 @@ class AlterChangesNothing(MemoryStore):
 
 @mutant("G16", "capability.a_queue_takes_other_settings")
 class AlterTakesTheRestAway(MemoryStore):
-    """Settings that are left out are lost."""
+    """Altering a queue loses the settings that are not given."""
 
     def alter(self, name: str, settings: Alterations, now: float) -> None:
         bare: Alterations = {
@@ -347,7 +347,7 @@ class AlterTakesTheRestAway(MemoryStore):
 
 @mutant("G2", "capability.a_queue_takes_other_settings")
 class AlterEmptiesTheQueue(MemoryStore):
-    """A queue that is altered is made anew."""
+    """Altering a queue empties it."""
 
     def alter(self, name: str, settings: Alterations, now: float) -> None:
         super().alter(name, settings, now)
@@ -356,7 +356,7 @@ class AlterEmptiesTheQueue(MemoryStore):
 
 @mutant("G6", "capability.a_queue_takes_other_settings")
 class AlterSparesWhatIsThere(MemoryQueue):
-    """A new retention counts for the dead letters to come, and not for those that are there."""
+    """A new retention applies only to later dead letters."""
 
     def alter(self, spec: QueueSpec) -> None:
         super().alter(spec)
@@ -368,7 +368,7 @@ class AlterSparesWhatIsThere(MemoryQueue):
 
 @mutant("G15", "routing.every_instance_sees_the_same_bindings")
 class BindingsOfOneProcess(MemoryBackend):
-    """Bindings live in the instance that made them."""
+    """Bindings are stored in the instance that made them."""
 
     @property
     def _own(self) -> Bindings:
@@ -384,7 +384,7 @@ class BindingsOfOneProcess(MemoryBackend):
 
 @mutant("G15", "routing.every_instance_sees_the_same_bindings")
 class UnbindIgnored(MemoryStore):
-    """A binding that was removed is still there."""
+    """A removed binding still applies."""
 
     def unbind(self, bindings: Sequence[Binding]) -> None:
         pass
@@ -392,7 +392,7 @@ class UnbindIgnored(MemoryStore):
 
 @mutant("G15", "routing.a_router_has_one_kind")
 class RouterOfTwoKinds(MemoryStore):
-    """A router that exists with another kind is taken as it is, without a word."""
+    """Binding a router of another kind raises nothing."""
 
     def bind(self, bindings: Sequence[Binding]) -> None:
         kinds = {binding.router: binding.kind for binding in self.bindings()}
@@ -403,7 +403,7 @@ class RouterOfTwoKinds(MemoryStore):
 
 @mutant("G15", "routing.a_message_goes_to_the_queues_that_match")
 class BindsOnlyTheLast(MemoryStore):
-    """A router has one binding: the last."""
+    """A router keeps only its last binding."""
 
     def bind(self, bindings: Sequence[Binding]) -> None:
         self.unbind([old for new in bindings for old in self.bindings(new.router)])

@@ -1,4 +1,4 @@
-"""Mutants of a broker that comes back, of answers that do not come, and of a queue that another process deletes."""
+"""Mutants of restarts, of lost answers, and of queues that another process deletes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNANSWERED = "recovery.a_move_without_an_answer_keeps_its_source"
 
 @mutant("G1", "recovery.a_name_is_known_after_a_restart")
 class ForgetsNamesAtARestart(MemoryQueue):
-    """The window of known names is in the server's memory alone, and DEDUP does not say so."""
+    """The dedup window does not survive a restart, and DEDUP does not state that."""
 
     def restarted(self) -> None:
         self.window = Window(600.0, 1_000_000)
@@ -27,7 +27,7 @@ class ForgetsNamesAtARestart(MemoryQueue):
 
 @mutant("G3", _UNANSWERED)
 class LetsGoOfASourceWithoutAnAnswer(BreakableSubscription):
-    """The source of a Move is acked although nobody has confirmed the successor, which gets lost."""
+    """A Move removes its source before the successor is confirmed, which is then lost."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         alone = [Ack(it.receipt) for it in batch] if self.muted else batch
@@ -36,7 +36,7 @@ class LetsGoOfASourceWithoutAnAnswer(BreakableSubscription):
 
 @mutant("G3", _UNANSWERED)
 class AcksBesideThePublish(NetBackend):
-    """Without ATOMIC_MOVE, the ack of the source is sent with the successor, and not after its confirm."""
+    """Without ATOMIC_MOVE, the ack of the source is sent before the successor's confirm."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -51,7 +51,7 @@ class AcksBesideThePublish(NetBackend):
 
 @mutant("G3", _UNANSWERED)
 class TakesSilenceForDone(BreakableSubscription):
-    """What was sent is said to be done."""
+    """A settlement is Done once it is sent."""
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         settled = await super().settle(batch, timeout=timeout)
@@ -60,7 +60,7 @@ class TakesSilenceForDone(BreakableSubscription):
 
 @mutant("G14", _DELETED, "recovery.a_worker_goes_on_when_another_process_deleted_its_queue")
 class LearnsOfNoDeleteByAnother(BreakableSubscription):
-    """A consumer is told of a delete by its own instance alone, and waits for messages of a queue that is not there."""
+    """A consumer learns of a delete by its own instance only."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         try:
@@ -74,7 +74,7 @@ class LearnsOfNoDeleteByAnother(BreakableSubscription):
 
 @mutant("G14", _DELETED)
 class TakesADeletedQueueForALoss(BreakableSubscription):
-    """The connection is said to be lost, with all that others do on it."""
+    """A delete by another process is reported as a lost connection."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         try:

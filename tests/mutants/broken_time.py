@@ -1,4 +1,4 @@
-"""Mutants of expiry, delay and lease: what time does to a message."""
+"""Mutants of expiry, delay and lease."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mqcore_memory.waiting import Holder
 
 @mutant("G6", "ttl.a_late_answer_to_a_claim_makes_no_life_longer")
 class CountsALifeFromTheAnswer(BreakableSubscription):
-    """What a message has left is said as it was at the claim, however late the answer comes."""
+    """`expires_in` is that of the claim, however late the answer arrives."""
 
     def aged(self, delivery: Delivery, late: float) -> Delivery:
         return delivery
@@ -29,7 +29,7 @@ class CountsALifeFromTheAnswer(BreakableSubscription):
 
 @mutant("G6", "ttl.an_expired_message_is_handed_out_as_expired")
 class NeverExpires(MemoryQueue):
-    """A message that has expired does not say so."""
+    """An expired message is not reported as expired."""
 
     def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
         return replace(super()._lease(copy, holder, until, now), expires_in=None)
@@ -37,7 +37,7 @@ class NeverExpires(MemoryQueue):
 
 @mutant("G6", "ttl.expired_and_living_messages_do_not_stand_in_each_others_way")
 class ExpiresOnlyAtTheHead(MemorySubscription):
-    """Only the first of what is received is looked at for its expiry."""
+    """Only the first message of a receive is checked for expiry."""
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         got = await super().receive(limit, timeout)
@@ -46,7 +46,7 @@ class ExpiresOnlyAtTheHead(MemorySubscription):
 
 @mutant("G6", "ttl.a_sweep_finds_the_expired_wherever_they_stand")
 class SweepsOnlyTheHead(MemoryQueue):
-    """A sweep finds what has expired only where it is next in line."""
+    """A sweep finds expired messages at the head only."""
 
     def sweep(self, holder: Holder, limit: int, until: float, now: float) -> list[Delivery]:
         head = min(
@@ -61,7 +61,7 @@ class SweepsOnlyTheHead(MemoryQueue):
 
 @mutant("G6", "ttl.an_expired_message_is_handed_out_as_expired")
 class DropsWhatExpired(MemoryQueue):
-    """The broker itself takes away what has expired, and nobody hears of it."""
+    """The broker removes expired messages by itself."""
 
     def tick(self, now: float) -> None:
         super().tick(now)
@@ -99,7 +99,7 @@ class MoveWindsTheClockBack(MemoryStore):
 
 @mutant("G6", "ttl.the_wait_of_a_retry_does_not_stop_the_clock")
 class MoveForgetsTheExpiry(MemoryStore):
-    """A retried message lives for ever."""
+    """A retried message never expires."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -121,7 +121,7 @@ class DeadLettersExpireAgain(MemoryStore):
 
 @mutant("G6", "ttl.a_move_copies_the_expiry_and_the_target_adds_none")
 class QueueTtlAppliesToMoves(MemoryStore):
-    """What is moved into a queue gets that queue's ttl."""
+    """A moved message gets the ttl of its target queue."""
 
     def _store_successor(
         self, entry: Copy, out: Outgoing, now: float, touched: Touched
@@ -134,7 +134,7 @@ class QueueTtlAppliesToMoves(MemoryStore):
 
 @mutant("G6", "ttl.the_shorter_ttl_wins")
 class MessageTtlWins(MemoryStore):
-    """A message's own ttl wins over the queue's shorter one."""
+    """A message's own ttl applies, though the queue's is shorter."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         outcome = super()._publish(out, now, wall, touched)
@@ -160,7 +160,7 @@ class LivesFromDue(MemoryQueue):
 
 @mutant("G7", "delay.a_delayed_message_comes_at_its_time")
 class DelayIgnored(MemoryQueue):
-    """DELAY is claimed, and everything is there at once."""
+    """DELAY is claimed, and every message is ready at once."""
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
         super().put(message, now)
@@ -184,7 +184,7 @@ class LateDelay(MemoryQueue):
 
 @mutant("G7", "delay.a_short_delay_is_not_stuck_behind_a_long_one")
 class LongDelayBlocksAShortOne(MemoryQueue):
-    """A delay does not end before those that began before it, as in a queue with a ttl for each message."""
+    """A delay does not end before those that began earlier, as with a ttl for each message."""
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
         before = max(
@@ -195,7 +195,7 @@ class LongDelayBlocksAShortOne(MemoryQueue):
 
 @mutant("G7", "delay.delays_that_end_together_lose_nobody")
 class DueInTheOrderOfPublishing(MemoryQueue):
-    """What fell due since somebody looked comes in the order of publishing."""
+    """Messages that fell due since the last receive come in publish order."""
 
     def tick(self, now: float) -> None:
         delayed = [number for number, copy in self.copies.items() if copy.state == "delayed"]
@@ -212,7 +212,7 @@ class DueInTheOrderOfPublishing(MemoryQueue):
 
 @mutant("G7", "delay.delayed_messages_take_no_consumer_and_no_prefetch")
 class DelayedHoldPrefetch(MemoryQueue):
-    """What is delayed counts as handed out."""
+    """Delayed messages count against the prefetch."""
 
     def claim(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
         return super().claim(
@@ -226,7 +226,7 @@ class DelayedHoldPrefetch(MemoryQueue):
 
 @mutant("G7", "delay.a_delayed_message_comes_at_its_time")
 class DueWakesNobody(MemoryQueue):
-    """Who waits in an idle queue does not hear that a delay has ended."""
+    """A consumer that waits in an idle queue is not woken at the end of a delay."""
 
     def next_event(self) -> float:
         return self._ends.first()
@@ -245,7 +245,7 @@ class SecondDelayIgnored(MemoryStore):
 
 @mutant("G7", "delay.who_publishes_a_delay_may_leave")
 class DelayedGoWithTheirPublisher(MemoryBackend):
-    """What is delayed is kept by who published it, and goes with him."""
+    """Delayed messages are stored in the publisher, and lost with it."""
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
         self.__dict__.setdefault("mine", set()).update(out.message.id for out in batch if out.delay)
@@ -262,7 +262,7 @@ class DelayedGoWithTheirPublisher(MemoryBackend):
 
 @mutant("G7", "delay.a_delay_above_the_maximum_is_refused")
 class ClampsADelay(MemoryStore):
-    """A delay above the declared maximum is shortened without a word."""
+    """A delay above the declared maximum is shortened silently."""
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         return super()._publish(
@@ -275,7 +275,7 @@ class ClampsADelay(MemoryStore):
 
 @mutant("G5", "lease.a_lease_that_is_not_renewed_ends")
 class LeaseNeverEnds(MemoryQueue):
-    """What a consumer holds is his for ever."""
+    """Leases never end."""
 
     def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
         return super()._lease(copy, holder, inf, now)
@@ -294,7 +294,7 @@ class LeaseEndsEarly(MemoryQueue):
 
 @mutant("G5", "lease.a_lease_that_is_not_renewed_ends")
 class EndOfLeaseWakesNobody(MemoryQueue):
-    """Who waits in an idle queue does not hear that a lease has ended."""
+    """A consumer that waits in an idle queue is not woken at the end of a lease."""
 
     def next_event(self) -> float:
         return self._delays.first()
@@ -302,7 +302,7 @@ class EndOfLeaseWakesNobody(MemoryQueue):
 
 @mutant("G5", "lease.a_renewed_lease_holds")
 class RenewLies(MemoryQueue):
-    """A renewal is answered yes, and the lease ends as before."""
+    """A renewal is answered True, and the lease ends as before."""
 
     def renew(self, receipt: bytes, until: float) -> bool:
         return receipt in self.leases
@@ -310,7 +310,7 @@ class RenewLies(MemoryQueue):
 
 @mutant("G5", "lease.what_was_settled_cannot_be_renewed")
 class RenewsWhatIsLost(MemoryQueue):
-    """The renewal of a lost claim is answered yes."""
+    """The renewal of a lost claim is answered True."""
 
     def renew(self, receipt: bytes, until: float) -> bool:
         super().renew(receipt, until)
@@ -319,7 +319,7 @@ class RenewsWhatIsLost(MemoryQueue):
 
 @mutant("G5", "lease.any_open_instance_may_renew_and_settle")
 class OnlyTheOwnerRenews(MemoryBackend):
-    """An instance renews only what it received itself, so that the renewing thread cannot."""
+    """An instance renews only what it received itself; the renewing thread has another."""
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         mine = {subscription._holder for subscription in self._subscriptions}
@@ -333,7 +333,7 @@ class OnlyTheOwnerRenews(MemoryBackend):
 
 @mutant("G5", "lease.a_lease_that_is_not_renewed_ends")
 class TakeoverLoses(MemoryQueue):
-    """What is held when its lease ends is gone."""
+    """Messages whose lease ends are lost."""
 
     def tick(self, now: float) -> None:
         while (receipt := self._ends.pop(now + TICK)) is not None:
@@ -343,7 +343,7 @@ class TakeoverLoses(MemoryQueue):
 
 @mutant("G4", "lease.a_lease_that_is_not_renewed_ends")
 class TakeoverWithoutACount(MemoryQueue):
-    """What comes back when its lease ends is not counted as taken over."""
+    """Messages whose lease ended are not counted as taken over."""
 
     def tick(self, now: float) -> None:
         while (receipt := self._ends.pop(now + TICK)) is not None:
@@ -353,7 +353,7 @@ class TakeoverWithoutACount(MemoryQueue):
 
 @mutant("G5", "lease.the_late_settlement_of_an_old_owner_is_stale")
 class SettlesForAStaleOwner(MemoryQueue):
-    """A receipt names the message and not the claim: whoever held it once can settle it for its new owner."""
+    """A receipt names the message and not the claim: an old owner can settle it."""
 
     def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
         delivery = super()._lease(copy, holder, until, now)
@@ -366,7 +366,7 @@ class SettlesForAStaleOwner(MemoryQueue):
 
 @mutant("G5", "lease.an_ended_lease_gives_its_owner_room_again")
 class HeldForEverByADeadOwner(MemoryQueue):
-    """The room of what came back by itself is not given back to the consumer."""
+    """A message whose lease ended still counts against the prefetch."""
 
     def release(self, copy: Copy, *, lost: bool) -> None:
         holder: Any = copy.holder

@@ -1,4 +1,4 @@
-"""What a mutant is: the memory backend with one class of it broken, made for one guarantee, and who must catch it.
+"""A mutant: the memory backend with one class broken, and the cases that must catch it.
 
     @mutant("G8", "priority.the_highest_goes_first")
     class PriorityReversed(MemoryQueue):
@@ -41,7 +41,7 @@ T = TypeVar("T", bound=type)
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mutant; `broken` is None for the control, which is whole."""
+    """One mutant; `broken` is None for the control, which is correct."""
 
     name: str
     guarantee: str
@@ -83,7 +83,7 @@ def all_mutants() -> list[Mutant]:
 
 
 def caught(found: Mutant, cases: Sequence[Case] | None = None) -> Iterator[Result]:
-    """Run cases, those that it names unless others are given, and yield what fails."""
+    """Run these cases, by default those it names, and yield what fails."""
     for case in found.named() if cases is None else cases:
         result = run_case(case, MutantHarness(found.broken))
         if result.status == "failed":
@@ -128,14 +128,14 @@ class MutantHarness(MemoryHarness):
         return backend
 
     async def restart(self) -> None:
-        """All connections are lost, and what is in the store stays, but for what a mutant of the queue forgets."""
+        """All connections are lost, and the store is kept, except what a mutant forgets."""
         for backend in list(self._net.connected):
             await backend.fail(ConnectionLost("the server was killed"))
         for queue in self._store._queues.values():
             getattr(queue, "restarted", lambda: None)()
 
     async def stored(self, body: bytes) -> Mapping[str, int]:
-        """Look into every queue that the store has anywhere."""
+        """Search every queue of the store."""
         shelves = [value for value in vars(self._store).values() if isinstance(value, dict)]
         queues = {
             name: it
@@ -149,7 +149,7 @@ class MutantHarness(MemoryHarness):
         }
 
     def has(self, hook: str) -> bool:
-        """Only what goes through the network, and learns of its loss, can be cut, muted and restarted."""
+        """Only a backend with a network can be cut, muted and restarted."""
         breaks = issubclass(self._backend, NetBackend) and issubclass(
             self._subscription, BreakableSubscription
         )
@@ -159,7 +159,7 @@ class MutantHarness(MemoryHarness):
 
 
 def _copies(queue: MemoryQueue) -> list[Copy]:
-    """Return all copies that a queue has in whatever list or dict."""
+    """Return all copies of a queue, in any list or dict."""
     shelves = [
         list(value.values()) if isinstance(value, dict) else value for value in vars(queue).values()
     ]
@@ -181,5 +181,5 @@ class _Store(MemoryStore):
 
 
 def changed(out: Outgoing, **changes: Any) -> Outgoing:
-    """Return it with these fields of its message changed."""
+    """Return the delivery with these fields of its message changed."""
     return replace(out, message=replace(out.message, **changes))

@@ -1,8 +1,9 @@
-"""A network for the memory backend, so that it can fall silent: only then is there a loss that a mutant can overlook.
+"""A network for the memory backend that can fall silent, so that mutants can miss a loss.
 
-cut ──► publish: unknown at its deadline, open: an error after 5 s ──10 s──► subscriptions fail,
-then `lost` is called muted ──► settle: done by the store, unknown at its deadline          refuses
-──► open: an error at once
+cut     publish: unknown at its deadline; open: an error after 5 s;
+        after 10 s subscriptions fail, then `lost` is called
+muted   settle: done by the store, unknown at its deadline
+refuses open: an error at once
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["BreakableSubscription", "Net", "NetBackend"]
 
 _ANSWERED = 0.05
-"""Seconds, at most, from the end of a mute until what it has held back is heard."""
+"""Seconds, at most, from the end of a mute until what it held back is delivered."""
 _CONNECT, _NOTICED = 5.0, 10.0
-"""Seconds: until a connect is given up, and until an open connection is believed to be dead."""
+"""Seconds until a connect is given up, and until an open connection is considered dead."""
 
 
 class Net:
-    """What lies between the instances and their store."""
+    """The network between the instances and their store."""
 
     def __init__(self) -> None:
         self.silent = False
@@ -50,7 +51,7 @@ class Net:
 
     @asynccontextmanager
     async def cut(self, clock: Clock) -> AsyncIterator[None]:
-        """Let nothing through; who is connected notices after a while."""
+        """Let nothing through; connected instances notice after a while."""
 
         async def notice() -> None:
             await clock.sleep(_NOTICED)
@@ -81,7 +82,7 @@ class BreakableSubscription(MemorySubscription):
     backend: NetBackend
 
     async def fail(self, error: Exception) -> None:
-        """Hear of the loss."""
+        """Note the loss."""
         self.error = error
         await self.close()
 
@@ -96,7 +97,7 @@ class BreakableSubscription(MemorySubscription):
         return [self.aged(delivery, late) for delivery in got] if late else got
 
     def aged(self, delivery: Delivery, late: float) -> Delivery:
-        """Return a delivery as it is when the answer to its claim was late: it has less time left."""
+        """Return a delivery as its late answer describes it: with less time left."""
         left = delivery.expires_in
         return delivery if left is None else replace(delivery, expires_in=left - late)
 
@@ -169,7 +170,7 @@ class NetBackend(MemoryBackend):
         return await super().delete(queue, if_empty=if_empty, if_unused=if_unused)
 
     async def fail(self, error: Exception) -> None:
-        """Be told by the network that nobody is there any more."""
+        """Note that the network reports the peer as gone."""
         for subscription in list(self._subscriptions):
             if isinstance(subscription, BreakableSubscription):
                 await subscription.fail(error)

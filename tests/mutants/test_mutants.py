@@ -1,4 +1,4 @@
-"""The kit is tested by what it must catch: each mutant breaks one guarantee, and one of the cases that it names fails."""
+"""Tests of the kit: each mutant breaks one guarantee, and one of the cases it names must fail."""
 
 from __future__ import annotations
 

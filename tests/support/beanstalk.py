@@ -1,4 +1,4 @@
-"""beanstalkd and its backend, the second worked example of the plugin author's guide, for the tests of both."""
+"""beanstalkd and its backend, the second example of the plugin author's guide."""
 
 from __future__ import annotations
 

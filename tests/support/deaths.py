@@ -1,4 +1,4 @@
-"""An app whose worker processes die, and a way to run many of them on a real broker: what the fault tests stand on.
+"""An app whose worker processes die, and a way to run many of them on a real broker.
 
 Each word that a handler writes goes to one log file, appended in one system call, so that several
 processes can write it.
@@ -38,7 +38,10 @@ def write(*words: object) -> None:
     lease=LEASE,
 )
 async def die_or_do(what: str, ctx: Context) -> None:
-    """`poison` kills the process, `sleep` outlives every test, `for-0.5-…` takes half a second, all else some milliseconds."""
+    """`poison` kills the process, `sleep` outlives every test, `for-0.5-…` takes half a second.
+
+    All else takes some milliseconds.
+    """
     write("started", time.time(), what, ctx.attempt, os.getpid())
     if what.startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -48,7 +51,7 @@ async def die_or_do(what: str, ctx: Context) -> None:
 
 
 class Workers:
-    """Worker processes of this app on one broker, and the log they write; all are dead when the block ends."""
+    """Worker processes of this app on one broker, and their log; the block ends them all."""
 
     def __init__(self, url: str, queue: str, folder: Path, **settings: int) -> None:
         self.log = folder / "log"

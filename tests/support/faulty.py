@@ -54,7 +54,7 @@ _KINDS = {Broken: ErrorKind.TRANSIENT, WrongPassword: ErrorKind.DENIED}
 
 
 class Faults:
-    """What is planned, what has happened, and the hand that pulls the plug."""
+    """The planned faults, what has happened, and a way to break connections."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -68,7 +68,7 @@ class Faults:
         self._plans[point].extend(faults)
 
     def forget(self, point: str) -> None:
-        """Plan nothing any more."""
+        """Drop all planned faults."""
         self._plans[point].clear()
 
     def take(self, point: str) -> Fault | None:
@@ -82,7 +82,7 @@ class Faults:
 
 
 def raised(error: Exception) -> Fault:
-    """Nothing was done."""
+    """The call does nothing."""
 
     async def fault(_backend: FaultyBackend, _do: Do, _batch: Sequence[Any]) -> Any:
         raise error
@@ -91,7 +91,7 @@ def raised(error: Exception) -> Fault:
 
 
 def raised_after(seconds: float, error: Exception) -> Fault:
-    """Nothing is done, and after a while of the clock that is said."""
+    """The call does nothing, and reports it after a while of the clock."""
 
     async def fault(backend: FaultyBackend, _do: Do, _batch: Sequence[Any]) -> Any:
         await backend.clock.sleep(seconds)
@@ -101,7 +101,7 @@ def raised_after(seconds: float, error: Exception) -> Fault:
 
 
 def lost() -> Fault:
-    """The connection breaks before anything was done."""
+    """The connection breaks before the call takes effect."""
 
     async def fault(backend: FaultyBackend, _do: Do, _batch: Sequence[Any]) -> Any:
         backend.lose()
@@ -111,7 +111,7 @@ def lost() -> Fault:
 
 
 def lost_answer() -> Fault:
-    """It was done, and the connection breaks before the answer."""
+    """The call takes effect, and the connection breaks before the answer."""
 
     async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         await do(batch)
@@ -122,7 +122,7 @@ def lost_answer() -> Fault:
 
 
 def dropped_answer() -> Fault:
-    """It was done, and no answer ever came."""
+    """The call takes effect, and is never answered."""
 
     async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         await do(batch)
@@ -132,7 +132,7 @@ def dropped_answer() -> Fault:
 
 
 def answered(outcome: Outcome | Settled) -> Fault:
-    """Nothing was done, and each item is answered so."""
+    """The call does nothing, and each item is answered so."""
 
     async def fault(_backend: FaultyBackend, _do: Do, batch: Sequence[Any]) -> Any:
         return [outcome] * len(batch)
@@ -145,7 +145,7 @@ def failed(kind: ErrorKind = ErrorKind.TRANSIENT) -> Fault:
 
 
 def first_failed(kind: ErrorKind) -> Fault:
-    """Of a batch, the first is refused and the rest is done."""
+    """The first item of a batch is refused and the others take effect."""
 
     async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         return [Failed(kind, "refused by the test"), *await do(batch[1:])]
@@ -154,7 +154,7 @@ def first_failed(kind: ErrorKind) -> Fault:
 
 
 def slow(seconds: float) -> Fault:
-    """It is done after a while of the clock."""
+    """The call takes effect after a while of the clock."""
 
     async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         await backend.clock.sleep(seconds)
@@ -164,7 +164,7 @@ def slow(seconds: float) -> Fault:
 
 
 def late_answer(seconds: float) -> Fault:
-    """It is done at once, and the answer comes after a while of the clock."""
+    """The call takes effect at once, and is answered after a while of the clock."""
 
     async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         answer = await do(batch)
@@ -175,7 +175,7 @@ def late_answer(seconds: float) -> Fault:
 
 
 def stored_first(seconds: float) -> Fault:
-    """A Move takes two steps: its successor is stored at once, and the source is let go when that is confirmed, after a while."""
+    """A Move takes two steps: the successor is stored at once, the source removed after a while."""
 
     async def fault(backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         await MemoryBackend.publish(
@@ -188,7 +188,7 @@ def stored_first(seconds: float) -> Fault:
 
 
 def undisturbed() -> Fault:
-    """It is done, and what is planned next meets a later call."""
+    """The call takes effect, and the next fault meets a later call."""
 
     async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         return await do(batch)
@@ -197,7 +197,7 @@ def undisturbed() -> Fault:
 
 
 def hung() -> Fault:
-    """It never returns."""
+    """The call never returns."""
 
     async def fault(_backend: FaultyBackend, _do: Do, _batch: Sequence[Any]) -> Any:
         await asyncio.Event().wait()
@@ -289,7 +289,7 @@ class FaultyBackend(MemoryBackend):
 
 
 class FaultySubscription(Subscription):
-    """One of an older generation raises, and answers stale where claims end with the connection."""
+    """A subscription of an older generation raises, or answers stale without leases."""
 
     def __init__(self, backend: FaultyBackend, inner: Subscription) -> None:
         self._backend = backend

@@ -1,4 +1,4 @@
-"""Worker processes that are killed one after another on one server, and a ledger that says what came of each message."""
+"""Worker processes killed in turn on one server, and a ledger of what became of each message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ LEAST = 0.05
 
 @dataclass(frozen=True)
 class Load:
-    """So many kills, `every` seconds apart; `rate` messages a second of up to `longest` seconds; `poisons` kill by themselves."""
+    """`kills`, `every` seconds apart; `rate` messages a second of up to `longest` seconds.
+
+    `poisons` kill their process by themselves.
+    """
 
     kills: int
     every: float
@@ -40,7 +43,7 @@ class Load:
 
 @dataclass
 class Ledger:
-    """What is known of each message beside what the broker says."""
+    """What is known about each message besides the broker's answers."""
 
     confirmed: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
@@ -62,13 +65,13 @@ class Ledger:
 
     @property
     def most_poison_starts(self) -> float:
-        """For each stored copy: where a Move is not one step, a crash inside it leaves a second one (G3)."""
+        """Stored copies: where a Move is not one step, a crash may leave a second one (G3)."""
         starts = {what: count for what, count in self.starts.items() if what.startswith("poison")}
         return max((count / max(self.dead[what], 1) for what, count in starts.items()), default=0)
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was lost, nobody died for another, and no killer was started too often."""
+        """Whether nothing was lost or blamed for another, and no killer was started too often."""
         return not self.lost and not self.innocents and self.most_poison_starts <= POISON_STARTS
 
     def read(self, log: Path) -> None:

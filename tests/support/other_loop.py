@@ -1,4 +1,4 @@
-"""Every call of a Broker by its name, and a way to make one from an event loop that is not the broker's."""
+"""Every call of a Broker by its name, and a way to make one from another event loop."""
 
 from __future__ import annotations
 
@@ -56,12 +56,14 @@ CALLS: Mapping[str, Callable[[Broker, Queue[str], Router[str], Consumer[str]], A
     "unwrap": _unwrap,
     "close": lambda broker, queue, router, consumer: broker.close(),
 }
-"""What an application can do with an open broker: each call takes the broker, a queue, a router and an open consumer.
-"""
+"""Calls on an open broker; each takes the broker, a queue, a router and an open consumer."""
 
 
 async def elsewhere(call: Callable[[], Awaitable[Any]], limit: float = 20.0) -> Exception | None:
-    """Make a call in an event loop of its own, in a thread, as `asyncio.run` in a thread pool does; return what it raised."""
+    """Make a call in a new event loop in a thread, and return what it raised.
+
+    An application does that with `asyncio.run` in a thread pool.
+    """
 
     async def attempt() -> Exception | None:
         try:

@@ -17,7 +17,7 @@ TWICE = RetryPolicy(max_attempts=2, backoff=fixed(0))
 
 
 class Deed(BaseModel):
-    """What a handler shall do, and where it leaves a word of it."""
+    """What a handler is to do, and where it writes a word about it."""
 
     what: str
     path: str = ""

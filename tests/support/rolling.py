@@ -1,4 +1,4 @@
-"""The app of the rolling restarts: each start, end and event is one line of a log that all workers share."""
+"""The app of the rolling restarts: each start, end and event is a line of a shared log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rolling restarts of worker processes on one server, and a ledger that says what came of each message."""
+"""Rolling restarts of workers on one server, and a ledger of what became of each message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Load:
 
 @dataclass
 class Ledger:
-    """What is known of each message beside what the broker says."""
+    """What is known about each message besides the broker's answers."""
 
     confirmed: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
@@ -165,7 +165,7 @@ async def publish(
 
 
 async def settle(url: str, queue: Queue[str], workers: Workers, ledger: Ledger) -> None:
-    """Let a last worker that nothing slows down handle what is left, and list the dead letters."""
+    """Let a last worker, which is not slowed down, handle the rest; list the dead letters."""
     await workers.start(url)
     async with Broker.connect(url) as broker:
         deadline, quiet = time.monotonic() + 60, 0

@@ -1,4 +1,4 @@
-"""A TCP proxy on 127.0.0.1 that passes a server's answers on late, each by a random time, in order."""
+"""A TCP proxy on 127.0.0.1 that delays a server's answers, each by a random time, in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ten round trips does not decide how long a campaign takes."""
 
 
 class SlowProxy:
-    """Listens on `port`; what the server at `host`:`port` answers arrives `least` to `late` seconds later."""
+    """Listens on `port`; answers of the server arrive `least` to `late` seconds later."""
 
     def __init__(self, host: str, port: int, late: float, seed: int) -> None:
         self._goal = (host, port)
@@ -22,7 +22,7 @@ class SlowProxy:
         self.late = late
         """Seconds that each answer is late at least, and at most; both may change at any time."""
         self.deaf = False
-        """Whether what clients send is thrown away, though they are told nothing of it."""
+        """Whether what clients send is dropped silently."""
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,7 +43,7 @@ class SlowProxy:
         await asyncio.sleep(0)  # the sockets are closed a turn later
 
     def reset(self) -> None:
-        """Break every connection, and hear again; new ones may be made."""
+        """Reset every connection and stop dropping; new ones may be made."""
         self.deaf = False
         for writer in self._writers:
             writer.transport.abort()
@@ -70,7 +70,7 @@ class SlowProxy:
         goal.close()
 
     async def _pass_on_late(self, source: asyncio.StreamReader, goal: asyncio.StreamWriter) -> None:
-        """Answers keep their order: each leaves when its time has come and all before it have left."""
+        """Forward answers in order, each when its time has come."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

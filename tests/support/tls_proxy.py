@@ -1,8 +1,7 @@
-"""What stands between a client and a real broker in a test: a certificate authority of its own, and a proxy that speaks TLS.
+"""Between a client and a real broker: a certificate authority, and a proxy that speaks TLS.
 
-A `TlsProxy` listens on a port of this machine, speaks TLS with the certificate that a test gives it, or
-plainly, and hands all on to the broker. It counts who connections: a client that is refused must not
-come again and again.
+A `TlsProxy` listens on a port of this machine, with TLS or without, and forwards everything to the
+broker. It counts connections: a client that is refused must not connect again and again.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Authority:
     def certificate(
         self, name: str, *, host: str = "IP:127.0.0.1,DNS:localhost", days: int = 2
     ) -> ssl.SSLContext:
-        """Return the TLS of a server whose certificate is for `host` and ends in so many days; -1: it has ended."""
+        """Return the TLS context of a server for `host`, valid for `days`; -1 is expired."""
         (self.folder / f"{name}.ext").write_text(
             f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n"
         )
@@ -89,10 +88,10 @@ class Authority:
 
 
 class TlsProxy:
-    """The way to a broker.
+    """A proxy to a broker.
 
-    `connections`: how many connections were made. `context`: its TLS from the next one on, None for
-    none.
+    `connections` counts the connections that were made. `context` is the TLS of the next ones, or
+    None.
     """
 
     def __init__(self, url: str, context: ssl.SSLContext | None) -> None:
@@ -114,13 +113,14 @@ class TlsProxy:
         path: str | None = None,
         query: str = "",
     ) -> str:
-        """Return the broker's URL by this proxy, with another login, path or query where one is given."""
+        """Return the broker's URL through this proxy, with other parts where given."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
         own, at, _ = self._parts.netloc.rpartition("@")
         login = f"{own}{at}" if login is None else f"{login}@"
         scheme = self._parts.scheme if self.context is None else TLS[self._parts.scheme]
-        return f"{scheme}://{login}{host}:{port}{self._parts.path if path is None else path}{query and '?'}{query}"
+        path = self._parts.path if path is None else path
+        return f"{scheme}://{login}{host}:{port}{path}{query and '?'}{query}"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -152,7 +152,7 @@ class TlsProxy:
             await asyncio.wait(self._tasks, timeout=5)
 
     async def close(self) -> None:
-        """Let nobody in any more."""
+        """Accept no more connections."""
         assert self._server is not None
         self._server.close()
         await self.cut()

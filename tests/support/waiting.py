@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 async def eventually(
     condition: Callable[[], object | Awaitable[object]], within: float = 5.0
 ) -> None:
-    """Return when the condition holds; raises `TimeoutError` when it does not within so many seconds."""
+    """Return when the condition holds. Raises `TimeoutError` after so many seconds."""
     async with asyncio.timeout(within):
         while not await _asked(condition):  # noqa: ASYNC110 - what happens in a thread or a process sets no event here
             await asyncio.sleep(0.001)

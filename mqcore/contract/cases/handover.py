@@ -28,7 +28,7 @@ _CANCELLED = "Subscription.receive: cancellation"
 _Waits = tuple["Subscription", "asyncio.Task[list[Delivery]]"]
 
 
-# What is on its way
+# Claims that are under way
 
 
 @case("G2", "G4", ids="C07 L03")
@@ -152,7 +152,7 @@ async def _cancelled(consumer: Subscription, limit: int, steps: int) -> list[Del
     return [] if isinstance(got, BaseException) else list(got)
 
 
-# Who is woken
+# Waking the next consumer
 
 
 async def _waiting(kit: Kit, queue: str, turn: int) -> tuple[list[_Waits], _Waits]:
@@ -198,7 +198,7 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
         for _ in range(turn):
             await asyncio.sleep(0)
         for goes, _ in going:
-            await goes.close()  # at once: who is woken must not get to run before it
+            await goes.close()  # without a wait: the woken consumer must not run before it
         began = kit.now
         kit.same(list(stored), [STORED], "stored", "Backend.publish")
         got = await kit.within(task)
@@ -225,9 +225,9 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
         Capability.LEASE
     )  # others are sent what falls due, and keep it
     look = (
-        "Subscription.close: who minds the next delay"
+        "Subscription.close: which consumer waits for the next delay"
         if closed
-        else f"{_CANCELLED}: who minds the next delay"
+        else f"{_CANCELLED}: which consumer waits for the next delay"
     )
     for turn in range(_TURNS):
         going, (stays, task) = await _waiting(kit, queue, turn)
@@ -310,7 +310,7 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
     _all_prompt(kit, late, limit, "the message after the rest of its delay,", look)
 
 
-# What somebody looks at
+# Browsing
 
 
 @case("G11", ids="X08", needs=(Capability.BROWSE,), protocols=(SupportsBrowse,))

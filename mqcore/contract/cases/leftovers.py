@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _REFUSED, _CLOSE, _LONG = 5.0, 2.0, 600.0
 """Seconds: limits for a refused connect and for a close, and a receive that the case ends."""
-_CLOSES = "Backend.close: let go of everything"
+_CLOSES = "Backend.close: release everything"
 _OPENS = "Backend.open: leave nothing open when it fails"
 _KEPT = "Subscription.settle: remove every trace of the message"
 _STEPS = (0, 1, 2, 3, 5, 8, 13, 21, 34)

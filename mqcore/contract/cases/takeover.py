@@ -21,7 +21,7 @@ TWICE = RetryPolicy(2, fixed(0.0))
 _COUNT = "Delivery.takeovers"
 
 
-# At the seam
+# At the backend interface
 
 
 @case("G4", ids="X07 R01")

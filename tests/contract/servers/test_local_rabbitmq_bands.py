@@ -1,4 +1,4 @@
-"""The smoke profile with three bands of priority, where eleven quorum queues for each queue are too many."""
+"""The smoke profile with three bands of priority instead of eleven quorum queues."""
 
 from __future__ import annotations
 

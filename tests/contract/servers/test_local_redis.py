@@ -1,4 +1,4 @@
-"""The smoke profile on an installed server, run as a private instance: what the way to a server could change."""
+"""The smoke profile on a private instance of an installed server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract on RabbitMQ 3.10, with classic queues: what an application gets that asks for nothing."""
+"""The contract on RabbitMQ 3.10 with classic queues, the default of an application."""
 
 from __future__ import annotations
 

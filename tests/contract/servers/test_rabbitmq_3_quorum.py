@@ -1,4 +1,4 @@
-"""The contract on RabbitMQ 3.10, with quorum queues: what an application gets that asks for more."""
+"""The contract on RabbitMQ 3.10 with quorum queues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers of these tests: each product and queue type once, each version where a test asks for it.
+"""The servers of these tests: each product and queue type once, versions on request.
 
 `--mqcore-broker` names others.
 """
@@ -53,7 +53,10 @@ def url(where: str, server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def measured(where: str, request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """A function that takes a figure into the run's summary: none of them is judged, so that a busy machine fails nothing."""
+    """A function that adds a figure to the run's summary.
+
+    Figures are not judged, so a busy machine fails nothing.
+    """
     figures = request.config.stash.setdefault(FIGURES, [])
 
     def note(what: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The broker itself is killed: nothing that was confirmed is lost, and work goes on by itself (G1, G7, G14)."""
+"""The broker is killed: nothing confirmed is lost, and work goes on by itself (G1, G7, G14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to messages when processes die, on real brokers: nothing is lost, and nobody is blamed for another (G4, G5)."""
+"""Processes die on real brokers: no message is lost, and none is blamed for another (G4, G5)."""
 
 from __future__ import annotations
 

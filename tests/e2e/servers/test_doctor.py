@@ -1,4 +1,4 @@
-"""What `mqcore doctor` says of real servers, well and unwell: the right words each time, never a password, never a long wait."""
+"""What `mqcore doctor` reports about real servers: the right words, no password, no long wait."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CANARY = "canary-password"
 
 
 def doctor(url: str) -> tuple[int, dict[str, object], str]:
-    """Run the command as a user would: exit code, what it says as JSON, and what it says to people."""
+    """Run the command as a user would: exit code, its JSON, and its text."""
     command = [sys.executable, "-m", "mqcore", "doctor", url]
     for_people = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     for_programs = subprocess.run(

@@ -1,4 +1,4 @@
-"""One application, unchanged, on memory and on a real broker: what a user sees of it must be the same, word for word (G17)."""
+"""One application, unchanged, on memory and on a real broker: a user sees the same (G17)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers are replaced one by one under load, while the broker's answers are late: a deployment (G3, G13).
+"""Workers are replaced in turn under load with late answers: a deployment (G3, G13).
 
 The campaign in tests/campaigns does the same for longer, and prints what it has counted.
 """

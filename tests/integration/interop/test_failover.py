@@ -1,4 +1,4 @@
-"""Several hosts in an `amqp://` URL: whoever lets us in is used, at the start and when the one in use is lost (G14)."""
+"""Several hosts in an `amqp://` URL: the first that accepts is used, also after a loss (G14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Broker on a real server belongs to the event loop that opened it, as one in memory does (G1, G17)."""
+"""A Broker on a real server belongs to the event loop that opened it (G1, G17)."""
 
 from __future__ import annotations
 

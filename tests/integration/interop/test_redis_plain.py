@@ -1,4 +1,4 @@
-"""Plain Redis clients, which know nothing of mqcore: redis-cli and redis-py, on our queues (G17)."""
+"""Plain Redis clients on our queues: redis-cli and redis-py (G17)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is not let in is told so at once: in one clear line, without a secret, and without knocking again and again (G14)."""
+"""A refused connect fails at once, in one clear line, without a secret or repeated tries (G14)."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
 
 @case("G14", ids="C06", protocols=(SupportsDelete,))
 async def the_consumers_of_a_deleted_queue_learn_it(kit: Kit) -> None:
-    """`receive` raises NOT_FOUND once its queue is deleted, while it waits and when called later."""
+    """`receive` raises NOT_FOUND when its queue is deleted, while it waits or is called later."""
     queue = await kit.queue()
     waits, comes_later = await kit.subscribe(queue), await kit.subscribe(queue)
     waiting = await kit.start(waits.receive(1, 600.0))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mqcore.spi import Outcome
 
 
-_CORE = "mqcore itself: this is no fault of the driver"
+_CORE = "mqcore itself: this is not a fault of the driver"
 
 
 _DELAY = _LEASE = 0.5

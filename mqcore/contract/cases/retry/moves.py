@@ -196,7 +196,7 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
         await kit.advance(window * published + 0.001)
     consumer, look = (
         await kit.subscribe(queue),
-        f"{MOVE}: its successor is no duplicate of another copy's",
+        f"{MOVE}: its successor is not a duplicate of another copy's",
     )
     for to in (queue, f"{queue}.dlq"):
         for delivery in await kit.take(consumer, 2):  # each in a batch of its own

@@ -307,8 +307,8 @@ async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> No
     )
     if isinstance(kit.backend, SupportsDelete):
         await kit.within(other.delete(two))
-        # Whoever has declared the router would declare it again, with its queues, and publish once
-        # more (G1).
+        # A Broker that has declared the router would declare it again with its queues, and publish
+        # once more (G1).
         third = await kit.broker()
         await kit.raises(
             Unroutable,

@@ -1,4 +1,4 @@
-"""What a failure says: what was awaited, which line of the author's to look at, and what was logged meanwhile."""
+"""A failure says what was expected, which of the author's lines to look at, and what was logged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BrokenHarness(MemoryHarness):
 
 
 class Forgetful(MemoryBackend):
-    """Publishes nothing: the author has not got so far, or made a mistake."""
+    """Publishes nothing: the method is not written yet, or is wrong."""
 
     error: Exception = NotImplementedError("write Forgetful.publish next")
 
@@ -78,7 +78,7 @@ class Spinning(MemoryBackend):
 
 
 class Impatient(MemoryBackend):
-    """Gives up by itself, while a task of its own waits in the background for work."""
+    """Raises its own timeout, while a background task waits for work."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         self.idle = asyncio.create_task(self.wait_for_work())
@@ -120,7 +120,7 @@ def said(
 
 
 def line_of(function: Callable[..., Any], step: str) -> str:
-    """Return the place of a line of a function, as a failure names it."""
+    """Return the place of a line of a function, as a failure prints it."""
     code = function.__code__
     lines = Path(code.co_filename).read_text(encoding="utf-8").splitlines()
     return next(
