@@ -1,14 +1,14 @@
-"""Publishing with proof: every message has a slot until the broker has confirmed, refused or returned it.
+"""Publishing with confirms: each message has a slot until the broker confirms, refuses or returns it.
 
     publish(batch) ── slot, slot, slot ──► channel ──► basic.ack / basic.nack / basic.return ──► an outcome for each
 
-A `basic.return` carries no number. It comes before the ack of its message, so it is matched by id,
-exchange and key to the first slot that fits, and the ack decides.
+A `basic.return` carries no number, and comes before the ack of its message. It is matched by id,
+exchange and key to the first slot that fits, and the ack ends that slot.
 
-A missing exchange closes the channel, and the broker does not say for which message. Some of those
-before may have been stored and not confirmed yet, when the exchange was deleted just now. So each
-batch begins with a question whether its exchanges are there, whose answer nobody waits for: what
-follows a question without an answer was not read.
+A missing exchange closes the channel, and the broker does not say for which message. If the
+exchange was just deleted, some messages may be stored and not confirmed yet. So each batch begins
+with a passive declare of its exchanges, without waiting for the answers: the broker did not read
+what follows a request that it did not answer.
 """
 
 import asyncio
@@ -29,20 +29,19 @@ __all__ = ["EXCHANGES", "QUEUES", "RECORDS", "ConfirmChannel", "ConfirmChannels"
 
 QUEUES, EXCHANGES, RECORDS = "queues", "exchanges", "records"
 _PROBE = 0.5
-"""Seconds that a connect waits for the answer to its first message; without an alarm it comes in a few milliseconds.
-"""
+"""Seconds that a connect waits for the answer to its first message; it usually takes milliseconds."""
 _UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
-"""What pika raises for a message that it cannot encode."""
+"""The exceptions of pika for a message that it cannot encode."""
 
 
 @dataclass(slots=True)
 class PlannedMessage:
-    """One message on its way.
+    """One message to publish.
 
-    `queue` is what errors call its destination. `refusal` is what a nack means: `full` in a bounded
-    queue, for a `route` that one of several queues refused, else nothing in particular. `needs`
-    names what must be there first, by kind and name. `due`: when it comes out of the ladder.
-    `stored` is called as soon as it is confirmed, unless the call has ended by then.
+    `queue` is the name of its destination in errors. `refusal` says what a nack means: `full` for a
+    bounded queue, `route` if one of several queues refused, else empty. `needs` names what must
+    exist first, by kind and name. `due` is the end of its delay. `stored` is called with the
+    confirm, unless the publish has ended by then.
     """
 
     exchange: str
@@ -57,7 +56,7 @@ class PlannedMessage:
 
 
 class _Call:
-    """One call of `publish`: its outcomes, and how many are still open."""
+    """One call of `publish`: its outcomes, and how many are missing."""
 
     __slots__ = ("batch", "checks", "done", "open", "outcomes", "until")
 
@@ -68,11 +67,11 @@ class _Call:
         self.done = done
         self.until = 0.0
         self.checks: list[asyncio.Future[Any]] = []
-        """The questions before it, by which its exchanges must be there."""
+        """The answers to the declares of its exchanges."""
 
     @property
     def may_be_read(self) -> bool:
-        """Whether the broker has come past the questions before it."""
+        """Whether the broker may have read messages of this call: it answered all declares."""
         return all(check.done() and check.exception() is None for check in self.checks)
 
     def end(self, index: int, outcome: Outcome) -> None:
@@ -92,8 +91,7 @@ class ConfirmChannel:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._slots: dict[int, tuple[_Call, int]] = {}
-        """What is not answered yet, by the broker's number: its call, and its place in the batch.
-        """
+        """Open messages by the broker's number: the call, and the place in its batch."""
         self._returned: set[int] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._next = 1
@@ -112,7 +110,7 @@ class ConfirmChannel:
         return self
 
     async def publish(self, batch: Sequence[PlannedMessage], timeout: float) -> list[Outcome]:
-        """Send a batch and wait for its confirms; `Unknown` for what has none by then.
+        """Send a batch and wait for its confirms; what has none in time is `Unknown`.
 
         Raises when nothing was sent.
         """
@@ -128,12 +126,12 @@ class ConfirmChannel:
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
-            except _UNFIT as error:  # pika encodes all of a message before it writes, so the broker does not count it
+            except _UNFIT as error:  # pika writes nothing of such a message, so it takes no number
                 text = (
                     f"RabbitMQ cannot carry this message for {item.queue!r}: {type(error).__name__}"
                 )
                 call.end(index, Failed(ErrorKind.PERMANENT, text, error))
-            except Exception as error:  # noqa: BLE001 - whatever it is, some of the batch may have been written (G1)
+            except Exception as error:  # noqa: BLE001 - some of the batch may have been written (G1)
                 self._give_up(call, index, error)
                 break
             else:
@@ -146,13 +144,13 @@ class ConfirmChannel:
             self._watch(call, self._loop.time() + timeout)
             try:
                 await call.done
-            except Exception as error:  # noqa: BLE001 - the batch was written: no fault of ours makes it *failed* (G1)
+            except Exception as error:  # noqa: BLE001 - the batch was written, so it is not `Failed` (G1)
                 return [
                     outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
                     for outcome in call.outcomes
                 ]
         return [
-            outcome or Unknown("not answered in time by RabbitMQ; it may be stored")
+            outcome or Unknown("RabbitMQ did not answer in time; the message may be stored")
             for outcome in call.outcomes
         ]
 
@@ -227,9 +225,9 @@ class ConfirmChannel:
                 return
 
     def _on_closed(self, reason: BaseException) -> None:
-        """Nothing will be answered any more.
+        """End all open messages.
 
-        What the broker had not come to, when it missed an exchange, is not stored (G1).
+        What the broker had not read when it missed an exchange is not stored (G1).
         """
         cause = reason if isinstance(reason, Exception) else None
         missing = closed_by(reason, NOT_FOUND)
@@ -246,18 +244,17 @@ class ConfirmChannel:
                     ErrorKind.NOT_FOUND, f"RabbitMQ has no exchange {exchange!r}", cause
                 )
             else:
-                text = "the channel was closed for another message before this one"
+                text = "RabbitMQ closed the channel for an earlier message"
                 outcome = Failed(ErrorKind.TRANSIENT, text, cause)
             call.end(index, outcome)
 
 
 class ConfirmChannels:
-    """The publishing connection of one open instance: a channel for each kind of message, opened when it is needed.
+    """The channels of the publishing connection, one for each kind of message.
 
-    What is sent to queues goes by one, the rest by another: a missing exchange closes its channel
-    and makes all that is under way on it unknown. Nothing is written while the broker has said that
-    it takes no publishes: what is written then is stored when the alarm ends, long after its
-    publisher was told that it failed.
+    A missing exchange closes its channel and makes all open messages there unknown, so messages to
+    queues have a channel of their own. During an alarm nothing is written: the broker would store
+    it when the alarm ends, long after the publish has failed.
     """
 
     def __init__(self, link: Link) -> None:
@@ -267,11 +264,14 @@ class ConfirmChannels:
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker has said that it takes no publishes."""
+        """Whether the broker takes no publishes, because of an alarm."""
         return self._link.blocked is not None
 
     async def alarm(self) -> str | None:
-        """Send what no queue takes and see whether it is read: under an alarm the broker says so, and only to who publishes."""
+        """Return the reason of an alarm, or None: the broker reports one only to publishers.
+
+        So this publishes a message that no queue takes.
+        """
         nowhere = f"mq.nowhere.{new_id()}"
         await self.send(
             QUEUES, [PlannedMessage("", nowhere, BasicProperties(), b"", nowhere)], _PROBE
@@ -283,7 +283,7 @@ class ConfirmChannels:
     ) -> list[Outcome]:
         """Send messages of one kind; an outcome for each, in order.
 
-        Raises when nothing was sent and the connection is lost.
+        Raises if the connection is lost and nothing was sent.
         """
         if self.blocked:
             text = (
@@ -304,7 +304,7 @@ class ConfirmChannels:
         return await confirms.publish(batch, timeout)
 
     async def channel(self, kind: str) -> ConfirmChannel:
-        """Return the channel for a kind of messages, open."""
+        """Return the open channel for a kind of message."""
         async with self._lock:
             known = self._open.get(kind)
             if known is None or known.channel.closed_reason is not None:

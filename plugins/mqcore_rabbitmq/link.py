@@ -1,14 +1,15 @@
-"""One connection to the broker, as futures: what pika's callbacks say, and what they leave unsaid.
+"""One connection to the broker, with futures in place of pika's callbacks.
 
-    Link ── one pika connection: writes joined per loop turn, a watchdog of its own, a close that ends
-      └─ Channel ── requests in a row, each with a future, all of them ended when the channel closes
+    Link ── one pika connection: writes joined per loop turn, a watchdog, a close that ends
+      └─ Channel ── pipelined requests, each with a future, which all end when the channel closes
 
-Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals, its `close` never
-ends while the broker blocks publishers, an RPC's callback never comes when the channel closes
-first, and neither does that of a connect which is reset the very moment it is made. Each has its
-answer here. Private parts of pika are used (`_AsyncioIOServicesAdapter`, `_adapter_emit_data`,
-`_terminate_stream`, and of its channel `_send_method`, `_consumers` and `_cancelled`), which is why
-its next minor release is excluded.
+Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals. Its `close` never
+ends while the broker blocks publishers. The callback of a request never comes when the channel
+closes first, nor that of a connect which is reset at once. This module handles each.
+
+It uses private parts of pika (`_AsyncioIOServicesAdapter`, `_AsyncPlaintextTransport`,
+`_adapter_emit_data`, `_on_data_available`, `_terminate_stream`, and of its channel `_send_method`,
+`_consumers` and `_cancelled`), so the next minor release of pika is excluded.
 """
 
 import asyncio
@@ -32,30 +33,30 @@ from mqcore_rabbitmq.frames import read_frame
 __all__ = ["DIRECT_REPLY", "Channel", "Link", "end", "written"]
 
 _TICK = 1.0
-_CLOSE = 0.8
+_CLOSE_TIMEOUT = 0.8
 """Seconds that an orderly close may take before the connection is cut."""
-_ANSWER = 10.0
-"""Seconds within which a request has its answer, or the connection is given up."""
-_LARGEST_FRAME, _AROUND = 131_072, 20
-"""Bytes of a frame where the broker sets no limit, and of what is around the properties in it."""
+_OPEN_TIMEOUT = 10.0
+"""Seconds within which a channel must open."""
+_LARGEST_FRAME, _FRAME_OVERHEAD = 131_072, 20
+"""Bytes of a frame where the broker sets no limit, and those in it that are not properties."""
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
-"""How the names begin that RabbitMQ gives to a consumer of direct replies, which has no queue."""
+"""The prefix of the names of a direct reply: RabbitMQ gives a consumer of these no queue."""
 _serials = itertools.count(1)
 _REPLIES = [
     method
     for method in spec.methods.values()
     if method.NAME.endswith("Ok") and not method.NAME.startswith(("Connection.", "Channel."))
 ]
-"""All answers but those that pika itself waits for."""
+"""All answers except those that pika itself waits for."""
 
 
 _CONFIRMS = spec.Basic.Ack, spec.Basic.Nack
 
 
 class _Services(_AsyncioIOServicesAdapter):
-    """pika's way to asyncio.
+    """pika's adapter to asyncio, which reports a socket that is not connected any more.
 
-    A socket that is not connected any more is an answer here, where pika raises it into the loop.
+    pika raises that error into the event loop, where nobody handles it.
     """
 
     def create_streaming_connection(
@@ -66,7 +67,7 @@ class _Services(_AsyncioIOServicesAdapter):
                 protocol_factory, sock, on_done, *tls, **more
             )
         except ValueError as error:
-            reset = ConnectionResetError("the connection was reset while it was made")
+            reset = ConnectionResetError("the connection was reset while it was opened")
             reset.__cause__ = error
             self.get_native_ioloop().call_soon(on_done, reset)
             return _Done()
@@ -78,7 +79,7 @@ class _Done(AbstractIOReference):
 
 
 class _Connection(AsyncioConnection):
-    """pika's connection with the frames of one loop turn written together, and no message that can break it."""
+    """pika's connection, which joins the writes of a loop turn, and which no message can break."""
 
     bytes_received: int
     _frame_buffer: bytes
@@ -88,7 +89,7 @@ class _Connection(AsyncioConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
         self.on_confirm: dict[int, Callable[[Any], None]] = {}
-        """Who hears the confirms of a channel, by its number."""
+        """The handler of a channel's confirms, by the channel's number."""
         self._loop = asyncio.get_running_loop()
         super().__init__(*args, **kwargs)
 
@@ -142,10 +143,7 @@ class _Connection(AsyncioConnection):
 
 
 class Channel:
-    """One open channel.
-
-    `serial` is its name in receipts: no other channel of this process ever has it.
-    """
+    """One open channel. `serial` is its number in receipts, unique in this process."""
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
@@ -153,34 +151,37 @@ class Channel:
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
         self._waiting: dict[str, deque[asyncio.Future[Any]]] = defaultdict(deque)
-        """Requests under way, by the name of the answer: a queue answers for itself, and may be later than the channel.
-        """
+        """Open requests by the name of the answer. Answers of different kinds may change places,
+        because a queue answers by itself."""
         raw.add_callback(self._answered, _REPLIES, one_shot=False)
         raw.add_on_close_callback(self._on_close)
 
     def request(self, method: Any) -> asyncio.Future[Any]:
-        """Send a request; the future has the broker's answer.
+        """Send a request and return a future of the answer.
 
-        Many may be under way: those of one kind are answered in order.
+        Requests may be pipelined: those of one kind are answered in order.
         """
         future = asyncio.get_running_loop().create_future()
         if (reason := self.closed_reason) is not None:
             _fail(future, reason)
             return future
         self._waiting[f"{method.NAME}Ok"].append(future)
-        self.raw._send_method(method)  # noqa: SLF001 - pika's own calls wait for each other; ours may go in a row
+        self.raw._send_method(method)  # noqa: SLF001 - pika's own calls cannot be pipelined
         return future
 
     def send(self, method: Any) -> None:
-        """Send what has no answer (an acknowledgement, or a request with nowait); nothing when the channel is closed or closing."""
+        """Send a method without an answer, unless the channel is closed or closing."""
         if self.closed_reason is None:
-            self.raw._send_method(method)  # noqa: SLF001 - as in `ask`
+            self.raw._send_method(method)  # noqa: SLF001 - as in `request`
 
     def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
-        """Send a message, mandatory: but for a direct reply, which RabbitMQ delivers and returns as well (seen on 4.0)."""
+        """Publish a message. It is mandatory, so that the broker returns it if no queue takes it.
+
+        Not so a direct reply: RabbitMQ delivers and returns that (seen on 4.0).
+        """
         mandatory = not key.startswith(DIRECT_REPLY)
         method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
-        self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `ask`; without three checks for each message
+        self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `request`
 
     def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
         """Switch on confirms; `confirmed` is called with each ack and nack."""
@@ -194,48 +195,50 @@ class Channel:
         self.raw.connection.flush()
 
     def consume(self, queue: str, callback: Callable[..., None]) -> tuple[str, asyncio.Future[Any]]:
-        """Start a consumer: its tag, and the broker's answer, before which it must not be cancelled."""
+        """Start a consumer; return its tag and the answer. Do not cancel it before the answer."""
         tag = f"mq.{next(_serials)}"
-        self.raw._consumers[tag] = callback  # noqa: SLF001 - what pika's own call does, which cannot go in a row
+        self.raw._consumers[tag] = callback  # noqa: SLF001 - as in `request`
         return tag, self.request(spec.Basic.Consume(queue=queue, consumer_tag=tag))
 
     def cancel(self, tag: str) -> asyncio.Future[Any]:
-        """End a consumer; what was on its way to it still comes before the answer, where pika's own call would refuse it."""
+        """End a consumer. Messages on their way to it still arrive before the answer.
+
+        pika's own call would refuse them.
+        """
         answer = self.request(spec.Basic.Cancel(consumer_tag=tag))
-        answer.add_done_callback(lambda _: self.raw._consumers.pop(tag, None))  # noqa: SLF001 - what pika does then
+        answer.add_done_callback(lambda _: self.raw._consumers.pop(tag, None))  # noqa: SLF001 - as pika does
         return answer
 
     async def return_all(self) -> None:
-        """Give all that is unsettled back to the queues, and wait until the broker has taken it."""
+        """Return all unsettled messages to their queues, and wait until the broker has done it."""
         self.send(spec.Basic.Nack(delivery_tag=0, multiple=True, requeue=True))
         await self.request(spec.Basic.Qos(prefetch_count=0))
 
     async def close(self) -> None:
-        """Close and wait for the broker's answer, at most a moment; what is unsettled goes back to its queues."""
+        """Close and wait up to 0.8 s for the answer; unsettled messages return to their queues."""
         if self.closed is not None:
             return
         closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_closed.append(lambda _: end(closed))
         self.abandon()
-        await asyncio.wait([closed], timeout=_CLOSE)
+        await asyncio.wait([closed], timeout=_CLOSE_TIMEOUT)
 
     def abandon(self) -> None:
-        """Close without waiting for the answer, also while it opens.
+        """Close without waiting for the answer, also while the channel opens.
 
-        The close ends all consumers. pika would cancel them first, which they must not be before
-        the broker has said that they have begun: its channel crashes then, and takes the connection
-        with it (seen on 4.0).
+        The close ends all consumers. pika would cancel them first. If the broker has not confirmed
+        their start, its channel crashes then, and closes the connection (seen on 4.0).
         """
         if not (self.raw.is_closed or self.raw.is_closing):
-            self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - what it takes for cancelled already
+            self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - so that it cancels none
             self.raw.close()
 
     @property
     def closed_reason(self) -> BaseException | None:
-        """Why nothing may be sent any more.
+        """Return why nothing may be sent any more, or None.
 
-        A frame that follows our own `channel.close` is one of a channel that the broker does not
-        know: it closes the whole connection, 504 "expected 'channel.open'" (seen on 3.10 and 4.0).
+        After our own `channel.close` the broker does not know the channel. It would close the
+        connection for a further frame, 504 "expected 'channel.open'" (seen on 3.10 and 4.0).
         """
         if self.closed is None and (self.raw.is_closing or self.raw.is_closed):
             return ConnectionLost("this channel is being closed")
@@ -250,18 +253,18 @@ class Channel:
         for future in [future for waiting in self._waiting.values() for future in waiting]:
             _fail(future, reason)
         self._waiting.clear()
-        for tell in tuple(self.on_closed):
-            tell(reason)
+        for notify in tuple(self.on_closed):
+            notify(reason)
         self.on_closed.clear()
 
 
 class Link:
-    """One connection. `blocked` is the broker's reason while it takes no publishes, else None."""
+    """One connection. `blocked` is the broker's reason for taking no publishes, else None."""
 
     def __init__(self, silence: float, lost: Callable[[Exception], None]) -> None:
         self.blocked: str | None = None
         self.turns: dict[str, asyncio.Lock] = {}
-        """For each queue that was looked into: whose turn it is."""
+        """A lock for each queue, so that readers on this connection take turns."""
         self._silence = silence
         self._lost = lost
         self._connection: _Connection | None = None
@@ -271,35 +274,32 @@ class Link:
 
     @property
     def connection(self) -> AsyncioConnection:
-        """Pika's connection. Raises `ConnectionLost` when it is closed."""
+        """Return pika's connection. Raises `ConnectionLost` when it is closed."""
         if self._connection is None or not self._connection.is_open:
             raise ConnectionLost("the connection to RabbitMQ is closed; open it first")
         return self._connection
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the server says of itself."""
+        """Return the server's properties."""
         connection = self._connection
         return dict(connection.server_properties or {}) if connection is not None else {}
 
     @property
     def user(self) -> str:
-        """The user that the broker knows us as."""
-        return (
-            str(getattr(self._parameters.credentials, "username", ""))
-            if self._parameters is not None
-            else ""
-        )
+        """Return the name of the user."""
+        credentials = self._parameters.credentials if self._parameters is not None else None
+        return str(getattr(credentials, "username", ""))
 
     @property
     def room(self) -> int:
-        """The bytes that the properties of one message may have: they cannot be spread over frames."""
+        """Return how many bytes the properties of a message may have: they must fit in a frame."""
         connection = self._connection
         frame: int = connection.params.frame_max if connection is not None else 0
-        return (frame or _LARGEST_FRAME) - _AROUND
+        return (frame or _LARGEST_FRAME) - _FRAME_OVERHEAD
 
     async def open(self, hosts: Sequence[ConnectionParameters]) -> None:
-        """Connect to the first host that lets us in; raises what the last one said."""
+        """Connect to the first host that accepts; raises the error of the last one."""
         for host in hosts[:-1]:
             with suppress(Exception):
                 return await self._open(host)
@@ -340,7 +340,7 @@ class Link:
         channel = Channel(raw)
         channel.on_closed.append(lambda reason: _fail(opened, reason))
         try:
-            async with asyncio.timeout(_ANSWER):
+            async with asyncio.timeout(_OPEN_TIMEOUT):
                 await opened
         except BaseException:
             channel.abandon()
@@ -348,7 +348,7 @@ class Link:
         return channel
 
     async def close(self) -> None:
-        """End it in good order, or by force when the broker does not answer: it blocks, or it is gone. Never raises."""
+        """Close the connection; cut it if the broker does not answer within 0.8 s. Never raises."""
         self._closing = True
         connection, self._connection = self._connection, None
         if connection is None or self._gone is None or connection.is_closed:
@@ -356,16 +356,16 @@ class Link:
         if not connection.is_closing:
             connection.close()
         try:
-            await asyncio.wait([self._gone], timeout=_CLOSE)
-        finally:  # also when we are cancelled: a process has to end
+            await asyncio.wait([self._gone], timeout=_CLOSE_TIMEOUT)
+        finally:  # also when cancelled: a process has to end
             if not self._gone.done():
-                connection._terminate_stream(StreamLostError("closed by force"))  # noqa: SLF001 - abort alone calls nobody back
-        await asyncio.wait([self._gone], timeout=_CLOSE)
+                connection._terminate_stream(StreamLostError("closed by force"))  # noqa: SLF001 - after an abort pika calls no callback
+        await asyncio.wait([self._gone], timeout=_CLOSE_TIMEOUT)
 
     def _watch(self, seen: int, silent: int) -> None:
-        """Count the seconds without a byte.
+        """Count the seconds without a byte, and cut a silent connection.
 
-        A loop that was blocked itself counts one, however long it took.
+        If the event loop was blocked, that counts as one second.
         """
         connection = self._connection
         if connection is None or not connection.is_open:
@@ -374,7 +374,7 @@ class Link:
         silent = silent + 1 if received == seen else 0
         if silent > self._silence:
             error = StreamLostError(
-                f"nothing came from RabbitMQ for {self._silence:g} s: it is gone, or the network is"
+                f"RabbitMQ sent nothing for {self._silence:g} s: the broker or the network is down"
             )
             connection._terminate_stream(error)  # noqa: SLF001 - as in `close`
             return
@@ -394,22 +394,23 @@ class Link:
 
 
 async def written() -> None:
-    """Return when what was told before has been given to the system, unless that takes nothing now.
+    """Return when the operating system has what was sent before, unless its buffer is full.
 
-    A turn of the loop joins the frames, the next one asks for the socket, the third one writes.
+    One turn of the loop joins the frames. With TLS, the next one waits for the socket, and the
+    third one writes.
     """
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 def end(future: asyncio.Future[Any], answer: object = None) -> None:
-    """Answer whoever waits; he may have given it up, or been answered."""
+    """Set the result of a future, unless it is done or cancelled."""
     if not future.done():
         future.set_result(answer)
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """As `end`, with an error, which is no news when nobody asks for it."""
+    """Set the error of a future as `end` does; nothing is logged if nobody reads it."""
     if not future.done():
         future.set_exception(error)
         future.exception()

@@ -1,4 +1,4 @@
-"""Routers as the broker's own exchanges, and the bindings that AMQP cannot list, in the registry (G15)."""
+"""Routers are exchanges of the broker; the registry stores their bindings (G15)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,14 @@ __all__ = ["Routes"]
 
 
 class Routes:
-    """Bindings of one open instance."""
+    """Binds and unbinds for one open instance."""
 
     def __init__(self, registry: Registry, rpc: Rpc) -> None:
         self._registry = registry
         self._rpc = rpc
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
-        """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
+        """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
         picture = await self._registry.refresh()
         _check_kinds(picture, bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
@@ -41,7 +41,7 @@ class Routes:
         await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
-        """Remove those that are there."""
+        """Remove bindings that exist."""
         known = (await self._registry.refresh()).bound
         there = [binding for binding in bindings if binding in known]
         await self._rpc.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
@@ -52,7 +52,7 @@ class Routes:
         return (await self._registry.refresh()).bindings(router)
 
     async def _declare(self, router: str, kind: str, *, used: bool) -> None:
-        """Declare the exchange; one of another kind that nothing is bound to any more is made anew."""
+        """Declare the exchange; one of another kind without bindings is replaced."""
         declare = spec.Exchange.Declare(exchange=router, type=kind, durable=True)
         try:
             await self._rpc.run(declare)
@@ -61,7 +61,7 @@ class Routes:
                 raise
             if used:
                 raise TopologyMismatch(
-                    f"router {router!r} is no {kind!r} exchange on RabbitMQ: {error}"
+                    f"router {router!r} is not a {kind!r} exchange on RabbitMQ: {error}"
                 ) from error
             try:
                 await self._rpc.run(spec.Exchange.Delete(exchange=router, if_unused=True), declare)
@@ -78,13 +78,13 @@ def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
         if kind != binding.kind:
             raise TopologyMismatch(
                 f"router {binding.router!r} exists with kind={kind!r} and was declared with "
-                f"kind={binding.kind!r}: "
-                "use the same everywhere, another name, or remove its bindings first"
+                f"kind={binding.kind!r}: use the same everywhere, another name, or remove its "
+                "bindings first"
             )
 
 
 def _native(binding: Binding) -> dict[str, Any]:
-    """Return what names a binding to the broker."""
+    """Return the arguments of a request to bind or unbind."""
     found: dict[str, Any] = {
         "queue": binding.queue,
         "exchange": binding.router,

@@ -1,8 +1,8 @@
-"""Requests about queues and exchanges: many in one round trip, and what the broker has against them as an answer or a typed error.
+"""Pipelined requests about queues and exchanges, with refusals as answers or typed errors.
 
-    run(request, request, …) ─► one channel ─► the answers │ the broker closes it: 404 no, 406 a mismatch, else as it is
+    run(request, request, …) ─► one channel ─► the answers │ the broker closes it: 404, 406 or another code
 
-A refusal closes its channel, so they are lent, and one that came through it unharmed is lent again.
+A refusal closes its channel. So channels are borrowed, and reused if they stay open.
 """
 
 import re
@@ -35,7 +35,7 @@ _KNOWN = {"x-max-length": "max_length", "x-message-ttl": "retention", "x-queue-t
 
 
 class Rpc:
-    """Requests on one connection."""
+    """Sends requests on one connection."""
 
     def __init__(self, link: Link, server: Server) -> None:
         self.link = link
@@ -44,7 +44,7 @@ class Rpc:
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[Channel]:
-        """Lend a channel."""
+        """Borrow a channel."""
         while self._idle and self._idle[-1].closed is not None:
             self._idle.pop()
         channel = self._idle.pop() if self._idle else await self.link.channel()
@@ -57,15 +57,15 @@ class Rpc:
             self._idle.append(channel)
 
     async def run(self, *requests: Any) -> list[Any]:
-        """Send requests in a row; their answers.
+        """Send requests at once and return their answers.
 
-        Raises what closed the channel for the first that is refused.
+        Raises pika's error if the broker refuses one, which closes the channel.
         """
         async with self.channel() as channel:
             return await gather(*map(channel.request, requests))
 
     async def has(self, request: Any) -> bool:
-        """Send a request that fails for what does not exist; whether it does, were it another connection's own."""
+        """Whether the object of a request exists, also if it is exclusive to another connection."""
         try:
             await self.run(request)
         except ChannelClosedByBroker as error:
@@ -75,12 +75,10 @@ class Rpc:
         return True
 
     async def declare(self, layouts: Iterable[Layout]) -> None:
-        """Make sure of queues and of the way by which delayed messages reach them.
+        """Declare queues, and bind them to the exit of the delay ladders.
 
-        Raises `TopologyMismatch`.
-
-        A temporary one goes with this connection. Where somebody is still deleting what was
-        declared a moment ago, its way is not found: then all is declared again.
+        A temporary queue ends with this connection. If another process is deleting a queue just
+        now, its binding fails: then all is declared again. Raises `TopologyMismatch`.
         """
         requests: list[Any] = [foot()]
         for layout in layouts:
@@ -105,10 +103,13 @@ class Rpc:
                 return
 
     async def counts(self, queues: Iterable[str]) -> dict[str, spec.Queue.DeclareOk]:
-        """Ask how many ready messages and consumers each has; without those that are missing or another connection's own."""
+        """Return the ready messages and consumers of each queue.
+
+        Without queues that are missing, or exclusive to another connection.
+        """
         found: dict[str, spec.Queue.DeclareOk] = {}
         left = deque(dict.fromkeys(queues))
-        while left:  # the first that is missing ends a row
+        while left:  # the first missing queue closes the channel
             try:
                 async with self.channel() as channel:
                     for answer in [
@@ -124,10 +125,7 @@ class Rpc:
         return found
 
     async def count(self, queue: str, others: Iterable[str]) -> dict[str, spec.Queue.DeclareOk]:
-        """As `counts`, for a queue and those that belong to it.
-
-        Raises `QueueNotFound` for the first.
-        """
+        """As `counts`, for a queue and those that belong to it. Raises `QueueNotFound`."""
         found = await self.counts([queue, *others])
         if queue not in found:
             raise missing(queue)
@@ -140,9 +138,7 @@ def _mismatch(error: ChannelClosedByBroker) -> TopologyMismatch:
     queue = found[1] if found else "?"
     setting = next((f" ({ours})" for theirs, ours in _KNOWN.items() if theirs in text), "")
     return TopologyMismatch(
-        f"queue {queue!r} exists on RabbitMQ with other settings{setting} than it was declared "
-        f"with: {text}. "
-        "RabbitMQ fixes them when a queue is made: declare what is there, take it as it is with "
-        "declare=False, or redrive or "
-        f'consume what it holds and delete it with "mqcore queues delete {queue}"'
+        f"queue {queue!r} exists on RabbitMQ with other settings{setting}: {text}. RabbitMQ cannot "
+        "change them. Declare the existing settings, use the queue as it is with declare=False, or "
+        f'empty it and delete it with "mqcore queues delete {queue}"'
     )

@@ -1,9 +1,9 @@
-"""Publishing: a batch, each message by its own way, and an outcome for each.
+"""Publishing: a batch, each message to its own destination, and an outcome for each.
 
-    Outgoing ─ plan ─► PlannedMessage ─ what it needs ─ confirm_channels, confirms ─► an outcome for each, in order
+    Outgoing ─ plan ─► PlannedMessage ─ needs ─► confirms ─► an outcome for each, in order
 
-What must be asked first (a queue that is not known, a ladder, a router) is asked before anything is
-sent.
+Everything that must be asked first (an unknown queue, a ladder, a router) is asked before anything
+is sent.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ __all__ = ["Sender"]
 
 _Answers = tuple[list[int], list[Outcome]]
 _Part = tuple[list[int], Awaitable[list[Outcome]]]
-"""What is sent together: the places of its messages in the batch, and their outcomes."""
+"""Messages that are sent together: their places in the batch, and their outcomes."""
 
 
 class Sender:
@@ -53,17 +53,17 @@ class Sender:
         moved: bool = False,
         stored: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
-        """Publish a batch; what is planned already is sent as it is.
+        """Publish a batch; a planned message is sent as it is.
 
-        `moved`: these are successors, which a bound does not stop. `stored` hears at once of each
-        that was confirmed, by its place.
+        `moved`: these are successors, which may exceed a bound. `stored` is called with the place
+        of each message as soon as it is confirmed.
         """
         until = monotonic() + timeout
         try:
             plans = await self._plans(batch, until, now, moved=moved)
         except TimeoutError as error:
             text = (
-                f"RabbitMQ did not answer within {timeout:g} s what had to be asked first; "
+                f"RabbitMQ did not answer the requests before the publish within {timeout:g} s; "
                 "nothing was sent"
             )
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
@@ -97,10 +97,7 @@ class Sender:
     async def _plans(
         self, batch: Sequence[Outgoing | PlannedMessage], until: float, now: float, *, moved: bool
     ) -> list[PlannedMessage | Failed | Outgoing]:
-        """Plan all, and make sure of what they need.
-
-        Raises `TimeoutError`; a timer is set only where something must be asked.
-        """
+        """Plan all, and ensure what they need. Raises `TimeoutError`."""
         queues = {out.to for out in batch if isinstance(out, Outgoing) and isinstance(out.to, str)}
         if not self._topology.knows(queues):
             async with asyncio.timeout(until - monotonic()):
@@ -119,12 +116,12 @@ class Sender:
     def _plan(
         self, out: Outgoing | PlannedMessage, now: float, *, moved: bool
     ) -> PlannedMessage | Failed | Outgoing:
-        """Plan one, unless it is planned; a delayed routed message is left for `_delayed_route`."""
+        """Plan one, unless it is planned; `_delayed_route` handles a delayed routed message."""
         if isinstance(out, PlannedMessage):
             return out
         if isinstance(out.to, Route):
             if not self._native_routes:
-                text = f"with quorum queues mqcore routes itself: {out.to} has to be resolved first"
+                text = f"with quorum queues mqcore itself resolves routers, and {out.to} is not"
                 return Failed(ErrorKind.PERMANENT, text)
             if out.delay > 0:
                 return out
@@ -134,9 +131,9 @@ class Sender:
         except ValueError as error:
             return Failed(ErrorKind.PERMANENT, str(error))
 
-    async def _with_needs(self, sending: PlannedMessage) -> PlannedMessage | Failed:
-        """Make sure of what it needs; what goes wrong with that is the fault of this one alone."""
-        for kind, name in sending.needs:
+    async def _with_needs(self, planned: PlannedMessage) -> PlannedMessage | Failed:
+        """Ensure what a message needs; an error there concerns this message alone."""
+        for kind, name in planned.needs:
             try:
                 there = await self._topology.ensure(kind, name)
             except TimeoutError:
@@ -144,20 +141,17 @@ class Sender:
             except Exception as error:  # noqa: BLE001 - as in `_answered`
                 return _not_sent(error)
             if not there:
-                text = f"RabbitMQ has no queue {sending.queue!r}: declare it first"
+                text = f"RabbitMQ has no queue {planned.queue!r}: declare it first"
                 if kind == ROUTER:  # it is made with its first binding
-                    text = (
-                        f"no queue is bound to router {sending.queue!r}. Bind one: "
-                        "Router(...).bind(queue)"
-                    )
+                    text = f"router {planned.queue!r} has no bindings: add Router(...).bind(queue)"
                 return Failed(ErrorKind.NOT_FOUND, text)
-        return sending
+        return planned
 
     async def _delayed_route(self, out: Outgoing, until: float, now: float) -> list[Outcome]:
-        """A delayed routed message follows the bindings of now: one copy for each queue that is bound (G15)."""
+        """Publish a delayed routed message by the current bindings, a copy to each queue (G15)."""
         route = out.to
         if not isinstance(route, Route):
-            raise TypeError(f"{route!r} is no route")
+            raise TypeError(f"{route!r} is not a route")
         try:
             async with asyncio.timeout(until - monotonic()):
                 picture = await self._topology.registry.refresh()
@@ -183,14 +177,11 @@ class Sender:
             isinstance(outcome, Failed) for outcome in outcomes
         ):
             return [failed[0]]
-        return [Unknown(f"not every queue of router {route.router!r} took it: {failed[0]}")]
+        return [Unknown(f"not every queue of router {route.router!r} stored it: {failed[0]}")]
 
 
 async def _all(parts: Sequence[_Part]) -> list[_Answers]:
-    """Send all parts side by side.
-
-    What goes wrong with one before it was sent is its outcome: others may have been stored.
-    """
+    """Send all parts concurrently. An error of one part is its outcome: others may be stored."""
     if len(parts) == 1:
         return [(parts[0][0], await parts[0][1])]
     return await asyncio.gather(*(_answered(places, part) for places, part in parts))
@@ -199,7 +190,7 @@ async def _all(parts: Sequence[_Part]) -> list[_Answers]:
 async def _answered(places: list[int], part: Awaitable[list[Outcome]]) -> _Answers:
     try:
         return places, await part
-    except Exception as error:  # noqa: BLE001 - what is known was raised before this part was sent
+    except Exception as error:  # noqa: BLE001 - it becomes an outcome
         if classify(error) is ErrorKind.PERMANENT and not isinstance(error, ConfigurationError):
             return places, [Unknown(f"publishing failed: {error!r}", error)] * len(places)
         return places, [_not_sent(error)] * len(places)
