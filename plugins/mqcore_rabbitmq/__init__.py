@@ -1,8 +1,8 @@
-"""`amqp://` and `amqps://`: RabbitMQ 3.10 to 4.x by pika, without any plugin of the server and without its management API.
+"""`amqp://` and `amqps://`: RabbitMQ 3.10 to 4.x by pika, without plugins or the management API.
 
-`backend` implements the seam. A publish: `sender` asks `topology` for the queue (`layout` says which
-queues of the broker make one of ours), `plan` chooses the exchange and the key, with `ladder` for
-delays, and `confirms` sends it and waits for the confirm, on a connection of `link`. A delivery:
+`backend` implements the seam. A publish: `sender` asks `topology` for the queue (`layout` says
+which queues of the broker make one of ours), `plan` chooses the exchange and the key, with `ladder`
+for delays, and `confirms` sends it and waits for the confirm, on a connection of `link`. A delivery:
 `subscription` consumes, `unsettled` holds what has no settlement yet, `settling` settles it.
 `message_format` and `frames` read and write messages. `rpc` sends requests about queues,
 `operations` (with `browse`) and `routes` serve operators, and `registry` stores what AMQP cannot

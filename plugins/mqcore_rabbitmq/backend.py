@@ -1,9 +1,8 @@
-"""The seam: two connections, and what is done on them.
+"""The seam on RabbitMQ: two connections, so that a blocked publisher never stops an acknowledgement.
 
-publish ─► sender ─► ladder, confirms ─► the publishing connection subscribe ─► subscription ─►
-unsettled ─► the consuming connection, so that a blocked publisher never stops an acknowledgement
-declare, count, browse, bind ─► topology, manage, routes ─► either, and the registry for what AMQP
-does not tell
+publish ─► sender ─► plan, confirms ─► the publishing connection
+subscribe ─► subscription ─► unsettled, settling ─► the consuming connection
+declare, count, browse, bind ─► topology, operations, routes ─► the consuming connection
 """
 
 import asyncio
@@ -47,17 +46,16 @@ __all__ = ["RabbitBackend"]
 
 
 class _Generation:
-    """Everything that belongs to one generation."""
+    """The parts of one generation: both connections and what uses them."""
 
     def __init__(self, publishing: Link, consuming: Link, options: RabbitOptions) -> None:
-        said = publishing.properties
-        product, version = str(said.get("product", "?")), str(said.get("version", "0"))
+        about = publishing.properties
+        product, version = str(about.get("product", "?")), str(about.get("version", "0"))
         self.server = Server(product, version, publishing.user, publishing.room)
         self.publishing, self.consuming = publishing, consuming
         self.confirm_channels = ConfirmChannels(publishing)
-        rpc = Rpc(
-            consuming, self.server
-        )  # a connection that has published is not read at all while an alarm is on
+        # During an alarm, the broker does not read a connection that has published.
+        rpc = Rpc(consuming, self.server)
         registry = Registry(rpc, self.confirm_channels)
         self.topology = Topology(rpc, registry)
         self.sender = Sender(self.confirm_channels, self.topology, native_routes=not options.quorum)
@@ -89,9 +87,9 @@ class RabbitBackend(Backend):
     # Connecting
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        """Connect twice and look at the server.
+        """Connect twice and probe the server.
 
-        Raises what the driver says, DENIED for a login or vhost that is refused.
+        Raises pika's errors, and an error of kind DENIED for a refused login or vhost.
         """
         await self.close()
         now: _Generation | None = None
@@ -119,7 +117,7 @@ class RabbitBackend(Backend):
         return self._capabilities
 
     async def close(self) -> None:
-        """Write what was settled and let go of both connections; at most 1.6 s."""
+        """Write the acknowledgements and close both connections, within 1.6 s."""
         now, self._now = self._now, None
         if now is None:
             return
@@ -131,7 +129,7 @@ class RabbitBackend(Backend):
         await asyncio.gather(now.publishing.close(), now.consuming.close(), return_exceptions=True)
 
     def classify(self, error: Exception) -> ErrorKind:
-        """Say what kind an exception of pika, of the system or of ours is."""
+        """Return the kind of an exception of pika, of the system or of this driver."""
         return classify(error)
 
     @property
@@ -144,10 +142,7 @@ class RabbitBackend(Backend):
     # Queues
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Make sure of queues.
-
-        Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than this server gives.
-        """
+        """Declare queues. Raises `TopologyMismatch` and `DurabilityUnavailable`."""
         await self._open.topology.declare([self._layout(spec) for spec in queues])
 
     def _layout(self, spec: QueueSpec) -> Layout:
@@ -176,7 +171,7 @@ class RabbitBackend(Backend):
         return gone
 
     def unwrap(self) -> Sequence[object]:
-        """Return pika's connection: the one that consumes, because a broker with an alarm does not read the other."""
+        """Return pika's consuming connection; during an alarm the broker does not read the other."""
         return [self._open.consuming.connection]
 
     # Messages
@@ -188,7 +183,7 @@ class RabbitBackend(Backend):
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:  # noqa: ARG002 - the connection is the lease
         """Start to consume. Raises `QueueNotFound`."""
         now = self._open
-        await now.topology.refresh([queue])  # others may have declared it anew, with other bands
+        await now.topology.refresh([queue])  # others may have declared it with other bands
         channel = await now.consuming.channel()
         try:
             subscription = RabbitSubscription(
@@ -202,10 +197,10 @@ class RabbitBackend(Backend):
         subscription.on_end = partial(now.subscriptions.discard, subscription)
         return subscription
 
-    # Looking and tidying
+    # Operators' requests
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
-        """Count the named queues, or all but quarantines and temporary ones; what others hold is not told by AMQP."""
+        """Count the named queues, or all except quarantines and temporary ones."""
         return await self._open.operations.count(queues, self._clock.now())
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
@@ -213,7 +208,7 @@ class RabbitBackend(Backend):
         return await self._open.operations.browse(queue, limit, after, self._clock.now())
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:  # noqa: ARG002 - as in subscribe
-        """Hold chosen entries. Raises `QueueNotFound`."""
+        """Hold the entries with these keys. Raises `QueueNotFound`."""
         return await self._open.operations.take(queue, keys, self._clock.now())
 
     async def purge(self, queue: str) -> int:
@@ -221,14 +216,11 @@ class RabbitBackend(Backend):
         return await self._open.operations.purge(queue)
 
     async def diagnose(self) -> Sequence[str]:
-        """Say which records of queues and bindings cannot be read."""
+        """Describe what is wrong with the records of queues and bindings."""
         return await self._open.topology.registry.diagnose()
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Change what mqcore itself keeps of a queue: its ttl.
-
-        Raises `QueueNotFound`, and `TopologyMismatch` for the rest.
-        """
+        """Change the ttl of a queue. Raises `QueueNotFound`, and `TopologyMismatch` for the rest."""
         await self._open.topology.alter(queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:

@@ -42,7 +42,7 @@ _SNAPSHOT_SECONDS, _SNAPSHOTS = 30.0, 4
 
 @asynccontextmanager
 async def exclusive_access(link: Link, queue: str) -> AsyncIterator[None]:
-    """Lock a queue against other readers: a second one would not see the messages that this one holds.
+    """Lock a queue against other readers, which would not see the messages that this one holds.
 
     The lock is an exclusive queue, which ends with its connection. Readers on one connection take
     turns. Raises `TimeoutError` after 10 s.
@@ -96,7 +96,7 @@ async def open_reader(link: Link, queue: str) -> AsyncIterator["QueueReader"]:
 
 
 class QueueReader:
-    """The first messages of a queue, held on a channel. `is_kept`: some stay held after the read."""
+    """The first messages of a queue, held on a channel. `is_kept`: some stay held afterwards."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -198,7 +198,7 @@ class QueueReader:
                     channel.abandon()
 
     def _key(self, message: HeldMessage) -> str:
-        """Return a key for the next page: id and hop, or a digest of the body, and a number if equal."""
+        """Return a key for the next page: id (or digest), hop, lineage, and a number if equal."""
         headers = message.properties.headers or {}
         key = id_of(message.properties) or "~" + blake2b(message.body, digest_size=8).hexdigest()
         key = f"{key}/{headers.get(HOP, '')!s}/{headers.get(LINEAGE, '')!s}"
@@ -250,7 +250,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """The last reads of each queue, so that a page follows the last one even if its entries are gone."""
+    """The last reads of each queue. A page follows the last one even if its entries are gone."""
 
     def __init__(self) -> None:
         self._by_queue: dict[str, list[Snapshot]] = {}

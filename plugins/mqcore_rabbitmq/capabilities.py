@@ -1,4 +1,4 @@
-"""What the live server can do for us, as core and the contract kit read it."""
+"""The capabilities of a connection on the live server."""
 
 from mqcore.spi import Capabilities, Capability, Durability, Level, Support
 from mqcore_rabbitmq.ladder import GRANULARITY, LONGEST
@@ -8,17 +8,18 @@ from mqcore_rabbitmq.options import RabbitOptions
 __all__ = ["capabilities_of"]
 
 _AFTER_CRASH = 190.0
-"""Seconds by which a killed broker of 4.0 may delay what waited in the ladder: its dead-letter worker asks again after 180 s.
+"""Seconds by which delayed messages may be late after a broker of 4.0 was killed.
+
+Its dead-letter worker asks again after 180 s.
 """
 _SETTABLE, _ASSUMED_TIMEOUT = (3, 12), 1_800.0
-"""From which version on a queue may say how long a delivery may be held, and the server's default before (in seconds).
-"""
+"""The first version in which a queue sets the consumer timeout, and its default before."""
 
 
 def capabilities_of(
     server: Server, options: RabbitOptions, alarm: str | None = None
 ) -> Capabilities:
-    """Say what connections with these options can do on this server; `alarm` is why it takes no publishes now."""
+    """Return the capabilities with these options; `alarm` is why the server takes no publishes."""
     quorum = options.quorum
     exact = options.bands == LEVELS or not quorum
     durability = Durability.PROCESS
@@ -32,8 +33,7 @@ def capabilities_of(
     if alarm is not None:
         durable["warning"] = (
             f"RabbitMQ takes no publishes: its memory or disk alarm is on ({alarm}). Consumers "
-            "go on; free memory or disk, or "
-            "raise its watermark"
+            "continue. Free memory or disk, or raise the watermark"
         )
     supports = {
         Capability.DELAY: Support(
@@ -63,7 +63,7 @@ def capabilities_of(
         Capability.ROUTING: Support(Level.EMULATED if quorum else Level.NATIVE),
         Capability.BROWSE: Support(
             Level.APPROXIMATE,
-            {"shows_delayed": False, "marks": "what was looked at counts as redelivered"},
+            {"shows_delayed": False, "marks": "browsed messages count as redelivered"},
         ),
     }
     if not quorum:

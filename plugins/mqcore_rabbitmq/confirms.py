@@ -1,6 +1,6 @@
-"""Publishing with confirms: each message has a slot until the broker confirms, refuses or returns it.
+"""Publishing with confirms: each message has a slot until the broker answers for it.
 
-    publish(batch) ── slot, slot, slot ──► channel ──► basic.ack / basic.nack / basic.return ──► an outcome for each
+    publish(batch) ── slots ──► channel ──► basic.ack, basic.nack, basic.return ──► outcomes
 
 A `basic.return` carries no number, and comes before the ack of its message. It is matched by id,
 exchange and key to the first slot that fits, and the ack ends that slot.
@@ -29,7 +29,7 @@ __all__ = ["EXCHANGES", "QUEUES", "RECORDS", "ConfirmChannel", "ConfirmChannels"
 
 QUEUES, EXCHANGES, RECORDS = "queues", "exchanges", "records"
 _PROBE = 0.5
-"""Seconds that a connect waits for the answer to its first message; it usually takes milliseconds."""
+"""Seconds that a connect waits for the answer to its first message; milliseconds are usual."""
 _UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
 """The exceptions of pika for a message that it cannot encode."""
 

@@ -1,8 +1,8 @@
 """The exceptions of pika, and their kinds.
 
 The driver raises pika's exceptions as they are, and core asks `classify` for their kind. Some of
-pika's texts do not help the user: a TLS failure is wrapped four times, a refused login is "probably"
-one. `cause_of` finds the innermost exception and says what to do.
+pika's texts do not help the user: a TLS failure is wrapped four times, and a refused login is
+"probably" one. `cause_of` finds the innermost exception and says what to do.
 """
 
 import ssl
@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ErrorKind], .
 
 
 class CannotConnect(Exception):
-    """The broker refused the connection, or is not the expected one. pika's exception is the cause."""
+    """The broker refused the connection, or is not the expected one; pika's error is the cause."""
 
     def __init__(self, text: str, kind: ErrorKind, cause: BaseException) -> None:
         super().__init__(text)

@@ -1,18 +1,19 @@
-"""Delays inside the broker: a binary ladder of queues, without any plugin.
+"""Delays inside the broker: a binary ladder of queues, without a plugin.
 
-    publish(delay) ─► mq.delay.in ─► .05 ─ waits 2 s ─► .04 ─(bit 0: straight on)─► … ─► mq.delay.out ─► the queue
+    publish ─► mq.delay.in ─► .05 ─ waits 2 s ─► .04 ─(bit 0: passes)─► … ─► mq.delay.out ─► queue
 
-Level i holds every message exactly 2^i units of 62.5 ms, so that each is first in, first out in
-time and a short delay is never behind a long one. The routing key says the way: a word for each
-level, 1 to wait and 0 to pass, then the destination. Levels are quorum queues with at-least-once
-dead-lettering: on classic ones a killed broker lost 6 % to 73 % of what had been confirmed. What
-finds no destination at its end, or no next level because somebody has deleted that, goes to
-`mq.lost` by an alternate exchange, for without one it would hold up everybody. The entrance has
-none: who finds no first level hears of it, and declares the ladder anew.
+Level i holds every message exactly 2^i units of 62.5 ms. So each level is first in, first out in
+time, and a short delay never waits behind a long one. The routing key has a word for each level, 1
+to wait and 0 to pass, and then the destination. Levels are quorum queues with at-least-once
+dead-lettering: with classic ones a killed broker lost 6 % to 73 % of the confirmed messages.
 
-Quorum queues of 4.0 to 4.2 know two levels of priority and let the higher pass inside a level,
-which would make the lower late: what needs AMQP's own priority at a classic exit takes one ladder
-for each class that the server tells apart.
+A message whose destination or next level was deleted goes to `mq.lost`, by an alternate exchange.
+Without that, it would block all others. The entrance has no alternate exchange: a publisher that
+finds no first level declares the ladder again.
+
+Quorum queues of 4.0 to 4.2 have two levels of priority, and a higher one overtakes inside a level
+of the ladder, which would make the lower one late. So messages that need AMQP's own priority at a
+classic queue have a ladder for each class of priority.
 """
 
 from hashlib import blake2b
@@ -43,16 +44,16 @@ OUT = "mq.delay.out"
 _LOST_EXCHANGE = "mq.lost.in"
 _MINUTE = 60.0
 _FINE, _COARSE = 9, 8
-"""Significant bits of a delay: below a minute an error of 62.5 ms at most, above it 0.8 %."""
+"""Significant bits of a delay: an error of at most 62.5 ms below a minute, and 0.8 % above."""
 _FOUR, _STRICT = (4, 0), (4, 3)
 _HALF = 5
-"""The lowest priority that quorum queues of 4.0 to 4.2 call high."""
+"""The lowest priority that is high for quorum queues of 4.0 to 4.2."""
 _LONGEST_NAME = 255 - 2 * COUNT
-"""Bytes that a routing key has for the destination, after a word for each level."""
+"""Bytes of a routing key that are left for the destination."""
 
 
 def rounded(delay: float) -> int:
-    """Return a delay in units, never less than it is: with few bits set it takes few hops."""
+    """Return a delay in units, rounded up to a number with few bits set, which takes few hops."""
     units = max(1, ceil(delay / UNIT - 1e-9))
     drop = max(0, units.bit_length() - (_FINE if delay < _MINUTE else _COARSE))
     longest: int = 2**COUNT - 1
@@ -60,23 +61,23 @@ def rounded(delay: float) -> int:
 
 
 def entrance(ladder: str) -> str:
-    """Return the exchange by which messages enter a ladder, each at the level of its highest bit."""
+    """Return the exchange for new messages, which go to the level of their highest bit."""
     return f"{ladder}.in"
 
 
 def way(delay: float, destination: str) -> str:
-    """Return the key of a message: the bits of its delay, the highest first, and where it goes then."""
-    return f"{'.'.join(format(rounded(delay), f'0{COUNT}b'))}.{_called(destination)}"
+    """Return the key of a message: the bits of its delay, highest first, and its destination."""
+    return f"{'.'.join(format(rounded(delay), f'0{COUNT}b'))}.{_word(destination)}"
 
 
-def _called(queue: str) -> str:
-    """Return what a queue is called in keys: its name, or a digest of one that they cannot carry."""
+def _word(queue: str) -> str:
+    """Return a queue's name for routing keys, or a digest of it if it is too long."""
     name = queue.encode()
     return queue if len(name) <= _LONGEST_NAME else f"~{blake2b(name, digest_size=16).hexdigest()}"
 
 
 def ladder_for(server: Server, level: int | None) -> str:
-    """Return which ladder a message takes; `level` is the native priority that it carries, None for none."""
+    """Return the ladder for a message with this native priority (None: without one)."""
     if level is None or server.number < _FOUR:
         return "mq.delay"
     if server.number < _STRICT:
@@ -87,9 +88,8 @@ def ladder_for(server: Server, level: int | None) -> str:
 def rungs(ladder: str) -> list[Any]:
     """Return the requests that declare a ladder, in their order.
 
-    The queue declared last is never used. A broker that is killed may forget the quorum queue that
-    it was told of last: it comes back without a leader, takes messages and never confirms them
-    (3.10 and 4.0).
+    The last queue is never used. A broker that is killed may forget the quorum queue that was
+    declared last: it comes back without a leader and never confirms a message (3.10 and 4.0).
     """
     return [
         foot(),
@@ -104,7 +104,7 @@ def rungs(ladder: str) -> list[Any]:
 
 
 def _rung(ladder: str, level: int) -> list[Any]:
-    """Return what makes one level: its queue, and the ways into it, from above and from outside, and past it."""
+    """Return the requests for one level: its queue, and the bindings into it and past it."""
     here = _name(ladder, level)
     below = _name(ladder, level - 1) if level else OUT
     arguments = {
@@ -124,7 +124,7 @@ def _rung(ladder: str, level: int) -> list[Any]:
 
 
 def foot() -> spec.Exchange.Declare:
-    """Return the exchange at the foot of all ladders."""
+    """Return the exchange at the exit of all ladders."""
     return _topic(OUT)
 
 
@@ -134,8 +134,8 @@ def _topic(name: str) -> spec.Exchange.Declare:
 
 
 def exit_to(queue: str) -> spec.Queue.Bind:
-    """Return the binding by which a queue gets what falls due for it; it passes over all bits one by one, so that no other fits."""
-    return spec.Queue.Bind(queue=queue, exchange=OUT, routing_key="*." * COUNT + _called(queue))
+    """Return the binding from the exit to a queue. A star for each bit keeps other keys out."""
+    return spec.Queue.Bind(queue=queue, exchange=OUT, routing_key="*." * COUNT + _word(queue))
 
 
 def _quorum(name: str, arguments: dict[str, Any] | None = None) -> spec.Queue.Declare:

@@ -1,11 +1,11 @@
-"""Which queues of RabbitMQ make one queue of ours, and with which arguments. Pure.
+"""Which queues of RabbitMQ make one queue of mqcore, and with which arguments. Pure.
 
-    orders (classic)   ─► orders                 one durable classic queue that sorts by priority
-    orders (quorum)    ─► orders, orders.p0 …    a quorum queue for each level of priority; the default level bears the name
-    orders (bounded)   ─► orders, orders.due     and what may not be refused (a Move, what falls due) goes to the second
+    orders (classic)  ─► orders               a durable classic queue that sorts by priority
+    orders (quorum)   ─► orders, orders.p0 …  a quorum queue for each priority
+    orders (bounded)  ─► orders, orders.due   the second takes Moves and delayed messages
 
-`.dlq`, `.again` and temporary queues are one queue each. A plain client finds `orders` under its
-name.
+A dead-letter queue, a quarantine and a temporary queue are one queue each. A plain client finds
+`orders` under its name.
 """
 
 from collections.abc import Mapping
@@ -31,22 +31,22 @@ __all__ = [
 
 LEVELS = 11
 LOST = "mq.lost"
-"""The queue of what fell due after its own had gone; listed while it holds something."""
+"""The queue of delayed messages whose own queue was deleted; it is listed while not empty."""
 NO_LIMIT = 2_000_000_000
-"""Deliveries after which a quorum queue takes a message away: never.
+"""The delivery limit of quorum queues, which no message reaches.
 
-Without a limit it puts what is given back at its end.
+Without a limit, a quorum queue puts returned messages at its end.
 """
 _DEFAULT = 5
 _THREE = (0, 0, 0, 0, 5, 5, 5, 10, 10, 10, 10)
-"""With three bands: the band of each of the eleven levels."""
+"""The band of each of the eleven levels where there are three bands."""
 CONSUMER_TIMEOUT = 12 * 3_600
-"""Seconds that a delivery may stay unsettled, where a queue may say so itself (from 3.12)."""
+"""Seconds for which a delivery may be unsettled; a queue can set it from 3.12 on."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the live server is, and what it lets us do: `room` is the bytes that the properties of one message may have."""
+    """The live server. `room`: how many bytes the properties of a message may have."""
 
     product: str
     version: str
@@ -55,17 +55,14 @@ class Server:
 
     @cached_property
     def number(self) -> tuple[int, int]:
-        """Major and minor version."""
+        """Return major and minor version."""
         major, minor, *_ = *self.version.split("."), "0", "0"
         return int(major) if major.isdigit() else 0, int(minor) if minor.isdigit() else 0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One queue of ours on this broker.
-
-    `bands` is how many levels its quorum queues tell apart; 1: a single queue.
-    """
+    """One queue of mqcore on this broker. `bands`: its number of quorum queues by priority."""
 
     spec: QueueSpec
     quorum: bool = False
@@ -82,38 +79,41 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The queue's name, also of the queue that foreign clients use."""
+        """Return the queue's name, which plain clients use too."""
         return self.spec.name
 
     @cached_property
     def due(self) -> str | None:
-        """The private queue of what may never be refused, where the queue is bounded."""
+        """Return the private queue of a bounded queue, for messages that may not be refused."""
         return f"{self.name}.due" if self.spec.max_length is not None else None
 
     @cached_property
     def queues(self) -> tuple[str, ...]:
-        """All queues of the broker that make it, its own name first."""
+        """Return all queues of the broker that make it, the one with its name first."""
         return tuple(dict.fromkeys((self.name, *self.descending)))
 
     @cached_property
     def descending(self) -> tuple[str, ...]:
-        """As `queues`, the highest priority first, and last what has all of them."""
+        """Return the same, the highest priority first; the private queue is last."""
         bands = dict.fromkeys(self.band(level) for level in reversed(range(LEVELS)))
         return (*bands, self.due) if self.due is not None else tuple(bands)
 
     def band(self, level: int) -> str:
-        """The queue for messages of this priority."""
+        """Return the queue for messages of this priority."""
         if self.bands == 1:
             return self.name
         level = level if self.bands == LEVELS else _THREE[level]
         return self.name if level == _DEFAULT else f"{self.name}.p{level}"
 
     def target(self, level: int, *, refusable: bool) -> str:
-        """The queue in which a message of this priority is stored; what may be refused counts against the bound."""
+        """Return the queue that stores a message of this priority.
+
+        A refusable message counts against the bound.
+        """
         return self.band(level) if refusable or self.due is None else self.due
 
     def arguments(self, queue: str, server: Server) -> dict[str, Any]:
-        """The arguments with which one of `queues` is declared; plain clients declare passively, or with the same."""
+        """Return the arguments of one of `queues`. Plain clients must declare the same ones."""
         spec = self.spec
         arguments: dict[str, Any] = {"x-queue-type": "quorum" if self.quorum else "classic"}
         arguments |= (
@@ -160,19 +160,18 @@ class _Record(BaseModel):
 PARKED = Layout(QueueSpec(name=LOST, role="dead_letter"), quorum=True)
 _SETTINGS = tuple(name for name in _Record.model_fields if name not in ("quorum", "bands"))
 ALTERABLE = ("ttl",)
-"""What the driver itself keeps: all other settings are arguments of the broker's queue, which are fixed when that is made.
-"""
+"""Settings that mqcore itself applies. RabbitMQ cannot change the arguments of a queue."""
 
 
 def compare(have: Layout, want: Layout) -> None:
-    """Raise `TopologyMismatch` when a queue is declared with other settings than it has; a more durable one serves as well."""
+    """Raise `TopologyMismatch` if the settings differ. A more durable queue is accepted."""
     for setting in _SETTINGS:
         old, new = getattr(have.spec, setting), getattr(want.spec, setting)
         if old != new:
             raise mismatch(have.name, setting, old, new, alterable=setting in ALTERABLE)
     if want.quorum and not have.quorum:
         raise TopologyMismatch(
-            f"queue {have.name!r} exists as a classic queue (durability 'process') and was "
-            "declared with durability "
-            "'machine', which takes a quorum queue: empty and delete it first"
+            f"queue {have.name!r} exists as a classic queue (durability 'process'), but was "
+            "declared with durability 'machine', which needs a quorum queue: empty and delete it "
+            "first"
         )

@@ -1,6 +1,6 @@
 """Where a message is published on this broker. Pure.
 
-    Outgoing ─ plan ─► PlannedMessage: to a queue │ into the ladder, for a queue │ to a router's exchange
+    Outgoing ─ plan ─► PlannedMessage: to a queue │ into the ladder │ to a router's exchange
 
 `PlannedMessage.needs` names what must exist for the plan to work.
 """

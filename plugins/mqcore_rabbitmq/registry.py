@@ -1,4 +1,4 @@
-"""What AMQP cannot list: which queues and bindings exist, and settings that the broker does not compare.
+"""What AMQP cannot list: queues, bindings, and settings that the broker does not compare.
 
     declare, delete, bind, unbind ─► JSON records ─► `mq.registry` ─► folded into a picture
 
@@ -200,7 +200,7 @@ class Registry:
         self._count = count
 
     async def _read(self) -> None:
-        """Read all records; if a busy broker sent only some of them, the next refresh reads again."""
+        """Read all records; if a busy broker sent only some, the next refresh reads again."""
         for _ in range(_READ_ATTEMPTS):
             picture, self._is_stale = await self._read_once()
             if not self._is_stale:

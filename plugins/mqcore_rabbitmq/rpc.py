@@ -1,6 +1,6 @@
 """Pipelined requests about queues and exchanges, with refusals as answers or typed errors.
 
-    run(request, request, …) ─► one channel ─► the answers │ the broker closes it: 404, 406 or another code
+    run(request, request, …) ─► one channel ─► the answers │ closed with 404, 406 or another code
 
 A refusal closes its channel. So channels are borrowed, and reused if they stay open.
 """

@@ -132,7 +132,7 @@ class Settler:
             proof.add_done_callback(self._proofs.discard)
 
     async def _let_successors_in(self, moved: Sequence[_Source]) -> None:
-        """Hand out successors once the broker has read the acknowledgements of their sources (G3)."""
+        """Hand out successors once the broker has read the acknowledgements of the sources (G3)."""
         with suppress(Exception):  # a lost channel returns its sources and drops what waits here
             async with asyncio.timeout(_PROOF_TIMEOUT):
                 channels = {source.unsettled for source in moved}

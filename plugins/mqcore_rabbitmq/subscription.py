@@ -1,6 +1,6 @@
 """One consumer: a sorted buffer of what the broker has pushed.
 
-    basic.deliver ─► buffer (highest priority first) ─ receive ─► Delivery ─ settle ─► ack │ successor stored, then ack
+    basic.deliver ─► buffer (highest priority first) ─ receive ─► Delivery ─ settle ─► ack
 
 It has one channel, and on that a consumer for each queue of the broker that makes our queue. A
 delivery that the broker marks as redelivered was taken over. A release stores a marked copy and
@@ -162,7 +162,7 @@ class RabbitSubscription(Subscription):
         return self._hand_out(limit)
 
     async def _wait_for_messages(self, deadline: float) -> None:
-        """Return when there is something to hand out, when nothing will come, or at the deadline."""
+        """Return when there is something to hand out, nothing will come, or at the deadline."""
         while self._error is None and not (self._is_closed or self._is_paused):
             now = self._loop.time()
 
@@ -183,7 +183,7 @@ class RabbitSubscription(Subscription):
                 return
 
     def _higher_band(self) -> str | None:
-        """Return a queue above the buffer's best level that may have more than its prefetch (G8)."""
+        """Return a queue above the buffer's best level that may hold back messages (G8)."""
         best = -self._buffer[0][0]
         return next((queue for queue, level in self._unsettled.full.items() if level > best), None)
 
@@ -307,7 +307,7 @@ class RabbitSubscription(Subscription):
             self._releasing = None
 
     def end(self) -> None:
-        """End a waiting `receive` and write the acknowledgements; the broker takes back the rest."""
+        """End a waiting `receive` and write the acknowledgements; the rest returns."""
         self._is_closed = True
         self._drop()
 
@@ -316,7 +316,7 @@ class RabbitSubscription(Subscription):
         self._fail(missing(self.queue))
 
     def _fail(self, error: Exception) -> None:
-        """End with an error. The channel is closed too: other queues of ours may still send to it."""
+        """End with an error, and close the channel: other queues may still send to it."""
         if self._error is None:
             self._error = error
         self._settler.unsettled.pop(self._channel.serial, None)

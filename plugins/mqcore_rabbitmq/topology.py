@@ -1,9 +1,9 @@
-"""What one open instance knows of queues and routers, and how it makes sure of it.
+"""What one open instance knows of queues and routers.
 
-    layout(queue) ─► a temporary one of our own, or `mq.lost` │ what the registry says │ None: mqcore did not declare it
+    layout(queue) ─► own temporary queue or `mq.lost` │ from the registry │ None: a foreign queue
 
-What is known may be out of date, for others delete and declare too. That shows when a message finds
-no queue: what was thought of it is then in doubt, and asked again before the next one.
+This may be out of date, because others delete and declare too. A message that finds no queue shows
+it: the instance asks again before the next one.
 """
 
 import asyncio
@@ -27,14 +27,13 @@ from mqcore_rabbitmq.rpc import Rpc
 __all__ = ["Topology"]
 
 _CANCELS_WITHIN = 0.5
-"""Seconds in which RabbitMQ cancels the consumers of a quorum queue that was deleted.
+"""Seconds in which RabbitMQ cancels the consumers of a deleted quorum queue.
 
-If the queue is declared again sooner, its channel takes up their consumers itself, and what it
-sends to those never arrives (seen on 3.10, also with pika alone).
+If the queue is declared again sooner, its channel keeps these consumers, and messages to them never
+arrive (seen on 3.10, also with pika alone).
 """
 _FORGET = 2.0
-"""Seconds for which an unknown queue is taken for one that mqcore did not declare, without asking again.
-"""
+"""Seconds for which an unknown queue counts as foreign without asking again."""
 
 
 class Topology:
@@ -45,19 +44,18 @@ class Topology:
         self.registry = registry
         self.delayed = Delayed()
         self._own: dict[str, Layout] = {LOST: PARKED}
-        """Those that no registry knows: temporary ones of our own, and the one of what was lost."""
+        """Queues that are not in the registry: own temporary ones, and `mq.lost`."""
         self._there: set[tuple[str, str]] = set()
-        """Ladders, ways from their foot and exchanges that we have made sure of."""
+        """Ladders, bindings to their exit and exchanges that exist."""
         self._look_at: dict[str, float] = {}
-        """When to ask again: at once for those in doubt, later for those that nobody knew just now.
-        """
+        """When to ask again: at once for doubtful queues, later for unknown ones."""
         self._missing: dict[str, float] = {}
-        """When a message found these queues deleted."""
+        """When a message found these queues missing."""
         self._fresh = False
         self._lock = asyncio.Lock()
 
     def layout(self, queue: str) -> Layout | None:
-        """Return what a queue is made of, as far as it is known; None for one that mqcore did not declare."""
+        """Return the layout of a queue as far as it is known; None for a foreign queue."""
         return self._own.get(queue) or self.registry.picture.queues.get(queue)
 
     def ttl(self, queue: str) -> float | None:
@@ -68,11 +66,11 @@ class Topology:
     # Finding out
 
     def knows(self, queues: Iterable[str]) -> bool:
-        """Whether nothing has to be asked before something is sent to these."""
+        """Whether a publish to these queues needs no request first."""
         return self._fresh and not self._unknown(queues)
 
     async def look_up(self, *queues: str) -> None:
-        """Ask for what is not known of these."""
+        """Ask for the queues among these that are not known."""
         if not self.knows(queues):
             await self.refresh(self._unknown(queues))
 
@@ -83,7 +81,7 @@ class Topology:
         ]
 
     async def refresh(self, queues: Sequence[str] = ()) -> None:
-        """Read what others have declared, and take note of those that are unknown all the same."""
+        """Read what others have declared, and note which of these queues are still unknown."""
         began = monotonic()
         await self.registry.refresh()
         self._fresh = True
@@ -91,7 +89,10 @@ class Topology:
         self._look_at |= {queue: began + _FORGET for queue in queues if self.layout(queue) is None}
 
     async def ensure(self, kind: str, name: str) -> bool:
-        """Whether a ladder, a way from its foot or an exchange is there; the first two are made where they can be."""
+        """Whether a ladder, a binding to the exit or an exchange exists.
+
+        A missing ladder or binding is created where possible.
+        """
         if (kind, name) in self._there:
             return True
         if kind == LADDER:
@@ -106,7 +107,7 @@ class Topology:
         return True
 
     def mark_doubtful(self, sending: PlannedMessage) -> None:
-        """Take nothing for granted of where this was sent: it found no queue."""
+        """Note that this message found no queue: ask again for its destination."""
         self._look_at[sending.queue] = self._missing[sending.queue] = monotonic()
         layout = self.layout(sending.queue)
         self._there.difference_update(
@@ -116,7 +117,7 @@ class Topology:
     # Declaring
 
     async def declare(self, layouts: Sequence[Layout]) -> None:
-        """Make sure of queues, and write them down for others. Raises `TopologyMismatch`."""
+        """Declare queues and record them for others. Raises `TopologyMismatch`."""
         own = {layout.name: layout for layout in layouts if layout.spec.role == "temporary"}
         lasting = [layout for layout in layouts if layout.name not in own]
         if lasting:
@@ -131,16 +132,16 @@ class Topology:
         )
 
     async def _let_consumers_end(self, layouts: Sequence[Layout]) -> None:
-        """Wait until the broker has cancelled the consumers of quorum queues that were found deleted just now."""
+        """Wait until the broker has cancelled the consumers of quorum queues that were missing."""
         found = [self._missing.pop(layout.name, -inf) for layout in layouts if layout.quorum]
         wait = max(found, default=-inf) + _CANCELS_WITHIN - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Write down what we keep ourselves.
+        """Record settings that mqcore itself applies.
 
-        Raises `QueueNotFound`, and `TopologyMismatch` for what the broker's queue fixes.
+        Raises `QueueNotFound`, and `TopologyMismatch` for settings that RabbitMQ cannot change.
         """
         await self.refresh()
         have = self.registry.picture.queues.get(queue)
@@ -148,8 +149,7 @@ class Topology:
             raise missing(queue)
         if have is None:
             raise ConfigurationError(
-                f"queue {queue!r} was not declared by mqcore, so that its settings are not ours "
-                "to alter"
+                f"queue {queue!r} was not declared by mqcore, so mqcore cannot alter its settings"
             )
         for setting, value in settings.items():
             if setting not in ALTERABLE and (old := getattr(have.spec, setting)) != value:
@@ -159,7 +159,7 @@ class Topology:
             await self.registry.append([altered.record()])
 
     async def _reconciled(self, want: Layout) -> Layout:
-        """Compare with what others have declared; one that is as it should be, or better, is taken as it is."""
+        """Return the layout that others have declared, if it is as wanted or better."""
         have = self.registry.picture.queues.get(want.name)
         if have is None or have == want:
             return want
@@ -168,11 +168,11 @@ class Topology:
         except ConfigurationError:
             if await self.rpc.counts([have.name]):
                 raise
-            return want  # somebody deleted it without mqcore: what the registry says is out of date
+            return want  # deleted without mqcore: the registry is out of date
         return have
 
     async def forget(self, queues: Sequence[str]) -> None:
-        """Take queues out that were deleted, for others too."""
+        """Remove deleted queues, for others too."""
         self._there.difference_update(_exits(queues))
         for queue in queues:
             self._own.pop(queue, None)
