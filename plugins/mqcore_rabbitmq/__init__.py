@@ -2,7 +2,7 @@
 
 `backend` implements the seam. A publish: `sender` asks `topology` for the queue (`layout` says
 which queues of the broker make one of ours), `plan` chooses the exchange and the key, with `ladder`
-for delays, and `confirms` sends it and waits for the confirm, on a connection of `link`. A delivery:
+for delays, and `confirms` sends it on a connection of `link` and waits for the confirm. A delivery:
 `subscription` consumes, `unsettled` holds what has no settlement yet, `settling` settles it.
 `message_format` and `frames` read and write messages. `rpc` sends requests about queues,
 `operations` (with `browse`) and `routes` serve operators, and `registry` stores what AMQP cannot

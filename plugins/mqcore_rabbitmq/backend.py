@@ -1,4 +1,4 @@
-"""The seam on RabbitMQ: two connections, so that a blocked publisher never stops an acknowledgement.
+"""The seam on RabbitMQ: two connections, so that a blocked publisher stops no acknowledgement.
 
 publish ─► sender ─► plan, confirms ─► the publishing connection
 subscribe ─► subscription ─► unsettled, settling ─► the consuming connection
@@ -171,7 +171,7 @@ class RabbitBackend(Backend):
         return gone
 
     def unwrap(self) -> Sequence[object]:
-        """Return pika's consuming connection; during an alarm the broker does not read the other."""
+        """Return pika's consuming connection; an alarm stops the other one."""
         return [self._open.consuming.connection]
 
     # Messages
@@ -220,7 +220,7 @@ class RabbitBackend(Backend):
         return await self._open.topology.registry.diagnose()
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Change the ttl of a queue. Raises `QueueNotFound`, and `TopologyMismatch` for the rest."""
+        """Change the ttl of a queue. Raises `QueueNotFound` and `TopologyMismatch`."""
         await self._open.topology.alter(queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:

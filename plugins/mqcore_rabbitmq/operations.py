@@ -17,20 +17,19 @@ from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled
 
 __all__ = ["Operations"]
 
-_LOOKS, _BETWEEN = 4, 0.05
-"""How often, and after how many seconds, consumers are counted again."""
+_COUNTS, _COUNT_INTERVAL = 4, 0.05
+"""How often consumers are counted again, and the seconds between."""
 _CHUNK = 200
-"""Messages that are read at first where chosen ones are looked for; then twice as many, and so on.
-"""
+"""Messages of the first read in a search for keys; each further read doubles it."""
 _MOST = 50_000
-"""Messages of a queue that one look takes out at most."""
-_A_MOMENT = 0.1
-"""Seconds after which the last acknowledgements of a channel are written."""
+"""The most messages of a queue that one read holds."""
+_LAST_WRITE = 0.1
+"""Seconds within which the last acknowledgements of a channel are written."""
 _HIDDEN = {"quarantine", "temporary"}
 
 
 class Operations:
-    """An operator's requests on one open instance."""
+    """Serves an operator's requests on one open instance."""
 
     def __init__(self, topology: Topology, settler: Settler) -> None:
         self._topology = topology
@@ -84,28 +83,28 @@ class Operations:
         snapshot = None if after is None else self._snapshots.find(queue, after)
 
         if after is None:
-            entries, layout = await self._look(queue, limit), self._topology.layout(queue)
+            entries, layout = await self._read_entries(queue, limit), self._topology.layout(queue)
             is_whole = layout is not None and layout.quorum  # always read to its end
             snapshot = Snapshot(entries if is_whole else entries[:limit], is_whole=is_whole)
             self._snapshots.add(queue, snapshot)
         elif snapshot is None or not snapshot.is_whole:
             shown = () if snapshot is None else snapshot.until(after)
             shown_keys = {key for key, _ in shown}
-            rest = [it for it in await self._look(queue, None) if it[0] not in shown_keys]
+            rest = [it for it in await self._read_entries(queue, None) if it[0] not in shown_keys]
             snapshot = Snapshot([*shown, *rest], is_whole=True)
             self._snapshots.add(queue, snapshot)
 
         ttl = self._topology.ttl(queue)
         return [Entry(key, held.message(ttl, now)) for key, held in snapshot.page(after, limit)]
 
-    async def _look(self, queue: str, count: int | None) -> list[tuple[str, HeldMessage]]:
+    async def _read_entries(self, queue: str, count: int | None) -> list[tuple[str, HeldMessage]]:
         """Return the head of a queue, or all of it, in the order of delivery."""
         async with open_reader(self._rpc.link, queue) as reader:
             await self._read(reader, queue, count)
         return sorted(reader.messages.items(), key=lambda item: -item[1].level)
 
     async def take(self, queue: str, keys: Sequence[str], now: float) -> list[Delivery]:
-        """Hold the named entries that are ready. Raises `QueueNotFound`."""
+        """Hold the entries with these keys that are ready. Raises `QueueNotFound`."""
         async with open_reader(self._rpc.link, queue) as reader:
             await self._read(reader, queue, None, until=keys)
             kept = await reader.keep(keys)
@@ -119,13 +118,13 @@ class Operations:
         return [unsettled.hand_out(held, self._topology.ttl(queue), now) for held in kept]
 
     def _drop_when_empty(self, unsettled: Unsettled) -> None:
-        """Close the channel of what was taken once all of it is settled."""
+        """Close the channel of taken messages once all are settled."""
         if not unsettled.held:
             self._settler.unsettled.pop(unsettled.channel.serial, None)
-            asyncio.get_running_loop().call_later(_A_MOMENT, unsettled.channel.abandon)
+            asyncio.get_running_loop().call_later(_LAST_WRITE, unsettled.channel.abandon)
 
     async def purge(self, queue: str) -> int:
-        """Remove what is ready, in the quarantine too; the number removed.
+        """Remove ready messages, in the quarantine too, and return their number.
 
         Raises `QueueNotFound`.
         """
@@ -176,11 +175,11 @@ class Operations:
 
         Raises `QueueNotFound`.
         """
-        for _ in range(_LOOKS):
+        for _ in range(_COUNTS):
             found = list((await self._rpc.count(queue, family)).values())
             if not any(answer.consumer_count for answer in found):
                 break
-            await asyncio.sleep(_BETWEEN)
+            await asyncio.sleep(_COUNT_INTERVAL)
         return found
 
     async def _family(self, queue: str) -> list[str]:
@@ -195,7 +194,7 @@ class Operations:
         ]
 
     def _held(self, family: Sequence[str]) -> list[HeldMessage]:
-        """Return what this instance holds of these queues."""
+        """Return the messages of these queues that this instance holds."""
         groups = [unsettled for unsettled in self._settler.unsettled.values() if unsettled.alive]
         return [
             held for unsettled in groups for held in unsettled.held.values() if held.queue in family
@@ -204,14 +203,12 @@ class Operations:
     async def _read(
         self, reader: QueueReader, queue: str, count: int | None, *, until: Sequence[str] = ()
     ) -> None:
-        """Hold the head of a queue, its highest band first; None: all of it.
+        """Hold the first `count` messages of a queue, its highest band first; None: all of them.
 
-        Raises `QueueNotFound`.
+        `until`: stop when these keys are found, if that keeps the order. Raises `QueueNotFound`.
 
-        `until`: no more than is needed to find these, where that leaves the order as it was.
-
-        A quorum queue gives out first what was given back to it, and puts that behind what was
-        given back before: only who holds all of it leaves the order as it was.
+        A quorum queue delivers returned messages first, and puts them behind those that were
+        returned before. Only a reader that holds all of them keeps the order.
         """
         await self._topology.look_up(queue)
         layout = self._topology.layout(queue)
@@ -232,6 +229,5 @@ class Operations:
                 ):
                     break
                 chunk *= 2
-                # The count was that of a moment ago: what came, or was given back, since then
-                # counts too.
+                # Messages that came or returned since the count are read too.
                 left = await reader.ready(name) if limit > wanted else 0

@@ -1,4 +1,4 @@
-"""Confirms, returns and acknowledgements, on a channel that only writes down what it is told."""
+"""Confirms, returns and acknowledgements, on a channel that records what it sends."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_receipt_is_small_and_of_one_generation() -> None:
 
 
 async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
-    """Whatever the order of settling: an ack that is too wide lets go of a source whose successor is not stored."""
+    """An ack that is too wide would remove a source whose successor is not stored."""
     channel = FakeChannel()
     unsettled = filled(channel, 8)
     for tag in (8, 3, 1, 6, 2):
@@ -228,7 +228,7 @@ async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
 
 
 async def test_what_was_settled_is_told_before_the_rest_is_forgotten() -> None:
-    """A consumer that the broker cancels does not take what is open in other bands with it: that must come back."""
+    """A cancelled consumer must not acknowledge open messages of other bands."""
     channel = FakeChannel()
     unsettled = filled(channel, 5)
     for tag in (2, 4):
@@ -262,7 +262,7 @@ async def test_what_cannot_be_written_takes_no_number() -> None:
 
 
 async def test_a_fault_while_writing_leaves_the_batch_unknown_and_closes_the_channel() -> None:
-    """Nobody knows what of it is on its way (G1), nor which number the broker gives to the next message."""
+    """Parts of it may be sent (G1), and the number of the next message is unknown."""
     channel = FakeChannel()
     written, abandoned = channel.publish, asyncio.Event()
 

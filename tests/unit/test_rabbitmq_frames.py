@@ -58,7 +58,7 @@ def whole(found: Properties) -> bytes:
 
 
 def use(found: Properties) -> None:
-    """All that is done with the properties of a message that comes in and leaves by a Move or a release."""
+    """Do everything with the properties that a Move and a release do."""
     level_of(found)
     released_as(found)
     message = message_of(found, b"", 5.0, 100.0)

@@ -120,7 +120,7 @@ RECORDS = st.lists(
 @example([{"bind": ["shop", "topic", "a", None, [], "all"]}])
 @example([{"bind": ["shop", ["topic"], "a", "x", [], "all"]}])
 def test_whatever_somebody_writes_there_can_be_worked_with(records: list[object]) -> None:
-    """Anybody who may publish may write a record: it is read as mqcore writes it, or it is counted and skipped."""
+    """Any publisher may write a record: it is read if it is valid, else counted and skipped."""
     picture = Picture()
     picture.read(json.dumps(records).encode())
     for one in picture.queues.values():

@@ -28,7 +28,7 @@ AND_RESET = struct.pack("ii", 1, 0)
 
 @pytest.fixture
 def resetting() -> Iterator[int]:
-    """The port of one who lets everybody in and resets the connection at once, as a container's proxy does while it starts."""
+    """A port that accepts and resets at once, as a container's proxy does while it starts."""
     with socket.create_server(("127.0.0.1", 0), backlog=TRIES) as server:
 
         def reset() -> None:
@@ -59,7 +59,7 @@ async def test_who_is_reset_at_once_is_told_at_once(resetting: int) -> None:
 async def test_a_reset_in_the_very_moment_of_connecting_is_told_at_once(
     resetting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pika asks the socket who its peer is, and raises past everybody who waits when there is none any more."""
+    """pika asks the socket for its peer, and raises into the event loop when there is none."""
 
     def reset(_: socket.socket) -> None:
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")

@@ -1,4 +1,4 @@
-"""Where two things happen at once: a queue that goes while it is consumed, a close beside a settlement, a cancelled request."""
+"""Two things at once: a queue deleted while consumed, a close during a settlement."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def operator_sees(broker: Broker, name: str) -> bool:
 async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(
     rabbitmq_url: str, name: str
 ) -> None:
-    """An operator deletes the one queue whose name he knows; the other ten are still there, and so were our consumers of them."""
+    """An operator deletes one of eleven queues; the consumers of the others must end too."""
     url, consumer = f"{rabbitmq_url}?durability=machine", Consumer(name)
     async with (
         consumer.app.connect(url, settings=Settings()) as broker,

@@ -1,4 +1,4 @@
-"""Thousands of dead letters on RabbitMQ, which has no way to look: complete, exact, and in two reads."""
+"""Thousands of dead letters, which AMQP cannot browse: complete, exact, and in two reads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def filled(broker: Broker, name: str, count: int) -> list[str]:
 
 
 async def come_to(broker: Broker, ready: dict[str, int]) -> None:
-    """Wait until the queues hold so many: the broker takes back what was looked at some moments after the look."""
+    """Wait until the queues hold so many: messages return some moments after a read."""
 
     async def holds() -> bool:
         return {counts.name: counts.ready for counts in await broker.counts(*ready)} == ready
@@ -89,7 +89,7 @@ async def test_a_list_reads_the_queue_twice_however_long_it_is(
 async def test_silence_is_not_the_end(
     broker: Broker, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broker that pauses for longer than we listen is asked what is left, as often as it takes."""
+    """When the broker pauses, the reader asks what is left, as often as necessary."""
     ids = await filled(broker, name, MANY)
     monkeypatch.setattr(browse, "_SILENCE", 0.0)
     assert [letter.id for letter in await broker.dead_letters(name).list(limit=MANY + 1)] == ids

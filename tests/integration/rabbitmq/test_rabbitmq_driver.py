@@ -419,7 +419,7 @@ async def test_a_silent_broker_is_noticed_while_nobody_asks_it_anything(
 
 
 async def test_a_suspect_that_is_released_comes_back_a_suspect(make: Make) -> None:
-    """Whose holder died was taken over, and still so after a release by who did not start it either (G4)."""
+    """A takeover still counts after a release by a consumer that did not start the message (G4)."""
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     await one.publish([out(name, "a")], timeout=5)
@@ -440,7 +440,7 @@ async def test_a_suspect_that_is_released_comes_back_a_suspect(make: Make) -> No
 async def test_a_successor_waits_until_the_broker_has_read_the_acknowledgement_of_its_source(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is only written is lost with a process that dies of the successor, and two copies would be left (G3)."""
+    """A process that dies of the successor loses what was only written: two copies (G3)."""
     name, backend, proven, prove = (
         f"t.{new_id()[:8]}",
         await make(),
@@ -567,7 +567,7 @@ async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_brea
 async def test_what_is_sent_behind_the_close_of_a_channel_does_not_close_the_connection(
     rabbitmq_url: str,
 ) -> None:
-    """The broker takes a frame of a channel that it does not know for an error of the whole connection (504)."""
+    """The broker closes the connection for a frame of an unknown channel (504)."""
     lost = list[Exception]()
     backend = RabbitBackend(rabbitmq_url, RabbitOptions())
     await backend.open(lost.append)

@@ -1,4 +1,4 @@
-"""A connection that is reset again and again is not taken for a process that dies: no innocent is dead-lettered for it (G4)."""
+"""A connection that is reset repeatedly is not a crash: no message is dead-lettered for it (G4)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def out(name: str, id: str) -> Outgoing:
 async def test_what_may_have_been_stored_before_is_never_failed(
     backend: RabbitBackend, name: str
 ) -> None:
-    """Core declares the router again and sends what failed once more: it would be stored twice (G1)."""
+    """Core declares the router again and repeats what failed: it must not be stored twice (G1)."""
     await bound(backend, name)
     assert await backend.publish([out(name, "first")], timeout=5) == [STORED]
     calls = [

@@ -1,4 +1,4 @@
-"""Messages that no decoder expects, from a raw client: one is dead-lettered or handled, and nothing else is disturbed."""
+"""Malformed messages of a raw client are handled or dead-lettered, and disturb no others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_header_that_cannot_be_read_disturbs_nothing(
     durability: str | None,
     name: str,
 ) -> None:
-    """The message is handled without it, dead-lettered, redriven and dead-lettered again, on one connection."""
+    """It is handled without it, dead-lettered, redriven, dead-lettered again, on one connection."""
     app, came, others = App("hostile"), list[str](), list[bytes]()
     queue, other = Queue(name, bytes), Queue(f"{name}.other", bytes)
 
@@ -158,7 +158,7 @@ async def test_a_property_that_is_not_utf8_costs_no_place_of_the_prefetch(
 async def test_a_copy_of_it_that_finds_no_queue_is_returned_and_harms_nobody(
     backend: RabbitBackend, plain: BlockingChannel, name: str
 ) -> None:
-    """A successor has the same headers, and basic.return brings them back to us; a release stores them again."""
+    """A successor, a returned message and a released copy have the same headers."""
     await backend.declare([QueueSpec(name=name)])
     for entry in HEADERS.values():
         plain.basic_publish("", name, b"body", headers(entry))
@@ -216,7 +216,7 @@ async def test_a_record_that_cannot_be_read_stops_nothing_and_is_reported(
 async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
     rabbitmq_url: str, plain: BlockingChannel, name: str
 ) -> None:
-    """An exclusive queue that the broker named, and RabbitMQ's own way to reply directly, as in its tutorials (G17)."""
+    """Replies to a queue that the broker named, and direct replies, as in tutorials (G17)."""
     app = App("hostile")
 
     @app.consumer(Queue(name, bytes))
@@ -252,7 +252,7 @@ async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
 async def test_native_properties_come_through_every_move(
     rabbitmq_url: str, plain: BlockingChannel, durability: str | None, name: str
 ) -> None:
-    """Retried, dead-lettered and redriven, the message is for another plain client what it was (G17)."""
+    """After retry, dead letter and redrive, a plain client sees the same message (G17)."""
     app, came, elsewhere = App("hostile"), list[object](), f"{name}.elsewhere"
 
     @app.consumer(Queue(name, dict[str, int]))

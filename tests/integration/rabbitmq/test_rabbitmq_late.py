@@ -1,4 +1,4 @@
-"""Confirms and acknowledgements that are late, lost or never answered, when a worker is told to end."""
+"""Confirms and acknowledgements that are late, lost or unanswered when a worker ends."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_answers_that_are_too_late_leave_one_duplicate_for_each_end(
 async def test_an_acknowledgement_that_never_arrives_starts_no_handler(
     rabbitmq_url: str, proxy: SlowProxy, query: str
 ) -> None:
-    """At most once: RabbitMQ sends the message again, so its handler must not have been started (G2)."""
+    """At most once: RabbitMQ delivers the message again, so no handler may have started (G2)."""
     site = Site(rabbitmq_url, query, proxy)
     site.go.set()
     names = [f"do-{number}" for number in range(COUNT)]
@@ -179,7 +179,7 @@ async def test_a_silent_broker_does_not_hold_up_the_end(
 async def test_a_close_that_is_cancelled_keeps_nothing(
     rabbitmq_url: str, proxy: SlowProxy, after: float
 ) -> None:
-    """The connection lasts, so its broker would keep what it sent to a consumer that nobody has any more (G5)."""
+    """The connection lasts, and the broker would keep messages of an abandoned consumer (G5)."""
     site = Site(rabbitmq_url, "", proxy)
     async with (
         Broker.connect(site.direct, settings=Settings()) as direct,

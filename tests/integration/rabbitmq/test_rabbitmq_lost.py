@@ -1,4 +1,4 @@
-"""What is delayed and finds its queue gone, or its way: it is parked where operators look, and holds up nobody (G1, G7)."""
+"""A delayed message without a queue or a level is parked and blocks no other (G1, G7)."""
 
 from __future__ import annotations
 

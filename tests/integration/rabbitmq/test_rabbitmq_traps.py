@@ -1,4 +1,4 @@
-"""What RabbitMQ does to messages behind a client's back: alarms, limits on how long and how often a message may be delivered."""
+"""Alarms, and RabbitMQ's limits on how long a message is held and how often it is delivered."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def alarm(server: Server) -> Iterator[None]:
 
 @contextmanager
 def impatient(server: Server) -> Iterator[None]:
-    """A broker that bears a message unsettled for two seconds, where its queue says nothing else."""
+    """A broker whose consumer timeout is two seconds, unless the queue sets another."""
     told = "application:set_env(rabbit, {}, {})."
     server.run("rabbitmqctl", "eval", told.format("channel_tick_interval", 500))
     server.run("rabbitmqctl", "eval", told.format("consumer_timeout", 2000))
@@ -152,7 +152,7 @@ async def test_our_queues_may_be_held_for_longer_than_the_server_bears(
 
 
 async def test_who_holds_a_message_for_too_long_is_told_and_consumes_again(server: Server) -> None:
-    """In a queue of someone else's, or before 3.12: the broker closes the channel, and gives all of it to the next."""
+    """In a foreign queue, or before 3.12, the broker closes the channel and redelivers all."""
     backend = RabbitBackend(server.url, RabbitOptions())
     lost: list[Exception] = []
     await backend.open(lost.append)
@@ -196,7 +196,7 @@ async def test_no_number_of_deliveries_takes_a_message_away(backend: RabbitBacke
 async def test_who_keeps_its_place_is_marked(
     backend: RabbitBackend, server: Server, how: str
 ) -> None:
-    """Whatever way AMQP has to give back: a release that must tell itself from a crash cannot keep the place (ADR 16)."""
+    """No way to give back keeps the place without the mark of a crash (ADR 16)."""
     queue = await a_queue(backend)
     await backend.publish([out(queue, name) for name in "abc"], timeout=5)
     assert await asyncio.to_thread(given_back, server.url, queue, how) == [
@@ -207,7 +207,7 @@ async def test_who_keeps_its_place_is_marked(
 
 
 def given_back(url: str, queue: str, how: str) -> list[tuple[str, bool]]:
-    """Take two messages and give them back; the ids of all that are there then, and whether the broker marks them."""
+    """Take two messages and give them back; return all ids, and whether they are marked."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel, other = connection.channel(), connection.channel()
     tags = [channel.basic_get(queue)[0].delivery_tag for _ in range(2)]
