@@ -151,7 +151,7 @@ class Registry:
             is_stale = self._is_stale
             if await self._write(self._unwritten):
                 self._unwritten.clear()
-            # With the lock held, nobody else writes: what is news now is our own record.
+            # Under the lock no other instance writes, so this news is our own record.
             await self._check_news()
             self._is_stale = is_stale
 

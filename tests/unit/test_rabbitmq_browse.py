@@ -1,4 +1,4 @@
-"""After a look, the next one waits until the queue has back what was looked at."""
+"""After a read, the reader waits until the queue has its messages back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answers:
         pytest.param([(0, 1), (7, 1)], id="one more has come meanwhile"),
     ],
 )
-async def test_a_look_ends_when_all_is_back(
+async def test_a_read_ends_when_all_messages_are_back(
     answers: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(browse, "_POLL_INTERVAL", 0.0)
@@ -41,7 +41,7 @@ async def test_a_look_ends_when_all_is_back(
     assert channel.left == [answers[-1]]
 
 
-async def test_where_somebody_else_consumes_a_look_does_not_wait_for_all(
+async def test_a_read_does_not_wait_for_all_if_another_consumer_exists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(browse, "_POLL_INTERVAL", 0.0)

@@ -227,7 +227,7 @@ async def test_what_is_open_is_never_acknowledged_with_the_others() -> None:
     assert covered == {1, 2, 3, 6, 8}
 
 
-async def test_what_was_settled_is_told_before_the_rest_is_forgotten() -> None:
+async def test_acknowledgements_are_written_before_the_rest_is_dropped() -> None:
     """A cancelled consumer must not acknowledge open messages of other bands."""
     channel = FakeChannel()
     unsettled = filled(channel, 5)

@@ -36,13 +36,13 @@ def test_kinds(error: Exception, kind: ErrorKind) -> None:
     assert classify(error) is kind
 
 
-def told(error: BaseException) -> tuple[str, ErrorKind]:
+def described(error: BaseException) -> tuple[str, ErrorKind]:
     raised = cause_of(error, "shop")
     return str(raised), classify(raised)
 
 
 def test_a_refused_login_says_what_to_check() -> None:
-    text, kind = told(
+    text, kind = described(
         amqp.AMQPConnectionError(
             amqp.ProbableAuthenticationError("ConnectionClosedByBroker: (403) 'x'")
         )
@@ -55,16 +55,16 @@ def test_a_refused_login_says_what_to_check() -> None:
     [("NOT_ALLOWED - vhost shop not found", "does not exist"), ("access to vhost", "not open")],
 )
 def test_a_vhost_that_is_closed_to_us_is_named(said: str, words: str) -> None:
-    text, kind = told(amqp.ProbableAccessDeniedError(said))
+    text, kind = described(amqp.ProbableAccessDeniedError(said))
     assert (kind, words in text, "'shop'" in text) == (ErrorKind.DENIED, True, True)
 
 
-def test_a_certificate_that_nobody_trusts_is_denied_and_a_plain_port_permanent() -> None:
+def test_an_untrusted_certificate_is_denied_and_a_plain_port_permanent() -> None:
     untrusted = ssl.SSLCertVerificationError(1, "verify failed")
     untrusted.verify_message = "self-signed certificate"
-    text, kind = told(untrusted)
+    text, kind = described(untrusted)
     assert (kind, "self-signed" in text, "cafile" in text) == (ErrorKind.DENIED, True, True)
-    text, kind = told(ssl.SSLError(1, "WRONG_VERSION_NUMBER"))
+    text, kind = described(ssl.SSLError(1, "WRONG_VERSION_NUMBER"))
     assert (kind, "TLS port" in text) == (ErrorKind.PERMANENT, True)
 
 

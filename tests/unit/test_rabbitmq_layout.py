@@ -73,7 +73,7 @@ def test_the_registry_reads_what_it_wrote() -> None:
         assert Layout.read(layout.record()) == layout
 
 
-def test_other_settings_are_told_with_both_values() -> None:
+def test_a_mismatch_names_both_values() -> None:
     have, want = (
         Layout.of(QueueSpec(name="orders", ttl=ttl), quorum=False, bands=11) for ttl in (5.0, 6.0)
     )

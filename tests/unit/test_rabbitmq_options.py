@@ -45,13 +45,13 @@ def test_tls_checks_the_hosts_name() -> None:
 
 
 @pytest.mark.parametrize("url", ["amqp://h/a/b", "amqp://u:secret@one,two:99999"])
-def test_what_cannot_be_read_is_told_without_secrets(url: str) -> None:
-    with pytest.raises(ConfigurationError) as told:
+def test_an_invalid_url_is_reported_without_secrets(url: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
         parameters(url, RabbitOptions())
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
-def test_a_certificate_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+def test_a_missing_certificate_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cafile, certfile or keyfile cannot be used"):
         parameters("amqps://h", RabbitOptions(cafile=tmp_path / "no.pem"))
 
@@ -76,7 +76,7 @@ def test_wrong_options_are_refused(wrong: dict[str, str]) -> None:
 
 def test_a_closed_backend_names_its_place_and_not_its_password() -> None:
     backend = RabbitBackend("amqp://me:secret@broker:5673/v", RabbitOptions())
-    with pytest.raises(Exception, match=r"broker:5673 is closed") as told:
+    with pytest.raises(Exception, match=r"broker:5673 is closed") as raised:
         backend._open  # noqa: B018 - a property that raises
-    assert "secret" not in str(told.value)
-    assert backend.classify(told.value) is ErrorKind.TRANSIENT
+    assert "secret" not in str(raised.value)
+    assert backend.classify(raised.value) is ErrorKind.TRANSIENT

@@ -1,4 +1,4 @@
-"""Connecting to what is no broker yet: a port that is open before anybody listens to it behind."""
+"""Connecting to a port that is open before the broker behind it listens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIES = 40
 AT_ONCE = 2.0
 """Seconds.
 
-A reset takes microseconds; a connect that nobody answers is given up after six seconds.
+A reset takes microseconds; an unanswered connect fails after six seconds.
 """
 AND_RESET = struct.pack("ii", 1, 0)
 
@@ -45,7 +45,7 @@ def resetting() -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-async def test_who_is_reset_at_once_is_told_at_once(resetting: int) -> None:
+async def test_a_reset_after_the_accept_is_raised_at_once(resetting: int) -> None:
     url = f"amqp://guest:guest@127.0.0.1:{resetting}/"
     for _ in range(TRIES):
         backend = RabbitBackend(url, RabbitOptions())
@@ -56,7 +56,7 @@ async def test_who_is_reset_at_once_is_told_at_once(resetting: int) -> None:
         assert backend.classify(caught.value) is ErrorKind.TRANSIENT
 
 
-async def test_a_reset_in_the_very_moment_of_connecting_is_told_at_once(
+async def test_a_reset_while_connecting_is_raised_at_once(
     resetting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pika asks the socket for its peer, and raises into the event loop when there is none."""

@@ -62,9 +62,7 @@ async def test_a_queue_that_is_deleted_under_a_consumer_is_his_again(
             await operator.delete(name)
             await eventually(lambda: operator_sees(operator, name), 20)
             await consumer.sees_all(operator, range(11, 33))
-        async with Broker.connect(
-            url, settings=Settings()
-        ) as other:  # and it is known to whoever comes next
+        async with Broker.connect(url, settings=Settings()) as other:  # and later instances know it
             assert name in {counts.name for counts in await other.counts()}
             await consumer.sees_all(other, range(33, 44))
         await his.delete(name)
@@ -74,7 +72,7 @@ async def operator_sees(broker: Broker, name: str) -> bool:
     return name in {counts.name for counts in await broker.counts()}
 
 
-async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(
+async def test_a_band_outlives_its_queue_and_sends_to_no_ended_consumer(
     rabbitmq_url: str, name: str
 ) -> None:
     """An operator deletes one of eleven queues; the consumers of the others must end too."""
@@ -96,7 +94,7 @@ async def test_a_band_outlives_its_queue_and_sends_to_nobody_who_has_gone(
 async def test_headers_of_any_type_break_nothing_while_a_message_moves(
     backend: RabbitBackend, name: str
 ) -> None:
-    """A Move under way looks at what comes meanwhile, and that may be a plain client's."""
+    """A Move compares with what arrives meanwhile, which may be a plain client's."""
     await backend.declare([QueueSpec(name=name)])
     consumer = await backend.subscribe(name, prefetch=30, lease=30)
     assert await backend.publish([out(name, "a")], timeout=5) == [STORED]
@@ -129,11 +127,11 @@ async def test_a_close_beside_a_move_tells_no_untruth(backend: RabbitBackend, na
         (settled,) = await settling
         source = 1 if settled == STALE else 0
 
-        async def as_told(source: int = source) -> bool:
+        async def is_read(source: int = source) -> bool:
             (counts,) = await backend.count([name])
             return counts.ready == source
 
-        await eventually(as_told, 5)
+        await eventually(is_read, 5)
         await backend.purge(name)
     for queue in (name, f"{name}.to"):
         await backend.delete(queue)

@@ -38,7 +38,7 @@ async def other(
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many messages each look has taken out of a queue."""
+    """How many messages each read has held."""
     counts: list[int] = []
     plain = browse.QueueReader.read
 

@@ -98,7 +98,7 @@ async def test_a_connection_that_asks_for_less_takes_a_quorum_queue_as_it_is(mak
     await easy.delete(name)
 
 
-async def test_a_queue_that_was_deleted_without_us_is_declared_anew(
+async def test_a_queue_that_another_client_deleted_is_declared_again(
     make: Make, rabbitmq_url: str
 ) -> None:
     name = f"t.{new_id()[:8]}"
@@ -123,7 +123,7 @@ async def test_a_long_registry_is_made_shorter_and_says_the_same(
     for name in names:
         await one.declare([QueueSpec(name=name)])
     await one.delete(names[0])
-    for _ in range(2):  # the first look leaves it shorter
+    for _ in range(2):  # the first read shortens it
         other = await make()
         assert {counts.name for counts in await other.count()} & set(names) == set(names[1:])
     async with one._open.topology.rpc.channel() as channel:
@@ -156,7 +156,7 @@ async def test_the_registry_of_a_broker_that_is_killed_at_once_is_whole(
     await other.delete(name)
 
 
-async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> None:
+async def test_a_deleted_registry_is_declared_again(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=f"{name}.before")])
     async with one._open.topology.rpc.channel() as channel:
@@ -168,15 +168,15 @@ async def test_a_registry_that_was_deleted_under_us_is_made_anew(make: Make) -> 
         await one.delete(queue)
 
 
-async def test_a_look_at_the_registry_that_is_given_up_leaves_it_to_others(make: Make) -> None:
+async def test_a_cancelled_read_of_the_registry_leaves_it_to_others(make: Make) -> None:
     name, one, other = f"t.{new_id()[:8]}", await make(), await make()
     await other.declare([QueueSpec(name=name)])
     for turn in range(8):
         await other.bind([Binding(router=f"{name}.r", kind="topic", queue=name, pattern=f"{turn}")])
-        look = asyncio.ensure_future(one.bindings())
+        read = asyncio.ensure_future(one.bindings())
         await asyncio.sleep(0.001 * turn)
-        look.cancel()
-        await asyncio.gather(look, return_exceptions=True)
+        read.cancel()
+        await asyncio.gather(read, return_exceptions=True)
     async with asyncio.timeout(8):  # less than others wait for the lock
         await other.unbind([Binding(router=f"{name}.r", kind="topic", queue=name, pattern="0")])
     await other.delete(name)
@@ -219,7 +219,7 @@ async def test_a_registry_of_which_not_all_came_is_read_again(
         await one.delete(name)
 
 
-async def test_looks_into_one_queue_take_turns_and_one_given_up_gives_all_back(make: Make) -> None:
+async def test_reads_of_one_queue_take_turns_and_a_cancelled_one_returns_all(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     await one.publish([out(name, f"m{number}") for number in range(50)], timeout=5)
@@ -227,10 +227,10 @@ async def test_looks_into_one_queue_take_turns_and_one_given_up_gives_all_back(m
         len(page) for page in await asyncio.gather(*[one.browse(name, 50) for _ in range(4)])
     ] == [50] * 4
     for turn in range(6):
-        look = asyncio.ensure_future(one.browse(name, 50))
+        read = asyncio.ensure_future(one.browse(name, 50))
         await asyncio.sleep(0.004 * turn)
-        look.cancel()
-        await asyncio.gather(look, return_exceptions=True)
+        read.cancel()
+        await asyncio.gather(read, return_exceptions=True)
     async with asyncio.timeout(20):
         assert len(await came(one, name, 50)) == 50
     await one.delete(name)
@@ -314,7 +314,7 @@ async def test_a_part_that_cannot_be_sent_does_not_hide_that_the_rest_was_stored
     await one.delete(name)
 
 
-async def test_who_consumes_finds_the_bands_of_a_queue_that_others_declared_anew(
+async def test_a_consumer_finds_the_bands_of_a_queue_that_others_declared_again(
     make: Make,
 ) -> None:
     name, other = f"t.{new_id()[:8]}", await make(durability="machine")
@@ -361,7 +361,7 @@ async def test_headers_named_cc_route_as_well(make: Make) -> None:
     await one.delete(name)
 
 
-async def test_a_missing_router_harms_nobody_beside_it(make: Make) -> None:
+async def test_a_missing_router_harms_no_other_message(make: Make) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
     await one.declare([QueueSpec(name=name)])
     await one.bind([Binding(router=f"{name}.r", kind="fanout", queue=name)])
@@ -397,7 +397,7 @@ async def test_a_full_queue_takes_back_what_is_released(make: Make) -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_a_silent_broker_is_noticed_while_nobody_asks_it_anything(
+async def test_a_silent_broker_is_noticed_without_a_request(
     broker_server: Callable[[str], Server],
 ) -> None:
     server, lost = broker_server("rabbitmq"), list[Exception]()
@@ -466,7 +466,7 @@ async def test_a_successor_waits_until_the_broker_has_read_the_acknowledgement_o
     await backend.delete(name)
 
 
-async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_is_done_without(
+async def test_a_registry_with_other_settings_is_an_error_and_without_permission_there_is_none(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, one = f"t.{new_id()[:8]}", await make()
@@ -482,7 +482,7 @@ async def test_a_registry_of_another_kind_is_told_and_one_that_is_closed_to_us_i
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-async def test_a_connection_that_breaks_while_it_is_opened_is_told_by_the_exception_alone(
+async def test_a_connection_that_breaks_while_it_opens_is_reported_by_the_exception_alone(
     rabbitmq_url: str,
     monkeypatch: pytest.MonkeyPatch,
     ends_well: bool,  # noqa: FBT001 - a variant
@@ -555,7 +555,7 @@ async def test_a_source_is_gone_when_the_move_is_done_though_the_connection_brea
         assert await consumer.settle([move], timeout=5) == [DONE]
         connection = dying._open.consuming._connection
         assert connection is not None
-        connection._unsent.clear()  # whoever dies writes nothing more
+        connection._unsent.clear()  # a dead process writes nothing
         connection._terminate_stream(StreamLostError("cut"))
     assert sorted(await came(one, f"{name}.to", 5)) == ["0", "1", "2", "3", "4"]
     consumer = await one.subscribe(name, prefetch=1, lease=30)

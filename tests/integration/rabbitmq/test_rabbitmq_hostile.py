@@ -155,7 +155,7 @@ async def test_a_property_that_is_not_utf8_costs_no_place_of_the_prefetch(
         assert broker.events.counts["connection.lost"] == 0
 
 
-async def test_a_copy_of_it_that_finds_no_queue_is_returned_and_harms_nobody(
+async def test_a_copy_of_it_without_a_queue_is_returned_and_harms_no_other(
     backend: RabbitBackend, plain: BlockingChannel, name: str
 ) -> None:
     """A successor, a returned message and a released copy have the same headers."""
@@ -213,7 +213,7 @@ async def test_a_record_that_cannot_be_read_stops_nothing_and_is_reported(
     plain.queue_purge("mq.registry")
 
 
-async def test_a_plain_client_gets_its_reply_and_nobody_else_is_written_to(
+async def test_a_plain_client_gets_its_reply_and_no_other_queue_does(
     rabbitmq_url: str, plain: BlockingChannel, name: str
 ) -> None:
     """Replies to a queue that the broker named, and direct replies, as in tutorials (G17)."""

@@ -29,7 +29,7 @@ TYPES = pytest.mark.parametrize("query", ["", "durability=machine"], ids=["class
 
 @pytest.fixture
 async def proxy(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SlowProxy]:
-    """What stands between the worker and RabbitMQ; nothing is late before the test says so."""
+    """The proxy between the worker and RabbitMQ; it delays nothing until the test says so."""
     monkeypatch.setattr("support.slow_proxy.STEADY_AFTER", 0.0)
     parts = urlsplit(rabbitmq_url)
     assert parts.hostname is not None

@@ -64,7 +64,7 @@ async def test_what_found_its_queue_gone_is_a_dead_letter_that_can_be_sent_back(
         await broker.delete(gone)
 
 
-async def test_a_level_that_somebody_deleted_holds_up_nobody(backend: RabbitBackend) -> None:
+async def test_a_deleted_level_blocks_no_other_message(backend: RabbitBackend) -> None:
     name = f"t.{new_id()[:12]}"
     await backend.declare([QueueSpec(name=name)])
 
@@ -92,7 +92,7 @@ async def test_a_level_that_somebody_deleted_holds_up_nobody(backend: RabbitBack
     await eventually(all_parked, 20)
     other = RabbitBackend(
         f"{backend.url}", RabbitOptions()
-    )  # whoever comes next makes the ladder whole again
+    )  # the next instance declares the ladder again
     await other.open(lambda _: None)
     assert await other.publish([delayed(ON_THEIR_WAY + 1, 1.25)], timeout=10) == [STORED]
     async with asyncio.timeout(10):

@@ -75,14 +75,14 @@ def alarm(server: Server) -> Iterator[None]:
 @contextmanager
 def impatient(server: Server) -> Iterator[None]:
     """A broker whose consumer timeout is two seconds, unless the queue sets another."""
-    told = "application:set_env(rabbit, {}, {})."
-    server.run("rabbitmqctl", "eval", told.format("channel_tick_interval", 500))
-    server.run("rabbitmqctl", "eval", told.format("consumer_timeout", 2000))
+    setting = "application:set_env(rabbit, {}, {})."
+    server.run("rabbitmqctl", "eval", setting.format("channel_tick_interval", 500))
+    server.run("rabbitmqctl", "eval", setting.format("consumer_timeout", 2000))
     try:
         yield
     finally:
-        server.run("rabbitmqctl", "eval", told.format("consumer_timeout", 1_800_000))
-        server.run("rabbitmqctl", "eval", told.format("channel_tick_interval", 60_000))
+        server.run("rabbitmqctl", "eval", setting.format("consumer_timeout", 1_800_000))
+        server.run("rabbitmqctl", "eval", setting.format("channel_tick_interval", 60_000))
 
 
 async def test_under_an_alarm_publishing_fails_at_once_and_all_else_goes_on(
@@ -151,7 +151,9 @@ async def test_our_queues_may_be_held_for_longer_than_the_server_bears(
         await consumer.close()
 
 
-async def test_who_holds_a_message_for_too_long_is_told_and_consumes_again(server: Server) -> None:
+async def test_a_consumer_that_holds_a_message_too_long_gets_an_error_and_consumes_again(
+    server: Server,
+) -> None:
     """In a foreign queue, or before 3.12, the broker closes the channel and redelivers all."""
     backend = RabbitBackend(server.url, RabbitOptions())
     lost: list[Exception] = []
@@ -182,7 +184,7 @@ async def test_who_holds_a_message_for_too_long_is_told_and_consumes_again(serve
 
 
 async def test_no_number_of_deliveries_takes_a_message_away(backend: RabbitBackend) -> None:
-    """Consumers that die, and everybody who looks, make a quorum queue count."""
+    """Each dead consumer and each browse adds to a quorum queue's delivery count."""
     queue = await a_queue(backend)
     await backend.publish([out(queue, "old")], timeout=5)
     for _ in range(DELIVERIES):
