@@ -92,10 +92,12 @@ def case(
         )
         if each is None:
             _found.append(plain)
+
         for variant, value in (each or {}).items():
             _found.append(
                 replace(plain, name=f"{plain.name}[{variant}]", run=partial(_with, function, value))
             )
+
         return function
 
     return register

@@ -81,12 +81,12 @@ class Example:
             self.names[name], prefetch=_PREFETCH, lease=self.lease
         )
 
-    def level(self, wanted: int) -> int:
+    def level(self, expected: int) -> int:
         """Return a priority that the backend can distinguish, or the only one."""
         support = self.kit.capabilities[Capability.PRIORITY]
         if support.level is Level.NONE:
             return 5
-        return wanted if float(support.limits.get("levels", 11)) > 10 else (0, 10)[wanted > 5]  # noqa: PLR2004 - 0 to 10
+        return expected if float(support.limits.get("levels", 11)) > 10 else (0, 10)[expected > 5]  # noqa: PLR2004 - 0 to 10
 
     async def timed(self, work: Coroutine[Any, Any, T]) -> tuple[T, Span]:
         """Do the work, and return with it the span of time it took."""
@@ -112,9 +112,11 @@ class Example:
         ]
         outcomes, at = await self.timed(kit.publish(*batch))
         kit.same(outcomes, [STORED] * count, "outcomes of publishing", "Backend.publish")
+
         for out in batch:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
+
         return batch
 
     async def publish_again(self, name: str, out: Outgoing) -> str:
@@ -135,9 +137,11 @@ class Example:
             "stored once in each queue",
             "Backend.publish: DEDUP",
         )
+
         if not known:
             self.model.put(out, at)
             self.stored[name, out.message.id] = out
+
         return (
             f"{out.message.id} (priority {out.message.priority}) "
             f"{'duplicate' if known else 'stored'}"
@@ -160,6 +164,7 @@ class Example:
             (delivery, lease, self.consumers[name])
             for delivery, lease in zip(got, leases, strict=True)
         ]
+
         return got
 
     async def settle(
@@ -178,11 +183,13 @@ class Example:
                 self.move(delivery, self.names[name], to, delay) if how == "move" else settlement
             )
             items.append(((delivery, lease, consumer), how, settlement))
+
         if not items:
             return "nothing to settle"
         settling = self.kit.settle(items[0][0][2], *[settlement for _, _, settlement in items])
         outcomes, at = await self.timed(settling)
         self.kit.same(len(outcomes), len(items), "an outcome for each", "Subscription.settle")
+
         for ((_, lease, _), how, settlement), outcome in zip(items, outcomes, strict=True):
             self.kit.true(
                 isinstance(outcome, Done | Stale), "Done or Stale", outcome, "Subscription.settle"
@@ -192,10 +199,11 @@ class Example:
             if isinstance(settlement, Move) and isinstance(outcome, Done):
                 for_ever = settlement.to.message.expires_at is None
                 self.model.put(settlement.to, at, None if for_ever else expires)
+
         endings = zip(items, outcomes, strict=True)
         return ", ".join(
-            f"{how} {it[0].message.id} {type(outcome).__name__}"
-            for (it, how, _), outcome in endings
+            f"{how} {item[0].message.id} {type(outcome).__name__}"
+            for (item, how, _), outcome in endings
         )
 
     def move(self, delivery: Delivery, source: str, to: str, delay: float) -> Move:
@@ -211,10 +219,12 @@ class Example:
                 delivery.receipt,
                 Outgoing(self.names[to], old.moved(source, attempt=old.attempt + 1), delay),
             )
+
         death = Death(
             reason=Reason.REJECTED, queue=source, attempts=old.attempt, first_at=now, last_at=now
         )
         message = old.moved(source, attempt=1, expires_at=None, death=death)
+
         return Move(delivery.receipt, Outgoing(self.names["dead"], message))
 
     async def renew(self, given: Given) -> str:
@@ -243,20 +253,21 @@ class Example:
         if not isinstance(backend, SupportsCount):
             return "not counted"
         deadline = self.kit.now + self.kit.harness.patience
+
         while True:
             ((counts,), at) = await self.timed(self.kit.within(backend.count([self.names[name]])))
-            came, wanted = (
+            actual, expected = (
                 (counts.ready, counts.leased, counts.delayed),
                 self.model.counts(self.names[name], at),
             )
-            if self.virtual and wanted is not None:
-                self.kit.same(came, wanted, f"ready, leased and delayed in {name}", "count")
-            if sum(came) == len(self.model.of(self.names[name])):
-                return "ready, leased, delayed: {}, {}, {}".format(*came)
+            if self.virtual and expected is not None:
+                self.kit.same(actual, expected, f"ready, leased and delayed in {name}", "count")
+            if sum(actual) == len(self.model.of(self.names[name])):
+                return "ready, leased, delayed: {}, {}, {}".format(*actual)
             self.kit.true(
                 self.kit.now < deadline,
                 f"{len(self.model.of(self.names[name]))} in {name}",
-                came,
+                actual,
                 "count",
             )
             await self.kit.advance(0.1)
@@ -283,6 +294,7 @@ class Example:
                 f"{', '.join(left)} did not arrive",
                 "Subscription.receive",
             )
+
         if self.kit.lost:
             raise ContractError(
                 "an unbroken connection",

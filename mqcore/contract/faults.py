@@ -99,6 +99,7 @@ class Victim:
         patched = cast("Any", backend)
         patched.open, patched.subscribe = open_, subscribe
         self._made.append(backend)
+
         return backend
 
     async def alive(self, work: Coroutine[Any, Any, T]) -> T:
@@ -158,11 +159,13 @@ class Fleet:
             self.beside.append(sorted(self._running))
             self._crash.set()
             await asyncio.Event().wait()
+
         self._running.add(job)
         try:
             await self.kit.clock.sleep(_A_MOMENT)
         finally:
             self._running.discard(job)
+
         self.done[job] += 1
 
     async def lose_a_worker(self) -> None:
@@ -171,16 +174,18 @@ class Fleet:
         self._running.clear()
         victim = Victim(self.kit)
         worker = await self.worker(victim)
+
         try:
             await self.kit.within(self._crash.wait(), self.kit.harness.patience + _SUSPECT_WAITS)
         except ContractError:
-            came = (
+            actual = (
                 f"started {self.starts['killer']} times, not again; done were {len(self.done)} "
                 "others"
             )
             raise ContractError(
-                "the killer handed out again after each death", came, "Backend.close"
+                "the killer handed out again after each death", actual, "Backend.close"
             ) from None
+
         await victim.kill(worker)
 
     async def worker(self, victim: Victim | None = None) -> Worker:

@@ -16,6 +16,7 @@ from mqcore.app import App
 from mqcore.broker import Broker
 from mqcore.config.settings import Settings
 from mqcore.contract.locate import call_name, raised_at, root_cause, suspended_at
+from mqcore.contract.values import difference
 from mqcore.messages.message import Message, new_id
 from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
@@ -99,7 +100,8 @@ class Kit:
     def same(self, actual: object, expected: object, what: str, look: str = "") -> None:
         """Fail unless the two are equal. `what` says what the value is."""
         if actual != expected:
-            raise ContractError(f"{what}: {expected!r}", repr(actual), look)
+            shown, shown_expected = difference(actual, expected)
+            raise ContractError(f"{what}: {shown_expected}", shown, look)
 
     def true(
         self, holds: object, expected: str, actual: object = "that is not so", look: str = ""
@@ -300,17 +302,21 @@ class Kit:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
         for worker in self._workers:
             with suppress(Exception):
                 await self.within(worker.drain(0))
+
         for broker in self._brokers:
             with suppress(Exception):
                 await self.within(broker.close())
+
         with suppress(Exception):
             tidy = self.harness.make_backend()
             await self.within(tidy.open(self.lost.append))
             await self._tidy(tidy)
             await self.within(tidy.close())
+
         for backend in self._opened:
             with suppress(Exception):
                 await self.within(backend.close())
@@ -410,12 +416,14 @@ class Kit:
             got += await self.receive(
                 consumer, count - len(got), wait=max(deadline - self.now, 0.0)
             )
+
         self.same(
             len(got),
             count,
             f"number of messages received within {self.harness.patience:g} s",
             "Subscription.receive",
         )
+
         return got
 
     async def drain(self, consumer: Subscription, *, wait: float | None = None) -> list[Delivery]:
@@ -433,7 +441,7 @@ class Kit:
         """Acknowledge deliveries, and check that each is done."""
         settled = await self.settle(consumer, *[Ack(delivery.receipt) for delivery in deliveries])
         self.same(
-            [type(it) for it in settled],
+            [type(item) for item in settled],
             [Done] * len(deliveries),
             "outcomes of acks",
             "Subscription.settle",

@@ -112,11 +112,13 @@ def _innermost(
         else set()
     )
     last = mine = ""
+
     for frame, line in frames:
         package = _package(frame.f_globals.get("__name__", ""))
         at = f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{line})"
         mine = at if package in packages else mine
         last = f"what the backend gave to mqcore's {at}" if package == "mqcore" else at
+
     return mine if mine or own else last
 
 

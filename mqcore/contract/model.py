@@ -142,23 +142,30 @@ class Model:
     def received(self, queue: str, got: Sequence[Delivery], limit: int, at: Span) -> list[Lease]:
         """Check what was received, and record who holds it now."""
         ready = [copy for copy in self.of(queue) if self._must(copy, at)]
-        came = [self._came(queue, delivery, at) for delivery in got]
-        twice = [named(copy) for copy, count in Counter(came).items() if count > 1]
+        actual = [self._came(queue, delivery, at) for delivery in got]
+        twice = [named(copy) for copy, count in Counter(actual).items() if count > 1]
         _true(not twice, "each copy once", f"{', '.join(twice)} twice", f"{_RECEIVE}: claims")
+
         if len(got) < limit:
-            late = [named(copy) for copy in ready if copy not in came]
+            late = [named(copy) for copy in ready if copy not in actual]
             _true(
                 not late,
                 f"every ready message of {queue}",
                 f"{', '.join(late)} did not arrive",
                 _RECEIVE,
             )
-        for index, copy in enumerate(came):
-            passed = [it for it in ready if it not in came[:index] and self._before(it, copy, at)]
+
+        for index, copy in enumerate(actual):
+            passed = [
+                item
+                for item in ready
+                if item not in actual[:index] and self._before(item, copy, at)
+            ]
             if passed:
                 came_first = f"{named(copy)} came before it in {queue}"
                 raise ContractError(f"{named(passed[0])} first", came_first, f"{_RECEIVE}: order")
-        return [self._claim(copy, delivery, at) for copy, delivery in zip(came, got, strict=True)]
+
+        return [self._claim(copy, delivery, at) for copy, delivery in zip(actual, got, strict=True)]
 
     def settled(self, lease: Lease, how: str, done: bool, at: Span) -> None:  # noqa: FBT001 - the outcome
         """Follow the outcome of a settlement; `how` is `ack`, `release` or `move`.
@@ -173,10 +180,12 @@ class Model:
             "Stale",
             "Subscription.settle",
         )
+
         if not done:
             if lease.state == "live":
                 self._lose(copy, at)
             return
+
         lease.state, copy.lease = "gone", None
         self._forget(copy)
         if how == "release":
@@ -252,26 +261,35 @@ class Model:
         Expired messages are not judged.
         """
         if any(
-            it.expires is not None and it.expires.lo - self.rules.slack <= at.hi
-            for it in (one, other)
+            item.expires is not None and item.expires.lo - self.rules.slack <= at.hi
+            for item in (one, other)
         ):
             return False
+
         if one.message.priority != other.message.priority:
             return self.rules.by_priority and one.message.priority > other.message.priority
         if one.loose or other.loose or not self.rules.ordered:
             return False
+
         if one.delayed == other.delayed:
             same = not one.delayed or (one.place == other.place and one.place.lo == one.place.hi)
             return one.number < other.number if same else one.place.hi < other.place.lo
         late = self.rules.granularity + self.rules.slack if one.delayed else _EARLY
+
         return one.place.hi + late < other.place.lo
 
     def _came(self, queue: str, delivery: Delivery, at: Span) -> Copy:
         """Find the delivered copy, and check its marks."""
         message = delivery.message
         copy = next(
-            (it for it in self.of(queue) if it.message.copy_name == message.copy_name), None
+            (
+                delivery
+                for delivery in self.of(queue)
+                if delivery.message.copy_name == message.copy_name
+            ),
+            None,
         )
+
         if copy is None:
             stray = f"{message.copy_name} (priority {message.priority}), which is not in it"
             raise ContractError(f"a message of {queue}", stray, f"{_RECEIVE}: settlements")
@@ -282,13 +300,15 @@ class Model:
             f"{_RECEIVE}: claims",
         )
         _same(_look(message), _look(copy.message), f"{named(copy)} as it was stored")
+
         lost = copy.lease is not None
-        for name, came, wanted in (
+        for name, actual, expected in (
             ("redelivered", delivery.redelivered, True if lost else copy.redelivered),
             ("takeovers", delivery.takeovers, _one_more(copy) if lost else copy.takeovers),
             ("that it expires", delivery.expires_in is not None, copy.expires is not None),
         ):
-            _same(came, came if wanted is None else wanted, f"{named(copy)}: {name}")
+            _same(actual, actual if expected is None else expected, f"{named(copy)}: {name}")
+
         if copy.expires is not None and delivery.expires_in is not None:
             early, late = copy.expires.later(-self.rules.slack - _EARLY, self.rules.slack + _EARLY)
             fits = (delivery.expires_in <= 0 or late > at.lo) and (
@@ -296,6 +316,7 @@ class Model:
             )
             wanted_in = f"{named(copy)}: expires_in of about {copy.expires.lo - at.hi:g}"
             _true(fits, wanted_in, delivery.expires_in, f"{_RECEIVE}: expires_in")
+
         return copy
 
     def _claim(self, copy: Copy, delivery: Delivery, at: Span) -> Lease:

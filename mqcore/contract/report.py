@@ -107,25 +107,30 @@ class Report:
             "| capability | level | limits |",
             "|---|---|---|",
         ]
+
         for one in Capability:
             support = self.capabilities[one]
             lines.append(
                 f"| {one.name} | {support.level.value} | {cell(limits_in_words(support.limits))} |"
             )
+
         lines += [
             "",
             "| profile | " + " | ".join(_STATUSES) + " |",
             "|---" * (len(_STATUSES) + 1) + "|",
         ]
+
         for profile in dict.fromkeys(result.case.profile for result in self.results):
             found = self.counts(profile)
             lines.append(
                 f"| {profile} | " + " | ".join(str(found[status]) for status in _STATUSES) + " |"
             )
+
         measured = self.data()["measured"]
         if measured:
             lines += ["", "| measured | |", "|---|---|"]
             lines += [f"| {name} | {value:.4g} |" for name, value in measured.items()]
+
         for status, title in (
             ("failed", "Failed"),
             ("waived", "Waived"),
@@ -135,10 +140,12 @@ class Report:
             if some:
                 lines += ["", f"## {title}", ""]
                 lines += [_told(result) for result in some]
+
         lines += ["", "## Every case"]
         for profile in dict.fromkeys(result.case.profile for result in self.results):
             lines += ["", f"### {profile}", "", "| case | of | |", "|---|---|---|"]
             lines += [_row(result) for result in self.results if result.case.profile == profile]
+
         return "\n".join(lines) + "\n"
 
     def badge(self) -> str | None:

@@ -54,9 +54,9 @@ class ProcessResources:
 
     def _left(self) -> list[str]:
         threads = [
-            it
-            for it in threading.enumerate()
-            if it not in self._threads and not it.name.startswith(_SHARED)
+            counts
+            for counts in threading.enumerate()
+            if counts not in self._threads and not counts.name.startswith(_SHARED)
         ]
         tasks: AbstractSet[asyncio.Task[Any]] = asyncio.all_tasks() - self._tasks
         here = asyncio.current_task()

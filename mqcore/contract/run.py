@@ -74,11 +74,13 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
     text = mask_text(
         text + captured.text() if status == "failed" else text
     )  # a driver's error may contain its URL
+
     if waiver is not None:
         if status == "passed":
             status, text = "failed", f"the case passes; remove its waiver ({waiver.reason})"
         elif status == "failed":
             status, text = "waived", f"{waiver.reason}\n{text}"
+
     seconds, capabilities = time.perf_counter() - began, getattr(kit, "capabilities", None)
     return Result(case, status, text, seconds, dict(kit.measured), capabilities)
 

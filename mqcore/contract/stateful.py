@@ -165,6 +165,7 @@ def check_model(
         (ContractMachine,),
         {"make_harness": staticmethod(make_harness), "test": test},
     )
+
     try:
         _run(machine, count, 50 if virtual else 20)
     except Exception:
@@ -184,6 +185,7 @@ def _run(machine: type[ContractMachine], examples: int, steps: int) -> None:
         phases=(Phase.generate,),
         verbosity=Verbosity.quiet,  # the trace is printed by us, with times and answers
     )
+
     for trial in range(_TRIES):
         try:
             run_state_machine_as_test(machine, settings=chosen)
@@ -234,10 +236,10 @@ def _compare(harness: Harness, steps: Sequence[Step], what: str, test: str) -> N
         return
     reference, _ = _played(MemoryHarness(), steps, test)
 
-    for number, (came, wanted) in enumerate(zip(here.seen, reference.seen, strict=True), 1):
-        if came != wanted and (kept or Counter(came) != Counter(wanted)):
+    for number, (actual, expected) in enumerate(zip(here.seen, reference.seen, strict=True), 1):
+        if actual != expected and (kept or Counter(actual) != Counter(expected)):
             error = ContractError(
-                f"what {what}, at take {number}: {wanted}", came, "Subscription.receive"
+                f"what {what}, at take {number}: {expected}", actual, "Subscription.receive"
             )
             error.add_note(here.described(test))
             raise error

@@ -37,7 +37,9 @@ class Step(NamedTuple):
     arguments: tuple[Argument, ...]
 
     def __str__(self) -> str:
-        return " ".join([self.word, *("-" if it is None else str(it) for it in self.arguments)])
+        return " ".join(
+            [self.word, *("-" if item is None else str(item) for item in self.arguments)]
+        )
 
 
 def _seconds(text: str) -> float | None:
@@ -78,7 +80,7 @@ def read_steps(text: str) -> list[Step]:
         if readers is None or len(readers) != len(rest):
             raise StepsError(f"{part!r} is not a step; the steps are: {', '.join(_WORDS)}")
         try:
-            arguments = tuple(reader(it) for reader, it in zip(readers, rest, strict=True))
+            arguments = tuple(reader(item) for reader, item in zip(readers, rest, strict=True))
         except ValueError:
             raise StepsError(
                 f"{part!r}: an argument is not valid; see mqcore.contract.steps.Player"
@@ -165,10 +167,10 @@ class Player:
         if not example.given:
             return "nothing to settle"
         given = example.given[-1 - pick % len(example.given)]
-        same = [it for it in example.given if it[2] is given[2] and it is not given]
+        same = [item for item in example.given if item[2] is given[2] and item is not given]
         name = next(name for name, real in example.names.items() if real == given[1].copy.queue)
         return await example.settle(
-            name, *[(it, how) for it in [*same[: count - 1], given]], to=to, delay=delay
+            name, *[(item, how) for item in [*same[: count - 1], given]], to=to, delay=delay
         )
 
     async def _renew(self, pick: int) -> str:
@@ -210,7 +212,16 @@ class Player:
         """Receive everything that is there."""
         got = await self.example.receive(name, _ALL)
         self.seen.append(
-            [(name, it.message.id, it.attempt, it.redelivered, it.takeovers > 0) for it in got]
+            [
+                (
+                    name,
+                    delivery.message.id,
+                    delivery.attempt,
+                    delivery.redelivered,
+                    delivery.takeovers > 0,
+                )
+                for delivery in got
+            ]
         )
         return _described(got)
 

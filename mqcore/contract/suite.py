@@ -22,6 +22,7 @@ def test_contract(
         contract_case, harness, [item for item in request.session.items if _beside(item, request)]
     )
     contract.add(result, harness)
+
     if result.status == "failed":
         guarantees = " ".join(contract_case.guarantees)
         pytest.fail(f"{guarantees}: {contract_case.text}\n{result.text}", pytrace=False)

@@ -35,6 +35,7 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
             [report[name] for name in ("backend", "durability", "capabilities")], sort_keys=True
         )
         alike.setdefault(said, []).append(report)
+
     columns = [same[0] for same in alike.values()]
     servers = [", ".join(report["server"] for report in same) for same in alike.values()]
     heads = [
@@ -42,6 +43,7 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
         for column, names in zip(columns, servers, strict=True)
     ]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
+
     for one in Capability:
         supports = [
             column["capabilities"].get(one.name, {"level": "none", "limits": {}})
@@ -52,6 +54,7 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
             for support in supports
         ]
         rows.append([one.name, *map(cell, cells)])
+
     rows.append(["durability", *(cell(column["durability"]) for column in columns)])
     rows.append(
         [
@@ -59,6 +62,7 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
             *(cell(", ".join(dict.fromkeys(map(_counts, same)))) for same in alike.values()),
         ]
     )
+
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -89,7 +89,7 @@ async def test_of_many_who_declare_at_once_one_makes_the_queue(
         return_exceptions=True,
     )
     await asyncio.gather(*(other.close() for other in others))
-    assert [type(it) for it in outcomes if it is not None] == [TopologyMismatch] * 3
+    assert [type(item) for item in outcomes if item is not None] == [TopologyMismatch] * 3
     assert await jobs(backend, f"mq;{name}") == 1
 
 

@@ -78,6 +78,7 @@ class Brokers:
             except BrokerUnavailable as error:
                 self.missing[label] = str(error)
                 raise
+
         return self._by_name[asked]
 
     def label(self, name: str, provider: Provider | None = None) -> str:
@@ -115,11 +116,13 @@ class Brokers:
         if provider == "local":
             return self._run(LocalServer(name, kinds[0].product), kinds)
         refused: BrokerUnavailable | None = None
+
         for kind in kinds:
             try:
                 return self._run(DockerServer(kind), (kind,))
             except BrokerUnavailable as error:
                 refused = refused or error
+
         raise refused or BrokerUnavailable(f"the catalogue has no {name}")
 
     def _run(self, server: Server, kinds: Sequence[Kind]) -> Server:
@@ -131,11 +134,13 @@ class Brokers:
                 and _fits(running, kinds)
             ):
                 return running
+
         server.open()
         if not _fits(server, kinds):
             server.stop()
             raise BrokerUnavailable(f"it is {server.title}, not {server.name}")
         self.servers.append(server)
+
         return server
 
 
@@ -156,10 +161,12 @@ def _named(url: str) -> tuple[str, str]:
         find(name)
         parse_url(rest)
         return name, rest
+
     scheme, _ = parse_url(url)
     if scheme not in _SCHEMES:
         raise LookupError(
             f"cannot tell which broker serves a {scheme}:// URL. Give it as NAME=URL, for example "
             f"redis={scheme}://…"
         )
+
     return _SCHEMES[scheme], url

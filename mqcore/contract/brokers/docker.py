@@ -74,6 +74,7 @@ class DockerServer(Server):
             raise BrokerUnavailable(
                 "testcontainers is not installed: pip install 'mqcore[brokers]'"
             ) from error
+
         self._container = DockerContainer(self._image)
         host = self._container.get_docker_client().host()
         self.host = "127.0.0.1" if host in _HERE else host

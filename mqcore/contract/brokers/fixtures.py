@@ -125,6 +125,7 @@ def _asked_to_end() -> Iterator[None]:
     )
     if plain:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
     try:
         yield
     finally:
@@ -232,11 +233,13 @@ def pytest_terminal_summary(
     if use.brokers is None or not use.tests:
         return
     terminalreporter.write_sep("=", "mqcore brokers")
+
     for server in use.brokers.servers:
         terminalreporter.write_line(
             f"{server.name}: {server.title or server.product.name}, {server.provider}, up in "
             f"{server.started_in:.1f} s"
         )
+
     for name, why in use.brokers.missing.items():
         terminalreporter.write_line(
             f"{name}: not available, {use.tests[name]} tests could not run. {why}"

@@ -80,6 +80,7 @@ class LocalServer(Server):
             timeout=_TOOL,
             check=False,
         )
+
         return done.returncode, done.stdout + done.stderr
 
     def _stop(self) -> None:
@@ -122,6 +123,7 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
             f"{RABBITMQ_SETTINGS} -kernel inet_dist_use_interface {{127,0,0,1}}"
         ),
     }
+
     return [
         Command([program("epmd"), "-port", mapper, "-address", _HERE], erlang),
         Command(

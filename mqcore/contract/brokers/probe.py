@@ -49,11 +49,13 @@ def ask_redis(host: str, port: int, timeout: float) -> Identity:
             )
         conversation.sendall(b"INFO server\r\nPING\r\n")
         answer = _read(conversation, until=b"+PONG\r\n")
+
     found = {name: version.decode() for name, version in _VERSION.findall(answer)}
     if not found:
         raise ConnectionError("the answer to INFO has no version")
     if b"valkey" in found:  # it says a redis_version too, for the clients' sake
         return Identity("Valkey", found[b"valkey"])
+
     return Identity("Redis", found[b"redis"])
 
 

@@ -97,12 +97,14 @@ class Server(ABC):
         self.resume()
         self._kill()
         deadline = time.monotonic() + _ENDS_WITHIN
+
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(self.address, timeout=_QUESTION).close()
             except OSError:
                 return
             time.sleep(_BETWEEN)
+
         raise BrokerUnavailable(
             f"{self.name} ({self.provider}) accepts connections {_ENDS_WITHIN:g} s after it was "
             "killed"
@@ -200,6 +202,7 @@ class Server(ABC):
                 )
             self.version = identity.version
             return
+
         raise BrokerUnavailable(
             f"{self.name} ({self.provider}) did not accept connections within "
             f"{_STARTS_WITHIN:g} s of {after}: {why}\n{self.log()}"

@@ -64,8 +64,10 @@ async def _others_have(kit: Kit, queue: str, names: list[str]) -> None:
         f"{kit.now - began:.2f} s",
         _PAUSE,
     )
+
     marks = sorted((delivery.message.id, delivery.takeovers) for delivery in got)
     kit.same(marks, [(name, 0) for name in names], "id and takeovers of each message", _PAUSE)
+
     await kit.ack(other, got)
     await kit.within(other.close())
 
@@ -81,6 +83,7 @@ async def a_stopped_consumer_takes_nothing_from_others(kit: Kit) -> None:
     names = [f"{number:02}" for number in range(20)]
     await kit.put(queue, *names)
     await _others_have(kit, queue, names)
+
     await kit.ack(stops, held)
     await kit.within(stops.close())
     kit.same(
@@ -103,9 +106,11 @@ async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: 
     )  # it brings a second one: what it fetches beyond that is unseen
     held += list(await kit.within(receiving))
     kit.same(len(held), 2, "number of messages received", "Subscription.receive: limit")
+
     if isinstance(stops, SupportsPause):
         await kit.within(stops.pause())
     await _others_have(kit, queue, sorted(set(names) - set(kit.ids(held))))
+
     await kit.ack(stops, held)
     await kit.within(stops.close())
     kit.same(
@@ -150,6 +155,7 @@ async def a_draining_worker_takes_nothing_from_others(kit: Kit) -> None:
         _PAUSE,
     )
     kit.same(again, [], "events message.taken_over", _PAUSE)
+
     go.set()
     await kit.within(draining)
     kit.same(
@@ -169,15 +175,18 @@ async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: 
     broker, queue = await kit.broker(), Queue(kit.name(), str)
     names = [f"{number:02}" for number in range(20)]
     await kit.within(broker.publish_many(queue, names))
+
     async with broker.consume(queue, prefetch=8) as deliveries:
         for _ in range(3):
             await kit.within((await kit.within(anext(deliveries))).ack())
         await kit.advance(after)
+
     other, got = await kit.subscribe(queue.name, prefetch=1), list[str]()
     for _ in names[3:]:
         (one,) = await kit.take(other, 1)
         got += [f"{one.message.body.decode()}"]
         await kit.ack(other, [one])
+
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     first = 0 if in_place or got[0] not in names else names.index(got[0]) - 3
     expected = names[3 + first :] + names[3 : 3 + first]
@@ -249,6 +258,7 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
     consumer = await kit.subscribe(queue, backend=backend)
     held = await kit.take(consumer, 1)
     await kit.kill(kit.backend)
+
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         began = kit.now
         (settled,) = await kit.within(
@@ -270,6 +280,7 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
             "Subscription.settle",
         )
         await kit.within(backend.close(), 3.0)
+
     kit.lost.clear()  # it was we who cut it
 
 
@@ -307,15 +318,18 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
     worker = await kit.worker(
         broker, queue, handler, concurrency=_COUNT, prefetch=_COUNT, retry=policy
     )
+
     for _ in range(100):
         if len(started) == _COUNT:
             break
         await kit.advance(0.05)
+
     kit.same(sorted(started), words, "messages started", "Subscription.receive")
     async with kit.harness.mute(made[0]):
         go.set()
         draining = await kit.start(worker.drain(_GRACE))
         await kit.advance(_LATE)
+
     await kit.within(draining, _GRACE + 2.0)
     left = await kit.contents(queue.name)
     dead = await kit.contents(f"{queue.name}.dlq")
@@ -343,12 +357,14 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
     await kit.within(backend.open(kit.lost.append))
     stored = await kit.publish(Outgoing(queue, kit.message("a")), backend=backend)
     kit.same(stored, [STORED], "stored", "Backend.publish")
+
     consumer = await kit.subscribe(queue, backend=backend, lease=2.0)
     (held,) = await kit.take(consumer, 1)
     await kit.settle(
         consumer
     )  # nothing: what a driver opens for its first settlement is not what is late
     look = "Subscription.settle: timeout"
+
     async with kit.harness.mute(backend):
         began, item = kit.now, _settlement(kit, how, held, f"{queue}.dlq")
         (settled,) = await kit.within(consumer.settle([item], timeout=limit))
@@ -358,6 +374,7 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
             f"{kit.now - began:.2f} s",
             look,
         )
+
     await kit.advance(limit)  # what was held back is heard now
     await kit.within(backend.close())
     if kit.capabilities.has(Capability.LEASE):

@@ -44,6 +44,7 @@ async def a_body_comes_back_byte_for_byte(kit: Kit, body: bytes) -> None:
         "stored",
         "Backend.publish",
     )
+
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     actual = delivery.message.body
     kit.true(
@@ -76,6 +77,7 @@ async def every_field_of_a_message_comes_back(kit: Kit) -> None:
         redriven=2,
     )
     kit.same(await kit.publish(Outgoing(queue, sent)), [STORED], "stored", "Backend.publish")
+
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     for field in sent.__dataclass_fields__:
         actual, expected = getattr(delivery.message, field), getattr(sent, field)
@@ -100,6 +102,7 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
     body[:] = b"after!"
     batch.clear()
     consumer = await kit.subscribe(queue)
+
     for who in ("the publisher", "a consumer"):
         (delivery,) = await kit.take(consumer, 1)
         actual = dict(delivery.message.headers), bytes(delivery.message.body)
@@ -151,6 +154,7 @@ async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
         "redelivered, takeovers",
         "Subscription.receive",
     )
+
     for field in (
         "content_type",
         "published_at",
@@ -161,6 +165,7 @@ async def a_bare_message_is_a_first_attempt(kit: Kit) -> None:
         "death",
     ):
         kit.same(getattr(delivery.message, field), None, f"Message.{field}", look)
+
     kit.same(delivery.expires_in, None, "Delivery.expires_in", "Subscription.receive")
     kit.same(
         (delivery.message, dict(delivery.message.headers)),
@@ -261,6 +266,7 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
     await kit.within(worker.drain())
     look = "where the driver writes and reads Message.encoding; mqcore.spi.pack and unpack"
     kit.same(actual, [7, 7], "what the handler got", look)
+
     found = {
         delivery.message.id: (delivery.message.body, delivery.message.encoding)
         for delivery in letters
@@ -271,6 +277,7 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
         "the dead letters",
         look,
     )
+
     reasons = {
         delivery.message.id: delivery.message.death and delivery.message.death.reason
         for delivery in letters
@@ -315,6 +322,7 @@ async def what_cannot_be_read_is_dead_lettered_at_once(
     (letter,) = await kit.take(await kit.subscribe(f"{queue.name}.dlq"), 1)
     await kit.within(worker.drain())
     kit.same(handled, [1, 2], "the other messages handled", "Subscription.settle")
+
     message, death = letter.message, letter.message.death
     kept = (message.id, message.body, message.content_type, dict(message.headers))
     kit.same(
@@ -323,6 +331,7 @@ async def what_cannot_be_read_is_dead_lettered_at_once(
         "the original message",
         "Subscription.settle: Move",
     )
+
     record = death and (death.reason, death.queue)
     kit.same(
         record,
@@ -361,6 +370,7 @@ async def a_bare_message_is_retried_and_dead_lettered_like_any_other(kit: Kit) -
         "id and body",
         "Subscription.settle: Move",
     )
+
     death = letter.message.death
     record = death and (death.reason, death.attempts)
     look = "Subscription.settle: Move; mqcore.spi.pack"

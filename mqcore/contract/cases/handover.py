@@ -110,6 +110,7 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
             _CANCELLED,
         )
         await kit.ack(consumer, got)
+
     await kit.within(consumer.close())
     kit.same(await kit.contents(queue), Counter(), "messages left in the queue", _CANCELLED)
 
@@ -208,6 +209,7 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
         )
         await kit.ack(stays, got)
         await kit.within(stays.close())
+
     _all_prompt(kit, late, _PROMPT, "the message, for the remaining consumer,", look)
 
 
@@ -229,6 +231,7 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
         if closed
         else f"{_CANCELLED}: which consumer waits for the next delay"
     )
+
     for turn in range(_TURNS):
         going, (stays, task) = await _waiting(kit, queue, turn)
         began = kit.now
@@ -257,6 +260,7 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
         await kit.ack(stays, got)
         for consumer, _ in [*going, (stays, task)]:
             await kit.within(consumer.close())
+
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
     _all_prompt(kit, late, limit, "the message, for the remaining consumer, after its delay", look)
 
@@ -280,6 +284,7 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
     )
     shelf, taker = cast("SupportsBrowse", kit.backend), cast("SupportsTake", kit.backend)
     idle, settles = await kit.subscribe(queue, backend=await kit.open()), await kit.subscribe(queue)
+
     for turn in range(_TURNS):
         began = kit.now
         await kit.put(queue, f"{turn}", delay=delay)
@@ -306,6 +311,7 @@ async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit)
         ]
         kit.same(marks, [(f"{turn}", True, 0)], f"turn {turn}: id, redelivered, takeovers", look)
         await kit.ack(idle, got)
+
     limit = float(kit.limit(Capability.DELAY, "granularity") or 0.0) + _PROMPT
     _all_prompt(kit, late, limit, "the message after the rest of its delay,", look)
 

@@ -78,6 +78,7 @@ async def five_is_the_default(kit: Kit) -> None:
         "the default priority",
         "Message.priority",
     )
+
     if len(_levels(kit)) == _ALL:
         kit.same(
             [delivery.message.body for delivery in got],
@@ -96,11 +97,13 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1)
     actual = []
     await kit.put(queue, "high-0", priority=10)
+
     for number in range(1, 15):
         await kit.put(queue, f"high-{number}", priority=10)
         got = await kit.take(consumer, 1)
         actual += kit.ids(got)
         await kit.ack(consumer, got)
+
     lows = [name for name in actual[1:] if name == "low"]  # a prefetched one may be the first
     kit.same(lows, [], "low messages received while there are high ones", _ORDER)
 
@@ -153,6 +156,7 @@ def _busy() -> Iterator[None]:
     threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
+
     try:
         yield
     finally:
@@ -172,9 +176,11 @@ async def a_high_message_passes_all_that_nobody_has_yet(kit: Kit) -> None:
     await kit.ack(consumer, held)
     await kit.advance(kit.harness.silence)
     before = 0
+
     while kit.ids(got := await kit.take(consumer, 1)) != ["high"]:
         before += 1
         await kit.ack(consumer, got)
+
     kit.measured["priority inversion (messages)"] = before
     most = prefetch if kit.capabilities[Capability.PRIORITY].level is Level.APPROXIMATE else 0
     look = "Subscription.receive: sort what the driver has buffered"
@@ -193,6 +199,7 @@ async def a_message_keeps_its_priority(kit: Kit) -> None:
     await kit.put(queue, "a", priority=9)
     await kit.put(queue, "z", priority=1)
     consumer = await kit.subscribe(queue)
+
     for _ in range(2):
         got = await kit.take(consumer, 2)
         kit.same(
@@ -246,6 +253,7 @@ async def priority_survives_a_crash_and_a_move(kit: Kit) -> None:
         "the moved message, and the outcome",
         "Subscription.settle: Move",
     )
+
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
     got = kit.ids(await kit.take(await kit.subscribe(queue), 3))
@@ -304,10 +312,12 @@ async def priority_survives_a_retry(kit: Kit) -> None:
     broker, queue = await kit.broker(), Queue(kit.name(), retry=RetryPolicy(3, fixed(0)))
     for body, priority in ((b"low", 0), (b"high", 10)):
         await kit.within(broker.publish(queue, body, priority=priority))
+
     async with broker.consume(queue, prefetch=2) as deliveries:
         both = [await kit.within(anext(deliveries)) for _ in range(2)]
         for received in reversed(both):
             await kit.within(received.retry())
+
     got = await kit.take(await kit.subscribe(queue.name), 2)
     seen = [
         (delivery.message.body, delivery.message.priority, delivery.attempt) for delivery in got
@@ -328,6 +338,7 @@ async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
         for body, priority in ((b"low", 0), (b"high", 10)):
             await kit.within(broker.publish(queue, body, priority=priority))
             await kit.within((await kit.within(anext(deliveries))).reject())
+
     letters = broker.dead_letters(queue)
     kept = {letter.body: letter.message.priority for letter in await kit.within(letters.list())}
     kit.same(
@@ -336,6 +347,7 @@ async def priority_survives_a_dead_letter_and_a_redrive(kit: Kit) -> None:
         "priorities of the dead letters",
         "Subscription.settle: Move",
     )
+
     await kit.within(letters.redrive())
     got = await kit.take(await kit.subscribe(queue.name), 2)
     kit.same(
@@ -386,10 +398,12 @@ async def an_expired_message_blocks_no_living_one(kit: Kit, levels: tuple[int, i
     await kit.advance(0.5)
     consumer = await kit.subscribe(queue, prefetch=1)
     actual = {}
+
     for _ in range(6):
         (delivery,) = await kit.take(consumer, 1)
         actual[delivery.message.id] = delivery.expires_in is not None and delivery.expires_in <= 0
         await kit.ack(consumer, [delivery])
+
     kit.same(
         actual,
         {f"dead-{number}": True for number in range(5)} | {"alive": False},

@@ -46,6 +46,7 @@ async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
     kit.same(
         await kit.within(actual.get()), "before", "the message handled", "Subscription.receive"
     )
+
     await kit.kill(kit.backend)  # the case's own instance would call `lost`, as it must
     await kit.harness.restart()
     began = kit.now
@@ -71,11 +72,13 @@ async def a_silent_peer_is_noticed_on_an_idle_connection(kit: Kit) -> None:
     backend = kit.harness.make_backend()
     await kit.within(backend.open(told.put_nowait))
     await kit.kill(kit.backend)
+
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         began = kit.now
         await kit.within(told.get(), _NOTICED + _SLACK)
         kit.measured["silence_noticed_seconds"] = kit.now - began
         await kit.within(backend.close(), _RESUMES + _SLACK)
+
     kit.same(told.qsize(), 0, "further calls of `lost`", "Backend.open")
     kit.lost.clear()  # it was we who cut it
 
@@ -95,6 +98,7 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
         waiting,
         "Subscription.receive: prefetch",
     )
+
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         await kit.within(told.wait(), _NOTICED + _SLACK, what="`lost` called")
@@ -104,6 +108,7 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
         kit.true(isinstance(actual, Exception), "an exception", f"it returned {actual!r}", look)
         kit.kind(cast("Exception", actual), ErrorKind.TRANSIENT, look)
         await kit.within(backend.close(), _RESUMES + _SLACK)
+
     kit.lost.clear()  # it was we who cut it
 
 

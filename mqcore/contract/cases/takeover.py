@@ -39,6 +39,7 @@ async def every_takeover_is_counted(kit: Kit) -> None:
         counted = counted and delivery.counted
         if number < 3:  # noqa: PLR2004 - the deaths
             await kit.kill(victim)
+
     kit.same(
         seen, [0, 1, 2, 3] if counted else [0, 1, 1, 1], "takeovers", f"{_COUNT}, counted={counted}"
     )
@@ -66,6 +67,7 @@ async def a_move_begins_a_copy_that_nobody_has_taken_over(kit: Kit) -> None:
     successor = source.message.moved(queue, takeovers=source.takeovers)
     settled = await kit.settle(consumer, Move(source.receipt, Outgoing(queue, successor)))
     kit.same(settled, [DONE], "moved", "Subscription.settle: Move")
+
     (delivery,) = await kit.take(consumer, 1)
     marks = (delivery.takeovers, delivery.message.takeovers, delivery.attempt)
     kit.same(
@@ -95,8 +97,10 @@ async def only_a_claim_that_noted_its_start_is_said_to_have_started(kit: Kit) ->
             await kit.settle(consumer, Release(delivery.receipt))
         elif end != "last":
             await kit.kill(victim)
+
     expected = [(0, False), (1, False), (1, False), (2, False), (3, True), (4, True)]
     kit.same(marks, expected, "takeovers, started", look)
+
     await kit.ack(consumer, [delivery])
     late = await kit.within(
         cast("SupportsStart", kit.backend).note_start(queue, [delivery.receipt])
@@ -127,6 +131,7 @@ async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
         victim = await kit.open()
         await kit.take(await kit.subscribe(f"{jobs.name}.again", lease=LEASE, backend=victim), 1)
         await kit.kill(victim)
+
     worker = await kit.worker(broker, jobs, handler, retry=TWICE)
     await kit.within(ended.wait(), what="the suspect handled")
     await kit.within(worker.drain(0))
@@ -158,6 +163,7 @@ async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
     kit.same(
         worker.broker.events.counts["message.quarantined"], 0, "messages in quarantine", _COUNT
     )
+
     go.set()
 
 

@@ -65,6 +65,7 @@ async def what_is_too_large_is_refused_before_any_io(
         await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
     )
     kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
+
     (outcome,) = await kit.publish(Outgoing(name, kit.message()))
     missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
     kit.true(missing, "no I/O: the queue is still missing", outcome, "Broker.publish")
@@ -94,6 +95,7 @@ async def what_is_just_small_enough_arrives_whole(
         [{}, {"delay": 0.1}] if kit.capabilities.has(Capability.DELAY) else [{}]
     )
     consumer = None
+
     for delay in delays:
         await kit.within(broker.publish(queue, body, headers=headers, **delay))
         consumer = consumer or await kit.subscribe(queue.name)
@@ -132,9 +134,11 @@ async def more_than_a_stated_max_payload_is_refused_before_any_io(kit: Kit) -> N
         await kit.raises(MessageTooLarge, work, "MessageTooLarge", "Broker.publish"),
     )
     kit.same(error.id, "mine", "the message's id", "MessageTooLarge.id")
+
     (outcome,) = await kit.publish(Outgoing(queue.name, kit.message()))
     missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
     kit.true(missing, "no I/O: the queue is still missing", outcome, "Broker.publish")
+
     await kit.within(broker.publish(queue, b"x" * 100, id="whole"))
     kit.same(
         await kit.contents(queue.name),

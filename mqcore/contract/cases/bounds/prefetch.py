@@ -37,12 +37,14 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
         f"messages beyond the prefetch of {prefetch}",
         "Backend.subscribe: prefetch",
     )
+
     ways: list[Callable[[Delivery], Settlement]] = [
         lambda delivery: Ack(delivery.receipt),
         lambda delivery: Release(delivery.receipt),
         lambda item: kit.successor(item, f"{queue}.dlq"),
     ]
     one = held[0]
+
     for settlement in ways:
         kit.same(
             await kit.settle(consumer, settlement(one)),
@@ -71,6 +73,7 @@ async def each_consumer_has_a_prefetch_of_its_own(kit: Kit) -> None:
         "number of messages from a receive with limit 1",
         "Subscription.receive: limit",
     )
+
     held = [
         len(await kit.take(one, 1)) + len(await kit.drain(one)),
         len(await kit.take(two, 3)) + len(await kit.drain(two)),
@@ -99,4 +102,5 @@ async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
         (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
     )
     kit.same(began.qsize(), 0, "handlers started beyond the concurrency", "Worker")
+
     go.set()

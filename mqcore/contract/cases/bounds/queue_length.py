@@ -67,12 +67,14 @@ async def _refused(kit: Kit, queue: str) -> list[str]:
             )
             return stored
         stored.append(f"more-{number}")
+
     kit.true(
         holds=False,
         expected="a full queue refuses",
         actual=f"{len(stored)} more were stored",
         look=_FULL,
     )
+
     return stored
 
 
@@ -87,6 +89,7 @@ async def a_full_queue_refuses_what_is_published(kit: Kit) -> None:
     await kit.put(queue, *"abc")
     stored = ["a", "b", "c", *await _refused(kit, queue)]
     kit.same(await kit.contents(queue), Counter(stored), "what was stored and no more", _FULL)
+
     await kit.put(queue, "again")
     kit.same(
         await kit.contents(queue),
@@ -135,6 +138,7 @@ async def only_ready_messages_count(kit: Kit) -> None:
     await kit.put(queue, "c", "d")
     released = await kit.settle(consumer, *[Release(delivery.receipt) for delivery in held])
     kit.same(released, [DONE, DONE], "a release is never refused", "Subscription.settle: Release")
+
     await kit.within(consumer.close())
     more = await _refused(kit, queue)
     kit.same(
@@ -204,6 +208,7 @@ async def an_overflow_dead_letters_the_oldest_of_the_lowest_priority(kit: Kit) -
         ("lowest", 0),
     ]:
         await kit.put(queue, name, priority=priority)
+
     kit.same(
         await kit.contents(queue),
         Counter(["high-1", "high-2", "high-3"]),
@@ -236,6 +241,7 @@ async def an_overflow_leaves_a_record(kit: Kit) -> None:
     message, death = letter.message, letter.message.death
     actual = death and (death.reason, death.queue, death.attempts)
     kit.same(actual, (Reason.OVERFLOW, queue, 0), "reason, queue, attempts", _OVERFLOW)
+
     kept = (
         message.id,
         message.body,
@@ -284,12 +290,14 @@ async def a_publisher_is_told_that_the_queue_is_full(kit: Kit) -> None:
     broker, queue = await kit.broker(), Queue(kit.name(), max_length=2)
     endings = await kit.within(broker.publish_many(queue, [b"a", b"b"]))
     kit.same([type(ending) for ending in endings], [Receipt, Receipt], "both stored", _FULL)
+
     more = await _refused(kit, queue.name)
     error = cast(
         "QueueFull",
         await kit.raises(QueueFull, broker.publish(queue, b"c", id="mine"), "QueueFull", _FULL),
     )
     kit.same(error.id, "mine", "the message's id", "QueueFull.id")
+
     (ending,) = await kit.within(broker.publish_many(queue, [b"d"]))
     kit.same(type(ending), QueueFull, "QueueFull as a value", "Broker.publish_many")
     kit.same(

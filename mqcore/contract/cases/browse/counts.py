@@ -44,6 +44,7 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
         "ready, leased, delayed",
         COUNT,
     )
+
     await kit.ack(consumer, held)
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
@@ -74,10 +75,12 @@ async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
     ]
     await kit.within(kit.backend.declare(specs))
     other = cast("SupportsCount", await kit.open())
+
     for counts, spec in zip(
         await kit.within(other.count([queue, letters])), (specs[0], specs[2]), strict=True
     ):
         kit.true(counts.spec in (None, spec), f"{spec}, or None", counts.spec, COUNT)
+
     await delete_queue(kit, letters)
 
 
@@ -90,6 +93,7 @@ async def the_totals_only_grow(kit: Kit) -> None:
         await kit.contents(queue)
         (counts,) = await counts_of(kit, queue)
         seen.append((counts.published, counts.settled))
+
     kit.true(
         seen in ([(1, 1), (2, 2), (3, 3)], [(None, None)] * 3),
         "(1, 1), (2, 2), (3, 3) or None",
@@ -125,6 +129,7 @@ async def a_missing_queue_is_left_out_of_the_counts(kit: Kit) -> None:
         "queues in the counts",
         COUNT,
     )
+
     (outcome,) = await kit.publish(Outgoing(nowhere, kit.message()))
     kit.true(
         isinstance(outcome, Failed),

@@ -59,6 +59,7 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
         "the order of delivery",
         BROWSE,
     )
+
     error = max(
         abs(entry.due_in - due)
         for entry, due in zip(entries, [0, 0, 0, 0, 30.0, 90.0][: len(expected)], strict=True)
@@ -67,6 +68,7 @@ async def browsing_shows_the_order_of_delivery(kit: Kit) -> None:
         error < 1.0, "due_in 0, and about 30 and 90 s", [entry.due_in for entry in entries], BROWSE
     )
     kit.same(entries[1].message.body, b"a", "the whole message", BROWSE)
+
     got = kit.ids(await kit.take(await kit.subscribe(queue), 4))
     kit.same(got, ["high", "a", "b", "low"], "messages received, in the order shown", BROWSE)
 
@@ -78,11 +80,13 @@ async def browsing_changes_nothing(kit: Kit) -> None:
     await kit.put(queue, *"abcd")
     consumer = await kit.subscribe(queue, prefetch=1)
     (held,) = await kit.take(consumer, 1)
+
     for _ in range(3):
         shown = [
             entry.message.id for entry in await browse_page(kit, queue) if entry.state != "leased"
         ]
         kit.same(shown, ["b", "c", "d"], "ready messages shown, each time", BROWSE)
+
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await counts_of(kit, queue)
         kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", BROWSE)
@@ -92,6 +96,7 @@ async def browsing_changes_nothing(kit: Kit) -> None:
         "the ack of a message that was held meanwhile",
         BROWSE,
     )
+
     got = await kit.take(await kit.subscribe(queue), 2) + await kit.take(consumer, 1)
     marked = leaves_marks(kit)
     marks = sorted(
@@ -119,19 +124,23 @@ async def peeking_at_a_queue_and_its_dead_letters_changes_nothing(kit: Kit) -> N
     published = [b"a", b"b", b"c", b"d"] if in_place else [b"a", b"b"]
     for body in published:
         await kit.within(broker.publish(queue, body))
+
     async with broker.consume(queue, prefetch=1) as deliveries:
         for _ in range(2):
             await kit.within((await kit.within(anext(deliveries))).reject("no"))
+
     for body in (
         (b"c", b"d") if not in_place else ()
     ):  # else the consumer would give one back, behind the other
         await kit.within(broker.publish(queue, body))
+
     await kit.advance(kit.harness.silence)
     letters = broker.dead_letters(queue)
     for _ in range(3):
         shown = [delivery.message.body for delivery in await kit.within(broker.peek(queue))]
         listed = [letter.body for letter in await kit.within(letters.list())]
         kit.same((shown, listed), ([b"c", b"d"], [b"a", b"b"]), "ready and dead, in order", BROWSE)
+
     left = [(await kit.contents(name)).total() for name in (queue.name, f"{queue.name}.dlq")]
     kit.same(left, [2, 2], "messages in the queue and in its dead-letter queue", BROWSE)
 
@@ -151,6 +160,7 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
     await kit.put(queue, *later, delay=50.0)
     whole = list(await keys_by_id(kit, queue))
     kit.same(sorted(whole), ["0", "1", "2", "3", "4", "5", *later], "all messages", BROWSE)
+
     paged: list[str] = []
     after = None
     while page := await browse_page(kit, queue, size, after):
@@ -162,6 +172,7 @@ async def pages_join_to_the_whole(kit: Kit, size: int) -> None:
         )
         paged += [entry.message.id for entry in page]
         after = page[-1].key
+
     kit.same(paged, whole, "the pages joined", BROWSE)
     page = await browse_page(kit, queue, 2)
     consumer = await kit.subscribe(queue, prefetch=2)

@@ -57,6 +57,7 @@ async def a_purge_empties_the_queue_and_its_quarantine(kit: Kit) -> None:
     await kit.put(f"{queue}.again", "suspect")
     await kit.put(f"{queue}.dlq", "dead")
     kit.same(await kit.within(purge(queue)), 4 + delays, "number of purged messages", PURGE)
+
     await kit.advance(1.0)
     kit.same(
         await kit.settle(consumer, Ack(held.receipt)),
@@ -110,10 +111,12 @@ async def a_deleted_queue_is_gone(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1)
     (held,) = await kit.take(consumer, 1)
     await _answers(kit, queue, "True", "the queue goes")
+
     for name in (queue, f"{queue}.again"):
         (outcome,) = await kit.publish(Outgoing(name, kit.message()))
         missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
         kit.true(missing, f"NOT_FOUND for {name}", outcome, DELETE)
+
     kit.same(
         await kit.settle(consumer, Ack(held.receipt)),
         [STALE],

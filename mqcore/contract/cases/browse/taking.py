@@ -52,11 +52,13 @@ async def taking_leases_the_chosen_and_leaves_the_rest(kit: Kit) -> None:
         "taken messages that are not redelivered",
         look=TAKE,
     )
+
     consumer = await kit.subscribe(queue)
     kit.same(
         kit.ids(await kit.take(consumer, 3)), ["a", "c", "e"], "messages left for consumers", TAKE
     )
     kit.same(kit.ids(await kit.drain(consumer)), [], "further messages", TAKE)
+
     acks = [Ack(taken[name].receipt) for name in ["d", *later]]
     settled = await kit.settle(consumer, kit.successor(taken["b"], f"{queue}.dlq"), *acks)
     kit.same(settled, [DONE] * len(taken), "settlements of the taken messages", TAKE)
@@ -85,10 +87,12 @@ async def what_was_taken_can_be_given_back(kit: Kit) -> None:
     kit.same(
         sorted(kit.ids(got)), ["a", "b", "c"], "messages received before the delay is over", TAKE
     )
+
     if kit.limit(Capability.ORDER, "release_in_place"):
         kit.same(
             kit.ids(got), ["a", "b", "c"], "messages in their old order", "ORDER: release_in_place"
         )
+
     await kit.ack(consumer, got)
     kit.same(
         kit.ids(await kit.take(consumer, 1)),

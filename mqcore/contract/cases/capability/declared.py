@@ -80,12 +80,14 @@ async def a_capability_has_a_level_and_its_limits(kit: Kit, capability: Capabili
         support.level,
         OPEN,
     )
+
     if support.level is Level.NONE:
         return
     for name, (kind, fits) in _LIMITS.get(capability, {}).items():
         expected = f"{capability.name} with the limit {name!r}: {kind}"
         kit.true(name in support.limits, expected, f"limits {dict(support.limits)}", OPEN)
         kit.true(fits(support.limits[name]), expected, repr(support.limits[name]), OPEN)
+
     if capability is Capability.PRIORITY and support.limits["levels"] != _LEVELS:
         kit.same(
             support.level,

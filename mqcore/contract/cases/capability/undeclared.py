@@ -209,6 +209,7 @@ async def _priority_works(kit: Kit) -> bool:
     if not all(isinstance(outcome, Stored) for outcome in outcomes):
         return False
     expected = [out.message.id for out in [*batch[_SEVERAL:], *batch[:_SEVERAL]]]
+
     return kit.ids(await kit.drain(await kit.subscribe(queue))) == expected
 
 

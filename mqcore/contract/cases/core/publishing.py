@@ -54,6 +54,7 @@ async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
     outcomes = await kit.publish(*batch)
     kinds = [type(outcome) for outcome in outcomes]
     kit.same(kinds, [Stored, Failed, Stored], "types of the outcomes, in order", "Backend.publish")
+
     failed = outcomes[1]
     told = (
         isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text
@@ -91,6 +92,7 @@ async def overlapping_publishes_lose_nothing(kit: Kit) -> None:
         "all stored",
         "Backend.publish: overlapping calls",
     )
+
     sent = Counter(item.message.id for batch in batches for item in batch)
     found = await kit.contents(queue)
     kit.same(
@@ -116,6 +118,7 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
             confirmed.append(f"c{turn}")
         await kit.put(queue, f"{turn}")
         confirmed.append(f"{turn}")
+
     found = await kit.contents(queue)
     kit.same(
         Counter(confirmed) - found,
@@ -123,6 +126,7 @@ async def a_cancelled_publish_leaves_the_instance_usable(kit: Kit) -> None:
         "confirmed messages that are missing",
         "Backend.publish: cancellation",
     )
+
     twice = [item for item, count in found.items() if count > 1]
     kit.same(twice, [], "messages stored twice", "Backend.publish: cancellation")
 
@@ -144,6 +148,7 @@ async def a_publish_that_ends_in_an_error_has_stored_nothing(kit: Kit) -> None:
             refused.append(name)
         elif outcome == STORED:
             confirmed.append(name)
+
     found = await kit.contents(queue)
     look = "Backend.publish: what it raises or refuses after something was written"
     kit.same(
@@ -180,6 +185,7 @@ async def a_message_published_again_is_one_copy(kit: Kit) -> None:
         "the outcome of publishing the id again after the ack",
         look,
     )
+
     broker = await kit.broker()
     receipt = await kit.within(broker.publish(two, b"a", id="a"))
     kit.same((receipt.id, receipt.duplicate), ("a", True), "id and duplicate of the receipt", look)

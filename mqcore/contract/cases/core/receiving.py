@@ -41,6 +41,7 @@ async def a_receive_gives_up_to_its_limit_at_once(kit: Kit) -> None:
         "pages of more than 3 messages",
         "Subscription.receive: limit",
     )
+
     took, look = kit.now - began, "Subscription.receive: it waits until the limit is full"
     kit.true(
         took < kit.harness.patience / 2,
@@ -127,12 +128,14 @@ async def consuming_stops_and_starts_again(kit: Kit) -> None:
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     queue, names, seen = await kit.queue(), [f"{number:02}" for number in range(30)], list[str]()
     await kit.put(queue, *names)
+
     for _ in range(10):
         consumer = await kit.subscribe(queue, prefetch=3)
         deliveries = await kit.take(consumer, 3)
         await kit.ack(consumer, deliveries)
         seen += kit.ids(deliveries)
         await kit.within(consumer.close(), CLOSE)
+
     kit.same(
         seen if in_place else sorted(seen),
         names,
@@ -168,6 +171,7 @@ async def a_cancelled_receive_strands_nothing(kit: Kit) -> None:
             "receive: cancellation",
         )
         await kit.ack(consumer, deliveries)
+
     kit.same(
         await kit.contents(queue),
         Counter(),

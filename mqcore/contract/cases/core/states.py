@@ -74,11 +74,13 @@ async def an_open_broker_is_connected(kit: Kit) -> None:
         "connected, and queues consumed",
         "Backend.open",
     )
+
     queue = kit.name()
     async with broker.consume(Queue(queue), retry=kit.retry):
         kit.same(
             dict(broker.health().consuming), {queue: True}, "queues consumed", "Backend.subscribe"
         )
+
     await kit.within(broker.close())
     health = broker.health()
     kit.same(
@@ -127,6 +129,7 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
             ending,
             "Backend.open",
         )
+
     kit.lost.clear()  # it was we who cut it
 
 
@@ -137,10 +140,12 @@ async def open_and_close_come_in_any_order_and_again(kit: Kit) -> None:
     await kit.put(queue, "a")
     backend = kit.harness.make_backend()
     await kit.within(backend.close(), CLOSE)
+
     for _ in range(3):
         await kit.within(backend.open(kit.lost.append))
         await kit.within(backend.close(), CLOSE)
         await kit.within(backend.close(), CLOSE)
+
     await kit.open(backend)
     (delivery,) = await kit.take(await kit.subscribe(queue, backend=backend), 1)
     kit.same(
@@ -198,10 +203,12 @@ async def a_closed_instance_refuses_every_call_in_clear_words(kit: Kit) -> None:
         "Backend.declare": lambda: backend.declare([QueueSpec(name=queue)]),
         "Subscription.receive": lambda: consumer.receive(1, 0.0),
     }
+
     for name, call in calls.items():
         error = await kit.raises(Exception, call(), f"an error of {name} after close", name)
         kit.true("close" in str(error).lower(), 'an error text with the word "closed"', error, name)
         kit.kind(error, ErrorKind.TRANSIENT)
+
     kit.same(await kit.contents(queue), Counter(), "messages stored", "Backend.publish")
 
 
@@ -220,6 +227,7 @@ async def a_consumer_closes_at_once_and_for_good(kit: Kit) -> None:
         "messages of a waiting receive at close",
         "Subscription.close",
     )
+
     await kit.within(consumer.close(), CLOSE)
     error = await kit.raises(
         Exception, consumer.receive(1, 0.0), "an exception", "Subscription.receive after close"
@@ -250,6 +258,7 @@ async def a_full_consumer_closes_at_once_too(kit: Kit) -> None:
         )
         await kit.within(backend.close() if close_all else consumer.close(), CLOSE)
         await kit.within(asyncio.gather(waiting, return_exceptions=True), 1.0)
+
     kit.same(
         len(await kit.take(await kit.subscribe(queue), 3)),
         3,

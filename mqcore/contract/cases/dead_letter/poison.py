@@ -56,6 +56,7 @@ async def innocents_survive_a_poison_neighbour(kit: Kit, place: int) -> None:
         fleet.beside,
         "Delivery.takeovers",
     )
+
     await kit.advance(3.0)
     kit.same(
         sorted(fleet.done),
@@ -78,6 +79,7 @@ async def a_takeover_is_no_attempt_and_changes_nothing(kit: Kit) -> None:
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await kit.within(broker.publish(jobs, "x", id="me", headers=HEADERS))
     await taken_over(kit, jobs.name, times=2)
+
     async with broker.consume(jobs, retry=ONCE) as consumer:
         held = await kit.within(anext(consumer))
         actual = (
@@ -115,6 +117,7 @@ async def a_release_inside_the_quarantine_is_no_crash(kit: Kit) -> None:
         worker = await kit.worker(broker, jobs, handler, retry=TWICE)
         await kit.within(began.wait(), what="the handler started")
         await kit.within(worker.drain(0))
+
     kit.same(attempts, [1] * 4, "attempts of four deployments", MOVE)
     (again,) = await kit.take(await kit.subscribe(f"{jobs.name}.again"), 1)
     kit.same((again.attempt, again.takeovers), (1, 0), "attempt, takeovers", MOVE)

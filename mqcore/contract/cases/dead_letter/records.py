@@ -76,6 +76,7 @@ async def the_record_tells_the_whole_story(kit: Kit) -> None:
         "the original message",
         MOVE,
     )
+
     if death is None:
         raise ContractError("a record of the death", "none", look)
     actual = (death.reason, death.queue, death.attempts, death.error_type, death.error)
@@ -86,6 +87,7 @@ async def the_record_tells_the_whole_story(kit: Kit) -> None:
         look,
     )
     kit.true("in refuse" in death.traceback, "a traceback", death.traceback, look)
+
     near = abs(death.first_at - times[0]) < 1 and abs(death.last_at - times[-1]) < 1
     kit.true(near, f"the times of both failures, {times}", (death.first_at, death.last_at), look)
 
@@ -156,6 +158,7 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
     one, two, end = await kit.queue(), await kit.queue(), await kit.queue()
     shared, message = f"{one}.dlq", kit.message("a")
     await kit.publish(Outgoing(one, message), Outgoing(two, message))
+
     for source in (one, two):
         consumer = await kit.subscribe(source)
         (delivery,) = await kit.take(consumer, 1)
@@ -166,6 +169,7 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
             f"the outcome of the Move out of {source}",
             MOVE,
         )
+
     consumer = await kit.subscribe(shared)
     letters = await kit.take(consumer, 2)
     await kit.settle(
@@ -190,9 +194,11 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
     one, two = (Queue(kit.name(), str, dead_letter=graves) for _ in "12")
     broker, router = await kit.broker(), Router(kit.name(), str, kind="fanout").bind(one).bind(two)
     await kit.within(broker.publish(router, "x", id="me"))
+
     for jobs in (one, two):
         async with broker.consume(jobs, retry=ONCE) as consumer:
             await kit.within((await kit.within(anext(consumer))).reject())
+
     letters = await kit.within(broker.dead_letters(graves).list())
     kit.same(
         sorted(letter.queue for letter in letters),
@@ -212,6 +218,7 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
         "ids redriven",
         MOVE,
     )
+
     for jobs in (one, two):
         kit.same(
             await kit.contents(jobs.name),

@@ -50,12 +50,14 @@ async def redriven_messages_begin_anew(kit: Kit) -> None:
         "ids moved, and ids left",
         f"SupportsTake.take, {MOVE}",
     )
+
     (again,) = await kit.take(await kit.subscribe(jobs.name), 1)
     message = again.message
     actual = (message.id, message.body, message.priority, dict(message.headers))
     kit.same(
         actual, ("me", b"x", options.get("priority", 5), HEADERS), "the original message", MOVE
     )
+
     came_anew = (message.attempt, message.redriven, message.death, again.expires_in)
     kit.same(came_anew, (1, 1, None, None), "attempt, redriven, record, expiry", MOVE)
 
@@ -81,6 +83,7 @@ async def dead_letters_are_chosen_by_filter_and_sent_elsewhere(kit: Kit) -> None
         "bodies of the dead letters chosen by error",
         "browse",
     )
+
     lost = await kit.within(letters.redrive(to=kit.name(), ids=[ids[b"a"]]))
     kit.same(
         (lost.moved, set(lost.left)),
@@ -94,6 +97,7 @@ async def dead_letters_are_chosen_by_filter_and_sent_elsewhere(kit: Kit) -> None
         "ids redriven",
         look,
     )
+
     moved = await kit.within(letters.redrive(to=other.name, error="first", limit=1))
     kit.same(len(moved.moved), 1, "number redriven by error and limit", look)
     kit.same(
@@ -137,6 +141,7 @@ async def a_redrive_loop_is_stopped(kit: Kit) -> None:
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     await reject_all(kit, broker, jobs, "x")
     letters = broker.dead_letters(jobs)
+
     async with broker.consume(jobs, retry=ONCE) as consumer:
         for _ in range(5):
             kit.same(
@@ -153,6 +158,7 @@ async def a_redrive_loop_is_stopped(kit: Kit) -> None:
             "ids moved, and number left, by the sixth redrive",
             "Message.redriven kept",
         )
+
     kit.same(
         len((await kit.within(letters.redrive(force=True))).moved),
         1,

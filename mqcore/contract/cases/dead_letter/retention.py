@@ -93,6 +93,7 @@ async def looking_at_dead_letters_changes_nothing(kit: Kit) -> None:
     kit.same(
         await kit.within(counter.count([dead])), before, "the same counts", "SupportsBrowse.browse"
     )
+
     got = await kit.take(await kit.subscribe(dead), 3)
     kit.same(
         (paged, listed),
@@ -119,6 +120,7 @@ async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
         list[str](),
         asyncio.Event(),
     )
+
     try:
         Queue(f"{jobs.name}.dlq", str)
     except ConfigurationError:
@@ -140,5 +142,6 @@ async def a_dead_letter_queue_has_no_dead_letter_queue(kit: Kit) -> None:
     kit.same(
         sorted(letter.body for letter in letters), [b"a", b"b"], "bodies of the dead letters", MOVE
     )
+
     errors = {letter.death.error for letter in letters if letter.death is not None}
     kit.same(errors, {"the first death"}, "the record of the first death", MOVE)

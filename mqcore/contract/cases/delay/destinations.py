@@ -35,6 +35,7 @@ async def _on_time(kit: Kit, queue: str, delay: float, look: str = HELD) -> None
         outcome,
         "Backend.publish",
     )
+
     stored = kit.now
     actual = (await arrival_times(kit, consumer, 1))[message.id]
     await kit.within(consumer.close())
@@ -79,6 +80,7 @@ async def a_full_destination_holds_up_nobody(kit: Kit) -> None:
     await kit.put(full, *(f"{number}" for number in range(STUCK)), delay=0.5)
     await _on_time(kit, queue, 0.8)
     await _on_time(kit, queue, 0.3)
+
     expected = Counter(["first", *(f"{number}" for number in range(STUCK))])
     kit.same(
         await kit.contents(full),

@@ -34,12 +34,15 @@ async def a_delay_above_the_maximum_is_refused(kit: Kit) -> None:
     kit.true(
         isinstance(most, (int, float)), "DELAY states its maximum in seconds", most, "Backend.open"
     )
+
     queue = await kit.queue()
     batch = [Outgoing(queue, kit.message(), most), Outgoing(queue, kit.message(), most * 1.01)]
     kept, refused = await kit.publish(*batch)
     kit.true(isinstance(kept, Stored), f"a delay of {most:g} s stored", kept, "Backend.publish")
+
     permanent = isinstance(refused, Failed) and refused.kind is ErrorKind.PERMANENT
     kit.true(permanent, "Failed(PERMANENT) above the maximum", refused, "Backend.publish")
+
     broker = await kit.broker()
     await kit.raises(
         ValidationError,

@@ -44,6 +44,7 @@ async def a_move_may_delay_its_successor(kit: Kit) -> None:
         "moved",
         "settle: Move",
     )
+
     (second,) = await kit.take(consumer, 1)
     kit.true(
         kit.now >= began + 0.6 - EARLY,
@@ -51,6 +52,7 @@ async def a_move_may_delay_its_successor(kit: Kit) -> None:
         f"{kit.now - began:.4f} s",
         "settle: Move with a delay",
     )
+
     seen = (second.message.id, second.attempt, second.redelivered)
     kit.same(seen, ("a", 2, False), "id, attempt, redelivered", "settle: Move with a delay")
 
@@ -61,6 +63,7 @@ async def a_retried_message_is_delayed_again_and_again(kit: Kit) -> None:
     queue, due = await kit.queue(), kit.now + 0.1
     await kit.put(queue, "a", delay=0.1)
     consumer = await kit.subscribe(queue)
+
     for attempt in range(1, 11):
         (delivery,) = await kit.take(consumer, 1)
         kit.true(
@@ -111,6 +114,7 @@ async def a_delayed_message_can_be_cancelled_and_rescheduled(kit: Kit) -> None:
     )
     by_name = {delivery.message.id: delivery for delivery in taken}
     kit.same(set(by_name), {"cancelled", "sooner"}, "both taken", "SupportsTake.take")
+
     consumer = await kit.subscribe(queue)
     move: Move = kit.successor(by_name["sooner"], queue, 0.5)
     kit.same(

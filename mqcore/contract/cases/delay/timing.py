@@ -50,6 +50,7 @@ async def a_delayed_message_comes_at_its_time(kit: Kit, delay: float) -> None:
         f"{kit.now - stored - delay:.4f} s",
         OWN,
     )
+
     marks = (delivery.message.body, delivery.attempt, delivery.redelivered, delivery.takeovers)
     kit.same(
         marks,
@@ -68,10 +69,12 @@ async def delays_keep_to_the_declared_granularity(kit: Kit) -> None:
     queue, delays = await kit.queue(), [0.1 + step * 7 % 12 * 0.127 for step in range(12)]
     consumer = await kit.subscribe(queue, prefetch=1)
     due: dict[str, tuple[float, float]] = {}
+
     for number, delay in enumerate(delays):
         began = kit.now
         await kit.put(queue, f"{number}", delay=delay)
         due[f"{number}"] = (began + delay, kit.now + delay)
+
     actual = await arrival_times(kit, consumer, len(delays))
     early = max(due[name][0] - at for name, at in actual.items())
     late = max(at - due[name][1] for name, at in actual.items())
@@ -115,6 +118,7 @@ async def delays_that_end_together_lose_nobody(kit: Kit) -> None:
         HELD,
     )
     kit.same(sorted(got), names, "messages received", OWN)
+
     if kit.limit(Capability.ORDER, "after_delay"):
         kit.same(got, names, "messages due together, in publish order", "ORDER: after_delay")
 
@@ -139,11 +143,13 @@ async def delayed_messages_take_no_consumer_and_no_prefetch(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, *(f"later-{number}" for number in range(STUCK)), delay=500.0)
     consumer = await kit.subscribe(queue, prefetch=1)
+
     for number in range(3):
         await kit.put(queue, f"{number}")
         got = await kit.take(consumer, 1)
         kit.same(kit.ids(got), [f"{number}"], "the ready message", OWN)
         await kit.ack(consumer, got)
+
     kit.same(await kit.receive(consumer), [], "messages received before they are due", OWN)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await kit.within(kit.backend.count([queue]))
@@ -185,6 +191,7 @@ async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) ->
         + kit.harness.patience
         + float(kit.limit(Capability.DELAY, "after_crash") or 0.0)
     )
+
     while actual < expected and kit.now < until:
         got = await kit.receive(consumer, wait=1.0)
         actual.update(kit.ids(got))
@@ -193,6 +200,7 @@ async def a_delayed_message_survives_the_broker_as_a_ready_one_does(kit: Kit) ->
             not early, "no delayed message before it is due", f"after {kit.now - began:.3f} s", OWN
         )
         await kit.ack(consumer, got)
+
     kit.same(
         sorted(expected - actual),
         [],

@@ -34,6 +34,7 @@ async def what_comes_out_of_order_says_so(kit: Kit) -> None:
     consumer = await kit.subscribe(queue, prefetch=1)
     first: list[str] = []
     handled: Counter[str] = Counter()
+
     while handled.total() < len(names):
         (delivery,) = await kit.take(consumer, 1)
         name = delivery.message.id
@@ -47,6 +48,7 @@ async def what_comes_out_of_order_says_so(kit: Kit) -> None:
         else:
             await kit.ack(consumer, [delivery])
             handled[name] += 1
+
     kit.same(first, names, "first deliveries in publish order", "Subscription.receive")
     kit.same(handled, Counter(names), "each handled once", "Subscription.settle: Release")
 

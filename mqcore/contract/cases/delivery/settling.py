@@ -58,6 +58,7 @@ async def an_outcome_comes_for_each_settlement_in_its_order(kit: Kit) -> None:
         "Subscription.settle",
     )
     kit.same(await kit.settle(consumer), [], "outcomes of an empty batch", "Subscription.settle")
+
     (again,) = await kit.take(consumer, 1)
     kit.same(
         again.message.id, "c", "the id of the released message", "Subscription.settle: Release"
@@ -104,6 +105,7 @@ async def a_second_settlement_is_stale_and_changes_nothing(kit: Kit) -> None:
         "outcomes: the first settlement counts",
         look,
     )
+
     (again,) = await kit.take(consumer, 1)
     kit.same(
         again.message.id, "b", "the id of the released message, whose late ack had no effect", look
@@ -114,6 +116,7 @@ async def a_second_settlement_is_stale_and_changes_nothing(kit: Kit) -> None:
         "settlements with an old receipt",
         look,
     )
+
     await kit.ack(consumer, [again])
     kit.same(await kit.contents(queue), Counter(), "messages left in the queue", look)
 
@@ -134,8 +137,10 @@ async def a_released_message_comes_again_as_it_was(kit: Kit) -> None:
         "released",
         "Subscription.settle: Release",
     )
+
     (second,) = await kit.take(consumer, 1)
     kit.same(second.message, first.message, "the same message", "Subscription.settle: Release")
+
     marks = (second.attempt, second.redelivered, second.takeovers)
     kit.same(marks, (1, True, 0), "attempt, redelivered, takeovers", "Subscription.settle: Release")
     kit.true(
@@ -152,6 +157,7 @@ async def a_message_survives_any_number_of_releases(kit: Kit) -> None:
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
+
     for turn in range(50):
         (delivery,) = await kit.take(consumer, 1)
         kit.same(
@@ -161,6 +167,7 @@ async def a_message_survives_any_number_of_releases(kit: Kit) -> None:
             "settle: Release",
         )
         await kit.settle(consumer, Release(delivery.receipt))
+
     await kit.ack(consumer, await kit.take(consumer, 1))
     kit.same(
         await kit.contents(queue),
@@ -182,6 +189,7 @@ async def a_failed_attempt_is_counted(kit: Kit) -> None:
     broker, queue = await kit.broker(), Queue(kit.name(), str)
     await kit.within(broker.publish(queue, "payload"))
     facts: list[Any] = []
+
     async with broker.consume(queue, retry=RetryPolicy(5, fixed(0.3))) as deliveries:
         for retry in (True, False, True):
             received = await kit.within(anext(deliveries))
@@ -191,6 +199,7 @@ async def a_failed_attempt_is_counted(kit: Kit) -> None:
         facts.append((last.value, last.attempt))
         kit.true(last.redelivered, "redelivered", last, "Subscription.settle: Move")
         await kit.within(last.ack())
+
     kit.same(
         facts,
         [("payload", 1), ("payload", 2), ("payload", 2), ("payload", 3)],
@@ -209,6 +218,7 @@ async def a_release_leaves_takeovers_as_they_were(kit: Kit, taken: bool) -> None
     await kit.settle(dies, *[Release(held.receipt)][taken:])
     await kit.within(dies.close())
     marks = []
+
     for _ in range(
         3
     ):  # each time by another: the mark is the message's, and not what a consumer remembers
@@ -217,6 +227,7 @@ async def a_release_leaves_takeovers_as_they_were(kit: Kit, taken: bool) -> None
         marks.append((delivery.redelivered, delivery.takeovers))
         await kit.settle(consumer, Release(delivery.receipt))
         await kit.within(consumer.close())
+
     kit.same(
         marks, [(True, int(taken))] * 3, "redelivered, takeovers", "Subscription.settle: Release"
     )

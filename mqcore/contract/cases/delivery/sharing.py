@@ -85,6 +85,7 @@ async def nothing_is_handed_out_while_it_is_held(kit: Kit) -> None:
     await kit.put(queue, *"abc")
     one = await kit.subscribe(queue, prefetch=2)
     kit.same(kit.ids(await kit.take(one, 2)), ["a", "b"], "the first two", "Subscription.receive")
+
     two = await kit.subscribe(queue)
     kit.same(
         kit.ids(await kit.take(two, 1)), ["c"], "the message that is left", "Subscription.receive"
@@ -116,6 +117,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
         f"messages beyond the prefetch of {prefetch}",
         "Subscription.receive: prefetch",
     )
+
     await kit.ack(consumer, held[:1])
     held = held[1:] + await kit.take(consumer, 1)
     kit.same(
@@ -124,6 +126,7 @@ async def prefetch_is_an_exact_ceiling(kit: Kit, prefetch: int) -> None:
         "further messages after one was acked and one received",
         "Subscription.settle: prefetch",
     )
+
     await kit.settle(consumer, *[Release(delivery.receipt) for delivery in held])
     await kit.within(consumer.close())
     other = await kit.subscribe(queue)
@@ -149,6 +152,7 @@ async def a_settlement_makes_room_for_a_receive_that_waits(kit: Kit) -> None:
         waiting,
         "Subscription.receive: prefetch",
     )
+
     await kit.ack(consumer, first)
     kit.same(
         kit.ids(list(await kit.within(waiting))), ["b"], "the next message", "Subscription.settle"

@@ -39,16 +39,20 @@ async def what_a_consumer_leaves_unsettled_goes_to_one_who_waits(kit: Kit) -> No
     kit.true(
         kit.now - began <= limit, f"takeover within {limit:g} s", f"{kit.now - began:.3f} s", look
     )
+
     got += await kit.take(other, 3 - len(got))
     kit.same(sorted(kit.ids(got)), list("abc"), "messages taken over", look)
+
     if kit.limit(Capability.ORDER, "release_in_place"):
         kit.same(kit.ids(got), list("abc"), "messages in their old order", look)
     marks = [(delivery.redelivered, delivery.takeovers, delivery.attempt) for delivery in got]
     kit.same(
         marks, [(True, 1, 1)] * 3, "redelivered, takeovers, attempts (which core counts)", look
     )
+
     late = await kit.settle(consumer, *[Ack(delivery.receipt) for delivery in held])
     kit.same(late, [STALE] * 3, "outcomes of late acks", "Subscription.settle: fencing")
+
     await kit.ack(other, got)
 
 
@@ -73,6 +77,7 @@ async def closing_one_consumer_leaves_others_alone(kit: Kit) -> None:
         "messages for the closed consumer",
         "Subscription.close",
     )
+
     await kit.ack(works, held)
     await kit.put(queue, "c")
     for name in "ac":
@@ -106,6 +111,7 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
         f"{kit.now - start:.3f} s",
         "Subscription.settle",
     )
+
     got = await kit.take(await kit.subscribe(queue.name), 3)
     marks = sorted(
         (delivery.message.body, delivery.attempt, delivery.takeovers) for delivery in got

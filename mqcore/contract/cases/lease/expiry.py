@@ -49,6 +49,7 @@ async def a_lease_that_is_not_renewed_ends(kit: Kit) -> None:
         f"after {at - after:.3f} s",
         look,
     )
+
     kit.measured["takeover after a lease of 1 s"] = at - after
     _is_taken_over(kit, delivery, "a")
 
@@ -74,6 +75,7 @@ async def what_a_dead_consumer_held_goes_to_another_in_time(kit: Kit, killed: bo
         f"{kit.ids(got)} after {took:.3f} s",
         "Backend.close",
     )
+
     kit.measured[f"takeover after a {'kill' if killed else 'close'}"] = took
     _is_taken_over(kit, got[0], "a")
 
@@ -131,6 +133,7 @@ async def an_ended_lease_gives_its_owner_room_again(kit: Kit) -> None:
         old.receipt,
         "Delivery.receipt",
     )
+
     actual = await kit.settle(owner, Ack(old.receipt), Ack(new.receipt))
     kit.same(
         actual,
@@ -168,6 +171,7 @@ async def leases_show_in_the_counts_and_end_there(kit: Kit) -> None:
     await kit.take(await kit.subscribe(queue, lease=LEASE), 2)
     (counts,) = await kit.within(backend.count([queue]))
     kit.same((counts.ready, counts.leased), (1, 2), "ready and leased", "SupportsCount.count")
+
     await kit.advance(LEASE + LATE)
     (counts,) = await kit.within(backend.count([queue]))
     kit.same(
@@ -187,6 +191,7 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
     queue = await kit.queue()
     names = [f"{n:02}" for n in range(12)]
     await kit.put(queue, *names)
+
     for steps in (0, 1, 2, 3, 5, 9):
         victim = await kit.open()
         consumer = await kit.subscribe(queue, prefetch=2, lease=LEASE, backend=victim)
@@ -201,6 +206,7 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
             await asyncio.sleep(0)
         await kit.kill(victim)
         await kit.within(dying)
+
     await kit.advance(LATE + (LEASE if kit.capabilities.has(Capability.LEASE) else 0.0))
     here, moved = await kit.contents(queue), await kit.contents(f"{queue}.dlq")
     kit.same(
@@ -212,6 +218,7 @@ async def a_consumer_killed_in_the_middle_of_a_call_loses_nothing(kit: Kit, call
     kit.true(
         max(here.values(), default=1) == 1, "no message twice in its queue", here, "Backend.close"
     )
+
     if kit.capabilities.has(Capability.ATOMIC_MOVE):
         kit.same(
             sum((here + moved).values()),

@@ -56,6 +56,7 @@ async def the_late_settlement_of_an_old_owner_is_stale(kit: Kit, how: str) -> No
     )
     kit.same(await kit.settle(other, Ack(new.receipt)), [DONE], "the new owner's ack", look)
     await _empty(kit, queue, look)
+
     if kit.capabilities.has(Capability.ATOMIC_MOVE):
         await _empty(kit, f"{queue}.dlq", look)
 
@@ -72,6 +73,7 @@ async def a_receipt_that_was_used_or_made_up_is_stale(
     kit.same(
         await kit.settle(consumer, Ack(a.receipt)), [DONE], "the first ack", "Subscription.settle"
     )
+
     actual = await kit.settle(
         consumer, settlement(a.receipt), Ack(b.receipt), settlement(b"forged"), settlement(b"")
     )
@@ -104,5 +106,6 @@ async def settling_what_went_to_another_raises_and_changes_nothing(kit: Kit, how
         "the new owner's ack",
         "Subscription.settle: fencing",
     )
+
     await kit.within(consumer.close())
     await _empty(kit, jobs.name, "Subscription.settle: fencing")

@@ -40,6 +40,7 @@ async def a_renewed_lease_holds(kit: Kit) -> None:
     owner, other = await kit.subscribe(queue, lease=LEASE), await kit.subscribe(queue)
     a, b = sorted(await kit.take(owner, 2), key=lambda delivery: delivery.message.id)
     look = "SupportsRenew.renew"
+
     for _ in range(5):
         await kit.advance(LEASE / 2)
         kit.same(
@@ -48,12 +49,14 @@ async def a_renewed_lease_holds(kit: Kit) -> None:
             "the answer to a renewal",
             look,
         )
+
     kit.same(
         kit.ids(await kit.receive(other, wait=0.05)),
         ["b"],
         "messages for another consumer",
         look,
     )
+
     asked = [a.receipt, b.receipt, b"nobody's"]
     actual = list(await kit.within(backend.renew(queue, asked, 30.0)))
     kit.same(actual, [True, False, False], "answers for a kept, a lost and an unknown claim", look)
@@ -81,9 +84,11 @@ async def any_open_instance_may_renew_and_settle(kit: Kit) -> None:
         delivery.receipt,
         "Delivery.receipt",
     )
+
     other = await kit.open()
     renewed = await kit.within(cast("SupportsRenew", other).renew(queue, [delivery.receipt], 60.0))
     kit.same(list(renewed), [True], "renewed by another instance", "SupportsRenew.renew")
+
     await kit.advance(2 * LEASE)
     second = await kit.subscribe(queue, lease=LEASE, backend=other)
     kit.same(
@@ -213,8 +218,10 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
         "it has ended",
         "Subscription.settle: Release",
     )
+
     marks = {(delivery.attempt, delivery.takeovers) for delivery in got}
     kit.same(marks, {(1, 0)}, "attempt and takeovers of the four", "Subscription.settle: Release")
+
     go.set()
     await kit.within(draining)
 
@@ -230,6 +237,7 @@ async def renewal_goes_on_while_the_consumers_loop_is_blocked(kit: Kit) -> None:
             "under a virtual clock nothing is renewed from a thread: run the contract once in "
             "real time"
         )
+
     jobs, broker = Queue(kit.name(), str), await kit.broker()
     over, done, seen, starts = Event(), asyncio.Event(), list[str](), list[str]()
 

@@ -34,6 +34,7 @@ async def a_move_stores_the_successor_and_lets_go_of_the_source(kit: Kit) -> Non
     (delivery,) = await kit.take(consumer, 1)
     move = kit.successor(delivery, target, attempt=2, failed_at=1_700_000_000.5)
     kit.same(await kit.settle(consumer, move), [DONE], "the Move", MOVE)
+
     before, got = await kit.take(await kit.subscribe(target), 2)
     kit.same(kit.ids([before, got]), ["before", "a"], "messages in order", MOVE)
     kit.same(got.message, move.to.message, "the successor as it was given", MOVE)
@@ -52,6 +53,7 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
     queue = await kit.queue()
     await kit.put(queue, "a")
     consumer = await kit.subscribe(queue)
+
     for hop in range(10):
         (delivery,) = await kit.take(consumer, 1)
         actual = (delivery.message.id, delivery.message.hop, delivery.attempt)
@@ -67,6 +69,7 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
             "the Move",
             MOVE,
         )
+
     await kit.within(consumer.close())  # a driver may have fetched the last one for it already
     kit.same(await kit.contents(queue), Counter("a"), "copies stored", MOVE)
 
@@ -79,6 +82,7 @@ async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
     await kit.put(queue, "a")
     at: dict[str, Any] = {queue: await kit.subscribe(queue), dead: await kit.subscribe(dead)}
     here = queue
+
     for to in (queue, dead, queue, dead, queue, queue, dead):
         (delivery,) = await kit.take(at[here], 1)
         move = kit.successor(delivery, to)
@@ -89,6 +93,7 @@ async def a_message_goes_round_twice_inside_the_dedup_window(kit: Kit) -> None:
             look,
         )
         here = to
+
     (letter,) = await kit.take(at[dead], 1)
     kit.same(
         (letter.message.id, letter.message.hop), ("a", 7), "the message after seven Moves", look
@@ -154,6 +159,7 @@ async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) ->
     consumer = await kit.subscribe(queue)
     (delivery,) = await kit.take(consumer, 1)
     move = kit.successor(delivery, f"{queue}.dlq")
+
     if before == "published":
         kit.same(
             await kit.publish(move.to),
@@ -174,6 +180,7 @@ async def a_successor_that_is_stored_twice_is_one_copy(kit: Kit, before: str) ->
             "the Move, and the Move again",
             MOVE,
         )
+
     kit.same(await kit.contents(f"{queue}.dlq"), Counter("a"), "copies stored", MOVE)
     kit.same(await kit.contents(queue), Counter(), "messages left in the source queue", MOVE)
 
@@ -186,6 +193,7 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
         raise NotShown(
             f"the DEDUP window of {window:g} s is too long to wait for: it takes a virtual clock"
         )
+
     for origin in (queue, queue) if published else (await kit.queue(), await kit.queue()):
         await kit.put(origin, "a")
         if not published:
@@ -194,10 +202,12 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
             move = Move(delivery.receipt, Outgoing(queue, delivery.message.moved(origin)))
             kit.same(await kit.settle(moving, move), [DONE], "the Move into the shared queue", MOVE)
         await kit.advance(window * published + 0.001)
+
     consumer, look = (
         await kit.subscribe(queue),
         f"{MOVE}: its successor is not a duplicate of another copy's",
     )
+
     for to in (queue, f"{queue}.dlq"):
         for delivery in await kit.take(consumer, 2):  # each in a batch of its own
             kit.same(
@@ -206,6 +216,7 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
                 f"the Move to {to}",
                 look,
             )
+
     kit.same(
         await kit.contents(f"{queue}.dlq"), Counter("aa"), "both copies, after two Moves each", look
     )

@@ -183,6 +183,7 @@ async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
         "the reason of the dead letter",
         "Message.published_at",
     )
+
     lasted = handler.times[-1] - handler.times[0]
     # The age is judged when the retry is decided on; its wait may end late by as much as the
     # backend declares (G7).
@@ -254,6 +255,7 @@ async def a_retry_keeps_what_the_message_was(kit: Kit) -> None:
     kit.same(
         [dict(ctx.headers) for ctx in handler.seen], [HEADERS] * 3, "headers as published", _HEADERS
     )
+
     for name in ("id", "priority", "published_at", "content_type", "correlation_id"):
         kit.same(
             len({getattr(ctx, name) for ctx in handler.seen}),
@@ -275,6 +277,7 @@ async def attempts_are_counted_across_workers(kit: Kit) -> None:
         await kit.within(worker.drain(0))
         await kit.within(broker.close())
         attempts += handler.attempts
+
     kit.same(attempts, [1, 2, 3], "attempts", "Message.attempt kept by a Move")
     death = (await _dead(kit, jobs)).death
     kit.same(
@@ -298,9 +301,11 @@ async def nobody_waits_in_a_worker(kit: Kit) -> None:
         broker.counts(jobs)
     )  # a broker may not tell what others have delayed
     kit.same((counts.delayed, counts.leased), (1, 0), "delayed and leased", "SupportsCount.count")
+
     await kit.within(broker.publish(jobs, "y"))
     await kit.within(handler.reached.wait(), what="as many attempts as the case waits for")
     kit.same(handler.attempts, [1, 1], "attempts of both messages", "a Move's delay")
+
     await kit.within(worker.drain(0))
     (later,) = await kit.take(await kit.subscribe(jobs.name), 1)
     kit.same(

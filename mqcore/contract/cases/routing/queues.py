@@ -38,6 +38,7 @@ async def queues_do_not_mix(kit: Kit) -> None:
     one, two = await kit.queue(), await kit.queue()
     consumers = [await kit.subscribe(queue) for queue in (one, two)]
     await kit.publish(*[Outgoing((one, two)[n % 2], kit.message(f"{n}")) for n in range(20)])
+
     for start, consumer in enumerate(consumers):
         expected = [f"{n}" for n in range(start, 20, 2)]
         kit.same(
@@ -64,6 +65,7 @@ async def subscribing_to_a_missing_queue_is_not_found(kit: Kit) -> None:
         error,
         "Backend.subscribe",
     )
+
     queue = await kit.queue()
     await kit.put(queue, "a")
     kit.same(
@@ -80,6 +82,7 @@ async def an_application_is_told_of_a_missing_queue(kit: Kit) -> None:
     broker, missing = await kit.broker(), kit.name()
     look = "Backend.publish: Failed(NOT_FOUND)"
     await kit.raises(QueueNotFound, broker.publish(missing, b"a"), "QueueNotFound", look)
+
     deliveries = broker.consume(missing, retry=kit.retry)
     await kit.raises(
         QueueNotFound,
@@ -87,6 +90,7 @@ async def an_application_is_told_of_a_missing_queue(kit: Kit) -> None:
         "QueueNotFound",
         "Backend.subscribe, Backend.classify",
     )
+
     await kit.within(broker.publish(Queue(missing), b"b", id="b"))
     kit.same(
         await kit.contents(missing),
@@ -132,6 +136,7 @@ async def other_settings_are_a_mismatch(
         raise NotShown(
             f"declares no {needed.name}, so that core refuses such a setting before the seam"
         )
+
     name = kit.name()
     first, second = QueueSpec(name=name, **{what: one}), QueueSpec(name=name, **{what: other})
     await kit.within(kit.backend.declare([first]))
@@ -139,11 +144,13 @@ async def other_settings_are_a_mismatch(
     error = await kit.raises(
         TopologyMismatch, kit.backend.declare([second]), "TopologyMismatch", look
     )
+
     for part in (name, what, str(one), str(other)):
         expected = (
             f"a text with the queue's name, {what!r}, {one!r} and {other!r}; {part} is not in it"
         )
         kit.true(part in str(error), expected, error, look)
+
     await kit.within(kit.backend.declare([first]))
 
 
@@ -181,16 +188,19 @@ async def a_temporary_queue_goes_with_its_owner(kit: Kit) -> None:
         "what another instance published",
         "Backend.declare: role temporary",
     )
+
     if isinstance(kit.backend, SupportsCount):
         listed = {counts.name for counts in await kit.within(kit.backend.count())}
         kit.true(name not in listed, "not listed", "it is listed", "SupportsCount.count")
     await kit.within(owner.close(), _CLOSE)
     deadline = kit.now + kit.harness.patience
+
     while True:
         (outcome,) = await kit.publish(Outgoing(name, kit.message()))
         if isinstance(outcome, Failed) or kit.now >= deadline:
             break
         await kit.advance(0.1)
+
     gone = (
         f"Failed(NOT_FOUND), for the queue went within {kit.harness.patience:g} s of its "
         "owner's close"
@@ -209,6 +219,7 @@ async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
     await kit.within(consumer.close(), _CLOSE)
     gone = await kit.within(cast("SupportsDelete", backend).delete(queue))
     kit.true(gone, "True for a queue that went", gone, "SupportsDelete.delete")
+
     (outcome,) = await kit.publish(Outgoing(queue, kit.message("a")))
     kit.true(
         isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND,
@@ -216,6 +227,7 @@ async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
         outcome,
         "delete",
     )
+
     if isinstance(backend, SupportsBind):
         kit.same(
             list(await kit.within(backend.bindings(router))),
@@ -223,6 +235,7 @@ async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
             "bindings of the deleted queue",
             "delete: bindings",
         )
+
     if isinstance(backend, SupportsCount):
         kit.same(
             list(await kit.within(backend.count([queue]))),
@@ -230,8 +243,10 @@ async def a_clean_up_leaves_nothing_behind(kit: Kit) -> None:
             "counts of the deleted queue",
             "delete: counts",
         )
+
     await kit.within(backend.declare([QueueSpec(name=queue)]))
     kit.same(await kit.contents(queue), Counter(), "messages in the new queue", "delete: messages")
+
     await kit.put(queue, "a")
     kit.same(
         await kit.contents(queue),

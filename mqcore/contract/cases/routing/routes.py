@@ -74,6 +74,7 @@ async def every_instance_sees_the_same_bindings(kit: Kit) -> None:
         "bindings of an unknown router",
         look,
     )
+
     await kit.within(other.unbind([one, topic_binding(shop, queue, "never bound")]))
     await kit.within(other.unbind([one]))
     left = list(await kit.within(backend.bindings(shop)))
@@ -89,12 +90,14 @@ async def a_router_has_one_kind(kit: Kit) -> None:
     backend, queue, router = cast("SupportsBind", kit.backend), await kit.queue(), kit.name()
     topic, direct = topic_binding(router, queue, "a.*"), topic_binding(router, queue, "a", "direct")
     await kit.within(backend.bind([topic]))
+
     for batch in ([direct], [topic_binding(router, queue, "b.*"), direct]):
         error = await kit.raises(
             TopologyMismatch, backend.bind(batch), "TopologyMismatch", "SupportsBind.bind"
         )
         for part in (router, "topic", "direct"):
             kit.true(part in str(error), f"a text that names {part!r}", error, "SupportsBind.bind")
+
     kit.same(
         list(await kit.within(backend.bindings(router))),
         [topic],
@@ -172,12 +175,14 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
     for pattern, wanted, match in bound:
         queues.append(Queue(kit.name()))
         router.bind(queues[-1], pattern, headers=wanted, match=match)
+
     await kit.within(broker.declare(*queues))
     key_given: Any = {"key": key} if key else {}
     await kit.within(
         broker.publish(router, b"body", id="me", headers={**headers, "h": "v"}, **key_given)
     )
     actual: list[str] = []
+
     for number, queue in enumerate(queues):
         if f"{number}" not in expected.split():
             kit.same(
@@ -193,6 +198,7 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
         )
         await kit.ack(consumer, [copy])
         kit.same(await kit.receive(consumer), [], "further copies", _LOOK)
+
     kit.same(" ".join(actual), expected, "bindings that matched", _LOOK)
 
 
@@ -265,12 +271,14 @@ async def what_no_queue_takes_is_unroutable(kit: Kit, kind: Kind) -> None:
     await kit.raises(
         Unroutable, broker.publish(empty, b"x"), "Unroutable without a binding", _MANDATORY
     )
+
     router.bind(
         queue,
         "a" if kind in {"direct", "topic"} else "",
         headers={"a": "1"} if kind == "headers" else None,
     )
     await kit.within(broker.declare(router))
+
     if kind != "fanout":
         other = broker.publish(router, b"x", key="b", headers={"a": "2"})
         await kit.raises(Unroutable, other, "Unroutable where no binding matches", _MANDATORY)
@@ -305,6 +313,7 @@ async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> No
         "messages in the second queue",
         "SupportsBind.bindings",
     )
+
     if isinstance(kit.backend, SupportsDelete):
         await kit.within(other.delete(two))
         # A Broker that has declared the router would declare it again with its queues, and publish
@@ -325,6 +334,7 @@ async def a_delayed_routed_message_comes_when_it_is_due(kit: Kit) -> None:
     router = Router(kit.name(), kind="fanout").bind(queues[0]).bind(queues[1])
     began = kit.now
     await kit.within(broker.publish(router, b"x", delay=0.5, id="me"))
+
     for queue in queues:
         consumer = await kit.subscribe(queue.name)
         got = await kit.take(consumer, 1)
@@ -358,6 +368,7 @@ async def half_of_a_route_is_unknown_and_can_be_completed(kit: Kit) -> None:
         "messages in the full queue",
         "Backend.publish: max_length",
     )
+
     await kit.within(broker.publish(router, b"x", id="me"))
     for queue in (free, full):
         kit.same(

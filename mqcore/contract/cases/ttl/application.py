@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mqcore.contract.case import case
-from mqcore.contract.cases.ttl.common import BOTH, NEEDS, TOLD, time_left
+from mqcore.contract.cases.ttl.common import BOTH, EXPIRES_IN, NEEDS, time_left
 from mqcore.queue import Queue
 from mqcore.rules.retry import RetryPolicy, fixed
 from mqcore.spi import (
@@ -36,13 +36,15 @@ async def an_expired_message_is_dead_lettered_with_its_reason(kit: Kit) -> None:
     await kit.advance(0.5)
     await kit.worker(broker, queue, started.put)
     await kit.within(broker.publish(queue, b"patient"))
-    kit.same(await kit.within(started.get()), b"patient", "the message handled", TOLD)
+    kit.same(await kit.within(started.get()), b"patient", "the message handled", EXPIRES_IN)
+
     message = (await _letter(kit, queue.name)).message
     death = message.death
     kit.true(death, "a record of the death", "none", "Message.death")
+
     if death is not None:
         actual = (death.reason, death.queue, death.attempts)
-        kit.same(actual, (Reason.EXPIRED, queue.name, 0), "reason, queue and attempts", TOLD)
+        kit.same(actual, (Reason.EXPIRED, queue.name, 0), "reason, queue and attempts", EXPIRES_IN)
     kit.same(
         (message.body, dict(message.headers)),
         (b"\x00brief", {"h": "v"}),
@@ -62,7 +64,7 @@ async def an_expired_message_without_a_dead_letter_queue_is_dropped_and_counted(
     worker = await kit.worker(broker, queue, asyncio.Queue[bytes]().put)
     await kit.within(dropped.wait(), what="the event message.dropped")
     await kit.within(worker.drain(0))
-    kit.same(await kit.contents(queue.name), Counter(), "messages left in the queue", TOLD)
+    kit.same(await kit.contents(queue.name), Counter(), "messages left in the queue", EXPIRES_IN)
 
 
 @case("G6", ids="T08", needs=NEEDS)
@@ -83,9 +85,12 @@ async def what_expires_behind_a_busy_handler_never_starts(kit: Kit) -> None:
     await kit.within(broker.publish(queue, b"patient"))
     await kit.advance(1.0)
     go.set()
-    kit.same(await kit.within(started.get()), b"patient", "the next to start", TOLD)
+    kit.same(await kit.within(started.get()), b"patient", "the next to start", EXPIRES_IN)
+
     letter = await _letter(kit, queue.name)
-    kit.same((letter.message.body, letter.expires_in), (b"brief", None), "the dead letter", TOLD)
+    kit.same(
+        (letter.message.body, letter.expires_in), (b"brief", None), "the dead letter", EXPIRES_IN
+    )
 
 
 @case("G6", ids="T08", needs=NEEDS)
@@ -94,6 +99,7 @@ async def the_pull_api_does_not_hand_out_what_has_expired(kit: Kit) -> None:
     broker, queue = await kit.broker(), Queue(kit.name())
     await kit.within(broker.publish(queue, b"a"))
     await kit.within(broker.publish(queue, b"brief", ttl=0.8))
+
     async with broker.consume(queue) as deliveries:
         await kit.within((await kit.within(anext(deliveries))).ack())
         await kit.advance(1.0)
@@ -101,9 +107,10 @@ async def the_pull_api_does_not_hand_out_what_has_expired(kit: Kit) -> None:
             await kit.within(deliveries.get(timeout=kit.harness.silence)),
             None,
             "the message returned by get",
-            TOLD,
+            EXPIRES_IN,
         )
-    kit.same((await _letter(kit, queue.name)).message.body, b"brief", "the dead letter", TOLD)
+
+    kit.same((await _letter(kit, queue.name)).message.body, b"brief", "the dead letter", EXPIRES_IN)
 
 
 @case("G6", "G10", needs=BOTH)

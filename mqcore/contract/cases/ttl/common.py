@@ -20,7 +20,7 @@ NEEDS = (Capability.EXPIRY,)
 BOTH = (Capability.EXPIRY, Capability.DELAY)
 
 
-TOLD = "Delivery.expires_in"
+EXPIRES_IN = "Delivery.expires_in"
 
 
 SWEEP = "SupportsSweep.sweep"

@@ -7,7 +7,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING
 
 from mqcore.contract.case import case
-from mqcore.contract.cases.ttl.common import BOTH, NEEDS, SWEEP, TOLD, has_expired, time_left
+from mqcore.contract.cases.ttl.common import BOTH, EXPIRES_IN, NEEDS, SWEEP, has_expired, time_left
 from mqcore.errors import ValidationError
 from mqcore.queue import Queue
 from mqcore.spi import (
@@ -29,7 +29,7 @@ _NEAR = 0.25
 _EARLY = 0.05
 
 
-def _near(kit: Kit, actual: float | None, ttl: float, since: float, look: str = TOLD) -> None:
+def _near(kit: Kit, actual: float | None, ttl: float, since: float, look: str = EXPIRES_IN) -> None:
     """Fail unless `came` is about what is left of a ttl that began at `since`."""
     wanted = ttl - (kit.now - since)
     expected = f"about {wanted:.3f} s left of {ttl:g}"
@@ -46,7 +46,7 @@ async def a_living_message_says_how_long_it_has(kit: Kit) -> None:
     await kit.put(queue, "immortal")
     await kit.advance(1.0)
     left = await time_left(kit, queue, 2)
-    kit.same(left["immortal"], None, "expires_in without a ttl", TOLD)
+    kit.same(left["immortal"], None, "expires_in without a ttl", EXPIRES_IN)
     _near(kit, left["mortal"], 10.0, began)
 
 
@@ -61,7 +61,7 @@ async def an_expired_message_is_handed_out_as_expired(kit: Kit) -> None:
     await kit.advance(2.0)
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     kit.same(delivery.message.body, b"a", "the body as it was", "Subscription.receive")
-    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, TOLD)
+    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, EXPIRES_IN)
 
 
 @case("G6", ids="T03", needs=NEEDS)
@@ -79,7 +79,7 @@ async def expired_and_living_messages_do_not_stand_in_each_others_way(kit: Kit) 
         got,
         {"dead-1": True, "long": False, "dead-2": True, "for-ever": False},
         "which messages have expired",
-        TOLD,
+        EXPIRES_IN,
     )
 
 
@@ -127,6 +127,7 @@ async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
     moves = [kit.successor(item, target) for item in await kit.take(consumer, 2)]
     look = "Subscription.settle: Move copies expires_at"
     kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", look)
+
     left = await time_left(kit, target, 2)
     _near(kit, left["a"], 10.0, began, look)
     kit.same(left["for-ever"], None, "expires_in after the Move", look)
@@ -201,8 +202,9 @@ async def what_expires_inside_its_delay_never_comes_alive(kit: Kit) -> None:
         [STORED],
         "stored",
     )
+
     (delivery,) = await kit.within(waiting)
-    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, TOLD)
+    kit.true(has_expired(delivery), "expires_in <= 0", delivery.expires_in, EXPIRES_IN)
     kit.true(
         kit.now - began >= 0.5 - 0.005,
         "not before it expires",
@@ -257,7 +259,7 @@ async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
         (left["short"] or 1.0) <= 0,
         "the message with the short ttl expired",
         f"expires_in={left['short']}",
-        TOLD,
+        EXPIRES_IN,
     )
 
 
@@ -292,6 +294,9 @@ async def a_late_answer_to_a_claim_makes_no_life_longer(kit: Kit) -> None:
     ends = kit.now - stored + (delivery.expires_in or 0.0)
     by = ttl + _EARLY
     kit.true(
-        ends <= by, f"the end of its life by {by:g} s after it was stored", f"{ends:.3f} s", TOLD
+        ends <= by,
+        f"the end of its life by {by:g} s after it was stored",
+        f"{ends:.3f} s",
+        EXPIRES_IN,
     )
     await kit.ack(consumer, [delivery])

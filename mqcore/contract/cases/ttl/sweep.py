@@ -30,6 +30,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
         "messages swept before they expire",
         SWEEP,
     )
+
     await kit.advance(0.8)
     first = list(await kit.within(backend.sweep(queue, 3, 30.0)))
     rest = list(await kit.within(backend.sweep(queue, 10, 30.0)))
@@ -45,6 +46,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
         "number swept by the first call, and whether each has expired",
         SWEEP,
     )
+
     consumer = await kit.subscribe(queue)
     await kit.ack(consumer, first)
     kit.same(
@@ -53,6 +55,7 @@ async def a_sweep_finds_the_expired_wherever_they_stand(kit: Kit) -> None:
         "releases of the swept messages",
         SWEEP,
     )
+
     await kit.take(consumer, 20 + 1 + 2)
     kit.same(
         list(await kit.within(backend.sweep(queue, 10, 30.0))),
@@ -68,14 +71,17 @@ async def a_swept_message_that_came_back_is_swept_again(kit: Kit) -> None:
     queue, backend = await kit.queue(), cast("SupportsSweep", kit.backend)
     await kit.put(queue, "a", ttl=0.3)
     await kit.advance(0.5)
+
     for _ in range(2):
         (delivery,) = await kit.within(backend.sweep(queue, 10, 30.0))
         consumer = await kit.subscribe(queue)
         await kit.settle(consumer, Release(delivery.receipt))
         await kit.within(consumer.close())
+
     kit.same(
         len(await kit.within(backend.sweep(queue, 10, 1.0))), 1, "number of messages swept", SWEEP
     )
+
     await kit.advance(2.1)
     kit.same(
         kit.ids(await kit.within(backend.sweep(queue, 10, 1.0))),
@@ -108,6 +114,7 @@ async def an_expired_message_is_counted_until_it_is_buried(kit: Kit) -> None:
     kit.same(
         counts, [1, 0], "ready in the queue and in its dead-letter queue", "SupportsCount.count"
     )
+
     consumer = await kit.subscribe(queue)
     (delivery,) = await kit.take(consumer, 1)
     await kit.settle(consumer, kit.successor(delivery, f"{queue}.dlq", expires_at=None))

@@ -50,6 +50,7 @@ async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> Non
             kit.same(
                 await kit.settle(consumer, steps[became]), [DONE], became, "Subscription.settle"
             )
+
     again = [Outgoing(queue, kit.message("a", body=b"again"))] * 2
     kit.same(
         await kit.publish(*again),
@@ -57,6 +58,7 @@ async def a_message_published_twice_is_stored_once(kit: Kit, became: str) -> Non
         f"outcomes of publishing again what is {became}",
         DEDUP,
     )
+
     bodies = [delivery.message.body for delivery in await kit.receive(consumer)]
     kit.same(
         bodies,
@@ -128,6 +130,7 @@ async def a_full_queue_remembers_what_it_holds_and_not_what_it_refused(kit: Kit)
         "Backend.publish: max_length",
     )
     kit.same(await kit.contents(queue), Counter("a"), "messages in the queue", DEDUP)
+
     await kit.put(queue, "b")
 
 
@@ -142,6 +145,7 @@ async def a_duplicate_changes_no_count(kit: Kit) -> None:
         "the outcome of publishing the id again",
         DEDUP,
     )
+
     (counts,) = await kit.within(cast("SupportsCount", kit.backend).count([queue]))
     kit.true(
         (counts.ready, counts.published) in {(1, 1), (1, None)},

@@ -73,10 +73,12 @@ async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
         kit, lambda blocking: blocking.publish(queue, payload, id="sync", **options)
     )
     kit.same((one.queues, one.duplicate), (two.queues, two.duplicate), "the same receipt")
+
     found = {
         delivery.message.id: delivery.message
         for delivery in await kit.take(await kit.subscribe(queue.name), 2)
     }
+
     for name in (field.name for field in fields(Message)):
         if name not in {"id", "published_at"}:
             kit.same(
@@ -127,10 +129,12 @@ async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
         raise NotShown(
             "a blocking consumer waits in real time: run the contract once with a real clock"
         )
+
     one, two = Queue(kit.name(), str), Queue(kit.name(), str)
     broker = await kit.broker()
     for queue in (one, two):
         await kit.within(broker.publish_many(queue, "abc"))
+
     async with broker.consume(one, retry=ONCE, prefetch=3) as consumer:
         for how in ("ack", "release", "reject"):
             await kit.within(getattr(await kit.within(anext(consumer)), how)())

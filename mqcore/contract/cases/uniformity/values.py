@@ -79,6 +79,7 @@ async def every_field_survives(kit: Kit, how: str) -> None:
     queue, victim, expected = await kit.queue(), await kit.open(), _full(kit)
     await kit.publish(Outgoing(queue, expected, 0.3 if how == "delay" else 0.0))
     consumer = await kit.subscribe(queue, lease=1.0, backend=victim)
+
     if how != "delay":
         (delivery,) = await kit.take(consumer, 1)
         move = Move(delivery.receipt, Outgoing(queue, delivery.message.moved(queue)))
@@ -86,6 +87,7 @@ async def every_field_survives(kit: Kit, how: str) -> None:
         if how in steps:
             kit.same(await kit.settle(consumer, steps[how]), [DONE], how, "Subscription.settle")
         expected = expected.moved(queue) if how == "move" else expected
+
     await kit.kill(victim)
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     for name in (field.name for field in fields(Message)):
@@ -103,6 +105,7 @@ async def what_is_moved_is_copied(kit: Kit) -> None:
     headers, body = {"colour": "red"}, bytearray(b"before")
     move = kit.successor(delivery, f"{queue}.dlq", headers=headers, body=body)
     kit.same(await kit.settle(consumer, move), [DONE], "the Move", "Subscription.settle: Move")
+
     headers["colour"] = "blue"
     body[:] = b"after!"
     (got,) = await kit.take(await kit.subscribe(f"{queue}.dlq"), 1)
