@@ -18,8 +18,8 @@ PACKAGES = [
 ]
 FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
-FILE_LINES = 500
-FUNCTION_LINES = 55
+FILE_LINES = 400
+FUNCTION_LINES = 50
 """Lines of code: a blank line, a comment or a docstring is never saved to stay under a budget."""
 FUNCTION_BRANCHES = 18
 PARAMETERS = 8
@@ -32,8 +32,14 @@ EXCEPTIONS = {
     (
         "mqcore/errors.py",
         "inheritance",
-    ): "one tree: whoever catches PublishFailed catches every certain failure",
+    ): "one tree: a program that catches PublishFailed catches every certain failure",
 }
+NOT_YET = {
+    ("mqcore/broker.py", "file"),
+    ("mqcore/publishing/publisher.py", "file"),
+    ("plugins/mqcore_rabbitmq/capabilities.py", "function"),
+}
+"""What is still over a budget of size. Take yours out when it is not."""
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"}
 EXECUTING_CALLS = {
     "eval",
@@ -242,7 +248,7 @@ def test_shipped_code_keeps_its_budgets() -> None:
     over = [
         f"{name}:{line}: {text}"
         for name, budget, line, text in findings()
-        if (name, budget) not in EXCEPTIONS
+        if (name, budget) not in {*EXCEPTIONS, *NOT_YET}
     ]
     assert not over, "\n".join(over)
 
@@ -254,8 +260,8 @@ def test_every_exception_is_still_needed() -> None:
 @pytest.mark.parametrize(
     ("source", "budget"),
     [
-        pytest.param("x = 1\n" * 501, "file", id="long-file"),
-        pytest.param("def f():\n" + "    x = 1\n" * 55, "function", id="long-function"),
+        pytest.param("x = 1\n" * 401, "file", id="long-file"),
+        pytest.param("def f():\n" + "    x = 1\n" * 50, "function", id="long-function"),
         pytest.param(
             "def f():\n" + "    x = 1 if a else 2\n" * 19, "branches", id="branched-function"
         ),
@@ -287,7 +293,7 @@ def test_an_overrun_is_found(source: str, budget: str) -> None:
         "x = 1  # noqa: S101, S102 - the reason is given here",
         "x = 1  # type: ignore[arg-type]  # the reason is given here",
         "x = ast.literal_eval('1')",
-        "x = 1\n\n# why\n" * 500,
+        "x = 1\n\n# why\n" * 400,
     ],
     ids=["eight", "eight-and-self", "noqa", "ignore", "literal", "air"],
 )
