@@ -19,7 +19,7 @@ from typing import Any
 
 from pika import BasicProperties, data, frame, spec
 
-__all__ = ["Field", "Properties", "read_frame"]
+__all__ = ["Field", "Properties", "read_frame", "write_frame"]
 
 _FRAME = struct.Struct(">BHL")
 _CONTENT = struct.Struct(">HHQ")
@@ -173,13 +173,21 @@ def read_frame(buffer: bytes, at: int = 0) -> tuple[int, Any]:
     start = at + _FRAME.size
     end = start + size
 
-    if size >= _CONTENT.size and buffer[at] == spec.FRAME_HEADER and buffer[end : end + 1] == _END:
-        class_id, _, length = _CONTENT.unpack_from(buffer, start)
-        if class_id == BasicProperties.INDEX:
-            properties = Properties.read(buffer[start + _CONTENT.size : end])
-            return end + 1 - at, frame.Header(channel, length, properties)
+    if buffer[end : end + 1] == _END:
+        if buffer[at] == spec.FRAME_BODY:
+            return end + 1 - at, frame.Body(channel, buffer[start:end])
+        if buffer[at] == spec.FRAME_HEADER and size >= _CONTENT.size:
+            class_id, _, length = _CONTENT.unpack_from(buffer, start)
+            if class_id == BasicProperties.INDEX:
+                properties = Properties.read(buffer[start + _CONTENT.size : end])
+                return end + 1 - at, frame.Header(channel, length, properties)
 
     return frame.decode_frame(buffer[at : end + 1])
+
+
+def write_frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """Return a frame of this type."""
+    return b"".join((_FRAME.pack(kind, channel, len(payload)), payload, _END))
 
 
 def _read_flags(encoded: bytes) -> tuple[int, int]:

@@ -14,9 +14,11 @@ It uses private parts of pika (`_AsyncioIOServicesAdapter`, `_AsyncPlaintextTran
 
 import asyncio
 import itertools
+import struct
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from pika import BasicProperties, ConnectionParameters, spec
@@ -25,10 +27,11 @@ from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.channel import Channel as PikaChannel
 from pika.exceptions import ConnectionClosedByClient, StreamLostError
+from pika.frame import Method
 
 from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
-from mqcore_rabbitmq.frames import read_frame
+from mqcore_rabbitmq.frames import read_frame, write_frame
 
 __all__ = ["DIRECT_REPLY", "Channel", "Link", "end", "written"]
 
@@ -51,6 +54,8 @@ _REPLIES = [
 
 
 _CONFIRMS = spec.Basic.Ack, spec.Basic.Nack
+_CONTENT = type(None), spec.Basic.Deliver
+"""Methods of frames without pika's callbacks: headers and bodies have none."""
 
 
 class _Services(_AsyncioIOServicesAdapter):
@@ -85,6 +90,7 @@ class _Connection(AsyncioConnection):
     _frame_buffer: bytes
     _terminate_stream: Callable[[Exception], None]
     _process_frame: Callable[[Any], None]
+    _channels: dict[int, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
@@ -106,9 +112,11 @@ class _Connection(AsyncioConnection):
                 break
             start += length
             self.bytes_received += length
-            confirmed = self.on_confirm.get(getattr(frame, "channel_number", 0))
-            if confirmed is not None and isinstance(getattr(frame, "method", None), _CONFIRMS):
-                confirmed(frame.method)
+            number, method = getattr(frame, "channel_number", 0), getattr(frame, "method", None)
+            if isinstance(method, _CONFIRMS) and number in self.on_confirm:
+                self.on_confirm[number](method)
+            elif isinstance(method, _CONTENT) and number in self._channels:
+                self._channels[number]._handle_content_frame(frame)  # noqa: SLF001 - as pika does
             else:
                 self._process_frame(frame)
 
@@ -179,9 +187,16 @@ class Channel:
 
         Not so a direct reply: RabbitMQ delivers and returns that (seen on 4.0).
         """
-        mandatory = not key.startswith(DIRECT_REPLY)
-        method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
-        self.raw._send_method(method, (properties, body))  # noqa: SLF001 - as in `request`
+        connection, number = self.raw.connection, self.raw.channel_number
+        head = struct.pack(">HHQ", spec.Basic.INDEX, 0, len(body))
+        frames = [
+            _publish_frame(number, exchange, key),
+            write_frame(spec.FRAME_HEADER, number, head + b"".join(properties.encode())),
+        ]
+        size = connection._body_max_length  # noqa: SLF001 - what the broker allows
+        chunks = (body[start : start + size] for start in range(0, len(body), size))
+        frames += [write_frame(spec.FRAME_BODY, number, chunk) for chunk in chunks]
+        connection._output_marshaled_frames([b"".join(frames)])  # noqa: SLF001 - as pika does
 
     def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
         """Switch on confirms; `confirmed` is called with each ack and nack."""
@@ -256,6 +271,14 @@ class Channel:
         for notify in tuple(self.on_closed):
             notify(reason)
         self.on_closed.clear()
+
+
+@lru_cache(maxsize=1024)
+def _publish_frame(channel: int, exchange: str, key: str) -> bytes:
+    mandatory = not key.startswith(DIRECT_REPLY)
+    method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=mandatory)
+    frame: bytes = Method(channel, method).marshal()
+    return frame
 
 
 class Link:
