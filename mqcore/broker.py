@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from mqcore.admin.dead_letters import DeadLetters
+from mqcore.admin.unused_settings import UnusedSections
 from mqcore.clock import Clock, SystemClock
 from mqcore.config.plugins import Plugins, default_plugins
 from mqcore.config.settings import Settings, open_backend
@@ -251,6 +252,18 @@ class Broker:
     def clock(self) -> Clock:
         """The clock that every timer here goes by."""
         return self._clock
+
+    async def unused_settings(
+        self, app: str, queues: Iterable[Queue[Any]], routers: Iterable[Router[Any]]
+    ) -> list[str]:
+        """Return a sentence for each queue or router in the settings that nothing has.
+
+        Compares the settings with these queues and routers of the app, with those that this broker
+        was given, and with those that exist on the broker.
+        """
+        self.check_loop("comparing the settings with the broker")
+        sections = UnusedSections(self._settings, self._connection, self._topology)
+        return await sections.find(app, [*queues, *self._queues], [*routers, *self._routers])
 
     async def diagnose(self) -> list[str]:
         """Return what is wrong with what the driver itself keeps at the broker, a sentence for each problem; changes nothing."""

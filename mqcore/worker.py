@@ -202,12 +202,18 @@ class Worker:
             state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
+            await self._report_unused_settings()
         for spec in self._specs:
             if not self._stop.is_set():
                 self._runners.append(await self._runner(spec, state))
         for runner in self._runners:
             if not self._stop.is_set():
                 await runner.start()
+
+    async def _report_unused_settings(self) -> None:
+        queues = [spec.queue for spec in self.app.handlers]
+        for text in await self.broker.unused_settings(self.app.name, queues, self.app.routers):
+            log().warning("%s", text)
 
     async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
         concurrency = self._options.get("concurrency")

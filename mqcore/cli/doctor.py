@@ -107,6 +107,10 @@ async def _examine(
     if is_local(broker) and not report.queues:
         report.notes.append(LONELY)
     await _look_at_bindings(broker, settings, report, user_app)
+    if user_app is not None:
+        report.problems += await broker.unused_settings(
+            user_app.name, [spec.queue for spec in user_app.handlers], user_app.routers
+        )
 
 
 async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) -> None:

@@ -126,6 +126,25 @@ class Plugins:
             return found
         raise BackendNotFound(self._nobody(scheme, named))
 
+    def is_installed(self, scheme: str) -> bool:
+        """Whether a plugin serves a URL scheme, or is named for it and may lack its client library.
+
+        Imports plugins only for a scheme that no plugin is named for.
+        """
+        with self._lock:
+            named = any(point.name.lower() == scheme for point in self._entry_points())
+            if named or self._serves(scheme):
+                return True
+            self._load_all()
+            return self._serves(scheme)
+
+    def _serves(self, scheme: str) -> bool:
+        return any(scheme == served for served, _ in self._schemes())
+
+    def why_missing(self, scheme: str) -> str:
+        """Say what to install, or to write instead, for a scheme that no plugin serves."""
+        return self._nobody(scheme, [])
+
     def codecs(self, names: Sequence[str] | None = None) -> Codecs:
         """Return the allow-list of the named codecs (None: the built-in ones); others are looked for among the plugins.
 

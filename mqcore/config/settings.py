@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    PrivateAttr,
     ValidationError,
 )
 
@@ -195,6 +196,17 @@ class Settings(_Section):
     queues: dict[str, QueueSettings] = {}
     routers: dict[str, RouterSettings] = {}
     backends: Annotated[dict[str, dict[str, Any]], PlainSerializer(_masked), Field(repr=False)] = {}
+    _sources: dict[tuple[str, str], str] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Remember where each section was written; `load` passes the layers as the context."""
+        for table in ("queues", "routers", "backends") if context else ():
+            for name in getattr(self, table):
+                self._sources[table, name] = _source((table, name), context)
+
+    def source_of(self, table: str, name: str) -> str:
+        """Return where the section `[table.name]` was written, for an error's text."""
+        return self._sources.get((table, name), "the settings")
 
     def queue_options(self, queue: str) -> QueueOptions:
         """Return what configuration says of a queue, but for its retry policy: only what is set, and it wins."""
@@ -239,7 +251,7 @@ class Settings(_Section):
         given = {name: value for name, value in overrides.items() if value is not None}
         layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
         try:
-            settings = cls.model_validate(_merged([data for _, data in layers]))
+            settings = cls.model_validate(_merged([data for _, data in layers]), context=layers)
         except ValidationError as error:
             raise ConfigurationError(_explain(error, cls, layers)) from None
         for name, router in settings.routers.items():
@@ -273,7 +285,21 @@ def open_backend(
     """
     url = BrokerUrl(url)
     backend = plugins.backend_for(url.scheme)
+    _check_backends(settings, plugins)
     return backend(url.reveal(), options_for(backend, url, settings, clock, durability))
+
+
+def _check_backends(settings: Settings, plugins: Plugins) -> None:
+    """Refuse options for a backend that is not installed: they would be ignored."""
+    for scheme in settings.backends:
+        where = f"{settings.source_of('backends', scheme)}: [backends.{scheme:.60}]"
+        if scheme != scheme.lower():
+            raise ConfigurationError(
+                f"{where} has no effect: schemes are in lower case. Did you mean [backends.{scheme.lower():.60}]?"
+            )
+        if not plugins.is_installed(scheme):
+            why = plugins.why_missing(scheme)
+            raise ConfigurationError(f"{where} has no effect: {why}")
 
 
 def options_for(

@@ -529,11 +529,13 @@ class Connection:
                 ) from error
 
         for client in clients:
-            if isinstance(client, kind):
+            # Everything is an `object`: it would name no client, and hide a mistake.
+            if kind is not object and isinstance(client, kind):
                 return client
 
-        ours = type(self.backend).__module__.partition(".")[0]
-        has = ", ".join(_full_name(_class_outside(ours, client)) for client in clients) or "none"
+        own_package = type(self.backend).__module__.partition(".")[0]
+        names = [_full_name(_class_outside(own_package, client)) for client in clients]
+        has = ", ".join(names) or "none"
         raise ConfigurationError(
             f"the backend {name!r} has no client of the class {_full_name(kind)}. It has: {has}"
         )

@@ -237,6 +237,22 @@ def test_doctor_finds_less_durability_than_the_settings_ask_for(run: Run, filled
     assert "'machine'" in run("doctor", filled, "--json").data["problems"][0]
 
 
+def test_doctor_finds_sections_of_the_settings_that_have_no_effect(run: Run, filled: str) -> None:
+    write("shop.py", SHOP)
+    write("mqcore.toml", "[queues.ordes]\nttl = 60.0\n")
+    problems = run("doctor", filled, "--app", "shop:app", "--json").data["problems"]
+    (text,) = [problem for problem in problems if "no effect" in problem]
+    assert text.startswith("mqcore.toml: [queues.ordes] has no effect: app 'shop' has no queue")
+    assert "Did you mean [queues.orders]?" in text
+
+
+def test_options_for_a_backend_that_is_not_installed_are_refused(run: Run) -> None:
+    write("mqcore.toml", "[backends.redsi]\ntimeout = 5\n")
+    said = run("queues", "list")
+    assert said.code == 2
+    assert "mqcore.toml: [backends.redsi] has no effect: no installed plugin" in said.err
+
+
 def test_doctor_finds_bindings_that_lead_nowhere(run: Run, filled: str) -> None:
     on(filled, lambda broker: broker._connection.bind([Router("shop").binding("void", "x")]))
     assert "shop (topic) -> void, x leads" in run("doctor", filled, "--json").data["problems"][0]

@@ -79,7 +79,7 @@ async def test_nothing_is_unwrapped_where_there_is_no_client(
             each.unwrap(kind)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NOT_CLIENTS if kind is not object])
+@pytest.mark.parametrize("kind", NOT_CLIENTS)
 async def test_only_what_the_driver_names_is_unwrapped(
     unwrapping: Broker, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
