@@ -5,11 +5,12 @@ with `Queue`, `App` and `Broker.connect`. What each call promises is in `docs/se
 guarantee by guarantee.
 """
 
-from mqcore.admin.dead_letters import DeadLetter, DeadLetters, Redriven
+from mqcore.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, Redriven
 from mqcore.app import App
-from mqcore.broker import Broker, Health
+from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
 from mqcore.config.settings import Settings
+from mqcore.connection.altering import AlterOptions
 from mqcore.consuming.consumer import Consumer, Received
 from mqcore.consuming.context import BlockingContext, Context, DeliveryInfo
 from mqcore.errors import (
@@ -41,19 +42,24 @@ from mqcore.errors import (
 from mqcore.events import Event
 from mqcore.messages.message import Limits, Message, Reason
 from mqcore.middleware import Middleware
-from mqcore.publishing.publisher import Producer, Receipt
-from mqcore.queue import Queue
+from mqcore.publishing.options import PublishOptions, Receipt
+from mqcore.publishing.producer import Producer
+from mqcore.queue import Queue, QueueOptions
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding
+from mqcore.running.handlers import BatchOptions, ConsumerOptions
+from mqcore.session import ConnectOptions, Health
 from mqcore.spi import Entry, QueueCounts
-from mqcore.worker import Worker
+from mqcore.worker import Worker, WorkerOptions
 
 __all__ = [
+    "AlterOptions",
     "App",
     "BackendNotFound",
     "Backoff",
+    "BatchOptions",
     "Binding",
     "Blocked",
     "BlockingContext",
@@ -63,10 +69,13 @@ __all__ = [
     "Capability",
     "Clock",
     "ConfigurationError",
+    "ConnectOptions",
     "ConnectionLost",
     "Consumer",
+    "ConsumerOptions",
     "Context",
     "DeadLetter",
+    "DeadLetterFilter",
     "DeadLetters",
     "DecodeError",
     "DeliveryInfo",
@@ -86,11 +95,13 @@ __all__ = [
     "MqcoreError",
     "Producer",
     "PublishFailed",
+    "PublishOptions",
     "PublishUnknown",
     "Queue",
     "QueueCounts",
     "QueueFull",
     "QueueNotFound",
+    "QueueOptions",
     "Reason",
     "Receipt",
     "Received",
@@ -109,6 +120,7 @@ __all__ = [
     "UnsupportedFeature",
     "ValidationError",
     "Worker",
+    "WorkerOptions",
     "exponential",
     "fixed",
     "linear",

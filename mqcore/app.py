@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
-from mqcore.broker import Broker, ConnectOptions
+from mqcore.broker import Broker
 from mqcore.errors import ConfigurationError
 from mqcore.running.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
+from mqcore.session import ConnectOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

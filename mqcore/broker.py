@@ -1,189 +1,71 @@
-"""`Broker`: the one object by which an application talks to a broker, whichever it is.
+"""`Broker`: the one object by which an application talks to a message broker.
 
     async with Broker.connect("redis://localhost/0") as broker:
         await broker.publish(orders, Order(id=1), priority=8, delay=30)
 
-It finds the plugin, opens one connection, and puts the parts together: `Publisher`, `Topology`,
-`Requests`, consumers. Each of them is a module of its own; this one holds no policy.
+It is the same on every broker. What it is made of is in `mqcore.session`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from mqcore.admin.dead_letters import DeadLetters
-from mqcore.admin.unused_settings import UnusedSections
-from mqcore.clock import Clock, SystemClock
-from mqcore.config.plugins import Plugins, default_plugins
-from mqcore.config.settings import Settings, open_backend
-from mqcore.connection.connection import Connection
-from mqcore.connection.topology import Topology
-from mqcore.consuming.consumer import Consumer
-from mqcore.consuming.grace import DISCONNECTED, Grace
-from mqcore.consuming.isolation import IsolationLock
-from mqcore.consuming.leases import LeaseKeeper
-from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
-from mqcore.consuming.requests import Replies, Requests
 from mqcore.defaults import LEASE, PREFETCH
-from mqcore.errors import ConfigurationError, QueueNotFound
-from mqcore.events import Events
-from mqcore.messages.message import Limits
-from mqcore.middleware import Logging, Middleware
-from mqcore.publishing.publisher import Producer, Publisher
-from mqcore.queue import RESERVED_PREFIXES, Queue, name_of
-from mqcore.router import Router
-from mqcore.rules.capabilities import Capabilities, Capability, Durability
-from mqcore.rules.checks import check_count, check_kinds, check_options, check_seconds
-from mqcore.rules.inbound import Inbound
-from mqcore.rules.redact import describe_error
-from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules, check_after_crash
-from mqcore.spi import (
-    Backend,
-    Entry,
-    QueueCounts,
-    QueueSpec,
-    SupportsBind,
-    SupportsBrowse,
-    SupportsCount,
-    SupportsDelete,
-    SupportsDiagnose,
-    SupportsPurge,
-)
+from mqcore.publishing.producer import Producer
+from mqcore.queue import Queue
+from mqcore.rules.checks import check_count, check_seconds
+from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
+from mqcore.session import ConnectOptions, Health, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from pydantic import TypeAdapter
 
+    from mqcore.admin.dead_letters import DeadLetters
+    from mqcore.clock import Clock
     from mqcore.connection.altering import AlterOptions
+    from mqcore.consuming.consumer import Consumer
     from mqcore.errors import MqcoreError
-    from mqcore.messages.codec import Codecs
-    from mqcore.publishing.publisher import PublishOptions, Receipt, Target
+    from mqcore.events import Events
+    from mqcore.publishing.options import PublishOptions, Receipt, Target
+    from mqcore.router import Router
+    from mqcore.rules.capabilities import Capabilities
     from mqcore.rules.routing import Binding
+    from mqcore.spi import Entry, QueueCounts
 
-__all__ = ["Broker", "ConnectOptions", "Health"]
+__all__ = ["Broker", "session_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class ConnectOptions(TypedDict, total=False):
-    """How to connect, beside the URL.
-
-    `settings`: in place of those read from environment and files. `durability`: what confirmed
-    messages must survive, one of the four words; nothing is demanded by default. `clock`: for
-    tests. `middleware`: outermost first; a `Logging` comes by itself. `limits`: what is refused as
-    too large. `plugins`: where backends and codecs come from. `queues` and `routers`: declared at
-    the connect. `make_backend`: makes the backend in place of URL and plugins, for tests.
-    """
-
-    settings: Settings
-    durability: Durability | str | None
-    clock: Clock
-    middleware: Sequence[Middleware]
-    limits: Limits
-    plugins: Plugins
-    queues: Sequence[Queue[Any]]
-    routers: Sequence[Router[Any]]
-    make_backend: Callable[[], Backend]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether the broker can be talked to, whether each consumer really consumes (G14), and what has happened so far."""
-
-    connected: bool
-    consuming: Mapping[str, bool]
-    server: str
-    error: str
-    counts: Mapping[str, int]
-
-    @property
-    def ok(self) -> bool:
-        """Connected, and every consumer consuming."""
-        return self.connected and all(self.consuming.values())
-
-
 class Broker:
-    """A broker, connected; made by `Broker.connect` or `App.connect`.
+    """A connection to a message broker; made by `Broker.connect` or `App.connect`.
 
-    It belongs to the event loop that opens it. From another loop every call raises
-    `ConfigurationError` at once, on every backend; `health` and `capabilities` may be read from
-    anywhere. `mqcore.sync.Broker` serves any thread.
+    It belongs to the event loop that opens it: from another loop every call raises
+    `ConfigurationError`, on every backend. `health` and `capabilities` may be read from anywhere.
+    `mqcore.sync.Broker` serves any thread.
     """
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
-        """Read the settings and find the plugin; no I/O yet.
+        """Read the settings and find the backend's plugin. There is no I/O yet.
 
-        Raises `ConfigurationError` and `BackendNotFound`.
+        Raises `ConfigurationError` for a wrong URL, option or setting, and `BackendNotFound` when
+        no installed plugin serves the URL.
         """
-        check_options(options, ConnectOptions, "connecting to the broker")
-        settings = options.get("settings") or Settings.load()
-        self._clock = options.get("clock") or SystemClock()
-        self._plugins = options.get("plugins") or default_plugins()
-        self._url = url if url is not None else settings.url.reveal()
-        self._own_backend = options.get("make_backend")
-        if url is not None and self._own_backend is not None:
-            msg = (
-                "connecting to the broker: a URL says nothing beside make_backend=, which makes "
-                "the backend. "
-                "Leave one of them out"
-            )
-            raise ConfigurationError(msg)
-        self._settings = settings
-        wanted = options.get("durability", settings.durability)
-        self._durability = None if wanted is None else Durability.parse(wanted)
-        self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
-        check_kinds("queues", options.get("queues", ()), Queue, "connecting to the broker")
-        check_kinds("routers", options.get("routers", ()), Router, "connecting to the broker")
-        check_kinds(
-            "middleware", options.get("middleware", ()), Middleware, "connecting to the broker"
-        )
-        self.events = Events()
-        self.isolation = IsolationLock()
-        """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
-        self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
-        for listener in _hooks(self.middleware, "on_event"):
-            self.events.listen(listener)
-        limits = options.get("limits") or Limits()
-        self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
-        self._connection = Connection(self._make_backend(), clock=self._clock, events=self.events)
-        self._topology = Topology(self._connection, settings, self._durability)
-        self.publisher = Publisher(
-            self._connection,
-            self._topology,
-            codecs=self.codecs,
-            limits=limits,
-            timeout=settings.publish_timeout,
-            outgoing=_hooks(self.middleware, "outgoing"),
-        )
-        self.inbound = Inbound(self.codecs, _hooks(self.middleware, "incoming")[::-1])
-        self.replies = Replies(self._connection, self.publisher, self.codecs)
-        self._requests = Requests(
-            self._connection, self.publisher, self.inbound, self._reply_receiver
-        )
-        self.leaving: Grace | None = None
-        """The grace of a worker that a signal has ended: a `close` that follows ends in time for it.
-        """
-        self._keeper: LeaseKeeper | None = None
-        self._consumers: list[Consumer[Any]] = []
-        self._receivers: list[Receiver] = []
+        self._session = Session(url, options)
 
     @classmethod
     def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
         """Return a broker for `async with`.
 
-        Without a URL: environment, `mqcore.toml`, `[tool.mqcore]`, then `memory://`.
+        Without a URL it comes from the environment (`MQCORE_URL`), `mqcore.toml` or `[tool.mqcore]`
+        in `pyproject.toml`; the default is `memory://`. For the options see `ConnectOptions`.
+        Raises `ConfigurationError` and `BackendNotFound`.
         """
         return cls(url, **options)
-
-    def _make_backend(self) -> Backend:
-        if self._own_backend is not None:
-            return self._own_backend()
-        return open_backend(self._url, self._settings, self._plugins, self._clock, self._durability)
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -200,114 +82,90 @@ class Broker:
         await self.close()
 
     async def open(self) -> None:
-        """Connect and declare.
+        """Connect, and declare the queues and routers that the options name.
 
-        Raises `ConnectionLost` or another `BrokerError` at once when it cannot be done,
-        `DurabilityUnavailable` when the server gives less than asked for, and `TopologyMismatch`
-        when a queue or router exists with other settings.
+        Raises `ConnectionLost` or another `BrokerError` when the broker cannot be reached,
+        `DurabilityUnavailable` when the server gives less than was asked for, and
+        `TopologyMismatch` when a queue or router exists with other settings.
         """
-        await self._connection.open()
-        try:
-            if self._durability is not None:
-                self.capabilities.require_durability(self._durability)
-            await self._topology.ensure_all(self._queues, self._routers)
-        except BaseException:
-            await self._connection.close()
-            raise
+        await self._session.open()
 
     async def close(self) -> None:
-        """Release what consumers hold, and disconnect. Idempotent and bounded.
+        """Release the messages that consumers hold, and disconnect. May be called again.
 
-        Answers to settlements under way are waited for, at most 5 s. After a signal has ended a
-        worker, all of it ends within the worker's grace and 1 s (G13).
+        Settlements that are under way get up to 5 s to be answered. After a signal has ended a
+        worker, closing ends within the worker's grace and 1 s (G13).
         """
-        self.check_loop("closing the broker")
-        leaving = None if self.leaving is None or self.leaving.is_past else self.leaving
-        grace = leaving or Grace(self._clock, CLOSE_GRACE)
-        for receiver in self._receivers:
-            receiver.grace = grace
-
-        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
-        await self._requests.close(leaving)
-        await asyncio.gather(*(receiver.close() for receiver in self._receivers))
-        if self._keeper is not None:
-            await self._keeper.close()
-        await self._connection.close(None if leaving is None else leaving.left(DISCONNECTED))
-
-    def check_loop(self, doing: str) -> None:
-        """Raise `ConfigurationError` when called from another event loop than the one that opened this broker."""
-        self._connection.check_loop(doing)
+        await self._session.close()
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the live server can do (G16)."""
-        return self._connection.capabilities
+        """What the connected server can do (G16)."""
+        return self._session.connection.capabilities
 
     @property
     def is_local(self) -> bool:
-        """Whether the broker lives in this process, where no other process reaches it."""
-        return self._connection.backend.local
+        """Whether the broker is in this process, out of reach for other processes."""
+        return self._session.connection.backend.local
 
     @property
     def clock(self) -> Clock:
-        """The clock that every timer here goes by."""
-        return self._clock
+        """The clock of all timers: the system's, or a virtual one in tests."""
+        return self._session.clock
 
-    async def unused_settings(
-        self, app: str, queues: Iterable[Queue[Any]], routers: Iterable[Router[Any]]
-    ) -> list[str]:
-        """Return a sentence for each queue or router in the settings that nothing has.
-
-        Compares the settings with these queues and routers of the app, with those that this broker
-        was given, and with those that exist on the broker.
-        """
-        self.check_loop("comparing the settings with the broker")
-        sections = UnusedSections(self._settings, self._connection, self._topology)
-        return await sections.find(app, [*queues, *self._queues], [*routers, *self._routers])
+    @property
+    def events(self) -> Events:
+        """What has happened so far, by name; see `mqcore.events.EVENTS`."""
+        return self._session.events
 
     async def diagnose(self) -> list[str]:
-        """Return what is wrong with what the driver itself keeps at the broker, a sentence for each problem; changes nothing."""
-        self.check_loop("diagnosing the broker")
-        backend = self._connection.backend
-        if not isinstance(backend, SupportsDiagnose):
-            return []
-        return list(await self._connection.call("diagnosing the broker", backend.diagnose))
+        """Return a sentence for each problem with what the driver stores at the broker.
+
+        Changes nothing. The list is empty when all is well, or when the backend cannot tell.
+        """
+        self._session.check_loop("diagnosing the broker")
+        return await self._session.queues.diagnose()
 
     def unwrap(self, kind: type[R]) -> R:
-        """Return the broker's own client of this class, for what mqcore has no word for.
+        """Return the client library's own object of this class, for what mqcore does not offer.
 
         `redis.asyncio.Redis` (or `RedisCluster`) on Redis, `pika.connection.Connection` on
-        RabbitMQ, nothing on `memory://`. It is the driver's client and ends when the connection
-        does: ask again after a reconnect. Raises `ConfigurationError` when the backend has no
-        client of this class, `ConnectionLost` while it is not connected.
+        RabbitMQ, nothing on `memory://`. The object belongs to the driver and ends with the
+        connection: ask again after a reconnect. Raises `ConfigurationError` when the backend has no
+        client of this class, and `ConnectionLost` while it is not connected.
         """
-        self.check_loop("unwrapping the driver")
-        return self._connection.unwrap(kind)
+        self._session.check_loop("unwrapping the driver")
+        return self._session.connection.unwrap(kind)
 
     async def publish(
         self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
     ) -> Receipt:
-        """Publish one payload and return when the broker has confirmed it (G1).
+        """Publish one payload, and return when the broker has confirmed it (G1).
 
-        `to` is a `Queue` or `Router`, declared when it is not yet, or the name of an existing
-        queue. For the options see `PublishOptions`. Raises `ValidationError` for a wrong payload or
-        option, `PublishFailed` or one of its kinds when the message is certainly not stored,
-        `PublishUnknown` when nobody knows. Never outlives its timeout (10 s unless set).
+        `to` is a `Queue` or `Router`, which is declared if necessary, or the name of a queue that
+        exists. For the options see `PublishOptions`. Raises `ValidationError` for a wrong payload
+        or option, `PublishFailed` or one of its kinds when the message is certainly not stored, and
+        `PublishUnknown` when it may or may not be stored. It ends within its timeout (10 s unless
+        set).
         """
-        return await self.publisher.publish(to, payload, **options)
+        return await self._session.publisher.publish(to, payload, **options)
 
     async def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
     ) -> list[Receipt | MqcoreError]:
-        """Publish many payloads in one batch and return each one's ending, in order: its receipt, or its error as a value.
+        """Publish many payloads as one batch, and return how each one ended, in order.
 
-        Raises `ValidationError` before anything is sent when a payload is wrong.
+        An ending is a receipt, or the error that `publish` would raise. Raises `ValidationError`
+        before anything is sent when one of the payloads is wrong.
         """
-        return await self.publisher.publish_many(to, payloads, **options)
+        return await self._session.publisher.publish_many(to, payloads, **options)
 
     def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
-        """Return a producer for one queue or router, with defaults of its own."""
-        return Producer(self.publisher, to, defaults)
+        """Return a producer for one queue or router, with defaults of its own.
+
+        Raises `ConfigurationError` for a wrong target or an option that does not exist.
+        """
+        return Producer(self._session.publisher, to, defaults)
 
     @overload
     async def request(
@@ -325,13 +183,14 @@ class Broker:
     async def request(
         self, to: Target[T], payload: T, *, result: Any = None, **options: Unpack[PublishOptions]
     ) -> Any:
-        """Publish and return what the handler returns, as `result` (a type or `TypeAdapter`), else as plain JSON data.
+        """Publish a payload, and return what its handler returns.
 
-        `timeout` (30 seconds when not given) is the whole request's, and also the ttl of its
+        The result is of the type `result` (a type or `TypeAdapter`), or plain JSON data without
+        one. `timeout` (30 s unless set) is the limit for the whole request and the ttl of its
         message. Raises `RemoteError` when the handler failed for good, `RequestTimeout`, and what
         `publish` raises.
         """
-        return await self._requests.request(to, payload, result, options)
+        return await self._session.requests.request(to, payload, result, options)
 
     @overload
     def consume(
@@ -364,236 +223,102 @@ class Broker:
     ) -> Consumer[Any]:
         """Return a consumer for `async with` and `async for`: the pull API.
 
-        A bare name adopts an existing queue and gives bytes. `prefetch` is the exact ceiling on
-        unsettled messages (G12); `retry` is the policy of `delivery.retry()`; `lease` seconds hold
-        a claim between renewals (G5). `after_crash` says what it means for a message that its
-        consumer died: `"isolate"` or `"count"` (G4).
+        A queue's name stands for a queue that exists, and gives bytes. `prefetch` is the exact
+        limit of unsettled messages (G12). `retry` is the policy of `delivery.retry()`. `lease` is
+        how many seconds a claim holds between renewals (G5). `after_crash` says what the death of
+        its consumer means for a message: `"isolate"` or `"count"` (G4). Raises
+        `ConfigurationError` for a wrong value.
         """
-        wanted = Queue(queue, declare=False) if isinstance(queue, str) else queue
-        self.check_loop(f"consuming {wanted!r}")
-        check_count("prefetch", prefetch, f"consuming {wanted!r}")
-        check_seconds("lease", lease, f"consuming {wanted!r}")
-        check_after_crash(after_crash, f"consuming {wanted!r}")
-        isolation = IsolationLock()
-
-        async def make_receiver() -> Receiver:
-            receiver = await self.receiver(
-                wanted,
-                retry,
-                prefetch=prefetch,
-                lease=lease,
-                isolation=isolation,
-                blocks_others=False,
-                after_crash=after_crash,
-            )
-            await receiver.start()
-            return receiver
-
-        consumer: Consumer[Any] = Consumer(wanted, self.inbound, make_receiver)
-        self._consumers = [*(one for one in self._consumers if not one.closed), consumer]
-        return consumer
-
-    async def receiver(
-        self,
-        queue: Queue[Any],
-        retry: RetryPolicy | None,
-        *,
-        prefetch: int,
-        lease: float,
-        isolation: IsolationLock,
-        blocks_others: bool = True,
-        after_crash: AfterCrash = "isolate",
-    ) -> Receiver:
-        """Declare a queue and return its receiver, not yet started: what consumers and workers are built on."""
-        self.check_loop(f"consuming {queue!r}")
-        self.codecs.named(
-            queue.payload.codec
-        )  # one that is not allowed is told now, not at the first message
-        declared = await self._topology.ensure(queue)
-        rules = await self._topology.rules(declared, retry, after_crash)
-        return self._make_receiver(
-            rules, prefetch, lease, isolation, blocks_others=blocks_others, queue=declared
+        queue = Queue(queue, declare=False) if isinstance(queue, str) else queue
+        where = f"consuming {queue!r}"
+        self._session.check_loop(where)
+        check_count("prefetch", prefetch, where)
+        check_seconds("lease", lease, where)
+        check_after_crash(after_crash, where)
+        return self._session.consume(
+            queue, retry, prefetch=prefetch, lease=lease, after_crash=after_crash
         )
-
-    def _make_receiver(
-        self,
-        rules: Rules,
-        prefetch: int,
-        lease: float,
-        isolation: IsolationLock,
-        *,
-        blocks_others: bool,
-        queue: Queue[Any] | None,
-    ) -> Receiver:
-        async def redeclare() -> None:
-            if queue is not None:
-                await self._topology.restore(queue)
-            else:
-                await self._connection.declare([QueueSpec(name=rules.queue, role="temporary")])
-
-        receiver = Receiver(
-            self._connection,
-            rules,
-            prefetch=prefetch,
-            lease=lease,
-            isolation=isolation,
-            keeper=self._lease_keeper(),
-            redeclare=redeclare,
-            blocks_others=blocks_others,
-        )
-        self._receivers = [*(one for one in self._receivers if not one.closed), receiver]
-        return receiver
-
-    async def _reply_receiver(self, name: str) -> Receiver:
-        rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
-        receiver = self._make_receiver(
-            rules, 100, LEASE, IsolationLock(), blocks_others=False, queue=None
-        )
-        await receiver.start()
-        return receiver
-
-    def _lease_keeper(self) -> LeaseKeeper | None:
-        if self._keeper is None and self.capabilities.has(Capability.LEASE):
-            self._keeper = LeaseKeeper(self._make_backend, self._connection.backend, self._clock)
-        return self._keeper
 
     async def declare(self, *things: Queue[Any] | Router[Any]) -> None:
-        """Declare queues (with their dead-letter queues and quarantines) and routers.
+        """Declare queues, with their dead-letter queues and quarantines, and routers.
 
-        Raises `TopologyMismatch`.
+        Raises `TopologyMismatch` when one exists with other settings.
         """
-        self.check_loop("declaring")
-        for thing in things:
-            if not isinstance(thing, (Queue, Router)):
-                msg = f"declare takes Queue(...) and Router(...), not {thing!r:.60}"
-                raise ConfigurationError(msg)
-        queues = [thing for thing in things if isinstance(thing, Queue)]
-        await self._topology.ensure_all(
-            queues, [thing for thing in things if not isinstance(thing, Queue)]
-        )
+        await self._session.declare(things)
 
     async def unbind(self, *bindings: Binding) -> None:
         """Remove bindings from the broker, for every process; see `Router.binding`.
 
-        One that is not there is no error.
+        A binding that does not exist is not an error. Raises `UnsupportedFeature`.
         """
-        await self._topology.unbind(bindings)
+        await self._session.topology.unbind(bindings)
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
-        """Return the bindings that live with the broker, of one router or all."""
-        backend = self._connection.supporting(SupportsBind, "reading bindings")
-        return await self._connection.call("reading bindings", lambda: backend.bindings(router))
+        """Return the bindings that the broker stores, of one router or of all.
+
+        Raises `UnsupportedFeature`.
+        """
+        return await self._session.queues.bindings(router)
 
     async def delete(
         self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False
     ) -> bool:
-        """Delete a queue with its quarantine and bindings; its dead-letter queue stays, for it may hold what must be looked at.
+        """Delete a queue with its quarantine and bindings, and return whether it was deleted.
 
-        False when it holds messages (`if_empty`) or has consumers (`if_unused`). Raises
-        `QueueNotFound`.
+        Its dead-letter queue is not deleted. A queue that holds messages (`if_empty`) or has
+        consumers (`if_unused`) is not deleted either. Raises `QueueNotFound` and
+        `UnsupportedFeature`.
         """
-        name = name_of(queue)
-        backend = self._connection.supporting(SupportsDelete, "deleting a queue")
-        gone = await self._connection.call(
-            f"deleting queue {name!r}",
-            lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused),
-        )
-        if gone:
-            self._topology.forget(name)
-        return gone
+        return await self._session.queues.delete(queue, if_empty=if_empty, if_unused=if_unused)
 
     async def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
-        """Give an existing queue other settings, with what it holds; for the settings see `AlterOptions`.
+        """Give an existing queue other settings. Its messages stay, with their expiry.
 
-        A `Queue` without settings gives it those of code and configuration, which ends a
-        `TopologyMismatch`. Stored messages keep their expiry. Processes that run take the change at
-        once, or on RabbitMQ when they next connect. Raises `QueueNotFound`, and `TopologyMismatch`
-        for a setting that the broker fixes when a queue is made.
+        For the settings see `AlterOptions`. A `Queue` without settings gets those of code and
+        configuration, which ends a `TopologyMismatch`. Processes that run take the change at once,
+        or on RabbitMQ when they next connect. Raises `QueueNotFound`, and `TopologyMismatch` for a
+        setting that the broker fixes when a queue is made.
         """
-        self.check_loop("altering a queue")
-        await self._topology.alter(queue, settings)
+        self._session.check_loop("altering a queue")
+        await self._session.topology.alter(queue, settings)
 
     async def purge(self, queue: Queue[Any] | str) -> int:
-        """Remove all ready and delayed messages of a queue for good; how many.
+        """Remove all ready and delayed messages of a queue for good, and return how many.
 
-        Raises `QueueNotFound`.
+        Raises `QueueNotFound` and `UnsupportedFeature`.
         """
-        name = name_of(queue)
-        backend = self._connection.supporting(SupportsPurge, "purging a queue")
-        return await self._connection.call(f"purging queue {name!r}", lambda: backend.purge(name))
+        return await self._session.queues.purge(queue)
 
     async def peek(
         self, queue: Queue[Any] | str, limit: int = 10, after: str | None = None
     ) -> Sequence[Entry]:
-        """Return the next messages of a queue, changing neither order nor count.
+        """Return the next messages of a queue, changing neither their order nor the counts.
 
-        Raises `QueueNotFound`, `UnsupportedFeature`.
+        `limit` is how many at most, `after` the key of the entry that the last page ended with.
+        Raises `QueueNotFound` and `UnsupportedFeature`.
         """
-        name = name_of(queue)
-        backend = self._connection.supporting(SupportsBrowse, "peeking")
-        return await self._connection.call(
-            f"peeking into {name!r}", lambda: backend.browse(name, limit, after)
-        )
+        return await self._session.queues.peek(queue, limit, after)
 
     async def counts(self, *queues: Queue[Any] | str) -> Sequence[QueueCounts]:
         """Return how many messages the named queues hold, or all queues.
 
-        Raises `QueueNotFound` for a name that is missing.
+        Raises `QueueNotFound` for a name that does not exist, and `UnsupportedFeature`.
         """
-        names = [name_of(queue) for queue in queues]
-        backend = self._connection.supporting(SupportsCount, "counting messages")
-        found = await self._connection.call(
-            "counting messages", lambda: backend.count(names or None)
-        )
-        missing = set(names) - {counts.name for counts in found}
-        if missing:
-            msg = f"queue {min(missing)!r} does not exist on the broker"
-            raise QueueNotFound(msg)
-        return found
+        return await self._session.queues.counts(queues)
 
     def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:
-        """Return the dead letters of a queue; a dead-letter queue's own name means all that is in it.
+        """Return the dead letters of a queue.
 
-        What is done with them raises `QueueNotFound` when the queue has no dead-letter queue.
+        The name of a dead-letter queue stands for everything in it. The methods of what is returned
+        raise `QueueNotFound` when the queue has no dead-letter queue.
         """
-
-        async def find() -> str:
-            name = await self._topology.dead_letter_name(queue)
-            if name is None:
-                msg = (
-                    f"queue {name_of(queue)!r} has no "
-                    "dead-letter queue. If its consumers adopt "
-                    "it with dead_letter=, name that queue"
-                )
-                raise QueueNotFound(msg)
-            return name
-
-        return DeadLetters(self._connection, name_of(queue), find)
+        return self._session.dead_letters(queue)
 
     def health(self) -> Health:
-        """Return what is known without asking the broker."""
-        connected = self._connection.connected
-        consuming: dict[str, bool] = {}
-        for receiver in self._receivers:
-            if not receiver.stopped and not receiver.rules.queue.startswith(RESERVED_PREFIXES):
-                consuming[receiver.rules.queue] = receiver.consuming and consuming.get(
-                    receiver.rules.queue, True
-                )
-        error = self._connection.error
-        server = self.capabilities.server if self._connection.generation and connected else ""
-        return Health(
-            connected,
-            consuming,
-            server,
-            describe_error(error) if error else "",
-            dict(self.events.counts),
-        )
+        """Return what is known without asking the broker (G14)."""
+        return self._session.health()
 
 
-def _hooks(middleware: Sequence[Middleware], name: str) -> list[Callable[[Any], Any]]:
-    """Return this hook of the middlewares that override it, in order."""
-    return [
-        getattr(each, name)
-        for each in middleware
-        if getattr(type(each), name) is not getattr(Middleware, name)
-    ]
+def session_of(broker: Broker) -> Session:
+    """Return the parts of a broker, for the worker and the command line. Private to mqcore."""
+    return broker._session  # noqa: SLF001 - the one door to it, so that users see no machinery

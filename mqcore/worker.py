@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from mqcore.broker import session_of
 from mqcore.consuming.grace import Grace
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqcore.app import App
-    from mqcore.broker import Broker, Health
+    from mqcore.broker import Broker
     from mqcore.running.handlers import HandlerSpec
+    from mqcore.session import Health
 
 __all__ = ["Worker", "WorkerOptions"]
 
@@ -71,6 +73,7 @@ class Worker:
 
         self.app = app
         self.broker = broker
+        self._session = session_of(broker)
         self.recycle = False
         """Whether it stopped because of `max_messages` or `max_memory`."""
         check_options(options, WorkerOptions, f"worker of app {app.name!r}")
@@ -84,7 +87,7 @@ class Worker:
             raise ConfigurationError(
                 f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path"
             )
-        if not {id(one) for one in app.middleware} <= {id(one) for one in broker.middleware}:
+        if not {id(one) for one in app.middleware} <= {id(one) for one in self._session.middleware}:
             msg = (
                 f"app {app.name!r} has middleware that this broker does not run: connect with "
                 "app.connect(...), or give the "
@@ -160,7 +163,7 @@ class Worker:
         prevents the start, and nothing is left running then; `ConfigurationError` when it was
         started before.
         """
-        self.broker.check_loop(f"starting a worker of app {self.app.name!r}")
+        self._session.check_loop(f"starting a worker of app {self.app.name!r}")
         if self._started:
             msg = (
                 f"this worker of app {self.app.name!r} was started before; a worker runs once, "
@@ -212,7 +215,7 @@ class Worker:
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.handlers]
-        for text in await self.broker.unused_settings(self.app.name, queues, self.app.routers):
+        for text in await self._session.unused_settings(self.app.name, queues, self.app.routers):
             log().warning("%s", text)
 
     async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
@@ -220,21 +223,21 @@ class Worker:
         if concurrency is not None:
             spec = spec.with_concurrency(concurrency)
         self._check_hold(spec)
-        receiver = await self.broker.receiver(
+        receiver = await self._session.receiver(
             spec.queue,
             spec.retry,
             prefetch=spec.prefetch,
             lease=spec.lease,
-            isolation=self.broker.isolation,
+            isolation=self._session.isolation,
             after_crash=spec.after_crash,
         )
         return Runner(
             spec,
             receiver,
-            publisher=self.broker.publisher,
-            replies=self.broker.replies,
-            inbound=self.broker.inbound,
-            middleware=self.broker.middleware,
+            publisher=self._session.publisher,
+            replies=self._session.replies,
+            inbound=self._session.inbound,
+            middleware=self._session.middleware,
             state=state,
         )
 
@@ -343,7 +346,7 @@ class Worker:
                 await self._stop.wait()
                 await self.drain()
                 if self._signals:
-                    self.broker.leaving = self._draining
+                    self._session.leaving = self._draining
             except asyncio.CancelledError:
                 await self.drain(
                     0

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mqcore.app import App
-from mqcore.broker import Broker
+from mqcore.broker import Broker, session_of
 from mqcore.cli.backends import capabilities_data
 from mqcore.cli.common import LONELY, At, Json, is_local, load_app
 from mqcore.cli.output import amount, one_line, print_facts, print_json, print_table
@@ -108,7 +108,7 @@ async def _examine(
         report.notes.append(LONELY)
     await _look_at_bindings(broker, settings, report, user_app)
     if user_app is not None:
-        report.problems += await broker.unused_settings(
+        report.problems += await session_of(broker).unused_settings(
             user_app.name, [spec.queue for spec in user_app.handlers], user_app.routers
         )
 

@@ -15,7 +15,7 @@ from mqcore.broker import Broker
 from mqcore.cli.common import At
 from mqcore.cli.output import ago, data_of_body, iso, print_json, print_table, shown_body, span
 from mqcore.errors import ConfigurationError, ValidationError
-from mqcore.publishing.publisher import PublishOptions, Receipt
+from mqcore.publishing.options import PublishOptions, Receipt
 from mqcore.router import Router
 from mqcore.spi import Entry
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mqcore.messages.delivery import Delivery
-    from mqcore.publishing.publisher import Publisher, PublishOptions, Receipt, Target
+    from mqcore.publishing.options import PublishOptions, Receipt, Target
+    from mqcore.publishing.publisher import Publisher
 
 __all__ = ["BlockingContext", "Context", "DeliveryInfo"]
 

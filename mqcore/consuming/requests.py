@@ -24,7 +24,7 @@ from mqcore.errors import (
 )
 from mqcore.messages.codec import Codecs, Payload, encode_any
 from mqcore.messages.message import Message, new_id
-from mqcore.publishing.publisher import duration
+from mqcore.publishing.options import duration
 from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.redact import describe_error
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from mqcore.connection.connection import Connection
     from mqcore.consuming.receiver import Receiver
-    from mqcore.publishing.publisher import Publisher, PublishOptions, Target
+    from mqcore.publishing.options import PublishOptions, Target
+    from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
     from mqcore.rules.retry import Decision
 
@@ -172,7 +173,7 @@ class Replies:
 
     def check(self, request: Message, body: bytes) -> None:
         """Raise `MessageTooLarge` for a reply that nobody may send (G12)."""
-        self._publisher.check_size(Message(id=request.id, body=body), "the reply queue")
+        self._publisher.composer.check_size(Message(id=request.id, body=body), "the reply queue")
 
     async def succeed(self, request: Message, body: bytes, content_type: str) -> None:
         """Send what the handler returned."""
@@ -214,7 +215,7 @@ class Replies:
                 )
                 self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
                 return
-            reply = self._publisher.checked(reply, request.reply_to)
+            reply = self._publisher.composer.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
         except QueueNotFound:  # a redrive brings requests back whose caller has ended
             error = (

@@ -1,4 +1,4 @@
-"""One message on its way to its queues, and what each of them answered."""
+"""One message that is being published: its queues, and the answer of each."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ __all__ = ["Outbound"]
 
 
 class Outbound:
-    """One message on its way: where it goes, and what came of it there."""
+    """A message with the queues that it goes to, and their outcomes so far."""
 
     __slots__ = ("message", "outcomes", "plan")
 
     def __init__(self, message: Message, plan: list[Outgoing] | Unroutable) -> None:
-        """`plan` is where it goes, or why core found no queue for it."""
+        """`plan` is where the message goes, or the error when no binding takes it."""
         self.message, self.plan = message, plan
         self.outcomes: dict[str | Route, Outcome] = {}
 
     @property
     def unroutable(self) -> bool:
-        """Whether core found no binding that takes it."""
+        """Whether core found no binding that takes the message."""
         return isinstance(self.plan, Unroutable)
 
     def missing(self) -> list[str | Route]:
-        """Return where it went and found nothing."""
+        """Return the queues and routers that do not exist."""
         return [
             to
             for to, outcome in self.outcomes.items()
             if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
         ]
 
-    def left(self) -> list[Outgoing]:
-        """Return what is still to be sent of it."""
+    def unsent(self) -> list[Outgoing]:
+        """Return what is to be sent: what has no outcome, and what did not find its queue."""
         if isinstance(self.plan, Unroutable):
             return []
         missing = self.missing()

@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
     from mqcore.admin.dead_letters import DeadLetter, DeadLetterFilter, Redriven
     from mqcore.admin.dead_letters import DeadLetters as AsyncDeadLetters
-    from mqcore.broker import ConnectOptions, Health
     from mqcore.clock import Clock
     from mqcore.connection.altering import AlterOptions
     from mqcore.consuming.consumer import Consumer as AsyncConsumer
     from mqcore.consuming.consumer import Received as AsyncReceived
     from mqcore.errors import MqcoreError
-    from mqcore.publishing.publisher import Producer as AsyncProducer
-    from mqcore.publishing.publisher import PublishOptions, Receipt, Target
+    from mqcore.publishing.options import PublishOptions, Receipt, Target
+    from mqcore.publishing.producer import Producer as AsyncProducer
     from mqcore.queue import Queue
     from mqcore.router import Router
     from mqcore.rules.capabilities import Capabilities
     from mqcore.rules.retry import AfterCrash, RetryPolicy
     from mqcore.rules.routing import Binding
+    from mqcore.session import ConnectOptions, Health
     from mqcore.spi import Entry, QueueCounts
 
 __all__ = ["Broker", "Consumer", "DeadLetters", "Producer", "Received"]

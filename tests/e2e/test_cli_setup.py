@@ -254,7 +254,10 @@ def test_options_for_a_backend_that_is_not_installed_are_refused(run: Run) -> No
 
 
 def test_doctor_finds_bindings_that_lead_nowhere(run: Run, filled: str) -> None:
-    on(filled, lambda broker: broker._connection.bind([Router("shop").binding("void", "x")]))
+    on(
+        filled,
+        lambda broker: broker._session.connection.bind([Router("shop").binding("void", "x")]),
+    )
     assert "shop (topic) -> void, x leads" in run("doctor", filled, "--json").data["problems"][0]
 
 

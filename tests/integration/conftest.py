@@ -124,7 +124,7 @@ class Held:
 
 async def kill(worker: Worker) -> None:
     """End a worker as SIGKILL would: its connection goes first, so it can do nothing more."""
-    await worker.broker._connection.backend.close()
+    await worker.broker._session.connection.backend.close()
     await worker.drain(0)
 
 
@@ -142,7 +142,7 @@ def suspect(broker: Broker) -> Callable[[Queue[Any], int], Awaitable[None]]:
 
     async def suspect(queue: Queue[Any], count: int) -> None:
         for _ in range(2):
-            subscription = await broker._connection.backend.subscribe(
+            subscription = await broker._session.connection.backend.subscribe(
                 queue.name, prefetch=count, lease=30
             )
             assert len(await subscription.receive(count, 0)) == count

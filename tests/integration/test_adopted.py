@@ -12,7 +12,7 @@ from mqcore.testing import VirtualClock
 @pytest.fixture
 async def theirs(broker: Broker) -> Queue[str]:
     """One that lacks what mqcore declares beside its own."""
-    await broker._connection.backend.declare([QueueSpec(name="theirs")])
+    await broker._session.connection.backend.declare([QueueSpec(name="theirs")])
     return Queue("theirs", str, declare=False, retry=RetryPolicy(max_attempts=2, backoff=fixed(5)))
 
 

@@ -79,9 +79,9 @@ def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]
 async def stored(broker: Broker, queue: Queue[Any], message: Message) -> None:
     """Store what a plain client of the broker may send, past all checks of this library."""
     await broker.declare(queue)
-    assert await broker._connection.backend.publish([Outgoing(queue.name, message)], timeout=5) == [
-        Stored()
-    ]
+    assert await broker._session.connection.backend.publish(
+        [Outgoing(queue.name, message)], timeout=5
+    ) == [Stored()]
 
 
 async def between_neighbours(
@@ -454,7 +454,7 @@ async def by_publish_many(broker: Broker, to: Any, payload: Any, options: Any) -
 
 def by_context(broker: Broker, to: Any, payload: Any, options: Any) -> Awaitable[Receipt]:
     delivery = Delivery(Message(id="handled", body=b""), b"")
-    return Context("orders", delivery, broker.publisher).publish(to, payload, **options)
+    return Context("orders", delivery, broker._session.publisher).publish(to, payload, **options)
 
 
 WAYS: dict[str, Callable[[Broker, Any, Any, dict[str, Any]], Awaitable[Any]]] = {

@@ -150,7 +150,7 @@ async def test_an_invalid_item_is_dead_lettered_alone(
 ) -> None:
     await broker.declare(numbers)
     await broker.publish(numbers, 1)
-    await broker._connection.publish([Outgoing("numbers", Message(id="bad", body=b"{"))], 1)
+    await broker._session.connection.publish([Outgoing("numbers", Message(id="bad", body=b"{"))], 1)
     await broker.publish(numbers, 3)
     async with serve(numbers, batches, batch=3):
         await clock.settle()
@@ -165,7 +165,9 @@ async def test_a_batch_of_nothing_good_runs_nothing(
 ) -> None:
     await broker.declare(numbers)
     for n in range(3):
-        await broker._connection.publish([Outgoing("numbers", Message(id=f"{n}", body=b"{"))], 1)
+        await broker._session.connection.publish(
+            [Outgoing("numbers", Message(id=f"{n}", body=b"{"))], 1
+        )
     async with serve(numbers, batches, batch=3):
         await clock.settle()
         await broker.publish(numbers, 1)

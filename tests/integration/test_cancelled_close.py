@@ -29,7 +29,7 @@ jobs = Queue("jobs", str)
 
 async def contents(broker: Broker) -> list[tuple[bytes, int]]:
     """Receive what is in the queue: each body, and how often it was taken over."""
-    subscription: Subscription = await broker._connection.backend.subscribe(
+    subscription: Subscription = await broker._session.connection.backend.subscribe(
         "jobs", prefetch=100, lease=30
     )
     got = await subscription.receive(100, 0)

@@ -55,7 +55,7 @@ async def forever(_: object) -> None:
 async def stored(broker: Broker, queue: str, body: bytes, content_type: str | None) -> None:
     """Store what a publisher of this library never would."""
     message = Message(id="foreign", body=body, content_type=content_type)
-    await broker._connection.publish([Outgoing(queue, message)], 1)
+    await broker._session.connection.publish([Outgoing(queue, message)], 1)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ async def test_what_was_forged_into_a_record_changes_no_rule(broker: Broker) -> 
         reason=Reason.CRASHED, queue="nowhere", attempts=10**6, first_at=-1, last_at=float("nan")
     )
     message = Message(id="forged", body=b"x", death=death)
-    await broker._connection.publish([Outgoing("words.dlq", message)], 1)
+    await broker._session.connection.publish([Outgoing("words.dlq", message)], 1)
     letters = broker.dead_letters(words)
     assert [letter.queue for letter in await letters.list()] == ["nowhere"]
     assert "nowhere" in (await letters.redrive()).left["forged"]
@@ -494,7 +494,9 @@ async def test_a_letter_that_another_consumer_keeps_is_left_and_said_so(
     broker: Broker, other: Broker
 ) -> None:
     await kill(broker, words, "a", "b")
-    subscription = await other._connection.backend.subscribe("words.dlq", prefetch=1, lease=30)
+    subscription = await other._session.connection.backend.subscribe(
+        "words.dlq", prefetch=1, lease=30
+    )
     dead_letters = broker.dead_letters(words)
     chosen = [letter.id for letter in await dead_letters.list()]
     redrive = dead_letters.redrive

@@ -113,7 +113,7 @@ async def test_a_request_whose_queue_and_reply_queue_are_gone(
         assert await asking == "A"
 
     await other.delete("jobs")
-    await other.delete(broker._requests._queue)
+    await other.delete(broker._session.requests._queue)
     asking = asyncio.create_task(ask())
     await clock.advance(1)
 

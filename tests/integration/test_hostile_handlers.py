@@ -233,7 +233,9 @@ async def test_an_awaitable_that_nobody_awaits_is_no_success(
 async def test_a_blocking_publish_on_the_loop_itself_is_refused_and_blocks_nothing(
     broker: Broker,
 ) -> None:
-    ctx = BlockingContext("jobs", Delivery(Message(id="x", body=b""), b""), broker.publisher)
+    ctx = BlockingContext(
+        "jobs", Delivery(Message(id="x", body=b""), b""), broker._session.publisher
+    )
     with pytest.raises(ConfigurationError, match="call it from a thread"):
         ctx.publish(jobs, "y")
     receipt = await asyncio.to_thread(ctx.publish, jobs, "z")

@@ -41,7 +41,7 @@ async def real(faults: Faults) -> AsyncIterator[Broker]:
 
 async def contents(broker: Broker, queue: str = "jobs") -> list[tuple[bytes, int]]:
     """Receive what is in a queue: each body, and how often it was taken over."""
-    subscription: Subscription = await broker._connection.backend.subscribe(
+    subscription: Subscription = await broker._session.connection.backend.subscribe(
         queue, prefetch=100, lease=30
     )
     got = await subscription.receive(100, 0)

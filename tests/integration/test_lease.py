@@ -32,7 +32,7 @@ jobs = Queue("jobs", str)
 
 async def steal(broker: Broker, clock: VirtualClock, queue: str = "jobs") -> None:
     """Let every claim of the queue run out, as on a machine that slept, and take the messages."""
-    store = broker._connection.backend._store  # type: ignore[attr-defined]  # it is the memory backend
+    store = broker._session.connection.backend._store  # type: ignore[attr-defined]  # it is the memory backend
     found = store._queues[queue]
     for copy in list(found.leases.values()):
         found.release(copy, lost=True)
@@ -145,10 +145,10 @@ async def test_a_dead_consumers_messages_go_to_another_in_time(
     dying = await client()
     await broker.publish(jobs, "x")
     await dying.declare(jobs)
-    subscription = await dying._connection.backend.subscribe("jobs", prefetch=1, lease=30)
+    subscription = await dying._session.connection.backend.subscribe("jobs", prefetch=1, lease=30)
     assert await subscription.receive(1, 0)
     if how == "closed":
-        await dying._connection.backend.close()
+        await dying._session.connection.backend.close()
     began = clock.monotonic()
     async with broker.consume(jobs) as deliveries:
         getting = asyncio.create_task(deliveries.get(timeout=60))
@@ -165,7 +165,7 @@ async def test_a_late_settlement_is_refused(
     async with broker.consume(jobs, prefetch=1) as deliveries:
         held = await anext(deliveries)
         await steal(broker, clock)
-        rival = await other._connection.backend.subscribe("jobs", prefetch=1, lease=30)
+        rival = await other._session.connection.backend.subscribe("jobs", prefetch=1, lease=30)
         (taken,) = await rival.receive(1, 0)
         with pytest.raises(LeaseLost, match="jobs"):
             await held.ack()
@@ -185,7 +185,7 @@ async def test_no_late_settlement_makes_a_copy(
     async with broker.consume(jobs, prefetch=1) as deliveries:
         held = await anext(deliveries)
         await steal(broker, clock)
-        rival = await other._connection.backend.subscribe("jobs", prefetch=1, lease=30)
+        rival = await other._session.connection.backend.subscribe("jobs", prefetch=1, lease=30)
         (taken,) = await rival.receive(1, 0)
         await rival.settle([Ack(taken.receipt)], timeout=1)
         with pytest.raises(LeaseLost):

@@ -29,7 +29,7 @@ async def made(broker: Broker) -> Broker:
     await broker.declare(
         Queue("ours", str, ttl=60, max_length=5, overflow="dead_letter", retention=600)
     )
-    await broker._connection.backend.declare(
+    await broker._session.connection.backend.declare(
         [QueueSpec(name="theirs"), QueueSpec(name="grave", role="dead_letter")]
     )
     return broker
@@ -116,7 +116,7 @@ async def test_what_can_neither_be_set_nor_checked_is_refused() -> None:
         make_backend=lambda: CannotTell(memory_url(), MemoryOptions()), settings=Settings()
     )
     async with broker:
-        await broker._connection.backend.declare([QueueSpec(name="theirs")])
+        await broker._session.connection.backend.declare([QueueSpec(name="theirs")])
         with pytest.raises(ConfigurationError, match=r"ttl=5.*declare=False"):
             await broker.declare(Queue("theirs", str, declare=False, ttl=5))
 

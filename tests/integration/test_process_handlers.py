@@ -119,7 +119,7 @@ async def test_a_drain_kills_and_releases(real: Broker, working: Any) -> None:
 async def test_a_body_that_cannot_be_read_is_told_apart(real: Broker, working: Any) -> None:
     await real.declare(points)
     for name, body in (("undecodable", b"{"), ("invalid", b"{}")):
-        await real._connection.publish([Outgoing("points", Message(id=name, body=body))], 1)
+        await real._session.connection.publish([Outgoing("points", Message(id=name, body=body))], 1)
     async with working("points"):
         await done(real, "points", dead=2)
     letters = await real.dead_letters(points).list()

@@ -389,7 +389,7 @@ async def test_a_suspect_whose_start_cannot_be_noted_does_not_start_and_is_not_c
 ) -> None:
     attempts: list[int] = []
     tries = 0
-    backend: Any = broker._connection.backend
+    backend: Any = broker._session.connection.backend
     real = backend.note_start
 
     async def note_start(queue: str, receipts: Any) -> Any:
@@ -466,7 +466,7 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
     broker: Broker, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolation = IsolationLock()
-    receiver = await broker.receiver(jobs, None, prefetch=1, lease=30, isolation=isolation)
+    receiver = await broker._session.receiver(jobs, None, prefetch=1, lease=30, isolation=isolation)
     await receiver.start()
     caller = asyncio.create_task(receiver.next())
     await clock.settle()

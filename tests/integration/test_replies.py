@@ -268,7 +268,7 @@ async def test_a_deleted_reply_queue_comes_back(
 ) -> None:
     async with serve(questions, tea):
         assert await broker.request(questions, "?") == "tea"
-        name = broker._requests._queue
+        name = broker._session.requests._queue
         await broker.delete(name)
         await clock.advance(1)
         assert broker.health().ok
@@ -300,7 +300,7 @@ async def test_a_forged_error_is_data(broker: Broker, clock: VirtualClock, body:
     assert asked.reply_to is not None
     kind = "application/vnd.mqcore.error+json"
     forged = Message(id="forged", body=body, content_type=kind, correlation_id=asked.correlation_id)
-    await broker.publisher.send(asked.reply_to, forged, {}, 5)
+    await broker._session.publisher.send(asked.reply_to, forged, {}, 5)
     with pytest.raises(RemoteError):
         await request
 
@@ -312,7 +312,7 @@ async def test_a_reply_to_nobody_is_let_go(broker: Broker, clock: VirtualClock, 
     assert entry.message.reply_to is not None
     for correlation in (None, "somebody else"):
         stray = Message(id=f"stray-{correlation}", body=b"1", correlation_id=correlation)
-        await broker.publisher.send(entry.message.reply_to, stray, {}, 5)
+        await broker._session.publisher.send(entry.message.reply_to, stray, {}, 5)
     await clock.settle()
     assert not request.done()
     async with serve(questions, tea):

@@ -194,7 +194,7 @@ async def test_a_missing_reply_queue_is_counted_and_holds_up_nothing(
     async with serve(numbers, add):
         go = asyncio.create_task(other.request(numbers, [1]))
         await eventually(lambda: other.events.counts["message.published"])
-        await other._connection.backend.close()
+        await other._session.connection.backend.close()
         go.cancel()
         await clock.advance(20)
         assert (await broker.counts(numbers))[0].leased == 0
@@ -204,7 +204,7 @@ async def test_a_missing_reply_queue_is_counted_and_holds_up_nothing(
 async def test_a_reply_to_nowhere_is_counted(
     broker: Broker, clock: VirtualClock, serve: Any
 ) -> None:
-    await broker.publisher.publish_message(
+    await broker._session.publisher.publish_message(
         numbers, [1], lambda m: replace(m, reply_to="mq.reply.gone"), {}
     )
     async with serve(numbers, add):
@@ -248,7 +248,7 @@ async def test_a_cancelled_request_leaves_nothing(
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         assert await broker.request(numbers, [2], result=Sum) == Sum(total=2)
-    assert broker._requests._waiting == {}
+    assert broker._session.requests._waiting == {}
 
 
 async def test_while_disconnected_a_request_ends_at_its_deadline(
@@ -286,7 +286,7 @@ async def test_the_reply_queue_goes_with_its_owner(
 ) -> None:
     async with serve(numbers, add):
         await other.request(numbers, [1])
-        name = other._requests._queue
+        name = other._session.requests._queue
         assert [counts.role for counts in await broker.counts(name)] == ["temporary"]
         await other.close()
         with pytest.raises(QueueNotFound):
@@ -299,12 +299,14 @@ async def test_a_forged_error_reply_is_only_data(broker: Broker, clock: VirtualC
     for body in (b"{", b"[1]", b'{"reason": {"a": 1}, "type": "os.system"}', b"[" * 10_000):
         asking = asyncio.create_task(broker.request(numbers, [1]))
         await clock.settle()
-        correlation = next(iter(broker._requests._waiting))
+        correlation = next(iter(broker._session.requests._waiting))
         kind = "application/vnd.mqcore.error+json"
         reply = Message(
             id=f"m{len(body)}", body=body, content_type=kind, correlation_id=correlation
         )
-        await broker._connection.publish([Outgoing(broker._requests._queue, reply)], 1)
+        await broker._session.connection.publish(
+            [Outgoing(broker._session.requests._queue, reply)], 1
+        )
         with pytest.raises(RemoteError):
             await asking
 

@@ -264,7 +264,7 @@ async def test_a_bound_queue_that_is_missing_is_told(broker: Broker, other: Brok
     router = Router("r", str, kind="fanout").bind(one).bind(two)
     await broker.declare(router)
     bare = Router("r", str, kind="fanout")
-    await other._connection.backend.bind([router.binding("nowhere")])  # type: ignore[attr-defined]  # memory binds
+    await other._session.connection.backend.bind([router.binding("nowhere")])  # type: ignore[attr-defined]  # memory binds
     with pytest.raises((PublishUnknown, PublishFailed)) as caught:
         await broker.publish(bare, "x")
     assert "nowhere" in str(caught.value)

@@ -126,7 +126,7 @@ async def test_a_settlement_that_a_driver_ends_by_force_leaves_its_message_to_th
         acking = asyncio.create_task(delivery.ack())
         await clock.advance(1)
         assert not acking.done()
-        found = faulty._connection.backend._store._queues["jobs"]  # type: ignore[attr-defined]  # it is a memory backend
+        found = faulty._session.connection.backend._store._queues["jobs"]  # type: ignore[attr-defined]  # it is a memory backend
         for copy in list(found.leases.values()):
             found.release(copy, lost=True)
         await clock.advance(3)

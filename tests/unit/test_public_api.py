@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_every_exported_name_exists_and_is_described() -> None:
             assert not text.startswith(f"{name}("), (
                 f"mqcore.{name} has only the docstring that dataclass made up"
             )
+
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+@pytest.mark.parametrize("module", ["mqcore", "mqcore.middleware", "mqcore.sync", "mqcore.testing"])
+def test_every_exported_name_is_on_a_page_of_the_reference(module: str) -> None:
+    text = "\n".join(page.read_text("utf-8") for page in REFERENCE.glob("*.md"))
+    documented = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    exported = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    assert module in documented or not exported - documented
+
+
+def test_a_broker_shows_what_the_reference_documents_and_no_machinery() -> None:
+    broker = mqcore.Broker("memory://", settings=mqcore.Settings())
+    shown = {name for name in dir(broker) if not name.startswith("_")}
+    assert shown == {
+        *("alter", "bindings", "capabilities", "clock", "close", "connect", "consume", "counts"),
+        *("dead_letters", "declare", "delete", "diagnose", "events", "health", "is_local", "open"),
+        *("peek", "producer", "publish", "publish_many", "purge", "request", "unbind", "unwrap"),
+    }
 
 
 @pytest.mark.parametrize("name", sorted(public_modules()))

@@ -19,11 +19,7 @@ DUNDERS = {
     "__anext__": "__next__",
 }
 CORES_OWN = {
-    (
-        "Broker",
-        "check_loop",
-    ): "a blocking broker serves every thread; what workers ask before they start",
-    ("Broker", "receiver"): "what workers are built on; a worker is asyncio",
+    ("Broker", "events"): "its listeners run on the event loop; `health().counts` has the numbers",
     ("Received", "finish"): "how core settles a batch; it does not wait for the broker's answer",
 }
 ATTRIBUTES = {
@@ -94,7 +90,7 @@ def test_each_method_has_a_twin_of_the_same_signature(theirs: Any, ours: Any) ->
 
 
 @pytest.mark.parametrize(
-    "module", ["broker", "publishing/publisher", "consuming/consumer", "admin/dead_letters"]
+    "module", ["broker", "publishing/producer", "consuming/consumer", "admin/dead_letters"]
 )
 def test_the_words_in_the_signatures_mean_the_same(module: str) -> None:
     """They are compared as they are written, so an imported name must be one thing in both modules; a twin is a twin."""

@@ -14,7 +14,7 @@ async def test_the_options_of_an_adopted_queue(broker_url: str, name: str) -> No
     bare, grave, ours = f"{name}.bare", f"{name}.grave", Queue(f"{name}.ours", str, ttl=60)
 
     async with Broker.connect(broker_url, settings=Settings(), queues=[ours]) as broker:
-        await broker._connection.backend.declare(
+        await broker._session.connection.backend.declare(
             [QueueSpec(name=bare), QueueSpec(name=grave, role="dead_letter")]
         )
         try:

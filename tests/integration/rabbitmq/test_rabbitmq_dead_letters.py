@@ -62,7 +62,9 @@ async def filled(broker: Broker, name: str, count: int) -> list[str]:
     for start in range(0, count, 500):
         letters = [Message(id=it, body=b"body", death=death) for it in ids[start : start + 500]]
         batch = [Outgoing(f"{name}.dlq", letter) for letter in letters]
-        assert await broker._connection.backend.publish(batch, timeout=60) == [STORED] * len(batch)
+        assert await broker._session.connection.backend.publish(batch, timeout=60) == [
+            STORED
+        ] * len(batch)
     return ids
 
 
@@ -129,7 +131,7 @@ async def test_two_redrives_at_once_move_each_letter_once(
 async def test_letters_without_an_id_are_redriven(broker: Broker, name: str) -> None:
     """A plain client's get a new id at each delivery."""
     await filled(broker, name, 0)
-    async with broker._connection.backend._open.topology.rpc.channel() as channel:  # type: ignore[attr-defined]  # RabbitMQ's
+    async with broker._session.connection.backend._open.topology.rpc.channel() as channel:  # type: ignore[attr-defined]  # RabbitMQ's
         for body in (b"a", b"b", b"b"):
             channel.publish("", f"{name}.dlq", browse.Properties(), body)
         await channel.request(browse.spec.Queue.Declare(queue=f"{name}.dlq", passive=True))

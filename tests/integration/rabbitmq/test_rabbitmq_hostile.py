@@ -208,7 +208,7 @@ async def test_a_record_that_cannot_be_read_stops_nothing_and_is_reported(
         await broker.declare(queue)
         await broker.publish(name, b"by name")
         assert [counts.ready for counts in await broker.counts() if counts.name == name] == [1]
-        (problem,) = await broker._connection.backend.diagnose()  # type: ignore[attr-defined]  # SupportsDiagnose
+        (problem,) = await broker._session.connection.backend.diagnose()  # type: ignore[attr-defined]  # SupportsDiagnose
         assert "in queue 'mq.registry' were not written by mqcore" in problem
     plain.queue_purge("mq.registry")
 
@@ -245,7 +245,7 @@ async def test_a_plain_client_gets_its_reply_and_no_other_queue_does(
         _, properties, body = plain.basic_get(own, auto_ack=True)
         assert (properties.correlation_id, body, direct) == ("c", b"abab", [b"abab"])
         assert broker.events.counts["reply.failed"] == 2
-        assert await broker._connection.backend.diagnose() == []  # type: ignore[attr-defined]  # SupportsDiagnose
+        assert await broker._session.connection.backend.diagnose() == []  # type: ignore[attr-defined]  # SupportsDiagnose
 
 
 @pytest.mark.parametrize("durability", [None, "machine"])

@@ -186,7 +186,7 @@ async def test_a_close_that_is_cancelled_keeps_nothing(
         Broker.connect(site.slow, settings=Settings()) as slow,
     ):
         await direct.publish_many(site.queue, ["a", "b"])
-        subscription = await slow._connection.backend.subscribe(
+        subscription = await slow._session.connection.backend.subscribe(
             site.queue.name, prefetch=1, lease=30
         )
         assert len(await subscription.receive(1, 10)) == 1

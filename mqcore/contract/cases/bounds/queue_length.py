@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from mqcore.contract.case import case
 from mqcore.contract.kit import NotShown
 from mqcore.errors import QueueFull
-from mqcore.publishing.publisher import Receipt
+from mqcore.publishing.options import Receipt
 from mqcore.queue import Queue
 from mqcore.spi import (
     DONE,

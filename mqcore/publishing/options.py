@@ -1,0 +1,79 @@
+"""What an application may say of a publish, and what it gets back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from mqcore.errors import ConfigurationError, ValidationError
+from mqcore.queue import Queue, name_of
+from mqcore.router import Router
+from mqcore.rules.checks import check_options, seconds_or_nan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+
+__all__ = ["PublishOptions", "Receipt", "Target", "check_target", "duration"]
+
+T = TypeVar("T")
+
+Target = Queue[T] | Router[T] | str
+"""Where a message can go.
+
+A typed queue or router is declared when needed; a name stands for a queue that exists.
+"""
+
+
+class PublishOptions(TypedDict, total=False):
+    """The options of one publish. All may be left out.
+
+    `key`: the routing key, for a router. `priority`: from 0, the lowest, to 10, the highest; 5 by
+    default (G8). `ttl`: seconds until the message expires (G6). `delay`: seconds before the message
+    may be handled (G7). `id`: the message's id, made by mqcore by default; on a backend with DEDUP,
+    publishing again with the same id after an unknown outcome stores one copy (G1). `headers`: text
+    for text. `timeout`: seconds until the publish ends, 10 by default.
+    """
+
+    key: str
+    priority: int
+    ttl: float | timedelta | None
+    delay: float | timedelta
+    id: str
+    headers: Mapping[str, str]
+    timeout: float | timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker has confirmed the message, at the durability in force.
+
+    `id` is the message's id. `queues` are the queues that stored it; where the broker itself
+    routes, it is the router's name. `duplicate`: the message was stored before with this id, and
+    there is still one copy (G1).
+    """
+
+    id: str
+    queues: tuple[str, ...]
+    duplicate: bool = False
+
+
+def check_target(to: Target[Any], options: PublishOptions) -> None:
+    """Raise `ConfigurationError` for a wrong target and for an option that does not exist."""
+    if not isinstance(to, (str, Queue, Router)):
+        raise ConfigurationError(
+            f"publish to a Queue, a Router or the name of a queue, not to {to!r:.60}"
+        )
+    if options:
+        check_options(options, PublishOptions, f"publishing to {name_of(to)!r}")
+
+
+def duration(option: str, value: object, target: str) -> float:
+    """Return a duration in seconds. Raises `ValidationError` for a value that is not a duration."""
+    number = seconds_or_nan(value)
+    if math.isnan(number):
+        raise ValidationError(
+            f"{option}={value!r:.60} for {target!r} is not a duration; give seconds or a timedelta"
+        )
+    return number

@@ -1,0 +1,120 @@
+"""How a publish ended: stored in all its queues, certainly in none, or unknown (G1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mqcore.errors import (
+    Blocked,
+    MessageTooLarge,
+    MqcoreError,
+    PublishFailed,
+    PublishUnknown,
+    QueueFull,
+    QueueNotFound,
+    Unroutable,
+)
+from mqcore.publishing.options import Receipt
+from mqcore.queue import Queue, name_of
+from mqcore.router import Router
+from mqcore.spi import ErrorKind, Failed, Outcome, Stored
+
+if TYPE_CHECKING:
+    from mqcore.events import Events
+    from mqcore.publishing.outbound import Outbound
+
+__all__ = ["ending"]
+
+_ERRORS: dict[ErrorKind, type[PublishFailed]] = {
+    ErrorKind.NOT_FOUND: QueueNotFound,
+    ErrorKind.FULL: QueueFull,
+    ErrorKind.TOO_LARGE: MessageTooLarge,
+    ErrorKind.TRANSIENT: Blocked,
+}
+
+
+def ending(
+    to: Queue[Any] | Router[Any] | str, sent: Outbound, hint: str, events: Events
+) -> Receipt | MqcoreError:
+    """Return the receipt of a message that was sent, or its error, and emit the event.
+
+    `hint` is added to an error's text.
+    """
+    message, plan, outcomes = sent.message, sent.plan, list(sent.outcomes.values())
+    if isinstance(plan, Unroutable):
+        events.emit("publish.failed", name_of(to), message.id, error=f"{plan}{hint}")
+        return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
+
+    names = tuple(out.to if isinstance(out.to, str) else out.to.router for out in plan)
+    stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
+    if len(stored) == len(outcomes):
+        duplicate = all(outcome.duplicate for outcome in stored)
+        events.emit("message.published", names[0], message.id, duplicate=duplicate)
+        return Receipt(message.id, names, duplicate)
+
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    if len(failed) == len(outcomes):
+        error = _failure(to, message.id, failed[0], hint)
+        events.emit("publish.failed", name_of(to), message.id, error=_reason(to, failed[0], hint))
+        return error
+
+    return _unknown(message.id, names, outcomes, events)
+
+
+def _unknown(
+    id: str, names: tuple[str, ...], outcomes: list[Outcome], events: Events
+) -> PublishUnknown:
+    """At least one queue gave no answer, or the queues of a router gave different ones."""
+    by_queue = {name: _describe(outcome) for name, outcome in zip(names, outcomes, strict=True)}
+    text = ", ".join(f"{name!r}: {description}" for name, description in by_queue.items())
+    events.emit("publish.unknown", names[0], id, error=text)
+
+    error = PublishUnknown(
+        f"message {id} may or may not be stored ({text}). Publish it again with id={id!r} to be "
+        "sure",
+        id=id,
+        outcomes=by_queue,
+    )
+    error.__cause__ = next(
+        (outcome.cause for outcome in outcomes if not isinstance(outcome, Stored)), None
+    )
+    return error
+
+
+def _failure(
+    to: Queue[Any] | Router[Any] | str, id: str, failed: Failed, hint: str
+) -> PublishFailed:
+    """The message is certainly not stored."""
+    error = _error_class(to, failed)(
+        f"message {id} for {name_of(to)!r} is not stored: {_reason(to, failed, hint)}", id=id
+    )
+    error.__cause__ = failed.cause
+    return error
+
+
+def _error_class(to: Queue[Any] | Router[Any] | str, failed: Failed) -> type[PublishFailed]:
+    if failed.kind is ErrorKind.NOT_FOUND and isinstance(to, Router):
+        return Unroutable
+    return _ERRORS.get(failed.kind, PublishFailed)
+
+
+def _reason(to: Queue[Any] | Router[Any] | str, failed: Failed, hint: str) -> str:
+    if _error_class(to, failed) is QueueNotFound:
+        if isinstance(to, Queue) and not to.declare:
+            return (
+                "the queue does not exist, and declare=False says not to create it. Start the "
+                f"program that declares it{hint}"
+            )
+        if not hint:
+            return (
+                "the queue does not exist. Publish to a Queue(...) to declare it, or start its "
+                "consumer once"
+            )
+    return f"{failed.text}{hint}"
+
+
+def _describe(outcome: Outcome) -> str:
+    if isinstance(outcome, Stored):
+        return "stored"
+    word = "not stored" if isinstance(outcome, Failed) else "unknown"
+    return f"{word} ({outcome.text})"

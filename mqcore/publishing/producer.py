@@ -1,0 +1,41 @@
+"""`Producer`: publishing to one target, with defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
+
+from mqcore.publishing.options import PublishOptions, check_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mqcore.errors import MqcoreError
+    from mqcore.publishing.options import Receipt, Target
+    from mqcore.publishing.publisher import Publisher
+
+__all__ = ["Producer"]
+
+T = TypeVar("T")
+
+
+class Producer(Generic[T]):
+    """Publishes to one queue or router with defaults of its own; made by `Broker.producer`."""
+
+    def __init__(self, publisher: Publisher, to: Target[T], defaults: PublishOptions) -> None:
+        """Raises `ConfigurationError` for a wrong target or default."""
+        check_target(to, defaults)
+        self._publisher = publisher
+        self._to = to
+        self._defaults = defaults
+
+    async def publish(self, payload: T, **options: Unpack[PublishOptions]) -> Receipt:
+        """Publish one payload as `Broker.publish` does; options given here override the defaults."""
+        merged: PublishOptions = {**self._defaults, **options}
+        return await self._publisher.publish(self._to, payload, **merged)
+
+    async def publish_many(
+        self, payloads: Iterable[T], **options: Unpack[PublishOptions]
+    ) -> list[Receipt | MqcoreError]:
+        """Publish many payloads as `Broker.publish_many` does; options override the defaults."""
+        merged: PublishOptions = {**self._defaults, **options}
+        return await self._publisher.publish_many(self._to, payloads, **merged)

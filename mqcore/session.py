@@ -1,0 +1,354 @@
+"""`Session`: the parts of one `Broker`, put together. Private to mqcore.
+
+`Broker` is what an application sees. The worker needs more of it: the publisher, the replies, the
+isolation lock, receivers. It gets them from `Broker`'s session, with `session_of` in
+`mqcore.broker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from mqcore.admin.dead_letters import DeadLetters
+from mqcore.admin.queues import QueueAdmin
+from mqcore.admin.unused_settings import UnusedSections
+from mqcore.clock import Clock, SystemClock
+from mqcore.config.plugins import Plugins, default_plugins
+from mqcore.config.settings import Settings, open_backend
+from mqcore.connection.connection import Connection
+from mqcore.connection.topology import Topology
+from mqcore.consuming.consumer import Consumer
+from mqcore.consuming.grace import DISCONNECTED, Grace
+from mqcore.consuming.isolation import IsolationLock
+from mqcore.consuming.leases import LeaseKeeper
+from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
+from mqcore.consuming.requests import Replies, Requests
+from mqcore.defaults import LEASE
+from mqcore.errors import ConfigurationError, QueueNotFound
+from mqcore.events import Events
+from mqcore.messages.message import Limits
+from mqcore.middleware import Logging, Middleware
+from mqcore.publishing.composer import Composer
+from mqcore.publishing.publisher import Publisher
+from mqcore.queue import RESERVED_PREFIXES, Queue, name_of
+from mqcore.router import Router
+from mqcore.rules.capabilities import Capability, Durability
+from mqcore.rules.checks import check_kinds, check_options
+from mqcore.rules.inbound import Inbound
+from mqcore.rules.redact import describe_error
+from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
+from mqcore.spi import Backend, QueueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from mqcore.messages.codec import Codecs
+
+__all__ = ["ConnectOptions", "Health", "Session"]
+
+T = TypeVar("T")
+_CONNECTING = "connecting to the broker"
+_REPLY_PREFETCH = 100
+"""How many replies to its requests a broker fetches at once."""
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The options of `Broker.connect` and `App.connect`. All may be left out.
+
+    `settings`: used in place of those from the environment and files. `durability`: what confirmed
+    messages must survive: `memory`, `process`, `machine` or `replicated`; by default nothing is
+    demanded. `clock`: a virtual clock, for tests. `middleware`: the outermost first; `Logging` is
+    always there. `limits`: sizes above which a message is refused. `plugins`: where backends and
+    codecs come from. `queues`, `routers`: declared when the broker connects. `make_backend`: makes
+    the backend in place of URL and plugins, for tests.
+    """
+
+    settings: Settings
+    durability: Durability | str | None
+    clock: Clock
+    middleware: Sequence[Middleware]
+    limits: Limits
+    plugins: Plugins
+    queues: Sequence[Queue[Any]]
+    routers: Sequence[Router[Any]]
+    make_backend: Callable[[], Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The state of a broker, known without asking it (G14).
+
+    `connected`: whether there is a connection. `consuming`: for each queue with a consumer, whether
+    it is really consumed. `server`: name and version of the server, empty while not connected.
+    `error`: the last connection error, empty after a reconnect. `counts`: how often each event of
+    `mqcore.events.EVENTS` has happened.
+    """
+
+    connected: bool
+    consuming: Mapping[str, bool]
+    server: str
+    error: str
+    counts: Mapping[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is connected and every consumer consumes."""
+        return self.connected and all(self.consuming.values())
+
+
+class Session:
+    """The connection of one broker, and everything that uses it."""
+
+    def __init__(self, url: str | None, options: ConnectOptions) -> None:
+        """Read the settings and find the plugin, without any I/O.
+
+        Raises `ConfigurationError` and `BackendNotFound`.
+        """
+        _check(url, options)
+        settings = options.get("settings") or Settings.load()
+        self.settings = settings
+        self.clock = options.get("clock") or SystemClock()
+        self._plugins = options.get("plugins") or default_plugins()
+        self._url = url if url is not None else settings.url.reveal()
+        self._own_backend = options.get("make_backend")
+        durability = options.get("durability", settings.durability)
+        self._durability = None if durability is None else Durability.parse(durability)
+        self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
+
+        self.events = Events()
+        self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
+        for listener in _hooks(self.middleware, "on_event"):
+            self.events.listen(listener)
+        limits = options.get("limits") or Limits()
+        self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
+
+        self.connection = Connection(self._make_backend(), clock=self.clock, events=self.events)
+        self.topology = Topology(self.connection, settings, self._durability)
+        self.queues = QueueAdmin(self.connection, self.topology)
+        composer = Composer(
+            self.connection, self.codecs, limits, _hooks(self.middleware, "outgoing")
+        )
+        self.publisher = Publisher(
+            self.connection, self.topology, composer, settings.publish_timeout
+        )
+        self.inbound = Inbound(self.codecs, _hooks(self.middleware, "incoming")[::-1])
+        self.replies = Replies(self.connection, self.publisher, self.codecs)
+        self.requests = Requests(
+            self.connection, self.publisher, self.inbound, self._reply_receiver
+        )
+
+        self.isolation = IsolationLock()
+        """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
+        self.leaving: Grace | None = None
+        """The grace of a worker that a signal has ended; `close` ends within it."""
+        self._keeper: LeaseKeeper | None = None
+        self._consumers: list[Consumer[Any]] = []
+        self._receivers: list[Receiver] = []
+
+    def _make_backend(self) -> Backend:
+        if self._own_backend is not None:
+            return self._own_backend()
+        return open_backend(self._url, self.settings, self._plugins, self.clock, self._durability)
+
+    def check_loop(self, doing: str) -> None:
+        """Raise `ConfigurationError` unless called from the event loop that opened this broker."""
+        self.connection.check_loop(doing)
+
+    async def open(self) -> None:
+        """Connect and declare; see `Broker.open`."""
+        await self.connection.open()
+        try:
+            if self._durability is not None:
+                self.connection.capabilities.require_durability(self._durability)
+            await self.topology.ensure_all(self._queues, self._routers)
+        except BaseException:
+            await self.connection.close()
+            raise
+
+    async def close(self) -> None:
+        """Release what consumers hold, and disconnect; see `Broker.close`."""
+        self.check_loop("closing the broker")
+        leaving = None if self.leaving is None or self.leaving.is_past else self.leaving
+        grace = leaving or Grace(self.clock, CLOSE_GRACE)
+        for receiver in self._receivers:
+            receiver.grace = grace
+
+        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
+        await self.requests.close(leaving)
+        await asyncio.gather(*(receiver.close() for receiver in self._receivers))
+        if self._keeper is not None:
+            await self._keeper.close()
+        await self.connection.close(None if leaving is None else leaving.left(DISCONNECTED))
+
+    async def declare(self, things: Sequence[Queue[Any] | Router[Any]]) -> None:
+        """Declare queues and routers; see `Broker.declare`."""
+        self.check_loop("declaring")
+        for thing in things:
+            if not isinstance(thing, (Queue, Router)):
+                raise ConfigurationError(
+                    f"declare takes Queue(...) and Router(...), not {thing!r:.60}"
+                )
+        await self.topology.ensure_all(
+            [thing for thing in things if isinstance(thing, Queue)],
+            [thing for thing in things if isinstance(thing, Router)],
+        )
+
+    def consume(
+        self,
+        queue: Queue[T],
+        retry: RetryPolicy | None,
+        *,
+        prefetch: int,
+        lease: float,
+        after_crash: AfterCrash,
+    ) -> Consumer[T]:
+        """Return a consumer of the pull API; it subscribes when it is entered."""
+        isolation = IsolationLock()
+
+        async def make_receiver() -> Receiver:
+            receiver = await self.receiver(
+                queue,
+                retry,
+                prefetch=prefetch,
+                lease=lease,
+                isolation=isolation,
+                blocks_others=False,
+                after_crash=after_crash,
+            )
+            await receiver.start()
+            return receiver
+
+        consumer = Consumer(queue, self.inbound, make_receiver)
+        self._consumers = [*(each for each in self._consumers if not each.closed), consumer]
+        return consumer
+
+    async def receiver(
+        self,
+        queue: Queue[Any],
+        retry: RetryPolicy | None,
+        *,
+        prefetch: int,
+        lease: float,
+        isolation: IsolationLock,
+        blocks_others: bool = True,
+        after_crash: AfterCrash = "isolate",
+    ) -> Receiver:
+        """Declare a queue and return a receiver that is not started yet.
+
+        Consumers and workers are built on it.
+        """
+        self.check_loop(f"consuming {queue!r}")
+        self.codecs.named(queue.payload.codec)  # raises now for a codec that is not allowed
+        declared = await self.topology.ensure(queue)
+        rules = await self.topology.rules(declared, retry, after_crash)
+        return self._make_receiver(
+            rules, prefetch, lease, isolation, blocks_others=blocks_others, queue=declared
+        )
+
+    def _make_receiver(
+        self,
+        rules: Rules,
+        prefetch: int,
+        lease: float,
+        isolation: IsolationLock,
+        *,
+        blocks_others: bool,
+        queue: Queue[Any] | None,
+    ) -> Receiver:
+        async def redeclare() -> None:
+            if queue is not None:
+                await self.topology.restore(queue)
+            else:
+                await self.connection.declare([QueueSpec(name=rules.queue, role="temporary")])
+
+        receiver = Receiver(
+            self.connection,
+            rules,
+            prefetch=prefetch,
+            lease=lease,
+            isolation=isolation,
+            keeper=self._lease_keeper(),
+            redeclare=redeclare,
+            blocks_others=blocks_others,
+        )
+        self._receivers = [*(each for each in self._receivers if not each.closed), receiver]
+        return receiver
+
+    async def _reply_receiver(self, name: str) -> Receiver:
+        rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
+        receiver = self._make_receiver(
+            rules, _REPLY_PREFETCH, LEASE, IsolationLock(), blocks_others=False, queue=None
+        )
+        await receiver.start()
+        return receiver
+
+    def _lease_keeper(self) -> LeaseKeeper | None:
+        if self._keeper is None and self.connection.capabilities.has(Capability.LEASE):
+            self._keeper = LeaseKeeper(self._make_backend, self.connection.backend, self.clock)
+        return self._keeper
+
+    def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:
+        """Return the dead letters of a queue; see `Broker.dead_letters`."""
+
+        async def find() -> str:
+            name = await self.topology.dead_letter_name(queue)
+            if name is None:
+                raise QueueNotFound(
+                    f"queue {name_of(queue)!r} has no dead-letter queue. If its consumers adopt it "
+                    "with dead_letter=, name that queue"
+                )
+            return name
+
+        return DeadLetters(self.connection, name_of(queue), find)
+
+    async def unused_settings(
+        self, app: str, queues: Iterable[Queue[Any]], routers: Iterable[Router[Any]]
+    ) -> list[str]:
+        """Return a sentence for each section of the settings that has no effect.
+
+        Compares them with the queues and routers of the app, with those that this broker was given,
+        and with those that exist on the broker.
+        """
+        sections = UnusedSections(self.settings, self.connection, self.topology)
+        return await sections.find(app, [*queues, *self._queues], [*routers, *self._routers])
+
+    def health(self) -> Health:
+        """Return what is known without asking the broker."""
+        consuming: dict[str, bool] = {}
+        for receiver in self._receivers:
+            queue = receiver.rules.queue
+            if not receiver.stopped and not queue.startswith(RESERVED_PREFIXES):
+                consuming[queue] = receiver.consuming and consuming.get(queue, True)
+
+        connection = self.connection
+        is_open = connection.connected and connection.generation
+        return Health(
+            connected=connection.connected,
+            consuming=consuming,
+            server=connection.capabilities.server if is_open else "",
+            error=describe_error(connection.error) if connection.error else "",
+            counts=dict(self.events.counts),
+        )
+
+
+def _hooks(middleware: Sequence[Middleware], name: str) -> list[Callable[[Any], Any]]:
+    """Return this hook of the middlewares that override it, in order."""
+    return [
+        getattr(each, name)
+        for each in middleware
+        if getattr(type(each), name) is not getattr(Middleware, name)
+    ]
+
+
+def _check(url: str | None, options: ConnectOptions) -> None:
+    check_options(options, ConnectOptions, _CONNECTING)
+    if url is not None and options.get("make_backend") is not None:
+        raise ConfigurationError(
+            f"{_CONNECTING}: make_backend= makes the backend, so a URL has no effect. Leave one of "
+            "them out"
+        )
+    check_kinds("queues", options.get("queues", ()), Queue, _CONNECTING)
+    check_kinds("routers", options.get("routers", ()), Router, _CONNECTING)
+    check_kinds("middleware", options.get("middleware", ()), Middleware, _CONNECTING)
