@@ -1,6 +1,6 @@
-"""`App`: what an application consumes and routes, as a description.
+"""`App`: the description of an application: its consumers, routers and middleware.
 
-It holds no connection and is nobody's global.
+It holds no connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ R = TypeVar("R")
 
 
 class Registration(Generic[T]):
-    """What `App.consumer` returns: a decorator that takes a handler of the queue's payload type, and returns it unchanged."""
+    """The decorator that `App.consumer` returns.
+
+    It takes a handler of the queue's payload type, and returns it unchanged.
+    """
 
     def __init__(self, app: App, queue: Queue[T] | str, options: HandlerOptions) -> None:
         """Made by `App.consumer`."""
@@ -51,7 +54,10 @@ class Registration(Generic[T]):
 
 
 class BatchRegistration(Generic[T]):
-    """The same for `batch=`: the handler takes a list of received items."""
+    """The decorator that `App.consumer` returns with `batch=`.
+
+    The handler takes a list of received items.
+    """
 
     def __init__(self, app: App, queue: Queue[T] | str, options: HandlerOptions) -> None:
         """Made by `App.consumer` with `batch=`."""
@@ -65,11 +71,11 @@ class BatchRegistration(Generic[T]):
 
 
 class App:
-    """A set of consumers and routers, with what runs around them.
+    """The consumers, routers and middleware of an application.
 
-    `name` is for logs. `routers` are declared at connect. `middleware` runs around every handler,
-    the first outermost. `lifespan` is an async context manager function that a Worker enters with
-    its broker before it consumes; what it yields is `ctx.state`.
+    `name` is for logs. `routers` are declared when the broker connects. `middleware` runs around
+    every handler, the first one outermost. `lifespan` is an async context manager function: a worker
+    enters it with its broker before it consumes, and what it yields is `ctx.state`.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class App:
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[Broker], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
-        """Describe; nothing is opened."""
+        """Describe the application. There is no I/O."""
         self.name = name
         self.routers = list(routers)
         self.middleware = list(middleware)
@@ -109,11 +115,13 @@ class App:
     def consumer(
         self, queue: Any, **options: Unpack[HandlerOptions]
     ) -> Registration[Any] | BatchRegistration[Any]:
-        """Decorate the handler of a queue; for the options see `ConsumerOptions`, and `BatchOptions` for a handler of batches.
+        """Return the decorator for the handler of a queue.
 
-        A bare name declares the queue with its defaults and takes the payload type from the
-        handler's first annotation. With `batch` the handler gets a list of up to so many received
-        items, and may settle each; those that it does not settle share what becomes of its run.
+        For the options see `ConsumerOptions`, and `BatchOptions` for a handler of batches. The name
+        of a queue declares it with default settings, and the handler's first annotation is its
+        payload type. With `batch` the handler gets a list of at most that many received items, and
+        may settle each; the items that it does not settle are settled together, by how it ends.
+        Raises `ConfigurationError` for a wrong option.
         """
         if callable(queue):
             name = getattr(queue, "__name__", type(queue).__name__)
@@ -128,26 +136,28 @@ class App:
     def register(
         self, queue: Queue[Any] | str, handler: Callable[..., Any], options: HandlerOptions
     ) -> Callable[..., Any]:
-        """Register a handler without decorating it, and return it unchanged.
+        """Register a handler without the decorator, and return it unchanged.
 
-        Raises `ConfigurationError`.
+        Raises `ConfigurationError` when the handler or an option cannot work, and when the queue
+        has a handler already.
         """
         spec = HandlerSpec.of(queue, handler, options)
         if any(other.queue.name == spec.queue.name for other in self.handlers):
-            msg = (
-                f"app {self.name!r} has a handler for queue {spec.queue.name!r} already; one "
-                "queue has one handler"
+            raise ConfigurationError(
+                f"app {self.name!r} already has a handler for queue {spec.queue.name!r}; a queue "
+                "has one handler"
             )
-            raise ConfigurationError(msg)
         if spec.mode == "process":
-            handler.__mqcore__ = spec  # type: ignore[attr-defined]  # the handler's own process finds its payload type there
+            handler.__mqcore__ = spec  # type: ignore[attr-defined]  # its own process reads the payload type there
         self.handlers.append(spec)
         return handler
 
     def connect(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
-        """Return a broker for `async with` that declares this app's queues and routers, and runs its middleware.
+        """Return a broker for `async with` that declares the app's queues and routers.
 
-        What the options name of these is added to the app's own. For the URL see `Broker.connect`.
+        It also runs the app's middleware. Queues, routers and middleware in the options are added to
+        the app's. For the URL and the errors see `Broker.connect`, for the options
+        `ConnectOptions`.
         """
         merged: ConnectOptions = {
             **options,

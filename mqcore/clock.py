@@ -1,8 +1,7 @@
-"""One clock for every timer of core.
+"""One clock for all timers of core.
 
-Broker, Worker and the memory backend are given the same `Clock`. In production it is `SystemClock`;
-in an application's tests it is `mqcore.testing.VirtualClock`, and a delay of a day passes in
-milliseconds.
+Broker, Worker and the memory backend share one `Clock`. In production it is `SystemClock`. In tests
+it is `mqcore.testing.VirtualClock`, with which a delay of a day passes in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,56 +20,65 @@ __all__ = ["Clock", "SystemClock", "seconds"]
 
 @runtime_checkable
 class Clock(Protocol):
-    """What core asks of time. All values are seconds."""
+    """What core needs from a clock. All values are in seconds."""
 
     real: bool
-    """Whether real time drives it.
+    """Whether the clock follows real time.
 
-    Where it does not, leases are renewed in the caller's own loop.
+    If it does not, leases are renewed in the caller's own event loop.
     """
 
     def now(self) -> float:
-        """Wall-clock time, seconds since the epoch: for records that people read, and for ages across processes."""
+        """Return the wall-clock time, in seconds since the epoch.
+
+        It is for records that people read, and for ages that several processes compare.
+        """
 
     def monotonic(self) -> float:
-        """Time that never steps back: for every deadline inside one process."""
+        """Return a time that never goes back, for deadlines within one process."""
 
     async def sleep(self, delay: float) -> None:
         """Return after `delay` seconds."""
 
     def timeout(self, delay: float | None) -> AbstractAsyncContextManager[object]:
-        """Cancel the block after `delay` seconds (None: never) and raise `TimeoutError` from it, as `asyncio.timeout` does."""
+        """Cancel the block after `delay` seconds, and raise `TimeoutError` from it.
+
+        None means never. It behaves as `asyncio.timeout`.
+        """
 
     def busy(self) -> AbstractContextManager[object]:
-        """Mark work that goes on outside the event loop (a thread, a process), so that a virtual clock waits for it."""
+        """Mark work outside the event loop, in a thread or a process.
+
+        A virtual clock waits for such work.
+        """
 
 
 class SystemClock:
-    """The machine's clock and asyncio's own timers."""
+    """The system's clock, and asyncio's timers."""
 
     real = True
 
     def now(self) -> float:
-        """Wall-clock time, seconds since the epoch."""
+        """Return `time.time()`."""
         return time.time()
 
     def monotonic(self) -> float:
-        """`time.monotonic()`."""
+        """Return `time.monotonic()`."""
         return time.monotonic()
 
     async def sleep(self, delay: float) -> None:
-        """`asyncio.sleep`."""
+        """Wait as `asyncio.sleep` does."""
         await asyncio.sleep(delay)
 
     def timeout(self, delay: float | None) -> AbstractAsyncContextManager[object]:
-        """`asyncio.timeout`."""
+        """Return `asyncio.timeout(delay)`."""
         return asyncio.timeout(delay)
 
     def busy(self) -> AbstractContextManager[object]:
-        """Real time passes by itself: nothing to mark."""
+        """Do nothing: real time passes by itself."""
         return nullcontext()
 
 
 def seconds(value: float | timedelta) -> float:
-    """Seconds as a float from what a user may pass for a duration."""
+    """Return a number of seconds or a `timedelta` as seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else float(value)

@@ -1,9 +1,9 @@
 """Every error of mqcore, in one small tree.
 
-A message that cannot be sent ends in `PublishFailed` (certainly not stored) or `PublishUnknown` (it
-may be stored); whoever catches those two has caught every ending of a publish that is not a receipt
-(G1). A driver's own exception is always the `__cause__`. `Retry` and `Reject` are not errors: a
-handler raises them to say what shall become of its message.
+A publish that returns no receipt raises `PublishFailed` (the message is certainly not stored) or
+`PublishUnknown` (it may be stored), so code that catches these two has handled every case (G1). A
+driver's own exception is always the `__cause__`. `Retry` and `Reject` are not errors: a handler
+raises them to decide what happens to its message.
 """
 
 from __future__ import annotations
@@ -43,39 +43,42 @@ __all__ = [
 
 
 class MqcoreError(Exception):
-    """The root: everything that mqcore raises on purpose."""
+    """The base class of all errors of mqcore."""
 
 
 class ConfigurationError(MqcoreError):
-    """What was asked for cannot work as written: a typo in an option, a bad URL, a handler of the wrong shape."""
+    """Something cannot work as it is written: an unknown option, a bad URL, a wrong handler."""
 
 
 class BackendNotFound(ConfigurationError):
-    """No installed plugin serves the URL's scheme; the text names what is installed and what to install."""
+    """No installed plugin serves the URL's scheme.
+
+    The text names the installed plugins and what to install.
+    """
 
 
 class UnsupportedFeature(ConfigurationError):
-    """The backend cannot keep this promise; raised before anything is sent (G16)."""
+    """The backend cannot do this. Raised before anything is sent (G16)."""
 
 
 class TopologyMismatch(ConfigurationError):
-    """A queue or router exists on the broker with other settings than the ones declared."""
+    """A queue or router exists on the broker with other settings than the declared ones."""
 
 
 class DurabilityUnavailable(ConfigurationError):
-    """The application asked for more durability than the live server gives."""
+    """The application asked for more durability than the server gives."""
 
 
 class BrokerError(MqcoreError):
-    """The broker, or the way to it, let us down."""
+    """The broker, or the connection to it, failed."""
 
 
 class ConnectionLost(BrokerError):
-    """The connection is gone (or was closed), and the call could not wait for the next one."""
+    """The connection was lost or closed before the call could be done."""
 
 
 class LeaseLost(BrokerError):
-    """The message went to another consumer; settling it here has no effect any more (G5)."""
+    """The message now belongs to another consumer; settling it here has no effect (G5)."""
 
 
 class RequestTimeout(BrokerError, TimeoutError):
@@ -98,9 +101,9 @@ class Unroutable(PublishFailed):
 
 
 class QueueNotFound(PublishFailed):
-    """The queue does not exist (any more).
+    """The queue does not exist, or no longer exists.
 
-    Declare it: with `broker.declare`, by its consumer, or by publishing to a `Queue`.
+    To declare it, call `broker.declare`, start its consumer, or publish to a `Queue`.
     """
 
 
@@ -109,18 +112,21 @@ class QueueFull(PublishFailed):
 
 
 class MessageTooLarge(PublishFailed):
-    """Payload or headers exceed the limit; refused before any I/O (G12)."""
+    """The payload or the headers exceed a limit. Raised before any I/O (G12)."""
 
 
 class Blocked(PublishFailed):
-    """The broker accepts no publishes now (an alarm, memory full), or was not connected in time; nothing was written."""
+    """The broker accepts no messages now, or was not connected in time.
+
+    It may have raised an alarm, or its memory may be full. Nothing was stored.
+    """
 
 
 class PublishUnknown(BrokerError):
-    """The message was sent and no answer came in time; it may be stored, even later (G1).
+    """The message was sent and no answer came in time: it may be stored, even later (G1).
 
     `id` is the message's id: on a backend with DEDUP, publishing again with `id=` stores one copy.
-    `outcomes` names, for a routed message of which only some queues answered, what each queue said.
+    When only some of a routed message's queues answered, `outcomes` has the answer of each queue.
     """
 
     def __init__(self, text: str, *, id: str, outcomes: Mapping[str, str] | None = None) -> None:
@@ -130,25 +136,32 @@ class PublishUnknown(BrokerError):
 
 
 class MessageError(MqcoreError):
-    """The message itself is wrong."""
+    """The message itself is not valid."""
 
 
 class DecodeError(MessageError):
-    """The body cannot be read as its content type says; such a message is dead-lettered as `undecodable`."""
+    """The body cannot be decoded as its content type.
+
+    Such a message is dead-lettered with the reason `undecodable`.
+    """
 
 
 class ValidationError(MessageError):
-    """A payload does not fit its queue's type, or a priority, ttl, delay, id or header is out of bounds."""
+    """A payload or an option of a publish is not valid.
+
+    The payload does not match its queue's type, or a priority, ttl, delay, id or header is out of
+    bounds.
+    """
 
 
 class HandlerTimeout(MqcoreError, TimeoutError):
-    """The handler ran past its time limit; this counts as one attempt (G4)."""
+    """The handler ran longer than its time limit. This counts as one attempt (G4)."""
 
 
 class RemoteError(MqcoreError):
     """The handler of a request failed for good.
 
-    `type` and `text` are data from the other side, never resolved to code.
+    `type` and `text` describe the exception there. They are data, never resolved to code.
     """
 
     def __init__(self, reason: str, type: str, text: str) -> None:  # noqa: A002 - the remote exception's type name
@@ -159,10 +172,10 @@ class RemoteError(MqcoreError):
 
 
 class Retry(Exception):
-    """Raised by a handler: handle this message again.
+    """A handler raises this to have its message handled again.
 
-    `delay` (seconds or timedelta) overrides the policy's wait, not its `max_attempts` or `max_age`
-    (G10). Counts as an attempt.
+    `delay` (seconds or timedelta) replaces the wait of the retry policy, but not its `max_attempts`
+    or `max_age` (G10). The run counts as an attempt.
     """
 
     def __init__(self, delay: float | timedelta | None = None) -> None:
@@ -171,9 +184,9 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: never again.
+    """A handler raises this to have its message dead-lettered without another attempt.
 
-    The message goes straight to the dead-letter queue, reason `rejected` (G11).
+    The message goes to the dead-letter queue with the reason `rejected` (G11).
     """
 
     def __init__(self, reason: str = "rejected by the handler") -> None:

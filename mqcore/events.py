@@ -1,8 +1,8 @@
-"""What core tells about itself: one table of events, which logging, metrics and counters all read.
+"""The events of core: one table for logging, metrics and counters.
 
-Every event is counted; a listener (a middleware's `on_event`) is called only when there is one. A
-listener that raises is reported once through logging and otherwise ignored: telemetry never decides
-what becomes of a message.
+Every event is counted, and passed to the listeners (a middleware's `on_event`). The first exception
+of a listener is logged; further ones are ignored, because telemetry must not change what happens to
+a message.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ EVENTS = {
     "connection.lost": "the connection broke; fields: error",
     "connection.retry": "connecting again failed; fields: error, wait",
     "connection.restored": "connected again, topology re-declared; fields: seconds",
-    "queue.altered": "a queue has other settings after a reconnect than it was declared with here; fields: "
-    "error",
+    "queue.altered": "after a reconnect, a queue has other settings than this process declared; "
+    "fields: error",
     "message.published": "a message was stored; fields: duplicate",
     "publish.failed": "a message was certainly not stored; fields: error",
     "publish.unknown": "a message was sent without an answer; fields: error",
@@ -32,26 +32,32 @@ EVENTS = {
     "message.done": "handled and acknowledged; fields: seconds",
     "message.retried": "will be handled again; fields: delay, error",
     "message.dead": "dead-lettered; fields: reason, error",
-    "message.dropped": "gone, for its queue has no dead-letter queue; fields: reason, error",
-    "message.released": "given back unfinished",
-    "message.taken_over": "came back from a dead consumer for the first time; runs at once among the others",
-    "message.quarantined": "came back from a dead consumer again; will run alone",
-    "settle.stale": "the settlement came too late: the message belongs to another consumer; fields: verdict",
-    "settle.failed": "the settlement failed and is tried again, the message stays ours; fields: verdict, "
-    "error",
-    "settle.unanswered": "the broker never answered the settlement; the message may come again; fields: error",
+    "message.dropped": "lost, because its queue has no dead-letter queue; fields: reason, error",
+    "message.released": "returned to the queue unfinished",
+    "message.taken_over": "its consumer died for the first time; it runs now, beside others",
+    "message.quarantined": "its consumer died again; it will run alone",
+    "settle.stale": "the settlement came too late: another consumer has the message; fields: "
+    "verdict",
+    "settle.failed": "the settlement failed and will be tried again; the message is still held; "
+    "fields: verdict, error",
+    "settle.unanswered": "the broker did not answer the settlement; the message may be delivered "
+    "again; fields: error",
     "lease.lost": "the claim was lost while the message was held",
     "consumer.started": "consuming; fields: prefetch",
-    "consumer.interrupted": "consuming stopped by itself; fields: error",
-    "consumer.stopped": "consuming ended in order",
+    "consumer.interrupted": "consuming was interrupted; fields: error",
+    "consumer.stopped": "consuming ended as requested",
     "reply.failed": "a reply could not be stored; fields: error",
 }
-"""Every event and its fields. The names are public: dashboards are built on them."""
+"""Every event and its fields. The names are public, because dashboards use them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened: its name from `EVENTS`, where it applies the queue, message id and attempt, and the fields."""
+    """One event.
+
+    `name` is a key of `EVENTS`. `queue`, `message_id` and `attempt` are empty or 0 where they do not
+    apply. `fields` are the event's own.
+    """
 
     name: str
     queue: str = ""
@@ -61,7 +67,7 @@ class Event:
 
 
 class Events:
-    """The hub: counts everything, calls the listeners."""
+    """Counts every event and calls the listeners. `counts` has the number of each event so far."""
 
     def __init__(self) -> None:
         """Start with no listeners and all counts at 0."""
@@ -70,13 +76,16 @@ class Events:
         self._broken: set[int] = set()
 
     def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event from now on, on the event loop: it must be quick."""
+        """Call `listener` with every event from now on.
+
+        It is called on the event loop, so it must be quick.
+        """
         self._listeners.append(listener)
 
     def emit(
         self, name: str, queue: str = "", message_id: str = "", attempt: int = 0, **fields: object
     ) -> None:
-        """Count an event and tell the listeners. Never raises."""
+        """Count an event and call the listeners. Never raises."""
         self.counts[name] += 1
         if not self._listeners:
             return
@@ -88,6 +97,6 @@ class Events:
                 if id(listener) not in self._broken:
                     self._broken.add(id(listener))
                     log().exception(
-                        "an event listener raised, and will be heard of only this once: %r",
+                        "an event listener raised; its further exceptions are not logged: %r",
                         listener,
                     )

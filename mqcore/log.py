@@ -1,8 +1,8 @@
-"""The logger `mqcore`, which an application's logging configuration cannot silence by accident.
+"""The logger `mqcore`.
 
-`logging.config.dictConfig` and `fileConfig` disable every logger that exists and that they do not
-name, unless they are told otherwise. A worker whose log ends there would be silent about lost
-connections and dead letters.
+An application's logging configuration cannot silence it by accident. By default
+`logging.config.dictConfig` and `fileConfig` disable every existing logger that they do not name. A
+worker would then not report lost connections and dead letters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOGGER = logging.getLogger("mqcore")
 
 
 def log() -> logging.Logger:
-    """Return the logger, enabled. Whoever wants less of it sets its level."""
+    """Return the logger, enabled. To see less of it, set its level."""
     if _LOGGER.disabled:
         _LOGGER.disabled = False
     return _LOGGER

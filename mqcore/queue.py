@@ -1,8 +1,8 @@
-"""A queue as an application names it: typed by its payload, with its settings.
+"""`Queue`: the description of a queue, with the type of its payload and its settings.
 
-`Queue` is a plain description. It holds no connection, so one module-level constant serves every
-broker and every process. Declaring it makes three queues in one batch: itself, its dead-letter
-queue, and the quarantine `<queue>.again` (G4).
+It holds no connection, so one module-level constant serves every broker and every process.
+Declaring it creates three queues in one batch: the queue, its dead-letter queue, and the
+quarantine `<queue>.again` (G4).
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ def check_queue_name(name: str, what: str = "queue") -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         rule = "1 to 200 characters of A-Z a-z 0-9 . _ : -, beginning with a letter, a digit or _"
-        msg = f"{what} name {name!r:.240} is not usable: {rule}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{what} name {name!r:.240} is not usable: {rule}")
     return name
 
 
@@ -76,14 +75,16 @@ def name_of(target: Named | str) -> str:
 
 
 class QueueOptions(TypedDict, total=False):
-    """The settings of a queue; all but `codec` and `declare` may also stand in configuration, which wins.
+    """The settings of a queue. All may be left out.
 
-    `ttl`: seconds that a message lives from its publish (G6). `max_length`: ready messages, and
-    `overflow` what happens to a publish beyond it (G12). `dead_letter`: name of the dead-letter
-    queue, `<queue>.dlq` when not given, None for none (G11), and `retention` the seconds that it
-    keeps a message. `retry`: the policy of its consumers (G10). `codec`: name of the codec, by the
-    payload's type when not given. `declare=False` adopts an existing queue and only checks that it
-    is there.
+    The settings file may override all of them but `codec` and `declare`.
+
+    `ttl`: seconds that a message lives after its publish (G6). `max_length`: how many ready messages
+    the queue holds, and `overflow`: what happens to further ones, `"reject"` or `"dead_letter"`
+    (G12). `dead_letter`: the name of the dead-letter queue, `<queue>.dlq` by default, or None for
+    none (G11). `retention`: seconds that the dead-letter queue keeps a message. `retry`: the policy
+    of its consumers (G10). `codec`: the name of the codec; by default the payload's type decides.
+    `declare=False`: use a queue that exists, and only check its settings.
     """
 
     ttl: float | timedelta | None
@@ -130,43 +131,36 @@ class Queue(Generic[T]):
     def _check(self) -> None:
         name = self.name
         if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(RESERVED_PREFIXES)):
-            msg = (
-                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' "
-                "or 'amq.' are made by mqcore and "
-                "brokers. Use declare=False to adopt an existing one"
+            raise ConfigurationError(
+                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' or "
+                "'amq.' are made by mqcore and brokers. Use declare=False to adopt an existing one"
             )
-            raise ConfigurationError(msg)
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter, "dead-letter queue")
             if self.dead_letter.endswith(AGAIN):
-                msg = (
+                raise ConfigurationError(
                     f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; "
                     "choose another"
                 )
-                raise ConfigurationError(msg)
             if self.dead_letter == name and self.declare:
-                msg = f"queue {name!r} cannot be its own dead-letter queue"
-                raise ConfigurationError(msg)
+                raise ConfigurationError(f"queue {name!r} cannot be its own dead-letter queue")
         if self.max_length is not None:
             check_count("max_length", self.max_length, f"queue {name!r}")
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
-            msg = (
+            raise ConfigurationError(
                 f"queue {name!r}: retry={self.retry!r:.60} is not a RetryPolicy; give "
                 "RetryPolicy(max_attempts=…)"
             )
-            raise ConfigurationError(msg)
         if self.overflow not in ("reject", "dead_letter"):
-            msg = (
+            raise ConfigurationError(
                 f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or "
                 "'dead_letter'"
             )
-            raise ConfigurationError(msg)
         if self.overflow == "dead_letter" and self.dead_letter is None:
-            msg = (
+            raise ConfigurationError(
                 f"queue {name!r}: overflow='dead_letter' needs a dead-letter queue, and "
                 "dead_letter=None says that there is none"
             )
-            raise ConfigurationError(msg)
 
     def __repr__(self) -> str:
         """Name and payload type, as in the source."""
@@ -174,11 +168,11 @@ class Queue(Generic[T]):
 
     @property
     def quarantine(self) -> str | None:
-        """Where its suspected messages run alone (G4); a dead-letter queue has none."""
+        """The queue from which its suspected messages run alone (G4); None for a dead-letter queue."""
         return None if self.dead_letter == self.name else self.name + AGAIN
 
     def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:
-        """Return the queue with these settings in place of its own: configuration wins over code."""
+        """Return the queue with these settings in place of its own."""
         if not options:
             return self
         merged: QueueOptions = {**self.options, **options}
@@ -187,7 +181,7 @@ class Queue(Generic[T]):
         return queue
 
     def specs(self, durability: Durability | None = None) -> list[QueueSpec]:
-        """Return what the broker must hold for it: the queue, its dead-letter queue and its quarantine, as one batch."""
+        """Return what to declare on the broker: the queue, its quarantine, its dead-letter queue."""
         main = QueueSpec(
             name=self.name,
             ttl=self.ttl,

@@ -1,7 +1,7 @@
-"""A router as an application names it: typed by its payload, with the bindings that its code asks for.
+"""`Router`: the description of a router, with the type of its payload and its bindings.
 
-Like `Queue` it is a plain description without a connection. What is bound lives with the broker,
-where every process sees it (G15).
+Like `Queue` it holds no connection. The broker stores the bindings, where every process sees them
+(G15).
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _KINDS = ("direct", "topic", "fanout", "headers")
 
 
 class Router(Generic[T]):
-    """Sends one message to the queues whose bindings take it.
+    """Sends a message to every queue that has a matching binding.
 
-    `kind`: `direct` compares the routing key, `topic` matches its words (`*` one, `#` any number),
-    `fanout` takes all, `headers` compares headers. Raises `ConfigurationError` for a bad name or
-    kind.
+    `kind` says how a binding matches: `direct` compares the routing key, `topic` matches its words
+    (`*` stands for one, `#` for any number), `fanout` takes all, `headers` compares headers.
+
+    Raises `ConfigurationError` for a bad name or kind.
     """
 
     @overload
@@ -42,14 +43,14 @@ class Router(Generic[T]):
     def __init__(self, name: str, payload: Any = bytes, *, kind: Kind = "topic") -> None:
         self.name = check_queue_name(name, "router")
         if name.startswith(RESERVED_PREFIXES):
-            msg = (
-                f"router {name!r}: names beginning with 'mq.' or 'amq.' are made by mqcore and "
-                "brokers"
+            raise ConfigurationError(
+                f"router {name!r}: names that begin with 'mq.' or 'amq.' are reserved for mqcore "
+                "and the brokers. Choose another name"
             )
-            raise ConfigurationError(msg)
         if kind not in _KINDS:
-            msg = f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
-            raise ConfigurationError(msg)
+            raise ConfigurationError(
+                f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
+            )
         self.kind: Kind = kind
         self.payload: Payload[T] = Payload(payload)
         self.bindings: list[Binding] = []
@@ -67,11 +68,12 @@ class Router(Generic[T]):
         headers: Mapping[str, str] | None = None,
         match: Literal["all", "any"] = "all",
     ) -> Router[T]:
-        """Let a queue take what matches, and return the router, so that calls can be chained.
+        """Add a binding, and return the router so that calls can be chained.
 
-        `pattern` is the key (direct) or the pattern (topic); `headers` and `match` are for headers
-        routers. Takes effect on the broker when the router is declared: at connect for an App's
-        routers, else at the first publish.
+        `pattern` is the key of a direct router or the pattern of a topic router. `headers` and
+        `match` are for headers routers. The broker gets the binding when the router is declared:
+        when it connects for the routers of an App, at the first publish for others. Raises
+        `ConfigurationError` when the binding could never match.
         """
         binding = self.binding(queue, pattern, headers=headers, match=match)
         if binding not in self.bindings:

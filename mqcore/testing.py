@@ -1,9 +1,9 @@
-"""What an application's tests need: a clock that they move themselves, and a `memory://` of their own.
+"""For tests of an application: a clock that the test advances, and a `memory://` of its own.
 
-A test gives one `VirtualClock` to the Broker. A message published with a delay of a day then waits
-in a heap of timers, and `await clock.advance(timedelta(days=1))` steps from timer to timer up to
-the day's end: after each one it lets everything run that has become runnable, handlers in threads
-included. So when `advance` returns, the message has been handled, and milliseconds have passed.
+A test gives a `VirtualClock` to its broker. A message published with a delay of a day then waits on
+a heap of timers, and `await clock.advance(timedelta(days=1))` fires one timer after the other. After
+each timer everything runs that can run, handlers in threads included. When `advance` returns, the
+message has been handled, and only milliseconds of real time have passed.
 """
 
 from __future__ import annotations
@@ -28,41 +28,44 @@ __all__ = ["VirtualClock", "memory_url"]
 _EPOCH = 1_735_689_600.0
 """2025-01-01 UTC."""
 _NEAR = 1e-6
-"""Timers due this soon (seconds) after the end of an `advance` fire in it: a sum of floats misses its goal by less.
+"""Seconds after the end of an `advance` within which a timer still fires.
+
+A sum of floats is inexact by less than this.
 """
 _BLIND_PASSES = 100
-"""Passes of a loop that does not show what it has to run."""
+"""How often `settle` passes through an event loop that does not show its ready callbacks."""
 _MOST_PASSES = 1_000_000
-"""Passes after which something is surely spinning: a tenth of them handles thousands of messages.
-"""
+"""Passes after which a task must be polling: a tenth of them handles thousands of messages."""
 _MOST_ROUNDS = 100_000
-"""Timers, each started after the one before had fired, after which time surely stands still: seconds of real time.
+"""How many timers may be started and fire at one moment, one after the other.
+
+More of them take seconds of real time: something starts timers for no time.
 """
 _FEW = 64
-"""Cancelled timers that are not worth a rebuild of the heap."""
+"""The heap is not rebuilt for fewer cancelled timers than this."""
 
 
 @dataclass(slots=True)
 class _Timer:
     fire: Callable[[], None] | None
-    """None once it is cancelled or over."""
+    """None after it has fired or was cancelled."""
 
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    """Something that goes on outside the loop since `began` (real time)."""
+    """Work outside the event loop. `began` is in real time."""
 
     began: float = field(default_factory=time.monotonic)
     waited_for: bool = False
 
 
 class VirtualClock:
-    """A `Clock` that stands still until `advance` moves it.
+    """A `Clock` that moves only when `advance` is called.
 
-    `epoch` is what `now()` says at first, in seconds; `monotonic()` starts at 0 and both move
-    together. `patience` is how long, in seconds of real time since it began, `advance` waits for
-    work in a thread or a process before it goes on without it. A clock belongs to the event loop
-    that it is first used in, until that loop is closed.
+    `epoch` is what `now()` returns at first, in seconds. `monotonic()` starts at 0. `patience` is
+    how many seconds of real time `advance` waits for work in a thread or a process, counted from the
+    start of that work; then it continues without it. A clock belongs to the event loop in which it
+    is first used, until that loop is closed.
     """
 
     real = False
@@ -81,15 +84,18 @@ class VirtualClock:
         self._home: asyncio.AbstractEventLoop | None = None
 
     def now(self) -> float:
-        """Wall-clock time, seconds since the epoch; may be called from any thread, as `monotonic` may."""
+        """Return the virtual wall-clock time in seconds. May be called from any thread."""
         return self._epoch + self._elapsed
 
     def monotonic(self) -> float:
-        """Seconds that `advance` has moved this clock by."""
+        """Return how many seconds the clock was advanced. May be called from any thread."""
         return self._elapsed
 
     async def sleep(self, delay: float) -> None:
-        """Return when `advance` has moved the clock by `delay` seconds; at 0 or less, when others have run once."""
+        """Return when the clock was advanced by `delay` seconds.
+
+        At 0 or less, return after other tasks have run once.
+        """
         if delay <= 0:
             await asyncio.sleep(0)
             return
@@ -102,10 +108,10 @@ class VirtualClock:
 
     @asynccontextmanager
     async def timeout(self, delay: float | None) -> AsyncIterator[object]:
-        """Cancel the block when the clock has moved by `delay` seconds, and raise `TimeoutError`; None: never.
+        """Cancel the block when the clock was advanced by `delay` seconds; raise `TimeoutError`.
 
-        What a cancellation means is left to `asyncio.timeout`: nested timeouts and one from outside
-        end as they do there.
+        None means never. `asyncio.timeout` does the cancelling, so nested timeouts and cancellations
+        from outside behave as they do there.
         """
         loop = self._loop()
         async with asyncio.timeout(None) as limit:
@@ -123,9 +129,9 @@ class VirtualClock:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Mark work in a thread or a process: `advance` and `settle` wait for it in real time, once, with patience.
+        """Mark work in a thread or a process; `advance` and `settle` wait for it in real time.
 
-        Entered and left on the event loop.
+        Enter and leave it on the event loop.
         """
         work = _Work()
         self._work.add(work)
@@ -137,23 +143,21 @@ class VirtualClock:
                 self._ended.set_result(None)
 
     async def advance(self, delay: float | timedelta) -> None:
-        """Move the clock by `delay` (seconds or timedelta) from timer to timer, and let run what each made runnable.
+        """Move the clock by `delay` (seconds or timedelta), one timer after the other.
 
-        Timers fire in the order of their time, those of one moment in the order of their start.
-        Raises `RuntimeError` when another task is advancing this clock, when something in the loop
-        never stops being runnable, and when one moment never ends, because a timer for no time is
-        started anew each time; `ValueError` for a negative delay.
+        Timers fire in the order of their time, and those of the same time in the order in which they
+        were started. After each timer, everything runs that can run. Raises `ValueError` for a
+        negative delay. Raises `RuntimeError` when another task is advancing this clock, when a task
+        never stops running, and when timers for no time are started again and again.
         """
         length = seconds(delay)
         if length < 0:
-            msg = f"advance({length:g}): a clock is never moved back"
-            raise ValueError(msg)
+            raise ValueError(f"advance({length:g}): a clock cannot go back")
         if self._advancing:
-            msg = (
-                "this VirtualClock is already being advanced by another task; advance it from "
-                "one place at a time"
+            raise RuntimeError(
+                "this VirtualClock is already being advanced by another task; advance it from one "
+                "place at a time"
             )
-            raise RuntimeError(msg)
         self._advancing = True
         try:
             await self.settle()
@@ -179,7 +183,7 @@ class VirtualClock:
             self._advancing = False
 
     async def settle(self) -> None:
-        """Let run what is runnable, threads included, and move nothing.
+        """Let everything run that can run, threads included, without advancing the clock.
 
         Raises `RuntimeError` as `advance` does.
         """
@@ -197,11 +201,11 @@ class VirtualClock:
             await self._pass_until_idle(loop)
 
     async def _pass_until_idle(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop go round until it has nothing to run but other tasks that stand here too.
+        """Yield to the event loop until it has nothing to run but other tasks that wait here too.
 
-        A step of this very task goes to the end of the ready queue with each `sleep(0)`. What the
-        selector found meanwhile and what a thread brought (`call_soon_threadsafe`) stands behind
-        it, so an empty queue means that nothing is left.
+        Each `sleep(0)` moves this task to the end of the loop's ready queue. The selector's results
+        and callbacks from threads (`call_soon_threadsafe`) are queued behind it. So an empty queue
+        means that nothing is left to run.
         """
         ready = getattr(loop, "_ready", None)
         self._passing += 1
@@ -214,13 +218,11 @@ class VirtualClock:
                 elif len(ready) < self._passing:
                     return
                 elif passes >= _MOST_PASSES:
-                    msg = (
+                    raise RuntimeError(
                         f"the event loop still has something to run after {passes:,} passes at "
-                        "virtual time "
-                        f"{self._elapsed:g}: a task polls with sleep(0). Let it wait for an "
-                        "event or on this clock"
+                        f"virtual time {self._elapsed:g}: a task polls with sleep(0). Let it wait "
+                        "for an event or on this clock"
                     )
-                    raise RuntimeError(msg)
         finally:
             self._passing -= 1
 
@@ -233,7 +235,7 @@ class VirtualClock:
     def _stop(self, timer: _Timer) -> None:
         """Cancel a timer that has not fired.
 
-        Its place in the heap is swept when most places are of such timers.
+        The heap is rebuilt without cancelled timers when they are the majority.
         """
         if timer.fire is None:
             return
@@ -248,28 +250,25 @@ class VirtualClock:
         loop = asyncio.get_running_loop()
         if self._home is not loop:
             if self._home is not None and not self._home.is_closed():
-                msg = (
-                    "this VirtualClock is in use by another event loop; give each loop a clock "
-                    "of its own"
+                raise RuntimeError(
+                    "this VirtualClock is in use by another event loop; give each loop a clock of "
+                    "its own"
                 )
-                raise RuntimeError(msg)
             self._home = loop
         return loop
 
 
 def _standing_still(at: float) -> str:
     return (
-        f"virtual time stands still at {at:g}: {_MOST_ROUNDS:,} timers one after the other were "
-        "started for no time, or "
-        "for next to none. A loop waits for a moment that it takes for the next and that has "
-        "come already: let it do "
-        "what is due before it waits again, or wait for an event"
+        f"virtual time stands still at {at:g}: {_MOST_ROUNDS:,} timers were started one after the "
+        "other for no time, or almost none. A loop waits for a time that has already come. Let it "
+        "do what is due before it waits again, or wait for an event"
     )
 
 
 def memory_url(name: str | None = None) -> str:
-    """Return the URL of a fresh, empty `memory://` broker of one's own.
+    """Return the URL of a new, empty `memory://` broker.
 
-    `name` begins its name, for reading logs.
+    `name` is the beginning of the broker's name, which logs show.
     """
     return f"memory://{name or 'test'}-{new_id()[:12]}"

@@ -1,7 +1,7 @@
-"""`Worker`: runs an app's consumers until it is told to stop, then drains (G13).
+"""`Worker`: runs an app's consumers until it is stopped, then drains (G13).
 
-It is one-shot: started once, drained once. All workers on one Broker share an isolation lock, so that a
-suspect runs alone (G4).
+A worker runs once: it is started once and drained once. All workers on one broker share an isolation
+lock, so that a suspect runs alone (G4).
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerOptions"]
 
-_LOOK_EVERY = 2.0
+_WATCH_EVERY = 2.0
 
 
 class WorkerOptions(TypedDict, total=False):
-    """How a worker runs.
+    """The options of a worker. All may be left out.
 
-    `queues`: consume only these of the app's. `concurrency`: in place of every consumer's own.
-    `grace`: seconds that running handlers get at the end, 30. `health_file`: a JSON file written
-    every 2 s, connected and consuming apart (G14). `max_messages` and `max_memory` (bytes): drain
-    after that many runs of handlers or beyond that size, for a supervisor to start anew.
+    `queues`: consume only these of the app's queues. `concurrency`: used in place of each consumer's
+    own. `grace`: seconds that running handlers get when the worker stops, 30 by default.
+    `health_file`: path of a JSON file with the worker's health, written every 2 s (G14).
+    `max_messages`: drain after this many runs of handlers. `max_memory`: drain above this many
+    bytes. After either, `Worker.recycle` is true, and a supervisor starts the worker again.
     """
 
     queues: Sequence[str]
@@ -59,13 +60,14 @@ class WorkerOptions(TypedDict, total=False):
 class Worker:
     """Runs the consumers of an app on a broker.
 
-    `async with Worker(app, broker):` consumes inside the block and drains at its end; `await
-    Worker(app, broker).run()` consumes until SIGTERM or SIGINT. The broker must be open and stays
-    open. Raises `ConfigurationError` for queues that the app does not consume.
+    `async with Worker(app, broker):` consumes inside the block and drains at its end. `await
+    Worker(app, broker).run()` consumes until SIGTERM or SIGINT. The broker must be open, and stays
+    open. For the options see `WorkerOptions`. Raises `ConfigurationError` for a wrong option, and
+    for queues that the app does not consume.
     """
 
     def __init__(self, app: App, broker: Broker, **options: Unpack[WorkerOptions]) -> None:
-        """Choose the handlers; nothing runs yet."""
+        """Choose the handlers. Nothing runs yet."""
         if not hasattr(app, "handlers"):
             raise ConfigurationError(
                 f"Worker(app, broker) takes the app first, not a {type(app).__name__}"
@@ -87,13 +89,14 @@ class Worker:
             raise ConfigurationError(
                 f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path"
             )
-        if not {id(one) for one in app.middleware} <= {id(one) for one in self._session.middleware}:
-            msg = (
+        has_all = {id(each) for each in app.middleware} <= {
+            id(each) for each in self._session.middleware
+        }
+        if not has_all:
+            raise ConfigurationError(
                 f"app {app.name!r} has middleware that this broker does not run: connect with "
-                "app.connect(...), or give the "
-                "same middleware to Broker.connect"
+                "app.connect(...), or give the same middleware to Broker.connect"
             )
-            raise ConfigurationError(msg)
         self._options = options
         self._grace = options.get("grace", GRACE)
         self._specs = self._chosen(app.handlers, options.get("queues"))
@@ -120,24 +123,21 @@ class Worker:
             )
         consumed = {spec.queue.name: spec for spec in specs}
         if not consumed:
-            msg = (
+            raise ConfigurationError(
                 f"app {self.app.name!r} has no consumers: decorate a handler with "
                 "@app.consumer(...)"
             )
-            raise ConfigurationError(msg)
         unknown = sorted(set(queues or ()) - set(consumed))
         if queues is not None and not queues:
-            msg = (
+            raise ConfigurationError(
                 f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes "
                 f"{', '.join(sorted(consumed))}"
             )
-            raise ConfigurationError(msg)
         if unknown:
-            msg = (
+            raise ConfigurationError(
                 f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes "
                 f"{', '.join(sorted(consumed))}"
             )
-            raise ConfigurationError(msg)
         return [spec for name, spec in consumed.items() if queues is None or name in queues]
 
     async def __aenter__(self) -> Self:
@@ -151,28 +151,27 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Drain; raises what ended consuming meanwhile, unless the block itself failed."""
+        """Drain. Raises the error that ended consuming, unless the block itself failed."""
         await self.drain()
         if self._failure is not None and error is None:
             raise self._failure
 
     async def start(self) -> None:
-        """Enter the app's lifespan, subscribe to every queue and begin.
+        """Enter the app's lifespan, subscribe to every queue and start to consume.
 
-        When the worker is stopped meanwhile, it is drained and no handler has started. Raises what
-        prevents the start, and nothing is left running then; `ConfigurationError` when it was
-        started before.
+        A worker that is stopped meanwhile is drained, and no handler has started. When the start
+        fails, the error is raised and nothing is left running. Raises `ConfigurationError` when the
+        worker was started before.
         """
         self._session.check_loop(f"starting a worker of app {self.app.name!r}")
         if self._started:
-            msg = (
-                f"this worker of app {self.app.name!r} was started before; a worker runs once, "
-                "make a new one"
+            raise ConfigurationError(
+                f"this worker of app {self.app.name!r} was started before; a worker runs once. "
+                "Make a new one"
             )
-            raise ConfigurationError(msg)
         self._started = True
 
-        starting = asyncio.timeout(None)  # `stop` ends it, whatever the start is waiting for
+        starting = asyncio.timeout(None)  # `stop` interrupts the start through it
         try:
             async with starting:
                 self._starting = starting
@@ -193,10 +192,10 @@ class Worker:
             for runner in self._runners:
                 runner.on_ended = self._recycle_when_spent
         self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
-        self._watch = asyncio.create_task(self._look_after())
+        self._watch = asyncio.create_task(self._watch_health())
 
     async def _make_ready(self) -> None:
-        """Open and subscribe, as far as nobody stops the worker meanwhile."""
+        """Open and subscribe, until the worker is stopped."""
         if self._stop.is_set():
             return
 
@@ -242,13 +241,16 @@ class Worker:
         )
 
     def _check_hold(self, spec: HandlerSpec) -> None:
-        """Say so when messages may be held for longer than the broker bears: it would take them away from running handlers."""
+        """Warn when messages may be held for longer than the broker allows.
+
+        The broker would then end the consumer and take its messages from running handlers.
+        """
         limit = self.broker.capabilities[Capability.LEASE].limits.get("held_at_most")
         if isinstance(limit, int | float) and spec.longest_hold > limit:
             log().warning(
-                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency "
-                "%d, timeout %s), and %s ends a "
-                "consumer that holds one for %g s: give it a shorter timeout or a smaller prefetch",
+                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, "
+                "timeout %s), and %s ends a consumer that holds one for %g s. Give it a shorter "
+                "timeout or a smaller prefetch",
                 *(
                     spec.name,
                     spec.queue.name,
@@ -263,14 +265,15 @@ class Worker:
     async def _run(self, runner: Runner) -> None:
         try:
             await runner.run()
-        except Exception as error:  # noqa: BLE001 - a consumer that ends by itself ends the worker, whatever the cause
+        except Exception as error:  # noqa: BLE001 - any error that ends a consumer ends the worker
             self._failure = error
             self._stop.set()  # `run` drains; in an `async with` block the other consumers go on
 
     async def drain(self, grace: float | None = None) -> None:
-        """Start nothing new, give running handlers `grace` seconds, release what is unfinished (G13). Idempotent.
+        """Start no more handlers, wait for those that run, and release the rest (G13).
 
-        The lifespan closes in what is left of the grace and a moment more; then it is cancelled.
+        Running handlers get `grace` seconds, by default the worker's own grace. The lifespan may
+        use what is left of it and a moment more; then it is cancelled. May be called again.
         """
         self.stop()
         if self._watch is not None:
@@ -283,7 +286,7 @@ class Worker:
                 Grace(self.broker.clock, self._grace if grace is None else grace),
             )
             if earlier is not None and self._draining.over:
-                earlier.hurry()  # a drain that was cancelled may be closing still
+                earlier.hurry()  # a cancelled drain may still be closing
         until = self._draining
         if self._signals > 1:
             until.hurry()
@@ -311,9 +314,9 @@ class Worker:
             )
 
     def stop(self) -> None:
-        """Start no handler from now on, and let `run` drain and return.
+        """Start no more handlers, and let `run` drain and return.
 
-        What is being started is interrupted.
+        A start that is under way is interrupted.
         """
         self._stop.set()
         for runner in self._runners:
@@ -322,22 +325,23 @@ class Worker:
             self._starting.reschedule(0)
 
     def _on_signal(self) -> None:
-        """Drain at the first signal; the second ends the grace."""
+        """Drain at the first signal, and end the grace at the second."""
         self._signals += 1
         if self._signals > 1:
             self._hurry()
         self.stop()
 
     def _hurry(self) -> None:
-        """End the grace of a drain now."""
+        """End the grace of the drain now."""
         if self._draining is not None:
             self._draining.hurry()
 
     async def run(self) -> None:
-        """Consume until `stop`, SIGTERM or SIGINT, then drain; a second signal ends the grace at once (G13).
+        """Consume until `stop`, SIGTERM or SIGINT, then drain (G13).
 
-        All workers of the process share one handler for these signals; the handlers that were set
-        before are called too, and set again at the end. Raises what ended consuming by itself.
+        A second signal ends the grace. All workers of the process share one signal handler; the
+        handlers that were set before are called too, and restored at the end. Raises the error that
+        ended consuming, if one did.
         """
         loop = asyncio.get_running_loop()
         with call_at_stop_signals(self._on_signal, loop):
@@ -348,57 +352,62 @@ class Worker:
                 if self._signals:
                     self._session.leaving = self._draining
             except asyncio.CancelledError:
-                await self.drain(
-                    0
-                )  # whoever cancels us does not wait, and nothing may be left running
+                # The caller that cancels does not wait, and nothing may be left running.
+                await self.drain(0)
                 raise
         if self._failure is not None:
             raise self._failure
 
     def health(self) -> Health:
-        """Return the broker's health, and of each queue of this worker whether it is consumed: two things (G14)."""
+        """Return the broker's health, and for each queue of this worker whether it is consumed.
+
+        These are two things: a worker can be connected and not consume (G14).
+        """
         consuming = {runner.spec.queue.name: runner.receiver.consuming for runner in self._runners}
         return replace(
             self.broker.health(),
             consuming={spec.queue.name: False for spec in self._specs} | consuming,
         )
 
-    async def _look_after(self) -> None:
-        """Write the health file and look at the memory, every 2 s of real time; nothing is done when neither is asked for."""
+    async def _watch_health(self) -> None:
+        """Write the health file and check the memory, every 2 s of real time.
+
+        Does nothing when neither option is set.
+        """
         path = self._options.get("health_file")
         if path is None and self._options.get("max_memory") is None:
             return
         while True:
             if path is not None:
-                self._tell(Path(path))
+                self._write_health(Path(path))
             self._recycle_when_spent()
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_WATCH_EVERY)
 
     def _recycle_when_spent(self) -> None:
-        if self._spent():
+        if self._is_spent():
             self.recycle = True
             self.stop()
 
-    def _tell(self, path: Path) -> None:
-        """Write the health file, in one step: whoever reads it never sees half of it.
+    def _write_health(self, path: Path) -> None:
+        """Write the health file in one step, so that a reader never sees half of it.
 
-        Its time tells a live worker from a dead.
+        Its time shows whether the worker is alive.
         """
         health = self.health()
-        found = {
+        report = {
             "ok": health.ok,
             **asdict(health),
             "pid": os.getpid(),
             "at": self.broker.clock.now(),
         }
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(json.dumps(found))
-            beside.replace(path)
+            temporary.write_text(json.dumps(report))
+            temporary.replace(path)
         except OSError as error:
             log().warning("the health file %s cannot be written: %s", path, error)
 
-    def _spent(self) -> bool:
+    def _is_spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")
         handled = sum(runner.handled for runner in self._runners)
         if messages is not None and handled >= messages:

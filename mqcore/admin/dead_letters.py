@@ -302,8 +302,8 @@ class _Moving:
 
         for letter in self._waiting.values():
             self.left[letter.id] = (
-                f"another consumer of {self._queue!r} holds it; if that has died, its claim "
-                f"ends within {LEASE:g} s"
+                f"another consumer of {self._queue!r} holds it; if that has died, its claim ends "
+                f"within {LEASE:g} s"
             )
 
     async def _take(self, keys: Sequence[str]) -> Sequence[Delivery]:
@@ -425,15 +425,15 @@ def _check(wanted: DeadLetterFilter) -> None:
         check_seconds(name, wanted.get(name, 0), "filter of dead letters", zero=True)
     reasons = [reason.value for reason in Reason]
     if "reason" in wanted and wanted["reason"] not in reasons:
-        msg = f"reason {wanted['reason']!r} is unknown; it is one of {', '.join(reasons)}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(
+            f"reason {wanted['reason']!r} is unknown; it is one of {', '.join(reasons)}"
+        )
     unknown = set(wanted) - set(DeadLetterFilter.__annotations__)
     if unknown:
-        msg = (
+        raise ConfigurationError(
             f"unknown filter {', '.join(sorted(unknown))}; there are "
             f"{', '.join(DeadLetterFilter.__annotations__)}"
         )
-        raise ConfigurationError(msg)
 
 
 def _letter(entry: Entry, queue: str) -> DeadLetter:
@@ -462,8 +462,8 @@ def _redrive(
         )
     if message.redriven >= REDRIVES and not force:
         return (
-            f"it came back {message.redriven} times already; redrive it with force when its "
-            "cause is gone"
+            f"it came back {message.redriven} times already; redrive it with force when its cause "
+            "is gone"
         )
     fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}
     successor = message.moved(queue, redriven=message.redriven + 1, **fresh)

@@ -90,9 +90,9 @@ class UnusedSections:
         close = get_close_matches(name, sorted(known), n=1)
         hint = f" Did you mean {_section(table, close[0])}?" if close else ""
         return (
-            f"{self._settings.source_of(table, name)}: {_section(table, name)} has no effect: "
-            f"app {app!r} has no {kind} {name!r}, and neither has the broker.{hint} Correct the "
-            "name, or remove the section"
+            f"{self._settings.source_of(table, name)}: {_section(table, name)} has no effect: app "
+            f"{app!r} has no {kind} {name!r}, and neither has the broker.{hint} Correct the name, "
+            "or remove the section"
         )
 
 

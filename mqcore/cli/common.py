@@ -33,10 +33,9 @@ R = TypeVar("R")
 _PATIENCE = 30.0
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 LONELY = (
-    "memory:// lives in one process, and this command runs in another: whatever the "
-    "application has put there cannot be seen "
-    "from here. Use a broker that processes share (`mqcore backends`), or mqcore's API "
-    "inside the application"
+    "memory:// lives in one process, and this command runs in another: whatever the application "
+    "has put there cannot be seen from here. Use a broker that processes share (`mqcore "
+    "backends`), or mqcore's API inside the application"
 )
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 

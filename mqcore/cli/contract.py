@@ -194,8 +194,8 @@ def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
     takes_clock = "clock" in backend.Options.model_fields
     if virtual and not takes_clock:
         raise ConfigurationError(
-            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options "
-            "have no field `clock`"
+            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options have "
+            "no field `clock`"
         )
     virtual = virtual or (backend.local and takes_clock)
 

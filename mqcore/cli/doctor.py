@@ -132,8 +132,8 @@ async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) 
         )
         whose = "" if counts.name in named else ", and belongs to no queue that is there"
         report.problems.append(
-            f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq "
-            f"list {counts.name}"
+            f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq list "
+            f"{counts.name}"
         )
     if user_app is not None:
         there = {counts.name for counts in report.queues}

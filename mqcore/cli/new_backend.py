@@ -40,8 +40,8 @@ def new_backend(
     """Write a package for a new backend: its contract run starts red, and says what to write next."""
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(name):
         raise ConfigurationError(
-            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and "
-            "single hyphens, a letter first"
+            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and single "
+            "hyphens, a letter first"
         )
     taken = {one.scheme: one.distribution for one in default_plugins().installed()}
     if name in taken:

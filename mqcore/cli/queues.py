@@ -255,8 +255,8 @@ def alter(
 
     if isinstance(settings.get("retention"), float):
         confirm(
-            f"Dead letters of {queue!r} that are older than {retention} s are removed for good. "
-            "Go on?",
+            f"Dead letters of {queue!r} that are older than {retention} s are removed for good. Go "
+            "on?",
             yes=yes,
         )
 

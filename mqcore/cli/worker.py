@@ -145,8 +145,7 @@ def worker(
     if how.processes > 1 and default_plugins().backend_for(settings.url.scheme).local:
         raise ConfigurationError(
             f"{settings.url} lives in one process: {how.processes} workers would each have a "
-            "broker of their own. Leave "
-            "--processes out, or use a broker that processes share"
+            "broker of their own. Leave --processes out, or use a broker that processes share"
         )
     if how.processes > 1:
         with json_stream(wanted=at.json):
@@ -185,8 +184,8 @@ def _end_late(news: SimpleQueue[str], grace: float) -> None:
         return
 
     text = (
-        f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; "
-        "it is ended now\n"
+        f"mqcore: the worker did not end within the grace of {grace:g} s and {_LATE:g} s more; it "
+        "is ended now\n"
     )
     os.write(2, text.encode())  # the main thread may hold the locks of logging
     os._exit(1)

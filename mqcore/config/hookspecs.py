@@ -1,9 +1,7 @@
-"""The three hooks of mqcore: how a plugin says what it brings.
+"""The three hooks of mqcore, by which a plugin registers what it has.
 
-Nothing is called through pluggy for a message.
-
-A plugin is a module, named by an entry point in the group `mqcore`, whose functions are marked with
-`mqcore.spi.hookimpl`:
+They are called when the plugin is loaded, never for a message. A plugin is a module that an entry
+point in the group `mqcore` names. Its functions are marked with `mqcore.spi.hookimpl`:
 
     @hookimpl
     def mqcore_register_backends() -> list[type[Backend]]:
@@ -22,22 +20,23 @@ hookspec = pluggy.HookspecMarker("mqcore")
 
 @hookspec
 def mqcore_register_backends() -> list[type[Backend]]:  # type: ignore[empty-body]  # a specification has no body
-    """Return the backend classes of the plugin; each says by `scheme` which URLs it serves.
+    """Return the backend classes of the plugin. The `scheme` of each names the URLs it serves.
 
-    For each scheme the distribution should have an entry point of that name, so that only this
-    plugin is imported for it. May be called more than once; must return the same classes, and must
-    not do I/O.
+    The distribution should have an entry point named for each scheme, so that only this plugin is
+    imported for it. The hook may be called more than once. It must return the same classes each
+    time, and must not do I/O.
     """
 
 
 @hookspec
 def mqcore_register_codecs() -> list[Codec]:  # type: ignore[empty-body]  # as above
-    """Return codecs.
+    """Return the codecs of the plugin.
 
-    One is used only when the settings' `codecs` name it; a plugin of that name is asked first.
+    A codec is used only when `codecs` in the settings names it. An entry point with the codec's name
+    is loaded first.
     """
 
 
 @hookspec
 def mqcore_register_cli() -> list[object]:  # type: ignore[empty-body]  # as above
-    """Return `typer.Typer` applications, each with a name: they become sub-commands of `mqcore`."""
+    """Return named `typer.Typer` applications; they become sub-commands of `mqcore`."""

@@ -1,11 +1,9 @@
-"""Which backend serves a URL, found among the installed plugins.
+"""Finds the backend that serves a URL among the installed plugins.
 
-Nothing is imported before it is asked for.
-
-Plugins announce themselves by entry points in the group `mqcore`. By convention an entry point's
-name is the URL scheme that it serves, so `backend_for("redis")` imports one module. A plugin that
-is broken or lacks its client library breaks nothing but its own scheme, and the error says what to
-install. No message passes through here.
+A plugin has entry points in the group `mqcore`. The name of an entry point is the URL scheme that it
+serves, so `backend_for("redis")` imports one module, and nothing is imported before it is needed. A
+plugin that is broken or lacks its client library affects only its own scheme; the error says what to
+install.
 """
 
 import re
@@ -38,7 +36,7 @@ _BUILT_IN_EXTRAS = {
     "postgresql": "sql",
 }
 
-_SAID_ELSEWHERE = {
+_OTHER_NAMES = {
     "valkey": "redis",
     "valkeys": "rediss",
     "valkey+sentinel": "redis+sentinel",
@@ -55,12 +53,15 @@ _SAID_ELSEWHERE = {
     "mem": "memory",
     "inmemory": "memory",
 }
-"""Schemes of other clients and libraries, and ours for the same broker."""
+"""Schemes of other libraries, and the scheme of mqcore for the same broker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One line of `mqcore backends`: a scheme, who brings it, and its class, or why it cannot be used."""
+    """One line of `mqcore backends`.
+
+    A scheme, the distribution that serves it, and its class or the reason why it cannot be used.
+    """
 
     scheme: str
     distribution: str
@@ -70,29 +71,28 @@ class Installed:
 
 
 class Plugins:
-    """The plugins that this process can use: those of installed distributions, and those registered in code.
+    """The plugins that this process can use: installed ones, and those registered in code.
 
-    A plugin registered in code wins over an installed one of the same scheme. Several threads may
-    ask at once, as brokers and those who renew their leases do.
+    A plugin that is registered in code is preferred to an installed one of the same scheme. May be
+    used from several threads at the same time.
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        """Take the entry points to choose from; None: all installed ones, which are looked up when first needed."""
+        """Take the entry points to choose from; None means all installed ones, read when needed."""
         self._lock = threading.RLock()
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._given = points
         self._points: list[EntryPoint] | None = None
         self._backends: list[tuple[type[Backend], EntryPoint | None]] = []
-        self._tried: dict[
-            int, BackendNotFound | None
-        ] = {}  # by id: equal entry points may be of two distributions
+        # By id, because equal entry points may belong to two distributions.
+        self._tried: dict[int, BackendNotFound | None] = {}
 
     def register(self, plugin: object) -> None:
-        """Add a plugin that has no entry point: a module or any object whose functions are marked with `hookimpl`.
+        """Add a plugin without an entry point: a module or object with functions marked `hookimpl`.
 
-        Registering it again changes nothing. Raises `ConfigurationError` when it implements a hook
-        that there is not, or what it registers is no Backend class.
+        Registering it again has no effect. Raises `ConfigurationError` when it implements an unknown
+        hook, or registers something that is not a Backend class.
         """
         try:
             self._admit(plugin, None)
@@ -104,10 +104,11 @@ class Plugins:
             ) from error
 
     def backend_for(self, scheme: str) -> type[Backend]:
-        """Return the backend class that serves a URL scheme, importing just the plugin of that name if there is one.
+        """Return the backend class that serves a URL scheme.
 
-        Raises `BackendNotFound` when none serves it or when its plugin cannot be imported, saying
-        what to install, and `ConfigurationError` when two claim it.
+        Imports only the plugin of that name, if there is one. Raises `BackendNotFound` when no
+        plugin serves the scheme or its plugin cannot be imported; the text says what to install.
+        Raises `ConfigurationError` when two plugins claim the scheme.
         """
         with self._lock:
             return self._backend_for(scheme.lower())
@@ -116,15 +117,15 @@ class Plugins:
         if found := self._registered(scheme, in_code=True):
             return found
         named = [point for point in self._entry_points() if point.name.lower() == scheme]
-        if len({_who(point) for point in named}) > 1:
-            raise _claimed_twice(scheme, [_who(point) for point in named])
+        if len({_distribution(point) for point in named}) > 1:
+            raise _claimed_twice(scheme, [_distribution(point) for point in named])
         for point in named or self._entry_points():
             error = self._load(point)
             if named and error is not None:
                 raise error
         if found := self._registered(scheme):
             return found
-        raise BackendNotFound(self._nobody(scheme, named))
+        raise BackendNotFound(self._why_missing(scheme, named))
 
     def is_installed(self, scheme: str) -> bool:
         """Whether a plugin serves a URL scheme, or is named for it and may lack its client library.
@@ -143,12 +144,12 @@ class Plugins:
 
     def why_missing(self, scheme: str) -> str:
         """Say what to install, or to write instead, for a scheme that no plugin serves."""
-        return self._nobody(scheme, [])
+        return self._why_missing(scheme, [])
 
     def codecs(self, names: Sequence[str] | None = None) -> Codecs:
-        """Return the allow-list of the named codecs (None: the built-in ones); others are looked for among the plugins.
+        """Return the named codecs, or the built-in ones for None. Plugins may have further ones.
 
-        Raises `ConfigurationError` when no plugin brings a codec of that name, or two claim it.
+        Raises `ConfigurationError` when no plugin has a codec of that name, or two have one.
         """
         allowed = Codecs.default()
         if names is None:
@@ -160,22 +161,25 @@ class Plugins:
         return allowed.only(names)
 
     def commands(self) -> list[object]:
-        """Import every plugin and return its CLI applications; a plugin that cannot be imported is left out."""
+        """Import every plugin and return the CLI applications; broken plugins are left out."""
         self._load_all()
         return self._ask("mqcore_register_cli")
 
     def installed(self) -> list[Installed]:
-        """Import every plugin and return a line for each scheme, sorted, with the reason where it cannot be used."""
+        """Import every plugin and return a line for each scheme, sorted by scheme."""
         broken = self._load_all()
         lines = [self._line_of(scheme, point) for scheme, point in self._schemes()]
-        lines += [Installed(point.name, *_who(point), error=str(error)) for point, error in broken]
+        lines += [
+            Installed(point.name, *_distribution(point), error=str(error))
+            for point, error in broken
+        ]
         return sorted(lines, key=lambda line: (line.scheme, line.distribution))
 
     def _line_of(self, scheme: str, point: EntryPoint | None) -> Installed:
         try:
-            return Installed(scheme, *_who(point), backend=self.backend_for(scheme))
+            return Installed(scheme, *_distribution(point), backend=self.backend_for(scheme))
         except ConfigurationError as error:
-            return Installed(scheme, *_who(point), error=str(error))
+            return Installed(scheme, *_distribution(point), error=str(error))
 
     def _entry_points(self) -> list[EntryPoint]:
         if self._points is None:
@@ -184,11 +188,11 @@ class Plugins:
         return self._points
 
     def _load(self, point: EntryPoint) -> BackendNotFound | None:
-        """Import one plugin, once, and register it; return the error when that failed, for whoever asks for its scheme."""
+        """Import and register a plugin, once. Return the error if that failed."""
         if id(point) not in self._tried:
             try:
                 self._admit(point.load(), point)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code runs here, and may fail in any way
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's own code may raise anything
                 self._tried[id(point)] = _broken(point, error)
             else:
                 self._tried[id(point)] = None
@@ -202,7 +206,7 @@ class Plugins:
         ]
 
     def _admit(self, plugin: object, point: EntryPoint | None) -> None:
-        """Register a plugin and ask at once for its backends: its hook may be what imports a client library."""
+        """Register a plugin and read its backends now, because its hook may import a client library."""
         if self._manager.is_registered(plugin):
             return
         others = self._manager.get_plugins()
@@ -219,7 +223,7 @@ class Plugins:
         self._backends += [(backend, point) for backend in found]
 
     def _ask(self, hook: str) -> list[Any]:
-        """Call a hook of every plugin imported so far, and return what they answered as one list."""
+        """Call a hook of every imported plugin, and return all answers as one list."""
         try:
             return [item for given in getattr(self._manager.hook, hook)() for item in given]
         except Exception as error:
@@ -231,7 +235,7 @@ class Plugins:
         ]
 
     def _registered(self, scheme: str, *, in_code: bool = False) -> type[Backend] | None:
-        """Return the one backend class that is registered for a scheme; those registered in code come first."""
+        """Return the backend class that is registered for a scheme; those in code come first."""
         serving = [
             (backend, point) for backend, point in self._backends if scheme in _schemes_of(backend)
         ]
@@ -239,7 +243,7 @@ class Plugins:
         if not in_code:
             chosen = chosen or serving
         if len({backend for backend, _ in chosen}) > 1:
-            raise _claimed_twice(scheme, [_who(point) for _, point in chosen])
+            raise _claimed_twice(scheme, [_distribution(point) for _, point in chosen])
         return chosen[0][0] if chosen else None
 
     def _codec(self, name: str) -> Codec:
@@ -251,34 +255,31 @@ class Plugins:
         ]
         if len(found) > 1:
             raise ConfigurationError(
-                f"codec {name!r} is brought by two plugins; uninstall one of them"
+                f"codec {name!r} is registered by two plugins; uninstall one of them"
             )
         if not found:
             raise ConfigurationError(
-                f"codec {name!r}: no installed plugin brings it{self._unusable()}"
+                f"codec {name!r}: no installed plugin has it{self._unusable()}"
             )
         return found[0]
 
-    def _nobody(self, scheme: str, named: Sequence[EntryPoint]) -> str:
+    def _why_missing(self, scheme: str, named: Sequence[EntryPoint]) -> str:
         serving = sorted(
             {
                 *(point.name for point in self._entry_points()),
                 *(served for served, _ in self._schemes()),
             }
         )
-        text = (
-            f"no installed plugin serves {scheme!r:.60}; installed are: "
-            f"{', '.join(serving) or 'none'}"
-        )
+        text = f"no installed plugin serves {scheme!r:.60}; installed are: {', '.join(serving) or 'none'}"
         if named:
             return (
-                f"the plugin {named[0].name!r} of {' '.join(_who(named[0]))} serves no "
+                f"the plugin {named[0].name!r} of {' '.join(_distribution(named[0]))} does not serve "
                 f"{scheme!r}; {text}"
             )
         if extra := _BUILT_IN_EXTRAS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
-        if ours := _SAID_ELSEWHERE.get(scheme):
-            return f"{text}. Write {ours}:// for this broker"
+        if own_name := _OTHER_NAMES.get(scheme):
+            return f"{text}. Write {own_name}:// for this broker"
         if close := get_close_matches(scheme, {*serving, *_BUILT_IN_EXTRAS}, n=1):
             return f"{text}. Did you mean {close[0]!r}?"
         return text + self._unusable()
@@ -289,30 +290,31 @@ class Plugins:
 
 @lru_cache(maxsize=1)
 def default_plugins() -> Plugins:
-    """Return the process's own `Plugins`, made when first asked for."""
+    """Return the `Plugins` of this process; they are made when first needed."""
     return Plugins()
 
 
 def _schemes_of(backend: object) -> tuple[str, ...]:
-    """Return the schemes that a backend class serves; raises `ConfigurationError` for what is no such class."""
+    """Return the schemes that a backend class serves.
+
+    Raises `ConfigurationError` for something that is not a Backend class.
+    """
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise ConfigurationError(
-            f"the plugin registers {backend!r:.100}, which is no Backend class"
+            f"the plugin registers {backend!r:.100}, which is not a Backend class"
         )
     if missing := ", ".join(sorted(backend.__abstractmethods__)):
-        raise ConfigurationError(
-            f"the backend {backend.__qualname__} is not complete: it lacks {missing}"
-        )
+        raise ConfigurationError(f"the backend {backend.__qualname__} does not implement {missing}")
     schemes = (backend.scheme,) if isinstance(backend.scheme, str) else tuple(backend.scheme)
     for scheme in schemes:
         if not _SCHEME.fullmatch(scheme):
             raise ConfigurationError(
-                f"{backend.__qualname__}.scheme {scheme!r:.60} is no URL scheme in lower case"
+                f"{backend.__qualname__}.scheme {scheme!r:.60} is not a URL scheme in lower case"
             )
     return schemes
 
 
-def _who(point: EntryPoint | None) -> tuple[str, str]:
+def _distribution(point: EntryPoint | None) -> tuple[str, str]:
     """Return name and version of the distribution that an entry point belongs to."""
     if point is None:
         return "(registered in code)", ""
@@ -324,11 +326,11 @@ def _line(error: BaseException) -> str:
 
 
 def _broken(point: EntryPoint, error: BaseException) -> BackendNotFound:
-    name, version = _who(point)
+    name, version = _distribution(point)
     needs = f"{name}[{','.join(point.extras)}]" if point.extras else name
     text = (
-        f"the plugin {point.name!r} of {name} {version} cannot be used: {_line(error)}. "
-        f"Install what it needs: pip install {needs!r}"
+        f"the plugin {point.name!r} of {name} {version} cannot be used: {_line(error)}. Install "
+        f"what it needs: pip install {needs!r}"
     )
     found = BackendNotFound(text)
     found.__cause__ = error

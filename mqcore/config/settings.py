@@ -1,10 +1,10 @@
-"""What an operator may set without touching code, and where it comes from.
+"""The settings: what an operator may set without changing code.
 
     arguments ► environment (MQCORE_URL, MQCORE_DURABILITY, MQCORE_PUBLISH_TIMEOUT) ► mqcore.toml ► [tool.mqcore] ►
     defaults
 
-The first that says something wins, value by value. A typo fails at start, in one line that names
-the file and the option and never repeats a value. No message passes through here.
+The first source that has a value wins, value by value. A wrong option raises an error at start, in
+one line that names the file and the option and never repeats a value.
 """
 
 import os
@@ -73,11 +73,11 @@ def _durability(value: object) -> object:
 def _dead_letter(value: object) -> str | Literal[False] | None:
     if value is None or value is False or (isinstance(value, str) and value):
         return value
-    raise ValueError("it is the name of a queue, or false for none")
+    raise ValueError("give the name of a queue, or false for none")
 
 
 def _masked(backends: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Leave out of a dump of the settings what may be secret among the backends' options."""
+    """Mask the backends' options that may be secret, for a dump of the settings."""
     return {
         scheme: {name: "***" if is_secret(name) else value for name, value in options.items()}
         for scheme, options in backends.items()
@@ -85,18 +85,16 @@ def _masked(backends: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 class _Section(BaseModel):
-    """A part of the settings: nothing unknown is let in, and errors do not repeat values."""
+    """A part of the settings: unknown options are refused, and errors do not repeat values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class RetrySettings(_Section):
-    """Of a queue's retry policy, what configuration overrides; what is None stays as in the code.
+    """Overrides for a queue's retry policy. None keeps the code's value. Times are in seconds.
 
-    Times in seconds.
-
-    `base` is the wait of `fixed` and the first one of the others, `step` is what `linear` adds each
-    time, `factor` is what `exponential` multiplies with.
+    `base` is the wait of `fixed` and the first wait of the others, `step` is what `linear` adds each
+    time, `factor` is what `exponential` multiplies by.
     """
 
     max_attempts: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -109,10 +107,10 @@ class RetrySettings(_Section):
     max_age: Seconds | None = None
 
     def policy(self, code: RetryPolicy) -> RetryPolicy:
-        """Return the policy of the code with what is set here put over it; raises `ConfigurationError` for a misfit.
+        """Return the code's policy with these overrides.
 
-        Which exceptions are retried is always the code's. Naming a kind of backoff replaces the
-        code's backoff whole.
+        Only the code says which exceptions are retried. Naming a kind of backoff replaces the code's
+        whole backoff. Raises `ConfigurationError` for an option that the backoff does not have.
         """
         changes: dict[str, Any] = {"backoff": self._backoff(code.backoff)}
         for name in ("max_attempts", "max_age"):
@@ -130,7 +128,7 @@ class RetrySettings(_Section):
             for name in unused[self.backoff]:
                 if getattr(self, name) is not None:
                     raise ConfigurationError(
-                        f"{name} means nothing to a {self.backoff} backoff; leave it out"
+                        f"{name} has no effect on a {self.backoff} backoff; leave it out"
                     )
             first = 1.0 if self.base is None else self.base
             step = first if self.step is None else self.step
@@ -144,7 +142,7 @@ class RetrySettings(_Section):
 
 
 class QueueSettings(_Section):
-    """Of one queue, what configuration overrides; None: as in the code. Times in seconds."""
+    """Overrides for one queue. None keeps the code's value. Times are in seconds."""
 
     ttl: Seconds | None = None
     max_length: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -155,7 +153,7 @@ class QueueSettings(_Section):
 
 
 class BindingSettings(_Section):
-    """One binding of a router: by `key` (direct, topic) or by `headers` and `match` (headers)."""
+    """One binding of a router: `key` (direct, topic), or `headers` and `match` (headers)."""
 
     queue: Annotated[str, Field(min_length=1)]
     key: str = ""
@@ -169,8 +167,8 @@ class RouterSettings(_Section):
     kind: Kind
     bindings: tuple[BindingSettings, ...] = ()
 
-    def arrows(self, router: str) -> list[Binding]:
-        """Return the bindings as routing sees them; raises `ConfigurationError` for one that could never match."""
+    def to_bindings(self, router: str) -> list[Binding]:
+        """Return the bindings. Raises `ConfigurationError` for one that could never match."""
         return [
             check_binding(
                 Binding(
@@ -187,7 +185,7 @@ class RouterSettings(_Section):
 
 
 class Settings(_Section):
-    """All settings. Made by `Settings.load`; frozen."""
+    """All settings; `Settings.load` reads them from the environment and files. Frozen."""
 
     url: BrokerUrl = BrokerUrl("memory://")
     durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
@@ -209,14 +207,15 @@ class Settings(_Section):
         return self._sources.get((table, name), "the settings")
 
     def queue_options(self, queue: str) -> QueueOptions:
-        """Return what configuration says of a queue, but for its retry policy: only what is set, and it wins."""
-        found = self.queues.get(queue)
-        if found is None:
+        """Return the options of a queue that the settings override, without its retry policy."""
+        section = self.queues.get(queue)
+        if section is None:
             return {}
+
         given = {
             name: value
-            for name in found.model_fields_set
-            if (value := getattr(found, name)) is not None
+            for name in section.model_fields_set
+            if (value := getattr(section, name)) is not None
         }
         given.pop("retry", None)
         if given.get("dead_letter") is False:
@@ -224,29 +223,33 @@ class Settings(_Section):
         return cast("QueueOptions", given)
 
     def retry_policy(self, queue: str, code: RetryPolicy) -> RetryPolicy:
-        """Return the policy of a queue's consumers: what configuration says of it, put over the code's."""
-        found = self.queues.get(queue)
-        return code if found is None else found.retry.policy(code)
+        """Return the retry policy of a queue: the code's with the overrides of the settings."""
+        section = self.queues.get(queue)
+        return code if section is None else section.retry.policy(code)
 
     def router_bindings(self, router: str, kind: Kind) -> list[Binding]:
-        """Return the bindings that configuration adds to a router; `ConfigurationError` when it says another kind."""
-        found = self.routers.get(router)
-        if found is None:
+        """Return the bindings that the settings add to a router.
+
+        Raises `ConfigurationError` when the settings name another kind of router than the code.
+        """
+        section = self.routers.get(router)
+        if section is None:
             return []
-        if found.kind != kind:
+
+        if section.kind != kind:
             raise ConfigurationError(
-                f"router {router!r} is of kind {kind!r} in code and {found.kind!r} in the settings"
+                f"router {router!r} has kind={kind!r} in the code and kind={section.kind!r} in "
+                f"{self.source_of('routers', router)}. Use the same kind in both"
             )
-        return found.arrows(router)
+        return section.to_bindings(router)
 
     @classmethod
     def load(cls, *, directory: Path | None = None, **overrides: object) -> Self:
-        """Gather the settings from their sources; an override of None counts as not given.
+        """Read the settings from their sources. An override of None counts as not given.
 
-        `directory` is where `mqcore.toml` and `pyproject.toml` are looked for, by default the
-        working directory; it may also be the path of one settings file, which is then the only one
-        and must exist. Raises `ConfigurationError`, in one line, for what is unknown, misspelt or
-        out of range.
+        `directory` is where `mqcore.toml` and `pyproject.toml` are looked up, by default the working
+        directory. It may also be the path of one settings file, which must exist and is then the
+        only one. Raises `ConfigurationError`, in one line, for an unknown option or a wrong value.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
@@ -256,7 +259,7 @@ class Settings(_Section):
             raise ConfigurationError(_explain(error, cls, layers)) from None
         for name, router in settings.routers.items():
             try:
-                router.arrows(name)
+                router.to_bindings(name)
             except ConfigurationError as error:
                 raise ConfigurationError(
                     f"{_source(('routers', name), layers)}: routers.{name}: {error}"
@@ -277,9 +280,9 @@ def open_backend(
     clock: Clock,
     durability: Durability | None = None,
 ) -> Backend:
-    """Return an instance of the backend that serves a URL, with its options; nothing is connected yet.
+    """Return an instance of the backend that serves a URL. It is not connected yet.
 
-    `durability` is what the application asks for, None for what the settings say. Raises
+    `durability` is what the application asks for; None takes it from the settings. Raises
     `ConfigurationError` for a malformed URL or a wrong option, and `BackendNotFound` when no plugin
     serves the scheme.
     """
@@ -309,12 +312,13 @@ def options_for(
     clock: Clock,
     durability: Durability | None = None,
 ) -> BaseModel:
-    """Return a backend's typed options: what the settings say for its schemes, and over it what the URL's query says.
+    """Return a backend's typed options.
 
-    `clock` goes to a backend that declares a field of this name; it can never be given as an
-    option. `durability` goes to a backend that declares one and whose options do not say it
-    themselves. Raises `ConfigurationError`, in one line that names the option and its source, for
-    an unknown option or a wrong value.
+    They come from the URL's query, then from `[backends.SCHEME]` in the settings for each of its
+    schemes. A backend that declares a field `clock` or `durability` gets the broker's; a clock
+    cannot be given as an option, and a durability among the options wins. Raises
+    `ConfigurationError`, in one line that names the option and its source, for an unknown option or
+    a wrong value.
     """
     scheme, query = parse_url(url)
     schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)
@@ -327,7 +331,7 @@ def options_for(
     known = backend.Options.model_fields
     if "clock" in given:
         raise ConfigurationError(
-            f"{_source(('clock',), layers)}: clock is no option; the Broker is given one"
+            f"{_source(('clock',), layers)}: clock is not an option; give it to Broker.connect"
         )
     if "clock" in known:
         given["clock"] = clock
@@ -341,7 +345,7 @@ def options_for(
 
 
 def _environment(model: type[BaseModel]) -> dict[str, Any]:
-    """Read the three variables; one that looks like a setting and is none of them is refused, not ignored."""
+    """Read the three variables. Refuse another variable that looks like a setting."""
     names = {f"{_PREFIX}{name.upper()}": name for name in _FROM_ENVIRONMENT}
     others = tuple(
         f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT
@@ -352,7 +356,7 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
             found[names[variable]] = value
         elif variable.startswith(others):
             raise ConfigurationError(
-                f"{variable}: this is not read from the environment; put it into mqcore.toml"
+                f"{variable}: this setting is not read from the environment; put it into mqcore.toml"
             )
         elif variable.startswith(_PREFIX) and (
             close := get_close_matches(variable, names, n=1, cutoff=0.85)
@@ -363,7 +367,7 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
             found["publish_timeout"] = float(timeout)
         except ValueError:
             raise ConfigurationError(
-                f"{_PREFIX}PUBLISH_TIMEOUT: it is a number of seconds"
+                f"{_PREFIX}PUBLISH_TIMEOUT: give a number of seconds"
             ) from None
     return found
 
@@ -379,7 +383,7 @@ def _files(directory: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
         tool = _toml(project).get("tool", {})
         table = tool.get("mqcore", {}) if isinstance(tool, dict) else {}
         if not isinstance(table, dict):
-            raise ConfigurationError("pyproject.toml: tool.mqcore is no table")
+            raise ConfigurationError("pyproject.toml: tool.mqcore is not a table")
         layers.append(("[tool.mqcore] in pyproject.toml", table))
     return layers
 
@@ -393,7 +397,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put tables over each other, the first on top."""
+    """Merge tables; the first one wins."""
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         for name, value in layer.items():
@@ -409,7 +413,7 @@ def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _explain(
     error: ValidationError, model: type[BaseModel], layers: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> str:
-    """Say in one line what is wrong, where it was written, and what was probably meant."""
+    """Return in one line what is wrong, where it is written, and what was probably meant."""
     texts = []
     for item in error.errors(include_url=False, include_context=False, include_input=False)[
         :_SHOWN
@@ -425,7 +429,7 @@ def _explain(
 
 
 def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
-    """Follow a place through the models' annotations, and return the names of the options there."""
+    """Return the names of the options at a place, found through the models' annotations."""
     here = model
     for part in place:
         if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
@@ -442,7 +446,10 @@ def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
 
 
 def _source(place: Sequence[str | int], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Name the first layer that holds a value at a place, or else at the longest beginning of it."""
+    """Return the name of the first layer with a value at a place.
+
+    If no layer has one, look for the longest beginning of the place.
+    """
     for length in range(len(place), 0, -1):
         for name, data in layers:
             here: Any = data

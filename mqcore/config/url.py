@@ -1,7 +1,7 @@
-"""The broker's URL: read strictly, shown without its secrets. Pure.
+"""The broker's URL: parsed strictly, and shown without its secrets. Pure.
 
-A malformed URL is refused in one line before anything is imported or connected. Whatever prints a
-URL prints `str(BrokerUrl)`; only a driver asks for `reveal()`.
+A malformed URL is refused in one line before anything is imported or connected. `str(BrokerUrl)` is
+safe to print; only a driver uses `reveal()`.
 """
 
 import re
@@ -23,17 +23,17 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class BrokerUrl:
-    """A broker's URL that shows itself without its secrets: in `str`, `repr`, errors and dumps of the settings."""
+    """A broker's URL whose `str`, `repr` and dumps do not contain its secrets."""
 
     __slots__ = ("_url", "scheme")
 
     def __init__(self, url: "str | BrokerUrl") -> None:
-        """Take a URL; raises `ConfigurationError` when it is malformed, without repeating its secrets."""
+        """Parse a URL. Raises `ConfigurationError`, without the secrets, when it is malformed."""
         self._url = url.reveal() if isinstance(url, BrokerUrl) else url
         self.scheme = parse_url(self._url)[0]
 
     def reveal(self) -> str:
-        """Return the whole URL, secrets included: for the driver that connects, never for a log."""
+        """Return the whole URL with its secrets, for the driver. Never log it."""
         return self._url
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class BrokerUrl:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let a pydantic model have a field of this type, and dump it masked."""
+        """Allow pydantic models to have a field of this type; it is dumped masked."""
         return core_schema.no_info_plain_validator_function(
             cls._validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
@@ -66,11 +66,11 @@ class BrokerUrl:
 
 
 def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
-    """Return scheme (in lower case) and query options of a broker's URL.
+    """Return the scheme (in lower case) and the query options of a broker's URL.
 
-    Raises `ConfigurationError`, in one line and without secrets, for text that is no URL: no
-    scheme, white space or control characters, an impossible port, a stray `%` or `#`, an option
-    without value or given twice.
+    Raises `ConfigurationError`, in one line and without secrets, for a text that is not a valid URL:
+    without a scheme, with white space or control characters, with an impossible port, with a bare
+    `%` or `#`, with an option that has no value or is given twice.
     """
     if isinstance(url, BrokerUrl):
         url = url.reveal()
@@ -97,7 +97,7 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}") from None
     if 0 in ports:
         raise ConfigurationError(
-            f"the broker URL {mask_url(url)!r} is not usable: port 0 is no port"
+            f"the broker URL {mask_url(url)!r} is not usable: port 0 is not valid (1 to 65535)"
         )
     for name, value in pairs:
         if name in options:
@@ -110,7 +110,7 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
 
 
 def _malformed(url: str) -> str | None:
-    """Say what is wrong with a URL at first sight."""
+    """Return what is wrong with the characters of a URL, or None."""
     plain = unquote(url, errors="replace")
     odd = any(char.isspace() or not char.isprintable() for char in url) or any(
         ord(char) < ord(" ") for char in plain
@@ -118,7 +118,7 @@ def _malformed(url: str) -> str | None:
     checks = (
         (not url, f"it is empty; a broker URL starts with a scheme, {_EXAMPLES}"),
         (len(url) > _LONGEST, f"it is longer than {_LONGEST:,} characters"),
-        (odd, "it holds white space or control characters"),
+        (odd, "it contains white space or control characters"),
         (not _START.match(url), f"a broker URL starts with a scheme and '://', {_EXAMPLES}"),
         (_BAD_PERCENT.search(url), "a '%' that stands for itself is written as %25"),
         ("#" in url, "a '#' in a password or option is written as %23"),
@@ -126,8 +126,11 @@ def _malformed(url: str) -> str | None:
     return next((why for wrong, why in checks if wrong), None)
 
 
-def nobody_listens(error: BaseException | None) -> str:
-    """Say it in words when nothing listens at the address; clients hide that below errors of their own."""
+def refused_clause(error: BaseException | None) -> str:
+    """Return a clause for an error's text when the server's port is closed, else an empty text.
+
+    Client libraries hide a refused connection behind exceptions of their own.
+    """
     seen: set[int] = set()  # a chain of causes may be a circle
     while error is not None and id(error) not in seen:
         if isinstance(error, ConnectionRefusedError):

@@ -50,17 +50,14 @@ def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec 
 
 def _check(queue: Queue[Any], setting: str, wanted: object, have: QueueSpec | None) -> None:
     if have is None:
-        msg = (
+        raise ConfigurationError(
             f"queue {queue.name!r}: {setting}={wanted!r} can be neither set nor checked. "
-            "declare=False adopts a queue as it is, and "
-            "mqcore did not declare this one. Leave the option out, or set it where the queue "
-            "is made"
+            "declare=False adopts a queue as it is, and mqcore did not declare this one. Leave the "
+            "option out, or set it where the queue is made"
         )
-        raise ConfigurationError(msg)
     if (found := getattr(have, setting)) != wanted:
-        msg = (
+        raise TopologyMismatch(
             f"queue {have.name!r} exists with {setting}={found!r}, but the code adopts "
-            f"{queue.name!r} with {setting}={wanted!r} and "
-            "declare=False. Leave the option out to take the queue as it is, or use the same value"
+            f"{queue.name!r} with {setting}={wanted!r} and declare=False. Leave the option out to "
+            "take the queue as it is, or use the same value"
         )
-        raise TopologyMismatch(msg)

@@ -37,11 +37,10 @@ def checked_alterations(options: AlterOptions, queue: str) -> Alterations:
     where = f"altering queue {queue!r}"
     check_options(options, AlterOptions, where)
     if not options:
-        msg = (
+        raise ConfigurationError(
             f"{where}: nothing to change; give ttl, max_length, overflow or retention, or the "
             "Queue that says them"
         )
-        raise ConfigurationError(msg)
 
     found: dict[str, object] = dict(options)
     for name in ("ttl", "retention"):
@@ -50,11 +49,10 @@ def checked_alterations(options: AlterOptions, queue: str) -> Alterations:
     if found.get("max_length") is not None:
         check_count("max_length", found["max_length"], where)
     if found.get("overflow", "reject") not in ("reject", "dead_letter"):
-        msg = (
+        raise ConfigurationError(
             f"{where}: overflow={found['overflow']!r:.60} is unknown; it is 'reject' or "
             "'dead_letter'"
         )
-        raise ConfigurationError(msg)
     return cast("Alterations", found)
 
 
@@ -68,17 +66,21 @@ def for_each_queue(counts: QueueCounts, settings: Alterations) -> Mapping[str, A
     what = f"queue {counts.name!r}"
 
     if counts.role not in ("work", "dead_letter"):
-        msg = f"{what} is a {counts.role} queue, whose settings mqcore itself chooses"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(
+            f"{what} is a {counts.role} queue, whose settings mqcore itself chooses"
+        )
     if own and counts.role == "dead_letter":
-        msg = f"{what} is a dead-letter queue: it has a retention, and no {', '.join(own)}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(
+            f"{what} is a dead-letter queue: it has a retention, and no {', '.join(own)}"
+        )
     if "retention" in settings and letters is None:
-        msg = f"{what} has no dead-letter queue, so a retention would do nothing"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(
+            f"{what} has no dead-letter queue, so a retention would do nothing"
+        )
     if own.get("overflow") == "dead_letter" and letters is None:
-        msg = f"{what} has no dead-letter queue, so overflow='dead_letter' cannot be kept"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(
+            f"{what} has no dead-letter queue, so overflow='dead_letter' cannot be kept"
+        )
 
     found: dict[str, Alterations] = {}
     if own:

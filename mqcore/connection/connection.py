@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from mqcore.config.url import nobody_listens
+from mqcore.config.url import refused_clause
 from mqcore.connection.survived import Survived
 from mqcore.errors import (
     BrokerError,
@@ -150,8 +150,7 @@ class Connection:
         (G14).
         """
         if self._closed:
-            msg = "this broker is closed; connect a new one"
-            raise ConnectionLost(msg)
+            raise ConnectionLost("this broker is closed; connect a new one")
         self.check_loop("opening the broker")
         self._loop = asyncio.get_running_loop()
         try:
@@ -162,7 +161,7 @@ class Connection:
             typed = translate(
                 error,
                 kind,
-                f"cannot connect to {mask_url(self.backend.url)}{nobody_listens(error)}",
+                f"cannot connect to {mask_url(self.backend.url)}{refused_clause(error)}",
             )
             if typed is error:
                 # an error must not be its own cause: who follows the causes would not come to an
@@ -190,14 +189,12 @@ class Connection:
             return  # no loop runs in this thread, so nothing can be awaited in it
 
         if running is not self._loop:
-            msg = (
+            raise ConfigurationError(
                 f"{doing}: this broker was opened in another event loop, and only that loop can "
-                "use it. Await the call there: "
-                "from another thread with asyncio.run_coroutine_threadsafe(call, loop). Or "
-                "connect a Broker in each event "
+                "use it. Await the call there: from another thread with "
+                "asyncio.run_coroutine_threadsafe(call, loop). Or connect a Broker in each event "
                 "loop, or use mqcore.sync.Broker, which serves any thread"
             )
-            raise ConfigurationError(msg)
 
     async def _open(self) -> None:
         self.generation += 1
@@ -413,11 +410,11 @@ class Connection:
                     await self._connected.wait()
             except TimeoutError:
                 why = f" ({describe_error(self.error)})" if self.error else ""
-                msg = f"{doing}: not connected to the broker for {patience:g} s{why}"
-                raise ConnectionLost(msg) from self.error
+                raise ConnectionLost(
+                    f"{doing}: not connected to the broker for {patience:g} s{why}"
+                ) from self.error
         if self._closed:
-            msg = f"{doing}: this broker is closed"
-            raise ConnectionLost(msg)
+            raise ConnectionLost(f"{doing}: this broker is closed")
         return self.generation
 
     async def call(
@@ -443,8 +440,9 @@ class Connection:
         """Return the backend as one of the `Supports…` protocols, or raise `UnsupportedFeature` saying what cannot be done."""
         if isinstance(self.backend, protocol):
             return self.backend
-        msg = f"{wanted}: the backend {self.capabilities.backend!r} cannot do this"
-        raise UnsupportedFeature(msg)
+        raise UnsupportedFeature(
+            f"{wanted}: the backend {self.capabilities.backend!r} cannot do this"
+        )
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:
         """Make sure that the queues exist, now and after every reconnect.

@@ -110,11 +110,10 @@ class Topology:
         for _, queue in own:
             for spec in queue.specs(self._durability) if queue.declare else ():
                 if specs.setdefault(spec.name, spec) != spec:
-                    msg = (
+                    raise TopologyMismatch(
                         f"queue {spec.name!r} is described twice in this application, with "
                         "different settings"
                     )
-                    raise TopologyMismatch(msg)
         if specs:
             await self._connection.declare(list(specs.values()))
         self._queues.update({plain.name: (plain, queue) for plain, queue in own if queue.declare})
@@ -179,11 +178,10 @@ class Topology:
 
         counts = await self.counts(name)
         if counts is None:
-            msg = (
+            raise QueueNotFound(
                 f"queue {name!r} does not exist on the broker, or the backend cannot look: it "
                 "cannot be altered"
             )
-            raise QueueNotFound(msg)
         if isinstance(queue, Queue) and queue.declare and counts.role == "work":
             _check_dead_letter(self.configured(queue), counts)
 
@@ -205,11 +203,10 @@ class Topology:
         ).limits.get("modes")
         overflow = settings.get("overflow", "reject")
         if modes is not None and overflow not in str(modes).split(","):
-            msg = (
-                f"queue {name!r} with overflow={overflow!r}: the backend "
-                f"{capabilities.backend!r} can only {modes}"
+            raise UnsupportedFeature(
+                f"queue {name!r} with overflow={overflow!r}: the backend {capabilities.backend!r} "
+                f"can only {modes}"
             )
-            raise UnsupportedFeature(msg)
 
     def declares(self, name: str) -> bool:
         """Whether this process has declared the queue, and is to declare it again when it is gone."""
@@ -258,20 +255,18 @@ class Topology:
 
         can_count = isinstance(self._connection.backend, SupportsCount)
         if given(queue, "dead_letter") and letters is not None and found is None and can_count:
-            msg = (
-                f"dead-letter queue {letters!r} of the adopted queue {queue.name!r} does not "
-                "exist on the broker, and declare=False "
-                "says not to make it. Declare it where it is made, or name one that exists"
+            raise QueueNotFound(
+                f"dead-letter queue {letters!r} of the adopted queue {queue.name!r} does not exist "
+                "on the broker, and declare=False says not to make it. Declare it where it is "
+                "made, or name one that exists"
             )
-            raise QueueNotFound(msg)
 
     async def _check_there(self, name: str) -> None:
         if await self.counts(name) is None and isinstance(self._connection.backend, SupportsCount):
-            msg = (
-                f"queue {name!r} does not exist on the broker, and declare=False says not to "
-                "make it"
+            raise QueueNotFound(
+                f"queue {name!r} does not exist on the broker, and declare=False says not to make "
+                "it"
             )
-            raise QueueNotFound(msg)
 
     async def counts(self, name: str) -> QueueCounts | None:
         """The counts of one queue, None when it is missing or the backend cannot count."""
@@ -298,8 +293,7 @@ class Topology:
                 isinstance(self._connection.backend, SupportsCount)
                 and await self.counts(queue + DLQ) is None
             ):
-                msg = f"queue {queue!r} does not exist on the broker"
-                raise QueueNotFound(msg)
+                raise QueueNotFound(f"queue {queue!r} does not exist on the broker")
             return (
                 queue + DLQ
             )  # the queue itself may have been deleted; what died in it is still there
@@ -311,9 +305,8 @@ class Topology:
             self._warned.add(name)
             _log.warning(
                 "queue %r is adopted and has no dead-letter queue: a message that is rejected, "
-                "expires or fails for good is dropped "
-                "(G2). Name one that exists: Queue(%r, declare=False, dead_letter=...), or say "
-                "dead_letter=None",
+                "expires or fails for good is dropped (G2). Name one that exists: Queue(%r, "
+                "declare=False, dead_letter=...), or say dead_letter=None",
                 *(name, name),
             )
 
@@ -362,18 +355,15 @@ def _same(one: Queue[Any], other: Queue[Any]) -> bool:
 def _check_used(queue: Queue[Any]) -> None:
     """Refuse an option that would do nothing without another one."""
     if queue.overflow == "dead_letter" and queue.max_length is None:
-        msg = (
+        raise ConfigurationError(
             f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set "
             "max_length, or leave overflow out"
         )
-        raise ConfigurationError(msg)
     if queue.retention is not None and queue.dead_letter is None:
-        msg = (
+        raise ConfigurationError(
             f"queue {queue.name!r}: retention={queue.retention:g} is for its dead-letter queue, "
-            "and dead_letter=None says that there "
-            "is none. Leave one of them out"
+            "and dead_letter=None says that there is none. Leave one of them out"
         )
-        raise ConfigurationError(msg)
 
 
 def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
@@ -381,8 +371,7 @@ def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
     if queue.dead_letter != counts.dead_letter:
         raise TopologyMismatch(
             f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code "
-            "declares "
-            f"dead_letter={queue.dead_letter!r}, which cannot be altered. Change the code, or "
-            "delete the queue "
+            f"declares dead_letter={queue.dead_letter!r}, which cannot be altered. Change the "
+            "code, or delete the queue "
             f'with "mqcore queues delete {queue.name}"'
         )

@@ -116,8 +116,8 @@ class Composer:
             life = min((limit for limit in (ttl, queue_ttl) if limit is not None), default=None)
             if life is not None and delay >= life:
                 raise ValidationError(
-                    f"delay={delay:g} for {name_of(to)!r} is not shorter than ttl {life:g}: "
-                    "the message would be expired before it could be handled"
+                    f"delay={delay:g} for {name_of(to)!r} is not shorter than ttl {life:g}: the "
+                    "message would be expired before it could be handled"
                 )
         return ttl, delay
 
@@ -129,8 +129,8 @@ class Composer:
         ttl = duration("ttl", value, name)
         if not (0 < ttl < math.inf):
             raise ValidationError(
-                f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave "
-                "ttl out for no expiry"
+                f"ttl={ttl:g} for {name!r}: a message must live for more than 0 seconds; leave ttl "
+                "out for no expiry"
             )
         self._connection.capabilities.require(Capability.EXPIRY, f"ttl={ttl:g}")
         return ttl

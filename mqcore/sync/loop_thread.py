@@ -63,8 +63,9 @@ class LoopThread:
             with self._lock:
                 return asyncio.run(work)
         except CancelledError:
-            msg = "this broker was closed while the call waited; connect a new one"
-            raise ConnectionLost(msg) from None
+            raise ConnectionLost(
+                "this broker was closed while the call waited; connect a new one"
+            ) from None
         finally:
             if future is None:
                 work.close()
@@ -88,11 +89,10 @@ class LoopThread:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if sys.is_finalizing() or self._left_behind():
-            msg = (
+            raise ConnectionLost(
                 "the thread of this broker is gone, by a fork or the interpreter's end; connect "
                 "one in each process"
             )
-            raise ConnectionLost(msg)
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
             arguments = (loop, self._last, self._stop, self._stopped)
@@ -114,12 +114,10 @@ def _refuse_to_block_a_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    msg = (
+    raise ConfigurationError(
         "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker and "
-        "await there, or call from a "
-        "thread without a loop"
+        "await there, or call from a thread without a loop"
     )
-    raise ConfigurationError(msg)
 
 
 def _serve(

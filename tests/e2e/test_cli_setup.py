@@ -80,7 +80,7 @@ class Plugin:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = Plugins()
     plugins.register(Plugin())
-    for name in ("broker", "cli.worker", "cli.backends"):
+    for name in ("session", "cli.worker", "cli.backends"):
         monkeypatch.setattr(f"mqcore.{name}.default_plugins", lambda: plugins)
 
 

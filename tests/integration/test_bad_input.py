@@ -751,14 +751,14 @@ def test_a_name_that_some_broker_would_misread_is_refused(name: Any, place: str)
 
 @pytest.mark.parametrize("name", ["orders.dlq", "orders.again", "mq.orders", "amq.orders"])
 def test_the_names_that_are_made_by_mqcore_and_brokers_are_not_for_users(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="made by mqcore and brokers"):
+    with pytest.raises(ConfigurationError, match="reserved for mqcore and the brokers"):
         Queue(name)
     assert Queue(name, declare=False).name == name
 
 
 @pytest.mark.parametrize("name", ["mq.events", "amq.topic"])
 def test_no_router_takes_a_brokers_own_name(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="made by mqcore and brokers"):
+    with pytest.raises(ConfigurationError, match="reserved for mqcore and the brokers"):
         Router(name)
 
 

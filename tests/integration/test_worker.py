@@ -373,4 +373,4 @@ async def test_a_worker_says_when_the_broker_would_not_bear_its_handlers(
     monkeypatch.setattr(Broker, "capabilities", property(lambda _: capabilities))
     app, _ = an_app(one, **options)
     async with Worker(app, broker):
-        assert ("give it a shorter timeout or a smaller prefetch" in caplog.text) is warned
+        assert ("Give it a shorter timeout or a smaller prefetch" in caplog.text) is warned

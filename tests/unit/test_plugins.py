@@ -253,7 +253,8 @@ def test_an_unknown_scheme_lists_the_installed_ones_and_guesses() -> None:
 def test_an_entry_point_that_does_not_serve_its_name_is_told() -> None:
     plugins = Plugins([point("kafka", Plugin(backend("kafkas")))])
     with pytest.raises(
-        BackendNotFound, match=r"the plugin 'kafka' of shop-kafka 1\.2 serves no 'kafka'.*kafkas"
+        BackendNotFound,
+        match=r"the plugin 'kafka' of shop-kafka 1\.2 does not serve 'kafka'.*kafkas",
     ):
         plugins.backend_for("kafka")
 
@@ -261,12 +262,12 @@ def test_an_entry_point_that_does_not_serve_its_name_is_told() -> None:
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ("a string", "no Backend class"),
-        (dict, "no Backend class"),
-        (Backend, "it lacks classify, close, declare, open, publish, subscribe"),
-        (backend("Kafka"), "no URL scheme in lower case"),
-        (backend("ka fka"), "no URL scheme"),
-        (backend(""), "no URL scheme"),
+        ("a string", "not a Backend class"),
+        (dict, "not a Backend class"),
+        (Backend, "does not implement classify, close, declare, open, publish, subscribe"),
+        (backend("Kafka"), "not a URL scheme in lower case"),
+        (backend("ka fka"), "not a URL scheme"),
+        (backend(""), "not a URL scheme"),
     ],
     ids=["string", "class", "incomplete", "upper case", "space", "empty"],
 )
@@ -308,9 +309,9 @@ def test_a_codec_that_nobody_or_two_bring_is_a_configuration_error() -> None:
     plugins = Plugins(
         [point("x", Plugin(codecs=(Shout(),))), point("y", Plugin(codecs=(Shout(),)), dist="other")]
     )
-    with pytest.raises(ConfigurationError, match="'shout' is brought by two plugins"):
+    with pytest.raises(ConfigurationError, match="'shout' is registered by two plugins"):
         plugins.codecs(["shout"])
-    with pytest.raises(ConfigurationError, match="'cbor': no installed plugin brings it"):
+    with pytest.raises(ConfigurationError, match="'cbor': no installed plugin has it"):
         plugins.codecs(["cbor"])
 
 

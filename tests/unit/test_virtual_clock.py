@@ -173,7 +173,7 @@ async def test_timers_for_no_time_that_start_anew_for_ever_are_noticed(
 
     waiting = asyncio.create_task(early())
     with pytest.raises(
-        RuntimeError, match="virtual time stands still at 2: 500 timers one after the other"
+        RuntimeError, match="virtual time stands still at 2: 500 timers were started one after the other"
     ):
         await clock.advance(5)
     waiting.cancel()
@@ -212,7 +212,7 @@ async def test_two_tasks_cannot_advance_at_once(clock: VirtualClock) -> None:
 
 
 async def test_time_is_never_moved_back(clock: VirtualClock) -> None:
-    with pytest.raises(ValueError, match="never moved back"):
+    with pytest.raises(ValueError, match="cannot go back"):
         await clock.advance(-1)
 
 
