@@ -74,8 +74,8 @@ class App:
     """The consumers, routers and middleware of an application.
 
     `name` is for logs. `routers` are declared when the broker connects. `middleware` runs around
-    every handler, the first one outermost. `lifespan` is an async context manager function: a worker
-    enters it with its broker before it consumes, and what it yields is `ctx.state`.
+    every handler, the first one outermost. `lifespan` is an async context manager function: a
+    worker enters it with its broker before it consumes, and what it yields is `ctx.state`.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class App:
     def connect(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
         """Return a broker for `async with` that declares the app's queues and routers.
 
-        It also runs the app's middleware. Queues, routers and middleware in the options are added to
-        the app's. For the URL and the errors see `Broker.connect`, for the options
+        It also runs the app's middleware. Queues, routers and middleware in the options are added
+        to the app's. For the URL and the errors see `Broker.connect`, for the options
         `ConnectOptions`.
         """
         merged: ConnectOptions = {

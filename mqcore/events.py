@@ -55,8 +55,8 @@ EVENTS = {
 class Event:
     """One event.
 
-    `name` is a key of `EVENTS`. `queue`, `message_id` and `attempt` are empty or 0 where they do not
-    apply. `fields` are the event's own.
+    `name` is a key of `EVENTS`. `queue`, `message_id` and `attempt` are empty or 0 where they do
+    not apply. `fields` are the event's own.
     """
 
     name: str

@@ -49,7 +49,7 @@ T = TypeVar("T")
 DLQ, AGAIN = ".dlq", ".again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
 RESERVED_PREFIXES = ("mq.", "amq.")
-"""Names with these prefixes belong to mqcore and to the brokers; an application cannot declare them."""
+"""Names that begin with these belong to mqcore and the brokers; they cannot be declared."""
 
 
 def check_queue_name(name: str, what: str = "queue") -> str:
@@ -79,12 +79,13 @@ class QueueOptions(TypedDict, total=False):
 
     The settings file may override all of them but `codec` and `declare`.
 
-    `ttl`: seconds that a message lives after its publish (G6). `max_length`: how many ready messages
-    the queue holds, and `overflow`: what happens to further ones, `"reject"` or `"dead_letter"`
-    (G12). `dead_letter`: the name of the dead-letter queue, `<queue>.dlq` by default, or None for
-    none (G11). `retention`: seconds that the dead-letter queue keeps a message. `retry`: the policy
-    of its consumers (G10). `codec`: the name of the codec; by default the payload's type decides.
-    `declare=False`: use a queue that exists, and only check its settings.
+    `ttl`: seconds that a message lives after its publish (G6). `max_length`: how many ready
+    messages the queue holds, and `overflow`: what happens to further ones, `"reject"` or
+    `"dead_letter"` (G12). `dead_letter`: the name of the dead-letter queue, `<queue>.dlq` by
+    default, or None for none (G11). `retention`: seconds that the dead-letter queue keeps a
+    message. `retry`: the policy of its consumers (G10). `codec`: the name of the codec; by default
+    the payload's type decides. `declare=False`: use a queue that exists, and only check its
+    settings.
     """
 
     ttl: float | timedelta | None
@@ -132,8 +133,9 @@ class Queue(Generic[T]):
         name = self.name
         if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(RESERVED_PREFIXES)):
             raise ConfigurationError(
-                f"queue {name!r}: names ending in {DLQ!r} or {AGAIN!r} or beginning with 'mq.' or "
-                "'amq.' are made by mqcore and brokers. Use declare=False to adopt an existing one"
+                f"queue {name!r}: names that end in {DLQ!r} or {AGAIN!r}, or begin with 'mq.' or "
+                "'amq.', are reserved for mqcore and the brokers. Choose another name, or use "
+                "declare=False for a queue that exists"
             )
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter, "dead-letter queue")
@@ -168,7 +170,7 @@ class Queue(Generic[T]):
 
     @property
     def quarantine(self) -> str | None:
-        """The queue from which its suspected messages run alone (G4); None for a dead-letter queue."""
+        """The queue from which suspected messages run alone (G4); None for a dead-letter queue."""
         return None if self.dead_letter == self.name else self.name + AGAIN
 
     def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:
@@ -181,7 +183,7 @@ class Queue(Generic[T]):
         return queue
 
     def specs(self, durability: Durability | None = None) -> list[QueueSpec]:
-        """Return what to declare on the broker: the queue, its quarantine, its dead-letter queue."""
+        """Return what to declare: the queue, its quarantine and its dead-letter queue."""
         main = QueueSpec(
             name=self.name,
             ttl=self.ttl,

@@ -1,9 +1,9 @@
 """For tests of an application: a clock that the test advances, and a `memory://` of its own.
 
 A test gives a `VirtualClock` to its broker. A message published with a delay of a day then waits on
-a heap of timers, and `await clock.advance(timedelta(days=1))` fires one timer after the other. After
-each timer everything runs that can run, handlers in threads included. When `advance` returns, the
-message has been handled, and only milliseconds of real time have passed.
+a heap of timers, and `await clock.advance(timedelta(days=1))` fires one timer after the other.
+After each timer everything runs that can run, handlers in threads included. When `advance` returns,
+the message has been handled, and only milliseconds of real time have passed.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class VirtualClock:
     """A `Clock` that moves only when `advance` is called.
 
     `epoch` is what `now()` returns at first, in seconds. `monotonic()` starts at 0. `patience` is
-    how many seconds of real time `advance` waits for work in a thread or a process, counted from the
-    start of that work; then it continues without it. A clock belongs to the event loop in which it
-    is first used, until that loop is closed.
+    how many seconds of real time `advance` waits for work in a thread or a process, counted from
+    the start of that work; then it continues without it. A clock belongs to the event loop in which
+    it is first used, until that loop is closed.
     """
 
     real = False
@@ -110,8 +110,8 @@ class VirtualClock:
     async def timeout(self, delay: float | None) -> AsyncIterator[object]:
         """Cancel the block when the clock was advanced by `delay` seconds; raise `TimeoutError`.
 
-        None means never. `asyncio.timeout` does the cancelling, so nested timeouts and cancellations
-        from outside behave as they do there.
+        None means never. `asyncio.timeout` does the cancelling, so nested timeouts and
+        cancellations from outside behave as they do there.
         """
         loop = self._loop()
         async with asyncio.timeout(None) as limit:
@@ -145,8 +145,8 @@ class VirtualClock:
     async def advance(self, delay: float | timedelta) -> None:
         """Move the clock by `delay` (seconds or timedelta), one timer after the other.
 
-        Timers fire in the order of their time, and those of the same time in the order in which they
-        were started. After each timer, everything runs that can run. Raises `ValueError` for a
+        Timers fire in the order of their time, and those of the same time in the order in which
+        they were started. After each timer, everything runs that can run. Raises `ValueError` for a
         negative delay. Raises `RuntimeError` when another task is advancing this clock, when a task
         never stops running, and when timers for no time are started again and again.
         """

@@ -1,7 +1,7 @@
 """`Worker`: runs an app's consumers until it is stopped, then drains (G13).
 
-A worker runs once: it is started once and drained once. All workers on one broker share an isolation
-lock, so that a suspect runs alone (G4).
+A worker runs once: it is started once and drained once. All workers on one broker share an
+isolation lock, so that a suspect runs alone (G4).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _WATCH_EVERY = 2.0
 class WorkerOptions(TypedDict, total=False):
     """The options of a worker. All may be left out.
 
-    `queues`: consume only these of the app's queues. `concurrency`: used in place of each consumer's
-    own. `grace`: seconds that running handlers get when the worker stops, 30 by default.
+    `queues`: consume only these of the app's queues. `concurrency`: used in place of each
+    consumer's own. `grace`: seconds that running handlers get when the worker stops, 30 by default.
     `health_file`: path of a JSON file with the worker's health, written every 2 s (G14).
     `max_messages`: drain after this many runs of handlers. `max_memory`: drain above this many
     bytes. After either, `Worker.recycle` is true, and a supervisor starts the worker again.

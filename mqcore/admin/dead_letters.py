@@ -1,9 +1,9 @@
-"""Dead letters: look at them, send them back, let them go (G11).
+"""Dead letters: list, redrive and purge them (G11).
 
-A dead-letter queue is an ordinary queue, so all of this is browsing, leasing and Moves. A redrive
-is a Move from the dead-letter queue to where the message died, or elsewhere: attempts begin anew,
-and the expiry is gone. What comes back again and again is noticed by its `redriven` count and left
-where it is.
+A dead-letter queue is an ordinary queue, so everything here is browsing, leasing and moving. A
+redrive moves a message from the dead-letter queue to the queue where it died, or to another one.
+Its attempts start at 1 again, and it no longer expires. A message that comes back again and again
+is recognized by its `redriven` count, and stays.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ if TYPE_CHECKING:
     from mqcore.spi import Settled, Subscription
 
     _Judge = Callable[["DeadLetter", Delivery], Settlement | str]
-    """Says how to settle a letter, or why it stays."""
+    """Returns how to settle a dead letter, or the reason why it stays."""
 
 __all__ = ["DeadLetter", "DeadLetterFilter", "DeadLetters", "Redriven"]
 
 _PAGE, _LARGE_PAGE = 200, 1_000
-"""Dead letters that are listed and leased at once; more where a lease does not end by itself."""
+"""How many dead letters are listed and leased at once; more where leases do not expire."""
 _TIMEOUT = 10.0
-_PATIENCE, _BETWEEN = 3.0, 0.05
-"""Seconds for which another's work on the same letters is waited for, and between two looks at it.
-"""
-_LAST_WORD = 2.0
+_PATIENCE, _POLL_EVERY = 3.0, 0.05
+"""Seconds to wait for another consumer that holds the same messages, and between two polls."""
+_RELEASE_TIMEOUT = 2.0
 """Seconds that an interrupted redrive may take to release what it holds."""
 
 
 class DeadLetterFilter(TypedDict, total=False):
-    """Which dead letters are meant; all that is given must hold.
+    """Which dead letters to choose. A dead letter must match everything that is given.
 
-    `ids`: message ids. `reason`: one of the reasons of G11. `queue`: where it died. `error`: text
-    in the error's type or text. `before` and `after`: time of death, seconds since the epoch.
+    `ids`: message ids. `reason`: one of the reasons of G11. `queue`: the queue where the message
+    died. `error`: a text that the error's type or text contains. `before` and `after`: the time of
+    death, in seconds since the epoch.
     """
 
     ids: Collection[str]
@@ -95,42 +95,43 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """Why it died: one of the reasons of G11."""
+        """Why the message died: one of the reasons of G11."""
         return self.death.reason.value
 
     @property
     def queue(self) -> str:
-        """Where it died."""
+        """The queue where the message died."""
         return self.death.queue
 
     @property
     def attempts(self) -> int:
-        """How often a handler was started."""
+        """How often a handler was started for it."""
         return self.death.attempts
 
     @property
     def error(self) -> str:
-        """Type and text of the error, empty when there was none."""
+        """Type and text of the last error, or an empty text."""
         return f"{self.death.error_type}: {self.death.error}".strip(": ")
 
-    def matches(self, wanted: DeadLetterFilter) -> bool:
-        """Whether it is one of those meant."""
+    def matches(self, filters: DeadLetterFilter) -> bool:
+        """Whether the filter chooses this dead letter."""
         death = self.death
         return (
-            ("ids" not in wanted or self.id in wanted["ids"])
-            and ("reason" not in wanted or self.reason == wanted["reason"])
-            and ("queue" not in wanted or death.queue == wanted["queue"])
-            and ("error" not in wanted or wanted["error"] in self.error)
-            and ("before" not in wanted or death.last_at < wanted["before"])
-            and ("after" not in wanted or death.last_at >= wanted["after"])
+            ("ids" not in filters or self.id in filters["ids"])
+            and ("reason" not in filters or self.reason == filters["reason"])
+            and ("queue" not in filters or death.queue == filters["queue"])
+            and ("error" not in filters or filters["error"] in self.error)
+            and ("before" not in filters or death.last_at < filters["before"])
+            and ("after" not in filters or death.last_at >= filters["after"])
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Redriven:
-    """What a redrive did: the ids that went, and for each that stayed, why.
+    """The result of a redrive.
 
-    A letter that another redrive moved meanwhile is in neither.
+    `moved` has the ids of the messages that were moved, `left` the reason for each message that was
+    not. A message that another redrive moved meanwhile is in neither.
     """
 
     moved: tuple[str, ...]
@@ -138,45 +139,45 @@ class Redriven:
 
 
 class DeadLetters:
-    """The dead letters of one queue; of all its queues, when a shared dead-letter queue itself was asked for."""
+    """The dead letters of one queue; made by `Broker.dead_letters`.
+
+    For the name of a shared dead-letter queue, these are the dead letters of all its queues.
+    """
 
     def __init__(
         self, connection: Connection, origin: str, find: Callable[[], Awaitable[str]]
     ) -> None:
-        """`origin` is the queue that was asked for, `find` returns its dead-letter queue's name.
-
-        Made by `Broker.dead_letters`.
-        """
+        """`origin` is the given queue; `find` returns the name of its dead-letter queue."""
         self._connection = connection
         self._origin = origin
         self._find = find
 
-    def _own(self, wanted: DeadLetterFilter, queue: str) -> DeadLetterFilter:
-        """In a shared dead-letter queue only what died in the queue that was asked for is meant, unless another is named."""
-        if queue in {self._origin, self._origin + DLQ} or "queue" in wanted:
-            return wanted
-        return {**wanted, "queue": self._origin}
+    def _own(self, filters: DeadLetterFilter, queue: str) -> DeadLetterFilter:
+        """In a shared dead-letter queue, choose only messages that died in the given queue."""
+        if queue in {self._origin, self._origin + DLQ} or "queue" in filters:
+            return filters
+        return {**filters, "queue": self._origin}
 
-    async def list(self, limit: int = 100, **wanted: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
-        """Return up to `limit` dead letters, the oldest first, changing neither order nor count.
+    async def list(self, limit: int = 100, **filters: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
+        """Return up to `limit` dead letters, the oldest first, without changing anything.
 
-        Raises `UnsupportedFeature` on a backend without BROWSE, and `ConfigurationError` for an
-        unknown reason or filter.
+        For the filters see `DeadLetterFilter`. Raises `UnsupportedFeature` on a backend without
+        BROWSE, and `ConfigurationError` for an unknown reason or filter.
         """
         check_count("limit", limit, "list of dead letters")
-        _check(wanted)
+        _check(filters)
         queue = await self._find()
-        wanted = self._own(wanted, queue)
-        found: list[DeadLetter] = []
+        filters = self._own(filters, queue)
+        letters: list[DeadLetter] = []
         async for letter in self._all(queue):
-            if letter.matches(wanted):
-                found.append(letter)
-            if len(found) >= limit:
+            if letter.matches(filters):
+                letters.append(letter)
+            if len(letters) >= limit:
                 break
-        return found
+        return letters
 
     async def get(self, id: str) -> DeadLetter | None:
-        """Return the dead letter with this message id, None when there is none."""
+        """Return the dead letter with this message id, or None. Raises as `list` does."""
         return next(iter(await self.list(1, ids=[id])), None)
 
     async def redrive(
@@ -185,35 +186,37 @@ class DeadLetters:
         to: str | None = None,
         limit: int | None = None,
         force: bool = False,
-        **wanted: Unpack[DeadLetterFilter],
+        **filters: Unpack[DeadLetterFilter],
     ) -> Redriven:
-        """Send dead letters back to where they died, or to queue `to`; attempts begin anew and nothing expires.
+        """Move dead letters back to the queue where they died, or to the queue `to`.
 
-        Takes those that are there now, not those that come back meanwhile. One that was redriven
-        five times already stays, unless `force`: it would only come back (G11). Safe to run twice
-        at once. Raises as `list` does.
+        Their attempts start at 1 again, and they no longer expire. `limit` is how many at most.
+        Only dead letters that exist now are moved, not those that come back meanwhile. A message
+        that was redriven five times stays, unless `force` is true (G11). May run several times at
+        once. For the filters see `DeadLetterFilter`. Raises as `list` does.
         """
         queue = await self._find()
         return await self._settle_all(
-            wanted, limit, partial(_redrive, queue=queue, to=to, force=force)
+            filters, limit, partial(_redrive, queue=queue, to=to, force=force)
         )
 
-    async def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
-        """Remove dead letters for good; how many.
+    async def purge(self, **filters: Unpack[DeadLetterFilter]) -> int:
+        """Remove dead letters for good, and return how many.
 
-        Without a filter all of them, at once. Raises as `list` does.
+        Without a filter, all are removed in one request. Raises as `list` does.
         """
         queue = await self._find()
-        if not self._own(wanted, queue):
+        if not self._own(filters, queue):
             backend = self._connection.supporting(SupportsPurge, "purge")
             return await self._connection.call(f"purging {queue!r}", lambda: backend.purge(queue))
-        gone = await self._settle_all(wanted, None, lambda _, delivery: Ack(delivery.receipt))
-        return len(gone.moved)
+        removed = await self._settle_all(filters, None, lambda _, delivery: Ack(delivery.receipt))
+        return len(removed.moved)
 
     async def _all(self, queue: str) -> AsyncIterator[DeadLetter]:
         """Page through the queue.
 
-        A message that somebody published here by hand has no record of a death: it is told as such.
+        A message that was published directly to this queue has no failure record; its error says
+        so.
         """
         backend = self._connection.supporting(SupportsBrowse, "listing dead letters")
         after: str | None = None
@@ -228,13 +231,13 @@ class DeadLetters:
             after = page[-1].key
 
     async def _settle_all(
-        self, wanted: DeadLetterFilter, limit: int | None, judge: _Judge
+        self, filters: DeadLetterFilter, limit: int | None, judge: _Judge
     ) -> Redriven:
-        """Lease the chosen ones and settle them by the page.
+        """Lease the chosen dead letters, a page at a time, and settle them.
 
-        The list is made first: what comes back is not met again.
+        They are listed first, so a message that comes back meanwhile is not chosen again.
         """
-        chosen = await self.list(limit if limit is not None else 1_000_000_000, **wanted)
+        chosen = await self.list(limit if limit is not None else 1_000_000_000, **filters)
         backend = self._connection.supporting(SupportsTake, "taking chosen dead letters")
         queue = await self._find()
         subscription = await self._connection.subscribe(queue, 1, LEASE)
@@ -250,10 +253,10 @@ class DeadLetters:
 
 
 class _Moving:
-    """Dead letters on their way out of one queue, and what became of each.
+    """Moves chosen dead letters out of one queue, and records what happened to each.
 
-    Others may be at the same work. What one of them holds is asked for again until it is gone or
-    given back.
+    Another process may do the same. A message that it holds is requested again until it is gone or
+    released.
     """
 
     def __init__(
@@ -265,7 +268,7 @@ class _Moving:
         chosen: Sequence[DeadLetter],
         judge: _Judge,
     ) -> None:
-        """`judge` says for a letter and its delivery how to settle it, or why it stays."""
+        """`judge` returns how to settle a dead letter, or the reason why it stays."""
         self.moved: list[str] = []
         self.left: dict[str, str] = {}
         self._connection, self._backend = connection, backend
@@ -275,13 +278,13 @@ class _Moving:
         for letter in chosen:
             self._keys.setdefault(letter.message.copy_name, []).append(letter.key)
         self._unsettled: dict[bytes, str] = {}
-        """Receipts of what we hold, and the ids."""
+        """The receipts of the messages that are held, with their ids."""
         self._page = _PAGE if connection.capabilities.has(Capability.LEASE) else _LARGE_PAGE
 
     async def run(self) -> None:
-        """Move all that can be moved.
+        """Move everything that can be moved.
 
-        What another consumer holds for longer than a moment is left.
+        A message that another consumer holds for several seconds stays.
         """
         until = asyncio.get_running_loop().time() + _PATIENCE
 
@@ -291,25 +294,24 @@ class _Moving:
                 await self._settle(await self._take(keys))
 
             if len(self._waiting) == before:
-                held = await self._held_by_others()
-                if not held:
-                    return  # another has moved or removed them: they are not here any more
+                if not await self._held_by_others():
+                    return  # another process has moved or removed the rest
                 if asyncio.get_running_loop().time() > until:
                     break
-                await asyncio.sleep(
-                    _BETWEEN
-                )  # another process is at work: no clock of ours says how long
+                # Real time, because another process is at work.
+                await asyncio.sleep(_POLL_EVERY)
 
         for letter in self._waiting.values():
             self.left[letter.id] = (
-                f"another consumer of {self._queue!r} holds it; if that has died, its claim ends "
-                f"within {LEASE:g} s"
+                f"another consumer of {self._queue!r} holds it; if that consumer has died, its "
+                f"claim ends within {LEASE:g} s"
             )
 
     async def _take(self, keys: Sequence[str]) -> Sequence[Delivery]:
-        """Lease some.
+        """Lease some messages.
 
-        If we are cancelled meanwhile, what the backend has leased for us is released all the same.
+        If this is cancelled meanwhile, messages that the backend has leased are still noted, so
+        that they can be released.
         """
         call = partial(self._backend.take, self._queue, tuple(keys), LEASE)
         taking = asyncio.ensure_future(self._connection.call(f"taking from {self._queue!r}", call))
@@ -317,7 +319,7 @@ class _Moving:
             taken = await asyncio.shield(taking)
         except asyncio.CancelledError:
             with suppress(Exception):
-                async with asyncio.timeout(_LAST_WORD):
+                async with asyncio.timeout(_RELEASE_TIMEOUT):
                     self._note(await taking)
             raise
         self._note(taken)
@@ -327,7 +329,7 @@ class _Moving:
         self._unsettled.update((delivery.receipt, delivery.message.id) for delivery in taken)
 
     async def _settle(self, taken: Sequence[Delivery]) -> None:
-        """Settle what was taken as the judge says."""
+        """Settle the leased messages as the judge decides."""
         batch: list[Settlement] = []
         letters = [self._letter(delivery) for delivery in taken]
 
@@ -350,10 +352,10 @@ class _Moving:
         await self._send(undone)
 
     def _letter(self, delivery: Delivery) -> DeadLetter:
-        """Return the letter that was taken, which waits no longer.
+        """Return the chosen dead letter that was delivered, and stop waiting for it.
 
-        A message without an id, published here by hand, may have another id at each delivery: then
-        its body tells which one it is.
+        A foreign message without an id may get another id at each delivery. Then its body
+        identifies it.
         """
         message = delivery.message
         keys = self._keys.get(message.copy_name)
@@ -366,17 +368,17 @@ class _Moving:
         return _letter(Entry("", message), self._queue) if key is None else self._waiting.pop(key)
 
     async def _send_to_its_end(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
-        """Settle, and if we are cancelled meanwhile, wait a moment for the answers.
+        """Settle. If this is cancelled meanwhile, wait a moment for the answers.
 
-        A letter whose successor is being stored must not be released too: it would be in two queues
-        (G3).
+        A message whose successor is being stored must not be released as well: it would be in two
+        queues (G3).
         """
         sending = asyncio.ensure_future(self._send(batch))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
-            await asyncio.wait([sending], timeout=_LAST_WORD)
-            sending.cancel()  # what has no answer is released: nobody else would give it back
+            await asyncio.wait([sending], timeout=_RELEASE_TIMEOUT)
+            sending.cancel()  # what has no answer is released later
             await asyncio.gather(sending, return_exceptions=True)
             raise
 
@@ -391,22 +393,22 @@ class _Moving:
         return results
 
     async def _held_by_others(self) -> bool:
-        """Whether somebody holds messages of this queue, as far as the backend can tell."""
+        """Whether a consumer holds messages of this queue, as far as the backend can tell."""
         backend = self._connection.backend
         if not isinstance(backend, SupportsCount):
             return False
         counts = await self._connection.call(
             f"counting {self._queue!r}", partial(backend.count, [self._queue])
         )
-        return any(found.leased for found in counts)
+        return any(each.leased for each in counts)
 
     async def release(self) -> None:
-        """Release what is still ours, because we were interrupted: it must not be out of reach until the lease ends."""
+        """Release what is still held after an interruption: no lease has to expire first."""
         if not self._unsettled:
             return
         batch = [Release(receipt) for receipt in self._unsettled]
-        with suppress(Exception):  # where the connection is gone the broker gives it back by itself
-            async with asyncio.timeout(_LAST_WORD):
+        with suppress(Exception):  # without a connection, the broker releases it
+            async with asyncio.timeout(_RELEASE_TIMEOUT):
                 await self._send(batch)
 
 
@@ -414,24 +416,24 @@ def _pages(keys: Sequence[str], size: int) -> list[Sequence[str]]:
     return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
-def _check(wanted: DeadLetterFilter) -> None:
-    if isinstance(ids := wanted.get("ids", ()), (str, bytes)) or not isinstance(ids, Iterable):
+def _check(filters: DeadLetterFilter) -> None:
+    if isinstance(ids := filters.get("ids", ()), (str, bytes)) or not isinstance(ids, Iterable):
         raise ConfigurationError(
             f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids"
         )
     for name in ("queue", "error"):
-        check_text(name, wanted.get(name, "any"), "filter of dead letters")
+        check_text(name, filters.get(name, "any"), "filter of dead letters")
     for name in ("before", "after"):
-        check_seconds(name, wanted.get(name, 0), "filter of dead letters", zero=True)
+        check_seconds(name, filters.get(name, 0), "filter of dead letters", zero=True)
     reasons = [reason.value for reason in Reason]
-    if "reason" in wanted and wanted["reason"] not in reasons:
+    if "reason" in filters and filters["reason"] not in reasons:
         raise ConfigurationError(
-            f"reason {wanted['reason']!r} is unknown; it is one of {', '.join(reasons)}"
+            f"reason {filters['reason']!r} is unknown; it is one of {', '.join(reasons)}"
         )
-    unknown = set(wanted) - set(DeadLetterFilter.__annotations__)
+    unknown = set(filters) - set(DeadLetterFilter.__annotations__)
     if unknown:
         raise ConfigurationError(
-            f"unknown filter {', '.join(sorted(unknown))}; there are "
+            f"unknown filter {', '.join(sorted(unknown))}; the filters are "
             f"{', '.join(DeadLetterFilter.__annotations__)}"
         )
 
@@ -444,7 +446,7 @@ def _letter(entry: Entry, queue: str) -> DeadLetter:
         attempts=0,
         first_at=message.published_at or 0.0,
         last_at=message.published_at or 0.0,
-        error="published here by hand: there is no record of a death",
+        error="published directly to this queue; it has no failure record",
     )
     return DeadLetter(message, death, entry.key)
 
@@ -454,16 +456,16 @@ def _redrive(
 ) -> Settlement | str:
     message = delivery.message
     if message.death is None and to is None:
-        return "it did not die anywhere: say where to send it"
+        return "it has no failure record: name the queue to send it to"
     if to is None and letter.queue.startswith(RESERVED_PREFIXES):
         return (
-            f"its record says that it died in {letter.queue!r:.100}, which is not a queue of "
-            "yours: say where to send it"
+            f"its failure record names the queue {letter.queue!r:.100}, which is reserved: name "
+            "the queue to send it to"
         )
     if message.redriven >= REDRIVES and not force:
         return (
-            f"it came back {message.redriven} times already; redrive it with force when its cause "
-            "is gone"
+            f"it came back {message.redriven} times already; redrive it with force when the cause "
+            "is fixed"
         )
     fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}
     successor = message.moved(queue, redriven=message.redriven + 1, **fresh)

@@ -1,4 +1,4 @@
-"""What an operator may do with the queues of a broker: read bindings, delete, purge, peek, count."""
+"""An operator's work with the queues of a broker: bindings, delete, purge, peek, counts."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def mqcore_register_backends() -> list[type[Backend]]:  # type: ignore[empty-bod
 def mqcore_register_codecs() -> list[Codec]:  # type: ignore[empty-body]  # as above
     """Return the codecs of the plugin.
 
-    A codec is used only when `codecs` in the settings names it. An entry point with the codec's name
-    is loaded first.
+    A codec is used only when `codecs` in the settings names it. An entry point with the codec's
+    name is loaded first.
     """
 
 

@@ -1,9 +1,9 @@
 """Finds the backend that serves a URL among the installed plugins.
 
-A plugin has entry points in the group `mqcore`. The name of an entry point is the URL scheme that it
-serves, so `backend_for("redis")` imports one module, and nothing is imported before it is needed. A
-plugin that is broken or lacks its client library affects only its own scheme; the error says what to
-install.
+A plugin has entry points in the group `mqcore`. The name of an entry point is the URL scheme that
+it serves, so `backend_for("redis")` imports one module, and nothing is imported before it is
+needed. A plugin that is broken or lacks its client library affects only its own scheme; the error
+says what to install.
 """
 
 import re
@@ -91,8 +91,8 @@ class Plugins:
     def register(self, plugin: object) -> None:
         """Add a plugin without an entry point: a module or object with functions marked `hookimpl`.
 
-        Registering it again has no effect. Raises `ConfigurationError` when it implements an unknown
-        hook, or registers something that is not a Backend class.
+        Registering it again has no effect. Raises `ConfigurationError` when it implements an
+        unknown hook, or registers something that is not a Backend class.
         """
         try:
             self._admit(plugin, None)
@@ -206,7 +206,7 @@ class Plugins:
         ]
 
     def _admit(self, plugin: object, point: EntryPoint | None) -> None:
-        """Register a plugin and read its backends now, because its hook may import a client library."""
+        """Register a plugin and read its backends now: its hook may import a client library."""
         if self._manager.is_registered(plugin):
             return
         others = self._manager.get_plugins()
@@ -270,11 +270,12 @@ class Plugins:
                 *(served for served, _ in self._schemes()),
             }
         )
-        text = f"no installed plugin serves {scheme!r:.60}; installed are: {', '.join(serving) or 'none'}"
+        names = ", ".join(serving) or "none"
+        text = f"no installed plugin serves {scheme!r:.60}; installed are: {names}"
         if named:
             return (
-                f"the plugin {named[0].name!r} of {' '.join(_distribution(named[0]))} does not serve "
-                f"{scheme!r}; {text}"
+                f"the plugin {named[0].name!r} of {' '.join(_distribution(named[0]))} does not "
+                f"serve {scheme!r}; {text}"
             )
         if extra := _BUILT_IN_EXTRAS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"

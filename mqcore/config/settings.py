@@ -1,7 +1,8 @@
 """The settings: what an operator may set without changing code.
 
-    arguments ► environment (MQCORE_URL, MQCORE_DURABILITY, MQCORE_PUBLISH_TIMEOUT) ► mqcore.toml ► [tool.mqcore] ►
-    defaults
+    arguments ► environment ► mqcore.toml ► [tool.mqcore] in pyproject.toml ► defaults
+
+The environment has MQCORE_URL, MQCORE_DURABILITY and MQCORE_PUBLISH_TIMEOUT.
 
 The first source that has a value wins, value by value. A wrong option raises an error at start, in
 one line that names the file and the option and never repeats a value.
@@ -93,8 +94,8 @@ class _Section(BaseModel):
 class RetrySettings(_Section):
     """Overrides for a queue's retry policy. None keeps the code's value. Times are in seconds.
 
-    `base` is the wait of `fixed` and the first wait of the others, `step` is what `linear` adds each
-    time, `factor` is what `exponential` multiplies by.
+    `base` is the wait of `fixed` and the first wait of the others, `step` is what `linear` adds
+    each time, `factor` is what `exponential` multiplies by.
     """
 
     max_attempts: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -109,8 +110,9 @@ class RetrySettings(_Section):
     def policy(self, code: RetryPolicy) -> RetryPolicy:
         """Return the code's policy with these overrides.
 
-        Only the code says which exceptions are retried. Naming a kind of backoff replaces the code's
-        whole backoff. Raises `ConfigurationError` for an option that the backoff does not have.
+        Only the code says which exceptions are retried. Naming a kind of backoff replaces the
+        code's whole backoff. Raises `ConfigurationError` for an option that the backoff does not
+        have.
         """
         changes: dict[str, Any] = {"backoff": self._backoff(code.backoff)}
         for name in ("max_attempts", "max_age"):
@@ -247,9 +249,10 @@ class Settings(_Section):
     def load(cls, *, directory: Path | None = None, **overrides: object) -> Self:
         """Read the settings from their sources. An override of None counts as not given.
 
-        `directory` is where `mqcore.toml` and `pyproject.toml` are looked up, by default the working
-        directory. It may also be the path of one settings file, which must exist and is then the
-        only one. Raises `ConfigurationError`, in one line, for an unknown option or a wrong value.
+        `directory` is where `mqcore.toml` and `pyproject.toml` are looked up, by default the
+        working directory. It may also be the path of one settings file, which must exist and is
+        then the only one. Raises `ConfigurationError`, in one line, for an unknown option or a
+        wrong value.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
@@ -298,7 +301,8 @@ def _check_backends(settings: Settings, plugins: Plugins) -> None:
         where = f"{settings.source_of('backends', scheme)}: [backends.{scheme:.60}]"
         if scheme != scheme.lower():
             raise ConfigurationError(
-                f"{where} has no effect: schemes are in lower case. Did you mean [backends.{scheme.lower():.60}]?"
+                f"{where} has no effect: schemes are in lower case. Did you mean "
+                f"[backends.{scheme.lower():.60}]?"
             )
         if not plugins.is_installed(scheme):
             why = plugins.why_missing(scheme)
@@ -356,7 +360,8 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
             found[names[variable]] = value
         elif variable.startswith(others):
             raise ConfigurationError(
-                f"{variable}: this setting is not read from the environment; put it into mqcore.toml"
+                f"{variable}: this setting is not read from the environment; put it into "
+                "mqcore.toml"
             )
         elif variable.startswith(_PREFIX) and (
             close := get_close_matches(variable, names, n=1, cutoff=0.85)

@@ -68,9 +68,9 @@ class BrokerUrl:
 def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     """Return the scheme (in lower case) and the query options of a broker's URL.
 
-    Raises `ConfigurationError`, in one line and without secrets, for a text that is not a valid URL:
-    without a scheme, with white space or control characters, with an impossible port, with a bare
-    `%` or `#`, with an option that has no value or is given twice.
+    Raises `ConfigurationError`, in one line and without secrets, for a text that is not a valid
+    URL: without a scheme, with white space or control characters, with an impossible port, with a
+    bare `%` or `#`, with an option that has no value or is given twice.
     """
     if isinstance(url, BrokerUrl):
         url = url.reveal()

@@ -1,7 +1,7 @@
-"""A queue that somebody else declares: what code and configuration say of it is checked against the broker, and never made.
+"""Checks an adopted queue: one that another program declares (`declare=False`).
 
-An option that could be neither kept nor checked is refused. So no option of an adopted queue is
-ignored.
+Its options in code and configuration are compared with the queue on the broker. An option that
+cannot be checked is refused, so no option of an adopted queue is ignored.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _OF_THE_QUEUE = ("ttl", "max_length", "overflow")
 
 
 def given(queue: Queue[Any], option: str) -> bool:
-    """Whether code or configuration say something of this option."""
+    """Whether code or configuration has this option."""
     return option in queue.options
 
 
 def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec | None) -> None:
-    """Raise when an adopted queue has other settings than its options say.
+    """Compare an adopted queue's options with its settings on the broker.
 
-    `have` is what the queue was declared with, and `letters` what its dead-letter queue was; None
-    where the broker cannot tell. Raises `TopologyMismatch` for another setting, and
-    `ConfigurationError` for one that cannot be checked.
+    `have` is what the queue was declared with, `letters` what its dead-letter queue was declared
+    with; None where the broker cannot tell. Raises `TopologyMismatch` for a different setting, and
+    `ConfigurationError` for an option that cannot be checked.
     """
     for setting in _OF_THE_QUEUE:
         if given(queue, setting):
@@ -37,8 +37,8 @@ def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec 
     if given(queue, "retention"):
         _check(queue, "retention", queue.retention, letters)
 
-    # A queue without a dead-letter queue may be given one here: it is consumers that dead-letter.
-    # One that has another keeps it.
+    # A queue without a dead-letter queue may get one here, because consumers do the dead-lettering.
+    # A queue that has another one keeps it.
     if (
         given(queue, "dead_letter")
         and have is not None
@@ -55,9 +55,9 @@ def _check(queue: Queue[Any], setting: str, wanted: object, have: QueueSpec | No
             "declare=False adopts a queue as it is, and mqcore did not declare this one. Leave the "
             "option out, or set it where the queue is made"
         )
-    if (found := getattr(have, setting)) != wanted:
+    if (actual := getattr(have, setting)) != wanted:
         raise TopologyMismatch(
-            f"queue {have.name!r} exists with {setting}={found!r}, but the code adopts "
+            f"queue {have.name!r} exists with {setting}={actual!r}, but the code adopts "
             f"{queue.name!r} with {setting}={wanted!r} and declare=False. Leave the option out to "
             "take the queue as it is, or use the same value"
         )

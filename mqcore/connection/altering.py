@@ -1,4 +1,7 @@
-"""Which settings of a queue change, and on which physical queue: those of dead letters are the dead-letter queue's."""
+"""Which settings of a queue are altered, and on which queue of the broker.
+
+A queue's `retention` is a setting of its dead-letter queue.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ __all__ = ["AlterOptions", "checked_alterations", "for_each_queue"]
 
 
 class AlterOptions(TypedDict, total=False):
-    """Settings that an existing queue can be given, as in `QueueOptions`; None takes one away, one that is left out stays.
+    """The settings that `Broker.alter` can change; their meaning is that of `QueueOptions`.
 
-    `retention` is for the dead-letter queue, by its own name or by that of its queue.
+    None removes a setting; one that is left out stays. `retention` is a setting of the dead-letter
+    queue: give the name of that queue, or of the queue that it belongs to.
     """
 
     ttl: float | timedelta | None
@@ -30,36 +34,36 @@ class AlterOptions(TypedDict, total=False):
 
 
 def checked_alterations(options: AlterOptions, queue: str) -> Alterations:
-    """Return the settings in seconds.
+    """Return the settings, with times in seconds.
 
-    Raises `ConfigurationError` for an unknown or unusable one, and for none.
+    Raises `ConfigurationError` for an unknown or wrong setting, and when there is none.
     """
     where = f"altering queue {queue!r}"
     check_options(options, AlterOptions, where)
     if not options:
         raise ConfigurationError(
-            f"{where}: nothing to change; give ttl, max_length, overflow or retention, or the "
-            "Queue that says them"
+            f"{where}: nothing to change; give ttl, max_length, overflow or retention, or a Queue "
+            "with its settings"
         )
 
-    found: dict[str, object] = dict(options)
+    settings: dict[str, object] = dict(options)
     for name in ("ttl", "retention"):
-        if found.get(name) is not None:
-            found[name] = check_seconds(name, found[name], where)
-    if found.get("max_length") is not None:
-        check_count("max_length", found["max_length"], where)
-    if found.get("overflow", "reject") not in ("reject", "dead_letter"):
+        if settings.get(name) is not None:
+            settings[name] = check_seconds(name, settings[name], where)
+    if settings.get("max_length") is not None:
+        check_count("max_length", settings["max_length"], where)
+    if settings.get("overflow", "reject") not in ("reject", "dead_letter"):
         raise ConfigurationError(
-            f"{where}: overflow={found['overflow']!r:.60} is unknown; it is 'reject' or "
+            f"{where}: overflow={settings['overflow']!r:.60} is unknown; it is 'reject' or "
             "'dead_letter'"
         )
-    return cast("Alterations", found)
+    return cast("Alterations", settings)
 
 
 def for_each_queue(counts: QueueCounts, settings: Alterations) -> Mapping[str, Alterations]:
-    """Return which settings change on which queue.
+    """Return for each queue on the broker the settings to alter.
 
-    Raises `ConfigurationError` for one that the queue has no use for.
+    Raises `ConfigurationError` for a setting that has no effect on this kind of queue.
     """
     own = {name: value for name, value in settings.items() if name != "retention"}
     letters = counts.name if counts.role == "dead_letter" else counts.dead_letter
@@ -67,24 +71,25 @@ def for_each_queue(counts: QueueCounts, settings: Alterations) -> Mapping[str, A
 
     if counts.role not in ("work", "dead_letter"):
         raise ConfigurationError(
-            f"{what} is a {counts.role} queue, whose settings mqcore itself chooses"
+            f"{what} is a {counts.role} queue: mqcore itself chooses its settings"
         )
     if own and counts.role == "dead_letter":
         raise ConfigurationError(
-            f"{what} is a dead-letter queue: it has a retention, and no {', '.join(own)}"
+            f"{what} is a dead-letter queue: only its retention can be altered, not "
+            f"{', '.join(own)}"
         )
     if "retention" in settings and letters is None:
         raise ConfigurationError(
-            f"{what} has no dead-letter queue, so a retention would do nothing"
+            f"{what} has no dead-letter queue, so a retention would have no effect"
         )
     if own.get("overflow") == "dead_letter" and letters is None:
         raise ConfigurationError(
             f"{what} has no dead-letter queue, so overflow='dead_letter' cannot be kept"
         )
 
-    found: dict[str, Alterations] = {}
+    alterations: dict[str, Alterations] = {}
     if own:
-        found[counts.name] = cast("Alterations", own)
+        alterations[counts.name] = cast("Alterations", own)
     if letters is not None and "retention" in settings:
-        found[letters] = {"retention": settings["retention"]}
-    return found
+        alterations[letters] = {"retention": settings["retention"]}
+    return alterations

@@ -1,13 +1,8 @@
-"""One backend kept open: connected, reconnected, and its publishes shared.
+"""`Connection`: keeps one backend open, and reconnects it.
 
-    publish() ─┐
-    publish() ─┼─ one loop turn ─► one Backend.publish(batch) ─► an outcome back to each caller
-    publish() ─┘
-
-Callers that publish at the same moment share one call and one confirm wait. A shared call is never
-cancelled for one caller's deadline: the caller gets `Unknown` and goes its way (G1). When the
-driver reports a loss, the connection closes it, opens it again with a capped, jittered backoff,
-declares what was declared, and wakes who waits (G14).
+When the driver reports that the connection is lost, this closes the backend, opens it again with a
+capped and jittered backoff, declares again what was declared, and resumes the calls that wait
+(G14).
 """
 
 from __future__ import annotations
@@ -59,20 +54,22 @@ P = TypeVar("P")
 R = TypeVar("R")
 _NOT_OPEN = "not connected yet: use `async with` or `await broker.open()` first"
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0
-"""Seconds between two tries to connect again: publishing and consuming resume within 2 s of the broker's return (G14).
+"""Seconds between two attempts to reconnect.
+
+Publishing and consuming resume within 2 s after the broker is back (G14).
 """
 _DENIED_WAIT = 10.0
-"""Where the broker refuses us, asking often helps nobody."""
+"""Seconds between two attempts when the broker denies access: more attempts would not help."""
 _PATIENCE = 10.0
-"""Seconds that a request other than a publish waits for a lost connection to come back."""
+"""Seconds that a request other than a publish waits for a lost connection."""
 _LAST_ANSWER = 1.0
 """Seconds that `close` leaves the broker to answer what has been sent."""
 _CUT = 0.05
-"""Seconds that a driver's cancelled `close` may take to cut its connections."""
+"""Seconds that a driver's cancelled `close` gets to cut its connections."""
 
 
 def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
-    """Return the typed error for a driver's exception; the caller raises it `from` the original."""
+    """Return the typed error for a driver's exception; raise it `from` the exception."""
     if isinstance(error, MqcoreError):
         return error
     text = f"{doing}: {describe_error(error)}"
@@ -84,7 +81,7 @@ def translate(error: Exception, kind: ErrorKind, doing: str) -> MqcoreError:
 
 
 def _class_outside(package: str, client: object) -> type:
-    """Return the class by which an application knows a client: the driver may have derived one of its own."""
+    """Return a client's class in its own library; the driver may have derived another one."""
     classes = [
         kind for kind in type(client).__mro__ if kind.__module__.partition(".")[0] != package
     ]
@@ -110,7 +107,7 @@ class Connection:
     """Keeps one `Backend` open for one event loop."""
 
     def __init__(self, backend: Backend, *, clock: Clock, events: Events) -> None:
-        """Keep the parts; `open` connects."""
+        """Nothing is connected yet; `open` connects."""
         self.backend = backend
         self.clock = clock
         self.events = events
@@ -129,16 +126,16 @@ class Connection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.survived = Survived()
         self.on_lost: set[Callable[[], None]] = set()
-        """Called, on the loop, when the connection breaks."""
+        """Called on the event loop when the connection breaks."""
 
     @property
     def connected(self) -> bool:
-        """Whether the broker can be talked to now."""
+        """Whether there is a connection now."""
         return self._connected.is_set() and not self._closed
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the live server can do; raises `ConnectionLost` before the first connect."""
+        """What the server can do. Raises `ConnectionLost` before the first connect."""
         if self._capabilities is None:
             raise ConnectionLost(_NOT_OPEN)
         return self._capabilities
@@ -146,8 +143,7 @@ class Connection:
     async def open(self) -> None:
         """Connect once.
 
-        Raises the typed error of the first failure: a wrong password is told at once, not retried
-        (G14).
+        Raises the typed error of a failure: a wrong password is reported now, not retried (G14).
         """
         if self._closed:
             raise ConnectionLost("this broker is closed; connect a new one")
@@ -158,14 +154,10 @@ class Connection:
         except Exception as error:
             await self.backend.close()
             kind = self.backend.classify(error)
-            typed = translate(
-                error,
-                kind,
-                f"cannot connect to {mask_url(self.backend.url)}{refused_clause(error)}",
-            )
+            where = f"cannot connect to {mask_url(self.backend.url)}{refused_clause(error)}"
+            typed = translate(error, kind, where)
             if typed is error:
-                # an error must not be its own cause: who follows the causes would not come to an
-                # end
+                # An error must not be its own cause: following the causes would never end.
                 raise
             raise typed from error
         self.events.emit(
@@ -175,11 +167,11 @@ class Connection:
         )
 
     def check_loop(self, doing: str) -> None:
-        """Raise `ConfigurationError` when called from another event loop than the one that opened this connection.
+        """Raise `ConfigurationError` unless called from the event loop that opened the connection.
 
-        A driver's sockets and futures belong to one loop. Used from a second loop they stall, or a
-        message is stored and its confirmation is lost (G1). A closed connection may be asked from
-        anywhere: it only says that it is closed.
+        A driver's sockets and futures belong to one loop. Used from another loop they stall, or a
+        message is stored and its confirmation is lost (G1). A closed connection may be used from
+        anywhere: every call raises that it is closed.
         """
         if self._loop is None or self._closed:
             return
@@ -204,20 +196,18 @@ class Connection:
         await self._declare_again()
         if self._lost_early is not None:
             raise self._lost_early
-        # meanwhile, by a `close` that has closed nothing: the caller closes what has been opened
-        # now
         if self._closed:
+            # By a `close` that found nothing to close. The caller closes what was opened now.
             raise ConnectionLost("this broker was closed while it was opened")
         self.error = None
         self._wait.working()
         self._connected.set()
 
     async def _declare_again(self) -> None:
-        """Declare what was declared before a loss (G14).
+        """Declare again what was declared before the connection was lost (G14).
 
-        A queue may have been altered meanwhile, for this process or by another. It is there, and
-        that is what consuming and publishing need: other settings must not keep the process from
-        coming back.
+        A queue may have been altered meanwhile. It exists, which is all that consuming and
+        publishing need, so other settings must not prevent the reconnect.
         """
         specs = list(self._specs.values())
         try:
@@ -234,10 +224,10 @@ class Connection:
             await self.backend.bind(list(self._bindings))
 
     async def close(self, limit: float | None = None) -> None:
-        """End for good: waiting publishes are answered, nothing is left running. Idempotent.
+        """Close for good. Waiting publishes are answered, and nothing is left running.
 
-        It takes at most 1 s and the driver's 2 s, or `limit` seconds where a process has to end
-        (G13).
+        It takes at most 1 s and the driver's 2 s, or `limit` seconds when the process has to end
+        (G13). May be called again.
         """
         self.check_loop("closing the broker")
         if self._closed:
@@ -255,7 +245,7 @@ class Connection:
         await self._close_backend(until)
 
     async def _close_backend(self, until: float | None) -> None:
-        """Close the driver; one that is still at it at `until` (of the loop's time) is cancelled."""
+        """Close the driver, and cancel that at `until` (the event loop's time)."""
         if until is None:
             await self.backend.close()
             return
@@ -266,22 +256,21 @@ class Connection:
             await asyncio.wait([closing], timeout=_CUT)
 
     def report(self, error: Exception, generation: int) -> None:
-        """Take note that the connection of this generation is broken, and begin to reconnect.
+        """Note that the connection of this generation is broken, and start to reconnect.
 
-        Later reports of it are no news.
+        Further reports for the same generation are ignored.
         """
         if self._closed or generation != self.generation:
             return
         if not self._connected.is_set():
-            self._lost_early = (
-                error  # for `_open`, which may be on its way to calling this generation connected
-            )
+            # For `_open`, which may be about to set this generation connected.
+            self._lost_early = error
             return
         self._connected.clear()
         self.error = error
         self.events.emit("connection.lost", error=describe_error(error))
-        for tell in tuple(self.on_lost):
-            tell()
+        for listener in tuple(self.on_lost):
+            listener()
         self._reconnecting = asyncio.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
@@ -291,7 +280,7 @@ class Connection:
             await self.backend.close()
             try:
                 await self._open()
-            except Exception as error:  # noqa: BLE001 - whatever a driver raises: it is told, and tried again
+            except Exception as error:  # noqa: BLE001 - any failure of a driver is reported and retried
                 self.error = error
                 denied = self.backend.classify(error) is ErrorKind.DENIED
                 wait = self._wait.next(at_least=_DENIED_WAIT if denied else 0.0)
@@ -401,7 +390,10 @@ class Connection:
         return []
 
     async def ready(self, doing: str, patience: float | None = None) -> int:
-        """Wait until connected, at most `patience` seconds, and return the generation; `ConnectionLost` when that is not to be."""
+        """Wait until connected, and return the generation of the connection.
+
+        Raises `ConnectionLost` after `patience` seconds (None: no limit), and when it is closed.
+        """
         self.check_loop(doing)
         if not self._connected.is_set():
             _ = self.capabilities  # raises when it was never opened
@@ -420,10 +412,10 @@ class Connection:
     async def call(
         self, doing: str, action: Callable[[], Awaitable[R]], patience: float | None = _PATIENCE
     ) -> R:
-        """Run one request on the connected backend and raise its failure as a typed error, the driver's own as the cause.
+        """Run one request on the backend. A failure is raised as a typed error.
 
-        While disconnected it waits up to `patience` seconds (None: for ever), and is then
-        `ConnectionLost`.
+        The driver's exception is its cause. Without a connection, it waits up to `patience` seconds
+        (None: no limit) and then raises `ConnectionLost`.
         """
         generation = await self.ready(doing, patience)
         try:
@@ -437,7 +429,10 @@ class Connection:
             raise translate(error, kind, doing) from error
 
     def supporting(self, protocol: type[P], wanted: str) -> P:
-        """Return the backend as one of the `Supports…` protocols, or raise `UnsupportedFeature` saying what cannot be done."""
+        """Return the backend as one of the `Supports…` protocols.
+
+        Raises `UnsupportedFeature`, which names `wanted`, when the backend does not implement it.
+        """
         if isinstance(self.backend, protocol):
             return self.backend
         raise UnsupportedFeature(
@@ -445,10 +440,7 @@ class Connection:
         )
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:
-        """Make sure that the queues exist, now and after every reconnect.
-
-        Raises `TopologyMismatch`.
-        """
+        """Declare queues, now and after every reconnect. Raises `TopologyMismatch`."""
         await self.call(
             f"declaring {', '.join(spec.name for spec in specs)}",
             lambda: self.backend.declare(specs),
@@ -456,9 +448,9 @@ class Connection:
         self._specs.update((spec.name, spec) for spec in specs)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Give an existing queue other settings, also after a reconnect.
+        """Alter the settings of an existing queue, also for the declaration after a reconnect.
 
-        Raises `UnsupportedFeature`, `TopologyMismatch`.
+        Raises `UnsupportedFeature` and `TopologyMismatch`.
         """
         backend = self.supporting(SupportsAlter, f"altering queue {queue!r}")
         await self.call(f"altering queue {queue!r}", lambda: backend.alter(queue, settings))
@@ -466,7 +458,7 @@ class Connection:
             self._specs[queue] = replace(self._specs[queue], **settings)
 
     def forget(self, queues: Sequence[str]) -> None:
-        """Declare these no more after a reconnect: somebody deleted them on purpose."""
+        """Do not declare these queues after a reconnect: they were deleted on purpose."""
         for name in queues:
             self._specs.pop(name, None)
         self._bindings = {
@@ -483,7 +475,7 @@ class Connection:
         self._bindings.update(dict.fromkeys(bindings))
 
     def bindings_of(self, router: str) -> list[Binding]:
-        """Return the bindings of a router that were added here and not removed since."""
+        """Return the bindings of a router that this process added and has not removed."""
         return [binding for binding in self._bindings if binding.router == router]
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
@@ -494,7 +486,7 @@ class Connection:
             self._bindings.pop(binding, None)
 
     async def subscribe(self, queue: str, prefetch: int, lease: float) -> Subscription:
-        """Start to consume. Raises `QueueNotFound` and other typed errors."""
+        """Subscribe to a queue. Raises `QueueNotFound` and other typed errors."""
         return await self.call(
             f"consuming queue {queue!r}",
             lambda: self.backend.subscribe(queue, prefetch=prefetch, lease=lease),
@@ -502,11 +494,7 @@ class Connection:
         )
 
     def unwrap(self, kind: type[R]) -> R:
-        """Return the driver's client of this type, the only escape hatch.
-
-        Raises `ConfigurationError` when the backend has no such client, `ConnectionLost` while it
-        is not connected.
-        """
+        """Return the driver's client of this class; see `Broker.unwrap`."""
         name = self.capabilities.backend  # raises when it was never opened
         if not isinstance(kind, type):
             raise ConfigurationError(

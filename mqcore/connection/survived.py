@@ -1,9 +1,9 @@
-"""What this process held when its connection broke, and has not died of.
+"""Messages that this process held when its connection broke, while the process lived on.
 
-Where the connection is the lease (RabbitMQ) the broker cannot tell a lost connection from a death:
-it says of all that was held that it was taken over. A process that gets such a message back knows
-better about its own claim. Without that, a connection that is reset again and again would bring
-innocent messages into the quarantine, and from there to the dead letters (G4).
+Where the connection is the lease (RabbitMQ), the broker cannot tell a lost connection from a dead
+process: it reports every message that was held as taken over. A process that gets such a message
+back knows that it did not die. Without this record, a connection that is reset again and again
+would move harmless messages into the quarantine, and from there to the dead letters (G4).
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["Survived"]
 
 _BELIEVED = 60.0
-"""Seconds after the first loss of a message that had been started.
+"""Seconds after the first loss of a started message for which losses are excused.
 
-Later its handler itself may be the cause: one that blocks the event loop loses the connection each
-time, and would come back indefinitely.
+After that its handler may be the cause: a handler that blocks the event loop loses the connection
+each time, and its message would come back indefinitely.
 """
 _FORGOTTEN = 600.0
 """Seconds after which a loss is forgotten."""
 _MOST = 10_000
-"""Losses that are remembered at most."""
+"""How many losses are remembered at most."""
 
 _Name = tuple[str, tuple[str, int, str]]
 
 
 class Survived:
-    """The stored copies that were lost with a connection of this process, by queue and name."""
+    """The messages that were lost with a connection of this process, by queue and copy."""
 
     def __init__(self) -> None:
         """Start with none."""
         self._lost: dict[_Name, tuple[float, float | None]] = {}
-        """When each was lost last, and when it was first lost after its handler had started."""
+        """For each: when it was last lost, and when it was first lost with a started handler."""
 
     def add(self, queue: str, message: Message, now: float, *, started: bool) -> None:
-        """Remember that a message was lost with the connection, by a process that lives."""
+        """Remember that a message was lost with the connection of this process."""
         name = (queue, message.copy_name)
         _, first = self._lost.pop(name, (now, None))
         self._lost[name] = now, now if started and first is None else first
@@ -49,7 +49,7 @@ class Survived:
             oldest = next(iter(self._lost))
 
     def explains(self, queue: str, message: Message, now: float) -> bool:
-        """Whether one takeover of this copy was no death but our own lost connection."""
+        """Whether a takeover of this message was caused by a lost connection, not by a death."""
         last, first = self._lost.get((queue, message.copy_name), (None, None))
         return (
             last is not None

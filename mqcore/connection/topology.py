@@ -1,8 +1,8 @@
-"""Which queues and routers this broker has declared, with which settings.
+"""`Topology`: the queues and routers that this broker has declared, with their settings.
 
-Code describes queues, configuration overrides it, and both meet here: `configured` is the one place
-that merges them. What was declared once costs a dictionary look-up from then on, and comes back
-after every reconnect through the connection.
+Code describes a queue and the settings override it; `configured` merges the two. A queue that was
+declared once costs a dictionary look-up from then on. The connection declares it again after every
+reconnect.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _log = logging.getLogger("mqcore")
 
 
 class Topology:
-    """What is declared on one connection."""
+    """The queues and routers that are declared on one connection."""
 
     def __init__(
         self, connection: Connection, settings: Settings, durability: Durability | None
     ) -> None:
-        """`settings` override code; `durability` goes into every queue's spec."""
+        """`settings` override the code; `durability` is part of every queue's declaration."""
         self._connection = connection
         self._settings = settings
         self._durability = durability
@@ -50,22 +50,25 @@ class Topology:
         self._warned: set[str] = set()
 
     def configured(self, queue: Queue[T]) -> Queue[T]:
-        """Return the queue with the settings that configuration gives it: configuration wins."""
+        """Return the queue with its options from the settings, which override the code."""
         return queue.configured(**self._settings.queue_options(queue.name))
 
     def retry(self, queue: Queue[Any], consumer: RetryPolicy | None) -> RetryPolicy:
-        """Return the policy of a queue's consumer: configuration over the consumer's own over the queue's."""
+        """Return the retry policy of a consumer.
+
+        The settings override the consumer's own policy, and that one overrides the queue's.
+        """
         return self._settings.retry_policy(queue.name, consumer or queue.retry or RetryPolicy())
 
     def known(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any] | None:
-        """Return the queue as configured, or the router, when nothing is left to declare for it; None else."""
+        """Return the configured queue, or the router, if it is declared already; else None."""
         if isinstance(thing, Queue):
             found = self._queues.get(thing.name)
             return found[1] if found is not None and found[0] is thing else None
         return thing if self._routers.get(thing) == len(thing.bindings) else None
 
     async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
-        """Do `ensure` or `ensure_router`, whichever it takes."""
+        """Call `ensure` or `ensure_router`."""
         return (
             await self.ensure(thing)
             if isinstance(thing, Queue)
@@ -73,10 +76,10 @@ class Topology:
         )
 
     async def ensure(self, queue: Queue[Any]) -> Queue[Any]:
-        """Declare the queue once, with its dead-letter queue and quarantine, and return it as configured.
+        """Declare a queue with its dead-letter queue and quarantine, once; return it as configured.
 
-        Raises `TopologyMismatch` when this process already declared it with other settings, or the
-        broker has it so, and `QueueNotFound` for a `declare=False` queue that does not exist.
+        Raises `TopologyMismatch` when it exists with other settings, and `QueueNotFound` for a
+        `declare=False` queue that does not exist.
         """
         known = self._queues.get(queue.name)
         if known is not None and known[0] is queue:
@@ -95,7 +98,7 @@ class Topology:
     async def ensure_all(
         self, queues: Sequence[Queue[Any]], routers: Sequence[Router[Any]]
     ) -> None:
-        """Declare what an application needs in one batch. Raises as `ensure` does."""
+        """Declare the queues and routers of an application in one batch; raises as `ensure`."""
         own = [(queue, self.configured(queue)) for queue in queues]
         own += [
             (queue, self.configured(queue))
@@ -112,7 +115,7 @@ class Topology:
                 if specs.setdefault(spec.name, spec) != spec:
                     raise TopologyMismatch(
                         f"queue {spec.name!r} is described twice in this application, with "
-                        "different settings"
+                        "different settings. Use one Queue(...), or the same settings in both"
                     )
         if specs:
             await self._connection.declare(list(specs.values()))
@@ -123,7 +126,7 @@ class Topology:
             await self.ensure_router(router)
 
     def _check(self, queue: Queue[Any]) -> None:
-        """Refuse what the backend could not keep, before anything is declared (G16)."""
+        """Refuse settings that the backend cannot keep, before anything is declared (G16)."""
         if queue.declare:
             _check_used(queue)
         bound: Alterations = {} if queue.max_length is None else {"overflow": queue.overflow}
@@ -132,9 +135,9 @@ class Topology:
         )
 
     async def ensure_router(self, router: Router[Any]) -> Router[Any]:
-        """Declare the queues bound in code, then the bindings of code and configuration.
+        """Declare the queues of a router's bindings, then the bindings of code and settings.
 
-        Once, unless bindings were added since.
+        It is done once, and again when bindings were added.
         """
         if self.known(router) is not None:
             return router
@@ -152,14 +155,14 @@ class Topology:
         await self._connection.unbind(bindings)
 
     async def restore(self, queue: Queue[Any]) -> None:
-        """Declare a queue again that somebody deleted; raises `QueueNotFound` when it is not ours to declare."""
+        """Declare a queue again that was deleted. Raises `QueueNotFound` for an adopted queue."""
         if queue.declare:
             await self._connection.declare(queue.specs(self._durability))
         else:
             await self._check_there(queue.name)
 
     async def alter(self, queue: Queue[Any] | str, options: AlterOptions) -> None:
-        """Give an existing queue other settings: these, or without any those of the queue as configured."""
+        """Alter an existing queue: to these settings, or without any to those of the `Queue`."""
         if isinstance(queue, Queue) and not options:
             configured = self.configured(queue)
             options = {
@@ -179,20 +182,18 @@ class Topology:
         counts = await self.counts(name)
         if counts is None:
             raise QueueNotFound(
-                f"queue {name!r} does not exist on the broker, or the backend cannot look: it "
-                "cannot be altered"
+                f"queue {name!r} cannot be altered: it does not exist on the broker, or the "
+                "backend cannot tell"
             )
         if isinstance(queue, Queue) and queue.declare and counts.role == "work":
             _check_dead_letter(self.configured(queue), counts)
 
         for target, changes in for_each_queue(counts, settings).items():
             await self._connection.alter(target, changes)
-        self._queues.pop(
-            name, None
-        )  # what this process knows of it is compared anew with its next use
+        self._queues.pop(name, None)  # its next use compares the settings again
 
     def _check_supported(self, name: str, settings: Alterations) -> None:
-        """Refuse what the backend could not keep (G16)."""
+        """Refuse settings that the backend cannot keep (G16)."""
         capabilities = self._connection.capabilities
         if settings.get("ttl") is not None:
             capabilities.require(Capability.EXPIRY, f"queue {name!r} with a ttl")
@@ -209,19 +210,19 @@ class Topology:
             )
 
     def declares(self, name: str) -> bool:
-        """Whether this process has declared the queue, and is to declare it again when it is gone."""
+        """Whether this process has declared the queue, and declares it again when it is gone."""
         return name in self._queues and self._queues[name][1].declare
 
     def routes(self, router: Router[Any], key: str, headers: Mapping[str, str]) -> bool:
-        """Whether a binding that this process has made takes such a message."""
+        """Whether a binding that this process has added takes such a message."""
         return any(
             binding.takes(key, headers) for binding in self._connection.bindings_of(router.name)
         )
 
     async def declare_again(self, queues: Sequence[str], router: Router[Any] | None) -> None:
-        """Declare queues, and a router with the queues bound to it, that another process has deleted.
+        """Declare queues that another process has deleted, and a router with its bound queues.
 
-        Raises as `ensure` does, for what other settings they have by now.
+        Raises as `ensure` does, when they exist with other settings now.
         """
         bindings = self._connection.bindings_of(router.name) if router is not None else []
         names = dict.fromkeys([*queues, *(binding.queue for binding in bindings)])
@@ -237,28 +238,33 @@ class Topology:
         return self._queues[name][1].specs(self._durability)
 
     def forget(self, name: str) -> None:
-        """The queue was deleted on purpose: declare it no more by itself."""
+        """Do not declare a queue again: it was deleted on purpose."""
         self._queues.pop(name, None)
         self._connection.forget([name, name + AGAIN])
         self._routers.clear()
 
     async def _adopt(self, queue: Queue[Any]) -> None:
-        """Check that a queue is there, with the settings that its options say."""
+        """Check that an adopted queue exists, with the settings that its options name."""
         await self._check_there(queue.name)
         counts = await self.counts(queue.name)
         have = counts.spec if counts is not None else None
 
         own = have.dead_letter if have is not None else None
         letters = queue.dead_letter if given(queue, "dead_letter") else own
-        found = await self.counts(letters) if letters is not None else None
-        check_adopted(queue, have, found.spec if found is not None else None)
+        letter_counts = await self.counts(letters) if letters is not None else None
+        check_adopted(queue, have, letter_counts.spec if letter_counts is not None else None)
 
         can_count = isinstance(self._connection.backend, SupportsCount)
-        if given(queue, "dead_letter") and letters is not None and found is None and can_count:
+        if (
+            given(queue, "dead_letter")
+            and letters is not None
+            and letter_counts is None
+            and can_count
+        ):
             raise QueueNotFound(
                 f"dead-letter queue {letters!r} of the adopted queue {queue.name!r} does not exist "
-                "on the broker, and declare=False says not to make it. Declare it where it is "
-                "made, or name one that exists"
+                "on the broker, and declare=False says not to create it. Declare it in the program "
+                "that owns it, or name one that exists"
             )
 
     async def _check_there(self, name: str) -> None:
@@ -269,17 +275,20 @@ class Topology:
             )
 
     async def counts(self, name: str) -> QueueCounts | None:
-        """The counts of one queue, None when it is missing or the backend cannot count."""
+        """Return the counts of a queue; None if it does not exist or the backend cannot count."""
         backend = self._connection.backend
         if not isinstance(backend, SupportsCount):
             return None
-        found = await self._connection.call(
-            f"looking at queue {name!r}", lambda: backend.count([name])
+        counts = await self._connection.call(
+            f"counting queue {name!r}", lambda: backend.count([name])
         )
-        return found[0] if found else None
+        return counts[0] if counts else None
 
     async def dead_letter_name(self, queue: Queue[Any] | str) -> str | None:
-        """Return the name of a queue's dead-letter queue, asking the broker where only a name is known."""
+        """Return the name of a queue's dead-letter queue, or None.
+
+        For a queue that is given by its name, the broker is asked. Raises `QueueNotFound`.
+        """
         if isinstance(queue, Queue):
             configured = self.configured(queue)
             if configured.declare or given(configured, "dead_letter"):
@@ -294,13 +303,12 @@ class Topology:
                 and await self.counts(queue + DLQ) is None
             ):
                 raise QueueNotFound(f"queue {queue!r} does not exist on the broker")
-            return (
-                queue + DLQ
-            )  # the queue itself may have been deleted; what died in it is still there
+            # The queue may have been deleted. Its dead letters still exist.
+            return queue + DLQ
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
     def _warn_of_drops(self, name: str, dead_letter: str | None) -> None:
-        """Say once that an adopted queue has no dead-letter queue: nobody here has chosen that."""
+        """Warn once that an adopted queue has no dead-letter queue."""
         if dead_letter is None and name not in self._warned:
             self._warned.add(name)
             _log.warning(
@@ -313,9 +321,9 @@ class Topology:
     async def rules(
         self, queue: Queue[Any], retry: RetryPolicy | None, after_crash: AfterCrash = "isolate"
     ) -> Rules:
-        """Return what `decide` must know of a queue.
+        """Return what `decide` needs to know of a queue.
 
-        A dead-letter queue, adopted under any name, is its own (G11).
+        A dead-letter queue that is adopted under any name is its own dead-letter queue (G11).
         """
         policy = self.retry(queue, retry)
         if policy.max_attempts > 1 and policy.backoff.wait(1) > 0:
@@ -332,7 +340,7 @@ class Topology:
             if counts.role == "dead_letter" or (
                 quarantine and await self.counts(quarantine) is None
             ):
-                quarantine = None  # a queue that a plain client has made has none
+                quarantine = None  # a queue that another client has made has none
         return Rules(
             queue=queue.name,
             source=queue.name,
@@ -346,17 +354,17 @@ class Topology:
 
 
 def _same(one: Queue[Any], other: Queue[Any]) -> bool:
-    """Whether nothing is left to declare, or to check, for one of them after the other."""
+    """Whether the second one needs no declaration and no check after the first one."""
     if one.declare and other.declare:
         return one.specs() == other.specs()
     return one.declare == other.declare and one.options == other.options
 
 
 def _check_used(queue: Queue[Any]) -> None:
-    """Refuse an option that would do nothing without another one."""
+    """Refuse an option that has no effect without another one."""
     if queue.overflow == "dead_letter" and queue.max_length is None:
         raise ConfigurationError(
-            f"queue {queue.name!r}: overflow='dead_letter' does nothing without max_length. Set "
+            f"queue {queue.name!r}: overflow='dead_letter' has no effect without max_length. Set "
             "max_length, or leave overflow out"
         )
     if queue.retention is not None and queue.dead_letter is None:
@@ -367,11 +375,10 @@ def _check_used(queue: Queue[Any]) -> None:
 
 
 def _check_dead_letter(queue: Queue[Any], counts: QueueCounts) -> None:
-    """Refuse to alter a queue whose dead-letter queue is another one: that is fixed, and no option is ignored."""
+    """Refuse to alter a queue that has another dead-letter queue: that cannot be altered."""
     if queue.dead_letter != counts.dead_letter:
         raise TopologyMismatch(
             f"queue {queue.name!r} exists with dead_letter={counts.dead_letter!r}, and the code "
             f"declares dead_letter={queue.dead_letter!r}, which cannot be altered. Change the "
-            "code, or delete the queue "
-            f'with "mqcore queues delete {queue.name}"'
+            f'code, or delete the queue with "mqcore queues delete {queue.name}"'
         )

@@ -83,7 +83,7 @@ class Composer:
         return message
 
     def check_size(self, message: Message, name: str) -> None:
-        """Raise `MessageTooLarge` for a message above a limit of this broker or of the server (G12)."""
+        """Raise `MessageTooLarge` for a message above this broker's or the server's limit (G12)."""
         self._limits.check(message, name)
 
         capabilities, size = self._connection.capabilities, len(message.body)

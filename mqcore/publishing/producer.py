@@ -29,7 +29,7 @@ class Producer(Generic[T]):
         self._defaults = defaults
 
     async def publish(self, payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """Publish one payload as `Broker.publish` does; options given here override the defaults."""
+        """Publish one payload as `Broker.publish` does; these options override the defaults."""
         merged: PublishOptions = {**self._defaults, **options}
         return await self._publisher.publish(self._to, payload, **merged)
 

@@ -160,7 +160,7 @@ class Publisher:
         return [ending(to, outbound, hint, self._events) for outbound in batch]
 
     async def _send_all(self, batch: Sequence[Outbound], deadline: float) -> None:
-        """Send in one request what has no outcome yet, and what did not find its queue or router."""
+        """Send as one batch what has no outcome yet, and what did not find its queue or router."""
         unsent = [(outbound, out) for outbound in batch for out in outbound.unsent()]
         if not unsent:
             return

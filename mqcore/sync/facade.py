@@ -60,7 +60,7 @@ R = TypeVar("R")
 
 
 class Broker:
-    """A broker, connected, for programs that block; see `mqcore.Broker`, whose methods these are."""
+    """A connected broker for programs that block, with the methods of `mqcore.Broker`."""
 
     def __init__(self, url: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         """Read the settings and find the plugin; no I/O yet.
@@ -266,7 +266,7 @@ class Producer(Generic[T]):
 
 
 class Received(DeliveryInfo, Generic[T]):
-    """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it; see `mqcore.Received`."""
+    """A received message: its decoded `value` and the ways to settle it; see `mqcore.Received`."""
 
     def __init__(self, loop: LoopThread, received: AsyncReceived[T]) -> None:
         """Made by a consumer."""
@@ -352,16 +352,16 @@ class Consumer(Generic[T]):
 
 
 class DeadLetters:
-    """The dead letters of one queue, or of one shared dead-letter queue; see `mqcore.DeadLetters`."""
+    """The dead letters of a queue or of a shared dead-letter queue; see `mqcore.DeadLetters`."""
 
     def __init__(self, loop: LoopThread, letters: AsyncDeadLetters) -> None:
         """Made by `Broker.dead_letters`."""
         self._loop = loop
         self._letters = letters
 
-    def list(self, limit: int = 100, **wanted: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
+    def list(self, limit: int = 100, **filters: Unpack[DeadLetterFilter]) -> list[DeadLetter]:
         """As `mqcore.DeadLetters.list`."""
-        return self._loop.run(self._letters.list(limit, **wanted))
+        return self._loop.run(self._letters.list(limit, **filters))
 
     def get(self, id: str) -> DeadLetter | None:
         """As `mqcore.DeadLetters.get`."""
@@ -373,11 +373,11 @@ class DeadLetters:
         to: str | None = None,
         limit: int | None = None,
         force: bool = False,
-        **wanted: Unpack[DeadLetterFilter],
+        **filters: Unpack[DeadLetterFilter],
     ) -> Redriven:
         """As `mqcore.DeadLetters.redrive`."""
-        return self._loop.run(self._letters.redrive(to=to, limit=limit, force=force, **wanted))
+        return self._loop.run(self._letters.redrive(to=to, limit=limit, force=force, **filters))
 
-    def purge(self, **wanted: Unpack[DeadLetterFilter]) -> int:
+    def purge(self, **filters: Unpack[DeadLetterFilter]) -> int:
         """As `mqcore.DeadLetters.purge`."""
-        return self._loop.run(self._letters.purge(**wanted))
+        return self._loop.run(self._letters.purge(**filters))

@@ -1,8 +1,8 @@
-"""An event loop in a daemon thread, for callers that block: what `mqcore.sync` stands on.
+"""An event loop in a daemon thread, on which `mqcore.sync` runs.
 
-One call: `run` hands a coroutine to the loop and waits for its ending in the caller's thread.
-`close` runs the last coroutine, lets calls of other threads end, and ends the thread. Whoever has
-closed, forked or forgotten gets an answer, and never waits for a thread that is not there.
+`run` passes a coroutine to the loop and waits for its result in the caller's thread. `close` runs a
+last coroutine, lets the calls of other threads end, and ends the thread. After a close or a fork, a
+call gets an error and never waits for a thread that does not exist.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ __all__ = ["LoopThread"]
 
 R = TypeVar("R")
 _LAST_CALLS = 1.0
-"""Seconds that calls which wait in other threads get to end by themselves after the last coroutine.
-"""
+"""Seconds that calls of other threads get to end after the last coroutine."""
 
 
 class LoopThread:
-    """The thread of one loop: begun by the first call, ended by `close`, or when nobody can call any more."""
+    """The thread of one event loop.
+
+    The first call starts it. `close` ends it, and so does the garbage collection of this object.
+    """
 
     def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """`last` is what `close` runs on the loop. It must hold no reference to this object."""
@@ -43,13 +45,11 @@ class LoopThread:
         self._closing = False
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run it on the loop, and return or raise as it ends.
+        """Run a coroutine on the loop, and return its result or raise its error.
 
-        Interrupted by Ctrl-C it is cancelled.
-
-        After `close` it runs on a loop of the moment, so that what is closed says so itself. Raises
-        `ConfigurationError` where an event loop is running, and `ConnectionLost` when the thread
-        ends before the call, or is left behind by a fork.
+        Ctrl-C cancels it. After `close` it runs on a temporary loop, so that the closed object can
+        raise its own error. Raises `ConfigurationError` in a thread that runs an event loop, and
+        `ConnectionLost` when the thread ends before the call or does not exist after a fork.
         """
         future: Future[R] | None = None
         try:
@@ -73,9 +73,9 @@ class LoopThread:
                 future.cancel()
 
     def close(self) -> None:
-        """Run the last coroutine and end the thread; raises what that coroutine raises.
+        """Run the last coroutine and end the thread. Raises the coroutine's error.
 
-        Idempotent.
+        May be called again.
         """
         if sys.is_finalizing() or self._left_behind():
             return
@@ -90,8 +90,8 @@ class LoopThread:
     def _running(self) -> asyncio.AbstractEventLoop:
         if sys.is_finalizing() or self._left_behind():
             raise ConnectionLost(
-                "the thread of this broker is gone, by a fork or the interpreter's end; connect "
-                "one in each process"
+                "the thread of this broker does not exist after a fork or at the interpreter's "
+                "exit; connect a broker in each process"
             )
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
@@ -115,8 +115,8 @@ def _refuse_to_block_a_loop() -> None:
     except RuntimeError:
         return
     raise ConfigurationError(
-        "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker and "
-        "await there, or call from a thread without a loop"
+        "mqcore.sync blocks, and an event loop is running in this thread: use mqcore.Broker here, "
+        "or call from a thread without an event loop"
     )
 
 
@@ -126,11 +126,11 @@ def _serve(
     stop: asyncio.Event,
     stopped: Future[None],
 ) -> None:
-    """Be the thread: serve calls until `stop`, run the last coroutine, and tell how that went."""
+    """Serve calls until `stop`, run the last coroutine, and set its result. Runs in the thread."""
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(_until(stop, last))
-    except BaseException as error:  # noqa: BLE001 - it is the caller of `close` who must hear of it
+    except BaseException as error:  # noqa: BLE001 - `close` raises it
         stopped.set_exception(error)
     else:
         stopped.set_result(None)
@@ -151,9 +151,9 @@ def _abandon(
     stopped: Future[None],
     thread: threading.Thread,
 ) -> None:
-    """Nobody can call any more.
+    """Stop the thread of an object that was garbage collected.
 
-    This runs wherever the garbage was found, so it starts the end and does not wait for it.
+    This may run in any thread, so it does not wait for the end.
     """
     if thread.is_alive() and not stop.is_set() and not stopped.done():
         with suppress(RuntimeError):

@@ -173,7 +173,8 @@ async def test_timers_for_no_time_that_start_anew_for_ever_are_noticed(
 
     waiting = asyncio.create_task(early())
     with pytest.raises(
-        RuntimeError, match="virtual time stands still at 2: 500 timers were started one after the other"
+        RuntimeError,
+        match="virtual time stands still at 2: 500 timers were started one after the other",
     ):
         await clock.advance(5)
     waiting.cancel()
