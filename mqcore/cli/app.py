@@ -1,8 +1,8 @@
-"""All commands in one application, and how each of them ends.
+"""The application of all commands, and their exit codes.
 
-`run` builds the Typer application, lets it find the command and call it, and turns every ending
-into an exit code and at most one line on standard error. Plugins add their own commands; they are
-imported only when none of ours was named.
+`run` builds the Typer application, which finds and calls the command. Every error becomes an exit
+code and at most one line on standard error. Plugins may add commands; they are imported only when
+the first word is not a command of mqcore.
 """
 
 import os
@@ -47,7 +47,7 @@ _TRACEBACK = "MQCORE_TRACEBACK"
 
 @runtime_checkable
 class _Usage(Protocol):
-    """What Typer raises for words that it cannot make sense of, whichever of its versions."""
+    """The exception of any version of Typer for wrong arguments."""
 
     exit_code: int
 
@@ -55,13 +55,13 @@ class _Usage(Protocol):
 
 
 def application(*, plugins: bool) -> typer.Typer:
-    """Return the application with all commands, those of `plugins` too when they are wanted."""
+    """Return the application with all commands; with `plugins`, also with those of plugins."""
     app = typer.Typer(
         name="mqcore",
-        help="Message queues with one meaning on every broker: run workers, look at queues, see "
-        "to dead letters.",
-        epilog=f"Exit codes: 0 done, 1 failed or found problems, 2 misused. {_TRACEBACK}=1 shows "
-        "the traceback of what fails.",
+        help="Message queues with one meaning on every broker: run workers, inspect queues, "
+        "redrive dead letters.",
+        epilog=f"Exit codes: 0 done, 1 failed or found problems, 2 wrong usage. {_TRACEBACK}=1 in "
+        "the environment shows the traceback of an error.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -85,7 +85,7 @@ def application(*, plugins: bool) -> typer.Typer:
 def _root(
     context: typer.Context,
     *,
-    version_: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+    version_: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version_:
         print(f"mqcore {version('mqcore')}")
@@ -95,7 +95,7 @@ def _root(
 
 
 def _names(app: typer.Typer) -> set[str]:
-    """Return what can stand as the first word."""
+    """Return the names of all commands and groups."""
     groups = [
         one.typer_instance.info.name
         for one in app.registered_groups
@@ -109,7 +109,7 @@ def _names(app: typer.Typer) -> set[str]:
 
 
 def _add_plugins(app: typer.Typer) -> None:
-    """Add what plugins bring. A plugin's fault costs its commands and a line, never ours."""
+    """Add the commands of plugins. A broken plugin loses only its own commands."""
     try:
         found = default_plugins().commands()
     except MqcoreError as error:
@@ -122,18 +122,17 @@ def _add_plugins(app: typer.Typer) -> None:
         else:
             named = f" {name!r:.60}" if isinstance(name, str) else ""
             _say(
-                f"a plugin's command{named} is left out: it is no Typer application with a name "
-                "that is still free"
+                f"a plugin's command{named} is left out: it is not a Typer application with an "
+                "unused name"
             )
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command that the words name, and return the exit code."""
+    """Run the command that the arguments name, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a name that the terminal cannot show is no reason to fail
+            # A character that the terminal cannot show must not fail the command.
+            stream.reconfigure(errors="backslashreplace")
     ours = application(plugins=False)
     app = ours if argv and argv[0] in _names(ours) else application(plugins=True)
     try:
@@ -146,11 +145,10 @@ def run(argv: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt) as error:
         return _end("interrupted, or answered with no: nothing more was done", error, _INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # whoever read us has left, and wants no more
+        # The reader of our output has ended.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    except Exception as error:  # noqa: BLE001 - Typer's usage errors have changed their place, and the user's code may raise anything
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         if isinstance(error, _Usage):
             return _end(_usage(error), error, error.exit_code)
         what = f"{type(error).__name__}: {error}{place_of(error)}"

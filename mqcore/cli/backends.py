@@ -1,4 +1,4 @@
-"""`mqcore backends`: which schemes can be used here, who brings them, and why one cannot."""
+"""`mqcore backends`: the URL schemes that can be used here, and why others cannot."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,14 @@ __all__ = ["backends", "capabilities_data"]
 
 _OWN_DISTRIBUTION = "mqcore"
 _CANNOT = " cannot be used: "
-"""What stands before the reason in the error of a plugin that cannot be imported."""
+"""The text before the reason in the error of a plugin that cannot be imported."""
 
 
 def backends(*, json: Json = False) -> None:
-    """Show every scheme that a plugin serves, who brings it, and what it can do; then what cannot be used, and why.
+    """List the installed backends: URL scheme, distribution and capabilities.
 
-    What a server can do is known when it has been asked: `mqcore doctor URL`.
+    Backends that cannot be used follow, with the reason. To see what a server can do, run `mqcore
+    doctor URL`.
     """
     installed = default_plugins().installed()
     found = [(one, _capabilities(one)) for one in installed]
@@ -31,9 +32,8 @@ def backends(*, json: Json = False) -> None:
         return
 
     usable = [(one, capabilities) for one, capabilities in found if one.error is None]
-    usable.sort(
-        key=lambda line: line[0].distribution == _OWN_DISTRIBUTION
-    )  # a backend that somebody added stands first
+    # Backends that were added come first.
+    usable.sort(key=lambda line: line[0].distribution == _OWN_DISTRIBUTION)
     rows = [
         (one.scheme, one.distribution, one.version, _in_words(one, capabilities))
         for one, capabilities in usable
@@ -48,7 +48,7 @@ def backends(*, json: Json = False) -> None:
 
 
 def _capabilities(one: Installed) -> Capabilities | None:
-    """Return what can be said without a server: a backend that lives in this process is simply asked."""
+    """Return the capabilities of a backend that needs no server; None for the others."""
     if one.backend is None or not one.backend.local:
         return None
 
@@ -62,11 +62,11 @@ def _capabilities(one: Installed) -> Capabilities | None:
         with quiet():
             return asyncio.run(ask())
     except MqcoreError:
-        return None  # whatever it is, `doctor` tells it; the others are listed all the same
+        return None  # `mqcore doctor` reports it; the other backends are still listed
 
 
 def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]:
-    """Return a row for each reason: the schemes of one plugin that lack the same package share it."""
+    """Return a row for each reason; schemes that lack the same package share a row."""
     reasons: dict[tuple[bool, str, str, str], list[str]] = {}
     for one in installed:
         if one.error is not None:
@@ -82,7 +82,7 @@ def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]
 
 def _in_words(one: Installed, capabilities: Capabilities | None) -> str:
     if capabilities is None:
-        return f"as the server has them: mqcore doctor {one.scheme}://..."
+        return f"depend on the server: mqcore doctor {one.scheme}://..."
     names = {
         level: [which.value for which in Capability if capabilities[which].level is level]
         for level in Level

@@ -1,8 +1,7 @@
-"""What every command needs: the broker that is meant, the user's app, a yes.
+"""What all commands share: the broker to use, the user's app, the confirmation of a question.
 
-`At` is the pair of options `--url` and `--json`. `At.run` reads the settings, connects, refuses
-what cannot make sense (a `memory://` that nobody in this process has put anything into), and runs
-one piece of work under a time limit.
+`At` has the options `--url` and `--json`. `At.run` reads the settings, connects, and runs one piece
+of work with a time limit. It refuses an empty `memory://`, which no other process can fill.
 """
 
 import asyncio
@@ -42,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs
 
 @dataclass(frozen=True)
 class At:
-    """Which broker, and how to answer."""
+    """The broker to use, and the output format."""
 
     url: Annotated[
         str | None,
@@ -55,7 +54,7 @@ class At:
     json: Json = False
 
     def settings(self) -> Settings:
-        """Read the settings with this URL over them. Raises `ConfigurationError`."""
+        """Read the settings; this URL overrides theirs. Raises `ConfigurationError`."""
         return Settings.load(url=None if self.url is None else BrokerUrl(self.url))
 
     def run(
@@ -67,10 +66,10 @@ class At:
     ) -> R:
         """Connect, do the work and return its result.
 
-        `patience` is how many seconds it may take in all, None for no limit. Who is not `demanding`
-        takes any broker: one without the durability that the settings ask for, and an empty one
-        that lives in this process. Raises what the work raises, `ConfigurationError`, and
-        `BrokerError` when the patience is over.
+        `patience` is the limit in seconds for everything, None for no limit. With `demanding=False`
+        any broker will do: one with less durability than the settings ask for, and an empty one in
+        this process. Raises the errors of the work, `ConfigurationError`, and `BrokerError` when
+        the time is over.
         """
         settings = self.settings()
         durability = settings.durability if demanding else None
@@ -97,13 +96,16 @@ class At:
 
 
 def is_local(broker: Broker) -> bool:
-    """Whether the broker lives in this process."""
+    """Whether the broker is in this process."""
     return broker.is_local
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep mqcore's warnings off standard error where nobody configured logging: a command ends in a line of its own."""
+    """Suppress mqcore's warnings on standard error if logging is not configured.
+
+    A command reports an error in one line of its own.
+    """
     logger, silent = logging.getLogger("mqcore"), logging.NullHandler()
     logger.addHandler(silent)
     try:
@@ -114,7 +116,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what it has leased is released, and not out of reach until the lease ends."""
+    """Make SIGTERM end a command as Ctrl-C does, so that leased messages are released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -150,25 +152,25 @@ def confirm(question: str, *, yes: bool) -> None:
 def load_app(target: str) -> App:
     """Import `MODULE:APP` from the working directory or the installed packages.
 
-    Raises `ConfigurationError` when it is written otherwise, cannot be imported, with the place in
-    the user's code, or is no `App`.
+    Raises `ConfigurationError` when the target has another form, is not an `App`, or cannot be
+    imported; the text names the line of the user's code that failed.
     """
     if not _TARGET.fullmatch(target):
         raise ConfigurationError(
             f"{target!r:.200} is not of the form MODULE:APP, for instance shop:app"
         )
     name, _, attribute = target.partition(":")
-    found: object = _import(name)
+    target_object: object = _import(name)
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target_object, part):
             apps = [key for key, value in vars(sys.modules[name]).items() if isinstance(value, App)]
             raise ConfigurationError(
                 f"module {name!r} has no {attribute!r}; its apps are: {', '.join(apps) or 'none'}"
             )
-        found = getattr(found, part)
-    if not isinstance(found, App):
-        raise ConfigurationError(f"{target} is a {type(found).__name__}, not an mqcore App")
-    return found
+        target_object = getattr(target_object, part)
+    if not isinstance(target_object, App):
+        raise ConfigurationError(f"{target} is a {type(target_object).__name__}, not an mqcore App")
+    return target_object
 
 
 def _import(name: str) -> object:
@@ -196,7 +198,10 @@ def _import(name: str) -> object:
 
 
 def place_of(error: BaseException) -> str:
-    """Return where the user's own code failed, as ` (file, line N)`: the innermost place outside libraries and mqcore."""
+    """Return where the user's code failed, as ` (file, line N)`.
+
+    This is the innermost place outside libraries and mqcore.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})" if "line" not in str(error) else ""
     frames = traceback.extract_tb(error.__traceback__)

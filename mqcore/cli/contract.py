@@ -1,8 +1,8 @@
-"""`mqcore contract run URL`: whether a backend keeps what mqcore promises, case by case.
+"""`mqcore contract run URL`: tests case by case whether a backend keeps mqcore's guarantees.
 
-The cases are those of `mqcore.contract`. One line comes for each as it ends, then the failures in
-the cases' own words, then counts and a verdict. A run with cases left out is *partial*: it helps
-whoever writes a backend, and proves nothing.
+The cases are those of `mqcore.contract`. The output has a line for each case, then the failures, the
+counts and a verdict. A run without some of the cases is *partial*: it helps the author of a backend,
+and proves nothing.
 """
 
 import asyncio
@@ -34,20 +34,20 @@ __all__ = ["app", "harness_of", "run"]
 _STATUSES: tuple[Status, ...] = ("passed", "failed", "waived", "not applicable", "not shown")
 _STYLES = {"passed": "green", "failed": "bold red", "waived": "yellow"}
 _OPENS_WITHIN = 15.0
-_TOLD = 5
-"""Cases named of those that failed in the same words."""
+_SHOWN = 5
+"""How many cases with the same failure are named."""
 _DETAILS = ("  seen as: ", "  logged: ")
-"""Begin the lines of a failure that may differ although its cause is the same."""
+"""Beginnings of lines of a failure that may differ although its cause is the same."""
 _LOCAL_SILENCE = 0.05
 _FOLDER = "the folder of {!r} does not exist"
 _OWN_NAMES = re.compile(r"ct\.[0-9a-f]+|[0-9a-f]{16,}|\d+(\.\d+)?")
 
-app = typer.Typer(name="contract", help="The contract: what a backend must do, shown case by case.")
+app = typer.Typer(name="contract", help="The contract: tests case by case what a backend must do.")
 
 
 @dataclass(frozen=True)
 class What:
-    """Which cases run."""
+    """Which cases to run."""
 
     profile: Annotated[
         list[str] | None,
@@ -155,47 +155,48 @@ def run(
     ] = None,
     json: Json = False,
 ) -> int:
-    """Run the contract on a broker, which must be one for tests: the cases make and delete queues called ct.….
+    """Run the contract on a broker for tests. Its cases create and delete queues named ct.….
 
-    Ends with 1 when a case fails that is not waived or a waived one passes, and under CI=true also
-    when --profile or --case left cases out.
+    The exit code is 1 when a case fails that is not waived, or a waived case passes. With CI=true in
+    the environment it is also 1 for a partial run, one with --profile or --case.
     """
     _check(report, {".json", ".md"}, "a report")
     _check(badge, {".svg"}, "a badge")
     cases, waivers, make = what.cases(), how.waivers(), harness_of(url, virtual=how.virtual)
     with quiet():
         capabilities = _capabilities(url, make())
-        told: Callable[[Result], None] = (lambda _: None) if json else _teller(cases)
-        results = run_contract(make, cases=cases, waivers=waivers, on_result=told)
-    found = Report(
+        show: Callable[[Result], None] = (lambda _: None) if json else _printer(cases)
+        results = run_contract(make, cases=cases, waivers=waivers, on_result=show)
+    outcome = Report(
         results, capabilities, make().server_version() or capabilities.server, what.whole, waivers
     )
     if report is not None:
         report.write_text(
-            found.markdown() if report.suffix == ".md" else found.json(), encoding="utf-8"
+            outcome.markdown() if report.suffix == ".md" else outcome.json(), encoding="utf-8"
         )
-    if badge is not None and (svg := found.badge()) is not None:
+    if badge is not None and (svg := outcome.badge()) is not None:
         badge.write_text(svg, encoding="utf-8")
     if json:
-        print_json(found.data())
+        print_json(outcome.data())
     else:
-        _conclude(found, badge)
-    unproven = found.verdict == "partial" and os.environ.get("CI") == "true"
-    return 1 if unproven or not found.ok else 0
+        _conclude(outcome, badge)
+    unproven = outcome.verdict == "partial" and os.environ.get("CI") == "true"
+    return 1 if unproven or not outcome.ok else 0
 
 
 def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
-    """Return what makes the harness of each case; a backend that lives in this process and takes a clock gets a virtual one.
+    """Return a function that makes the harness of each case.
 
-    `virtual` asks for one elsewhere too. Raises `ConfigurationError` for a URL that is malformed or
-    that no plugin serves, and when a virtual clock is asked for and the backend takes none.
+    A backend in this process that takes a clock gets a virtual one; with `virtual`, other backends
+    do too. Raises `ConfigurationError` for a malformed URL, for a scheme that no plugin serves, and
+    for `virtual` with a backend that takes no clock.
     """
     backend = default_plugins().backend_for(BrokerUrl(url).scheme)
     takes_clock = "clock" in backend.Options.model_fields
     if virtual and not takes_clock:
         raise ConfigurationError(
-            f"--virtual: {backend.__name__} goes by no clock that could be moved; its Options have "
-            "no field `clock`"
+            f"--virtual: {backend.__name__} takes no virtual clock, because its Options have no field "
+            "`clock`"
         )
     virtual = virtual or (backend.local and takes_clock)
 
@@ -204,14 +205,14 @@ def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
             url, plugins=default_plugins(), clock=VirtualClock() if virtual else None
         )
         if backend.local and virtual:
-            harness.silence = _LOCAL_SILENCE  # no time passes that the case does not let pass
+            harness.silence = _LOCAL_SILENCE  # only the case advances the clock
         return harness
 
     return make
 
 
 def _check(path: Path | None, suffixes: set[str], what: str) -> None:
-    """Refuse a file that could not be written, before the minutes of a run."""
+    """Refuse a file that cannot be written, before a run that may take minutes."""
     if path is None:
         return
     if path.suffix not in suffixes:
@@ -223,7 +224,7 @@ def _check(path: Path | None, suffixes: set[str], what: str) -> None:
 
 
 def _capabilities(url: str, harness: Harness) -> Capabilities:
-    """Open once: a broker that is not there is told in one line, and not once by each case."""
+    """Connect once, so that a missing broker is reported in one line and not by each case."""
 
     async def ask() -> Capabilities:
         backend = harness.make_backend()
@@ -245,12 +246,12 @@ def _capabilities(url: str, harness: Harness) -> Capabilities:
         raise
     except Exception as error:
         raise BrokerError(
-            f"{shown} does not open: {type(error).__name__}: {error}{place_of(error)}"
+            f"cannot connect to {shown}: {type(error).__name__}: {error}{place_of(error)}"
         ) from error
 
 
-def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
-    """Return what shows a line for each result: on a terminal in colour, with how many are still to come."""
+def _printer(cases: Sequence[Case]) -> Callable[[Result], None]:
+    """Return a function that prints a line for each result, in color on a terminal."""
     if not sys.stdout.isatty():
         return lambda result: print(
             f"{result.status:14}  {result.case.name}  {result.seconds:.2f} s", flush=True
@@ -268,19 +269,19 @@ def _teller(cases: Sequence[Case]) -> Callable[[Result], None]:
 
 
 def _conclude(report: Report, badge: Path | None) -> None:
-    """Print the failures, what was not shown, the counts, the verdict."""
+    """Print the failures, the cases that were not shown, the counts and the verdict."""
     for alike in _alike(result for result in report.results if result.status == "failed"):
         print(
             f"\n{amount(len(alike), 'case')} "
-            f"failed{' in the same words' if len(alike) > 1 else ''}:"
+            f"failed{' with the same text' if len(alike) > 1 else ''}:"
         )
-        for result in alike[:_TOLD]:
+        for result in alike[:_SHOWN]:
             print(
                 f"  {result.case.name} ({' '.join(result.case.guarantees)}): "
                 f"{one_line(result.case.text)}"
             )
-        if len(alike) > _TOLD:
-            print(f"  and {len(alike) - _TOLD} more: --json names them")
+        if len(alike) > _SHOWN:
+            print(f"  and {len(alike) - _SHOWN} more: --json names them")
         for line in escaped(alike[0].text, lines=True).splitlines():
             print(f"    {line}")
     for waiver in report.waivers:
@@ -299,12 +300,12 @@ def _conclude(report: Report, badge: Path | None) -> None:
     backend = one_line(f"{report.capabilities.backend}, {report.server}")
     print(f"\n{backend}: {told} of {amount(len(report.results), 'case')}")
     if not report.whole:
-        print("cases were left out: this is no proof" + (", and bears no badge" if badge else ""))
+        print("partial run: it proves nothing" + (", and there is no badge" if badge else ""))
     print(report.verdict)
 
 
 def _alike(results: Iterable[Result]) -> list[list[Result]]:
-    """Put together what was said in the same words, names and numbers aside."""
+    """Group results with the same text, except for names and numbers."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         said = [line for line in result.text.splitlines() if not line.startswith(_DETAILS)]

@@ -1,4 +1,4 @@
-"""`mqcore dlq`: list dead letters, show one whole, send them back, let them go (G11)."""
+"""`mqcore dlq`: list, show, redrive and purge dead letters (G11)."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,21 +28,21 @@ __all__ = ["app", "list_letters", "purge", "redrive", "show"]
 
 _SHOWN_ERROR = 100
 
-app = typer.Typer(
-    name="dlq", help="Dead letters: list them, show one, send them back, let them go."
-)
+app = typer.Typer(name="dlq", help="Dead letters: list, show, redrive and purge them.")
 
 Queue = Annotated[
     str,
     typer.Argument(
-        metavar="QUEUE", help="The queue they died in, or a dead-letter queue.", show_default=False
+        metavar="QUEUE",
+        help="The queue where they died, or a dead-letter queue.",
+        show_default=False,
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Which:
-    """Which dead letters are meant; all that is given must hold."""
+    """Which dead letters to choose. They must match all given options."""
 
     id: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A message's id; may be repeated.")
@@ -51,26 +51,30 @@ class Which:
         str | None,
         typer.Option(help=", ".join(reason.value for reason in Reason)),
     ] = None
-    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Text in the error.")] = None
+    error: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A text that the error contains.")
+    ] = None
     died_in: Annotated[
         str | None,
         typer.Option(
             "--queue",
             metavar="QUEUE",
-            help="Where it died, for a dead-letter queue that several share.",
+            help="The queue where it died, for a shared dead-letter queue.",
         ),
     ] = None
     before: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Died before: ISO 8601 (UTC unless it says otherwise) or epoch seconds.",
+            help="Died before this time: ISO 8601 (UTC by default) or seconds since the epoch.",
         ),
     ] = None
-    after: Annotated[str | None, typer.Option(metavar="TIME", help="Died then or after.")] = None
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Died at or after this time.")
+    ] = None
 
     def wanted(self) -> DeadLetterFilter:
-        """Return the filter. Raises `ConfigurationError` for a time that is none."""
+        """Return the filter. Raises `ConfigurationError` for a wrong time."""
         wanted: DeadLetterFilter = {}
         if self.id:
             wanted["ids"] = set(self.id)
@@ -87,13 +91,13 @@ class Which:
         return wanted
 
     def chosen(self, *, everything: bool) -> DeadLetterFilter:
-        """Return the filter of what shall be changed: `--all` is never meant by silence."""
+        """Return the filter for a command that changes something: it needs a filter or `--all`."""
         wanted = self.wanted()
         if bool(wanted) == everything:
             raise ConfigurationError(
-                "--all and a filter exclude each other"
+                "--all cannot be combined with a filter"
                 if everything
-                else "say which dead letters: --id, --reason, --error, --queue, --before, "
+                else "choose the dead letters: --id, --reason, --error, --queue, --before, "
                 "--after, or --all"
             )
         return wanted
@@ -108,8 +112,8 @@ def _moment(option: str, text: str) -> float:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
-            f"{option} {text!r:.60} is no time: ISO 8601, for instance 2025-01-31T08:30, or "
-            "seconds since the epoch"
+            f"{option} {text!r:.60} is not a time: give ISO 8601, for instance 2025-01-31T08:30, "
+            "or seconds since the epoch"
         ) from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -121,7 +125,7 @@ def list_letters(
     limit: Annotated[int, typer.Option(min=1, help="How many to list, the oldest first.")] = 100,
     at: At,
 ) -> None:
-    """List dead letters, the oldest first, and change nothing."""
+    """List dead letters, the oldest first."""
     wanted = which.wanted()
 
     async def work(broker: Broker) -> list[DeadLetter]:
@@ -152,14 +156,14 @@ def show(
     id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.", show_default=False)],
     at: At,
 ) -> None:
-    """Show one dead letter whole: why it died, headers, traceback and body."""
+    """Show one dead letter: why it died, its headers, traceback and body."""
 
     async def work(broker: Broker) -> DeadLetter | None:
         return await broker.dead_letters(queue).get(id)
 
     letter = at.run(work)
     if letter is None:
-        raise ConfigurationError(f"there is no dead letter {id!r:.140} of queue {queue!r}")
+        raise ConfigurationError(f"queue {queue!r} has no dead letter with id {id!r:.140}")
     if at.json:
         print_json(_data(letter, whole=True))
         return
@@ -188,19 +192,20 @@ def redrive(
     queue: Queue,
     which: Which,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that are there now.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All that exist now.")] = False,
     to: Annotated[
         str | None,
-        typer.Option(metavar="QUEUE", help="Where to send them; by default where they died."),
+        typer.Option(metavar="QUEUE", help="Where to move them; by default where they died."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also those that came back five times already.")
+        bool, typer.Option("--force", help="Also messages that came back five times already.")
     ] = False,
     at: At,
 ) -> None:
-    """Send dead letters back to where they died, or elsewhere: attempts begin anew and nothing expires.
+    """Move dead letters back to the queue where they died, or to another queue.
 
-    Ends with 1 when one of them could not go; it is still there then.
+    Their attempts start at 1 again, and they no longer expire. The exit code is 1 when a message
+    could not be moved; it stays in the dead-letter queue.
     """
     wanted = which.chosen(everything=everything)
 
@@ -211,19 +216,19 @@ def redrive(
 
     done = at.run(work, patience=None)
     missing = sorted(set(which.id or ()) - set(done.moved) - set(done.left))
-    left = {**done.left, **dict.fromkeys(missing, "there is no such dead letter")}
+    left = {**done.left, **dict.fromkeys(missing, "no dead letter has this id")}
     if at.json:
         print_json({"moved": list(done.moved), "left": left})
     else:
-        print(f"{len(done.moved):,} redriven, {len(left):,} left")
+        print(f"{len(done.moved):,} redriven, {len(left):,} not redriven")
         if left:
-            print_table(("id", "why it is left"), list(left.items()), empty="")
+            print_table(("id", "reason"), list(left.items()), empty="")
     if left:
         raise typer.Exit(1)
 
 
 async def _check_there(broker: Broker, queue: str) -> None:
-    """Raise `QueueNotFound` before anything is leased, where the broker can tell."""
+    """Raise `QueueNotFound` before anything is leased, if the broker can tell."""
     try:
         await broker.counts(queue)
     except UnsupportedFeature:
@@ -249,14 +254,14 @@ def purge(
 
     if not yes:
         confirm(
-            f"{amount(at.run(number), 'dead letter')} of {queue!r} will be gone for good. Purge?",
+            f"Remove {amount(at.run(number), 'dead letter')} of {queue!r} for good?",
             yes=yes,
         )
     gone = at.run(work, patience=None)
     if at.json:
         print_json({"purged": gone})
     else:
-        print(f"{gone:,} purged")
+        print(f"{amount(gone, 'dead letter')} removed")
 
 
 def _data(letter: DeadLetter, *, whole: bool) -> dict[str, object]:

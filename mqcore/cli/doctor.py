@@ -1,8 +1,8 @@
-"""`mqcore doctor`: whether a broker is well, and whether it suits an application.
+"""`mqcore doctor`: checks a broker, and whether it fits an application.
 
-It connects without asking for anything, so that it can also look at a server that the application
-would refuse. It changes nothing. What it finds goes into one `Report`: facts, and problems, each
-with what to do next.
+It demands nothing of the server, so that it can also check one that the application would refuse.
+It changes nothing. Its result is a `Report` with facts, and with problems and what to do about
+them.
 """
 
 from collections import Counter
@@ -41,14 +41,14 @@ _MOST_LETTERS = 1000
 
 @dataclass
 class Report:
-    """What the doctor found. `problems` need a look, `notes` explain."""
+    """The result. `problems` need attention, `notes` explain."""
 
     url: str
     connected: bool = False
     capabilities: Capabilities | None = None
     queues: list[QueueCounts] = field(default_factory=list)
     dead: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of each dead-letter queue that holds any: how many for which reason."""
+    """For each dead-letter queue that holds messages: how many for each reason."""
     leftovers: list[Binding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -58,21 +58,21 @@ def doctor(
     url: Annotated[
         str | None,
         typer.Argument(
-            metavar="URL", help="The broker; without it the configured one.", show_default=False
+            metavar="URL", help="The broker; by default the configured one.", show_default=False
         ),
     ] = None,
     *,
     app: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:APP", help="Compare with this app: its queues and its bindings."
+            metavar="MODULE:APP", help="Compare with the queues, bindings and settings of an app."
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look at a broker: connection, durability, capabilities, dead letters, bindings.
+    """Check a broker: connection, durability, capabilities, dead letters, bindings.
 
-    Ends with 1 when there are problems.
+    The exit code is 1 when there are problems.
     """
     at = At(url, json)
     settings, user_app = at.settings(), None if app is None else load_app(app)
@@ -103,17 +103,17 @@ async def _examine(
         if warning := support.limits.get(WARNING):
             report.problems.append(str(warning))
     report.problems += await broker.diagnose()
-    await _look_at_queues(broker, report, user_app)
+    await _check_queues(broker, report, user_app)
     if is_local(broker) and not report.queues:
         report.notes.append(LONELY)
-    await _look_at_bindings(broker, settings, report, user_app)
+    await _check_bindings(broker, settings, report, user_app)
     if user_app is not None:
         report.problems += await session_of(broker).unused_settings(
             user_app.name, [spec.queue for spec in user_app.handlers], user_app.routers
         )
 
 
-async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) -> None:
+async def _check_queues(broker: Broker, report: Report, user_app: App | None) -> None:
     try:
         report.queues = sorted(await broker.counts(), key=lambda counts: counts.name)
     except UnsupportedFeature as error:
@@ -130,7 +130,7 @@ async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) 
             if reasons
             else ""
         )
-        whose = "" if counts.name in named else ", and belongs to no queue that is there"
+        whose = "" if counts.name in named else ", and belongs to no existing queue"
         report.problems.append(
             f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq list "
             f"{counts.name}"
@@ -140,12 +140,12 @@ async def _look_at_queues(broker: Broker, report: Report, user_app: App | None) 
         missing = [spec.queue.name for spec in user_app.handlers if spec.queue.name not in there]
         if missing:
             report.notes.append(
-                f"not there yet, and declared when a worker starts: {', '.join(missing)}"
+                f"queues that do not exist yet; a worker declares them: {', '.join(missing)}"
             )
 
 
 async def _reasons(broker: Broker, queue: str) -> dict[str, int]:
-    """Count the first thousand dead letters by reason, where they can be looked at."""
+    """Count the first thousand dead letters by reason, if the backend can list them."""
     try:
         letters = await broker.dead_letters(queue).list(_MOST_LETTERS)
     except UnsupportedFeature:
@@ -153,7 +153,7 @@ async def _reasons(broker: Broker, queue: str) -> dict[str, int]:
     return dict(Counter(letter.reason for letter in letters))
 
 
-async def _look_at_bindings(
+async def _check_bindings(
     broker: Broker, settings: Settings, report: Report, user_app: App | None
 ) -> None:
     try:
@@ -165,15 +165,14 @@ async def _look_at_bindings(
     for binding in bindings if there else ():
         if binding.queue not in there:
             report.problems.append(
-                f"the binding {describe(binding)} leads to a queue that is not there"
+                f"the binding {describe(binding)} leads to a queue that does not exist"
             )
     if user_app is None:
         return
     report.leftovers = leftovers(bindings, user_app, settings)
     for binding in report.leftovers:
         report.problems.append(
-            f"neither code nor configuration has the binding {describe(binding)}: mqcore routes "
-            "prune"
+            f"neither code nor settings have the binding {describe(binding)}: mqcore routes prune"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a worker says while it runs: one line for each event, for people or as JSON."""
+"""The log of a worker: one line for each event, as text or as JSON."""
 
 import json
 import logging
@@ -21,10 +21,9 @@ _ROOT_LOGGER = "mqcore"
 
 @contextmanager
 def json_stream(*, wanted: bool) -> Iterator[TextIO | None]:
-    """Keep standard output for JSON alone, and return a stream to it; None, and nothing is changed, where that is not wanted.
+    """Reserve standard output for JSON, and return a stream to it; do nothing if not `wanted`.
 
-    What the application prints meanwhile goes to standard error, in whichever thread or program
-    that it starts.
+    What the application and the programs that it starts print goes to standard error.
     """
     if not wanted:
         yield None
@@ -58,11 +57,11 @@ def _is_standard_output(stream: TextIO) -> bool:
 
 @contextmanager
 def logging_set_up(json_to: TextIO | None) -> Iterator[None]:
-    """Log from level INFO on, as JSON lines to a stream, else as text to standard error; put back what was there after it.
+    """Log from level INFO on: JSON lines to a stream, or text to standard error.
 
-    An application that has configured the root logger itself keeps its way. JSON is written
-    nevertheless: mqcore's own records always, the application's as long as it does not set handlers
-    of the root logger meanwhile.
+    The logging configuration is restored at the end. An application's own configuration of the root
+    logger is kept. JSON is written even then: always for mqcore's records, and for the
+    application's records until it sets handlers of the root logger.
     """
     root, ours = logging.getLogger(), log()
     handlers, level, own_level = root.handlers[:], root.level, ours.level
@@ -102,7 +101,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _Lines(logging.Formatter):
-    """Time, level, logger and text. mqcore's own records are one line each; the application's keep their tracebacks."""
+    """Time, level, logger and text.
+
+    A record of mqcore is one line; a record of the application keeps its traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_time(record)} {record.levelname} {record.name}"
@@ -117,7 +119,7 @@ class _Lines(logging.Formatter):
 
 
 class _JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, and either an event with its fields or a message."""
+    """One JSON object for each record: time, level, logger, and an event or a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         data: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""`mqcore publish` and `mqcore peek`: one message in, and a look at those that wait."""
+"""`mqcore publish` and `mqcore peek`: publish a message, and show the waiting ones."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _PAGE, _SHOWN = 200, 80
 
 
 class ContentType(StrEnum):
-    """How PAYLOAD is read and sent."""
+    """The content type of PAYLOAD."""
 
     json = "json"
     text = "text"
@@ -34,20 +34,24 @@ class ContentType(StrEnum):
 
 @dataclass(frozen=True)
 class How:
-    """What is said of the message beside its payload."""
+    """The options of the message."""
 
     content_type: Annotated[
-        ContentType, typer.Option(help="What PAYLOAD is; JSON is checked before it is sent.")
+        ContentType,
+        typer.Option(help="The content type of PAYLOAD; JSON is checked before it is sent."),
     ] = ContentType.json
-    priority: Annotated[int | None, typer.Option(help="0, lowest, to 10; 5 when not given.")] = None
-    ttl: Annotated[float | None, typer.Option(metavar="SECONDS", help="Expire after so long.")] = (
-        None
-    )
+    priority: Annotated[
+        int | None, typer.Option(help="From 0, the lowest, to 10; 5 by default.")
+    ] = None
+    ttl: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Seconds until it expires.")
+    ] = None
     delay: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Do not handle it before so long.")
+        float | None, typer.Option(metavar="SECONDS", help="Seconds before it may be handled.")
     ] = None
     id: Annotated[
-        str | None, typer.Option(help="An id of your own; the same one again is stored once.")
+        str | None,
+        typer.Option(help="The message's id; a second message with the same id is not stored."),
     ] = None
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")
@@ -58,9 +62,9 @@ class How:
     ] = None
 
     def options(self) -> PublishOptions:
-        """Return what was given, for `Broker.publish`.
+        """Return the given options, for `Broker.publish`.
 
-        Raises `ConfigurationError` for a header that is none.
+        Raises `ConfigurationError` for a header that is not of the form NAME=VALUE.
         """
         options: PublishOptions = {}
         if self.priority is not None:
@@ -101,7 +105,7 @@ def publish(
         str,
         typer.Argument(
             metavar="PAYLOAD|-|@FILE",
-            help="The payload, - for standard input, @ and a file's name.",
+            help="The payload, - for standard input, or @ and the name of a file.",
         ),
     ],
     how: How,
@@ -120,17 +124,17 @@ def publish(
             {"id": receipt.id, "queues": list(receipt.queues), "duplicate": receipt.duplicate}
         )
     else:
-        again = ", which had it already" if receipt.duplicate else ""
+        again = " (it was stored before with this id)" if receipt.duplicate else ""
         print(f"{receipt.id} is stored in {', '.join(receipt.queues)}{again}")
 
 
 async def _router(broker: Broker, name: str, value: object) -> Router[Any]:
-    """Return the router as the broker knows it: an operator has no code that says its kind."""
+    """Return the router with the kind that the broker knows: there is no code that names it."""
     bindings = await broker.bindings()
     kinds = {binding.router: binding.kind for binding in bindings}
     if name not in kinds:
         raise ConfigurationError(
-            f"no router {name!r} has bindings; those that have are: {', '.join(kinds) or 'none'}"
+            f"no router {name!r} has bindings; routers with bindings: {', '.join(kinds) or 'none'}"
         )
     return Router(name, type(value), kind=kinds[name])
 
@@ -139,9 +143,8 @@ def _read(payload: str) -> bytes:
     if payload == "-":
         return sys.stdin.buffer.read()
     if not payload.startswith("@"):
-        return payload.encode(
-            "utf-8", "surrogateescape"
-        )  # odd bytes on the command line stay these bytes
+        # Bytes on the command line that are not UTF-8 stay as they are.
+        return payload.encode("utf-8", "surrogateescape")
     try:
         return Path(payload[1:]).read_bytes()
     except (OSError, ValueError) as error:
@@ -152,7 +155,7 @@ def _read(payload: str) -> bytes:
 
 
 def _value(body: bytes, kind: ContentType) -> object:
-    """Return what is published: something that mqcore encodes as the content type that was asked for."""
+    """Return the value to publish; mqcore encodes it as this content type."""
     if kind is ContentType.bytes:
         return body
     try:
@@ -163,11 +166,11 @@ def _value(body: bytes, kind: ContentType) -> object:
         )
     except UnicodeDecodeError as error:
         raise ValidationError(
-            f"the payload is no text: byte {error.start} is not UTF-8; try --content-type bytes"
+            f"the payload is not text: byte {error.start} is not UTF-8; try --content-type bytes"
         ) from error
     except ValueError as error:
         hint = "quote it for the shell, or try --content-type text"
-        raise ValidationError(f"the payload is no JSON: {error}; {hint}") from error
+        raise ValidationError(f"the payload is not JSON: {error}; {hint}") from error
 
 
 def peek(
@@ -175,7 +178,7 @@ def peek(
         str,
         typer.Argument(
             metavar="QUEUE",
-            help="Name of a queue; a dead-letter queue is one, too.",
+            help="Name of a queue, which may be a dead-letter queue.",
             show_default=False,
         ),
     ],
@@ -183,17 +186,17 @@ def peek(
     limit: Annotated[int, typer.Option(min=1, help="How many messages to show.")] = 10,
     at: At,
 ) -> None:
-    """Show the messages that would come next, and change nothing."""
+    """Show the next messages of a queue without changing anything."""
 
     async def work(broker: Broker) -> list[Entry]:
-        found: list[Entry] = []
-        while len(found) < limit:
-            wanted = min(limit - len(found), _PAGE)
-            page = await broker.peek(queue, wanted, found[-1].key if found else None)
-            found += page
-            if len(page) < wanted:
+        entries: list[Entry] = []
+        while len(entries) < limit:
+            size = min(limit - len(entries), _PAGE)
+            page = await broker.peek(queue, size, entries[-1].key if entries else None)
+            entries += page
+            if len(page) < size:
                 break
-        return found
+        return entries
 
     entries = at.run(work)
     if at.json:
@@ -203,7 +206,7 @@ def peek(
     print_table(
         columns,
         [_row(entry) for entry in entries],
-        empty=f"queue {queue!r} has no message that waits",
+        empty=f"queue {queue!r} has no waiting messages",
     )
 
 

@@ -1,4 +1,6 @@
-"""`mqcore new-backend NAME`: a package to fill in, whose contract run says what to write next.
+"""`mqcore new-backend NAME`: writes a package for a new backend.
+
+Its contract run says what to write next.
 
 The files are those of `mqcore/contract/template/`, with `@name@`, `@package@`, `@Class@` and
 `@version@` replaced.
@@ -34,14 +36,14 @@ def new_backend(
     ],
     *,
     directory: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the folder mqcore-NAME is made.")
+        Path, typer.Option(metavar="DIR", help="Where to create the folder mqcore-NAME.")
     ] = Path(),
 ) -> None:
-    """Write a package for a new backend: its contract run starts red, and says what to write next."""
+    """Write a package for a new backend. Its contract run fails, and says what to write next."""
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or keyword.iskeyword(name):
         raise ConfigurationError(
-            f"{name!r:.60} cannot be a URL scheme and a package: small letters, digits and single "
-            "hyphens, a letter first"
+            f"{name!r:.60} cannot be a URL scheme and a package: use lower-case letters, digits "
+            "and single hyphens, and begin with a letter"
         )
     taken = {one.scheme: one.distribution for one in default_plugins().installed()}
     if name in taken:
@@ -61,7 +63,7 @@ def new_backend(
 def write_package(name: str, directory: Path) -> Path:
     """Write the package for scheme `name` into a new folder in `directory`, and return that folder.
 
-    Raises `ConfigurationError` when the folder is there already or cannot be written.
+    Raises `ConfigurationError` when the folder exists or cannot be written.
     """
     target, words = directory / f"mqcore-{name}", _words(name)
     try:
@@ -72,7 +74,7 @@ def write_package(name: str, directory: Path) -> Path:
             path.write_text(_filled(text, words), encoding="utf-8")
     except FileExistsError:
         raise ConfigurationError(
-            f"{str(target)!r:.300} is there already; choose another --directory"
+            f"{str(target)!r:.300} exists already; choose another --directory"
         ) from None
     except OSError as error:
         raise ConfigurationError(

@@ -1,8 +1,8 @@
-"""How commands take their options: in groups, each described once.
+"""Groups of options that several commands share.
 
 Typer makes an option of each parameter of a function. Here a parameter may also be a dataclass of
-options, such as where the broker is: `expanded` shows its fields to Typer, and puts what was given
-together again for the function.
+options, for instance those that name the broker. `expanded` shows the fields of the dataclass to
+Typer, and builds the dataclass from the given options.
 """
 
 import inspect
@@ -17,7 +17,7 @@ __all__ = ["DefaultToList", "command", "expanded"]
 
 
 def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function as Typer shall see it: a parameter whose type is a dataclass stands for that dataclass's fields."""
+    """Return the function for Typer: a parameter of a dataclass type becomes its fields."""
     hints = get_type_hints(function, include_extras=True)
     groups = {
         name: hints[name]
@@ -42,7 +42,7 @@ def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how a function is told to show another one
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
     return call
 
 
@@ -60,15 +60,15 @@ def _fields_of(group: type[Any]) -> list[inspect.Parameter]:
 
 
 def command(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
-    """Make a function, whose parameters may be groups of options, a command of a Typer application."""
+    """Add a function as a command. Its parameters may be groups of options."""
     app.command(name)(expanded(function))
 
 
 class DefaultToList(TyperGroup):
-    """A group that means its command `list` when no other is named: `mqcore queues` is `mqcore queues list`."""
+    """A group whose default command is `list`: `mqcore queues` runs `mqcore queues list`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` in front, unless a command or a question for help stands there."""
+        """Insert `list`, unless the first word is a command or asks for help."""
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)

@@ -1,7 +1,7 @@
-"""How commands answer: a table for people, plain columns for pipes, JSON for programs.
+"""The output of commands: a table on a terminal, plain columns in a pipe, JSON for programs.
 
-What came over the wire is shown escaped, so that no message can move the cursor of a terminal or
-forge a line. Nothing is coloured or cut unless a terminal reads it; an id is never cut.
+Text from messages is escaped, so that a message cannot move the cursor of a terminal or forge a
+line. Only on a terminal is output colored or cut. An id is never cut.
 """
 
 import base64
@@ -43,18 +43,15 @@ Row = Sequence[object]
 
 
 def print_json(data: object, *, line: bool = False) -> None:
-    """Print data as JSON, on one `line` when more will follow.
+    """Print data as JSON; on one `line` when more objects follow.
 
-    ASCII only: it survives whatever encoding stands behind a pipe.
+    It is ASCII only, so the encoding of a pipe does not matter.
     """
     print(json.dumps(data, indent=None if line else 2, default=str), flush=line)
 
 
 def console() -> Console:
-    """Return a console for standard output as it is now.
-
-    Where it is no terminal, nothing is coloured.
-    """
+    """Return a console for the current standard output, with colors only on a terminal."""
     terminal = sys.stdout.isatty()
     return Console(
         markup=False,
@@ -66,9 +63,9 @@ def console() -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
-    """Print rows under the names of their columns, or `empty` when there are none.
+    """Print rows under the names of their columns, or `empty` when there are no rows.
 
-    The last column takes the room that is left.
+    The last column takes the remaining width.
     """
     if not rows:
         print(empty)
@@ -91,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> N
 
 
 def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    """Return the table as a terminal shows it: numbers to the right, and only the last column gives way when it is narrow."""
+    """Return the table for a terminal: numbers on the right; only the last column is cut."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for at, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[at], int | float | None) for row in rows)
@@ -104,7 +101,7 @@ def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
 
 
 def _needed(columns: Sequence[str], rows: Sequence[Row]) -> int:
-    """Return the width at which no column but the last is cut: a narrower terminal breaks the lines itself."""
+    """Return the width at which only the last column is cut. A narrower terminal wraps lines."""
     widest = [
         max(cell_len(_cell(row[at])) for row in (columns, *rows)) for at in range(len(columns))
     ]
@@ -136,7 +133,7 @@ def amount(number: int, what: str) -> str:
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
-    """Return text with everything unprintable escaped; with `lines`, newlines and tabs stay as they are."""
+    """Return text with unprintable characters escaped; with `lines`, newlines and tabs stay."""
     kept = "\n\t" if lines else ""
     return "".join(
         char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text
@@ -144,14 +141,14 @@ def escaped(text: str, *, lines: bool = False) -> str:
 
 
 def shown_body(body: bytes, *, most: int | None = None) -> str:
-    """Return a body for people: escaped, also what is no UTF-8, and cut after `most` characters."""
+    """Return a body for people: escaped, and cut after `most` characters."""
     text = body[: most and (most + 1) * 4].decode("utf-8", "backslashreplace")
     shown = escaped(text, lines=most is None)
     return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
 
 
 def data_of_body(body: bytes) -> dict[str, str]:
-    """Return a body for programs: its text, or base64 where it is none, and which of the two."""
+    """Return a body for programs: its text, or base64 if it is not UTF-8, and which of the two."""
     try:
         return {"body": body.decode(), "body_encoding": "utf-8"}
     except UnicodeDecodeError:
@@ -185,5 +182,5 @@ def span(seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text for an error or a log: one line, nothing unprintable, and no URL with its secrets."""
+    """Return text for an error or a log: one line, printable, URLs without their secrets."""
     return mask_text(escaped(" ".join(text.split())))[:_LONGEST_LINE]

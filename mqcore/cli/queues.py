@@ -1,8 +1,7 @@
-"""`mqcore queues`: how full each queue is and how fast it moves, other settings for one (`alter`), and its end (`delete`).
+"""`mqcore queues`: list queues with their counts and rates, alter and delete a queue.
 
-A rate is the difference of two looks, `--interval` seconds apart. A queue's dead letters are
-counted in its own line; a dead-letter queue has a line of its own only when no queue that is listed
-names it.
+A rate is the difference of two samples, `--interval` seconds apart. A queue's dead letters are
+counted in its own row. A dead-letter queue has a row only when it belongs to no listed queue.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ __all__ = ["alter", "app", "delete", "list_queues"]
 
 _COLUMNS = ("queue", "ready", "in flight", "delayed", "dead", "publish/s", "settle/s")
 _SHORTEST = 0.01
-_USUAL = 1.0  # without rates there is no interval, and a broker is not to be asked without a pause
+_USUAL = 1.0  # the interval of --watch without rates
 _LEFT_OUT = object()
 _EMPTY = "the broker has no queues"
 
@@ -44,16 +43,16 @@ class Overflow(Enum):
 app = typer.Typer(
     name="queues",
     cls=DefaultToList,
-    help="Queues: what they hold and how fast they move. `mqcore queues --watch` is `mqcore "
-    "queues list --watch`.",
+    help="Queues: list, alter and delete them. `mqcore queues --watch` is `mqcore queues list "
+    "--watch`.",
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One queue as it is shown.
+    """One queue of the list.
 
-    `dead` is None for one without a dead-letter queue, a rate where nothing counts it.
+    `dead` is None without a dead-letter queue. A rate is None if the backend does not count it.
     """
 
     queue: str
@@ -67,7 +66,7 @@ class Line:
     settled_per_second: float | None
 
     def cells(self) -> tuple[object, ...]:
-        """Return what the table shows of it."""
+        """Return the cells of its row."""
         rates = self.published_per_second, self.settled_per_second
         return self.queue, self.ready, self.in_flight, self.delayed, self.dead, *rates
 
@@ -75,17 +74,17 @@ class Line:
 def list_queues(
     *,
     interval: Annotated[
-        float, typer.Option(min=0, help="Seconds to measure the rates over; 0: no rates.")
+        float, typer.Option(min=0, help="Seconds over which rates are measured; 0 for no rates.")
     ] = 1.0,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew each interval, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Show it again each interval, until Ctrl-C.")
     ] = False,
     at: At,
 ) -> None:
-    """Show every queue: ready, in flight, delayed and dead messages, and messages published and settled each second."""
+    """List all queues: ready, in flight, delayed and dead messages, and rates per second."""
 
     async def once(broker: Broker) -> list[Line]:
-        return await anext(looks(broker, interval))
+        return await anext(samples(broker, interval))
 
     async def forever(broker: Broker) -> None:
         live = (
@@ -94,7 +93,7 @@ def list_queues(
             else None
         )
         with live or nullcontext():
-            async for lines in looks(broker, max(interval, _SHORTEST) if interval else _USUAL):
+            async for lines in samples(broker, max(interval, _SHORTEST) if interval else _USUAL):
                 _show_again(lines, live, json=at.json)
 
     if watch:
@@ -111,7 +110,7 @@ def list_queues(
 
 
 def _show_again(lines: Sequence[Line], live: Live | None, *, json: bool) -> None:
-    """Show one look of many: over the last one on a terminal, below it elsewhere, a line of JSON for programs."""
+    """Show a sample: over the last one on a terminal, else below it, or as a line of JSON."""
     if json:
         print_json([asdict(line) for line in lines], line=True)
     elif live is not None:
@@ -121,8 +120,8 @@ def _show_again(lines: Sequence[Line], live: Live | None, *, json: bool) -> None
         print(flush=True)
 
 
-async def looks(broker: Broker, interval: float) -> AsyncIterator[list[Line]]:
-    """Look at all queues again and again; each look has the rates since the one before it."""
+async def samples(broker: Broker, interval: float) -> AsyncIterator[list[Line]]:
+    """Count all queues again and again. Each sample has the rates since the one before it."""
     before, began = await _counts(broker), monotonic()
     while True:
         await asyncio.sleep(interval)
@@ -172,7 +171,7 @@ def _line(
 
 
 def _rate(before: int | None, now: int | None, passed: float) -> float | None:
-    """Return how much more there is each second; a counter that went back has begun anew."""
+    """Return the growth per second. A counter that went back was reset."""
     if before is None or now is None or passed <= 0:
         return None
     return round(max(now - before, 0) / passed, 1)
@@ -184,15 +183,15 @@ def delete(
     ],
     *,
     if_empty: Annotated[
-        bool, typer.Option("--if-empty", help="Only when it holds no message.")
+        bool, typer.Option("--if-empty", help="Only if it holds no message.")
     ] = False,
     if_unused: Annotated[
-        bool, typer.Option("--if-unused", help="Only when nobody consumes it.")
+        bool, typer.Option("--if-unused", help="Only if it has no consumer.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     at: At,
 ) -> None:
-    """Delete a queue with its quarantine and the bindings to it. Its dead-letter queue stays."""
+    """Delete a queue with its quarantine and its bindings. Its dead-letter queue stays."""
 
     async def held(broker: Broker) -> QueueCounts:
         return (await broker.counts(queue))[0]
@@ -204,7 +203,8 @@ def delete(
         counts = at.run(held)
         number = counts.ready + counts.leased + counts.delayed
         confirm(
-            f"Queue {queue!r} holds {amount(number, 'message')}. Delete it with all that it holds?",
+            f"Queue {queue!r} holds {amount(number, 'message')}. "
+            "Delete the queue and its messages?",
             yes=yes,
         )
     gone = at.run(work)
@@ -213,9 +213,7 @@ def delete(
     elif gone:
         print(f"queue {queue!r} is deleted")
     if not gone:
-        raise BrokerError(
-            f"queue {queue!r} is not deleted: it holds messages, or somebody consumes it"
-        )
+        raise BrokerError(f"queue {queue!r} is not deleted: it holds messages or has a consumer")
 
 
 def alter(
@@ -224,26 +222,26 @@ def alter(
     ],
     *,
     ttl: Annotated[
-        str | None, typer.Option(metavar="SECONDS|none", help="How long a message lives.")
+        str | None, typer.Option(metavar="SECONDS|none", help="Seconds that a message lives.")
     ] = None,
     max_length: Annotated[
-        str | None, typer.Option(metavar="N|none", help="Ready messages that it holds.")
+        str | None, typer.Option(metavar="N|none", help="How many ready messages it holds at most.")
     ] = None,
     overflow: Annotated[
-        Overflow | None, typer.Option(help="What happens to more than that.")
+        Overflow | None, typer.Option(help="What happens to further messages.")
     ] = None,
     retention: Annotated[
         str | None,
         typer.Option(
-            metavar="SECONDS|none", help="How long its dead-letter queue keeps a message."
+            metavar="SECONDS|none", help="Seconds that its dead-letter queue keeps a message."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     at: At,
 ) -> None:
-    """Give a queue other settings, with what it holds.
+    """Alter the settings of a queue. Its messages stay.
 
-    What is not given stays; `none` takes a setting away.
+    A setting that is not given stays as it is; `none` removes it.
     """
     given = {
         "ttl": _seconds("--ttl", ttl),
@@ -270,7 +268,7 @@ def alter(
         said = ", ".join(
             f"{name}={'none' if value is None else value}" for name, value in settings.items()
         )
-        print(f"queue {queue!r} has {said} from now on")
+        print(f"queue {queue!r} now has {said}")
 
 
 def _seconds(option: str, text: str | None) -> object:
@@ -282,7 +280,7 @@ def _count(option: str, text: str | None) -> object:
 
 
 def _parsed(option: str, text: str | None, kind: Callable[[str], object], what: str) -> object:
-    """Return a value of an option, None for `none`."""
+    """Return the value of an option, None for `none`."""
     if text is None:
         return _LEFT_OUT
     if text.lower() == "none":
@@ -290,7 +288,7 @@ def _parsed(option: str, text: str | None, kind: Callable[[str], object], what: 
     try:
         return kind(text)
     except ValueError:
-        raise ConfigurationError(f"{option} {text!r:.60}: it is {what}, or none") from None
+        raise ConfigurationError(f"{option} {text!r:.60}: give {what}, or none") from None
 
 
 command(app, "list", list_queues)

@@ -1,4 +1,4 @@
-"""`mqcore routes` and `mqcore routes prune`: the bindings that live with the broker, and those that nobody wants any more."""
+"""`mqcore routes` and `mqcore routes prune`: list bindings, and remove unused ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated
@@ -19,7 +19,7 @@ __all__ = ["app", "data_of", "describe", "leftovers", "list_routes", "prune"]
 app = typer.Typer(
     name="routes",
     cls=DefaultToList,
-    help="Routers: which queue takes which message. `mqcore routes NAME` is `mqcore routes list "
+    help="Bindings of routers: list and prune them. `mqcore routes NAME` is `mqcore routes list "
     "NAME`.",
 )
 
@@ -27,19 +27,21 @@ app = typer.Typer(
 def list_routes(
     router: Annotated[
         str | None,
-        typer.Argument(metavar="ROUTER", help="Only this router's bindings.", show_default=False),
+        typer.Argument(
+            metavar="ROUTER", help="Only the bindings of this router.", show_default=False
+        ),
     ] = None,
     *,
     at: At,
 ) -> None:
-    """Show the bindings that live with the broker."""
+    """List the bindings that the broker stores."""
 
     async def work(broker: Broker) -> Sequence[Binding]:
         every = await broker.bindings()
         names = dict.fromkeys(binding.router for binding in every)
         if router is not None and router not in names:
             raise ConfigurationError(
-                f"no router {router!r} has bindings; those that have are: "
+                f"no router {router!r} has bindings; routers with bindings: "
                 f"{', '.join(names) or 'none'}"
             )
         return [binding for binding in every if router in (None, binding.router)]
@@ -58,35 +60,35 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     at: At,
 ) -> None:
-    """Remove bindings of the app's routers that neither its code nor the configuration has any more.
+    """Remove bindings of the app's routers that are in neither its code nor its settings.
 
-    What another application has bound to the same router goes, too. Routers that the app does not
-    name are left alone.
+    This includes bindings that another application has added to the same router. Other routers are
+    not changed.
     """
     settings, user_app = at.settings(), load_app(target)
 
-    async def look(broker: Broker) -> list[Binding]:
+    async def find(broker: Broker) -> list[Binding]:
         return leftovers(await broker.bindings(), user_app, settings)
 
     async def work(broker: Broker) -> None:
-        await broker.unbind(*found)
+        await broker.unbind(*unused)
 
-    found = at.run(look)
-    if found:
+    unused = at.run(find)
+    if unused:
         confirm(
-            f"Remove {amount(len(found), 'binding')}: {'; '.join(map(describe, found))}?", yes=yes
+            f"Remove {amount(len(unused), 'binding')}: {'; '.join(map(describe, unused))}?", yes=yes
         )
         at.run(work)
     if at.json:
-        print_json({"removed": [data_of(binding) for binding in found]})
+        print_json({"removed": [data_of(binding) for binding in unused]})
     else:
-        print(f"{amount(len(found), 'binding')} removed")
-        for binding in found:
+        print(f"{amount(len(unused), 'binding')} removed")
+        for binding in unused:
             print(f"  {describe(binding)}")
 
 
 def leftovers(bindings: Iterable[Binding], user_app: App, settings: Settings) -> list[Binding]:
-    """Return those bindings of the app's routers that neither code nor configuration asks for."""
+    """Return the bindings of the app's routers that are in neither its code nor its settings."""
     names = {router.name for router in user_app.routers}
     wanted = {binding for router in user_app.routers for binding in router.bindings}
     for router in user_app.routers:

@@ -1,8 +1,8 @@
-"""`mqcore worker`: run an app's consumers, in this process or in several, until a signal says stop.
+"""`mqcore worker`: runs an app's consumers, in one or several processes, until a signal stops it.
 
-One process: import the app, connect, `Worker.run`. Several: this process only supervises. Each of
-the others runs this very command for one process, with the broker's URL in its environment, where
-no list of processes shows the password.
+One process imports the app, connects and calls `Worker.run`. For several processes, this one only
+supervises. Each of the others runs the same command for one process. They get the broker's URL in
+the environment, because a list of processes would show the password.
 """
 
 import asyncio
@@ -40,48 +40,50 @@ _LATE = 1.0
 
 @dataclass(frozen=True)
 class How:
-    """How the worker runs."""
+    """The options of the worker."""
 
     queues: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="Consume only these of the app's queues, with commas between."
+            metavar="A,B", help="Consume only these of the app's queues, separated by commas."
         ),
     ] = None
     processes: Annotated[
-        int, typer.Option(min=1, help="How many worker processes; more than 1 are supervised.")
+        int, typer.Option(min=1, help="How many worker processes; several are supervised.")
     ] = 1
     concurrency: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Messages handled at once by each consumer, in place of its own number."
+            min=1, help="How many messages each consumer handles at once; overrides the code."
         ),
     ] = None
     grace: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="How long running handlers get after SIGTERM."),
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long running handlers may take after SIGTERM."
+        ),
     ] = GRACE
     health_file: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Write here every 2 s, as JSON, whether it is connected and consuming.",
+            help="Write the worker's health to this JSON file every 2 s.",
         ),
     ] = None
     max_messages: Annotated[
         int | None,
-        typer.Option(min=1, help="Drain after so many, to be started anew (exit code 75)."),
+        typer.Option(min=1, help="Stop after this many messages, with exit code 75."),
     ] = None
     max_memory: Annotated[
         int | None,
-        typer.Option(min=1, metavar="BYTES", help="Drain above this size, to be started anew."),
+        typer.Option(min=1, metavar="BYTES", help="Stop above this size, with exit code 75."),
     ] = None
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 
     def options(self) -> WorkerOptions:
-        """Return what was given, for `Worker`.
+        """Return the given options, for `Worker`.
 
-        Raises `ConfigurationError` for a health file that could not be written.
+        Raises `ConfigurationError` for a health file that cannot be written.
         """
         options: WorkerOptions = {"grace": self.grace}
         if self.queues is not None:
@@ -136,10 +138,11 @@ def worker(
     how: How,
     at: At,
 ) -> int:
-    """Run an app's consumers until SIGTERM or Ctrl-C, then drain; a second signal ends the grace at once.
+    """Run an app's consumers until SIGTERM or Ctrl-C, then drain.
 
-    The app is imported from the working directory. Events are logged to standard error, with --json
-    as lines of JSON to standard output; what the app prints then goes to standard error.
+    A second signal ends the grace. The app is imported from the working directory. Events are
+    logged to standard error. With --json they are lines of JSON on standard output, and what the
+    app prints goes to standard error.
     """
     settings = at.settings()
     if how.processes > 1 and default_plugins().backend_for(settings.url.scheme).local:
@@ -151,9 +154,8 @@ def worker(
         with json_stream(wanted=at.json):
             app = load_app(target)
         with logging_set_up(sys.stdout if at.json else None):
-            Worker(
-                app, app.connect(settings=settings), **how.options()
-            )  # what could not work is said once, not by each
+            # Report wrong options once, not in each process.
+            Worker(app, app.connect(settings=settings), **how.options())
             return asyncio.run(_supervise(how, target, settings, json=at.json))
 
     with json_stream(wanted=at.json) as stream:
@@ -164,9 +166,10 @@ def worker(
 
 @contextmanager
 def _deadline(grace: float) -> Iterator[Callable[[], object]]:
-    """End the process by grace + 1 s after a signal, whatever blocks its event loop or ignores its cancellation (G13).
+    """End the process at most grace + 1 s after a signal, even if its event loop is blocked (G13).
 
-    Yields what to call at a signal. The broker takes back what was unfinished, as after any death.
+    Yields the function to call at a signal. The broker takes unfinished messages back, as after any
+    death of a process.
     """
     news: SimpleQueue[str] = SimpleQueue()  # its `put` may be called in a signal handler
     Thread(target=_end_late, args=(news, grace), name="mqcore-deadline", daemon=True).start()
@@ -193,9 +196,7 @@ def _end_late(news: SimpleQueue[str], grace: float) -> None:
 
 async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], object]) -> int:
     broker = app.connect(settings=settings)
-    one = Worker(
-        app, broker, **how.options()
-    )  # what could not work is said before anything is opened
+    one = Worker(app, broker, **how.options())  # reports wrong options before anything is opened
     async with broker:
         if how.supervised:
             lifeline = _take_lifeline()
@@ -206,7 +207,10 @@ async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], 
 
 
 def _take_lifeline() -> int:
-    """Take the supervisor's pipe off standard input: a program that a handler starts would wait there for what never comes."""
+    """Move the supervisor's pipe away from standard input.
+
+    A program that a handler starts would otherwise wait for input on it indefinitely.
+    """
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -215,7 +219,7 @@ def _take_lifeline() -> int:
 
 
 def _orphaned(one: Worker, lifeline: int) -> None:
-    """Drain when the supervisor has ended without a word: nothing is ever written to its pipe."""
+    """Drain when the supervisor has died: nothing is ever written to its pipe."""
     if not os.read(lifeline, 1):
         asyncio.get_running_loop().remove_reader(lifeline)
         one.stop()
