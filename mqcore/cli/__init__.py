@@ -18,12 +18,11 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (None: the words this program was started with) and return its exit code.
 
-    0: done. 1: the broker let us down, or something was found that needs a look. 2: it was asked
-    for in a way that cannot work. 75: a worker has reached a limit and wants a fresh process. Never
-    raises for bad input.
+    0: done. 1: the broker failed, or problems were found. 2: wrong usage. 75: a worker has reached a
+    limit and is to be started again. Wrong input raises no exception.
     """
     try:
-        from mqcore.cli.app import run  # noqa: PLC0415 - Typer and Rich may be missing, which is said in one line
+        from mqcore.cli.app import run  # noqa: PLC0415 - Typer and Rich may be missing
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise

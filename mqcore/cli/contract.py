@@ -68,7 +68,7 @@ class What:
     def cases(self) -> list[Case]:
         """Return the cases.
 
-        Raises `ConfigurationError` for a profile that there is not, or when no case is left.
+        Raises `ConfigurationError` for an unknown profile, and when no case is left.
         """
         every = all_cases()
         profiles = list(dict.fromkeys(case.profile for case in every))
@@ -94,14 +94,14 @@ class What:
 
 @dataclass(frozen=True)
 class How:
-    """In which time the cases run, and which of them may fail."""
+    """How the cases run, and which of them may fail."""
 
     virtual: Annotated[
         bool,
         typer.Option(
             "--virtual",
-            help="In virtual time, in seconds instead of minutes; the backend must go by "
-            "mqcore's clock.",
+            help="Run in virtual time, which takes seconds instead of minutes; the backend must "
+            "use mqcore's clock.",
         ),
     ] = False
     waive: Annotated[
@@ -114,7 +114,7 @@ class How:
     def waivers(self) -> list[Waiver]:
         """Return the waivers.
 
-        Raises `ConfigurationError` for one without a reason, or of a case that there is not.
+        Raises `ConfigurationError` for one without a reason, and for an unknown case.
         """
         found = []
         for text in self.waive or ():

@@ -240,7 +240,7 @@ def purge(
     which: Which,
     *,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     at: At,
 ) -> None:
     """Remove dead letters for good."""

@@ -188,7 +188,7 @@ def delete(
     if_unused: Annotated[
         bool, typer.Option("--if-unused", help="Only if it has no consumer.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     at: At,
 ) -> None:
     """Delete a queue with its quarantine and its bindings. Its dead-letter queue stays."""
@@ -236,7 +236,7 @@ def alter(
             metavar="SECONDS|none", help="Seconds that its dead-letter queue keeps a message."
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     at: At,
 ) -> None:
     """Alter the settings of a queue. Its messages stay.

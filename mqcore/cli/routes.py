@@ -57,7 +57,7 @@ def prune(
         ),
     ],
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     at: At,
 ) -> None:
     """Remove bindings of the app's routers that are in neither its code nor its settings.

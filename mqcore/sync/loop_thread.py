@@ -130,7 +130,7 @@ def _serve(
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(_until(stop, last))
-    except BaseException as error:  # noqa: BLE001 - `close` raises it
+    except BaseException as error:  # noqa: BLE001 - the caller of close gets it
         stopped.set_exception(error)
     else:
         stopped.set_result(None)
