@@ -260,16 +260,13 @@ class Broker:
         """
         return await self._session.queues.bindings(router)
 
-    async def delete(
-        self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False
-    ) -> bool:
+    async def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False) -> bool:
         """Delete a queue with its quarantine and bindings, and return whether it was deleted.
 
-        Its dead-letter queue is not deleted. A queue that holds messages (`if_empty`) or has
-        consumers (`if_unused`) is not deleted either. Raises `QueueNotFound` and
-        `UnsupportedFeature`.
+        Its dead-letter queue is not deleted. With `if_empty`, a queue that holds messages is not
+        deleted either. Raises `QueueNotFound` and `UnsupportedFeature`.
         """
-        return await self._session.queues.delete(queue, if_empty=if_empty, if_unused=if_unused)
+        return await self._session.queues.delete(queue, if_empty=if_empty)
 
     async def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
         """Give an existing queue other settings. Its messages stay, with their expiry.

@@ -2,7 +2,7 @@
 
 It holds no connection, so one module-level constant serves every broker and every process.
 Declaring it creates three queues in one batch: the queue, its dead-letter queue, and the
-quarantine `<queue>.again` (G4).
+quarantine `<queue>.quarantine` (G4).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from mqcore.rules.capabilities import Durability
 
 __all__ = [
-    "AGAIN",
     "DLQ",
+    "QUARANTINE",
     "RESERVED_PREFIXES",
     "Named",
     "Queue",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-DLQ, AGAIN = ".dlq", ".again"
+DLQ, QUARANTINE = ".dlq", ".quarantine"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,199}")
 RESERVED_PREFIXES = ("mq.", "amq.")
 """Names that begin with these belong to mqcore and the brokers; they cannot be declared."""
@@ -131,15 +131,17 @@ class Queue(Generic[T]):
 
     def _check(self) -> None:
         name = self.name
-        if self.declare and (name.endswith((DLQ, AGAIN)) or name.startswith(RESERVED_PREFIXES)):
+        if self.declare and (
+            name.endswith((DLQ, QUARANTINE)) or name.startswith(RESERVED_PREFIXES)
+        ):
             raise ConfigurationError(
-                f"queue {name!r}: names that end in {DLQ!r} or {AGAIN!r}, or begin with 'mq.' or "
+                f"queue {name!r}: names that end in {DLQ!r} or {QUARANTINE!r}, or begin with 'mq.' or "
                 "'amq.', are reserved for mqcore and the brokers. Choose another name, or use "
                 "declare=False for a queue that exists"
             )
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter, "dead-letter queue")
-            if self.dead_letter.endswith(AGAIN):
+            if self.dead_letter.endswith(QUARANTINE):
                 raise ConfigurationError(
                     f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; "
                     "choose another"
@@ -171,7 +173,7 @@ class Queue(Generic[T]):
     @property
     def quarantine(self) -> str | None:
         """The queue from which suspected messages run alone (G4); None for a dead-letter queue."""
-        return None if self.dead_letter == self.name else self.name + AGAIN
+        return None if self.dead_letter == self.name else self.name + QUARANTINE
 
     def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:
         """Return the queue with these settings in place of its own."""
@@ -196,7 +198,7 @@ class Queue(Generic[T]):
             main,
             replace(
                 main,
-                name=self.name + AGAIN,
+                name=self.name + QUARANTINE,
                 role="quarantine",
                 ttl=None,
                 max_length=None,

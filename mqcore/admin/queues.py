@@ -49,13 +49,13 @@ class QueueAdmin:
         backend = self._connection.supporting(SupportsBind, "reading bindings")
         return await self._connection.call("reading bindings", lambda: backend.bindings(router))
 
-    async def delete(self, queue: Queue[Any] | str, *, if_empty: bool, if_unused: bool) -> bool:
+    async def delete(self, queue: Queue[Any] | str, *, if_empty: bool) -> bool:
         """Delete a queue with its quarantine and bindings; whether it was deleted."""
         name = name_of(queue)
         backend = self._connection.supporting(SupportsDelete, "deleting a queue")
         is_deleted = await self._connection.call(
             f"deleting queue {name!r}",
-            lambda: backend.delete(name, if_empty=if_empty, if_unused=if_unused),
+            lambda: backend.delete(name, if_empty=if_empty),
         )
         if is_deleted:
             self._topology.forget(name)

@@ -121,7 +121,7 @@ async def _check_queues(broker: Broker, report: Report, user_app: App | None) ->
         return
     named = {counts.dead_letter: counts.name for counts in report.queues}
     for counts in report.queues:
-        number = counts.ready + counts.leased + counts.delayed
+        number = counts.total
         if counts.role != "dead_letter" or not number:
             continue
         report.dead[counts.name] = reasons = await _reasons(broker, counts.name)

@@ -52,14 +52,15 @@ app = typer.Typer(
 class Line:
     """One queue of the list.
 
-    `dead` is None without a dead-letter queue. A rate is None if the backend does not count it.
+    `in_flight` and `delayed` are None where the broker does not report them. `dead` is None without
+    a dead-letter queue. A rate is None where the broker does not count.
     """
 
     queue: str
     role: str
     ready: int
-    in_flight: int
-    delayed: int
+    in_flight: int | None
+    delayed: int | None
     dead: int | None
     dead_letter: str | None
     published_per_second: float | None
@@ -159,7 +160,7 @@ def _line(
         ready=counts.ready,
         in_flight=counts.leased,
         delayed=counts.delayed,
-        dead=None if buried is None else buried.ready + buried.leased + buried.delayed,
+        dead=None if buried is None else buried.total,
         dead_letter=counts.dead_letter,
         published_per_second=_rate(
             None if before is None else before.published, counts.published, passed
@@ -185,9 +186,6 @@ def delete(
     if_empty: Annotated[
         bool, typer.Option("--if-empty", help="Only if it holds no message.")
     ] = False,
-    if_unused: Annotated[
-        bool, typer.Option("--if-unused", help="Only if it has no consumer.")
-    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     at: At,
 ) -> None:
@@ -197,13 +195,12 @@ def delete(
         return (await broker.counts(queue))[0]
 
     async def work(broker: Broker) -> bool:
-        return await broker.delete(queue, if_empty=if_empty, if_unused=if_unused)
+        return await broker.delete(queue, if_empty=if_empty)
 
     if not yes:
         counts = at.run(held)
-        number = counts.ready + counts.leased + counts.delayed
         confirm(
-            f"Queue {queue!r} holds {amount(number, 'message')}. "
+            f"Queue {queue!r} holds {amount(counts.total, 'message')}. "
             "Delete the queue and its messages?",
             yes=yes,
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import version as distribution_version
 from typing import Any
 
 import pluggy
@@ -20,7 +21,7 @@ import pluggy
 from mqcore.config import hookspecs
 from mqcore.errors import BackendNotFound, ConfigurationError
 from mqcore.messages.codec import Codec, Codecs
-from mqcore.spi import Backend
+from mqcore.spi import SPI_VERSION, Backend
 
 __all__ = ["Installed", "Plugins", "default_plugins"]
 
@@ -192,6 +193,8 @@ class Plugins:
         if id(point) not in self._tried:
             try:
                 self._admit(point.load(), point)
+            except BackendNotFound as error:
+                self._tried[id(point)] = error
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's own code may raise anything
                 self._tried[id(point)] = _broken(point, error)
             else:
@@ -217,6 +220,7 @@ class Plugins:
             found = [backend for given in caller() for backend in given]
             for backend in found:
                 _schemes_of(backend)
+                _check_version(backend, point)
         except BaseException:
             self._manager.unregister(plugin)
             raise
@@ -313,6 +317,28 @@ def _schemes_of(backend: object) -> tuple[str, ...]:
                 f"{backend.__qualname__}.scheme {scheme!r:.60} is not a URL scheme in lower case"
             )
     return schemes
+
+
+def _check_version(backend: type[Backend], point: EntryPoint | None) -> None:
+    """Raise `BackendNotFound` for a backend that was written for another version of the seam."""
+    version: object = backend.spi_version
+    if version == SPI_VERSION:
+        return
+
+    name, release = _distribution(point)
+    plugin = f"{name} {release}".strip()
+    package = "the plugin" if point is None else repr(name)
+    if isinstance(version, int) and version > SPI_VERSION:
+        cure = "Upgrade mqcore: pip install --upgrade mqcore"
+    else:
+        cure = (
+            f"Upgrade {package}, or install an mqcore with SPI version {version}. If you wrote it: "
+            "follow the changelog of mqcore, then set spi_version in the Backend class"
+        )
+    raise BackendNotFound(
+        f"the backend {backend.__qualname__} of {plugin} was written for version {version} of "
+        f"mqcore.spi, and mqcore {distribution_version('mqcore')} has version {SPI_VERSION}. {cure}"
+    )
 
 
 def _distribution(point: EntryPoint | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mqcore.connection.adopted import check_adopted, given
 from mqcore.connection.altering import checked_alterations, for_each_queue
 from mqcore.errors import ConfigurationError, QueueNotFound, TopologyMismatch, UnsupportedFeature
-from mqcore.queue import AGAIN, DLQ, Queue, name_of
+from mqcore.queue import DLQ, QUARANTINE, Queue, name_of
 from mqcore.rules.capabilities import Capability, Level
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
 from mqcore.rules.routing import Binding
@@ -240,7 +240,7 @@ class Topology:
     def forget(self, name: str) -> None:
         """Do not declare a queue again: it was deleted on purpose."""
         self._queues.pop(name, None)
-        self._connection.forget([name, name + AGAIN])
+        self._connection.forget([name, name + QUARANTINE])
         self._routers.clear()
 
     async def _adopt(self, queue: Queue[Any]) -> None:

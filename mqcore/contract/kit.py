@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from mqcore.contract.harness import Harness
     from mqcore.queue import Queue
+    from mqcore.spi import QueueCounts
 
 __all__ = ["ContractError", "Kit", "NotShown"]
 
@@ -102,6 +103,26 @@ class Kit:
         if actual != expected:
             shown, shown_expected = difference(actual, expected)
             raise ContractError(f"{what}: {shown_expected}", shown, look)
+
+    def counted(
+        self,
+        counts: QueueCounts,
+        *,
+        ready: int,
+        leased: int | None = None,
+        delayed: int | None = None,
+        look: str = "SupportsCount.count",
+    ) -> None:
+        """Fail unless the counts are equal. A count that is None on one side is not compared."""
+        expected = {"ready": ready, "leased": leased, "delayed": delayed}
+        reported = {name: getattr(counts, name) for name in expected}
+        compared = [name for name in expected if None not in (expected[name], reported[name])]
+        self.same(
+            {name: reported[name] for name in compared},
+            {name: expected[name] for name in compared},
+            f"counts of {counts.name}",
+            look,
+        )
 
     def true(
         self, holds: object, expected: str, actual: object = "that is not so", look: str = ""
@@ -348,7 +369,7 @@ class Kit:
         dlq = f"{name}.dlq" if dead_letter else None
         specs = [
             QueueSpec(name=name, dead_letter=dlq, **settings),
-            QueueSpec(name=f"{name}.again", role="quarantine", dead_letter=dlq),
+            QueueSpec(name=f"{name}.quarantine", role="quarantine", dead_letter=dlq),
         ]
         if dlq is not None:
             specs.append(QueueSpec(name=dlq, role="dead_letter"))

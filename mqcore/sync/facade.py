@@ -210,11 +210,9 @@ class Broker:
         """As `mqcore.Broker.bindings`."""
         return self._loop.run(self._broker.bindings(router))
 
-    def delete(
-        self, queue: Queue[Any] | str, *, if_empty: bool = False, if_unused: bool = False
-    ) -> bool:
+    def delete(self, queue: Queue[Any] | str, *, if_empty: bool = False) -> bool:
         """As `mqcore.Broker.delete`."""
-        return self._loop.run(self._broker.delete(queue, if_empty=if_empty, if_unused=if_unused))
+        return self._loop.run(self._broker.delete(queue, if_empty=if_empty))
 
     def alter(self, queue: Queue[Any] | str, **settings: Unpack[AlterOptions]) -> None:
         """As `mqcore.Broker.alter`."""

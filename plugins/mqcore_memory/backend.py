@@ -69,6 +69,7 @@ class MemoryBackend(Backend):
     """One user of a store: `memory://` names the store `default`, `memory://NAME` another."""
 
     scheme = "memory"
+    spi_version = 1
     Options = MemoryOptions
     local = True
 
@@ -170,11 +171,9 @@ class MemoryBackend(Backend):
         """Remove what is ready or delayed. Raises `QueueNotFound`."""
         return self._store.purge(queue, self._clock.monotonic())
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
-        return self._store.delete(
-            queue, self._clock.monotonic(), if_empty=if_empty, if_unused=if_unused
-        )
+        return self._store.delete(queue, self._clock.monotonic(), if_empty=if_empty)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
         """Give a queue other settings. Raises `QueueNotFound`."""

@@ -1,8 +1,8 @@
 """The arrows from routers to queues, which every Backend of a store sees alike (G15); core does the matching."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from mqcore.spi import Binding, TopologyMismatch
+from mqcore.spi import Binding, check_router_kinds
 
 __all__ = ["Bindings"]
 
@@ -16,17 +16,9 @@ class Bindings:
     def __init__(self) -> None:
         self._routers: dict[str, dict[Binding, None]] = {}
 
-    def add(self, bindings: Iterable[Binding]) -> None:
+    def add(self, bindings: Sequence[Binding]) -> None:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
-        kinds = {name: next(iter(known)).kind for name, known in self._routers.items()}
-        for binding in bindings:
-            kind = kinds.setdefault(binding.router, binding.kind)
-            if kind != binding.kind:
-                raise TopologyMismatch(
-                    f"router {binding.router!r} exists with kind={kind!r} and was declared with "
-                    f"kind={binding.kind!r}: "
-                    "use the same everywhere, another name, or remove its bindings first"
-                )
+        check_router_kinds(self.of(None), bindings)
         for binding in bindings:
             self._routers.setdefault(binding.router, {})[binding] = None
 

@@ -8,18 +8,18 @@ is for the records that people read.
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count, repeat
 from struct import Struct
 from threading import Lock
 
 from mqcore.spi import (
     DONE,
+    HIDDEN_ROLES,
     STALE,
     STORED,
     Alterations,
     Binding,
-    Death,
     Delivery,
     Entry,
     ErrorKind,
@@ -31,12 +31,14 @@ from mqcore.spi import (
     QueueCounts,
     QueueNotFound,
     QueueSpec,
-    Reason,
     Release,
     Settled,
     Settlement,
     Stored,
-    mismatch,
+    check_spec,
+    expiry_of,
+    overflowed,
+    quarantine_of,
 )
 from mqcore_memory.bindings import Bindings
 from mqcore_memory.dedup import Window
@@ -49,7 +51,6 @@ __all__ = ["MemoryStore"]
 IDLE_LIMIT = 3600.0
 """Seconds that a temporary queue stays without a consumer."""
 _DUPLICATE = Stored(duplicate=True)
-_HIDDEN = {"quarantine", "temporary"}
 Touched = dict[str, MemoryQueue]
 
 
@@ -87,7 +88,7 @@ class MemoryStore:
             self._end_idle(now)
             wanted = {name: queue.spec for name, queue in self._queues.items()}
             for spec in specs:
-                _compare(wanted.setdefault(spec.name, spec), spec)
+                check_spec(wanted.setdefault(spec.name, spec), spec)
             for name, spec in wanted.items():
                 if name not in self._queues:
                     queue = MemoryQueue(spec, Window(*self.dedup), self._numbers, self._receipts)
@@ -95,15 +96,14 @@ class MemoryStore:
                     queue.idle_since = now
                     self._queues[name] = queue
 
-    def delete(
-        self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False
-    ) -> bool:
-        """Remove a queue, its quarantine and the bindings to it; False when a condition is not met."""
+    def delete(self, name: str, now: float, *, if_empty: bool = False) -> bool:
+        """Remove a queue, its quarantine and the bindings to it.
+
+        With `if_empty`, returns False when one of them holds a message. Raises `QueueNotFound`.
+        """
         with self._lock:
             family = self._family(self._queue(name, now), now)
             if if_empty and any(queue.copies for queue in family):
-                return False
-            if if_unused and any(queue.consumers for queue in family):
                 return False
             for queue in family:
                 self._remove(queue)
@@ -240,7 +240,9 @@ class MemoryStore:
             self._end_idle(now)
             if names is None:
                 names = [
-                    name for name, queue in self._queues.items() if queue.spec.role not in _HIDDEN
+                    name
+                    for name, queue in self._queues.items()
+                    if queue.spec.role not in HIDDEN_ROLES
                 ]
             return [self._count(self._queues[name], now) for name in names if name in self._queues]
 
@@ -308,17 +310,7 @@ class MemoryStore:
         if target is None:
             queue.dropped += 1
             return
-        death = Death(
-            reason=Reason.OVERFLOW,
-            queue=queue.spec.name,
-            attempts=message.attempt - 1,
-            first_at=message.failed_at or wall,
-            last_at=wall,
-        )
-        letter = message.moved(
-            queue.spec.name, attempt=1, expires_at=None, failed_at=None, death=death
-        )
-        target.put(letter, now)
+        target.put(overflowed(message, queue.spec.name, wall), now)
 
     def _settle(
         self, source: MemoryQueue, item: Settlement, now: float, touched: Touched
@@ -386,11 +378,11 @@ class MemoryStore:
 
     def _family(self, queue: MemoryQueue, now: float) -> list[MemoryQueue]:
         """Return the queue and its quarantine."""
-        again = self._queues.get(f"{queue.spec.name}.again")
-        if again is None or again.spec.role != "quarantine":
+        quarantine = self._queues.get(quarantine_of(queue.spec.name))
+        if quarantine is None or quarantine.spec.role != "quarantine":
             return [queue]
-        again.tick(now)
-        return [queue, again]
+        quarantine.tick(now)
+        return [queue, quarantine]
 
     def _count(self, queue: MemoryQueue, now: float) -> QueueCounts:
         queue.tick(now)
@@ -435,21 +427,9 @@ def _copy(out: Outgoing, now: float, queue_ttl: float | None) -> Message:
 
     The queue's ttl counts for what is published, not for what is moved (G6).
     """
-    message = out.message
-    expires = message.expires_at if out.ttl is None else now + out.ttl
-    if queue_ttl is not None and message.hop == 0:
-        expires = now + queue_ttl if expires is None else min(expires, now + queue_ttl)
+    message, expires = out.message, expiry_of(out, queue_ttl, now)
     return (
         message.copy()
         if expires == message.expires_at
         else replace(message, expires_at=expires).copy()
     )
-
-
-def _compare(have: QueueSpec, want: QueueSpec) -> None:
-    for field in fields(QueueSpec):
-        old, new = getattr(have, field.name), getattr(want, field.name)
-        if old != new and field.name != "durability":
-            raise mismatch(
-                have.name, field.name, old, new, alterable=field.name in Alterations.__annotations__
-            )

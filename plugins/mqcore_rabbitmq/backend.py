@@ -26,6 +26,7 @@ from mqcore.spi import (
     QueueCounts,
     QueueSpec,
     Subscription,
+    quarantine_of,
 )
 from mqcore_rabbitmq.capabilities import capabilities_of
 from mqcore_rabbitmq.confirms import ConfirmChannels
@@ -69,6 +70,7 @@ class RabbitBackend(Backend):
     """RabbitMQ 3.10 to 4.x."""
 
     scheme = ("amqp", "amqps")
+    spi_version = 1
     Options = RabbitOptions
     reply_queues = ("amq.gen-", DIRECT_REPLY)
 
@@ -159,13 +161,11 @@ class RabbitBackend(Backend):
             )
         return layout
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now = self._open
-        consumers = [it for it in now.subscriptions if it.queue in (queue, f"{queue}.again")]
-        gone = await now.operations.delete(
-            queue, used=bool(consumers), if_empty=if_empty, if_unused=if_unused
-        )
+        consumers = [it for it in now.subscriptions if it.queue in (queue, quarantine_of(queue))]
+        gone = await now.operations.delete(queue, used=bool(consumers), if_empty=if_empty)
         for subscription in consumers if gone else ():
             subscription.gone()
         return gone
@@ -201,7 +201,7 @@ class RabbitBackend(Backend):
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all except quarantines and temporary ones."""
-        return await self._open.operations.count(queues, self._clock.now())
+        return await self._open.operations.count(queues)
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
         """Show a page of what is ready. Raises `QueueNotFound`."""

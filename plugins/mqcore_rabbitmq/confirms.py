@@ -40,8 +40,8 @@ class PlannedMessage:
 
     `queue` is the name of its destination in errors. `refusal` says what a nack means: `full` for a
     bounded queue, `route` if one of several queues refused, else empty. `needs` names what must
-    exist first, by kind and name. `due` is the end of its delay. `stored` is called with the
-    confirm, unless the publish has ended by then.
+    exist first, by kind and name. `stored` is called with the confirm, unless the publish has
+    ended by then.
     """
 
     exchange: str
@@ -51,7 +51,6 @@ class PlannedMessage:
     queue: str
     refusal: str = ""
     needs: tuple[tuple[str, str], ...] = ()
-    due: float | None = None
     stored: Callable[[], None] | None = None
 
 

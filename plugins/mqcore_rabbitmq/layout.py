@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mqcore.spi import Durability, QueueSpec, TopologyMismatch, mismatch
+from mqcore.spi import Durability, QueueSpec, TopologyMismatch, check_spec
 
 __all__ = [
     "ALTERABLE",
@@ -165,10 +165,7 @@ ALTERABLE = ("ttl",)
 
 def compare(have: Layout, want: Layout) -> None:
     """Raise `TopologyMismatch` if the settings differ. A more durable queue is accepted."""
-    for setting in _SETTINGS:
-        old, new = getattr(have.spec, setting), getattr(want.spec, setting)
-        if old != new:
-            raise mismatch(have.name, setting, old, new, alterable=setting in ALTERABLE)
+    check_spec(have.spec, want.spec, alterable=ALTERABLE)
     if want.quorum and not have.quorum:
         raise TopologyMismatch(
             f"queue {have.name!r} exists as a classic queue (durability 'process'), but was "

@@ -7,7 +7,7 @@ from functools import partial
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Delivery, Entry, QueueCounts
+from mqcore.spi import HIDDEN_ROLES, Delivery, Entry, QueueCounts, quarantine_of
 from mqcore_rabbitmq.browse import QueueReader, Snapshot, Snapshots, open_reader
 from mqcore_rabbitmq.errors import PRECONDITION_FAILED, closed_by
 from mqcore_rabbitmq.layout import LOST
@@ -25,7 +25,6 @@ _MOST = 50_000
 """The most messages of a queue that one read holds."""
 _LAST_WRITE = 0.1
 """Seconds within which the last acknowledgements of a channel are written."""
-_HIDDEN = {"quarantine", "temporary"}
 
 
 class Operations:
@@ -37,37 +36,34 @@ class Operations:
         self._settler = settler
         self._snapshots = Snapshots()
 
-    async def count(self, names: Sequence[str] | None, now: float) -> list[QueueCounts]:
+    async def count(self, names: Sequence[str] | None) -> list[QueueCounts]:
         """Count the named queues that exist, or all but quarantines and temporary ones.
 
-        AMQP tells what is ready; what we have fetched and not handed out is ready as well. What is
-        leased is what this instance has handed out, what is delayed is what it has delayed: of
-        others AMQP tells nothing.
+        AMQP reports what is ready. What this instance has fetched and not handed out is ready as
+        well. AMQP does not report how many messages are unsettled or delayed.
         """
         if names is None:
             await self._topology.refresh()
             layouts = self._topology.registry.picture.queues.values()
-            names = [layout.name for layout in layouts if layout.spec.role not in _HIDDEN]
+            names = [layout.name for layout in layouts if layout.spec.role not in HIDDEN_ROLES]
             if any(it.message_count for it in (await self._rpc.counts([LOST])).values()):
                 names.append(LOST)
+
         families = {name: await self._family(name) for name in names}
         answers = await self._rpc.counts(queue for family in families.values() for queue in family)
-        delayed = self._topology.delayed
+
         found: list[QueueCounts] = []
         for name, family in families.items():
             if name not in answers:
                 continue
             layout = self._topology.layout(name)
-            ours = self._held(family)
-            leased = sum(held.is_out for held in ours)
+            fetched = sum(not held.is_out for held in self._held(family))
             ready = sum(answers[queue].message_count for queue in family if queue in answers)
             found.append(
                 QueueCounts(
                     name=name,
                     role=layout.spec.role if layout else "work",
-                    ready=ready + len(ours) - leased,
-                    leased=leased,
-                    delayed=delayed.count(name, now) + delayed.count(f"{name}.again", now),
+                    ready=ready + fetched,
                     dead_letter=layout.spec.dead_letter if layout else None,
                     spec=layout.spec if layout else None,
                 )
@@ -132,40 +128,38 @@ class Operations:
         answers = await self._rpc.run(*(spec.Queue.Purge(queue=name) for name in there))
         return sum(int(answer.message_count) for answer in answers)
 
-    async def delete(self, queue: str, *, used: bool, if_empty: bool, if_unused: bool) -> bool:
+    async def delete(self, queue: str, *, used: bool, if_empty: bool) -> bool:
         """Remove a queue and its quarantine.
 
         Raises `QueueNotFound`. `used`: this instance has a consumer.
 
-        Quorum queues know no conditions, so they are asked first. What others hold unsettled is not
-        told: a queue that somebody consumes is not taken for empty.
+        Quorum queues refuse the condition `if-empty`, so their counts are read first. AMQP does not
+        report what other consumers hold unsettled, so a queue that has consumers is not taken for
+        empty.
         """
         family = await self._family(queue)
         answers = await self._settled_counts(queue, family)
         ready = sum(answer.message_count for answer in answers)
         used = used or any(answer.consumer_count for answer in answers)
-        if (if_unused and used) or (if_empty and (ready or self._held(family) or used)):
+        if if_empty and (ready or self._held(family) or used):
             return False
+
         layout = self._topology.layout(queue)
-        classic = layout is None or not layout.quorum
-        if_empty, if_unused = if_empty and classic, if_unused and classic
-        sure = not (if_empty or if_unused)
-        # first: a consumer elsewhere declares it anew as soon as it is gone, and that must stand
-        if sure:
-            await self._topology.forget([*family, f"{queue}.again"])
+        if_empty = if_empty and (layout is None or not layout.quorum)
+        names = [*family, quarantine_of(queue)]
+        # First, because a consumer elsewhere declares the queue again as soon as it is gone.
+        if not if_empty:
+            await self._topology.forget(names)
         try:
             await self._rpc.run(
-                *(
-                    spec.Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_unused)
-                    for name in family
-                )
+                *(spec.Queue.Delete(queue=name, if_empty=if_empty) for name in family)
             )
         except ChannelClosedByBroker as error:
             if closed_by(error, PRECONDITION_FAILED):
                 return False
             raise
-        if not sure:
-            await self._topology.forget([*family, f"{queue}.again"])
+        if if_empty:
+            await self._topology.forget(names)
         return True
 
     async def _settled_counts(
@@ -185,12 +179,19 @@ class Operations:
     async def _family(self, queue: str) -> list[str]:
         """Return the queues of the broker that make a queue and its quarantine."""
         await self._topology.look_up(queue)
-        layout, again = self._topology.layout(queue), self._topology.layout(f"{queue}.again")
+        layout, quarantine = (
+            self._topology.layout(queue),
+            self._topology.layout(quarantine_of(queue)),
+        )
         if layout is None:
             return [queue]
         return [
             *layout.queues,
-            *(again.queues if again is not None and again.spec.role == "quarantine" else ()),
+            *(
+                quarantine.queues
+                if quarantine is not None and quarantine.spec.role == "quarantine"
+                else ()
+            ),
         ]
 
     def _held(self, family: Sequence[str]) -> list[HeldMessage]:

@@ -5,7 +5,6 @@ the vhost percent-encoded, no path for the vhost `/`. We read the URL ourselves:
 parts of a URL's query as Python literals, and never gets ours.
 """
 
-import ssl
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
@@ -13,7 +12,15 @@ from urllib.parse import unquote, urlsplit
 import pika
 from pydantic import BeforeValidator, Field, SkipValidation
 
-from mqcore.spi import Clock, ConfigurationError, Durability, Options, SystemClock
+from mqcore.spi import (
+    Clock,
+    ConfigurationError,
+    Durability,
+    Options,
+    SystemClock,
+    split_hosts,
+    tls_context,
+)
 
 __all__ = ["RabbitOptions", "parameters"]
 
@@ -71,11 +78,12 @@ def parameters(url: str, options: RabbitOptions) -> list[pika.ConnectionParamete
         raise ConfigurationError(
             "the vhost of an AMQP URL is one part: a '/' inside its name is written as %2F"
         )
-    context = _context(options) if tls else None
+    files = options.cafile, options.certfile, options.keyfile
+    context = tls_context(*files) if tls else None
     return [
         pika.ConnectionParameters(
             host=host,
-            port=port or (TLS_PORT if tls else PORT),
+            port=port,
             virtual_host=vhost,
             credentials=pika.PlainCredentials(
                 unquote(user) or "guest", unquote(password) if login else "guest"
@@ -88,34 +96,5 @@ def parameters(url: str, options: RabbitOptions) -> list[pika.ConnectionParamete
             client_properties={"product": "mqcore"},
             tcp_options={"TCP_KEEPIDLE": 20, "TCP_USER_TIMEOUT": 10_000},
         )
-        for host, port in _places(places)
+        for host, port in split_hosts(places, TLS_PORT if tls else PORT)
     ]
-
-
-def _places(text: str) -> list[tuple[str, int | None]]:
-    found: list[tuple[str, int | None]] = []
-    for place in (text or "localhost").split(","):
-        try:
-            parts = urlsplit(f"//{place}")
-            found.append((parts.hostname or "localhost", parts.port))
-        except ValueError:
-            raise ConfigurationError(
-                "the AMQP URL names a host or port that cannot be read"
-            ) from None
-    return found
-
-
-def _context(options: RabbitOptions) -> ssl.SSLContext:
-    """Make the TLS context: names and certificates are always checked.
-
-    Raises `ConfigurationError` for unreadable files.
-    """
-    try:
-        context = ssl.create_default_context(cafile=options.cafile)
-        if options.certfile is not None:
-            context.load_cert_chain(options.certfile, options.keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"TLS: cafile, certfile or keyfile cannot be used: {error}"
-        ) from None
-    return context

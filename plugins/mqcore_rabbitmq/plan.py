@@ -7,12 +7,12 @@
 
 from dataclasses import dataclass
 
-from mqcore.spi import Outgoing, Route
+from mqcore.spi import Outgoing, Route, expiry_of
 from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.ladder import LONGEST, entrance, ladder_for, way
 from mqcore_rabbitmq.layout import Layout, Server
-from mqcore_rabbitmq.message_format import earlier, fit, inherit, properties
+from mqcore_rabbitmq.message_format import fit, inherit, properties
 
 __all__ = ["EXIT", "LADDER", "ROUTER", "Successor", "plan"]
 
@@ -38,7 +38,8 @@ def plan(
     `ValueError` for a message that cannot be sent.
     """
     message = out.message
-    expires = message.expires_at if out.ttl is None else now + out.ttl
+    queue_ttl = None if layout is None or moved else layout.spec.ttl
+    expires = expiry_of(out, queue_ttl, now)
 
     if isinstance(out.to, Route):
         router, given = out.to.router, properties(message, expires, ageless=True)
@@ -46,8 +47,6 @@ def plan(
         needs = ((ROUTER, router),)
         return PlannedMessage(router, out.to.key, given, message.body, router, "route", needs)
 
-    if layout is not None and layout.spec.ttl is not None and not message.hop and not moved:
-        expires = earlier(expires, now + layout.spec.ttl)
     native, ageless = layout is None or not layout.quorum, layout is None
     to = out.to if out.delay > 0 else None
     given = properties(message, expires, native=native, ageless=ageless, to=to)
@@ -70,7 +69,6 @@ def plan(
             message.body,
             out.to,
             needs=delay_needs,
-            due=now + out.delay,
         )
 
     if layout is None:

@@ -6,10 +6,10 @@ from typing import Any
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Binding, TopologyMismatch
+from mqcore.spi import Binding, TopologyMismatch, check_router_kinds
 from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by, missing
 from mqcore_rabbitmq.message_format import escaped
-from mqcore_rabbitmq.registry import Picture, Registry, record_of
+from mqcore_rabbitmq.registry import Registry, record_of
 from mqcore_rabbitmq.rpc import Rpc
 
 __all__ = ["Routes"]
@@ -25,7 +25,7 @@ class Routes:
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
         picture = await self._registry.refresh()
-        _check_kinds(picture, bindings)
+        check_router_kinds(picture.bound, bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             await self._declare(router, kind, used=bool(picture.bindings(router)))
         try:
@@ -69,18 +69,6 @@ class Routes:
                 raise TopologyMismatch(
                     f"router {router!r} exists on RabbitMQ with other settings: {error}"
                 ) from error
-
-
-def _check_kinds(picture: Picture, bindings: Sequence[Binding]) -> None:
-    kinds = {binding.router: binding.kind for binding in picture.bound}
-    for binding in bindings:
-        kind = kinds.setdefault(binding.router, binding.kind)
-        if kind != binding.kind:
-            raise TopologyMismatch(
-                f"router {binding.router!r} exists with kind={kind!r} and was declared with "
-                f"kind={binding.kind!r}: use the same everywhere, another name, or remove its "
-                "bindings first"
-            )
 
 
 def _native(binding: Binding) -> dict[str, Any]:

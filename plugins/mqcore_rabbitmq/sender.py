@@ -84,15 +84,13 @@ class Sender:
         for places, found in await _all(parts):
             for at, outcome in zip(places, found, strict=True):
                 outcomes[at] = outcome
-                self._learn(plans[at], outcome, now)
+                self._learn(plans[at], outcome)
         return outcomes
 
-    def _learn(self, sent: object, outcome: Outcome, now: float) -> None:
-        if isinstance(sent, PlannedMessage):
-            if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND:
-                self._topology.mark_doubtful(sent)
-            elif sent.due is not None and isinstance(outcome, Stored):
-                self._topology.delayed.add(sent.queue, sent.due, now)
+    def _learn(self, sent: object, outcome: Outcome) -> None:
+        is_missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
+        if is_missing and isinstance(sent, PlannedMessage):
+            self._topology.mark_doubtful(sent)
 
     async def _plans(
         self, batch: Sequence[Outgoing | PlannedMessage], until: float, now: float, *, moved: bool

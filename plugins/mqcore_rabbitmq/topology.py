@@ -16,7 +16,6 @@ from pika import spec
 
 from mqcore.spi import Alterations, ConfigurationError, mismatch
 from mqcore_rabbitmq.confirms import PlannedMessage
-from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.errors import missing
 from mqcore_rabbitmq.ladder import exit_to, rungs
 from mqcore_rabbitmq.layout import ALTERABLE, LOST, PARKED, Layout, compare
@@ -42,7 +41,6 @@ class Topology:
     def __init__(self, rpc: Rpc, registry: Registry) -> None:
         self.rpc = rpc
         self.registry = registry
-        self.delayed = Delayed()
         self._own: dict[str, Layout] = {LOST: PARKED}
         """Queues that are not in the registry: own temporary ones, and `mq.lost`."""
         self._there: set[tuple[str, str]] = set()
@@ -176,7 +174,6 @@ class Topology:
         self._there.difference_update(_exits(queues))
         for queue in queues:
             self._own.pop(queue, None)
-            self.delayed.clear(queue)
         known = self.registry.picture.queues
         await self.registry.append([{"gone": queue} for queue in queues if queue in known])
 

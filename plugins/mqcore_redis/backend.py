@@ -29,6 +29,7 @@ from mqcore.spi import (
     QueueCounts,
     QueueSpec,
     Subscription,
+    quarantine_of,
 )
 from mqcore_redis.batches import MESSAGES, Batches
 from mqcore_redis.bindings import Bindings
@@ -64,6 +65,7 @@ class RedisBackend(Backend):
     """One user of a Redis server, of the master that Sentinel names, or of a cluster."""
 
     scheme = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+    spi_version = 1
     Options = RedisOptions
 
     def __init__(self, url: str, options: BaseModel) -> None:
@@ -107,7 +109,7 @@ class RedisBackend(Backend):
         if opened is None:
             return
         queues = [
-            opened.session.ask("delete", name, 0, 0, also=f"{name}.again")
+            opened.session.ask("delete", name, 0, also=quarantine_of(name))
             for name in opened.temporary
         ]
         try:
@@ -160,7 +162,7 @@ class RedisBackend(Backend):
             queues = sorted(
                 name.decode() for name in await session.command("SMEMBERS", keys.queues)
             )
-        calls = [Call("count", keys.of(name) + keys.of(f"{name}.again"), ()) for name in queues]
+        calls = [Call("count", keys.of(name) + keys.of(quarantine_of(name)), ()) for name in queues]
         answers = zip(queues, await session.gather(calls), strict=True)
         return [counted(name, json.loads(answer)) for name, answer in answers if told(answer) != -1]
 
@@ -206,19 +208,17 @@ class RedisBackend(Backend):
         """Remove what is ready or delayed. Raises `QueueNotFound`."""
         gone, left = 0, 1
         while left:
-            part, left = await self._now.session.ask("purge", queue, also=f"{queue}.again")
+            part, left = await self._now.session.ask("purge", queue, also=quarantine_of(queue))
             gone += part
         return gone
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now, names = self._now, self._now.session.keys.queues
         listed = await now.session.command(
             "SREM", names, queue
         )  # first: who is woken by its end may make it anew
-        if not await now.session.ask(
-            "delete", queue, int(if_empty), int(if_unused), also=f"{queue}.again"
-        ):
+        if not await now.session.ask("delete", queue, int(if_empty), also=quarantine_of(queue)):
             if listed:
                 await now.session.run("relist", [names], queue)
             return False

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from mqcore.spi import Binding, ConfigurationError, TopologyMismatch
+from mqcore.spi import Binding, ConfigurationError, router_mismatch
 from mqcore_redis.session import Session
 
 __all__ = ["Bindings"]
@@ -33,12 +33,7 @@ class Bindings:
             "bind", (self._key, self._version_key), *map(_text, bindings)
         )
         if clash:
-            router, kind, wanted = (word.decode() for word in clash)
-            raise TopologyMismatch(
-                f"router {router!r} exists with kind={kind!r} and was declared with "
-                f"kind={wanted!r}: "
-                "use the same everywhere, another name, or remove its bindings first"
-            )
+            raise router_mismatch(*(word.decode() for word in clash))
 
     async def remove(self, bindings: Iterable[Binding]) -> None:
         """Remove those that are there."""

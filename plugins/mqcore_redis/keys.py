@@ -1,17 +1,17 @@
 """Names of keys: which queue's, and what they hold.
 
-    mq:{orders}:r      mq:{orders}.dlq:r      mq:{orders}.again:r
+    mq:{orders}:r      mq:{orders}.dlq:r      mq:{orders}.quarantine:r
 
 What stands in braces decides the slot in a cluster: a queue, its dead letters and its quarantine
-share one, so a Move between them is one step. The twelve keys of a queue always go to a script
+share one, so a Move between them is one step. The eleven keys of a queue always go to a script
 together and in this order, as `common.lua` expects them; their meaning is told in
 `docs/backends/redis.md`.
 """
 
 __all__ = ["KINDS", "Keys"]
 
-KINDS = ("q", "r", "m", "d", "l", "x", "a", "w", "in", "c", "i0", "i1")
-_EXTENSIONS = (".dlq", ".again")
+KINDS = ("q", "r", "m", "d", "l", "x", "a", "w", "in", "i0", "i1")
+_EXTENSIONS = (".dlq", ".quarantine")
 
 
 class Keys:
@@ -27,7 +27,7 @@ class Keys:
         self.bindings = (f"{prefix}:{{routes}}", f"{prefix}:{{routes}}:version")
 
     def of(self, queue: str) -> tuple[str, ...]:
-        """Return the twelve keys of a queue."""
+        """Return the eleven keys of a queue."""
         found = self._known.get(queue)
         if found is None:
             base, extension = self._base(queue)
@@ -52,7 +52,7 @@ class Keys:
         return f"{self._prefix}:{{{self._tag or group}}}:kick"
 
     def _base(self, queue: str) -> tuple[str, str]:
-        """Part a name into that of the work queue and what stands behind it, for instance `.dlq.again`."""
+        """Part a name into that of the work queue and what stands behind it, for instance `.dlq.quarantine`."""
         base = queue
         while base.endswith(_EXTENSIONS):
             base = base.rpartition(".")[0]

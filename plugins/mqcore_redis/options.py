@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr
 
-from mqcore.spi import ConfigurationError, Options
+from mqcore.spi import ConfigurationError, Options, split_hosts, tls_context
 
 __all__ = ["Place", "RedisOptions", "read"]
 
@@ -91,7 +91,7 @@ def read(url: str, options: RedisOptions) -> Place:
         )
     if kind == "sentinel" and not options.master:
         raise ConfigurationError("redis+sentinel:// needs the name of the master: ?master=NAME")
-    hosts = tuple(_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT))
+    hosts = split_hosts(places, _SENTINEL_PORT if kind == "sentinel" else _PORT)
     if kind == "tcp" and len(hosts) > 1:
         raise ConfigurationError(
             "redis:// has one host; several are for redis+sentinel:// or redis+cluster://"
@@ -111,29 +111,6 @@ def read(url: str, options: RedisOptions) -> Place:
             "a Redis cluster has the database 0 alone; leave the path out of the URL"
         )
     shown = ", ".join(f"{host}:{port}" for host, port in hosts)
-    tls = _context(options) if parts.scheme == "rediss" or options.tls else None
+    files = options.cafile, options.certfile, options.keyfile
+    tls = tls_context(*files) if parts.scheme == "rediss" or options.tls else None
     return Place(kind, shown, options, hosts, db=db, username=username, password=password, tls=tls)
-
-
-def _hosts(text: str, port: int) -> list[tuple[str, int]]:
-    try:
-        parts = [urlsplit(f"//{place}") for place in text.split(",")]
-        return [(part.hostname or "localhost", part.port or port) for part in parts]
-    except ValueError:
-        raise ConfigurationError("the Redis URL names a host or port that cannot be read") from None
-
-
-def _context(options: RedisOptions) -> ssl.SSLContext:
-    """Make the TLS context: names and certificates are always checked.
-
-    Raises `ConfigurationError` for unreadable files.
-    """
-    try:
-        context = ssl.create_default_context(cafile=options.cafile)
-        if options.certfile is not None:
-            context.load_cert_chain(options.certfile, options.keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"TLS: cafile, certfile or keyfile cannot be used: {error}"
-        ) from None
-    return context

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mqcore.spi import Death, Message, Outgoing, Reason, pack, unpack
+from mqcore.spi import Message, Outgoing, overflowed, pack, unpack
 
 __all__ = ["decode", "encode", "name_of", "read", "wanted"]
 
@@ -99,22 +99,8 @@ def _read(record: bytes, expires: bytes) -> Message:
         fields,
     )
     for note in reversed(notes):
-        message = _overflowed(message, note)
+        message = overflowed(message, note["queue"], int(note["at"]) / 1e6)
     return message
-
-
-def _overflowed(message: Message, note: Mapping[str, str]) -> Message:
-    """Return the dead letter that the server made of a message when its queue was full."""
-    at, queue = int(note["at"]) / 1e6, note["queue"]
-    death = Death(
-        reason=Reason.OVERFLOW,
-        queue=queue,
-        attempts=message.attempt - 1,
-        first_at=message.failed_at or at,
-        last_at=at,
-    )
-    letter: Message = message.moved(queue, attempt=1, expires_at=None, failed_at=None, death=death)
-    return letter
 
 
 def name_of(message: Message) -> str:

@@ -17,13 +17,11 @@ from mqcore_redis.rows import aged, deliveries, token
 from mqcore_redis.session import Call, Session, told
 from mqcore_redis.waker import Waker
 
-__all__ = ["ALIVE", "RedisSubscription"]
+__all__ = ["RedisSubscription"]
 
 POLL = 1.0
 """Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late.
 """
-ALIVE = 30
-"""Seconds after its last look that a consumer is believed to live."""
 _LAST_CALLS = 1.0
 """Seconds that `close` may take to give back what is on its way."""
 
@@ -46,7 +44,6 @@ class RedisSubscription(Subscription):
         self._session, self._batches, self._waker = session, batches, waker
         self._prefetch, self._lease = prefetch, lease
         self._loop = asyncio.get_running_loop()
-        self._name = token()
         self._born = b""
         self._held: dict[bytes, float] = {}
         """What is out, until when by our clock: a renewal by another instance is not seen here."""
@@ -134,15 +131,11 @@ class RedisSubscription(Subscription):
                 back = self._batches.abandoning(
                     self.queue, unseen, list(self._held) if lost else []
                 )
-                await self._session.gather([*back, self._call(0, alive=0)])
+                await self._session.gather([*back, self._call(0, last=True)])
 
     def wake(self) -> None:
         """Look whether there is something."""
         self._awake.set()
-
-    def sign_of_life(self) -> Call | None:
-        """Return a call that keeps us registered, where nothing was claimed for long."""
-        return self._call(0) if self._loop.time() - self._looked > ALIVE / 3 else None
 
     # The steps of a receive
 
@@ -208,8 +201,8 @@ class RedisSubscription(Subscription):
             self._held.pop(receipt, None)
         return unseen
 
-    def _call(self, room: int, alive: int = ALIVE) -> Call:
-        args = (self._born, room, round(self._lease * 1e6), token(), self._name, alive * 1_000_000)
+    def _call(self, room: int, *, last: bool = False) -> Call:
+        args = (self._born, room, round(self._lease * 1e6), token(), int(last))
         return Call("claim", self._session.keys.of(self.queue), args)
 
     def _hand_out(self, limit: int) -> list[Delivery]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mqcore.spi import (
+    HIDDEN_ROLES,
     Alterations,
     ConfigurationError,
     QueueCounts,
@@ -14,8 +15,6 @@ from mqcore.spi import (
 from mqcore_redis.session import Session
 
 __all__ = ["alter", "counted", "declare"]
-
-_LISTED = {"work", "dead_letter"}
 
 
 async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
@@ -31,7 +30,7 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
         if spec.max_length is not None and spec.overflow == "dead_letter":
             _check_slot(session, spec.name, spec.dead_letter)
         groups.setdefault(keys.group(spec.name), []).append(spec)
-    listed = [spec.name for spec in specs if spec.role in _LISTED]
+    listed = [spec.name for spec in specs if spec.role not in HIDDEN_ROLES]
     await _list(
         session, listed
     )  # first: a listed queue that is missing is left out, one that is not listed is hidden

@@ -323,10 +323,7 @@ def test_queues_delete(run: Run, refused: Refused, filled: str) -> None:
         "queue": "raw",
         "deleted": True,
     }
-    assert (
-        run("queues", "delete", "audit", "--if-empty", "--if-unused", "--yes", "--url", filled).code
-        == 0
-    )
+    assert run("queues", "delete", "audit", "--if-empty", "--yes", "--url", filled).code == 0
     assert "'raw'" in refused("queues", "delete", "raw", "--yes", "--url", filled)
     assert [row[0] for row in run("queues", "--interval", "0", "--url", filled).rows] == [
         "audit.dlq",

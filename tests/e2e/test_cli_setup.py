@@ -424,7 +424,7 @@ def test_no_command_is_a_call_for_help(run: Run) -> None:
     ("words", "part"),
     [
         (("queues", "list"), "--watch"),
-        (("queues", "delete"), "--if-unused"),
+        (("queues", "delete"), "--if-empty"),
         (("dlq", "list"), "--reason"),
         (("dlq", "show"), "ID"),
         (("dlq", "redrive"), "--force"),

@@ -151,7 +151,7 @@ async def test_the_process_that_alters_keeps_to_it_after_a_loss(
         ("orders", {"overflow": "drop"}, "overflow"),
         ("orders", {"tll": 5}, "did you mean 'ttl'"),
         ("orders.dlq", {"ttl": 5}, "dead-letter queue"),
-        ("orders.again", {"ttl": 5}, "quarantine"),
+        ("orders.quarantine", {"ttl": 5}, "quarantine"),
         ("bare", {"retention": 5}, "no dead-letter queue"),
         ("bare", {"overflow": "dead_letter"}, "no dead-letter queue"),
     ],

@@ -749,7 +749,7 @@ def test_a_name_that_some_broker_would_misread_is_refused(name: Any, place: str)
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", ["orders.dlq", "orders.again", "mq.orders", "amq.orders"])
+@pytest.mark.parametrize("name", ["orders.dlq", "orders.quarantine", "mq.orders", "amq.orders"])
 def test_the_names_that_are_made_by_mqcore_and_brokers_are_not_for_users(name: str) -> None:
     with pytest.raises(ConfigurationError, match="reserved for mqcore and the brokers"):
         Queue(name)

@@ -130,7 +130,7 @@ async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
         handled.set()
 
     await faulty.declare(jobs)
-    await faulty.publish("jobs.again", "a suspect")
+    await faulty.publish("jobs.quarantine", "a suspect")
     with monkeypatch.context() as patch:
         patch.setattr(FaultyBackend, "note_start", never, raising=False)
         async with serve(jobs, handle, on=faulty, run={"grace": 0}):

@@ -189,7 +189,7 @@ async def test_a_waiting_suspect_keeps_newcomers_of_all_queues_out(
     async with serve(jobs, handler):
         await clock.settle()
         await broker.publish(Queue("spare", str), "x")
-        await broker.publish("jobs.again", "suspect")
+        await broker.publish("jobs.quarantine", "suspect")
         await clock.settle()
         await broker.publish(jobs, "newcomer")
         await clock.settle()
@@ -272,8 +272,8 @@ async def test_what_expires_in_the_quarantine_never_starts(
     await broker.publish(jobs, "long")
     async with serve(jobs, handler):
         await clock.settle()
-        await broker.publish("jobs.again", "suspect", ttl=10)
-        await broker.publish("jobs.again", "another", ttl=10)
+        await broker.publish("jobs.quarantine", "suspect", ttl=10)
+        await broker.publish("jobs.quarantine", "another", ttl=10)
         await clock.advance(20)
         await broker.publish(jobs, "newcomer")
         await clock.advance(6)
@@ -326,7 +326,7 @@ async def test_a_pull_that_holds_one_still_gets_the_next(
 ) -> None:
     await broker.declare(jobs)
     await broker.publish_many(jobs, ["a", "b"])
-    await broker.publish("jobs.again", "suspect")
+    await broker.publish("jobs.quarantine", "suspect")
     async with broker.consume(jobs) as deliveries:
         await clock.settle()
         held = [await anext(deliveries)]
@@ -353,7 +353,7 @@ async def test_the_quarantine_is_hidden_counted_and_purged(
     broker: Broker, clock: VirtualClock
 ) -> None:
     await broker.declare(jobs)
-    await broker.publish("jobs.again", "x")
+    await broker.publish("jobs.quarantine", "x")
     assert [counts.name for counts in await broker.counts()] == ["jobs", "jobs.dlq"]
     assert (await broker.counts(jobs))[0].ready == 1
     assert await broker.purge(jobs) == 1
@@ -422,9 +422,9 @@ async def test_who_dies_between_the_claim_of_a_suspect_and_its_start_is_not_coun
         attempts.append(ctx.attempt)
 
     await broker.declare(jobs)
-    await broker.publish("jobs.again", "x")
+    await broker.publish("jobs.quarantine", "x")
     for _ in range(POLICY.max_attempts):
-        await suspect(Queue("jobs.again", str, declare=False), 1)
+        await suspect(Queue("jobs.quarantine", str, declare=False), 1)
     async with serve(jobs, handler, retry=POLICY):
         await clock.advance(1)
     assert attempts == [1]
@@ -449,7 +449,7 @@ async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
         workers.append(Worker(app, await client(), grace=0))
         await workers[-1].start()
         await clock.settle()
-    await broker.publish("jobs.again", "innocent")
+    await broker.publish("jobs.quarantine", "innocent")
     await clock.settle()
     for _ in range(3):
         holder = next(
@@ -479,7 +479,7 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
         ended.set()
 
     monkeypatch.setattr(receiver, "_accept_suspect", lose)
-    await broker.publish("jobs.again", "suspect")
+    await broker.publish("jobs.quarantine", "suspect")
     await ended.wait()
     await clock.settle()
     await receiver.close()

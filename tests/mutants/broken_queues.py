@@ -296,11 +296,9 @@ class ConsumersOfADeletedQueueWaitOn(MemoryStore):
 
 @mutant("G2", "browse.a_queue_that_holds_messages_is_not_deleted_if_empty_was_asked")
 class DeletesWhatIsNotEmpty(MemoryStore):
-    """`if_empty` and `if_unused` are ignored."""
+    """`if_empty` is ignored."""
 
-    def delete(
-        self, name: str, now: float, *, if_empty: bool = False, if_unused: bool = False
-    ) -> bool:
+    def delete(self, name: str, now: float, *, if_empty: bool = False) -> bool:
         return super().delete(name, now)
 
 

@@ -165,9 +165,9 @@ class NetBackend(MemoryBackend):
             subscription.backend = self
         return subscription
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         self.deleted.add(queue)
-        return await super().delete(queue, if_empty=if_empty, if_unused=if_unused)
+        return await super().delete(queue, if_empty=if_empty)
 
     async def fail(self, error: Exception) -> None:
         """Note that the network reports the peer as gone."""

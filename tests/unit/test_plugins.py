@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from mqcore.config.plugins import Plugins, default_plugins
 from mqcore.errors import BackendNotFound, ConfigurationError
 from mqcore.messages.codec import Codecs
-from mqcore.spi import Backend, hookimpl
+from mqcore.spi import SPI_VERSION, Backend, hookimpl
 
 
 class Shout:
@@ -277,6 +277,41 @@ def test_what_a_plugin_registers_is_checked(wrong: object, why: str) -> None:
         plugins.backend_for("kafka")
     with pytest.raises(ConfigurationError, match=why):
         Plugins([]).register(Plugin(wrong))
+
+
+@pytest.mark.parametrize(
+    ("version", "cure"),
+    [
+        (SPI_VERSION + 1, "Upgrade mqcore: pip install --upgrade mqcore"),
+        (0, "Upgrade 'shop-kafka', or install an mqcore with SPI version 0"),
+        ("1", "Upgrade 'shop-kafka'"),
+    ],
+)
+def test_a_backend_for_another_version_of_the_seam_is_refused(version: Any, cure: str) -> None:
+    kafka = backend("kafka")
+    kafka.spi_version = version
+    plugins = Plugins(
+        [point("kafka", Plugin(kafka)), point("nats", Plugin(nats := backend("nats")))]
+    )
+
+    with pytest.raises(BackendNotFound) as caught:
+        plugins.backend_for("kafka")
+
+    text = str(caught.value)
+    assert f"of shop-kafka 1.2 was written for version {version} of mqcore.spi" in text
+    assert f"has version {SPI_VERSION}. {cure}" in text
+    assert "Install what it needs" not in text
+    assert plugins.backend_for("nats") is nats
+    broken = {line.scheme: line.error for line in plugins.installed()}
+    assert broken == {"kafka": text, "nats": None}
+
+
+def test_a_backend_in_code_for_another_version_of_the_seam_is_refused() -> None:
+    kafka = backend("kafka")
+    kafka.spi_version = SPI_VERSION + 1
+
+    with pytest.raises(BackendNotFound, match="registered in code"):
+        Plugins([]).register(Plugin(kafka))
 
 
 def test_a_hook_that_does_not_exist_is_refused_and_leaves_nothing_behind() -> None:

@@ -34,9 +34,13 @@ from mqcore.rules.retry import (
 NOW = 1_000_000.0
 TEN_YEARS = 10 * 365 * 86_400
 WORK = Rules(
-    queue="q", source="q", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq", quarantine="q.again"
+    queue="q",
+    source="q",
+    retry=RetryPolicy(3, fixed(4)),
+    dead_letter="q.dlq",
+    quarantine="q.quarantine",
 )
-ALONE = replace(WORK, source="q.again")
+ALONE = replace(WORK, source="q.quarantine")
 BARE = replace(WORK, dead_letter=None)
 ALONE_BARE = replace(ALONE, dead_letter=None)
 DLQ = Rules(queue="q.dlq", source="q.dlq", retry=RetryPolicy(3, fixed(4)), dead_letter="q.dlq")
@@ -110,16 +114,18 @@ def expected(ending: Ending, rules: Rules, attempt: int) -> tuple[str, str | Non
         return "done", None, 0
     if ending is Ending.INTERRUPTED:
         return (
-            ("released", "q.again", attempt) if rules.source == "q.again" else ("released", None, 0)
+            ("released", "q.quarantine", attempt)
+            if rules.source == "q.quarantine"
+            else ("released", None, 0)
         )
     if ending is Ending.TAKEN_OVER and rules.quarantine is None:
         return "taken_over", rules.queue, attempt
     if ending is Ending.TAKEN_OVER and rules.source == "q":
-        return "quarantined", "q.again", attempt
+        return "quarantined", "q.quarantine", attempt
     if ending in AT_ONCE or at_end:
         return buried
     if ending is Ending.TAKEN_OVER:
-        return "quarantined", "q.again", attempt + 1
+        return "quarantined", "q.quarantine", attempt + 1
     return "retried", rules.queue, attempt + 1
 
 
@@ -221,7 +227,7 @@ def test_a_killer_is_started_so_often_and_no_more(
             assert seen.redelivered == (started > 0)
             assert seen.attempt == (started + 1 if after_crash == "count" else max(1, started - 1))
             started += 1
-            alone += rules.source == "q.again"
+            alone += rules.source == "q.quarantine"
             taken = taken + 1 if counted else 1  # its process dies each time that it runs
             continue
         decision = decide(HandlerResult(Ending.TAKEN_OVER), here, rules, now=NOW, expires_in=None)
@@ -295,7 +301,7 @@ def test_a_suspect_waits_between_its_runs_where_a_lost_connection_looks_like_a_d
 
     by_flag = settled(None, counted=False)
     to, message, delay = moved(by_flag)
-    assert (to, message.attempt, delay, by_flag.delay) == ("q.again", attempt + 1, wait, wait)
+    assert (to, message.attempt, delay, by_flag.delay) == ("q.quarantine", attempt + 1, wait, wait)
     assert moved(settled(None, counted=True))[2] == 0, "here the broker knows"
     assert moved(settled(wait, counted=False))[2] == 0, "it would expire meanwhile"
     assert moved(settled(None, counted=False, max_delay=0.0))[2] == 0, "the backend has no delays"

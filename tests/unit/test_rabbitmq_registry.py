@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqcore.spi import Binding, QueueSpec
-from mqcore_rabbitmq.delayed import Delayed
 from mqcore_rabbitmq.layout import Layout, Server, compare
 from mqcore_rabbitmq.registry import Picture, record_of
 
@@ -58,16 +57,6 @@ def test_one_write_may_hold_many_records_and_nonsense_between_them() -> None:
     picture.fold({"q": "not a list"})
     picture.fold(None)
     assert set(picture.queues) == {"b"}
-
-
-def test_what_is_delayed_is_counted_until_it_is_due() -> None:
-    delayed = Delayed()
-    for due in (1.0, 2.0, 2.01, 30.0):
-        delayed.add("q", due, 0.0)
-    assert [delayed.count("q", now) for now in (0.0, 1.5, 2.5, 31.0)] == [4, 3, 1, 0]
-    delayed.add("q", 50.0, 31.0)
-    delayed.clear("q")
-    assert delayed.count("q", 0.0) == 0
 
 
 def test_what_counts_can_be_written_down_again() -> None:

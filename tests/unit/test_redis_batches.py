@@ -124,8 +124,8 @@ async def test_the_keys_of_a_dead_letter_queue_come_when_they_are_asked_for() ->
     one = batches(session)
     assert await one.publish([out("q")], 5) == [STORED]
     assert await one.publish([out("q")], 5) == [STORED]
-    assert [len(call.keys) for call in session.calls] == [12, 24, 24]
-    assert session.calls[1].keys[12] == "mq:{letters}:q"
+    assert [len(call.keys) for call in session.calls] == [11, 22, 22]
+    assert session.calls[1].keys[11] == "mq:{letters}:q"
 
 
 async def test_settlements_are_cut_and_keep_their_order() -> None:
@@ -140,7 +140,7 @@ async def test_settlements_are_cut_and_keep_their_order() -> None:
     ]
     assert await batches(session).settle("q", batch, 5) == [DONE] * len(batch)
     assert [call.args[2] for call in session.calls] == ["A", "R", "M", "M"]
-    assert [len(call.keys) for call in session.calls] == [12, 12, 24, 24]
+    assert [len(call.keys) for call in session.calls] == [11, 11, 22, 22]
 
 
 async def test_endings_are_read_in_order() -> None:

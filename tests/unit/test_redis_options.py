@@ -123,8 +123,8 @@ def test_a_queue_and_what_belongs_to_it_share_a_slot() -> None:
     keys = Keys("mq", spread=True)
     assert keys.one("orders", "r") == "mq:{orders}:r"
     assert keys.one("orders.dlq", "r") == "mq:{orders}.dlq:r"
-    assert keys.one("orders.dlq.again", "r") == "mq:{orders}.dlq.again:r"
-    names = ("orders", "orders.dlq", "orders.again", "orders.dlq.again")
+    assert keys.one("orders.dlq.quarantine", "r") == "mq:{orders}.dlq.quarantine:r"
+    names = ("orders", "orders.dlq", "orders.quarantine", "orders.dlq.quarantine")
     assert {keys.group(name) for name in names} == {"orders"}
     assert keys.group("other") != keys.group("orders")
     assert keys.kick("orders").startswith("mq:{orders}:")
@@ -134,12 +134,12 @@ def test_no_two_queues_share_a_key() -> None:
     names = [
         "a",
         "a.dlq",
-        "a.again",
-        "a.dlq.again",
-        "a.again.dlq",
+        "a.quarantine",
+        "a.dlq.quarantine",
+        "a.quarantine.dlq",
         "again",
         ".dlq",
-        ".again",
+        ".quarantine",
         "a.dlq.dlq",
         "A",
         "a:r",

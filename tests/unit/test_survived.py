@@ -11,7 +11,7 @@ def test_a_loss_of_our_own_explains_a_takeover_of_that_copy_and_no_other() -> No
     survived.add("q", ONE, 0.0, started=True)
     assert survived.explains("q", ONE, 1.0)
     assert not survived.explains("q", OTHER, 1.0)
-    assert not survived.explains("q.again", ONE, 1.0), "another copy"
+    assert not survived.explains("q.quarantine", ONE, 1.0), "another copy"
     assert not survived.explains("q", ONE.moved("q"), 1.0), "another copy"
 
 

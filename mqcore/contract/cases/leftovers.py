@@ -167,7 +167,7 @@ async def nothing_that_was_settled_is_left_in_the_broker(kit: Kit) -> None:
         "Subscription.settle: Move",
     )
 
-    for name in (queue, f"{queue}.dlq", f"{queue}.again"):
+    for name in (queue, f"{queue}.dlq", f"{queue}.quarantine"):
         await _is_empty(kit, name)
     await _no_more_than(kit, before, body)
     await _leaves_no_place(kit, queue, body)
@@ -201,11 +201,8 @@ async def _is_empty(kit: Kit, queue: str) -> None:
 
     if isinstance(kit.backend, SupportsCount):
         while True:
-            found = [
-                (queue_counts.ready, queue_counts.leased, queue_counts.delayed)
-                for queue_counts in await kit.within(kit.backend.count([queue]))
-            ]
-            if found in ([], [(0, 0, 0)]):
+            found = await kit.within(kit.backend.count([queue]))
+            if not any(counts.total for counts in found):
                 break
             kit.true(kit.now < deadline, f"0 ready, leased and delayed in {queue}", found, _KEPT)
             await kit.advance(0.1)

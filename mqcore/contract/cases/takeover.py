@@ -126,10 +126,12 @@ async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
         ended.set()
 
     await kit.within(broker.declare(jobs))
-    await kit.publish(Outgoing(f"{jobs.name}.again", kit.message("a", body=b'"x"')))
+    await kit.publish(Outgoing(f"{jobs.name}.quarantine", kit.message("a", body=b'"x"')))
     for _ in range(4):
         victim = await kit.open()
-        await kit.take(await kit.subscribe(f"{jobs.name}.again", lease=LEASE, backend=victim), 1)
+        await kit.take(
+            await kit.subscribe(f"{jobs.name}.quarantine", lease=LEASE, backend=victim), 1
+        )
         await kit.kill(victim)
 
     worker = await kit.worker(broker, jobs, handler, retry=TWICE)

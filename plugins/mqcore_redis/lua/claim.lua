@@ -1,22 +1,14 @@
 #!lua flags=allow-oom
 -- Leases up to `limit` ready messages, the highest priority first, no more than fit into BYTES (but one).
--- ARGV: born (or nothing), limit, lease, token, consumer, how long that is believed to live (0: it has gone).
+-- ARGV: born (or nothing), limit, lease, token, and 1 where this is the consumer's last call.
 -- Answer: -1 when the queue is missing or another of the same name; else born, now, microseconds until time changes
 -- something (-1: never), rows.
 local queue = open(1)
 if not queue or (ARGV[1] ~= '' and ARGV[1] ~= queue.born) then
   return -1
 end
-local limit, token, consumer, alive = tonumber(ARGV[2]), ARGV[4], ARGV[5], tonumber(ARGV[6])
+local limit, token, is_last = tonumber(ARGV[2]), ARGV[4], ARGV[5] == '1'
 tick(queue)
-local told = false
-if alive == 0 then
-  call('ZREM', queue.c, consumer)
-elseif tonumber(call('ZSCORE', queue.c, consumer) or 0) < now + 2 / 3 * alive then -- an idle look writes nothing
-  call('ZREMRANGEBYSCORE', queue.c, '-inf', now)
-  call('ZADD', queue.c, now + alive, consumer)
-  told = true
-end
 take_in(queue, limit, token)
 
 local entries, places, size = {}, {}, 0
@@ -41,14 +33,14 @@ for _, kind in ipairs({ 'd', 'l' }) do
     soonest = math.max(tonumber(first[2]) - now, 0)
   end
 end
-if #rows > 0 or alive == 0 then -- who goes may have been the one that was woken
+if #rows > 0 or is_last then -- who goes may have been the one that was woken
   if something_to_do(queue) then
     wake(queue)
   else
     call('UNLINK', queue.w) -- nothing is left to be woken for
   end
 end
-if told or #rows > 0 then
+if queue.role == 'temporary' and (#rows > 0 or call('TTL', queue.q) < 0.9 * IDLE) then -- an idle look writes nothing
   keep(queue, 1)
 end
 return { queue.born, format('%.0f', now), soonest, rows }

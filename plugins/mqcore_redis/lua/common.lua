@@ -16,7 +16,7 @@ local SOON = 1500000 -- an idle consumer looks by itself once a second; what fal
 local STEP = 1000 -- how much time may do in one call
 local BYTES = 1048576 -- how much of records a call may read or write, or one record that is larger: as `batches.py` has it
 local IDLE = 3600 -- seconds that a temporary queue stays without a consumer
-local NAMES = { 'q', 'r', 'm', 'd', 'l', 'x', 'a', 'w', 'in', 'c', 'i0', 'i1' }
+local NAMES = { 'q', 'r', 'm', 'd', 'l', 'x', 'a', 'w', 'in', 'i0', 'i1' }
 
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -53,7 +53,7 @@ local function clear(queue)
   return queue
 end
 
--- The queue whose twelve keys are the `position`th of KEYS; nil when it was never declared.
+-- The queue whose eleven keys are the `position`th of KEYS; nil when it was never declared.
 local function open(position)
   local queue = clear({})
   for index, name in ipairs(NAMES) do

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Removes a queue and its quarantine. ARGV: if_empty, if_unused. Answer: -1 missing, 0 a condition is not met, 1 gone.
+-- Removes a queue and its quarantine. ARGV: if_empty. Answer: -1 missing, 0 it holds messages, 1 gone.
+-- Its consumers learn of it when they look next, a second later at most.
 local queue, members = family()
 if not queue then
   return -1
@@ -10,18 +11,10 @@ for _, member in ipairs(members) do
   if ARGV[1] == '1' and held > 0 then
     return 0
   end
-  if ARGV[2] == '1' and (call('ZCOUNT', member.c, now, '+inf') > 0 or call('ZCARD', member.l) > 0) then
-    return 0
-  end
 end
 for _, member in ipairs(members) do
-  local waiting = math.min(call('ZCARD', member.c), STEP)
   for _, name in ipairs(NAMES) do
     call('UNLINK', member[name])
   end
-  for _ = 1, waiting do -- a token for each consumer: all of them learn it now
-    call('RPUSH', member.w, 1)
-  end
-  call('EXPIRE', member.w, 5)
 end
 return 1

@@ -12,7 +12,6 @@ from mqcore import App, Broker, MqcoreError, Queue, Settings, Worker
 from mqcore.messages.message import new_id
 from mqcore.spi import STALE, STORED, Binding, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
-from mqcore_rabbitmq.delayed import Delayed
 
 pytestmark = pytest.mark.timeout(90)
 TYPES = pytest.mark.parametrize("query", ["", "?durability=machine"], ids=["classic", "quorum"])
@@ -88,7 +87,7 @@ async def test_a_band_outlives_its_queue_and_sends_to_no_ended_consumer(
         await plain.close()
         await consumer.sees_all(broker, range(11, 44))
     async with Broker.connect(url, settings=Settings()) as operator:
-        assert await operator.delete(name, if_unused=True)
+        assert await operator.delete(name, if_empty=True)
 
 
 async def test_headers_of_any_type_break_nothing_while_a_message_moves(
@@ -189,11 +188,3 @@ async def test_an_instance_that_is_alone_does_not_make_the_registry_long(
     assert longest < 220  # of 240 writes, and what other tests have left
     assert await backend.bindings(binding.router) == []
     await backend.delete(name)
-
-
-def test_what_is_due_is_forgotten_without_anybody_asking() -> None:
-    delayed = Delayed()
-    for second in range(100_000):
-        delayed.add("jobs", second + 5.0, float(second))
-    assert sum(map(len, delayed._due.values())) < 3_000
-    assert delayed.count("jobs", 99_999.0) == 5

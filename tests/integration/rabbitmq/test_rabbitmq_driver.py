@@ -237,7 +237,7 @@ async def test_reads_of_one_queue_take_turns_and_a_cancelled_one_returns_all(mak
 
 
 async def test_who_waits_with_a_full_hand_is_served_once_there_is_room(make: Make) -> None:
-    name, one = f"t.{new_id()[:8]}.again", await make()
+    name, one = f"t.{new_id()[:8]}.quarantine", await make()
     await one.declare([QueueSpec(name=name, role="quarantine")])
     await one.publish([out(name, "first"), out(name, "second")], timeout=5)
     consumer = await one.subscribe(name, prefetch=1, lease=30)

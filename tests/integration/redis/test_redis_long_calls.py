@@ -302,7 +302,8 @@ async def test_a_new_binding_is_held_against_those_of_its_router(redis_url: str)
             [here, Binding(router=f"{name}.other", kind="topic", queue="q", pattern="a")]
         )
         with pytest.raises(
-            TopologyMismatch, match=r"exists with kind='direct' and was declared with kind='fanout'"
+            TopologyMismatch,
+            match=r"exists with kind='direct', but the code declares kind='fanout'",
         ):
             await backend.bind([here, Binding(router=f'{name}."', kind="fanout", queue="q")])
         await backend.bind(

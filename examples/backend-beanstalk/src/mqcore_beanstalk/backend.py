@@ -39,6 +39,7 @@ class BeanstalkBackend(spi.Backend):
     """
 
     scheme = "beanstalk"
+    spi_version = 1
     Options = BeanstalkOptions
 
     def __init__(self, url: str, options: BaseModel) -> None:
@@ -186,12 +187,10 @@ class BeanstalkBackend(spi.Backend):
             )
         return spec
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         await self.require(queue)
-        family = [queue, f"{queue}.again"]
+        family = [queue, spi.quarantine_of(queue)]
         if if_empty and not await queues.is_empty(self.main, family):
-            return False
-        if if_unused and await queues.is_used(self.main, family):
             return False
         for name in family:
             await queues.remove(self.connect, name)
@@ -199,7 +198,7 @@ class BeanstalkBackend(spi.Backend):
 
     async def purge(self, queue: str) -> int:
         await self.require(queue)
-        family = [queue, f"{queue}.again"]
+        family = [queue, spi.quarantine_of(queue)]
         count = 0
         for name in family:
             count += await queues.drain(await self.connect(), queues.tube(name), delayed=False)

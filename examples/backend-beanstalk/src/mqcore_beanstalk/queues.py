@@ -26,7 +26,6 @@ __all__ = [
     "create",
     "drain",
     "is_empty",
-    "is_used",
     "refresh",
     "remove",
     "specs",
@@ -158,15 +157,6 @@ async def is_empty(connection: Connection, queues: Sequence[str]) -> bool:
         for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))
     ]
     return not any(int(stats.get(name, 0)) for stats in found for name in _BUSY)
-
-
-async def is_used(connection: Connection, queues: Sequence[str]) -> bool:
-    """Whether somebody watches one of the tubes."""
-    found = [
-        table(reply)
-        for reply in await connection.ask(*(b"stats-tube %b\r\n" % tube(name) for name in queues))
-    ]
-    return any(int(stats.get("current-watching", 0)) for stats in found)
 
 
 async def abandoned(connection: Connection) -> list[str]:

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated
 from urllib.parse import quote, unquote, urlsplit
@@ -33,6 +32,7 @@ class DirectoryBackend(spi.Backend):
     """One user of a folder."""
 
     scheme = "dir"
+    spi_version = 1
     Options = DirectoryOptions
 
     def __init__(self, url: str, options: BaseModel) -> None:
@@ -120,16 +120,16 @@ class DirectoryBackend(spi.Backend):
                 os.utime(path or "", ns=(int((now + lease) * 1e9),) * 2)
         return [path is not None for path in held]
 
-    async def delete(self, queue: str, *, if_empty: bool = False, if_unused: bool = False) -> bool:
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         self.folder(queue).spec()  # raises where there is none
         family = [
-            one for name in (queue, f"{queue}.again") if (one := self.folder(name)).path.exists()
+            one
+            for name in (queue, spi.quarantine_of(queue))
+            if (one := self.folder(name)).path.exists()
         ]
         if if_empty and any(
             next(part.iterdir(), None) for one in family for part in (one.ready, one.leased)
         ):
-            return False
-        if if_unused and any(one.used() for one in family):
             return False
         for one in family:
             self._remove(one)
@@ -163,16 +163,7 @@ class DirectoryBackend(spi.Backend):
 
     def _compare(self, spec: spi.QueueSpec) -> None:
         with suppress(FileNotFoundError):
-            have = self.folder(spec.name).spec()
-            for field, old in asdict(have).items():
-                if field != "durability" and old != (new := getattr(spec, field)):
-                    raise spi.mismatch(
-                        spec.name,
-                        field,
-                        old,
-                        new,
-                        alterable=field in spi.Alterations.__annotations__,
-                    )
+            spi.check_spec(self.folder(spec.name).spec(), spec)
 
     def _remove(self, folder: Folder) -> None:
         gone = self.root / f".{spi.new_id()}"

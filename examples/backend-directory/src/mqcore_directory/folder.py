@@ -21,7 +21,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from mqcore.spi import Alterations, Delivery, Message, Outgoing, QueueSpec, new_id, pack, unpack
+from mqcore.spi import (
+    Alterations,
+    Delivery,
+    Message,
+    Outgoing,
+    QueueSpec,
+    expiry_of,
+    new_id,
+    pack,
+    unpack,
+)
 
 _RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[n0-9]\.[0-9a-f]{16}")
 _OWN = ("id", "content_type", "priority", "expires_at", "correlation_id", "reply_to")
@@ -79,9 +89,7 @@ class Folder:
     def put(self, out: Outgoing, now: float) -> None:
         """Store a message: written beside, then renamed, so that nobody sees half of it."""
         message, spec = out.message, self.spec()
-        expires = message.expires_at if out.ttl is None else now + out.ttl
-        if spec.ttl is not None and message.hop == 0:
-            expires = min(now + spec.ttl, expires or now + spec.ttl)
+        expires = expiry_of(out, spec.ttl, now)
         due = min(now + out.delay, expires or now + out.delay) if out.delay else now
         name = f"{10 - message.priority:02}.{int(due * 1e9):016x}.{next(_numbers):016x}.{new_id()[:8]}.n"
         own = {field: getattr(message, field) for field in _OWN} | {"expires_at": expires}

@@ -98,9 +98,7 @@ async def a_worker_holds_no_more_than_its_prefetch(kit: Kit) -> None:
         await kit.within(began.get())
     await kit.advance(kit.harness.silence)
     (counts,) = await kit.within(broker.counts(queue))
-    kit.same(
-        (counts.leased, counts.ready), (5, 45), "leased and ready", "Backend.subscribe: prefetch"
-    )
+    kit.counted(counts, ready=45, leased=5, look="Backend.subscribe: prefetch")
     kit.same(began.qsize(), 0, "handlers started beyond the concurrency", "Worker")
 
     go.set()

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @case("G11", ids="D10", protocols=(SupportsCount,))
 async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
-    """The counts of an idle queue are exact: ready, leased, delayed, and its dead-letter queue."""
+    """The counts of an idle queue are exact: ready, leased, delayed, and its dead-letter queue.
+
+    A count that the broker does not report is None, never 0.
+    """
     queue, later = await kit.queue(), int(kit.capabilities.has(Capability.DELAY))
     await kit.put(queue, *"abcde")
     await kit.put(queue, *["later"] * later, delay=500.0)
@@ -38,23 +41,13 @@ async def counts_tell_ready_leased_and_delayed_apart(kit: Kit) -> None:
         "name, role and dead-letter queue",
         COUNT,
     )
-    kit.same(
-        (counts.ready, counts.leased, counts.delayed),
-        (3, 2, later),
-        "ready, leased, delayed",
-        COUNT,
-    )
+    kit.counted(counts, ready=3, leased=2, delayed=later)
 
     await kit.ack(consumer, held)
     await kit.within(consumer.close())
     await kit.advance(kit.harness.silence)
     (counts,) = await counts_of(kit, queue)
-    kit.same(
-        (counts.ready, counts.leased, counts.delayed),
-        (3, 0, later),
-        "ready, leased, delayed after the acks",
-        COUNT,
-    )
+    kit.counted(counts, ready=3, leased=0, delayed=later)
 
 
 @case("G16", protocols=(SupportsCount,))
@@ -70,7 +63,7 @@ async def counts_tell_what_a_queue_was_declared_with(kit: Kit) -> None:
     queue, letters = kit.name(), f"{kit.name()}.letters"
     specs = [
         QueueSpec(name=queue, dead_letter=letters, **settings),
-        QueueSpec(name=f"{queue}.again", role="quarantine", dead_letter=letters),
+        QueueSpec(name=f"{queue}.quarantine", role="quarantine", dead_letter=letters),
         QueueSpec(name=letters, role="dead_letter", retention=9000.0),
     ]
     await kit.within(kit.backend.declare(specs))
@@ -107,12 +100,12 @@ async def a_quarantine_counts_in_its_queue_and_is_not_listed(kit: Kit) -> None:
     """The quarantine is counted with its queue, and is not listed as a queue of its own."""
     queue = await kit.queue()
     await kit.put(queue, "a", "b", "c")
-    await kit.put(f"{queue}.again", "d", "e")
-    await kit.take(await kit.subscribe(f"{queue}.again", prefetch=1), 1)
+    await kit.put(f"{queue}.quarantine", "d", "e")
+    await kit.take(await kit.subscribe(f"{queue}.quarantine", prefetch=1), 1)
     (counts,) = await counts_of(kit, queue)
-    kit.same((counts.ready, counts.leased), (4, 1), "ready and leased with the quarantine", COUNT)
+    kit.counted(counts, ready=4, leased=1)
     names = {counts.name for counts in await counts_of(kit)}
-    listed = (queue in names, f"{queue}.dlq" in names, f"{queue}.again" in names)
+    listed = (queue in names, f"{queue}.dlq" in names, f"{queue}.quarantine" in names)
     kit.same(listed, (True, True, False), "queue, dead-letter queue and quarantine listed", COUNT)
 
 

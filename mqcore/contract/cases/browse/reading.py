@@ -89,7 +89,7 @@ async def browsing_changes_nothing(kit: Kit) -> None:
 
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await counts_of(kit, queue)
-        kit.same((counts.ready, counts.leased), (3, 1), "ready and leased", BROWSE)
+        kit.counted(counts, ready=3, leased=1)
     kit.same(
         await kit.settle(consumer, Ack(held.receipt)),
         [DONE],

@@ -119,5 +119,5 @@ async def a_release_inside_the_quarantine_is_no_crash(kit: Kit) -> None:
         await kit.within(worker.drain(0))
 
     kit.same(attempts, [1] * 4, "attempts of four deployments", MOVE)
-    (again,) = await kit.take(await kit.subscribe(f"{jobs.name}.again"), 1)
+    (again,) = await kit.take(await kit.subscribe(f"{jobs.name}.quarantine"), 1)
     kit.same((again.attempt, again.takeovers), (1, 0), "attempt, takeovers", MOVE)

@@ -35,7 +35,7 @@ async def retention_lets_dead_letters_go(kit: Kit) -> None:
     name = kit.name()
     specs = [
         QueueSpec(name=name, dead_letter=f"{name}.dlq"),
-        QueueSpec(name=f"{name}.again", role="quarantine"),
+        QueueSpec(name=f"{name}.quarantine", role="quarantine"),
     ]
     specs.append(QueueSpec(name=f"{name}.dlq", role="dead_letter", retention=2.0))
     await kit.within(kit.backend.declare(specs))

@@ -153,12 +153,7 @@ async def delayed_messages_take_no_consumer_and_no_prefetch(kit: Kit) -> None:
     kit.same(await kit.receive(consumer), [], "messages received before they are due", OWN)
     if isinstance(kit.backend, SupportsCount):
         (counts,) = await kit.within(kit.backend.count([queue]))
-        kit.same(
-            (counts.ready, counts.leased, counts.delayed),
-            (0, 0, STUCK),
-            "ready, leased, delayed",
-            "count",
-        )
+        kit.counted(counts, ready=0, leased=0, delayed=STUCK)
 
 
 @case("G7", ids="D04", needs=NEEDS)

@@ -170,16 +170,11 @@ async def leases_show_in_the_counts_and_end_there(kit: Kit) -> None:
     await kit.put(queue, *"abc")
     await kit.take(await kit.subscribe(queue, lease=LEASE), 2)
     (counts,) = await kit.within(backend.count([queue]))
-    kit.same((counts.ready, counts.leased), (1, 2), "ready and leased", "SupportsCount.count")
+    kit.counted(counts, ready=1, leased=2)
 
     await kit.advance(LEASE + LATE)
     (counts,) = await kit.within(backend.count([queue]))
-    kit.same(
-        (counts.ready, counts.leased),
-        (3, 0),
-        "ready and leased after the lease",
-        "SupportsCount.count",
-    )
+    kit.counted(counts, ready=3, leased=0)
 
 
 @case("G2", "G3", "G5", ids="L03", each={"receive": "receive", "move": "move"})
