@@ -1,13 +1,12 @@
-"""`memory://`: the backend that lives in this process, and the reference for all others.
+"""`memory://`: a broker inside this process, and the reference for all other backends.
 
-It keeps every promise of the semantics page to the letter, with nothing between the words and the
-code: no server, no codec, no network. Tests run on it under a virtual clock, and new backends are
-compared with it.
+It implements the semantics page without a server, a codec or a network. Tests run on it under a
+virtual clock, and new backends are compared with it.
 
-One message: `backend` is the seam. It calls `store`, which has the queues by name, a lock, and all
-that concerns more than one queue, such as a Move. `queue` is the life of the messages of one queue,
-on top of `heap` (orders), `dedup` (what was stored already) and `waiting` (whom to wake).
-`registry` finds the store that a URL names.
+`backend` implements the seam. It calls `store`, which has the queues by name, a lock, and all that
+concerns more than one queue, such as a Move. `queue` holds the messages of one queue, with `heap`
+(orders), `dedup` (names of stored copies) and `waiting` (which consumer to wake). `registry` finds
+the store that a URL names.
 """
 
 from mqcore.spi import Backend, hookimpl

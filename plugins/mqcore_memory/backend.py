@@ -1,8 +1,8 @@
-"""The seam over the store: URL, options and capabilities, and the waiting that the store leaves to asyncio.
+"""The seam over the store: URL, options, capabilities, and waiting on asyncio.
 
-One message: `publish` is a plain call into the store and never waits. `receive` claims; when there
-is nothing it sleeps until the store wakes it or the clock does, and claims again. Between the claim
-and the return there is no await: a cancelled `receive` has claimed nothing.
+`publish` calls the store and never waits. `receive` claims. When there is nothing, it sleeps until
+the store or the clock wakes it, and claims again. There is no await between the claim and the
+return, so a cancelled `receive` has claimed nothing.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ __all__ = ["MemoryBackend", "MemorySubscription"]
 
 
 def capabilities(options: MemoryOptions) -> Capabilities:
-    """Say what memory does: nothing here depends on a server."""
+    """Return what memory can do. It does not depend on a server."""
     native = Level.NATIVE
     supports = {
         Capability.DELAY: Support(native, {"granularity": 0.005, "max": options.max_delay}),
@@ -66,7 +66,7 @@ def capabilities(options: MemoryOptions) -> Capabilities:
 
 
 class MemoryBackend(Backend):
-    """One user of a store: `memory://` names the store `default`, `memory://NAME` another."""
+    """One user of a store: `memory://` names the store `default`, `memory://NAME` another one."""
 
     scheme = "memory"
     spi_version = 1
@@ -96,7 +96,7 @@ class MemoryBackend(Backend):
         self._owner = Holder()
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:  # noqa: ARG002 - memory is never lost
-        """Find the store, or make it.
+        """Find or create the store.
 
         Raises `ConfigurationError` when it is open under another clock.
         """
@@ -105,7 +105,10 @@ class MemoryBackend(Backend):
         return self._capabilities
 
     async def close(self) -> None:
-        """Give back all that is held and end the temporary queues declared here; the rest stays in the store."""
+        """Return all claims to their queues and remove the temporary queues of this instance.
+
+        The rest stays in the store.
+        """
         store, self._open = self._open, None
         if store is None:
             return
@@ -115,7 +118,7 @@ class MemoryBackend(Backend):
         detach(store)
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Create what is missing.
+        """Create the queues that are missing.
 
         Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than memory.
         """
@@ -125,7 +128,7 @@ class MemoryBackend(Backend):
         self._store.declare(queues, self._clock.monotonic(), self._owner)
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:  # noqa: ARG002 - it never waits
-        """Store the batch at once."""
+        """Store the batch immediately."""
         return self._store.publish(batch, self._clock.monotonic(), self._clock.now())
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
@@ -138,17 +141,17 @@ class MemoryBackend(Backend):
         return subscription
 
     def classify(self, error: Exception) -> ErrorKind:
-        """Memory knows two troubles: a queue that is not there, and a backend that was closed."""
+        """Classify the two errors of memory: a missing queue, and a closed backend."""
         if isinstance(error, QueueNotFound):
             return ErrorKind.NOT_FOUND
         return ErrorKind.TRANSIENT if isinstance(error, ConnectionLost) else ErrorKind.PERMANENT
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
-        """Extend claims, whichever instance made them."""
+        """Extend claims of any instance."""
         return self._store.renew(queue, receipts, lease, self._clock.monotonic())
 
     async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
-        """Note that handlers start with these claims, whichever instance made them."""
+        """Note that handlers start with these claims, of any instance."""
         return self._store.note_start(queue, receipts, self._clock.monotonic())
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
@@ -156,7 +159,7 @@ class MemoryBackend(Backend):
         return self._store.count(queues, self._clock.monotonic())
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
-        """Show a page of what is ready, then of what is delayed. Raises `QueueNotFound`."""
+        """Return a page of the ready messages, then of the delayed ones. Raises `QueueNotFound`."""
         return self._store.browse(queue, limit, after, self._clock.monotonic())
 
     async def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
@@ -164,11 +167,11 @@ class MemoryBackend(Backend):
         return self._store.take(queue, keys, lease, self._owner, self._clock.monotonic())
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
-        """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
+        """Lease expired messages at any place in the queue. Raises `QueueNotFound`."""
         return self._store.sweep(queue, limit, lease, self._owner, self._clock.monotonic())
 
     async def purge(self, queue: str) -> int:
-        """Remove what is ready or delayed. Raises `QueueNotFound`."""
+        """Remove the ready and the delayed messages. Raises `QueueNotFound`."""
         return self._store.purge(queue, self._clock.monotonic())
 
     async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
@@ -176,7 +179,7 @@ class MemoryBackend(Backend):
         return self._store.delete(queue, self._clock.monotonic(), if_empty=if_empty)
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Give a queue other settings. Raises `QueueNotFound`."""
+        """Change settings of a queue. Raises `QueueNotFound`."""
         self._store.alter(queue, settings, self._clock.monotonic())
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
@@ -201,7 +204,7 @@ class MemoryBackend(Backend):
 
 
 class MemorySubscription(Subscription):
-    """One consumer: claims from the store, and waits between the claims without costing anything."""
+    """One consumer: it claims from the store, and sleeps between the claims."""
 
     def __init__(
         self, store: MemoryStore, queue: str, holder: Holder, options: MemoryOptions
@@ -221,7 +224,7 @@ class MemorySubscription(Subscription):
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Claim, or wait until there is something to claim.
 
-        Raises `QueueNotFound` once the queue was deleted.
+        Raises `QueueNotFound` when the queue was deleted.
         """
         if not self._open:
             raise ConnectionLost(
@@ -243,14 +246,14 @@ class MemorySubscription(Subscription):
         return []
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:  # noqa: ARG002 - it never waits
-        """Settle the batch at once.
+        """Settle the batch immediately.
 
-        After a close everything is stale, for it has come back to the queue.
+        After a close every receipt is stale, because its message has returned to the queue.
         """
         return self._store.settle(self._queue, batch, self._clock.monotonic())
 
     async def close(self) -> None:
-        """End a waiting `receive`; what is still held comes back to its old place as taken over."""
+        """End a waiting `receive`. Unsettled messages return to their old places as taken over."""
         if self._open:
             self._open = False
             self.closed(self)
@@ -268,7 +271,10 @@ class MemorySubscription(Subscription):
             raise
 
     def _wake(self) -> bool:
-        """Be woken by the store, from whatever thread; False when this loop has ended and nobody is left to wake."""
+        """Wake the consumer; the store calls this from any thread.
+
+        Returns False when the event loop of the consumer has ended.
+        """
         try:
             if self._thread == get_ident() and not self._loop.is_closed():
                 self._awake.set()

@@ -1,4 +1,4 @@
-"""The arrows from routers to queues, which every Backend of a store sees alike (G15); core does the matching."""
+"""The bindings of a store, which all its Backends share (G15). Core matches them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,9 +8,9 @@ __all__ = ["Bindings"]
 
 
 class Bindings:
-    """Bindings by router, in the order in which they came.
+    """Bindings by router, in the order in which they were added.
 
-    A router is there as long as it has one.
+    A router exists as long as it has a binding.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Bindings:
             self._routers.setdefault(binding.router, {})[binding] = None
 
     def remove(self, bindings: Iterable[Binding]) -> None:
-        """Remove those that are there."""
+        """Remove bindings. Those that do not exist are ignored."""
         for binding in bindings:
             known = self._routers.get(binding.router, {})
             known.pop(binding, None)
@@ -31,11 +31,11 @@ class Bindings:
                 self._routers.pop(binding.router, None)
 
     def of(self, router: str | None) -> list[Binding]:
-        """Return those of one router, or all."""
+        """Return the bindings of one router, or all."""
         if router is not None:
             return list(self._routers.get(router, ()))
         return [binding for known in self._routers.values() for binding in known]
 
     def forget(self, queue: str) -> None:
-        """Remove those that lead to a queue."""
+        """Remove the bindings to a queue."""
         self.remove([binding for binding in self.of(None) if binding.queue == queue])

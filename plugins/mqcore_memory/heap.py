@@ -1,4 +1,4 @@
-"""A heap whose items may die where they lie."""
+"""A heap whose items may become invalid while they are in it."""
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
@@ -14,10 +14,10 @@ T = TypeVar("T", int, bytes)
 class Heap(Generic[T]):
     """Items in the order of their keys, least first; equal keys in the order of the items.
 
-    Nothing is ever removed from the middle: `alive(key, item)` says whether an item still counts,
-    and a dead one is dropped when it comes up. So that the dead do not pile up behind a living one,
-    all of them are dropped whenever the heap has doubled since the last time. Items are numbers or
-    receipts: what is dead here keeps no body in memory.
+    An item is never removed from the middle. `alive(key, item)` says whether an item is still
+    valid, and an invalid one is dropped when it reaches the top. All invalid items are dropped when
+    the heap has doubled, so that they do not pile up below a valid one. Items are numbers or
+    receipts: an invalid one keeps no body in memory.
     """
 
     __slots__ = ("_alive", "_items", "_limit")
@@ -28,13 +28,13 @@ class Heap(Generic[T]):
         self._limit = _SPARE
 
     def __len__(self) -> int:
-        """How many items lie here, the dead among them."""
+        """The number of items, invalid ones included."""
         return len(self._items)
 
     def push(self, key: float, item: T) -> None:
         """Add an item.
 
-        The same pair may be there already: whoever pops it the second time finds it dead.
+        The same pair may be in the heap already: the second `pop` of it finds it invalid.
         """
         items = self._items
         heappush(items, (key, item))
@@ -44,7 +44,7 @@ class Heap(Generic[T]):
             self._limit = 2 * len(items) + _SPARE
 
     def pop(self, last: float = inf) -> T | None:
-        """Take out the first living item whose key is at most `last`; None when there is none."""
+        """Remove and return the first valid item whose key is at most `last`; None without one."""
         items = self._items
         while items and items[0][0] <= last:
             key, item = heappop(items)
@@ -53,7 +53,7 @@ class Heap(Generic[T]):
         return None
 
     def first(self) -> float:
-        """Return the least living key, infinity when there is none."""
+        """Return the least valid key, or infinity without one."""
         items = self._items
         while items:
             key, item = items[0]

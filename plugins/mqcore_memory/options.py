@@ -1,4 +1,4 @@
-"""What a URL such as `memory://shop?dedup_window=60` may say."""
+"""The options of a URL such as `memory://shop?dedup_window=60`."""
 
 from typing import Annotated
 
@@ -14,9 +14,9 @@ TEN_YEARS = 10.0 * 365 * 86_400
 class MemoryOptions(Options):
     """Options of the memory backend; times in seconds.
 
-    `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers
-    what was published to it, whichever ends first. `max_delay`: a longer delay is refused. `clock`
-    is filled in by core: the Broker's own.
+    `dedup_window` and `dedup_size`: how long, and for how many messages, each queue remembers the
+    ids that were published to it; whichever limit is reached first. `max_delay`: a longer delay is
+    refused. `clock`: core sets it to the clock of the Broker.
     """
 
     clock: Annotated[Clock, SkipValidation] = Field(default_factory=SystemClock, repr=False)

@@ -1,12 +1,11 @@
-"""One queue: a plain state machine, told the time by its caller.
+"""One queue as a state machine. Its caller passes the time.
 
     put ──► delayed ──due──► ready ──claim──► leased ──remove──► gone
                                ▲                │
                                └──── release ───┘   (also when the lease ends: a takeover)
 
-A message keeps its *place* in its level of priority while it is leased, and comes back to it. What
-is delayed gets its place when it falls due. Before anything else is asked of a queue it must be
-told the time, with `tick(now)`.
+A message keeps its *place* in its priority level while it is leased, and returns to it. A delayed
+message gets its place when it falls due. Call `tick(now)` before any other method.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,7 @@ from mqcore_memory.waiting import Holder, Waiters
 __all__ = ["TICK", "Copy", "MemoryQueue"]
 
 TICK = 1e-6
-"""What is due within a microsecond is due: a timer for a certain moment may fire one rounding error before it.
-"""
+"""Seconds by which a message may be early: a timer may fire one rounding error too soon."""
 _LEVELS = 11
 
 
@@ -32,10 +30,8 @@ _LEVELS = 11
 class Copy:
     """One stored copy of a message.
 
-    `place` is 0 until it has one in its level; `due` is 0 but for delayed ones.
-
-    `noted`: whoever holds it has noted that a handler starts. `started`: one who was lost with it
-    had.
+    `place` is 0 until the copy has a place in its level. `due` is 0 unless it is delayed. `noted`:
+    its holder has noted that a handler starts. `started`: a holder that was lost had noted so.
     """
 
     number: int
@@ -54,10 +50,10 @@ class Copy:
 
 
 class MemoryQueue:
-    """The copies in one queue, in all the orders in which they are asked for.
+    """The copies in one queue, in every order that is needed.
 
-    `numbers` and `receipts` are the store's: no two copies in it share a number, no two claims a
-    receipt. A temporary queue has an `owner`. Whoever changes a queue ends with `nudge`.
+    `numbers` and `receipts` come from the store: no two copies share a number, and no two claims a
+    receipt. A temporary queue has an `owner`. Call `nudge` after a change.
     """
 
     def __init__(
@@ -74,18 +70,20 @@ class MemoryQueue:
         self.leases: dict[bytes, Copy] = {}
         self._numbers, self._last = numbers, 0
         self._receipts = receipts
-        self._levels: list[Heap[int]] = [Heap(self._stands) for _ in range(_LEVELS)]  # by place
-        self._delays: Heap[int] = Heap(self._waits)  # by due time
-        self._ends: Heap[bytes] = Heap(self._holds)  # by the end of the lease
-        self._expiries: Heap[int] = Heap(self._exists)  # by expiry
+        self._levels: list[Heap[int]] = [
+            Heap(self._is_ready_at) for _ in range(_LEVELS)
+        ]  # by place
+        self._delays: Heap[int] = Heap(self._is_due_at)  # by due time
+        self._ends: Heap[bytes] = Heap(self._is_leased_until)  # by the end of the lease
+        self._expiries: Heap[int] = Heap(self._is_stored)  # by expiry
         self._ages: Heap[int] = Heap(
-            self._exists
+            self._is_stored
         )  # by the time of storing, where there is a retention
 
     # Time
 
     def tick(self, now: float) -> None:
-        """Let time do its work: leases end, delays fall due in their order, old dead letters and old names go."""
+        """End leases, make delayed messages ready, and remove old dead letters and old names."""
         now += TICK
         while (receipt := self._ends.pop(now)) is not None:
             self.release(self.leases[receipt], lost=True)
@@ -93,7 +91,7 @@ class MemoryQueue:
             copy = self.copies[number]
             self.delayed -= 1
             copy.place = next(self._numbers)
-            self._stand(copy)
+            self._make_ready(copy)
         if self.spec.retention is not None:
             while (number := self._ages.pop(now - self.spec.retention)) is not None:
                 if (copy := self.copies[number]).state != "leased":
@@ -101,7 +99,7 @@ class MemoryQueue:
         self.window.trim(now)
 
     def nudge(self) -> None:
-        """Wake whoever has something to do after a change."""
+        """Wake the consumers that have something to do after a change."""
         self.waiters.nudge(self.ready, self.next_event())
 
     def next_event(self) -> float:
@@ -109,7 +107,7 @@ class MemoryQueue:
         return min(self._delays.first(), self._ends.first())
 
     def alter(self, spec: QueueSpec) -> None:
-        """Go by another spec from now on; what is stored keeps its place and its expiry."""
+        """Use another spec from now on. Stored messages keep their places and expiries."""
         ageless, self.spec = self.spec.retention is None, spec
         if ageless and spec.retention is not None:
             for copy in self.copies.values():
@@ -118,9 +116,10 @@ class MemoryQueue:
     # In
 
     def put(self, message: Message, now: float, delay: float = 0.0) -> None:
-        """Store a message that is the queue's own.
+        """Store a message, which must belong to the queue (a copy).
 
-        One that expires inside its delay is due then, to be buried.
+        A message that expires during its delay falls due at its expiry, so that core dead-letters
+        it.
         """
         number = self._last = next(self._numbers)
         copy = self.copies[number] = Copy(number, message, now)
@@ -129,22 +128,22 @@ class MemoryQueue:
             copy.due = (
                 now + delay if message.expires_at is None else min(now + delay, message.expires_at)
             )
-            self._delay(copy)
+            self._make_delayed(copy)
         else:
             copy.place = number
-            self._stand(copy)
+            self._make_ready(copy)
         self._index(copy)
 
     def remember(self, message: Message, now: float) -> None:
-        """Know the copy that was just stored by its name, when it is published again (G1).
+        """Remember the name of the copy that was stored last, for publishes (G1).
 
-        Not the successor of a Move: its source went in the same step and cannot ask again, and
-        another copy of the same id may.
+        The successor of a Move is not remembered. Its source was removed in the same step, so the
+        Move is not repeated, and another copy of the same id may come.
         """
         self.window.add(message.copy_name, self._last, now)
 
     def evict(self) -> Message:
-        """Take away the oldest ready message of the lowest priority; there must be one."""
+        """Remove and return the oldest ready message of the lowest priority. There must be one."""
         copy = self.copies[
             next(number for level in self._levels if (number := level.pop()) is not None)
         ]
@@ -154,7 +153,10 @@ class MemoryQueue:
     # Out
 
     def claim(self, holder: Holder, limit: int, now: float) -> list[Delivery]:
-        """Lease up to `limit` ready messages, the highest priority first, and no more than the holder may have."""
+        """Lease up to `limit` ready messages, the highest priority first.
+
+        A holder never has more than its `prefetch`.
+        """
         claimed: list[Delivery] = []
         room = min(limit, holder.prefetch - holder.held)
         until = now + holder.lease
@@ -164,7 +166,7 @@ class MemoryQueue:
         return claimed
 
     def sweep(self, holder: Holder, limit: int, until: float, now: float) -> list[Delivery]:
-        """Lease up to `limit` expired messages, the earliest expired first."""
+        """Lease up to `limit` expired messages, the earliest expiry first."""
         swept: list[Delivery] = []
         while len(swept) < limit and (number := self._expiries.pop(now + TICK)) is not None:
             if (copy := self.copies[number]).state != "leased":
@@ -172,7 +174,7 @@ class MemoryQueue:
         return swept
 
     def take(self, holder: Holder, keys: Sequence[str], until: float, now: float) -> list[Delivery]:
-        """Lease what these keys of `browse` name, where it is still there and not leased."""
+        """Lease the copies that these keys of `browse` name, unless they are gone or leased."""
         numbers = dict.fromkeys(_position(key)[-1] for key in keys)
         copies = [
             copy
@@ -182,9 +184,9 @@ class MemoryQueue:
         return [self._lease(copy, holder, until, now) for copy in copies]
 
     def browse(self, limit: int, after: str | None, now: float) -> list[Entry]:
-        """Show a page: the ready in the order of delivery, then the delayed by due time.
+        """Return a page: the ready messages in the order of delivery, then the delayed by due time.
 
-        The leased are not shown.
+        Leased messages are not shown.
         """
         start = _position(after) if after is not None else _START
         found = ((_place_of(copy), copy) for copy in self.copies.values() if copy.state != "leased")
@@ -202,7 +204,7 @@ class MemoryQueue:
         ]
 
     def purge(self) -> int:
-        """Remove all that is not leased; the number removed."""
+        """Remove all copies that are not leased; return how many."""
         gone = [copy for copy in self.copies.values() if copy.state != "leased"]
         for copy in gone:
             self._forget(copy)
@@ -211,28 +213,28 @@ class MemoryQueue:
     # Claims
 
     def release(self, copy: Copy, *, lost: bool) -> None:
-        """End a claim: the message goes back to its old place, or to the rest of its delay.
+        """End a claim: the message returns to its old place, or to the rest of its delay.
 
-        One that is lost is counted (G4).
+        A lost claim counts as a takeover (G4).
         """
-        self._let_go(copy)
+        self._end_lease(copy)
         copy.redelivered = True
         copy.takeovers += lost
         copy.started, copy.noted = copy.started or (lost and copy.noted), False
         if copy.place:
-            self._stand(copy)
+            self._make_ready(copy)
         else:
-            self._delay(copy)
+            self._make_delayed(copy)
         self._index(copy)
 
     def remove(self, copy: Copy) -> None:
-        """End a claim and the copy: settled."""
-        self._let_go(copy)
+        """End a claim and remove the copy: it is settled."""
+        self._end_lease(copy)
         del self.copies[copy.number]
         self.settled += 1
 
     def renew(self, receipt: bytes, until: float) -> bool:
-        """Move the end of a claim; False when it has ended already."""
+        """Set the end of a claim; return False when it has ended already."""
         copy = self.leases.get(receipt)
         if copy is None:
             return False
@@ -241,26 +243,26 @@ class MemoryQueue:
         return True
 
     def note_start(self, receipt: bytes) -> bool:
-        """Note that a handler starts with a claim; False when that has ended already."""
+        """Note that a handler starts with a claim; return False when it has ended already."""
         copy = self.leases.get(receipt)
         if copy is not None:
             copy.noted = True
         return copy is not None
 
     def abandon(self, holder: Holder) -> None:
-        """Take back all that a holder has, as after a crash."""
+        """Return all claims of a holder to the queue, as after a crash."""
         for copy in [copy for copy in self.leases.values() if copy.holder is holder]:
             self.release(copy, lost=True)
 
-    # The small steps
+    # Steps
 
-    def _stand(self, copy: Copy) -> None:
+    def _make_ready(self, copy: Copy) -> None:
         copy.state = "ready"
         copy.due = 0.0
         self.ready += 1
         self._levels[min(max(copy.message.priority, 0), _LEVELS - 1)].push(copy.place, copy.number)
 
-    def _delay(self, copy: Copy) -> None:
+    def _make_delayed(self, copy: Copy) -> None:
         copy.state = "delayed"
         self.delayed += 1
         self._delays.push(copy.due, copy.number)
@@ -272,7 +274,7 @@ class MemoryQueue:
             self._ages.push(copy.stored, copy.number)
 
     def _lease(self, copy: Copy, holder: Holder, until: float, now: float) -> Delivery:
-        self._leave_line(copy)
+        self._leave_queue(copy)
         receipt = next(self._receipts)
         copy.state, copy.receipt, copy.until, copy.holder = "leased", receipt, until, holder
         holder.held += 1
@@ -285,43 +287,42 @@ class MemoryQueue:
             copy.message, receipt, left, copy.redelivered, copy.takeovers, started=copy.started
         )
 
-    def _let_go(self, copy: Copy) -> None:
+    def _end_lease(self, copy: Copy) -> None:
         del self.leases[copy.receipt]
         if copy.holder is not None:
             copy.holder.held -= 1
             copy.holder = None
 
     def _forget(self, copy: Copy) -> None:
-        self._leave_line(copy)
+        self._leave_queue(copy)
         del self.copies[copy.number]
 
-    def _leave_line(self, copy: Copy) -> None:
+    def _leave_queue(self, copy: Copy) -> None:
         if copy.state == "ready":
             self.ready -= 1
         else:
             self.delayed -= 1
 
-    # Whether an item of a heap still counts
+    # Whether an item of a heap is valid
 
-    def _stands(self, place: float, number: int) -> bool:
+    def _is_ready_at(self, place: float, number: int) -> bool:
         copy = self.copies.get(number)
         return copy is not None and copy.state == "ready" and copy.place == place
 
-    def _waits(self, due: float, number: int) -> bool:
+    def _is_due_at(self, due: float, number: int) -> bool:
         copy = self.copies.get(number)
         return copy is not None and copy.state == "delayed" and copy.due == due
 
-    def _holds(self, until: float, receipt: bytes) -> bool:
+    def _is_leased_until(self, until: float, receipt: bytes) -> bool:
         copy = self.leases.get(receipt)
         return copy is not None and copy.until == until
 
-    def _exists(self, _key: float, number: int) -> bool:
+    def _is_stored(self, _key: float, number: int) -> bool:
         return number in self.copies
 
 
 Position = tuple[int, float, float, int]
-"""Where `browse` shows a copy: behind all ready ones or not, its priority and place or its due time, its number.
-"""
+"""Where `browse` shows a copy: 1 for ready or 2 for delayed, then its order there, its number."""
 _START: Position = (0, 0.0, 0.0, 0)
 _END: Position = (3, inf, inf, 0)
 
@@ -333,7 +334,7 @@ def _place_of(copy: Copy) -> Position:
 
 
 def _position(key: str) -> Position:
-    """Read a key; one that nobody here has written is behind everything and names nothing."""
+    """Read a key. One that `browse` did not write is after every copy and names none."""
     try:
         line, first, second, number = key.split("/")
         return (int(line), float(first), float(second), int(number))

@@ -1,4 +1,4 @@
-"""The stores of this process, by name: whoever opens `memory://shop` a second time sees the same queues."""
+"""The stores of this process by name: every `memory://shop` opens the same queues."""
 
 from threading import Lock
 
@@ -10,7 +10,7 @@ __all__ = ["attach", "detach"]
 
 
 class _Shared:
-    """One store, the clock that its times are read from, and how many have it open."""
+    """One store, the clock that its times come from, and how many users have it open."""
 
     def __init__(self, store: MemoryStore, clock: Clock) -> None:
         self.store = store
@@ -23,12 +23,12 @@ _stores: dict[str, _Shared] = {}
 
 
 def attach(name: str, options: MemoryOptions) -> MemoryStore:
-    """Return the store of this name, a new one when there is none. It stays until the process ends.
+    """Return the store of this name. It is created when missing, and stays until the process ends.
 
     Times of two clocks cannot be compared. A store that is open under one clock cannot be opened
-    under another, unless both are real (`ConfigurationError`); when nobody has it open, whoever
-    comes with another clock gets a new, empty one. Two ideas of the dedup window are refused as
-    well.
+    under another, unless both are real (`ConfigurationError`). When a store has no users, opening
+    it with another clock replaces it by an empty one. Different settings of the dedup window are
+    refused as well.
     """
     with _lock:
         shared = _stores.get(name)
@@ -60,7 +60,7 @@ def attach(name: str, options: MemoryOptions) -> MemoryStore:
 
 
 def detach(store: MemoryStore) -> None:
-    """Say that one of those who attached to a store has closed."""
+    """Note that a user of a store has closed it."""
     with _lock:
         shared = _stores.get(store.name)
         if shared is not None and shared.store is store:

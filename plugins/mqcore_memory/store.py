@@ -1,9 +1,9 @@
-"""A broker in memory: named queues and bindings behind one lock, without asyncio and without a clock of its own.
+"""A broker in memory: queues and bindings behind one lock, without asyncio.
 
-One message: `publish` copies it into its queue and wakes a waiting consumer; `claim` leases it;
-`settle` removes it, gives it back or moves it, in one step under the lock. Every operation is told
-the time (`now`, monotonic seconds), so that tests can tell it any; `wall` (seconds since the epoch)
-is for the records that people read.
+`publish` copies a message into its queue and wakes a waiting consumer. `claim` leases it. `settle`
+removes it, returns it or moves it, in one step under the lock. Every operation gets the time from
+its caller: `now` in monotonic seconds, and `wall` in seconds since the epoch, for records that
+people read.
 """
 
 import secrets
@@ -55,7 +55,7 @@ Touched = dict[str, MemoryQueue]
 
 
 class MemoryStore:
-    """All queues of one name in the URL. Any number of Backends use it at once, from any thread."""
+    """All queues of one name. Any number of Backends use it at once, from any thread."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class MemoryStore:
         self._receipts: Iterator[bytes] = map(
             Struct(">8sQ").pack, repeat(secrets.token_bytes(8)), count(1)
         )
-        """Fencing tokens: each claim has its own, and nobody guesses one of another store."""
+        """Fencing tokens: each claim has its own, and those of another store cannot be guessed."""
 
     # Topology
 
@@ -110,7 +110,7 @@ class MemoryStore:
             return True
 
     def alter(self, name: str, settings: Alterations, now: float) -> None:
-        """Give a queue other settings from now on. Raises `QueueNotFound`."""
+        """Change settings of a queue. Raises `QueueNotFound`."""
         with self._lock:
             queue = self._queue(name, now)
             queue.alter(replace(queue.spec, **settings))
@@ -124,7 +124,7 @@ class MemoryStore:
             self._bindings.add(bindings)
 
     def unbind(self, bindings: Sequence[Binding]) -> None:
-        """Remove those of the bindings that are there."""
+        """Remove bindings. Those that do not exist are ignored."""
         with self._lock:
             self._bindings.remove(bindings)
 
@@ -136,7 +136,7 @@ class MemoryStore:
     # Messages
 
     def publish(self, batch: Sequence[Outgoing], now: float, wall: float) -> list[Outcome]:
-        """Store a batch; an outcome for each item."""
+        """Store a batch; return an outcome for each item."""
         with self._lock:
             touched: Touched = {}
             outcomes = [self._publish(item, now, wall, touched) for item in batch]
@@ -144,7 +144,7 @@ class MemoryStore:
             return outcomes
 
     def settle(self, name: str, batch: Sequence[Settlement], now: float) -> list[Settled]:
-        """Settle a batch of claims on one queue, in its order; an outcome for each."""
+        """Settle a batch of claims on one queue, in its order; return an outcome for each."""
         with self._lock:
             touched: Touched = {}
             source = self._touch(name, now, touched)
@@ -159,9 +159,9 @@ class MemoryStore:
     ) -> list[Delivery]:
         """Lease up to `limit` ready messages.
 
-        Raises `QueueNotFound` when the queue was deleted under the holder.
+        Raises `QueueNotFound` when the queue was deleted while the holder consumed it.
 
-        With `wait`, a holder that gets none is woken when there may be one, and shall come again by
+        With `wait`, a holder that gets none is woken when there may be one. It must claim again by
         `holder.until`.
         """
         with self._lock:
@@ -180,7 +180,7 @@ class MemoryStore:
             return claimed
 
     def renew(self, name: str, receipts: Sequence[bytes], lease: float, now: float) -> list[bool]:
-        """Let claims last for `lease` seconds from now; False for one that has ended."""
+        """Extend claims to `lease` seconds from now; return False for each that has ended."""
         with self._lock:
             queue = self._find(name, now)
             if queue is None:
@@ -190,7 +190,7 @@ class MemoryStore:
             return renewed
 
     def note_start(self, name: str, receipts: Sequence[bytes], now: float) -> list[bool]:
-        """Note that handlers start with these claims; False for one that has ended."""
+        """Note that handlers start with these claims; return False for each that has ended."""
         with self._lock:
             queue = self._find(name, now)
             return [queue is not None and queue.note_start(receipt) for receipt in receipts]
@@ -198,12 +198,12 @@ class MemoryStore:
     # Consumers
 
     def subscribe(self, name: str, holder: Holder, now: float) -> None:
-        """Let `holder` claim from a queue. Raises `QueueNotFound`."""
+        """Allow `holder` to claim from a queue. Raises `QueueNotFound`."""
         with self._lock:
             self._queue(name, now).consumers.add(holder)
 
     def unsubscribe(self, name: str, holder: Holder, now: float) -> None:
-        """End a subscription; what it holds comes back as taken over."""
+        """End a subscription. Its unsettled messages return as taken over."""
         with self._lock:
             queue = self._queues.get(name)
             if queue is not None and holder in queue.consumers:
@@ -215,14 +215,17 @@ class MemoryStore:
                 queue.nudge()
 
     def stop_waiting(self, name: str, holder: Holder) -> None:
-        """Take back the wish of a `claim` to be woken, and hand on what may have been meant for it."""
+        """Stop waiting after a `claim` with `wait`, and wake another consumer in its place."""
         with self._lock:
             if (queue := self._queues.get(name)) is not None:
                 queue.waiters.remove(holder)
                 queue.nudge()
 
     def leave(self, owner: Holder, now: float) -> None:
-        """Forget an owner: its temporary queues go, what it took and swept comes back as taken over."""
+        """Forget an owner.
+
+        Its temporary queues are removed. What it took and swept returns as taken over.
+        """
         with self._lock:
             for queue in list(self._queues.values()):
                 if queue.owner is owner:
@@ -232,7 +235,7 @@ class MemoryStore:
                     queue.abandon(owner)
                     queue.nudge()
 
-    # Looking and tidying
+    # Operators
 
     def count(self, names: Sequence[str] | None, now: float) -> list[QueueCounts]:
         """Count the named queues that exist, or all but quarantines and temporary ones."""
@@ -247,7 +250,7 @@ class MemoryStore:
             return [self._count(self._queues[name], now) for name in names if name in self._queues]
 
     def browse(self, name: str, limit: int, after: str | None, now: float) -> list[Entry]:
-        """Show up to `limit` messages behind the key `after`, changing nothing.
+        """Return up to `limit` messages after the key `after`, and change nothing.
 
         Raises `QueueNotFound`.
         """
@@ -267,7 +270,7 @@ class MemoryStore:
     def sweep(
         self, name: str, limit: int, lease: float, owner: Holder, now: float
     ) -> list[Delivery]:
-        """Lease up to `limit` expired messages, wherever they stand. Raises `QueueNotFound`."""
+        """Lease up to `limit` expired messages at any place. Raises `QueueNotFound`."""
         with self._lock:
             queue = self._queue(name, now)
             swept = queue.sweep(owner, limit, now + lease, now)
@@ -275,14 +278,14 @@ class MemoryStore:
             return swept
 
     def purge(self, name: str, now: float) -> int:
-        """Remove what is ready or delayed, in the quarantine too; the number removed.
+        """Remove the ready and the delayed messages, also of the quarantine; return how many.
 
         Raises `QueueNotFound`.
         """
         with self._lock:
             return sum(queue.purge() for queue in self._family(self._queue(name, now), now))
 
-    # The steps, all under the lock
+    # Steps, all under the lock
 
     def _publish(self, out: Outgoing, now: float, wall: float, touched: Touched) -> Outcome:
         queue = self._target(out, now, touched)
@@ -304,7 +307,10 @@ class MemoryStore:
         return STORED
 
     def _overflow(self, queue: MemoryQueue, now: float, wall: float, touched: Touched) -> None:
-        """Make room: the oldest of the lowest priority is dead-lettered, or dropped where there is no place for it."""
+        """Evict the oldest message of the lowest priority.
+
+        It is dead-lettered, or dropped without a dead-letter queue.
+        """
         message, name = queue.evict(), queue.spec.dead_letter
         target = self._touch(name, now, touched) if name is not None else None
         if target is None:
@@ -353,7 +359,7 @@ class MemoryStore:
         return queue if queue is not None else Failed(ErrorKind.NOT_FOUND, self._missing(out.to))
 
     def _touch(self, name: str, now: float, touched: Touched) -> MemoryQueue | None:
-        """Find a queue once for a batch, which nudges it at its end."""
+        """Find a queue once for each batch, which nudges it at its end."""
         queue = touched.get(name)
         if queue is None and (queue := self._find(name, now)) is not None:
             touched[name] = queue
@@ -366,7 +372,7 @@ class MemoryStore:
         return queue
 
     def _find(self, name: str, now: float) -> MemoryQueue | None:
-        """Return a queue whose own time is `now`, None when there is none."""
+        """Return a queue at the time `now`, or None when there is none."""
         queue = self._queues.get(name)
         if queue is None or self._is_idle(queue, now):
             return None
@@ -425,7 +431,7 @@ def _nudge(touched: Touched) -> None:
 def _copy(out: Outgoing, now: float, queue_ttl: float | None) -> Message:
     """Copy a message as it will be stored.
 
-    The queue's ttl counts for what is published, not for what is moved (G6).
+    The queue's ttl applies to a publish, not to a Move (G6).
     """
     message, expires = out.message, expiry_of(out, queue_ttl, now)
     return (

@@ -1,9 +1,8 @@
-"""Who waits at a queue, and whom to wake.
+"""Which consumers wait at a queue, and which one to wake.
 
-A waiting consumer costs nothing: it sleeps until somebody wakes it. A message wakes one consumer,
-which wakes the next when it leaves something behind. Time wakes as well (a delay ends, a lease
-ends): one of the waiting, the *keeper*, sets its timer for all of them, and when it leaves another
-takes over.
+A waiting consumer sleeps until it is woken. A message wakes one consumer, which wakes the next when
+it leaves something behind. The end of a delay or a lease wakes one as well: one of the waiting
+consumers, the *keeper*, sets its timer for all of them. When it leaves, another takes over.
 """
 
 from collections.abc import Callable
@@ -13,11 +12,11 @@ __all__ = ["Holder", "Waiters"]
 
 
 class Holder:
-    """Whoever holds claims: a Subscription, or a Backend for what it took and swept.
+    """The holder of claims: a Subscription, or a Backend for what it took and swept.
 
-    `held` counts them, and is never more than `prefetch`. `lease` in seconds. `wake` must be quick
-    and may be called from any thread; it answers False when nobody is left to wake. `until` is when
-    one that waits comes by itself.
+    `held` counts its claims and is never more than `prefetch`. `lease` in seconds. `wake` must be
+    quick and may be called from any thread; it returns False when there is no consumer to wake any
+    more. `until` is when a waiting holder claims again by itself.
     """
 
     __slots__ = ("held", "lease", "prefetch", "until", "wake")
@@ -42,23 +41,26 @@ class Waiters:
         self._keeper: Holder | None = None
 
     def add(self, holder: Holder, event: float) -> None:
-        """Let `holder` wait; `event` is when time will next change the queue."""
+        """Add a waiting holder. `event` is when time will next change the queue."""
         self._waiting[holder] = None
         holder.until = inf
         if event < self._alarm():
             self._keeper, holder.until = holder, event
 
     def remove(self, holder: Holder) -> None:
-        """Let `holder` go, if it waits.
+        """Remove a holder, if it waits.
 
-        A `nudge` must follow: what it was to do may be left to others now.
+        A `nudge` must follow, because another may have to take over its duty.
         """
         self._waiting.pop(holder, None)
         if holder is self._keeper:
             self._keeper = None
 
     def nudge(self, ready: int, event: float) -> None:
-        """Wake one that can take a ready message, and one to mind `event` when nobody's timer does."""
+        """Wake a consumer that can take a ready message, and one that minds `event`.
+
+        The second only when no timer is set for it.
+        """
         if not self._waiting:
             return
         if ready:
@@ -70,7 +72,7 @@ class Waiters:
                 break
 
     def wake_all(self) -> None:
-        """Wake everybody: the queue has gone."""
+        """Wake all consumers, because the queue was removed."""
         for holder in tuple(self._waiting):
             self._wake(holder)
 

@@ -1,43 +1,45 @@
-"""One connection, used by everybody at once: commands of the same loop turn leave in one write, answers come in their order.
+"""One connection that all callers share: commands of one loop turn leave in one write.
 
-A caller that is cancelled or stops waiting takes nothing with it: its answer still arrives and is
-thrown away. So a cancelled call never costs the connection, and a claim under way is never lost. A
-silent peer is noticed by its silence: the oldest command must be answered while the watch looks
-`patience` times.
+Answers come in the order of the commands. A caller that is cancelled or stops waiting does not
+disturb the others: its answer still arrives and is dropped. So a cancelled call never costs the
+connection, and a claim under way is never lost. A silent server is noticed: the watch checks once a
+second whether the oldest command has been answered.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError
 
 from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer, other_protocol
 
-__all__ = ["PATIENCE", "Answer", "Link"]
+__all__ = ["PATIENCE", "Answer", "Deadlines", "Link"]
 
 Answer = Any
-"""What the server said: bytes, a number, a list, None; or the exception that it, or the lost connection, stands for.
-"""
+"""The server's answer: bytes, a number, a list or None. An error is an answer too."""
 PATIENCE = 7
-"""Looks of the watch, one a second, that a command may go unanswered."""
+"""Checks of the watch, one a second, during which a command may be unanswered."""
 GOODBYE = 0.4
-"""Seconds that a close may take until the transport is gone too."""
-_LOOK = 1.0
+"""Seconds that a close waits for the end of the transport."""
+_CHECK = 1.0
 _QUIET = 3
-"""Looks without any traffic after which the peer is asked whether it is there."""
+"""Checks without any traffic after which the watch sends a PING."""
+_INCOMPLETE = object()
 
 
-class Link:
+class Link(asyncio.Protocol):
     """A connected connection.
 
-    `broken` is called once, on the loop, when it fails; not after `close`.
+    redis-py connects and logs in. Then the link reads and writes the transport itself: redis-py's
+    reader and writer are coroutines, which cost more than everything else in a command. `broken` is
+    called once, on the loop, when the connection fails; not after `close`.
     """
 
     def __init__(
@@ -50,49 +52,61 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
         self._waiting: deque[asyncio.Future[Answer]] = deque()
-        self._wanted = asyncio.Event()
+        self._is_paused = False
         self._error: Exception | None = None
         self._quiet = 0
-        self._tasks = [
-            asyncio.create_task(work) for work in (self._send(), self._read(), self._watch())
-        ]
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=DefaultParser.parse_error,
+            notEnoughData=_INCOMPLETE,
+        )
+
+        writer = cast("asyncio.StreamWriter", connection._writer)  # noqa: SLF001 - there is no public way to it
+        self._transport = writer.transport
+        self._replaced = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._watching = asyncio.create_task(self._watch())
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
-        """Send a command; the future never raises, an error is its result."""
+        """Send a command. The future never raises: an error is its result."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         if self._error is not None:
             future.set_result(self._error)
             return future
+
         try:
             packed = hiredis.pack_command(command)
-        except Exception as error:  # noqa: BLE001 - the answer of this command alone: others of its batch are on their way (G1)
+        except Exception as error:  # noqa: BLE001 - the answer to this command alone: others of its batch are sent (G1)
             future.set_result(error)
             return future
+
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
         self._unsent.append(packed)
         self._waiting.append(future)
-        self._wanted.set()
         return future
 
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
-        """Send commands whose name may have several words; for each the answers of all masters, of which there is one."""
+        """Send commands, whose names may have several words, to all masters: here there is one."""
         answers = [self.call(*name.split(), *args) for name, *args in commands]
         return [[await answer] for answer in answers]
 
     async def close(self) -> None:
-        """Let go within `GOODBYE` seconds; whoever still waits for an answer is told at once."""
+        """Close within `GOODBYE` seconds. Callers that wait get `ConnectionLost`."""
         self._end(ConnectionLost("the connection to Redis was closed"))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
         with suppress(RedisError, OSError):
             async with asyncio.timeout(GOODBYE):
                 await self.connection.disconnect()
 
     def _end(self, error: Exception) -> bool:
-        """Answer everybody with the error; False when that was done before."""
+        """Answer all callers with the error; return False when that was done before."""
         if self._error is not None:
             return False
+
         self._error = error
+        self._unsent.clear()
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -103,49 +117,94 @@ class Link:
         if self._end(error):
             self._broken(error)
 
-    async def _send(self) -> None:
-        try:
-            while True:
-                await self._wanted.wait()
-                self._wanted.clear()
-                packed, self._unsent = self._unsent, []
-                await self.connection.send_packed_command(packed, check_health=False)
-        except (RedisError, OSError) as error:
-            self._fail(error)
+    def _flush(self) -> None:
+        if self._unsent and not self._is_paused:
+            packed, self._unsent = self._unsent, []
+            self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
 
-    async def _read(self) -> None:
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        """Give each answer to its caller."""
+        self._quiet = 0
         try:
-            while True:
-                try:
-                    answer = await self.connection.read_response(
-                        timeout=math.inf, disconnect_on_error=False
-                    )
-                except RedisError as error:
-                    if not is_answer(error):
-                        raise
-                    answer = error
-                self._quiet = 0
+            self._reader.feed(data)
+            while (answer := self._reader.gets()) is not _INCOMPLETE:
+                if isinstance(answer, Exception) and not is_answer(answer):
+                    self._fail(answer)
+                    return
                 future = self._waiting.popleft()
                 if not future.done():
                     future.set_result(answer)
         except InvalidResponse as error:
             self._fail(other_protocol(error))
-        except (RedisError, OSError, IndexError) as error:
+        except IndexError as error:  # an answer to no command
             self._fail(error)
 
+    def pause_writing(self) -> None:
+        """Keep commands back: the server takes them more slowly than they come."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """Send what was kept back."""
+        self._is_paused = False
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail all callers. redis-py's own protocol waits for this call when it disconnects."""
+        self._replaced.connection_lost(exc)
+        self._fail(exc or RedisConnectionError("Connection closed by server."))
+
     async def _watch(self) -> None:
-        """Count looks, not seconds: a handler that blocks the loop for long must not make the peer look silent."""
+        """Notice a silent server.
+
+        Checks are counted, not seconds: a handler that blocks the loop for long must not make the
+        server look silent.
+        """
         oldest: asyncio.Future[Answer] | None = None
-        looks = 0
+        checks = 0
         while self._error is None:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_CHECK)
             first = self._waiting[0] if self._waiting else None
-            looks = looks + 1 if first is not None and first is oldest else 0
+            checks = checks + 1 if first is not None and first is oldest else 0
             oldest = first
             self._quiet += 1
-            if looks > self._patience:
+
+            if checks > self._patience:
                 self._fail(
                     ConnectionLost(f"Redis has not answered for more than {self._patience} s")
                 )
             elif first is None and self._quiet >= _QUIET:
                 self.call("PING")
+
+
+class Deadlines:
+    """Answers None to calls that have no answer by their deadline; one timer serves all calls."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: list[tuple[float, asyncio.Future[Answer]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, deadline: float, future: asyncio.Future[Answer]) -> None:
+        """Answer None at `deadline`, by the loop's clock, unless there is an answer before."""
+        self._calls.append((deadline, future))
+        if self._timer is None or deadline < self._timer.when():
+            self._set(deadline)
+
+    def _set(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # Once a second at least: what was answered must not be kept in memory until its deadline.
+        self._timer = self._loop.call_at(min(when, self._loop.time() + 1.0), self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for deadline, future in self._calls:
+            if deadline <= now and not future.done():
+                future.set_result(None)
+
+        self._calls = [(deadline, future) for deadline, future in self._calls if not future.done()]
+        self._timer = None
+        if self._calls:
+            self._set(min(deadline for deadline, _ in self._calls))

@@ -15,7 +15,7 @@ from mqcore.spi import ConnectionLost, QueueNotFound
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.dial import client, dial
 from mqcore_redis.keys import Keys
-from mqcore_redis.link import PATIENCE, Answer, Link
+from mqcore_redis.link import PATIENCE, Answer, Deadlines, Link
 from mqcore_redis.options import Place
 from mqcore_redis.scripts import NAMES, script
 
@@ -42,6 +42,7 @@ class Session:
         self._lost = lost
         self._links: list[Link | ClusterLink] = []
         self._client: Redis | None = None
+        self._deadlines = Deadlines()
 
     async def open(self) -> None:
         """Connect and load the scripts.
@@ -137,15 +138,12 @@ class Session:
         if not calls:
             return []
         answers = await self._wait([self._evaluate(call) for call in calls], deadline)
-        forgotten = [
-            index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)
-        ]
-        if forgotten:
-            again = await self._wait(
-                [self._evaluate(calls[index], by_text=True) for index in forgotten], deadline
-            )
-            for index, answer in zip(forgotten, again, strict=True):
-                answers[index] = answer
+
+        for index, answer in enumerate(answers):
+            if isinstance(answer, NoScriptError):
+                future = self._evaluate(calls[index], by_text=True)
+                (answers[index],) = await self._wait([future], deadline)
+
         demoted = next((answer for answer in answers if isinstance(answer, ReadOnlyError)), None)
         if demoted is not None:
             self.broken(demoted)
@@ -156,15 +154,13 @@ class Session:
         start = ("EVAL", found.text) if by_text else ("EVALSHA", found.digest)
         return self.main.call(*start, len(call.keys), *call.keys, *call.args)
 
-    @staticmethod
     async def _wait(
-        futures: Sequence["asyncio.Future[Answer]"], deadline: float | None
+        self, futures: Sequence["asyncio.Future[Answer]"], deadline: float | None
     ) -> list[Answer]:
-        timeout = (
-            None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
-        )
-        await asyncio.wait(futures, timeout=timeout)
-        return [future.result() if future.done() else None for future in futures]
+        if deadline is not None:
+            for future in futures:
+                self._deadlines.add(deadline, future)
+        return [await future for future in futures]
 
 
 def told(answer: Answer) -> Answer:

@@ -17,24 +17,36 @@ if TYPE_CHECKING:
 
 
 class Wire:
-    """A connection whose other end is a test."""
+    """A connection, its writer and its transport in one, whose other end is a test."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
         self.closed = False
+        self._writer = self.transport = self
+        self.protocol: Any = self
+        self.lost: list[Exception | None] = []
 
-    async def send_packed_command(self, packed: list[bytes], *, check_health: bool) -> None:
-        self.sent.append(b"".join(packed))
+    def get_protocol(self) -> Any:
+        return self.protocol
 
-    async def read_response(self, timeout: float, *, disconnect_on_error: bool) -> Any:
-        answer = await self.answers.get()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.append(error)
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def answer(self, *answers: bytes) -> None:
+        self.protocol.data_received(b"".join(answers))
 
     async def disconnect(self) -> None:
         self.closed = True
+
+
+def text(answer: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(answer), answer)
 
 
 @pytest.fixture
@@ -44,7 +56,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK", 0.01)
+    monkeypatch.setattr(module, "_CHECK", 0.01)
 
 
 def linked(wire: Wire, broken: list[Exception], patience: int = 3) -> Link:
@@ -56,8 +68,8 @@ async def test_commands_of_one_turn_leave_in_one_write_and_answers_find_their_ca
 ) -> None:
     link = linked(wire, [])
     futures = [link.call("GET", name) for name in ("a", "b", "c")]
-    for answer in (b"1", redis.ResponseError("ERR no"), None):
-        wire.answers.put_nowait(answer)
+    await asyncio.sleep(0)
+    wire.answer(text(b"1"), b"-ERR no\r\n", b"$-1\r\n")
     await asyncio.wait(futures)
     one, two, three = [future.result() for future in futures]
     assert (one, type(two), three) == (b"1", redis.ResponseError, None)
@@ -72,33 +84,100 @@ async def test_a_caller_that_goes_takes_no_answer_of_another_with_it(wire: Wire)
     gone, stays = link.call("GET", "a"), link.call("GET", "b")
     await asyncio.sleep(0)
     gone.cancel()
-    wire.answers.put_nowait(b"a")
-    wire.answers.put_nowait(b"b")
+    wire.answer(text(b"a"), text(b"b"))
     assert await stays == b"b"
-    assert await asyncio.wait_for(asyncio.gather(_answered(link, wire)), 1) == [b"c"]
+    assert await _answered(link, wire) == b"c"
     await link.close()
     assert not broken
 
 
 async def _answered(link: Link, wire: Wire) -> Any:
     future = link.call("GET", "c")
-    wire.answers.put_nowait(b"c")
+    await asyncio.sleep(0)
+    wire.answer(text(b"c"))
     return await future
 
 
 @pytest.mark.parametrize(
-    "error",
-    [redis.BusyLoadingError("wait"), redis.AuthenticationError("no")],
-    ids=lambda it: type(it).__name__,
+    ("line", "kind"),
+    [
+        (b"-LOADING wait\r\n", redis.BusyLoadingError),
+        (b"-WRONGPASS no\r\n", redis.AuthenticationError),
+    ],
 )
 async def test_an_answer_that_redis_py_calls_a_broken_connection_breaks_nothing(
-    wire: Wire, error: Exception
+    wire: Wire, line: bytes, kind: type[Exception]
 ) -> None:
     broken: list[Exception] = []
     link = linked(wire, broken)
-    wire.answers.put_nowait(error)
-    assert await link.call("GET", "a") is error
+    future = link.call("GET", "a")
+    wire.answer(line)
+    assert type(await future) is kind
     assert await _answered(link, wire) == b"c"
+    await link.close()
+    assert not broken
+
+
+async def test_an_answer_may_come_in_any_number_of_pieces(wire: Wire) -> None:
+    link = linked(wire, [])
+    one, two = link.call("GET", "a"), link.call("GET", "b")
+    for byte in text(b"first") + text(b"second"):
+        wire.answer(bytes([byte]))
+    assert (await one, await two) == (b"first", b"second")
+    await link.close()
+
+
+async def test_commands_wait_while_the_server_takes_them_too_slowly(wire: Wire) -> None:
+    link = linked(wire, [])
+    wire.protocol.pause_writing()
+    link.call("GET", "a")
+    await asyncio.sleep(0)
+    link.call("GET", "b")
+    await asyncio.sleep(0)
+    assert wire.sent == []
+
+    wire.protocol.resume_writing()
+    assert len(wire.sent) == 1
+    link.call("GET", "c")
+    await asyncio.sleep(0)
+    assert len(wire.sent) == 2
+    await link.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", redis.InvalidResponse),
+        (b"+nobody asked\r\n+nor here\r\n", IndexError),
+        (b"-ERR max number of clients reached\r\n", redis.ConnectionError),
+    ],
+)
+async def test_what_is_no_answer_breaks_the_connection(
+    wire: Wire, data: bytes, kind: type[Exception]
+) -> None:
+    broken: list[Exception] = []
+    link = linked(wire, broken)
+    future = link.call("GET", "a")
+    wire.answer(data)
+    assert future.done()
+    await link.close()
+    assert [type(error) for error in broken] == [kind]
+
+
+async def test_a_deadline_answers_none_and_the_late_answer_is_dropped(wire: Wire) -> None:
+    broken: list[Exception] = []
+    link, loop = linked(wire, broken), asyncio.get_running_loop()
+    deadlines = module.Deadlines()
+    late, patient, answered = (link.call("GET", name) for name in ("a", "b", "c"))
+    deadlines.add(loop.time() + 10.0, patient)
+    deadlines.add(loop.time() + 0.01, late)
+    deadlines.add(loop.time() - 1.0, answered)
+
+    assert await answered is None
+    assert await late is None
+    assert not patient.done()
+    wire.answer(text(b"1"), text(b"2"), text(b"3"))
+    assert (await patient, await _answered(link, wire)) == (b"2", b"c")
     await link.close()
     assert not broken
 
@@ -107,12 +186,22 @@ async def test_when_it_breaks_everybody_is_told_and_the_owner_once(wire: Wire) -
     broken: list[Exception] = []
     link = linked(wire, broken)
     waiting = [link.call("GET", "a"), link.call("GET", "b")]
-    wire.answers.put_nowait(redis.ConnectionError("reset"))
-    await asyncio.wait(waiting)
-    assert [type(future.result()) for future in waiting] == [redis.ConnectionError] * 2
-    assert isinstance(await link.call("GET", "c"), redis.ConnectionError)
+    wire.protocol.connection_lost(ConnectionResetError("reset"))
+    assert [type(future.result()) for future in waiting] == [ConnectionResetError] * 2
+    assert isinstance(await link.call("GET", "c"), ConnectionResetError)
     await link.close()
-    assert [type(error) for error in broken] == [redis.ConnectionError]
+    assert [type(error) for error in broken] == [ConnectionResetError]
+    assert [type(error) for error in wire.lost] == [ConnectionResetError]
+
+
+async def test_an_orderly_end_of_the_server_breaks_the_connection_too(wire: Wire) -> None:
+    broken: list[Exception] = []
+    link = linked(wire, broken)
+    waiting = link.call("GET", "a")
+    wire.protocol.connection_lost(None)
+    assert isinstance(await waiting, redis.ConnectionError)
+    await link.close()
+    assert len(broken) == 1
 
 
 async def test_closing_tells_who_waits_but_not_the_owner(wire: Wire) -> None:
@@ -153,7 +242,7 @@ async def test_a_slow_peer_that_answers_is_not_silent(wire: Wire, quick: None) -
     for _ in range(20):
         future = link.call("GET", "a")
         await asyncio.sleep(0.01)
-        wire.answers.put_nowait(b"x")
+        wire.answer(text(b"x"))
         assert await future == b"x"
     await link.close()
     assert not broken
