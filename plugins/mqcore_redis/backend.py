@@ -1,6 +1,6 @@
-"""The seam: each request, and the scripts that it takes.
+"""The seam: each request, and the scripts that it runs.
 
-What lives from `open` to `close` is made anew by each `open`.
+Each `open` creates what lives until `close`.
 """
 
 import asyncio
@@ -38,20 +38,23 @@ from mqcore_redis.consumers import Consumers
 from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
 from mqcore_redis.rows import aged, deliveries, entries, token
-from mqcore_redis.session import Call, Session, told
-from mqcore_redis.topology import alter, counted, declare
+from mqcore_redis.session import Call, Session, raise_if_error
+from mqcore_redis.topology import alter, declare, read_counts
 
 __all__ = ["RedisBackend"]
 
 _LAST_CALLS = 1.2
-"""Seconds that `close` may take for what is still to be said to the server."""
+"""Seconds that `close` may take for its last calls to the server."""
 _KEY = re.compile("([rd])/([0-9]+)/([^/]*)")
-"""An entry's key: where it stands, its score, its name."""
+"""The key of an entry: its set, its score, its name."""
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """One generation, from `open` to `close`; `temporary` are the queues that go with it."""
+    """One generation, from `open` to `close`.
+
+    `temporary` are the queues that are removed with it.
+    """
 
     session: Session
     capabilities: Capabilities
@@ -78,7 +81,7 @@ class RedisBackend(Backend):
         self._open: _Opened | None = None
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        """Connect, load the scripts and look at the server.
+        """Connect, load the scripts and probe the server.
 
         Raises redis-py's exceptions, and `ConfigurationError`.
         """
@@ -101,9 +104,9 @@ class RedisBackend(Backend):
         return capabilities
 
     async def close(self) -> None:
-        """End the consumers and the temporary queues declared here, within 2 s.
+        """End the consumers and remove the temporary queues of this instance, within 2 s.
 
-        What is held comes back when its lease ends.
+        Claims return to their queues when their leases end.
         """
         opened, self._open = self._open, None
         if opened is None:
@@ -116,12 +119,12 @@ class RedisBackend(Backend):
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_CALLS):
                     await asyncio.gather(opened.consumers.end(), *queues, return_exceptions=True)
-        finally:  # also when we are cancelled: whoever closes once more finds nothing to close
+        finally:  # also when we are cancelled, because a second close finds nothing to close
             await opened.consumers.close()
             await opened.session.close()
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        """Create what is missing: all or none of those that share a slot.
+        """Create missing queues: all or none of those that share a slot.
 
         Raises `TopologyMismatch`, and `DurabilityUnavailable` for more than the server gives.
         """
@@ -133,7 +136,10 @@ class RedisBackend(Backend):
         now.temporary.update(spec.name for spec in queues if spec.role == "temporary")
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
-        """Store a batch, one script call for each queue and 500 messages; confirmed when the script has answered (G1)."""
+        """Store a batch, with one script call for each queue and 500 messages.
+
+        A message is confirmed when the script has answered (G1).
+        """
         return await self._now.batches.publish(batch, asyncio.get_running_loop().time() + timeout)
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
@@ -141,22 +147,25 @@ class RedisBackend(Backend):
         return await self._now.consumers.subscribe(queue, prefetch, lease)
 
     def classify(self, error: Exception) -> ErrorKind:
-        """Say what kind an exception of redis-py, or of ours, is."""
+        """Return the kind of an exception of redis-py or of this driver."""
         return kind_of(error)
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
-        """Extend claims, whichever instance made them."""
+        """Extend claims of any instance."""
         return [rest > 0 for rest in await self._now.batches.renew(queue, receipts, lease)]
 
     async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
-        """Note that handlers start with these claims, whichever instance made them."""
+        """Note that handlers start with these claims, of any instance."""
         (answer,) = await self._now.session.gather(
             [Call("start", self._now.session.keys.of(queue), receipts)]
         )
-        return [noted == 1 for noted in told(answer)]
+        return [noted == 1 for noted in raise_if_error(answer)]
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
-        """Count the named queues, or all but quarantines and temporary ones, in one write; a missing one is left out."""
+        """Count the named queues, or all but quarantines and temporary ones, in one write.
+
+        A missing queue is left out.
+        """
         session, keys = self._now.session, self._now.session.keys
         if queues is None:
             queues = sorted(
@@ -164,15 +173,19 @@ class RedisBackend(Backend):
             )
         calls = [Call("count", keys.of(name) + keys.of(quarantine_of(name)), ()) for name in queues]
         answers = zip(queues, await session.gather(calls), strict=True)
-        return [counted(name, json.loads(answer)) for name, answer in answers if told(answer) != -1]
+        return [
+            read_counts(name, json.loads(answer))
+            for name, answer in answers
+            if raise_if_error(answer) != -1
+        ]
 
     async def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
-        """Show a page of what is ready, then of what is delayed. Raises `QueueNotFound`."""
+        """Return a page of the ready messages, then of the delayed ones. Raises `QueueNotFound`."""
         page: list[Entry] = []
         while len(page) < limit:
             start = _KEY.fullmatch(after or "r/0/")
             if start is None:
-                return page  # a key that nobody here has written is behind everything
+                return page  # no page follows a key that is not ours
             size = min(limit - len(page), MESSAGES)
             now, rows = await self._now.session.ask("browse", queue, size, *start.groups(), token())
             if not rows:
@@ -194,7 +207,7 @@ class RedisBackend(Backend):
         return _handed_out(found)
 
     async def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
-        """Lease expired messages, wherever they stand. Raises `QueueNotFound`."""
+        """Lease expired messages at any place in the queue. Raises `QueueNotFound`."""
         found: list[tuple[float, Delivery]] = []
         start = 0
         while start >= 0 and len(found) < limit:
@@ -205,7 +218,7 @@ class RedisBackend(Backend):
         return _handed_out(found)
 
     async def purge(self, queue: str) -> int:
-        """Remove what is ready or delayed. Raises `QueueNotFound`."""
+        """Remove the ready and the delayed messages. Raises `QueueNotFound`."""
         gone, left = 0, 1
         while left:
             part, left = await self._now.session.ask("purge", queue, also=quarantine_of(queue))
@@ -215,9 +228,8 @@ class RedisBackend(Backend):
     async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`."""
         now, names = self._now, self._now.session.keys.queues
-        listed = await now.session.command(
-            "SREM", names, queue
-        )  # first: who is woken by its end may make it anew
+        # First, because a consumer may declare the queue again as soon as it is gone.
+        listed = await now.session.command("SREM", names, queue)
         if not await now.session.ask("delete", queue, int(if_empty), also=quarantine_of(queue)):
             if listed:
                 await now.session.run("relist", [names], queue)
@@ -227,7 +239,7 @@ class RedisBackend(Backend):
         return True
 
     async def diagnose(self) -> Sequence[str]:
-        """Say which bindings cannot be read."""
+        """Return which bindings cannot be read."""
         await self._now.bindings.of()
         if not (count := self._now.bindings.unreadable):
             return []
@@ -239,7 +251,7 @@ class RedisBackend(Backend):
         ]
 
     async def alter(self, queue: str, settings: Alterations) -> None:
-        """Give a queue other settings, for every instance at once. Raises `QueueNotFound`."""
+        """Change settings of a queue, for all instances at once. Raises `QueueNotFound`."""
         await alter(self._now.session, queue, settings)
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
@@ -269,6 +281,9 @@ class RedisBackend(Backend):
 
 
 def _handed_out(found: Sequence[tuple[float, Delivery]]) -> list[Delivery]:
-    """Return what was claimed, each with the time at which its claim was sent, as it is now."""
+    """Return what was claimed, with the `expires_in` of now.
+
+    Each delivery comes with the time at which its claim was sent.
+    """
     now = monotonic()
     return [aged(delivery, now - sent) for sent, delivery in found]

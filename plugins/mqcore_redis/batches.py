@@ -1,7 +1,7 @@
-"""A batch of messages or settlements put into script calls, and the answers read back: an outcome for each item, in order.
+"""Batches of messages or settlements as script calls, and their answers as outcomes.
 
-A call carries at most 500 messages and 1 MiB, so that the server is held up for a few milliseconds
-and no longer. Deadlines are by the loop's clock.
+A call carries at most 500 messages and 1 MiB, so that it occupies the server for a few milliseconds
+only. Deadlines are by the loop's clock.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,18 +23,17 @@ from mqcore.spi import (
     Stored,
     Unknown,
 )
-from mqcore_redis.classify import certain
+from mqcore_redis.classify import refusal_of
 from mqcore_redis.link import Answer
-from mqcore_redis.records import encode, name_of, wanted
-from mqcore_redis.session import Call, Session, told
+from mqcore_redis.records import encode, name_of, store_options
+from mqcore_redis.session import Call, Session, raise_if_error
 
 __all__ = ["BYTES", "MESSAGES", "Batches"]
 
 MESSAGES, BYTES = 500, 1024 * 1024
 _STORED = {1: STORED, 2: Stored(duplicate=True)}
 _Part = list[tuple[int, bytes]]
-"""What goes into one call: which items of the batch, each with the record that it stores (none: nothing).
-"""
+"""The content of one call: indexes into the batch, each with the record that it stores."""
 
 
 class Batches:
@@ -45,12 +44,12 @@ class Batches:
         self._session, self._keys, self._max_delay = session, session.keys, options.max_delay
         self._window = (round(options.dedup_window * 1e6), options.dedup_size)
         self._letters: dict[str, str] = {}
-        """Of queues that overflow into a dead-letter queue, which one."""
+        """The dead-letter queue of each queue that overflows into one."""
 
     async def publish(
         self, batch: Sequence[Outgoing], deadline: float, since: int | None = None
     ) -> list[Outcome]:
-        """Store a batch; calls of one queue go out in their order."""
+        """Store a batch; calls of one queue are sent in their order."""
         outcomes: dict[int, Outcome] = {}
         lines: dict[str, _Part] = {}
         for item, out in enumerate(batch):
@@ -68,11 +67,14 @@ class Batches:
         return [outcomes[item] for item in range(len(batch))]
 
     async def _store(self, asked: Sequence[tuple[str, list[Any]]], deadline: float) -> list[Answer]:
-        """Run `publish` for each queue and its copies, and once more with the keys of a dead-letter queue that it asks for."""
+        """Run `publish` for each queue and its copies.
+
+        The script may ask for the keys of a dead-letter queue; then it runs once more with them.
+        """
         answers = await self._session.gather([self._publishing(*it) for it in asked], deadline)
         again = [
             index for index, answer in enumerate(answers) if isinstance(answer, bytes)
-        ]  # nothing was done
+        ]  # such a call had no effect
         for index in again:
             self._letters[asked[index][0]] = answers[index].decode()
         more = await self._session.gather(
@@ -107,7 +109,7 @@ class Batches:
             elif (refused := self._refused(settlement.to)) is not None:
                 settled[item] = refused
             elif self._keys.group(str(settlement.to.to)) != self._keys.group(queue):
-                settled[item] = await self._move_far(queue, settlement, deadline)
+                settled[item] = await self._move_across_slots(queue, settlement, deadline)
             else:
                 here.append((item, encode(settlement.to.message)))
         parts = list(_cut(here))
@@ -120,16 +122,22 @@ class Batches:
         return [settled[item] for item in range(len(batch))]
 
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> list[int]:
-        """Return how many microseconds are left of each claim, extended to `lease` seconds unless that is 0. Raises errors."""
+        """Return how many microseconds are left of each claim.
+
+        A claim is extended to `lease` seconds, unless that is 0. Raises errors.
+        """
         parts = [receipts[start : start + MESSAGES] for start in range(0, len(receipts), MESSAGES)]
         keys, until = self._keys.of(queue), round(lease * 1e6)
         answers = await self._session.gather(
             [Call("renew", keys, (until, *part)) for part in parts]
         )
-        return [rest for answer in answers for rest in told(answer)]
+        return [rest for answer in answers for rest in raise_if_error(answer)]
 
     def abandoning(self, queue: str, unseen: Iterable[bytes], lost: Iterable[bytes]) -> list[Call]:
-        """Return calls that give claims back: those that nobody saw, and those whose owner goes without a word."""
+        """Return calls that end claims.
+
+        `unseen` were not handed out, and their marks stay. `lost` count as taken over.
+        """
         words = [
             word
             for how, receipts in (("U", unseen), ("L", lost))
@@ -155,7 +163,7 @@ class Batches:
                     settlement.receipt,
                     target,
                     name_of(out.message),
-                    wanted(out),
+                    store_options(out),
                     record,
                 )
             else:
@@ -173,8 +181,11 @@ class Batches:
             return self._trouble(str(settlement.to.to), answer[index])
         return DONE if answer[index] else STALE
 
-    async def _move_far(self, queue: str, move: Move, deadline: float) -> Settled:
-        """Move to another slot of a cluster: store the successor, then let go; repeated, it finds its own successor."""
+    async def _move_across_slots(self, queue: str, move: Move, deadline: float) -> Settled:
+        """Move to another slot of a cluster: store the successor, then acknowledge the source.
+
+        Repeated, it finds its own successor.
+        """
         (ours,) = await self._session.gather(
             [Call("renew", self._keys.of(queue), (0, move.receipt))], deadline
         )
@@ -201,28 +212,28 @@ class Batches:
         return None
 
     def _trouble(self, queue: str, answer: Answer) -> Failed | Unknown:
-        """Say what an error, a missing queue or no answer at all means for what was asked of a queue."""
+        """Return what an error, a missing queue or a missing answer means for a request."""
         if answer is None:
             return Unknown("Redis has not answered in time")
         if answer == -1:
             return Failed(ErrorKind.NOT_FOUND, str(self._session.missing(queue)))
-        kind = certain(answer)
+        kind = refusal_of(answer)
         if kind is None:
             return Unknown(f"{type(answer).__name__}: {answer}", answer)
         return Failed(kind, f"Redis refused it: {answer}", answer)
 
 
 def _copies(batch: Sequence[Outgoing], part: _Part, since: int | None) -> list[Any]:
-    """Return the words by which `publish` is told of each copy."""
+    """Return what `publish` gets for each copy."""
     return [
         word
         for item, record in part
-        for word in (name_of(batch[item].message), wanted(batch[item], since), record)
+        for word in (name_of(batch[item].message), store_options(batch[item], since), record)
     ]
 
 
 def _cut(line: Iterable[tuple[int, bytes]]) -> Iterator[_Part]:
-    """Part a line into calls; what is larger than a call goes alone."""
+    """Split a list into calls. A record that is larger than a call is sent alone."""
     part: _Part = []
     size = 0
     for item, record in line:

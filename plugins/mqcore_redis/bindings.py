@@ -1,7 +1,6 @@
-"""The arrows from routers to queues (G15): one sorted set of JSON in Redis, the same for every process; core matches.
+"""The bindings of routers (G15): a sorted set of JSON in Redis. Core matches them.
 
-They are asked for at each routed publish. What is answered comes from memory, after one look at the
-version.
+They are needed at each routed publish. They come from memory after one look at their version.
 """
 
 import json
@@ -23,7 +22,7 @@ class Bindings:
         self._version: bytes | None = None
         self._known: list[Binding] = []
         self.unreadable = 0
-        """How many records are not as mqcore writes them."""
+        """The number of records that mqcore did not write."""
 
     async def add(self, bindings: Sequence[Binding]) -> None:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
@@ -36,26 +35,25 @@ class Bindings:
             raise router_mismatch(*(word.decode() for word in clash))
 
     async def remove(self, bindings: Iterable[Binding]) -> None:
-        """Remove those that are there."""
+        """Remove bindings. Those that do not exist are ignored."""
         texts = [_text(binding) for binding in bindings]
         if texts:
             await self._session.run("unbind", (self._key, self._version_key), *texts)
 
     async def of(self, router: str | None = None) -> list[Binding]:
-        """Return those of one router, or all."""
+        """Return the bindings of one router, or all."""
         version = await self._session.command("GET", self._version_key)
         if version is None or version != self._version:
             texts = await self._session.command("ZRANGE", self._key, 0, -1)
             found = [_binding(text) for text in texts]
             self._known = [binding for binding in found if binding is not None]
             self.unreadable = len(found) - len(self._known)
-            self._version = (
-                version  # read before the bindings: what changed in between is read again
-            )
+            # It was read before the bindings: what changed in between is read again.
+            self._version = version
         return [binding for binding in self._known if router is None or binding.router == router]
 
     async def forget(self, queue: str) -> None:
-        """Remove those that lead to a queue."""
+        """Remove the bindings to a queue."""
         await self.remove([binding for binding in await self.of() if binding.queue == queue])
 
 

@@ -1,8 +1,8 @@
-"""What kind a trouble is: narrow before wide, for redis-py's tree is not what its names say.
+"""The kinds of errors. Narrow classes are tested before wide ones.
 
-`AuthenticationError` and `BusyLoadingError` are `ConnectionError`s there, `TimeoutError` and
-`ConnectionError` are not the built-in ones, and much is told only by the first word of the server's
-answer.
+In redis-py `AuthenticationError` and `BusyLoadingError` are `ConnectionError`s, and `TimeoutError`
+and `ConnectionError` are not the built-in classes. The first word of an answer often says more than
+its class.
 """
 
 import ssl
@@ -11,7 +11,7 @@ from redis import exceptions as redis
 
 from mqcore.spi import ConnectionLost, ErrorKind, QueueNotFound
 
-__all__ = ["certain", "is_answer", "kind_of", "other_protocol"]
+__all__ = ["is_answer", "kind_of", "other_protocol", "refusal_of"]
 
 _TRANSIENT = (redis.ConnectionError, redis.TimeoutError, ConnectionLost, OSError)
 _LATER = (
@@ -22,15 +22,15 @@ _WORDS = {
     **dict.fromkeys(("NOPERM", "NOAUTH", "WRONGPASS"), ErrorKind.DENIED),
     **dict.fromkeys(_LATER.split(), ErrorKind.TRANSIENT),
 }
-"""First words of answers that say: nothing was done."""
+"""First words of answers which say that the command had no effect."""
 
 
 def kind_of(error: BaseException) -> ErrorKind:
-    """Say what kind any exception is; never raises."""
+    """Return the kind of any exception. Never raises."""
     if isinstance(error, QueueNotFound):
         return ErrorKind.NOT_FOUND
-    if (told := certain(error)) is not None:
-        return told
+    if (kind := refusal_of(error)) is not None:
+        return kind
     if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError)) or _untrusted(
         error
     ):
@@ -38,8 +38,8 @@ def kind_of(error: BaseException) -> ErrorKind:
     return ErrorKind.TRANSIENT if isinstance(error, _TRANSIENT) else ErrorKind.PERMANENT
 
 
-def certain(error: BaseException) -> ErrorKind | None:
-    """Return the kind of an answer that says that nothing was done; None where something may have been."""
+def refusal_of(error: BaseException) -> ErrorKind | None:
+    """Return the kind of an answer that had no effect; None where it may have had one."""
     if not is_answer(error):
         return None
     word = getattr(error, "status_code", None) or str(error).partition(" ")[0]
@@ -47,14 +47,20 @@ def certain(error: BaseException) -> ErrorKind | None:
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether an exception of redis-py is a server's answer to one command, and the connection as good as before."""
+    """Return whether an exception is the answer to one command.
+
+    The connection is as good as before then.
+    """
     return isinstance(
         error, (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError)
     )
 
 
 def other_protocol(error: redis.InvalidResponse) -> redis.InvalidResponse:
-    """Return the error for a port that answers in another protocol, in plain words, with redis-py's own as its cause."""
+    """Return the error for a port that speaks another protocol.
+
+    redis-py's own error is its cause.
+    """
     first = str(error).rpartition('got "')[2][:1]
     kind = {"A": " It looks like AMQP: use amqp:// for RabbitMQ.", "H": " It looks like HTTP."}.get(
         first, ""
@@ -67,8 +73,8 @@ def other_protocol(error: redis.InvalidResponse) -> redis.InvalidResponse:
 
 
 def _untrusted(error: BaseException) -> bool:
-    """Whether a certificate is behind it, which redis-py tells as a broken connection."""
-    for _ in range(8):  # a chain may be a circle
+    """Return whether a certificate is the cause: redis-py reports it as a broken connection."""
+    for _ in range(8):  # a chain of causes may be a circle
         if isinstance(error, ssl.SSLError):
             return True
         error = error.__cause__ or error.__context__ or error

@@ -1,6 +1,7 @@
-"""A cluster looked at as one `Caller`: redis-py finds the node of each command's keys, and follows what has moved.
+"""All nodes of a cluster behind the methods of a `Link`.
 
-Commands of one slot keep their order: each waits for the one before it.
+redis-py finds the node of a command by its keys, and follows slots that have moved. Commands of one
+slot keep their order: each waits for the one before it.
 """
 
 import asyncio
@@ -22,10 +23,11 @@ from mqcore_redis.options import Place
 __all__ = ["ClusterLink"]
 
 _ANSWER = 8.0
-"""Seconds for one command; a BLPOP of the waker waits less."""
+"""Seconds for one command. A BLPOP of the waker waits for less."""
 _AT_ONCE, _MANY = 32, 100_000
-"""Scripts under way at a time, each on a connection of its own; connections that there may be: each slot with idle consumers
-blocks one.
+"""Scripts that run at the same time, each on its own connection, and the most connections.
+
+A slot with idle consumers blocks one connection.
 """
 _CLOSED = "the connection to the Redis cluster was closed"
 _BROKEN = (RedisConnectionError, RedisTimeoutError, OSError)
@@ -58,7 +60,7 @@ class ClusterLink:
         self._tasks: set[asyncio.Task[Answer]] = set()
 
     async def connect(self) -> None:
-        """Find the nodes. Raises the driver's own exception, and nothing is left open."""
+        """Find the nodes. Raises the driver's own exception, and leaves nothing open then."""
         try:
             await self.client.initialize()
         except BaseException:
@@ -66,14 +68,20 @@ class ClusterLink:
             raise
 
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
-        """Run commands whose name may have several words; for each the answers of all masters, errors among them."""
+        """Run commands, whose names may have several words, on all masters.
+
+        Returns a list of answers for each command, errors among them.
+        """
         masters = self.client.get_primaries()
         return [
             await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands
         ]
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
-        """Send a command; the future never raises, an error is its result: also where `close` cancels what is under way."""
+        """Send a command. The future never raises: an error is its result.
+
+        That is so when `close` cancels the command, too.
+        """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._error is not None:
             future.set_result(self._error)
@@ -96,14 +104,14 @@ class ClusterLink:
             key = str(command[3])
             async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
                 return await self.client.execute_command(*command)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer: somebody waits for one
+        except Exception as error:  # noqa: BLE001 - any exception is the answer: a caller waits for one
             if isinstance(error, _BROKEN) and not is_answer(error) and self._error is None:
                 self._error = error
                 self._broken(error)
             return error
 
     async def close(self) -> None:
-        """Let go at once; whoever still waits for an answer is told."""
+        """Close at once. Callers that wait get `ConnectionLost`."""
         self._error = ConnectionLost(_CLOSED)
         for task in list(self._tasks):
             task.cancel()

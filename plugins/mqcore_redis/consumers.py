@@ -11,7 +11,7 @@ __all__ = ["Consumers"]
 
 
 class Consumers:
-    """Those that are open, and a waker for each slot that they are in."""
+    """The open consumers, and a waker for each slot that they are in."""
 
     def __init__(self, session: Session, batches: Batches) -> None:
         self._session, self._batches = session, batches
@@ -32,19 +32,19 @@ class Consumers:
         return consumer
 
     async def end(self) -> None:
-        """End them all.
+        """End all consumers.
 
-        What they hold is not given back: after a reconnect core goes on with it.
+        Their claims are not returned: after a reconnect core goes on with them.
         """
         await asyncio.gather(
             *(consumer.end(lost=False) for consumer in list(self._open)), return_exceptions=True
         )
 
     async def close(self) -> None:
-        """Let go of what wakes them."""
+        """Close the wakers."""
         await asyncio.gather(*(waker.close() for waker in self._wakers.values()))
 
     def _wake(self) -> None:
-        """The connection broke: who sleeps shall learn it."""
+        """Wake all consumers, so that they notice a broken connection."""
         for consumer in self._open:
             consumer.wake()

@@ -1,4 +1,7 @@
-"""One connection, made: address, TLS, password, database. redis-py's own `Connection`, with its retries and time-outs off."""
+"""Making one connection: address, TLS, password, database.
+
+It is redis-py's own `Connection`, with its retries and timeouts switched off.
+"""
 
 import asyncio
 import math
@@ -21,13 +24,13 @@ __all__ = ["client", "dial", "plain_settings"]
 
 
 _TLS_GOODBYE = 0.2
-"""Seconds that a silent peer is waited for at a close."""
+"""Seconds that a close waits for a silent server."""
 _UNKNOWN_CA = {18, 19, 20, 21}
 """OpenSSL's numbers for a certificate whose issuer is not known here."""
 
 
 class _Tls(Connection):
-    """A connection whose TLS context, and the name that it looks for in the certificate, are ours."""
+    """A connection with our own TLS context and server name."""
 
     def __init__(self, *, context: Any, server_name: str | None, **settings: Any) -> None:
         self._context, self._server_name = context, server_name
@@ -40,7 +43,10 @@ class _Tls(Connection):
 
 
 def plain_settings() -> dict[str, Any]:
-    """Return what every connection has: no retries, for they would repeat what may have been done, and the plain protocol."""
+    """Return the settings of every connection.
+
+    No retries, because they would repeat commands that may have had an effect; and RESP2.
+    """
     return {
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
@@ -51,14 +57,17 @@ def plain_settings() -> dict[str, Any]:
 async def dial(place: Place) -> AbstractConnection:
     """Connect to the server, or to the master that Sentinel names.
 
-    Raises the driver's own exception, nothing is left open.
+    Raises the driver's own exception, and leaves nothing open then.
     """
     address = await _master(place) if place.kind == "sentinel" else next(iter(place.hosts), None)
     return await _connect(place, address, _login(place))
 
 
 def client(place: Place, connection: AbstractConnection) -> Redis:
-    """Return a client with connections of its own to the server of `connection`; it connects when it is first used."""
+    """Return a client with connections of its own to the server of `connection`.
+
+    It connects when it is first used.
+    """
     address = (connection.host, connection.port) if isinstance(connection, Connection) else None
     kind, settings = _settings(place, address, _login(place))
     return Redis.from_pool(ConnectionPool(connection_class=kind, **settings))
@@ -104,9 +113,8 @@ async def _connect(
         raise other_protocol(error) from error
     except BaseException as error:
         await connection.disconnect(nowait=True)
-        if (
-            getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA
-        ):  # redis-py tells only the text of it
+        # redis-py keeps only the text of OpenSSL's error
+        if getattr(error.__context__, "verify_code", None) in _UNKNOWN_CA:
             raise RedisConnectionError(
                 f"{error}; name the file of the CA's certificate with ?cafile=FILE"
             ) from error
@@ -115,7 +123,7 @@ async def _connect(
 
 
 async def _master(place: Place) -> tuple[str, int]:
-    """Ask one Sentinel after the other where the master is now."""
+    """Ask the Sentinels, one after the other, for the address of the master."""
     options, secret = place.options, place.options.sentinel_password
     who = {"password": secret.get_secret_value() if secret is not None else None}
     trouble: Exception | None = None
@@ -134,7 +142,7 @@ async def _master(place: Place) -> tuple[str, int]:
 
 
 async def _ask(sentinel: AbstractConnection, options: RedisOptions) -> Any:
-    """Return host and port of the master, None when this Sentinel does not know it."""
+    """Return host and port of the master; None when this Sentinel does not know it."""
     try:
         async with asyncio.timeout(options.connect_timeout):
             await sentinel.send_command(

@@ -1,11 +1,10 @@
-"""Names of keys: which queue's, and what they hold.
+"""The names of keys: the queue, and what they hold.
 
     mq:{orders}:r      mq:{orders}.dlq:r      mq:{orders}.quarantine:r
 
-What stands in braces decides the slot in a cluster: a queue, its dead letters and its quarantine
-share one, so a Move between them is one step. The eleven keys of a queue always go to a script
-together and in this order, as `common.lua` expects them; their meaning is told in
-`docs/backends/redis.md`.
+In a cluster the part in braces decides the slot. A queue, its dead letters and its quarantine share
+one, so a Move between them is one step. A script always gets the eleven keys of a queue together
+and in this order, as `common.lua` expects them. `docs/backends/redis.md` explains them.
 """
 
 __all__ = ["KINDS", "Keys"]
@@ -17,7 +16,8 @@ _EXTENSIONS = (".dlq", ".quarantine")
 class Keys:
     """The keys under one prefix.
 
-    With `tag` all queues share one slot; `spread` says that slots matter: this is a cluster.
+    With `tag` all queues share one slot. `spread` says that slots matter, because this is a
+    cluster.
     """
 
     def __init__(self, prefix: str, tag: str | None = None, *, spread: bool = False) -> None:
@@ -30,12 +30,12 @@ class Keys:
         """Return the eleven keys of a queue."""
         found = self._known.get(queue)
         if found is None:
-            base, extension = self._base(queue)
+            base, extension = self._split(queue)
             stem = f"{self._prefix}:{{{base}}}{extension}"
             if self._tag is not None:
                 stem = f"{self._prefix}:{{{self._tag}}}:{queue}"
             found = tuple(f"{stem}:{kind}" for kind in KINDS)
-            if len(self._known) < 10_000:  # noqa: PLR2004 - more names than any topology has are a stream of temporary ones
+            if len(self._known) < 10_000:  # noqa: PLR2004 - beyond this many, names come from temporary queues
                 self._known[queue] = found
         return found
 
@@ -44,15 +44,15 @@ class Keys:
         return self.of(queue)[KINDS.index(kind)]
 
     def group(self, queue: str) -> str:
-        """Return what queues have in common that one call may touch together."""
-        return self._base(queue)[0] if self._spread and self._tag is None else ""
+        """Return a name for the queues that one call may touch together."""
+        return self._split(queue)[0] if self._spread and self._tag is None else ""
 
     def kick(self, group: str) -> str:
-        """Return the stem of a key that is in the slot of a group."""
+        """Return the beginning of a key that is in the slot of a group."""
         return f"{self._prefix}:{{{self._tag or group}}}:kick"
 
-    def _base(self, queue: str) -> tuple[str, str]:
-        """Part a name into that of the work queue and what stands behind it, for instance `.dlq.quarantine`."""
+    def _split(self, queue: str) -> tuple[str, str]:
+        """Split a name into that of the work queue and its extension, for example `.quarantine`."""
         base = queue
         while base.endswith(_EXTENSIONS):
             base = base.rpartition(".")[0]

@@ -1,7 +1,7 @@
-"""What an URL such as `redis://user:password@host:6379/0?prefix=mq` and its options say.
+"""The options of a URL such as `redis://user:password@host:6379/0?prefix=mq`.
 
-We read the URL ourselves: redis-py takes any argument of its own from an URL's query, retries among
-them, and never gets ours.
+The driver reads the URL itself: redis-py would accept any of its own arguments from the query,
+retries among them.
 """
 
 import re
@@ -30,14 +30,14 @@ _KINDS: dict[str, _Kind] = {
 class RedisOptions(Options):
     """Options of the Redis backend; times in seconds.
 
-    `db`: number of the database, as the path of a URL is; for a local socket, whose path is the
-    socket, it is the only way. `prefix` begins every key. `tag` puts all queues into one slot of a
-    cluster: a Move between any two of them is one step, and they all live on one node.
-    `dedup_window` and `dedup_size`: how long, and how many of the last ids, each queue remembers
-    what was published to it, whichever ends first. `max_delay`: a longer delay is refused.
-    `assume_durability`: what the operator states of a server that does not let us look. `master`
-    and `sentinel_password`: for `redis+sentinel`. `cafile`, `certfile`, `keyfile`, `server_name`:
-    for TLS, which `rediss` has, and `tls=true` gives to Sentinel and Cluster.
+    `db`: number of the database, as the path of a URL is. With a local socket, whose path is the
+    socket, it is the only way. `prefix`: begins every key. `tag`: puts all queues into one slot of
+    a cluster, so that a Move between any two of them is one step; then they are all on one node.
+    `dedup_window` and `dedup_size`: how long, and for how many messages, each queue remembers the
+    ids that were published to it; whichever limit is reached first. `max_delay`: a longer delay is
+    refused. `assume_durability`: what the operator states about a server that does not let us ask.
+    `master` and `sentinel_password`: for `redis+sentinel`. `cafile`, `certfile`, `keyfile`,
+    `server_name`: for TLS, which `rediss` has, and which `tls=true` gives to Sentinel and Cluster.
     """
 
     db: int | None = Field(default=None, ge=0, le=9999)
@@ -59,7 +59,7 @@ class RedisOptions(Options):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the server is, who we are there, and the options that hold there.
+    """The address of the server, the credentials, and the options.
 
     `shown` names it in errors.
     """
@@ -76,9 +76,9 @@ class Place:
 
 
 def read(url: str, options: RedisOptions) -> Place:
-    """Return what an URL says.
+    """Read a URL.
 
-    Raises `ConfigurationError`, without secrets, when it says nothing that could be meant.
+    Raises `ConfigurationError`, without secrets, when it is not valid.
     """
     parts = urlsplit(url)
     kind = _KINDS.get(parts.scheme, "tcp")

@@ -1,8 +1,8 @@
-"""A look at the live server: what it is, what survives on it, and what an operator should know.
+"""What the live server is, what survives on it, and what an operator should know.
 
-What a confirmed message survives is told by the append-only file and how often it is written
-through. CONFIG tells all of it and is often denied; INFO tells half and may be denied too; then the
-least is assumed, or what the operator states.
+The append-only file, and how often it is synced, decide what a confirmed message survives. CONFIG
+answers all of it and is often denied. INFO answers half of it and may be denied too. Then the least
+is assumed, or what the operator states.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from mqcore.spi import Capabilities, Capability, ConfigurationError, Durability, Level, Support
 from mqcore_redis.link import Answer
 from mqcore_redis.options import Place, RedisOptions
-from mqcore_redis.session import Session, told
+from mqcore_redis.session import Session, raise_if_error
 
 __all__ = ["RIGHTS", "denied", "probe"]
 
@@ -26,19 +26,19 @@ _CONFIG = (
 )
 _NEARLY_FULL = 0.8
 _DENIED = ("permission", "can't run this command")
-"""How servers say that a user lacks a right, the second from inside a script of 7.0."""
+"""Texts of a server when a right is missing; the second comes from inside a script of 7.0."""
 RIGHTS = (
     "~PREFIX:* +@read +@write +@scripting +@connection +time +info +config|get, in a "
     "cluster +cluster|slots"
 )
-Facts = Mapping[str, str]
+Fields = Mapping[str, str]
 
 
 async def probe(session: Session) -> Capabilities:
     """Return what the server can do.
 
-    Raises `ConfigurationError` for one that is too old, the driver's own exception for rights that
-    are missing, and `ReadOnlyError` for a replica, which may be a master later.
+    Raises `ConfigurationError` for a server that is too old, the driver's own exception for missing
+    rights, and `ReadOnlyError` for a replica, which may become a master later.
     """
     place, cluster = session.place, session.place.kind == "cluster"
     infos, configs = await session.main.everywhere(("INFO",), ("CONFIG GET", *_CONFIG))
@@ -61,11 +61,11 @@ async def probe(session: Session) -> Capabilities:
 
 
 def denied(error: ResponseError) -> bool:
-    """Whether the server says that a right is missing."""
+    """Return whether the server says that a right is missing."""
     return any(words in str(error) for words in _DENIED)
 
 
-def _server(info: Facts) -> str:
+def _server(info: Fields) -> str:
     product = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = info.get("valkey_version") or info.get("redis_version", "")
     if version and tuple(int(part) for part in info["redis_version"].split(".")[:2]) < _OLDEST:
@@ -103,9 +103,12 @@ def _supports(
 
 
 def _durability(
-    info: Facts, config: Facts, options: RedisOptions
+    info: Fields, config: Fields, options: RedisOptions
 ) -> tuple[Durability, dict[str, str | bool]]:
-    """Return what a confirmed message survives, and why: by CONFIG, or by what INFO tells of it, or as it is stated."""
+    """Return what a confirmed message survives, and why.
+
+    By CONFIG, by the part of it that INFO has, or as the operator states it.
+    """
     facts = {
         "maxmemory": info.get("maxmemory", "0"),
         "maxmemory-policy": info.get("maxmemory_policy", "noeviction"),
@@ -136,8 +139,8 @@ def _durability(
     return (Durability.MEMORY if lossy else durability), why
 
 
-def _warnings(info: Facts, facts: Facts) -> tuple[list[str], list[str]]:
-    """Return what takes messages away while the server runs, and what else an operator should know."""
+def _warnings(info: Fields, facts: Fields) -> tuple[list[str], list[str]]:
+    """Return which settings lose messages while the server runs, and other warnings."""
     limit, policy = int(facts["maxmemory"]), facts["maxmemory-policy"]
     lossy, others = [], []
     if limit and policy != "noeviction":
@@ -158,24 +161,24 @@ def _warnings(info: Facts, facts: Facts) -> tuple[list[str], list[str]]:
 
 
 def _info(answer: Answer) -> dict[str, str]:
-    """Return what INFO says; nothing when it is denied. Raises what else went wrong."""
+    """Return the fields of INFO, or nothing when it is denied. Raises other errors."""
     if isinstance(answer, bytes):
         lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines())
         return {name: value for name, mark, value in lines if mark}
-    return _told(answer)
+    return _parsed(answer)
 
 
 def _config(answer: Answer) -> dict[str, str]:
-    """Return what CONFIG GET says; nothing when it is denied or was taken out of the server."""
+    """Return the settings of CONFIG GET, or nothing when it is denied or disabled."""
     if isinstance(answer, list):
         words = [bytes(word).decode(errors="replace") for word in answer]
         found = dict(zip(words[::2], words[1::2], strict=True))
         return {name: found[name] for name in _CONFIG if name in found}
-    return _told(answer)
+    return _parsed(answer)
 
 
-def _told(answer: Answer) -> dict[str, str]:
-    """Return what a cluster's client has read already; nothing of a refusal."""
+def _parsed(answer: Answer) -> dict[str, str]:
+    """Return what a cluster's client has parsed already; nothing for a refusal."""
     if isinstance(answer, ResponseError):
         return {}
-    return {str(name): str(value) for name, value in told(answer).items()}
+    return {str(name): str(value) for name, value in raise_if_error(answer).items()}

@@ -1,14 +1,14 @@
-r"""A message as it stands in Redis: one line of JSON with everything but the body, then the body, byte for byte.
+r"""A message as it is stored in Redis: a line of JSON with all fields, then the body.
 
-    {"id": "9f...", "content_type": "application/json", "headers": {...}, "mq-attempt": "1", ...}\\n<body>
+    {"id": "9f...", "content_type": "application/json", "headers": {...}, ...}\\n<body>
 
-A record that the server itself has dead-lettered (overflow) has a line more in front, which says
-why; each time one more:
+When the server itself dead-letters a record (overflow), it puts a line with the reason before it,
+once more each time:
 
     !{"queue": "orders", "at": "1763..."}\\n{"id": ...}\\n<body>
 
-What is not there has its default, so a body that a plain client has pushed is a first attempt of
-priority 5.
+A field that is missing has its default. So a body that a plain client has pushed is a first attempt
+of priority 5.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 
 from mqcore.spi import Message, Outgoing, overflowed, pack, unpack
 
-__all__ = ["decode", "encode", "name_of", "read", "wanted"]
+__all__ = ["decode", "encode", "name_of", "read", "store_options"]
 
 _PLAIN = ("content_type", "correlation_id", "reply_to")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -27,9 +27,9 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def encode(message: Message) -> bytes:
-    """Return a message's record.
+    """Return the record of a message.
 
-    Its expiry is not in it: that is the queue's, by the server's clock.
+    Its expiry is not in it: the queue stores that, by the server's clock.
     """
     fields: dict[str, Any] = {"id": message.id}
     fields.update((name, value) for name in _PLAIN if (value := getattr(message, name)) is not None)
@@ -42,20 +42,18 @@ def encode(message: Message) -> bytes:
 
 
 def decode(record: bytes, expires: bytes) -> Message:
-    """Return the message of a record; `expires` is in the server's microseconds, empty for never.
+    """Return the message of a record.
 
-    Never raises.
+    `expires` is in microseconds of the server, empty for never. Never raises.
     """
     return read(record, expires)[0]
 
 
 def read(record: bytes, expires: bytes) -> tuple[Message, str]:
-    """Return the message of a record, and what is wrong with the record, empty when nothing is.
+    """Return the message of a record, and what is wrong with the record, or an empty text.
 
-    Never raises.
-
-    A record that is not as `encode` writes it is a message whose body is all of it. Core
-    dead-letters it.
+    Never raises. A record that `encode` did not write becomes a message with all of it as its body,
+    which core dead-letters.
     """
     try:
         message = _read(record, expires)
@@ -68,7 +66,7 @@ def read(record: bytes, expires: bytes) -> tuple[Message, str]:
 
 
 def _check(message: Message) -> None:
-    """Raise `TypeError` for a field of another type than `Message` says: JSON may hold anything."""
+    """Raise `TypeError` for a field of a wrong type: JSON may contain anything."""
     death = message.death
     texts = [message.id, *message.headers.values()]
     texts += [text for name in _PLAIN if (text := getattr(message, name)) is not None]
@@ -104,15 +102,18 @@ def _read(record: bytes, expires: bytes) -> Message:
 
 
 def name_of(message: Message) -> str:
-    """Return the name of a stored copy for the dedup window: the id, with hop and lineage before it where it was moved."""
+    """Return the name of a stored copy for the dedup window.
+
+    It is the id, with hop and lineage before it when the message was moved.
+    """
     if not message.hop and not message.lineage:
         return message.id
-    # an id has no spaces, so no name is another's
+    # an id has no spaces, so names are unique
     return f"{message.hop} {message.lineage} {message.id}"
 
 
-def wanted(out: Outgoing, since: int | None = None) -> str:
-    """Return how a copy is to be stored, as `wanted` of `common.lua` reads it; times in microseconds.
+def store_options(out: Outgoing, since: int | None = None) -> str:
+    """Return how a copy is to be stored, as `common.lua` reads it; times in microseconds.
 
     `since`: it counts as a duplicate only if it was stored after this number, as the successor of a
     Move does.
@@ -125,4 +126,5 @@ def wanted(out: Outgoing, since: int | None = None) -> str:
         ttl = str(max(round(out.ttl * 1e6), 0))
     elif message.expires_at is not None:
         expires = str(max(round(message.expires_at * 1e6), 0))
-    return f"{priority},{delay},{ttl},{expires},{1 if message.hop else ''},{'' if since is None else since}"
+    moved, after = "1" if message.hop else "", "" if since is None else since
+    return f"{priority},{delay},{ttl},{expires},{moved},{after}"

@@ -1,4 +1,4 @@
-"""What was claimed or shown, as the scripts answer it: rows, read."""
+"""Reading what scripts answer: rows of claimed or shown messages."""
 
 import secrets
 from collections.abc import Sequence
@@ -11,14 +11,18 @@ __all__ = ["aged", "deliveries", "entries", "token"]
 
 
 def token() -> str:
-    """Return the fencing token of a claim: nobody has had it, and no counter that a server lost can bring it again."""
+    """Return the fencing token of a claim.
+
+    It is random, so a server that lost data cannot give it out again.
+    """
     return secrets.token_urlsafe(9)
 
 
 def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
-    """Read rows of receipt, record, expiry and takeovers, which are empty for what was never handed out.
+    """Read rows of receipt, record, expiry and takeovers.
 
-    A `*` after the takeovers says that one who was lost with it had noted that a handler starts.
+    Takeovers are empty for a message that was never handed out. A `*` after them says that a holder
+    that was lost had noted the start of a handler.
     """
     at, words, found = int(now), iter(rows), []
     for receipt, record, expires, taken in zip(words, words, words, words, strict=True):
@@ -34,7 +38,10 @@ def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
 
 
 def aged(delivery: Delivery, age: float) -> Delivery:
-    """Return a delivery as it is so many seconds after its claim was sent: the server had read its clock later than that (G6)."""
+    """Return a delivery as it is `age` seconds after its claim was sent.
+
+    The server read its clock later than that, so a message never seems to live too long (G6).
+    """
     return (
         delivery
         if delivery.expires_in is None
@@ -43,7 +50,7 @@ def aged(delivery: Delivery, age: float) -> Delivery:
 
 
 def entries(now: bytes, rows: Sequence[bytes]) -> list[Entry]:
-    """Read rows of kind, score, entry, record and expiry: `r` is ready, `d` delayed until its score."""
+    """Read rows of kind, score, entry, record and expiry. Kind `d` is delayed until its score."""
     at, words, found = int(now), iter(rows), []
     for kind, score, entry, record, expires in zip(words, words, words, words, words, strict=True):
         key, message = b"/".join((kind, score, entry)).decode(), decode(record, expires)

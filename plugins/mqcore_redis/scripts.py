@@ -1,6 +1,6 @@
-"""The scripts, as the server gets them: the first line, which may have flags, what is common to all, then the rest.
+"""The scripts as the server gets them: the line with the flags, the common part, the script.
 
-A script's name is the digest of its text, so two versions of this library never meet in one script.
+The name of a script is the digest of its text, so two versions of this library never share one.
 """
 
 from functools import cache

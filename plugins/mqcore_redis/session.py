@@ -1,6 +1,7 @@
-"""The scripts run: by their digest, and once more by their text when the server has forgotten them (NOSCRIPT: nothing ran).
+"""Running scripts by their digest, and by their text when the server has forgotten them.
 
-A session lives from `open` to `close` of the backend, or until its connection breaks.
+NOSCRIPT says that nothing ran. A session lives from `open` to `close` of the backend, or until its
+connection breaks.
 """
 
 import asyncio
@@ -19,11 +20,11 @@ from mqcore_redis.link import PATIENCE, Answer, Deadlines, Link
 from mqcore_redis.options import Place
 from mqcore_redis.scripts import NAMES, script
 
-__all__ = ["Call", "Session", "told"]
+__all__ = ["Call", "Session", "raise_if_error"]
 
 
 class Call(NamedTuple):
-    """A script to be run, its keys and its arguments."""
+    """A script to run, its keys and its arguments."""
 
     name: str
     keys: Sequence[str]
@@ -31,7 +32,10 @@ class Call(NamedTuple):
 
 
 class Session:
-    """Connections to one server, made by `open`; `lost` is called once when the first of them breaks."""
+    """The connections to one server, made by `open`.
+
+    `lost` is called once, when the first of them breaks.
+    """
 
     def __init__(self, place: Place, lost: Callable[[Exception], None]) -> None:
         self.place = place
@@ -54,12 +58,12 @@ class Session:
             *(("SCRIPT LOAD", script(name).text) for name in NAMES)
         ):
             for answer in answers:
-                told(answer)
+                raise_if_error(answer)
 
     async def connect(self, patience: int = PATIENCE) -> Link | ClusterLink:
-        """Return a connection more, for what blocks; it is closed with the session.
+        """Return one more connection, for a command that blocks. It is closed with the session.
 
-        A cluster has the one alone.
+        A cluster has a single one.
         """
         if self.place.kind == "cluster":
             if not self._links:
@@ -74,7 +78,7 @@ class Session:
         return link
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self.error = self.error or ConnectionLost("open it again")
         links, self._links = self._links, []
         try:
@@ -84,7 +88,10 @@ class Session:
                 await self._client.aclose()
 
     def client(self) -> Redis | RedisCluster:
-        """Return redis-py's client for the application: with its own connections, or that of the cluster."""
+        """Return redis-py's client for the application.
+
+        It has its own connections, or is the client of the cluster.
+        """
         if isinstance(self.main, ClusterLink):
             return self.main.client
         if self._client is None:
@@ -92,7 +99,7 @@ class Session:
         return self._client
 
     def broken(self, error: Exception) -> None:
-        """Take note that the session has come to its end: a connection broke, or the server is a master no more."""
+        """End the session: a connection broke, or the server is a replica now."""
         if self.error is None:
             self.error = error
             self.on_broken()
@@ -105,7 +112,7 @@ class Session:
             raise ConnectionLost(text) from self.error
 
     def missing(self, queue: str) -> QueueNotFound:
-        """Return the error for a queue that is not there."""
+        """Return the error for a queue that does not exist."""
         return QueueNotFound(
             f"there is no queue {queue!r} at {self.place.shown}, or it was deleted"
         )
@@ -113,16 +120,19 @@ class Session:
     async def command(self, *command: Any) -> Answer:
         """Run one plain command. Raises its error."""
         self.check()
-        return told(await self.main.call(*command))
+        return raise_if_error(await self.main.call(*command))
 
     async def run(self, name: str, keys: Sequence[str], *args: Any) -> Answer:
         """Run one script. Raises its error."""
         self.check()
         (answer,) = await self.gather([Call(name, keys, args)])
-        return told(answer)
+        return raise_if_error(answer)
 
     async def ask(self, name: str, queue: str, *args: Any, also: str = "") -> Answer:
-        """Run a script on one queue, or on it and a second one; raises `QueueNotFound` where the script says so."""
+        """Run a script on one queue, or on it and a second one.
+
+        Raises `QueueNotFound` when the queue does not exist.
+        """
         keys = self.keys.of(queue) + (self.keys.of(also) if also else ())
         answer = await self.run(name, keys, *args)
         if answer == -1:
@@ -130,11 +140,17 @@ class Session:
         return answer
 
     def tell(self, name: str, queue: str) -> None:
-        """Run a script on one queue whose answer nobody needs, nor the retry that a digest may take: by its text."""
+        """Run a script on one queue without waiting for its answer.
+
+        It is sent as text, because a missing digest would go unnoticed.
+        """
         self._evaluate(Call(name, self.keys.of(queue), ()), by_text=True)
 
     async def gather(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer]:
-        """Run scripts in their order; an answer for each, an exception among them, None for what has none by the deadline."""
+        """Run scripts in their order, and return an answer for each.
+
+        An answer may be an exception. It is None when there is none by the deadline.
+        """
         if not calls:
             return []
         answers = await self._wait([self._evaluate(call) for call in calls], deadline)
@@ -163,8 +179,8 @@ class Session:
         return [await future for future in futures]
 
 
-def told(answer: Answer) -> Answer:
-    """Return an answer, or raise it where it is an error."""
+def raise_if_error(answer: Answer) -> Answer:
+    """Return an answer, or raise it when it is an error."""
     if isinstance(answer, BaseException):
         raise answer
     return answer

@@ -1,10 +1,11 @@
 """One consumer of one queue: it claims, sleeps until there may be something, and claims again.
 
-A claim runs in a task of its own, and who waits for it may be cancelled: what it brings is for the
-next `receive`, if that has begun by then, and goes back at once if not: who drains asks no more,
-and closes much later. Time is not waited for at the server: the answer to a claim says when a delay
-or a lease ends next, and our own timer is precise. Once a second an idle or a full consumer looks
-in any case, all of a session at the same moment, so that their claims leave in one write.
+A claim runs in a task of its own, because `receive` may be cancelled. What the claim brings then
+goes to the next `receive` if that has begun by then, and back to the queue if not: a consumer that
+drains calls `receive` no more, and closes much later. The server does not wait for time. The answer
+to a claim says when a delay or a lease ends next, and the timer here is precise. Once a second an
+idle or full consumer claims in any case. All consumers of a session do so at the same moment, so
+that their claims leave in one write.
 """
 
 import asyncio
@@ -14,20 +15,22 @@ from contextlib import suppress
 from mqcore.spi import ConnectionLost, Delivery, Done, Settled, Settlement, Stale, Subscription
 from mqcore_redis.batches import MESSAGES, Batches
 from mqcore_redis.rows import aged, deliveries, token
-from mqcore_redis.session import Call, Session, told
+from mqcore_redis.session import Call, Session, raise_if_error
 from mqcore_redis.waker import Waker
 
 __all__ = ["RedisSubscription"]
 
 POLL = 1.0
-"""Seconds between two looks of an idle consumer: a lease that nobody knew of is taken over this late.
+"""Seconds between two claims of an idle consumer.
+
+A lease that ends without a timer of ours is noticed this late.
 """
 _LAST_CALLS = 1.0
-"""Seconds that `close` may take to give back what is on its way."""
+"""Seconds that `close` may take to return what is under way."""
 
 
 class RedisSubscription(Subscription):
-    """Made by `Consumers.subscribe`, which calls `start`."""
+    """Created by `Consumers.subscribe`, which calls `start`."""
 
     def __init__(
         self,
@@ -46,37 +49,36 @@ class RedisSubscription(Subscription):
         self._loop = asyncio.get_running_loop()
         self._born = b""
         self._held: dict[bytes, float] = {}
-        """What is out, until when by our clock: a renewal by another instance is not seen here."""
+        """Unsettled claims, and their ends by our clock. Another instance may have renewed them."""
         self._arrived: list[tuple[float, Delivery]] = []
-        """What nobody has been handed yet, and when its claim was sent."""
+        """Deliveries that were not handed out yet, and when their claims were sent."""
         self._claiming: asyncio.Task[None] | None = None
         self._awake = asyncio.Event()
         self._next = 0.0
-        self._looked = 0.0
-        self._wanted = False
-        """Whether a `receive` is there for what a claim brings: not after it was cancelled."""
+        self._claimed_at = 0.0
+        self._is_receiving = False
+        """Whether a `receive` waits for what a claim brings: not after it was cancelled."""
         self._open = True
 
     async def start(self) -> None:
-        """Register. Raises `QueueNotFound`."""
+        """Check that the queue exists. Raises `QueueNotFound`."""
         await self._fetch(0)
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Claim, or wait until there is something to claim.
 
-        Raises `QueueNotFound` once the queue was deleted.
+        Raises `QueueNotFound` when the queue was deleted.
         """
         if not self._open:
             raise ConnectionLost(
                 f"the subscription of queue {self.queue!r} is closed; subscribe again"
             )
-        self._wanted = True
+        self._is_receiving = True
         try:
             return await self._receive(limit, self._loop.time() + timeout)
-        except (
-            asyncio.CancelledError
-        ):  # we may have been woken, or mind the next delay: let another look instead
-            self._wanted = False
+        except asyncio.CancelledError:
+            # This consumer may have been woken, or mind the next delay: another one claims instead.
+            self._is_receiving = False
             if self._arrived and self._open:
                 self._start(self._give_back())
             self._waker.pass_on(self.queue)
@@ -87,20 +89,20 @@ class RedisSubscription(Subscription):
             self._session.check()
             self._awake.clear()
             room = await self._room(limit)
-            if self._open and not self._arrived and (room > 0 or self._is_look_due()):
+            if self._open and not self._arrived and (room > 0 or self._is_check_due()):
                 await self._claim(max(room, 0))
             if not self._open:
-                break  # what the last claim brought is given back by who closes
+                break  # `end` returns what the last claim brought
             if got := self._hand_out(limit):
                 return got
             now = self._loop.time()
             if now >= deadline:
                 return []
-            await self._sleep(min(deadline, self._look_again(now, room)) - now, full=room <= 0)
+            await self._sleep(min(deadline, self._next_claim(now, room)) - now, full=room <= 0)
         return []
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
-        """Settle a batch; an outcome for each, `Unknown` for what has no answer in time."""
+        """Settle a batch. Each outcome without an answer in time is `Unknown`."""
         self._session.check()
         settled = await self._batches.settle(self.queue, batch, self._loop.time() + timeout)
         for settlement, ending in zip(batch, settled, strict=True):
@@ -110,13 +112,16 @@ class RedisSubscription(Subscription):
         return settled
 
     async def close(self) -> None:
-        """End a waiting `receive`; what it has not got goes back as it was, what is still held goes back as taken over."""
+        """End a waiting `receive`.
+
+        What was not handed out returns unmarked. What is unsettled returns as taken over.
+        """
         await self.end(lost=True)
 
     async def end(self, *, lost: bool) -> None:
         """Close.
 
-        Without `lost`, what is held is kept until its lease ends: its handlers may still settle it.
+        Without `lost`, claims hold until their leases end: their handlers may still settle them.
         """
         if not self._open:
             return
@@ -134,13 +139,16 @@ class RedisSubscription(Subscription):
                 await self._session.gather([*back, self._call(0, last=True)])
 
     def wake(self) -> None:
-        """Look whether there is something."""
+        """Claim now, because there may be something."""
         self._awake.set()
 
     # The steps of a receive
 
     async def _room(self, limit: int) -> int:
-        """Return how many may be claimed: an ended lease holds nothing, but who renews does not tell us."""
+        """Return how many messages may be claimed.
+
+        An ended lease takes no room. Another instance may have renewed it, so the server is asked.
+        """
         now = self._loop.time()
         over = [receipt for receipt, ends in self._held.items() if ends <= now]
         if over and self._prefetch - len(self._held) < limit:
@@ -154,21 +162,19 @@ class RedisSubscription(Subscription):
 
     async def _claim(self, room: int) -> None:
         try:
-            if (
-                self._claiming is not None and not self._claiming.done()
-            ):  # of a receive that was cancelled
+            # a claim of a receive that was cancelled may be under way
+            if self._claiming is not None and not self._claiming.done():
                 await asyncio.shield(self._claiming)
             if self._open and not self._arrived:
                 await asyncio.shield(self._start(self._fetch(room)))
         except Exception:
-            self._leave()  # core takes a new subscription: this one is no consumer any more
+            self._leave()  # core creates a new subscription
             raise
 
     def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         self._claiming = asyncio.create_task(work)
-        self._claiming.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # maybe nobody waits
+        # its exception counts as seen, also when no receive waits for it
+        self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._claiming
 
     def _leave(self) -> None:
@@ -178,24 +184,24 @@ class RedisSubscription(Subscription):
     async def _fetch(self, room: int) -> None:
         before = self._loop.time()
         (answer,) = await self._session.gather([self._call(room)])
-        if told(answer) == -1:
+        if raise_if_error(answer) == -1:
             raise self._session.missing(self.queue)
         self._born, now, soonest, rows = answer
-        self._looked = self._loop.time()
-        self._next = self._looked + soonest / 1e6 if soonest >= 0 else float("inf")
+        self._claimed_at = self._loop.time()
+        self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
         arrived = deliveries(now, rows)
         self._arrived += [(before, delivery) for delivery in arrived]
         self._held |= dict.fromkeys(
             (delivery.receipt for delivery in arrived), before + self._lease
         )
-        if self._arrived and not self._wanted and self._open:
+        if self._arrived and not self._is_receiving and self._open:
             await self._give_back()
 
     async def _give_back(self) -> None:
         await self._session.gather(self._batches.abandoning(self.queue, self._unseen(), ()))
 
     def _unseen(self) -> list[bytes]:
-        """Return what has arrived and will not be handed out; it is ours no more."""
+        """Return and forget what has arrived and will not be handed out."""
         unseen, self._arrived = [delivery.receipt for _, delivery in self._arrived], []
         for receipt in unseen:
             self._held.pop(receipt, None)
@@ -206,7 +212,7 @@ class RedisSubscription(Subscription):
         return Call("claim", self._session.keys.of(self.queue), args)
 
     def _hand_out(self, limit: int) -> list[Delivery]:
-        """Give what has arrived, unless its lease ended while nobody asked for it."""
+        """Hand out what has arrived, unless its lease has ended meanwhile."""
         now = self._loop.time()
         got, self._arrived = self._arrived[:limit], self._arrived[limit:]
         return [
@@ -215,14 +221,17 @@ class RedisSubscription(Subscription):
             if self._held.get(delivery.receipt, now) > now
         ]
 
-    def _look_again(self, now: float, room: int) -> float:
+    def _next_claim(self, now: float, room: int) -> float:
         phase = self._waker.phase
         soonest = self._next if room > 0 else min(self._held.values())
         return min(soonest, (now + phase) // POLL * POLL + POLL - phase)
 
-    def _is_look_due(self) -> bool:
-        """Whether a full consumer asks for nothing, to hear that its queue was deleted by another process."""
-        return self._loop.time() - self._looked >= POLL
+    def _is_check_due(self) -> bool:
+        """Return whether a full consumer should claim nothing.
+
+        So it notices that another process has deleted its queue.
+        """
+        return self._loop.time() - self._claimed_at >= POLL
 
     async def _sleep(self, delay: float, *, full: bool) -> None:
         if not full:

@@ -1,4 +1,4 @@
-"""Queues made as they were declared; one that exists with other settings is told."""
+"""Creating queues as they were declared, and comparing those that exist."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,15 +14,14 @@ from mqcore.spi import (
 )
 from mqcore_redis.session import Session
 
-__all__ = ["alter", "counted", "declare"]
+__all__ = ["alter", "declare", "read_counts"]
 
 
 async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
-    """Create what is missing, all or none of those that share a slot.
+    """Create missing queues, all or none of those that share a slot.
 
-    Raises `TopologyMismatch`, `ConfigurationError`.
-
-    What is there already writes nothing, so a full server refuses only what is new.
+    Raises `TopologyMismatch` and `ConfigurationError`. A queue that exists writes nothing, so a
+    full server refuses only new ones.
     """
     keys = session.keys
     groups: dict[str, list[QueueSpec]] = {}
@@ -31,9 +30,8 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
             _check_slot(session, spec.name, spec.dead_letter)
         groups.setdefault(keys.group(spec.name), []).append(spec)
     listed = [spec.name for spec in specs if spec.role not in HIDDEN_ROLES]
-    await _list(
-        session, listed
-    )  # first: a listed queue that is missing is left out, one that is not listed is hidden
+    # First, because `count` leaves out a listed queue that is missing, but cannot find another.
+    await _list(session, listed)
     for group in groups.values():
         settings = [keys.one(spec.name, "q") for spec in group]
         clash = await session.run(
@@ -42,11 +40,11 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
         if clash:
             number, field, found = clash
             raise _mismatch(group[number - 1], field.decode(), found.decode())
-    await _list(session, listed)  # who deleted one of them meanwhile has taken its name out before
+    await _list(session, listed)  # a delete meanwhile has removed the name
 
 
 async def alter(session: Session, queue: str, settings: Alterations) -> None:
-    """Give a queue other settings.
+    """Change settings of a queue.
 
     Raises `QueueNotFound`, and `ConfigurationError` where a cluster cannot keep them.
     """
@@ -70,7 +68,7 @@ def _check_slot(session: Session, queue: str, letters: str | None) -> None:
 
 
 async def _list(session: Session, names: Sequence[str]) -> None:
-    """Make sure that queues are in the list of queues."""
+    """Make sure that queues are in the list of all queues."""
     if names:
         known = await session.command("SMISMEMBER", session.keys.queues, *names)
         if new := [name for name, there in zip(names, known, strict=True) if not there]:
@@ -78,20 +76,20 @@ async def _list(session: Session, names: Sequence[str]) -> None:
 
 
 def _fields(spec: QueueSpec) -> list[Any]:
-    """Return a spec as the script takes it."""
+    """Return a spec as the script reads it."""
     fields = ("name", "role", "ttl", "max_length", "overflow", "dead_letter", "retention")
     return [_word(field, getattr(spec, field)) for field in fields]
 
 
 def _word(field: str, value: Any) -> Any:
-    """Return a setting as the scripts take it: nothing for None, times in microseconds."""
+    """Return a setting as scripts read it: empty for None, times in microseconds."""
     if value is None:
         return ""
     return round(value * 1e6) if field in ("ttl", "retention") else value
 
 
-def counted(name: str, found: dict[str, Any]) -> QueueCounts:
-    """Read what the script has counted, with the settings of the queue."""
+def read_counts(name: str, found: dict[str, Any]) -> QueueCounts:
+    """Read the counts of the script, with the settings of the queue."""
     settings = {
         field: found.pop(field)
         for field in ("ttl", "retention", "max_length", "overflow")
@@ -114,7 +112,7 @@ _READ: dict[str, Callable[[str], Any]] = {"ttl": _seconds, "retention": _seconds
 
 
 def _mismatch(spec: QueueSpec, field: str, found: str) -> TopologyMismatch:
-    """Say how an existing queue differs from what was declared: the first field, and what the server has there."""
+    """Return the error for an existing queue whose `field` has another value."""
     have = _READ.get(field, str)(found) if found else None
     return mismatch(
         spec.name, field, have, getattr(spec, field), alterable=field in Alterations.__annotations__

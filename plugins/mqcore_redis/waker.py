@@ -1,10 +1,10 @@
-"""Who is idle, and one blocked connection that wakes them.
+"""Waking idle consumers by one blocked connection.
 
-A publish leaves a token on its queue's list `w`. One BLPOP waits for tokens of all queues at which
-somebody here is idle; a token wakes one consumer, which claims. A token that finds nobody idle any
-more is put back, for somebody elsewhere may be, and its queue is left out until it is idle again: a
-busy queue pays for no BLPOP. A BLPOP under way is never cancelled; a list of our own, among its
-keys, ends it when another queue becomes idle.
+A publish leaves a token on the list `w` of its queue. One BLPOP waits for tokens of all queues that
+have idle consumers here. A token wakes one consumer, which claims. A token without an idle consumer
+is put back, because another process may have one, and its queue is left out until it is idle again:
+a busy queue needs no BLPOP. A BLPOP under way is never cancelled. Its last key is a list of our
+own, which ends it when another queue becomes idle.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Protocol
 from mqcore.spi import new_id
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.link import Link
-from mqcore_redis.session import Session, told
+from mqcore_redis.session import Session, raise_if_error
 
 __all__ = ["Sleeper", "Waker"]
 
@@ -28,7 +28,7 @@ class Sleeper(Protocol):
     queue: str
 
     def wake(self) -> None:
-        """Look whether there is something."""
+        """Claim now, because there may be something."""
 
 
 class Waker:
@@ -38,7 +38,9 @@ class Waker:
         self._session, self._keys = session, session.keys
         self._kick = f"{self._keys.kick(group)}:{new_id()}"
         self.phase = random.random()
-        """When in a second its sleepers look by themselves: at the same moment, and not with those of other processes.
+        """When in a second idle consumers claim by themselves.
+
+        All of a session at the same moment, and not together with those of other processes.
         """
         self._idle: dict[str, dict[Sleeper, None]] = {}
         self._listened: dict[str, None] = {}
@@ -48,7 +50,7 @@ class Waker:
         self._link: Link | ClusterLink | None = None
 
     def enter(self, sleeper: Sleeper) -> None:
-        """Wake this one when a token comes."""
+        """Add an idle consumer, which a token of its queue may wake."""
         queue = sleeper.queue
         self._idle.setdefault(queue, {})[sleeper] = None
         self._listened[queue] = None
@@ -60,20 +62,23 @@ class Waker:
             self._session.main.call("EXPIRE", self._kick, 60)
 
     def leave(self, sleeper: Sleeper) -> None:
-        """Wake this one no more."""
+        """Remove a consumer that is not idle any more."""
         sleepers = self._idle.get(sleeper.queue, {})
         sleepers.pop(sleeper, None)
         if not sleepers:
             self._idle.pop(sleeper.queue, None)
 
     def forget(self, sleeper: Sleeper) -> None:
-        """Wake this one no more, and listen for its queue no more unless others are idle there."""
+        """Remove a consumer that ends.
+
+        Its queue is not listened to any more, unless others are idle there.
+        """
         self.leave(sleeper)
         if sleeper.queue not in self._idle:
             self._listened.pop(sleeper.queue, None)
 
     def pass_on(self, queue: str) -> None:
-        """Give a token to another who is idle here, or back to the queue."""
+        """Give a token to another idle consumer of the queue, or put it back."""
         sleepers = self._idle.get(queue)
         if sleepers:
             sleeper = next(iter(sleepers))
@@ -96,17 +101,17 @@ class Waker:
                 self._link = await self._session.connect(patience=BLOCK + 3)
             while self._idle and self._session.error is None:
                 await self._wait_once(self._link)
-        except Exception as error:  # noqa: BLE001 - whatever breaks here, nobody would be woken: the session is broken
+        except Exception as error:  # noqa: BLE001 - after any error no consumer would be woken: the session is broken
             self._session.broken(error)
 
     async def _wait_once(self, link: Link | ClusterLink) -> None:
         queues = list(self._listened)
         names = {self._keys.one(queue, "w"): queue for queue in queues}
         self._asked, self._kicked = frozenset(queues), False
-        answer = told(await link.call("BLPOP", *names, self._kick, BLOCK))
+        answer = raise_if_error(await link.call("BLPOP", *names, self._kick, BLOCK))
         self._asked = frozenset()
         queue = names.get(answer[0].decode()) if answer is not None else None
         if queue is not None:
             self._listened.pop(queue, None)
-            self._listened[queue] = None  # BLPOP serves the first key first: to the end with it
+            self._listened[queue] = None  # to the end, because BLPOP serves the first key first
             self.pass_on(queue)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mqcore.messages.message import Death, Message, Reason
 from mqcore.spi import Outgoing
-from mqcore_redis.records import decode, encode, name_of, read, wanted
+from mqcore_redis.records import decode, encode, name_of, read, store_options
 
 IDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=12)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -100,7 +100,7 @@ def test_a_record_nested_without_end_is_unreadable() -> None:
 @given(st.integers(0, 2**52))
 def test_an_expiry_is_the_servers_and_comes_back_exactly(moment: int) -> None:
     message = decode(encode(Message(id="a", body=b"")), str(moment).encode())
-    _, _, _, expires, _, _ = wanted(Outgoing("q", message)).split(",")
+    _, _, _, expires, _, _ = store_options(Outgoing("q", message)).split(",")
     assert int(expires) == moment
 
 
@@ -178,5 +178,5 @@ def test_no_name_is_anothers(one: Message, other: Message) -> None:
     ids=range(5),
 )
 def test_how_a_copy_is_wanted(out: Outgoing, text: str) -> None:
-    assert wanted(out) == text
-    assert wanted(out, 7) == f"{text}7"
+    assert store_options(out) == text
+    assert store_options(out, 7) == f"{text}7"

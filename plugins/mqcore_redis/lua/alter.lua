@@ -1,5 +1,7 @@
 #!lua flags=allow-oom
--- Gives a queue other settings: KEYS is its q alone. ARGV: names of fields and their values, nothing for none.
+-- Changes settings of a queue.
+-- KEYS: its q alone.
+-- ARGV: names of fields and their values, empty for none.
 -- Answer: -1 when the queue is missing. What it holds stays as it is.
 if call('EXISTS', KEYS[1]) == 0 then
   return -1

@@ -1,6 +1,8 @@
--- Adds bindings, all or none. KEYS: the bindings, their version. ARGV: bindings as JSON, in a canonical form. Without flags,
--- as `declare`: those that are there already write nothing.
--- Answer: nothing, or a router, the kind that it has, and the one that it should have as well.
+-- Adds bindings, all or none.
+-- KEYS: the bindings, their version.
+-- ARGV: bindings as JSON, in a canonical form. Without flags, as `declare`: bindings that exist
+-- write nothing.
+-- Answer: nothing, or a router, its kind, and the kind of the binding that does not fit.
 local kinds, fresh = {}, {}
 local function check(text)
   local binding = cjson.decode(text)

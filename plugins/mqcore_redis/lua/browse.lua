@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- Shows a page in the order of delivery, then the delayed by due time. ARGV: limit, and where the last page ended:
--- kind (r or d), score, entry; a token for what is taken in. Answer: -1 when the queue is missing, else now and rows of
--- kind, score, entry, record, expiry.
+-- Shows a page in the order of delivery, then the delayed by due time.
+-- ARGV: limit, and where the last page ended: kind (r or d), score, entry; a token for ids of
+-- pushed messages.
+-- Answer: -1 when the queue is missing, else now and rows of kind, score, entry, record, expiry.
 local queue = open(1)
 if not queue then
   return -1
@@ -13,7 +14,8 @@ take_in(queue, limit, ARGV[5])
 local function show(line)
   local from = 0
   while count < limit do
-    local found = call('ZRANGEBYSCORE', queue[line], score, '+inf', 'WITHSCORES', 'LIMIT', from, limit)
+    local range = { queue[line], score, '+inf', 'WITHSCORES', 'LIMIT', from, limit }
+    local found = call('ZRANGEBYSCORE', unpack(range))
     if #found == 0 then
       return true
     end
@@ -26,7 +28,8 @@ local function show(line)
         if size > BYTES and count > 0 then
           return false
         end
-        for _, value in ipairs({ line, at, entry, record or '', call('ZSCORE', queue.x, entry) or '' }) do
+        local expires = call('ZSCORE', queue.x, entry) or ''
+        for _, value in ipairs({ line, at, entry, record or '', expires }) do
           rows[#rows + 1] = value
         end
         count = count + 1

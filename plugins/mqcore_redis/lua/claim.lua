@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Leases up to `limit` ready messages, the highest priority first, no more than fit into BYTES (but one).
+-- Leases up to `limit` ready messages, the highest priority first, no more than fit into BYTES (but
+-- one).
 -- ARGV: born (or nothing), limit, lease, token, and 1 where this is the consumer's last call.
--- Answer: -1 when the queue is missing or another of the same name; else born, now, microseconds until time changes
--- something (-1: never), rows.
+-- Answer: -1 when the queue is missing or another of the same name; else born, now, microseconds
+-- until time changes something (-1: never), rows.
 local queue = open(1)
 if not queue or (ARGV[1] ~= '' and ARGV[1] ~= queue.born) then
   return -1
@@ -20,7 +21,8 @@ if limit > 0 then
       break
     end
     entries[#entries + 1] = found[index]
-    places[#places + 1] = format('%.0f', tonumber(found[index + 1]) - level_of(found[index]) * LEVEL)
+    local place = tonumber(found[index + 1]) - level_of(found[index]) * LEVEL
+    places[#places + 1] = format('%.0f', place)
   end
   each('ZREM', queue.r, entries)
 end
@@ -33,14 +35,15 @@ for _, kind in ipairs({ 'd', 'l' }) do
     soonest = math.max(tonumber(first[2]) - now, 0)
   end
 end
-if #rows > 0 or is_last then -- who goes may have been the one that was woken
+if #rows > 0 or is_last then -- a consumer that ends may have been woken
   if something_to_do(queue) then
     wake(queue)
   else
-    call('UNLINK', queue.w) -- nothing is left to be woken for
+    call('UNLINK', queue.w) -- there is nothing to wake a consumer for
   end
 end
-if queue.role == 'temporary' and (#rows > 0 or call('TTL', queue.q) < 0.9 * IDLE) then -- an idle look writes nothing
+-- an idle claim writes nothing, unless the queue would expire
+if queue.role == 'temporary' and (#rows > 0 or call('TTL', queue.q) < 0.9 * IDLE) then
   keep(queue, 1)
 end
 return { queue.born, format('%.0f', now), soonest, rows }

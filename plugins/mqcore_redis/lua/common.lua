@@ -4,17 +4,20 @@
 --                                   ^                    |
 --                                   +------ release -----+   (also when the lease ends: a takeover)
 --
--- A message is one *entry*: two digits of level (10 - priority), fifteen of its number. Numbers follow the server's clock,
--- so they grow over all queues. The score in r is level and *place*; the place is the number, or of a delayed one what the
--- number of its due time would be. A lease is a member `token|place|entry` of l: the receipt, with which the entry finds back.
--- Times are whole microseconds of the server's clock: exact in a double, as are the scores.
+-- A message is one *entry*: two digits of level (10 - priority), fifteen of its number. Numbers
+-- follow the server's clock, so they grow over all queues. The score in r is level and *place*; the
+-- place is the number, or of a delayed one what the number of its due time would be. A lease is a
+-- member `token|place|entry` of l: the receipt, which knows the old place. Times are whole
+-- microseconds of the server's clock: exact in a double, as are the scores.
 
 local call, format, floor = redis.call, string.format, math.floor
 local LEVEL = 800000000000000 -- above any place until the year 2118; 11 levels stay below 2^53
 local EPOCH, RATE = 1577836800000000, 0.256 -- places count from 2020, 256 in a millisecond
-local SOON = 1500000 -- an idle consumer looks by itself once a second; what falls due before that must wake it
-local STEP = 1000 -- how much time may do in one call
-local BYTES = 1048576 -- how much of records a call may read or write, or one record that is larger: as `batches.py` has it
+-- An idle consumer claims once a second. What falls due before that must wake it.
+local SOON = 1500000
+local STEP = 1000 -- entries that `tick` may change in one call
+-- Bytes of records that a call may read or write, or one larger record; as in `batches.py`.
+local BYTES = 1048576
 local IDLE = 3600 -- seconds that a temporary queue stays without a consumer
 local NAMES = { 'q', 'r', 'm', 'd', 'l', 'x', 'a', 'w', 'in', 'i0', 'i1' }
 
@@ -31,7 +34,8 @@ end
 local function ask(command, key, values)
   local answers = {}
   for first = 1, #values, 4000 do
-    for _, answer in ipairs(call(command, key, unpack(values, first, math.min(first + 3999, #values)))) do
+    local part = call(command, key, unpack(values, first, math.min(first + 3999, #values)))
+    for _, answer in ipairs(part) do
       answers[#answers + 1] = answer
     end
   end
@@ -46,7 +50,7 @@ local function level_of(entry)
   return tonumber(entry:sub(1, 2))
 end
 
--- Nothing is noted any more of what `flush` is to store.
+-- Forgets what `flush` was to store.
 local function clear(queue)
   queue.records, queue.places, queue.delays, queue.expiries, queue.names = {}, {}, {}, {}, {}
   queue.stored, queue.wake = 0, false
@@ -59,15 +63,16 @@ local function open(position)
   for index, name in ipairs(NAMES) do
     queue[name] = KEYS[(position - 1) * #NAMES + index]
   end
-  local found = call('HMGET', queue.q, 'born', 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention',
-    'last', 'bucket', 'since')
+  local found = call('HMGET', queue.q, 'born', 'name', 'role', 'ttl', 'max_length', 'overflow',
+    'dead_letter', 'retention', 'last', 'bucket', 'since')
   if not found[1] then
     return nil
   end
   queue.born, queue.name, queue.role = found[1], found[2], found[3]
   queue.ttl, queue.max_length, queue.overflow = tonumber(found[4]), tonumber(found[5]), found[6]
   queue.dead_letter, queue.retention = found[7] or '', tonumber(found[8])
-  queue.last, queue.bucket, queue.since = tonumber(found[9] or 0), tonumber(found[10] or 0), tonumber(found[11] or 0)
+  queue.last, queue.bucket = tonumber(found[9] or 0), tonumber(found[10] or 0)
+  queue.since = tonumber(found[11] or 0)
   return queue
 end
 
@@ -77,14 +82,15 @@ local function family()
   return queue, { queue, again and again.role == 'quarantine' and again or nil }
 end
 
--- One token on w wakes one idle consumer; one is enough, for whoever leaves something behind wakes the next.
+-- One token on w wakes one idle consumer. One is enough, because a consumer that leaves something
+-- behind wakes the next.
 local function wake(queue)
   if call('LLEN', queue.w) == 0 then
     call('RPUSH', queue.w, 1)
   end
 end
 
--- Whether a consumer that looks now finds something, or has to set its timer.
+-- Whether a consumer that claims now gets something, or has to set its timer.
 local function something_to_do(queue)
   if call('ZCARD', queue.r) > 0 or call('LLEN', queue['in']) > 0 then
     return true
@@ -93,7 +99,7 @@ local function something_to_do(queue)
   return due[1] and tonumber(due[2]) - now < SOON
 end
 
--- What a temporary queue leaves behind goes by itself, `from` its q or not.
+-- The keys of a temporary queue expire. `from`: the number of the first one.
 local function keep(queue, from)
   if queue.role == 'temporary' then
     for index = from, #NAMES do
@@ -102,15 +108,16 @@ local function keep(queue, from)
   end
 end
 
--- What `a` has of an entry that was handed out before: its takeovers; then `+` when whoever holds it has noted that a handler
--- starts, or `*` when one who was lost with it had.
+-- What `a` has of an entry that was handed out before: its takeovers; then `+` when its holder has
+-- noted the start of a handler, or `*` when a lost holder had.
 local function history(queue, entry)
   local taken, started = (call('HGET', queue.a, entry) or '0'):match('^(%d+)(.?)$')
   return tonumber(taken) or 0, started or ''
 end
 
--- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R they were released; L their
--- owner is lost, which is one takeover more; U nobody saw them, so nothing is noted.
+-- Ends leases: their entries go back to their old places, or to the rest of their delays. `how`: R
+-- they were released; L their owner is lost, which is one more takeover; U they were not handed
+-- out, so their marks stay.
 local function give_back(queue, receipts, how)
   local places, delays = {}, {}
   for _, receipt in ipairs(receipts) do
@@ -139,7 +146,8 @@ local function forget(queue, entries)
   each('ZREM', queue.x, entries)
 end
 
--- As many of these entries, from the first, as it takes to come above `bytes`; and how many bytes they are.
+-- As many of these entries, from the first, as it takes to come above `bytes`; and how many bytes
+-- they are.
 local function up_to(queue, entries, bytes)
   local found, size = {}, 0
   for index, entry in ipairs(entries) do
@@ -151,11 +159,13 @@ local function up_to(queue, entries, bytes)
   return found, size
 end
 
--- Lets old dead letters go: places tell when they were stored. It is more at a time than any call stores.
+-- Removes old dead letters: places say when they were stored. It removes more than any call stores.
 local function retain(queue)
   local oldest, count, bytes = place_at(now - queue.retention), STEP, 8 * BYTES
   for level = 0, 10 do
-    local old = count > 0 and call('ZRANGEBYSCORE', queue.r, level * LEVEL, level * LEVEL + oldest, 'LIMIT', 0, count) or {}
+    local first = level * LEVEL
+    local range = { queue.r, first, first + oldest, 'LIMIT', 0, count }
+    local old = count > 0 and call('ZRANGEBYSCORE', unpack(range)) or {}
     local gone, size = up_to(queue, old, bytes)
     each('ZREM', queue.r, gone)
     forget(queue, gone)
@@ -163,7 +173,7 @@ local function retain(queue)
   end
 end
 
--- Lets time do its work: leases end, delays fall due in their order, old dead letters go.
+-- Applies the time: leases end, delays fall due in their order, old dead letters are removed.
 local function tick(queue)
   local ended = call('ZRANGEBYSCORE', queue.l, '-inf', now, 'LIMIT', 0, STEP)
   give_back(queue, ended, 'L')
@@ -171,7 +181,8 @@ local function tick(queue)
   if #due > 0 then
     local places, gone = {}, {}
     for index = 1, #due, 2 do
-      places[index], places[index + 1] = level_of(due[index]) * LEVEL + place_at(tonumber(due[index + 1])), due[index]
+      local place = place_at(tonumber(due[index + 1]))
+      places[index], places[index + 1] = level_of(due[index]) * LEVEL + place, due[index]
       gone[#gone + 1] = due[index]
     end
     each('ZREM', queue.d, gone)
@@ -185,9 +196,10 @@ local function tick(queue)
   end
 end
 
--- Names of stored copies (G1): two buckets, so that each is known for one to two windows. The value of a name with a hop is
--- the number that it was stored under: it tells a Move its own successor from a copy of an earlier life. A Move that is done
--- in one step leaves no number: its source goes with it and cannot ask again, so who asks is another copy of the same id.
+-- Names of stored copies (G1): two buckets, so that each is known for one to two windows. The value
+-- of a name with a hop is the number that it was stored under: by it a Move distinguishes its own
+-- successor from an older copy. A Move that is done in one step leaves no number: its source is
+-- removed with it, so that the Move is not repeated, and another copy of the same id may come.
 local function remembered(queue, window, size, names)
   local age = now - queue.since
   local current, other = queue.bucket == 0 and 'i0' or 'i1', queue.bucket == 0 and 'i1' or 'i0'
@@ -209,9 +221,11 @@ local function remembered(queue, window, size, names)
   return known
 end
 
--- How a copy is to be stored, as the driver writes it: priority, delay, ttl, expiry, whether it was moved, after what number.
-local function wanted(text)
-  local priority, delay, ttl, expires, moved, since = text:match('^(%d*),(%d*),(%d*),(%d*),(%d*),(%d*)$')
+-- How a copy is to be stored, as the driver writes it: priority, delay, ttl, expiry, whether it was
+-- moved, and the number after which a name counts.
+local function store_options(text)
+  local pattern = '^(%d*),(%d*),(%d*),(%d*),(%d*),(%d*)$'
+  local priority, delay, ttl, expires, moved, since = text:match(pattern)
   return {
     priority = tonumber(priority) or 5,
     delay = tonumber(delay) or 0,
@@ -222,7 +236,8 @@ local function wanted(text)
   }
 end
 
--- Notes a copy to be stored by `flush`. One that expires inside its delay is due then, to be buried.
+-- Notes a copy to be stored by `flush`. One that expires during its delay falls due at its expiry,
+-- so that core dead-letters it.
 local function put(queue, want, record, known, name)
   local number = math.max(queue.last + 1, place_at(now), (want.since or 0) + 1)
   local entry = format('%02d%015.0f', 10 - want.priority, number)
@@ -266,7 +281,8 @@ local function flush(queue)
   each('ZADD', queue.d, queue.delays)
   each('ZADD', queue.x, queue.expiries)
   each('HSET', queue.bucket == 0 and queue.i0 or queue.i1, queue.names)
-  call('HSET', queue.q, 'last', format('%.0f', queue.last), 'bucket', queue.bucket, 'since', format('%.0f', queue.since))
+  call('HSET', queue.q, 'last', format('%.0f', queue.last), 'bucket', queue.bucket,
+    'since', format('%.0f', queue.since))
   call('HINCRBY', queue.q, 'published', queue.stored)
   if queue.wake then
     wake(queue)
@@ -275,8 +291,8 @@ local function flush(queue)
   clear(queue)
 end
 
--- What plain clients have pushed comes in as first attempts, up to `limit` of them; a token makes their ids. It is read a
--- second time to be handed out, so half of what a call may carry is enough.
+-- Takes in up to `limit` messages of plain clients, as first attempts; a token makes their ids. It
+-- is read a second time to be handed out, so half of what a call may carry is enough.
 local function take_in(queue, limit, token)
   local size = 0
   for index = 1, limit do
@@ -290,8 +306,8 @@ local function take_in(queue, limit, token)
   flush(queue)
 end
 
--- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt, record, expiry, takeovers
--- (nothing: it was never handed out).
+-- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt,
+-- record, expiry, takeovers (empty: it was never handed out).
 local function hand_out(queue, entries, places, lease, token)
   local rows, leases = {}, {}
   if #entries == 0 then
@@ -303,7 +319,8 @@ local function hand_out(queue, entries, places, lease, token)
     if records[index] then
       local receipt = token .. '|' .. places[index] .. '|' .. entry
       leases[#leases + 1], leases[#leases + 2] = now + lease, receipt
-      for _, value in ipairs({ receipt, records[index], expiries[index] or '', marks[index] or '' }) do
+      local expires, taken = expiries[index] or '', marks[index] or ''
+      for _, value in ipairs({ receipt, records[index], expires, taken }) do
         rows[#rows + 1] = value
       end
     end
@@ -312,11 +329,11 @@ local function hand_out(queue, entries, places, lease, token)
   return rows
 end
 
--- Takes entries out of where they stand, up to `limit` of them and BYTES; what is leased or gone is passed over.
--- Returns them, their places for the lease, and how many of `wanted` have been looked at.
-local function pick(queue, wanted, limit)
+-- Takes entries out of r and d, up to `limit` of them and BYTES. What is leased or gone is skipped.
+-- Returns them, their places for the lease, and how many of `store_options` have been looked at.
+local function pick(queue, names, limit)
   local entries, places, size, seen = {}, {}, 0, 0
-  for _, entry in ipairs(wanted) do
+  for _, entry in ipairs(names) do
     local ready = call('ZSCORE', queue.r, entry)
     local score = ready or call('ZSCORE', queue.d, entry)
     if score then

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Counts a queue together with its quarantine. Answer: -1 when it is missing, else JSON: the fields of `QueueCounts`, and
--- those of its `QueueSpec`, times in microseconds.
+-- Counts a queue together with its quarantine.
+-- Answer: -1 when it is missing, else JSON: the fields of `QueueCounts`, and those of its
+-- `QueueSpec`, times in microseconds.
 local queue, members = family()
 if not queue then
   return -1

@@ -1,7 +1,9 @@
--- Makes sure that queues exist, all or none: KEYS are their q alone. It has no flags, so a full server does not refuse it as a
--- whole, but its first HSET, before anything was written: what is there already can be declared, and be drained.
--- ARGV: for each name, role, ttl, max_length, overflow, dead_letter, retention (nothing where there is none).
--- Answer: nothing, or the number of the first that exists with other settings, which one differs, and what it is.
+-- Makes sure that queues exist, all or none: KEYS are their q alone. It has no flags, so a full
+-- server does not refuse it as a whole, but its first HSET, before anything was written: queues
+-- that exist can be declared and drained.
+-- ARGV: for each name, role, ttl, max_length, overflow, dead_letter, retention (empty for none).
+-- Answer: nothing, or the number of the first that exists with other settings, which one differs,
+-- and what it is.
 local FIELDS = { 'name', 'role', 'ttl', 'max_length', 'overflow', 'dead_letter', 'retention' }
 for number, key in ipairs(KEYS) do
   if call('EXISTS', key) == 1 then

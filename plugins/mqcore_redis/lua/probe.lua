@@ -1,3 +1,3 @@
 #!lua flags=no-writes
--- Shows whether this user may run scripts here, and what they need: every one of them asks for the time first.
+-- Shows whether this user may run scripts: each of them asks for the time first.
 return format('%.0f', now)

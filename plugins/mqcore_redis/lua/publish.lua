@@ -1,8 +1,10 @@
 #!lua
--- Stores a batch in one queue: the queue's keys, and those of its dead-letter queue where an overflow goes there.
--- ARGV: window, size, name of the dead-letter queue whose keys came; for each message its name, how it is wanted, its record.
--- Answer: -1 when the queue is missing; the name of the dead-letter queue whose keys it takes, and nothing was done;
--- else for each message 1 stored, 2 known already, 0 full.
+-- Stores a batch in one queue: the queue's keys, and those of its dead-letter queue where an
+-- overflow goes there.
+-- ARGV: window, size, name of the dead-letter queue whose keys were sent; for each message its
+-- name, store options, record.
+-- Answer: -1 when the queue is missing; the name of the dead-letter queue whose keys it needs, and
+-- nothing was done; else for each message 1 stored, 2 known already, 0 full.
 local queue = open(1)
 if not queue then
   return -1
@@ -25,7 +27,7 @@ end
 local known = remembered(queue, tonumber(ARGV[1]), tonumber(ARGV[2]), names)
 local outcomes, bounded = {}, false
 for index = 4, #ARGV, 3 do
-  local name, want = ARGV[index], wanted(ARGV[index + 1])
+  local name, want = ARGV[index], store_options(ARGV[index + 1])
   local counts = not want.moved and want.delay == 0 and queue.max_length
   local outcome = 1
   if known[name] and not (want.since and (tonumber(known[name]) or 0) <= want.since) then
@@ -42,8 +44,8 @@ end
 local stored = queue.stored
 flush(queue)
 
--- Makes room: the oldest of the lowest priority go to the dead-letter queue, their records untouched behind a note of why.
--- Returns how many, and how many bytes.
+-- Evicts the oldest of the lowest priority: their records go to the dead-letter queue, unchanged
+-- behind a line with the reason. Returns how many, and how many bytes.
 local function evict(count, bytes)
   local lowest = call('ZREVRANGE', queue.r, 0, 0)
   local floor_of = level_of(lowest[1]) * LEVEL
@@ -56,7 +58,8 @@ local function evict(count, bytes)
     local note = '!' .. cjson.encode({ queue = queue.name, at = format('%.0f', now) }) .. '\n'
     for index, entry in ipairs(entries) do
       if records[index] then
-        put(letters, { priority = 10 - level_of(entry), delay = 0, moved = true }, note .. records[index])
+        local want = { priority = 10 - level_of(entry), delay = 0, moved = true }
+        put(letters, want, note .. records[index])
       end
     end
     flush(letters)
@@ -67,8 +70,9 @@ local function evict(count, bytes)
 end
 
 if bounded and overflows then
-  -- As many messages as this call has added, however large, in parts of BYTES: so the bound is not passed by publishing. And
-  -- more, up to STEP and BYTES, that were moved in beyond the bound: those go by and by.
+  -- As many messages as this call has added, however large, in parts of BYTES: so the bound is not
+  -- passed by publishing. And more, up to STEP and BYTES, that were moved in beyond the bound:
+  -- those are evicted by later calls.
   local over, bytes = math.min(call('ZCARD', queue.r) - queue.max_length, STEP), BYTES
   while over > 0 and (bytes >= 0 or stored > 0) do
     local more = bytes >= 0

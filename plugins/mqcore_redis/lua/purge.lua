@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Removes what is not leased of a queue and its quarantine: all at once where nothing is leased, else a part.
+-- Removes what is not leased of a queue and its quarantine: all at once where nothing is leased,
+-- else a part.
 -- Answer: -1 when it is missing, else how many went, and how many are left.
 local queue, members = family()
 if not queue then

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Extends claims; with a lease of 0 it only looks. ARGV: lease, receipts.
+-- Extends claims; with a lease of 0 it only looks.
+-- ARGV: lease, receipts.
 -- Answer: for each the microseconds that are left of it, 0 when it is lost.
 local queue = open(1)
 local lease, receipts, left, leases = tonumber(ARGV[1]), {}, {}, {}

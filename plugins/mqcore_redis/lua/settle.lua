@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- Settles claims on one queue in their order: its keys, then those of each queue that something moves to.
--- ARGV: window, size; then A receipt | R receipt | L receipt (its owner is lost) | U receipt (nobody saw it)
--- | M receipt, number of the target, name, how it is wanted, record.
+-- Settles claims on one queue in their order: its keys, then those of each queue that something
+-- moves to.
+-- ARGV: window, size; then A receipt | R receipt | L receipt (its owner is lost) | U receipt (not
+-- handed out) | M receipt, number of the target, name, store options, record.
 -- Answer: for each 1 done, 0 stale, -1 the target is missing and its source stays leased.
 local queue = open(1)
 local steps, receipts, names, index = {}, {}, {}, 3
@@ -11,7 +12,7 @@ while index <= #ARGV do
   index = index + 2
   if step.how == 'M' then
     step.target, step.name = tonumber(ARGV[index]), ARGV[index + 1]
-    step.want, step.record = wanted(ARGV[index + 2]), ARGV[index + 3]
+    step.want, step.record = store_options(ARGV[index + 2]), ARGV[index + 3]
     index = index + 4
     names[step.target] = names[step.target] or {}
     table.insert(names[step.target], step.name)

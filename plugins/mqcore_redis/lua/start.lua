@@ -1,5 +1,7 @@
 #!lua flags=allow-oom
--- Notes that handlers start with these claims. ARGV: receipts. Answer: for each 1, or 0 when it is lost.
+-- Notes that handlers start with these claims.
+-- ARGV: receipts.
+-- Answer: for each 1, or 0 when it is lost.
 local queue = open(1)
 local ends, noted = queue and #ARGV > 0 and ask('ZMSCORE', queue.l, ARGV) or {}, {}
 for index, receipt in ipairs(ARGV) do

@@ -1,4 +1,6 @@
 #!lua flags=allow-oom
--- Removes bindings, and tells all who remember them, in one step. KEYS: as `bind`. ARGV: bindings as JSON.
+-- Removes bindings and changes their version, in one step.
+-- KEYS: as `bind`.
+-- ARGV: bindings as JSON.
 each('ZREM', KEYS[1], ARGV)
 return call('INCR', KEYS[2])
