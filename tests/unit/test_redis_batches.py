@@ -209,4 +209,4 @@ def test_of_what_is_declared_only_what_is_new_is_refused_on_a_full_server(name: 
 
 def test_scripts_and_driver_agree_on_how_much_a_call_carries() -> None:
     common = (Path(mqcore_redis.__file__).parent / "lua" / "common.lua").read_text(encoding="utf-8")
-    assert f"\nlocal BYTES = {BYTES} " in common
+    assert f"\nlocal BYTES = {BYTES}\n" in common
