@@ -205,7 +205,7 @@ class Session:
         after_crash: AfterCrash,
     ) -> Consumer[T]:
         """Return a consumer of the pull API; it subscribes when it is entered."""
-        isolation = IsolationLock()
+        isolation = IsolationLock(blocks_others=False)
 
         async def make_receiver() -> Receiver:
             receiver = await self.receiver(
@@ -214,7 +214,6 @@ class Session:
                 prefetch=prefetch,
                 lease=lease,
                 isolation=isolation,
-                blocks_others=False,
                 after_crash=after_crash,
             )
             await receiver.start()
@@ -232,19 +231,19 @@ class Session:
         prefetch: int,
         lease: float,
         isolation: IsolationLock,
-        blocks_others: bool = True,
         after_crash: AfterCrash = "isolate",
+        replies: Replies | None = None,
     ) -> Receiver:
         """Declare a queue and return a receiver that is not started yet.
 
-        Consumers and workers are built on it.
+        Consumers and workers are built on it. With `replies` it answers requests.
         """
         self.check_loop(f"consuming {queue!r}")
         self.codecs.named(queue.payload.codec)  # raises now for a codec that is not allowed
         declared = await self.topology.ensure(queue)
         rules = await self.topology.rules(declared, retry, after_crash)
         return self._make_receiver(
-            rules, prefetch, lease, isolation, blocks_others=blocks_others, queue=declared
+            rules, prefetch, lease, isolation, replies=replies, queue=declared
         )
 
     def _make_receiver(
@@ -254,7 +253,7 @@ class Session:
         lease: float,
         isolation: IsolationLock,
         *,
-        blocks_others: bool,
+        replies: Replies | None,
         queue: Queue[Any] | None,
     ) -> Receiver:
         async def redeclare() -> None:
@@ -271,7 +270,7 @@ class Session:
             isolation=isolation,
             keeper=self._lease_keeper(),
             redeclare=redeclare,
-            blocks_others=blocks_others,
+            replies=replies,
         )
         self._receivers = [*(each for each in self._receivers if not each.closed), receiver]
         return receiver
@@ -279,7 +278,12 @@ class Session:
     async def _reply_receiver(self, name: str) -> Receiver:
         rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
         receiver = self._make_receiver(
-            rules, _REPLY_PREFETCH, LEASE, IsolationLock(), blocks_others=False, queue=None
+            rules,
+            _REPLY_PREFETCH,
+            LEASE,
+            IsolationLock(blocks_others=False),
+            replies=None,
+            queue=None,
         )
         await receiver.start()
         return receiver

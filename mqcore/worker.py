@@ -229,12 +229,12 @@ class Worker:
             lease=spec.lease,
             isolation=self._session.isolation,
             after_crash=spec.after_crash,
+            replies=self._session.replies,
         )
         return Runner(
             spec,
             receiver,
             publisher=self._session.publisher,
-            replies=self._session.replies,
             inbound=self._session.inbound,
             middleware=self._session.middleware,
             state=state,

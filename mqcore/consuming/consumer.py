@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import TracebackType
 
+    from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.receiver import Receiver
-    from mqcore.consuming.subscription import HeldDelivery
     from mqcore.messages.delivery import Delivery
     from mqcore.queue import Queue
     from mqcore.rules.inbound import Inbound
@@ -100,7 +100,7 @@ class Received(DeliveryInfo, Generic[T]):
         if not self.finished:
             self.finish(result)
             await self.held.wait_settled()
-        if self.held.lease_lost or self.lease_lost:
+        if self.held.is_lost or self.lease_lost:
             self.lease_lost = True
             msg = (
                 f"message {self.id} of queue {self.queue!r} went to another consumer; settling "

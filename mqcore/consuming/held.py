@@ -1,13 +1,16 @@
-"""What core knows of a delivery until it is settled: its deadline, its lock and its claim."""
+"""What core knows of a delivery until it is settled: its state, its deadline and its lock."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
+from mqcore.consuming.states import TRANSITIONS, DeliveryState, Step
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mqcore.consuming.isolation import Entry
     from mqcore.consuming.subscription import LiveSubscription
     from mqcore.messages.delivery import Delivery
     from mqcore.rules.retry import Rules
@@ -17,58 +20,82 @@ __all__ = ["HeldDelivery"]
 
 
 class HeldDelivery:
-    """A delivery in our hands until it is settled."""
+    """A delivery from its arrival until it is settled or lost."""
 
     __slots__ = (
-        "alone",
         "deadline",
         "delivery",
-        "gone",
-        "inside",
-        "lease_lost",
+        "entry",
         "on_lost",
         "settled",
         "settled_by",
-        "settling",
+        "state",
         "subscription",
     )
 
     def __init__(self, delivery: Delivery, subscription: LiveSubscription, now: float) -> None:
+        """`now` is the local monotonic time at which it arrived."""
         self.delivery = delivery
         self.subscription = subscription
         self.deadline = None if delivery.expires_in is None else now + delivery.expires_in
-        self.alone = False
-        self.inside = False
-        self.gone = False
-        self.settling = False
-        self.lease_lost = False
+        self.state = DeliveryState.BUFFERED
+        self.entry: Entry | None = None
+        """How it has entered the isolation lock; None when it has not, or has left (G4)."""
         self.on_lost: Callable[[], None] | None = None
+        """Called when the claim is lost while a handler runs."""
         self.settled: asyncio.Future[None] | None = None
         self.settled_by: Subscription | None = None
-        """Where the settlement was done, once it was."""
+        """The subscription that the settlement was done on, once it was."""
 
     @property
     def rules(self) -> Rules:
         """The rules of the queue that it came from."""
         return self.subscription.rules
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is out of our hands: settled or lost."""
+        return self.state.is_final
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its claim ended without a settlement of ours (G5)."""
+        return self.state is DeliveryState.LOST
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it comes from the quarantine, and must run alone (G4)."""
+        return self.rules.source == self.rules.quarantine
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether a settlement would be sent, not refused as too late."""
+        return (self.state, Step.SETTLE) in TRANSITIONS
+
+    def apply(self, step: Step) -> bool:
+        """Take a step of the transition table; False when its state has no such step."""
+        if (state := TRANSITIONS.get((self.state, step))) is None:
+            return False
+        self.state = state
+        return True
+
     def expires_in(self, now: float) -> float | None:
-        """Seconds left to live at the local monotonic time `now`."""
+        """Seconds left to live at the local monotonic time `now`; None when it never expires."""
         return None if self.deadline is None else self.deadline - now
 
     def expired(self, now: float) -> bool:
-        """Whether no handler may start it any more (G6)."""
+        """Whether it has expired, so that no handler may start it (G6)."""
         return self.deadline is not None and now >= self.deadline
 
     def lose(self) -> None:
-        """The claim went to somebody else: settling has no effect any more (G5).
+        """The claim went to another consumer: settling has no effect any more (G5).
 
-        A settlement under way ends the claim too, and a renewal may notice that first: then its own
-        answer tells whose it was.
+        A settlement under way ends the claim too, and a renewal may notice that first. Then the
+        answer to the settlement decides.
         """
-        if self.settling:
+        if (self.state, Step.LOSE) not in TRANSITIONS:
             return
-        self.lease_lost = True
+
         self.subscription.lose(self)
         if self.on_lost is not None:
             self.on_lost()
@@ -80,14 +107,14 @@ class HeldDelivery:
         )
 
     async def wait_settled(self) -> None:
-        """Return when the broker has answered the settlement."""
-        if not self.gone:
+        """Return when the broker has answered the settlement, or the claim is lost."""
+        if not self.is_gone:
             if self.settled is None:
                 self.settled = asyncio.get_running_loop().create_future()
             await asyncio.shield(self.settled)
 
     def report(self, error: BaseException) -> None:
-        """Show an error of ours where the event loop shows errors that nobody handles: by default, in the log of asyncio."""
+        """Report an error of mqcore to the event loop's exception handler: by default, a log record."""
         message = self.delivery.message
         text = (
             f"mqcore raised an error while it handled message {message.id} of queue "

@@ -1,12 +1,12 @@
-"""One queue's messages on their way in, and their settlements on the way back.
+"""Receives one queue's messages and settles them.
 
-    broker ──receive──► subscription ──► buffer ──next()──► whoever handles it ──finish(result)──► decide ──settle──► broker
+    broker ─receive─► subscription ─► buffer ─next─► handler or caller ─conclude─► decide ─settle─► broker
 
-A `Receiver` keeps a subscription open on the queue and one on its quarantine, survives reconnects, keeps
-leases alive, holds never more than `prefetch` unsettled messages of the queue and one suspect, and
-sorts out what no handler should see: expired messages are dead-lettered, suspected ones moved to
-the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both stand on it, so
-both mean the same.
+A `Receiver` has a subscription on the queue and one on its quarantine. It survives reconnects and
+keeps leases alive. It holds at most `prefetch` unsettled messages of the queue and one suspect.
+Messages that no handler may see are settled on arrival: expired ones are dead-lettered, suspects
+are moved to the quarantine (G4, G6, G12). Handlers (`Runner`) and the pull API (`Consumer`) both
+use it, so both mean the same.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
 from mqcore.consuming.grace import Grace
-from mqcore.consuming.isolation import Turn
-from mqcore.consuming.subscription import RECEIVE_TIMEOUT, HeldDelivery, LiveSubscription
+from mqcore.consuming.isolation import Entry
+from mqcore.consuming.quarantine import Quarantine
+from mqcore.consuming.states import Step
+from mqcore.consuming.subscription import LiveSubscription
 from mqcore.rules.retry import Decision, Ending, Failure, HandlerResult, Rules, admit, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mqcore.connection.connection import Connection
+    from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.isolation import IsolationLock
     from mqcore.consuming.leases import LeaseKeeper
+    from mqcore.consuming.requests import Replies
 
 __all__ = ["CLOSE_GRACE", "Receiver"]
 
-_EXPIRED, _INTERRUPTED = HandlerResult(Ending.EXPIRED), HandlerResult(Ending.INTERRUPTED)
+_SUCCEEDED, _EXPIRED = HandlerResult(Ending.SUCCEEDED), HandlerResult(Ending.EXPIRED)
+_INTERRUPTED = HandlerResult(Ending.INTERRUPTED)
 _TAKEN_OVER = HandlerResult(Ending.TAKEN_OVER)
 CLOSE_GRACE = 5.0
 """Seconds that a close waits for answers to settlements, where no drain says how long."""
-_SUSPECT_TIMEOUT, _LOOK_AGAIN = 0.5, 5.0
-"""Seconds to wait for a suspect that was put back and may have gone or expired, and between two looks whether it has.
-"""
 
 
 class Receiver:
@@ -55,43 +56,36 @@ class Receiver:
         isolation: IsolationLock,
         keeper: LeaseKeeper | None,
         redeclare: Callable[[], Awaitable[None]],
-        blocks_others: bool = True,
+        replies: Replies | None = None,
     ) -> None:
-        """`rules.queue` is consumed.
+        """`rules.queue` is consumed; `lease` is in seconds.
 
-        `redeclare` brings the queue back when it was deleted, or raises.
-
-        With `blocks_others` a waiting suspect keeps other messages from starting until it has run alone.
+        `redeclare` declares the queue again when it was deleted, or raises. With `replies` requests
+        are answered when their final result is known; the pull API answers none.
         """
         self.rules = rules
-        self._blocks_others = blocks_others
-        self._connection = connection
         self.clock = connection.clock
         self.events = connection.events
+        self.failure: Exception | None = None
+        self.grace: Grace | None = None
+        """How long `close` may take, where more than this receiver ends with it."""
+        self._connection = connection
         self._isolation = isolation
+        self._replies = replies
         self._order = count()
         self._buffer: list[tuple[int, int, HeldDelivery]] = []
-        self._suspect: HeldDelivery | None = None
-        self._turn = Turn()
         self._callers = 0
         self._wake = asyncio.Event()
         self._stopped = False
         self._releasing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._until: Grace | None = None
-        """Of the close that is under way."""
-        self.failure: Exception | None = None
-        self.grace: Grace | None = None
-        """How long `close` may take, where more than this receiver ends with it."""
-        self.on_dead: Callable[[HeldDelivery, Decision], Awaitable[None]] | None = None
-        """Told of a message that ends without ever reaching a handler here, before it is settled.
-        """
+        """The grace of the close that is under way."""
 
         def subscription(queue: str, size: int) -> LiveSubscription:
-            source_rules = replace(rules, source=queue)
             return LiveSubscription(
                 connection,
-                source_rules,
+                replace(rules, source=queue),
                 size,
                 lease,
                 keeper=keeper,
@@ -102,9 +96,10 @@ class Receiver:
 
         self._main = subscription(rules.queue, prefetch)
         self._subscriptions = [self._main]
+        self._quarantine = Quarantine(self, isolation, connection.clock)
         if rules.quarantine is not None:
             self._subscriptions.append(subscription(rules.quarantine, 1))
-            self._subscriptions[-1].permit = self._permit
+            self._subscriptions[-1].permit = self._quarantine.permit
         isolation.on_change(self._wake.set)
 
     @property
@@ -114,27 +109,43 @@ class Receiver:
             subscription.subscribed for subscription in self._subscriptions
         )
 
-    def check_loop(self) -> None:
-        """Raise `ConfigurationError` when called from another event loop than the broker's."""
-        self._connection.check_loop(f"consuming queue {self.rules.queue!r}")
-
     @property
     def stopped(self) -> bool:
-        """Whether it takes in nothing more."""
+        """Whether it receives nothing more."""
         return self._stopped
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is left of it at the broker."""
+        """Whether it has nothing left at the broker."""
         return self._closing is not None and self._closing.done()
 
     @property
     def holding(self) -> int:
-        """How many messages are out unsettled, buffered ones included."""
+        """How many messages are unsettled, buffered ones included."""
         return sum(len(subscription.held) for subscription in self._subscriptions)
 
+    @property
+    def has_callers(self) -> bool:
+        """Whether a handler or a caller waits for a message."""
+        return self._callers > 0
+
+    @property
+    def has_ordinary(self) -> bool:
+        """Whether an ordinary message is buffered."""
+        return bool(self._buffer)
+
+    def check_loop(self) -> None:
+        """Raise `ConfigurationError` when called from another event loop than the broker's."""
+        self._connection.check_loop(f"consuming queue {self.rules.queue!r}")
+
+    def wake(self) -> None:
+        """Let those that wait for a message try again."""
+        self._wake.set()
+
+    # Arrival
+
     async def start(self) -> None:
-        """Subscribe, and raise what prevents it; later losses are mended in the background."""
+        """Subscribe, and raise what prevents it. Later losses are repaired in the background."""
         try:
             for subscription in self._subscriptions:
                 await subscription.start()
@@ -144,22 +155,19 @@ class Receiver:
         self.events.emit("consumer.started", self.rules.queue, prefetch=self._main.prefetch)
 
     def _fail(self, error: Exception) -> None:
-        """A subscription cannot go on: whoever waits for messages must hear of it."""
+        """A subscription has ended for good: raise its error to those that wait for messages."""
         self.failure = error
         self._wake.set()
 
     def _accept(self, held: HeldDelivery) -> None:
-        """Sort a message that has just come in.
-
-        An error of ours is the end of this message and of no other.
-        """
+        """Sort a message that has come in; an error of ours ends this message and no other."""
         try:
             self._sort(held)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
             self.fail(held, error)
 
     def _sort(self, held: HeldDelivery) -> None:
-        """Say what becomes of a message that has just come in.
+        """Buffer a message that has come in, or settle it.
 
         Runs for each message: keep it short.
         """
@@ -168,12 +176,10 @@ class Receiver:
             self._settle_unseen(held, _EXPIRED)
             return
 
-        if (
-            held.delivery.unreadable
-        ):  # before the quarantine: no handler ever sees it, so none can crash of it (G11)
-            self._settle_unseen(
-                held, HandlerResult(Ending.UNDECODABLE, Failure((), held.delivery.unreadable))
-            )
+        # Before the quarantine: no handler ever sees it, so none can crash of it (G11).
+        if held.delivery.unreadable:
+            failure = Failure((), held.delivery.unreadable)
+            self._settle_unseen(held, HandlerResult(Ending.UNDECODABLE, failure))
             return
 
         admitted = admit(held.delivery, rules)
@@ -182,112 +188,40 @@ class Receiver:
             return
 
         held.delivery = admitted
-        if rules.source == rules.quarantine:
-            self._accept_suspect(held)
+        if held.is_suspect:
+            self._quarantine.accept(held)
             return
 
-        if admitted.takeovers:  # in place; what had to be moved for it was told of then
+        if admitted.takeovers:  # in place; one that had to be moved for it was reported then
             self.events.emit(
                 "message.taken_over", self.rules.queue, admitted.message.id, admitted.attempt
             )
         heapq.heappush(self._buffer, (-admitted.message.priority, next(self._order), held))
         self._wake.set()
 
-    def _accept_suspect(self, held: HeldDelivery) -> None:
-        """Keep a suspect only when it can run at once; one that waited here while its process died would be counted (G4).
-
-        Else it goes back to the quarantine, uncounted, and is asked for again when the isolation lock is
-        ours.
-        """
-        held.alone = True
-        if self._turn.reserved or (self._callers and self._enter_exclusive()):
-            self._turn.forget()
-            held.inside = True
-            if held.rules.notes_starts:
-                held.subscription.spawn(self._note_then_keep(held))
-            else:
-                self._keep_suspect(held)
-        else:
-            self._turn.want()
-            self._settle_unseen(held, _INTERRUPTED)
-
-    async def _note_then_keep(self, held: HeldDelivery) -> None:
-        """Only what had started counts when its process dies, so the start is on record before it happens (G4)."""
-        try:
-            noted = await held.subscription.note_start(held)
-            if not (noted or self._stopped):
-                await self.clock.sleep(
-                    _SUSPECT_TIMEOUT
-                )  # a backend that refuses it must not be asked in a circle
-        except (
-            asyncio.CancelledError
-        ):  # the subscription is closed, and others of this broker go on
-            self.leave(held)
-            raise
-        if held.gone:
-            self.leave(held)
-        elif noted and not self._stopped:
-            self._keep_suspect(held)
-            if not self._callers:
-                self._nobody_waits()
-        else:
-            self._turn.want()
-            self._settle_unseen(held, _INTERRUPTED)
-
-    def _keep_suspect(self, held: HeldDelivery) -> None:
-        self._suspect = held
-        self._wake.set()
-
-    def _enter_exclusive(self) -> bool:
-        """Take the isolation lock alone, unless it is an ordinary message's turn.
-
-        The pull API keeps nobody out meanwhile.
-        """
-        return not (
-            self._isolation.ordinary_next and self._buffer
-        ) and self._isolation.enter_exclusive(self, wait=self._blocks_others)
-
-    async def _permit(self) -> float:
-        """How long the quarantine may be asked: for ever, but shortly for what was put back there and may be gone by now."""
-        turn = self._turn
-        if turn.asked:
-            self._give_gate_back()
-            self._isolation.give_up(self)
-            turn.forget()
-        with suppress(TimeoutError):
-            async with self.clock.timeout(_LOOK_AGAIN):
-                await turn.allowed.wait()
-        turn.asked = turn.reserved or turn.wanted
-        return _SUSPECT_TIMEOUT if turn.asked else RECEIVE_TIMEOUT
-
-    def _give_gate_back(self) -> None:
-        if self._turn.reserved:
-            self._turn.reserved = False
-            self._isolation.leave_exclusive()
-
     def _settle_unseen(self, held: HeldDelivery, result: HandlerResult) -> None:
+        """Settle a message that no handler has seen, and answer its request if this is final."""
         decision = self.decide(held, result)
-        if (
-            decision.final
-            and self.on_dead is not None
-            and held.delivery.message.reply_to is not None
-        ):
-            held.subscription.spawn(self._tell_then_settle(held, decision, result))
+        is_request = self._replies is not None and held.delivery.message.reply_to is not None
+        if decision.final and is_request:
+            held.subscription.spawn(self._reply_then_settle(held, decision, result))
         else:
             self._send(held, decision, result)
 
-    async def _tell_then_settle(
+    async def _reply_then_settle(
         self, held: HeldDelivery, decision: Decision, result: HandlerResult
     ) -> None:
         try:
-            if self.on_dead is not None:
-                await self.on_dead(held, decision)
+            if self._replies is not None:
+                await self._replies.fail(held.delivery.message, decision, None)
         except Exception as error:  # noqa: BLE001 - a reply that cannot be sent must not keep the message
             held.report(error)
         self._send(held, decision, result)
 
+    # Handing out
+
     async def next(self) -> HeldDelivery | None:
-        """Wait for the next message that may start now; None when the receiver has been stopped.
+        """Wait for the next message that may start now; None when the receiver was stopped.
 
         Raises what ended consuming.
         """
@@ -304,21 +238,7 @@ class Receiver:
         finally:
             self._callers -= 1
             if not self._callers:
-                self._nobody_waits()
-
-    def _nobody_waits(self) -> None:
-        """What could only run at once cannot now: neither a suspect nor the isolation lock is kept for a caller who is gone."""
-        if self._turn.reserved:
-            self._give_gate_back()
-            self._turn.want()
-        suspect, self._suspect = self._suspect, None
-        if suspect is None:
-            return
-        if suspect.gone:
-            self.leave(suspect)
-        else:
-            self._turn.want()
-            self._settle_unseen(suspect, _INTERRUPTED)
+                self._quarantine.put_all_back()
 
     async def next_batch(self, size: int, linger: float) -> list[HeldDelivery]:
         """Wait for a first message, then up to `linger` seconds for more; `[]` when stopped.
@@ -328,7 +248,7 @@ class Receiver:
         """
         while (first := await self.next()) is not None:
             batch = [first]
-            if not first.alone and first.delivery.attempt == 1:
+            if not first.is_suspect and first.delivery.attempt == 1:
                 await self._fill(batch, size, linger)
             if batch := [held for held in batch if self._may_still_start(held)]:
                 return batch
@@ -337,7 +257,7 @@ class Receiver:
     async def _fill(self, batch: list[HeldDelivery], size: int, linger: float) -> None:
         try:
             async with self.clock.timeout(linger):
-                while len(batch) < size and not self._stopped and not self._turn.wanted:
+                while len(batch) < size and not self._stopped and not self._quarantine.is_awaited:
                     if self._buffer and self._buffer[0][2].delivery.attempt > 1:
                         break
                     if (held := self._pick()) is not None:
@@ -349,8 +269,11 @@ class Receiver:
             pass
 
     def _may_still_start(self, held: HeldDelivery) -> bool:
-        """Look again after a wait: nothing starts once it has expired, is another's, or the receiver was stopped (G5, G6, G13)."""
-        if held.gone:
+        """Check again after a wait (G5, G6, G13).
+
+        Nothing starts once it has expired, is another consumer's, or the receiver was stopped.
+        """
+        if held.is_gone:
             self.leave(held)
         elif held.expired(self.clock.monotonic()):
             self._settle_unseen(held, _EXPIRED)
@@ -361,30 +284,55 @@ class Receiver:
         return False
 
     def _pick(self) -> HeldDelivery | None:
+        """Hand out the suspect that is kept, or the first ordinary message, if the lock allows."""
         self._drop_unfit()
-        suspect, self._suspect = self._suspect, None
+        suspect = self._quarantine.take()
         if suspect is not None and self._may_still_start(suspect):
+            suspect.apply(Step.START)
             return suspect
-        if self._turn.wanted and self._enter_exclusive():
-            self._turn.reserve()
+
+        self._quarantine.reserve()
         if not self._buffer or not self._isolation.enter_shared():
             return None
+
         _, _, held = heapq.heappop(self._buffer)
-        held.inside = True
+        held.entry = Entry.SHARED
+        held.apply(Step.START)
         return held
 
     def _drop_unfit(self) -> None:
-        """Clear the head of the buffer of what may not start: what stays there is a turn that somebody will take."""
+        """Remove from the head of the buffer what may not start any more.
+
+        What stays there is a message whose turn somebody will take.
+        """
         while self._buffer:
             held = self._buffer[0][2]
-            if not held.gone and not held.expired(self.clock.monotonic()):
+            if not held.is_gone and not held.expired(self.clock.monotonic()):
                 return
             heapq.heappop(self._buffer)
-            if not held.gone:
+            if not held.is_gone:
                 self._settle_unseen(held, _EXPIRED)
 
+    def begin(self, held: HeldDelivery, on_lost: Callable[[], None], longest: float | None) -> None:
+        """A handler starts with this message.
+
+        `on_lost` is called when the claim is lost before `end`. The claim is renewed for at most
+        `longest` seconds, indefinitely when that is None (G5).
+        """
+        held.on_lost = on_lost
+        if longest is not None:
+            held.subscription.limit(held, self.clock.monotonic() + longest)
+        message = held.delivery.message
+        self.events.emit("message.started", self.rules.queue, message.id, message.attempt)
+
+    def end(self, held: HeldDelivery) -> None:
+        """The handler of this message has ended."""
+        held.on_lost = None
+
+    # Settling
+
     def decide(self, held: HeldDelivery, result: HandlerResult) -> Decision:
-        """What the result means for this message; changes nothing yet."""
+        """Return what the result means for this message; changes nothing yet."""
         return decide(
             result,
             held.delivery,
@@ -394,47 +342,81 @@ class Receiver:
             chance=random.random(),
         )
 
-    def finish(
+    async def acknowledge(self, held: HeldDelivery) -> bool:
+        """Acknowledge a message before its handler starts; whether it cannot come again (G2)."""
+        self._send(held, self.decide(held, _SUCCEEDED), _SUCCEEDED)
+        await held.wait_settled()
+        return not held.is_lost and await held.subscription.proven(held)
+
+    async def conclude(
         self,
         held: HeldDelivery,
         result: HandlerResult,
-        decision: Decision | None = None,
+        value: object = None,
         *,
         seconds: float = 0.0,
-    ) -> Decision:
-        """Settle a message by what happened to it.
+    ) -> None:
+        """Settle a message by its result; `value` is what its handler returned.
 
-        The settlement is sent in the background, together with others.
+        A request is answered first when this result is final: its reply is a successor too (G3).
         """
-        decision = decision or self.decide(held, result)
+        message = held.delivery.message
+        if self._replies is None or message.reply_to is None:
+            self._send(held, self.decide(held, result), result, seconds)
+            return
+
+        result, reply = self._replies.prepared(message, result, value)
+        decision = self.decide(held, result)
+        if reply is not None:
+            await self._replies.succeed(message, reply)
+        elif decision.final:
+            await self._replies.fail(message, decision, result)
         self._send(held, decision, result, seconds)
-        return decision
+
+    async def conclude_safely(
+        self, held: HeldDelivery, result: HandlerResult, *, seconds: float = 0.0
+    ) -> None:
+        """Conclude; an error of ours ends this message and no other."""
+        try:
+            await self.conclude(held, result, seconds=seconds)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
+            self.fail(held, error)
+
+    def finish(self, held: HeldDelivery, result: HandlerResult) -> None:
+        """Settle a message by its result, without waiting for anything."""
+        if self._replies is None or held.delivery.message.reply_to is None:
+            self._send(held, self.decide(held, result), result)
+        else:
+            held.subscription.spawn(self.conclude_safely(held, result))
+
+    def release(self, held: HeldDelivery) -> None:
+        """Give a message back, not counted: no handler has begun it."""
+        self._send(held, self.decide(held, _INTERRUPTED), _INTERRUPTED)
 
     def fail(self, held: HeldDelivery, error: BaseException) -> None:
-        """Dead-letter a message that an error of mqcore, or of a driver or middleware, kept from being settled.
+        """Dead-letter a message that could not be settled because of an error of ours.
 
-        The reason is `rejected`, and the record has the error. A backend without leases would never
-        give the message to anybody again, and one of the `prefetch` places would be lost for good.
+        That is an error of mqcore, of a driver or of a middleware. The reason is `rejected`, and
+        the record has the error. A backend without leases would otherwise never deliver the message
+        again, and one of the `prefetch` places would be lost.
         """
         held.report(error)
         self.leave(held)
-        if held.gone or held.settling:
+        if not held.can_settle:
             return
 
         try:
-            self.finish(held, HandlerResult(Ending.REJECTED, Failure.of(error)))
-        except Exception as again:  # noqa: BLE001 - not even that: where there is a lease, its end settles it
-            held.report(again)
-            held.subscription.end(held)
+            result = HandlerResult(Ending.REJECTED, Failure.of(error))
+            self._send(held, self.decide(held, result), result)
+        except Exception as second:  # noqa: BLE001 - where there is a lease, its end settles the message
+            held.report(second)
+            held.subscription.end(held, Step.LOSE)
 
     def leave(self, held: HeldDelivery) -> None:
-        """Let the next one through the isolation lock; called by itself when the message is finished."""
-        if held.inside:
-            held.inside = False
-            if held.alone:
-                self._isolation.leave_exclusive()
-            else:
-                self._isolation.leave_shared()
+        """Leave the isolation lock; called by itself when the message is settled."""
+        entry, held.entry = held.entry, None
+        if entry is not None:
+            self._isolation.leave(entry)
 
     def _send(
         self,
@@ -443,13 +425,14 @@ class Receiver:
         result: HandlerResult | None = None,
         seconds: float = 0.0,
     ) -> None:
+        """Send the settlement in the background, together with others, and leave the lock."""
         held.subscription.settle(held, decision)
         self.leave(held)
+
         message, failure = held.delivery.message, result.failure if result else None
         error = (
             f"{failure.type}: {failure.text}".removeprefix(": ") if failure else ""
         )  # the pull API has no type
-        reason = decision.reason.value if decision.reason else ""
         self.events.emit(
             f"message.{decision.verdict}",
             self.rules.queue,
@@ -457,22 +440,22 @@ class Receiver:
             message.attempt,
             seconds=seconds,
             delay=decision.delay,
-            reason=reason,
+            reason=decision.reason.value if decision.reason else "",
             error=error,
         )
 
+    # The end
+
     def halt(self) -> None:
-        """Hand out nothing from now on; `stop` releases what was taken in."""
+        """Hand out nothing from now on; `stop` releases what was received."""
         self._stopped = True
         self._wake.set()
 
     async def stop(self) -> None:
-        """Take in nothing more and release what no handler has begun (G13).
+        """Receive nothing more, and release what no handler has begun (G13).
 
-        What is handled now may still be finished.
-
-        When the caller is cancelled, it goes on: the isolation lock and what is in the buffer must not stay
-        taken.
+        What is handled now may still be finished. When the caller is cancelled, this goes on: the
+        isolation lock must be left, and the buffer released.
         """
         self.halt()
         if self._releasing is None:
@@ -483,29 +466,29 @@ class Receiver:
         await asyncio.gather(
             *(subscription.stop_receiving() for subscription in self._subscriptions)
         )
-        waiting = [
-            held for _, _, held in sorted(self._buffer)
-        ]  # in order: some brokers take it back so (G9)
-        if self._suspect is not None:
-            waiting.append(self._suspect)
-        self._isolation.give_up(self)
-        self._give_gate_back()
-        self._buffer, self._suspect = [], None
+
+        # In order: some brokers put messages back in the order of their release (G9).
+        waiting = [held for _, _, held in sorted(self._buffer)]
+        if (suspect := self._quarantine.stop()) is not None:
+            waiting.append(suspect)
+        self._buffer = []
+
         for held in waiting:
-            if held.gone:
+            if held.is_gone:
                 self.leave(held)
             else:
                 self._send(held, self.decide(held, _INTERRUPTED))
+
         for subscription in self._subscriptions:
             subscription.pause()
         self._wake.set()
 
     async def close(self, grace: Grace | None = None) -> None:
-        """After `stop` and the last `finish`: wait until settlements are answered, then unsubscribe.
+        """After `stop` and the last result: wait for answers to settlements, then unsubscribe.
 
-        Idempotent. Bounded by `grace`, which is 5 s when none is given. When the caller is
-        cancelled, it goes on: claims would be renewed, or messages kept unacknowledged, for as long
-        as this process lives.
+        Idempotent. Bounded by `grace`, 5 s when none is given. When the caller is cancelled, this
+        goes on: claims would be renewed, or messages kept unacknowledged, for as long as this
+        process lives.
         """
         until = grace or self.grace or Grace(self.clock, CLOSE_GRACE)
         if self._closing is None:
@@ -513,7 +496,7 @@ class Receiver:
             self._closing = asyncio.create_task(self._close(until))
         elif self._until is not None and until is not self._until:
             await until.wait_for_answers([self._closing], 0.0)
-            self._until.hurry()  # who asks again may have less time (G13)
+            self._until.hurry()  # a second close may have less time (G13)
         await asyncio.shield(self._closing)
 
     async def _close(self, until: Grace) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.consuming.grace import Grace
@@ -28,7 +28,7 @@ from mqcore.publishing.options import duration
 from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.redact import describe_error
-from mqcore.rules.retry import Ending, HandlerResult
+from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mqcore.rules.inbound import Inbound
     from mqcore.rules.retry import Decision
 
-__all__ = ["Replies", "Requests"]
+__all__ = ["EncodedResult", "Replies", "Requests"]
 
 T = TypeVar("T")
 _ERROR_TYPE = "application/vnd.mqcore.error+json"
@@ -157,39 +157,62 @@ def _remote_error(body: bytes) -> RemoteError:
     return RemoteError(*words)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedResult:
+    """A handler's return value as it is sent."""
+
+    body: bytes
+    content_type: str
+
+
 class Replies:
-    """The answering side, for every runner."""
+    """The answering side, one for each Broker: sends the replies of its handlers."""
 
     def __init__(self, connection: Connection, publisher: Publisher, codecs: Codecs) -> None:
-        """Replies go out by `publisher`, as plain messages to the request's `reply_to`, where that is a reply queue."""
+        """`publisher` sends the replies, as plain messages to the reply queue of the request."""
         self._connection = connection
         self._events = connection.events
         self._publisher = publisher
         self._codecs = codecs
 
-    def encoded(self, value: object) -> tuple[bytes, str]:
-        """Return body and content type of a handler's return value; `ValidationError` when it cannot be written."""
-        return encode_any(value, self._codecs)
+    def prepared(
+        self, request: Message, result: HandlerResult, value: object
+    ) -> tuple[HandlerResult, EncodedResult | None]:
+        """Return the result and the reply to a request whose handler has returned `value`.
 
-    def check(self, request: Message, body: bytes) -> None:
-        """Raise `MessageTooLarge` for a reply that nobody may send (G12)."""
-        self._publisher.composer.check_size(Message(id=request.id, body=body), "the reply queue")
+        The reply is None unless the handler succeeded. A value that cannot be written, or is too
+        large to send (G12), is the handler's failure.
+        """
+        if result.ending is not Ending.SUCCEEDED:
+            return result, None
 
-    async def succeed(self, request: Message, body: bytes, content_type: str) -> None:
+        try:
+            reply = (
+                value
+                if isinstance(value, EncodedResult)
+                else EncodedResult(*encode_any(value, self._codecs))
+            )
+            message = Message(id=request.id, body=reply.body)
+            self._publisher.composer.check_size(message, "the reply queue")
+        except Exception as error:  # noqa: BLE001 - a user's value, written by a user's code
+            return HandlerResult(Ending.FAILED, Failure.of(error)), None
+        return result, reply
+
+    async def succeed(self, request: Message, reply: EncodedResult) -> None:
         """Send what the handler returned."""
-        await self._send(request, body, content_type)
+        await self._send(request, reply.body, reply.content_type)
 
     async def fail(
         self, request: Message, decision: Decision, result: HandlerResult | None
     ) -> None:
         """Send why there will be no result: the reason, and the exception's type and text as data."""
         failure = result.failure if result else None
-        told = {
+        record = {
             "reason": decision.reason.value if decision.reason else decision.verdict,
             "type": failure.type if failure else "",
             "text": failure.text if failure else "",
         }
-        await self._send(request, json.dumps(told).encode(), _ERROR_TYPE)
+        await self._send(request, json.dumps(record).encode(), _ERROR_TYPE)
 
     def _is_reply_queue(self, name: object) -> bool:
         return isinstance(name, str) and name.startswith(

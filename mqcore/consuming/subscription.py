@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mqcore.consuming.grace import ANSWERED, UNSUBSCRIBED
 from mqcore.consuming.held import HeldDelivery
 from mqcore.consuming.proofs import Proofs
+from mqcore.consuming.states import DeliveryState, Step
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
 from mqcore.rules.backoff import RetryWait
 from mqcore.rules.capabilities import Capability
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.leases import LeaseKeeper
     from mqcore.rules.retry import Rules
 
-__all__ = ["RECEIVE_TIMEOUT", "HeldDelivery", "LiveSubscription"]
+__all__ = ["RECEIVE_TIMEOUT", "LiveSubscription"]
 
 RECEIVE_TIMEOUT = 3600.0
 """How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets.
@@ -228,13 +229,14 @@ class LiveSubscription:
         now = self._clock.monotonic()
         for held in list(self.held.values()):
             message = held.delivery.message
-            self._connection.survived.add(self.rules.source, message, now, started=held.inside)
-            if held.inside:
-                held.lose()
-            elif held.settling:
+            has_entered = held.entry is not None
+            self._connection.survived.add(self.rules.source, message, now, started=has_entered)
+            if held.state is DeliveryState.SETTLING:
                 self._carried.add(held)
+            elif has_entered:
+                held.lose()
             else:
-                self.end(held)
+                self.end(held, Step.LOSE)
 
     async def _mend(self, error: Exception, generation: int) -> bool:
         """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
@@ -264,12 +266,12 @@ class LiveSubscription:
         One that comes while another of the same message is under way comes too late: a thread that
         ends when its message is being released already.
         """
-        if held.gone or held.settling:
+        if not held.apply(Step.SETTLE):
             self._events.emit(
                 "settle.stale", self.rules.queue, held.delivery.message.id, verdict=decision.verdict
             )
             return
-        held.settling = True
+
         self._pending.append((held, decision))
         if len(self._pending) == 1:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -283,8 +285,8 @@ class LiveSubscription:
         try:
             await self._settle_all(batch)
         finally:
-            for held, _ in batch:  # if it ended by force, a renewal is heard again
-                held.settling = False
+            for held, _ in batch:  # changes those alone that have no answer: it ended by force
+                held.apply(Step.GIVE_UP)
 
     async def _settle_all(self, batch: Sequence[tuple[HeldDelivery, Decision]]) -> None:
         wait = _FIRST_WAIT
@@ -295,17 +297,16 @@ class LiveSubscription:
             for (held, decision), result in zip(batch, results, strict=True):
                 if isinstance(result, Done):
                     held.settled_by = subscription
-                    self.end(held)
+                    self.end(held, Step.CONFIRM)
                 elif isinstance(result, Stale):
-                    held.lease_lost = True
                     self._events.emit(
                         "settle.stale",
                         self.rules.queue,
                         held.delivery.message.id,
                         verdict=decision.verdict,
                     )
-                    self.end(held)
-                elif not held.gone:
+                    self.end(held, Step.REFUSE)
+                elif not held.is_gone:
                     again.append((held, decision))
                     missing = missing or (
                         isinstance(result, Failed) and result.kind is ErrorKind.NOT_FOUND
@@ -346,13 +347,13 @@ class LiveSubscription:
         """The claim of this message ended without us."""
         message = held.delivery.message
         self._events.emit("lease.lost", self.rules.queue, message.id, message.attempt)
-        self.end(held)
+        self.end(held, Step.LOSE)
 
-    def end(self, held: HeldDelivery) -> None:
-        """The message is out of our hands."""
-        if held.gone:
+    def end(self, held: HeldDelivery, step: Step) -> None:
+        """Take the last step of a message: it is settled, or lost."""
+        if not held.apply(step):
             return
-        held.gone = True
+
         self._carried.discard(held)
         receipt = held.delivery.receipt
         self.held.pop(receipt, None)
@@ -432,7 +433,7 @@ class LiveSubscription:
         """
         await self.stop_receiving()
         for held in list(self.held.values()):
-            if not held.settling:
+            if held.can_settle:
                 self.settle(held, Decision(Release(held.delivery.receipt), "released"))
         self.pause()
         await self._wait_for_answers(grace)
@@ -444,7 +445,6 @@ class LiveSubscription:
         for task in self._tasks:
             task.cancel()
         for held in unanswered:
-            held.lease_lost = True  # who waits for the answer must not take it for done
             self._events.emit(
                 "settle.unanswered", self.rules.queue, held.delivery.message.id, error=_UNANSWERED
             )
@@ -454,8 +454,9 @@ class LiveSubscription:
             closing = asyncio.ensure_future(_closed(subscription))
             await asyncio.wait([closing], timeout=grace.left(UNSUBSCRIBED))
             closing.cancel()  # the connection ends next, and the broker takes back what it had sent
-        for held in unanswered:
-            self.end(held)
+        for held in unanswered:  # lost: who waits for the answer must not take it for done
+            held.apply(Step.GIVE_UP)
+            self.end(held, Step.LOSE)
 
     async def _wait_for_answers(self, grace: Grace) -> None:
         """Wait until nothing is being settled, or until the grace and its tail are over."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mqcore.consuming.requests import EncodedResult
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.results import ChildRunFailed
@@ -24,18 +24,10 @@ if TYPE_CHECKING:
     from mqcore.messages.codec import Codecs
     from mqcore.running.handlers import HandlerSpec
 
-__all__ = ["EncodedResult", "Executor", "executor_for"]
+__all__ = ["Executor", "executor_for"]
 
 
 _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedResult:
-    """A return value that another process has encoded already."""
-
-    body: bytes
-    content_type: str
 
 
 class Executor(Protocol):

@@ -18,16 +18,15 @@ from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
 from mqcore.middleware import Middleware, Timeout
 from mqcore.rules.results import result_of
-from mqcore.rules.retry import Ending, Failure, HandlerResult
-from mqcore.running.executors import EncodedResult, executor_for
+from mqcore.rules.retry import Ending, HandlerResult
+from mqcore.running.executors import executor_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mqcore.consuming.grace import Grace
+    from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.receiver import Receiver
-    from mqcore.consuming.requests import Replies
-    from mqcore.consuming.subscription import HeldDelivery
     from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
     from mqcore.running.handlers import HandlerSpec
@@ -46,7 +45,6 @@ class Runner:
         receiver: Receiver,
         *,
         publisher: Publisher,
-        replies: Replies,
         inbound: Inbound,
         middleware: Sequence[Middleware] = (),
         state: Any = None,
@@ -58,7 +56,6 @@ class Runner:
         """How many runs of the handler have ended, however they did."""
         self.on_ended: Callable[[], None] | None = None
         self._publisher = publisher
-        self._replies = replies
         self._inbound = inbound
         self._state = state
         self._clock = receiver.clock
@@ -70,9 +67,6 @@ class Runner:
         self._interrupted: set[asyncio.Task[None]] = set()
         self._grace_is_over = False
         self._call = self._chain(middleware)
-        receiver.on_dead = lambda held, decision: replies.fail(
-            held.delivery.message, decision, None
-        )
 
     def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
         """Nest the middlewares once, at start; those that do not override `handle` are not in the way."""
@@ -131,78 +125,52 @@ class Runner:
                 self.receiver.fail(held, error)
 
     async def _handle(self, held: HeldDelivery) -> None:
+        """Run the handler with one message and settle it."""
         if self.receiver.stopped:  # stopped since it was picked (G13)
-            self.receiver.finish(held, _INTERRUPTED)
+            self.receiver.release(held)
             return
+
         if self.spec.ack_first:
-            self.receiver.finish(held, _SUCCEEDED)
-            await held.wait_settled()
-            if held.lease_lost or not await held.subscription.proven(held):
-                # it may come again, and at most once means that no handler has begun it (G2)
-                return
-            if not self._may_start_acknowledged(held):
-                return
+            # A message that may come again has not been begun by any handler: at most once (G2).
+            if await self.receiver.acknowledge(held) and self._may_start_acknowledged(held):
+                await self._run_once(held)
+            return
+
         began = self._clock.monotonic()
-        result, value = await self._result(held)
-        if not self.spec.ack_first:
-            await self._conclude(held, result, value, self._clock.monotonic() - began)
+        result, value = await self._run_once(held)
+        took = self._clock.monotonic() - began
+        await self.receiver.conclude(held, result, value, seconds=took)
 
     def _may_start_acknowledged(self, held: HeldDelivery) -> bool:
-        """Look again after the wait for the answer: nothing starts past its expiry or past the grace (G6, G13).
+        """Check again after the acknowledgement: expiry and the grace may be over (G6, G13).
 
         The message is acknowledged, so one that may not start is gone.
         """
         if held.expired(self._clock.monotonic()):
-            reason, error = (
-                "expired",
-                "it expired while it was acknowledged, before its handler was started",
-            )
+            reason = "expired"
+            error = "it expired while it was acknowledged, before its handler was started"
         elif self._grace_is_over:
-            reason, error = (
-                "",
-                (
-                    "the grace of the worker ended while it was acknowledged, before its handler "
-                    "was started"
-                ),
+            reason = ""
+            error = (
+                "the grace of the worker ended while it was acknowledged, before its handler was "
+                "started"
             )
         else:
             return True
+
         message = held.delivery.message
-        queue = self.spec.queue.name
         self._events.emit(
-            "message.dropped", queue, message.id, message.attempt, reason=reason, error=error
+            "message.dropped",
+            self.spec.queue.name,
+            message.id,
+            message.attempt,
+            reason=reason,
+            error=error,
         )
         return False
 
-    async def _conclude(
-        self, held: HeldDelivery, result: HandlerResult, value: object, took: float
-    ) -> None:
-        """Reply when this was the last word, then settle: the reply is a successor too (G3)."""
-        message = held.delivery.message
-        if message.reply_to is None:
-            self.receiver.finish(held, result, seconds=took)
-            return
-        reply: tuple[bytes, str] | None = None
-        if result.ending is Ending.SUCCEEDED:
-            try:
-                reply = (
-                    (value.body, value.content_type)
-                    if isinstance(value, EncodedResult)
-                    else self._replies.encoded(value)
-                )
-                self._replies.check(message, reply[0])
-            except Exception as error:  # noqa: BLE001 - a value of the user's, written by code of his: the handler's failure
-                reply = None
-                result = HandlerResult(Ending.FAILED, Failure.of(error))
-        decision = self.receiver.decide(held, result)
-        if reply is not None:
-            await self._replies.succeed(message, *reply)
-        elif decision.final:
-            await self._replies.fail(message, decision, result)
-        self.receiver.finish(held, result, decision, seconds=took)
-
-    async def _result(self, held: HeldDelivery) -> tuple[HandlerResult, object]:
-        """Run the handler once and say what happened, with what it returned."""
+    async def _run_once(self, held: HeldDelivery) -> tuple[HandlerResult, object]:
+        """Run the handler once; return its result, and what it returned."""
         delivery = self._inbound.opened(held.delivery)
         if isinstance(delivery, HandlerResult):
             return delivery, None
@@ -217,101 +185,80 @@ class Runner:
     async def _watched(
         self, batch: Sequence[HeldDelivery], ctx: Context
     ) -> tuple[HandlerResult, object]:
-        """Run the chain in a task that a drain or a lost lease may cancel, and nobody else."""
+        """Run the chain of middlewares; only a drain or a lost lease may cancel it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in one
+
+        longest = None if self.spec.timeout is None else self.spec.timeout + self.spec.lease
         for held in batch:
-            held.on_lost = partial(self._lost, task, ctx, held)
-            if self.spec.timeout is not None:
-                held.subscription.limit(
-                    held, self._clock.monotonic() + self.spec.timeout + self.spec.lease
-                )
-            self._events.emit(
-                "message.started",
-                self.spec.queue.name,
-                held.delivery.message.id,
-                held.delivery.attempt,
-            )
+            self.receiver.begin(held, partial(self._lost, task, ctx, held), longest)
+
         self._cancellable.add(task)
-        ending: tuple[HandlerResult, object]
         try:
-            ending = _SUCCEEDED, await self._call(ctx)
+            result, value = _SUCCEEDED, await self._call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
-            interrupted = isinstance(error, asyncio.CancelledError) and task in self._interrupted
-            ending = (
-                _INTERRUPTED if interrupted else result_of(error),
-                None,
-            )  # who cancels itself has failed (G4)
+            # A handler that cancels itself has failed (G4).
+            is_ours = isinstance(error, asyncio.CancelledError) and task in self._interrupted
+            result, value = _INTERRUPTED if is_ours else result_of(error), None
         self._cancellable.discard(task)
         self._interrupted.discard(task)
+
         for held in batch:
-            held.on_lost = None
+            self.receiver.end(held)
         await _at_rest(task)
-        return ending
+        return result, value
 
     def _interrupt(self, task: asyncio.Task[None]) -> None:
         self._interrupted.add(task)
         task.cancel()
 
     def _lost(self, task: asyncio.Task[None], ctx: Context, held: HeldDelivery) -> None:
-        """The lease is gone: an async handler is cancelled, a thread can only be told (G5).
+        """The lease is lost: cancel an async handler, and only mark the context of a thread (G5).
 
-        Other messages do not wait for it any longer.
+        Other messages do not wait for it at the isolation lock any longer.
         """
         ctx.lose_lease()
         self.receiver.leave(held)
         if self.spec.mode == "async" and task in self._cancellable:
             self._interrupt(task)
 
-    def finish(self, held: HeldDelivery, result: HandlerResult) -> None:
-        """Settle one item of a batch by itself, and answer its request."""
-        if held.delivery.message.reply_to is None:
-            self.receiver.finish(held, result)
-        else:
-            held.subscription.spawn(self._concluded(held, result))
-
-    async def _concluded(
-        self, held: HeldDelivery, result: HandlerResult, took: float = 0.0
-    ) -> None:
-        """Conclude one item of a batch.
-
-        An error of ours is the end of this message and of no other.
-        """
-        try:
-            await self._conclude(held, result, None, took)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the message must be settled
-            self.receiver.fail(held, error)
-
     async def _handle_batch(self, batch: Sequence[HeldDelivery]) -> None:
         """Run the handler with a list; what it has not settled itself shares the result."""
         if self.receiver.stopped:  # as in `_handle`
             for held in batch:
-                self.receiver.finish(held, _INTERRUPTED)
+                self.receiver.release(held)
             return
+
         began = self._clock.monotonic()
-        items: list[Received[Any]] = []
-
-        for held in batch:
-            try:
-                item = received(self.spec.queue, held, self._inbound, self, self._state)
-            except Exception as error:  # noqa: BLE001 - as in `_concluded`
-                self.receiver.fail(held, error)
-                continue
-            if isinstance(item, HandlerResult):
-                await self._concluded(held, item)
-            else:
-                items.append(item)
-
+        items = await self._read(batch)
         if not items:
             return
+
         ctx = Context(self.spec.queue.name, items[0].delivery, self._publisher, self._state)
         ctx.payload = items
         result, _ = await self._watched([item.held for item in items], ctx)
         took = self._clock.monotonic() - began
+
         for item in items:
             if not item.finished:
                 item.finished = True
-                await self._concluded(item.held, result, took)
+                await self.receiver.conclude_safely(item.held, result, seconds=took)
+
+    async def _read(self, batch: Sequence[HeldDelivery]) -> list[Received[Any]]:
+        """Return the items that can be read, and settle the others."""
+        items: list[Received[Any]] = []
+        for held in batch:
+            try:
+                item = received(self.spec.queue, held, self._inbound, self.receiver, self._state)
+            except Exception as error:  # noqa: BLE001 - an error of ours ends this message and no other
+                self.receiver.fail(held, error)
+                continue
+
+            if isinstance(item, HandlerResult):
+                await self.receiver.conclude_safely(held, item)
+            else:
+                items.append(item)
+        return items
 
     def halt(self) -> None:
         """Start nothing from now on. `drain` does the rest."""
@@ -319,24 +266,25 @@ class Runner:
         self._freed.set()
 
     async def drain(self, grace: Grace) -> int:
-        """Let running handlers end within the grace, then release what is unfinished; how many those were (G13).
+        """Let running handlers end within the grace, then release what is unfinished (G13).
 
-        What remains of the grace is for the broker's answers to their settlements.
+        What remains of the grace is for the broker's answers to settlements. Returns how many
+        handlers were unfinished.
         """
         await self.receiver.stop()
         self._freed.set()
         await grace.wait(tuple(self._running), 0.0)
 
         self._grace_is_over = True
-        left = list(self._running)
-        for task in self._cancellable & set(left):
+        unfinished = list(self._running)
+        for task in self._cancellable & set(unfinished):
             self._interrupt(task)
-        if left:
-            await grace.wait(left, CLEANED_UP)
+        if unfinished:
+            await grace.wait(unfinished, CLEANED_UP)
 
         await self.receiver.close(grace)
         await self._executor.close()
-        return len(left)
+        return len(unfinished)
 
 
 async def _nothing() -> None:
@@ -344,7 +292,7 @@ async def _nothing() -> None:
 
 
 async def _at_rest(task: asyncio.Task[None]) -> None:
-    """Let no cancellation that was the handler's reach what comes after it: the settlement."""
+    """Keep a cancellation that the handler asked for from reaching the settlement."""
     if task.cancelling():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
@@ -353,6 +301,6 @@ async def _at_rest(task: asyncio.Task[None]) -> None:
 
 
 async def _with_next(
-    one: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context
+    middleware: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context
 ) -> object:
-    return await one.handle(ctx, call_next)
+    return await middleware.handle(ctx, call_next)

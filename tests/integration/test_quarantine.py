@@ -470,7 +470,7 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
     await receiver.start()
     caller = asyncio.create_task(receiver.next())
     await clock.settle()
-    accept, ended = receiver._accept_suspect, asyncio.Event()
+    accept, ended = receiver._quarantine.accept, asyncio.Event()
 
     def lose(held: Any) -> None:
         accept(held)
@@ -478,7 +478,7 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
         caller.cancel()
         ended.set()
 
-    monkeypatch.setattr(receiver, "_accept_suspect", lose)
+    monkeypatch.setattr(receiver._quarantine, "accept", lose)
     await broker.publish("jobs.quarantine", "suspect")
     await ended.wait()
     await clock.settle()
