@@ -5,8 +5,8 @@
             print(delivery.value)
             await delivery.ack()
 
-It stands on the same `Receiver` as handlers do: what expired, cannot be decoded or does not validate
-never reaches the loop.
+It uses the same `Receiver` as handlers do. A message that has expired, cannot be decoded or does
+not validate never reaches the loop.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ T = TypeVar("T")
 
 
 class _Settles(Protocol):
-    """Whoever settles what was received: a receiver, or the runner of a batch."""
+    """What settles a received message: its receiver."""
 
     def finish(self, held: HeldDelivery, result: HandlerResult) -> object: ...
 
 
 class Received(DeliveryInfo, Generic[T]):
-    """A message in the application's hands: its decoded `value`, its facts, and the ways to settle it. Settle each once."""
+    """A message that the application has received: its `value`, and the calls that settle it.
+
+    Settle each message once.
+    """
 
     def __init__(
         self,
@@ -64,20 +67,23 @@ class Received(DeliveryInfo, Generic[T]):
         self._settles = settles
 
     async def ack(self) -> None:
-        """Done: the message may go.
+        """Done: remove the message.
 
         Raises `LeaseLost` when it went to another consumer meanwhile (G5).
         """
         await self._finish(HandlerResult(Ending.SUCCEEDED))
 
     async def release(self) -> None:
-        """Give it back untouched: not an attempt (G4). Raises `LeaseLost` as `ack` does."""
+        """Give it back, not counted as an attempt (G4). Raises `LeaseLost` as `ack` does."""
         await self._finish(HandlerResult(Ending.INTERRUPTED))
 
     async def retry(
         self, delay: float | timedelta | None = None, error: BaseException | None = None
     ) -> None:
-        """Handle it again by the retry policy, or after `delay` seconds; dead-lettered when attempts are exhausted (G10)."""
+        """Handle it again by the retry policy, or after `delay` seconds (G10).
+
+        It is dead-lettered when its attempts are exhausted.
+        """
         wait = (
             None
             if delay is None
@@ -86,7 +92,7 @@ class Received(DeliveryInfo, Generic[T]):
         await self._finish(HandlerResult(Ending.RETRY, Failure.of(error) if error else None, wait))
 
     async def reject(self, reason: str = "rejected by the consumer") -> None:
-        """Never again: dead-letter it, reason `rejected` (G11)."""
+        """Dead-letter it without another attempt, with the reason `rejected` (G11)."""
         await self._finish(HandlerResult(Ending.REJECTED, Failure((), reason)))
 
     def finish(self, result: HandlerResult) -> None:
@@ -186,9 +192,11 @@ class Consumer(Generic[T]):
         raise StopAsyncIteration
 
     async def get(self, timeout: float | timedelta | None = None) -> Received[T] | None:
-        """Return the next message, or None when none came within `timeout` seconds (None: wait for ever).
+        """Return the next message, or None when none came within `timeout` seconds.
 
-        A timeout of 0 looks only at what this consumer has received already.
+        Without a timeout it waits indefinitely.
+
+        A timeout of 0 returns only what this consumer has received already.
         """
         limit = (
             None
@@ -215,7 +223,10 @@ class Consumer(Generic[T]):
         return self._receiver
 
     async def close(self) -> None:
-        """Stop, and release what was handed out and never settled: it goes to the next consumer, not counted (G4)."""
+        """Stop, and release what was handed out and never settled.
+
+        Released messages go to the next consumer and are not counted (G4).
+        """
         if self._receiver is not None:
             self._receiver.check_loop()
         self.closed = True

@@ -1,4 +1,4 @@
-"""What a handler may know of its message, and do beside returning."""
+"""What a handler can know about its message, and do besides returning."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class DeliveryInfo:
         self.state = state
         """What the App's lifespan yielded; None in the pull API."""
         self.lease_lost = False
-        """The message went to another consumer; what this handler still does is done twice (G5)."""
+        """Whether the message went to another consumer: what still happens here is done twice (G5)."""
 
     def lose_lease(self) -> None:
-        """Take note that the message is another consumer's now; called by the runner."""
+        """Record that the message is another consumer's now; called by the runner."""
         self.lease_lost = True
 
     @property
@@ -50,7 +50,7 @@ class DeliveryInfo:
 
     @property
     def redelivered(self) -> bool:
-        """Whether somebody was handed this message before (G9)."""
+        """Whether this message was delivered before (G9)."""
         return self._delivery.redelivered or self.attempt > 1
 
     @property
@@ -83,7 +83,7 @@ class DeliveryInfo:
 
     @property
     def correlation_id(self) -> str | None:
-        """What ties a reply to its request."""
+        """The id that connects a reply with its request."""
         return self._delivery.message.correlation_id
 
     @property
@@ -104,7 +104,9 @@ class Context(DeliveryInfo):
         self.delivery = delivery
         """The delivery, for middleware; the transforms of its message are undone."""
         self.payload: Any = None
-        """For middleware: the decoded payload; in a batch the list of items, None for `process=True`, which decodes it itself.
+        """For middleware: the decoded payload, in a batch the list of items.
+
+        None for `process=True`: the process decodes it by itself.
         """
         self._blocking: BlockingContext | None = None
 
@@ -130,7 +132,7 @@ class Context(DeliveryInfo):
 
 
 class BlockingContext(DeliveryInfo):
-    """The context of a blocking handler, which runs in a thread: the same facts, and a publish that blocks."""
+    """The context of a blocking handler, which runs in a thread: its `publish` blocks."""
 
     def __init__(
         self, queue: str, delivery: Delivery, publisher: Publisher, state: Any = None
@@ -141,7 +143,7 @@ class BlockingContext(DeliveryInfo):
         self._loop = asyncio.get_running_loop()
 
     def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """As `Broker.publish`, blocking until its ending is known.
+        """As `Broker.publish`, and block until its outcome is known.
 
         Raises `ConfigurationError` on the event loop itself.
         """

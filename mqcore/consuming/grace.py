@@ -1,4 +1,4 @@
-"""The time that an orderly end may take: a grace, then a short tail (G13).
+"""The time that an orderly end may take: a grace period, then a short tail (G13).
 
 A drain has one `Grace`, shared by everything that ends in it: handlers, settlements, subscriptions
 and the connection. The grace goes by the clock. The tail goes by real time, because a broker that
@@ -52,7 +52,7 @@ class Grace:
 
     @property
     def is_past(self) -> bool:
-        """Whether the tail, too, has been over for a while: who ends something now has time again."""
+        """Whether the tail has been over for a while, so that what ends now has time again."""
         return self.over and asyncio.get_running_loop().time() > self._ended + 2 * _STEP
 
     def left(self, tail: float) -> float:
@@ -63,7 +63,10 @@ class Grace:
 
     @property
     def for_closing(self) -> float:
-        """Seconds of the clock that the lifespan may take to close: the rest of the grace, and its part of the tail."""
+        """Seconds of the clock that the lifespan may take to close.
+
+        They are the rest of the grace, and the part of the tail that is the lifespan's.
+        """
         if self.over:
             return max(self.left(CLOSED), CLOSED - UNSUBSCRIBED)
         return self._until - self._clock.monotonic() + CLOSED
@@ -78,7 +81,7 @@ class Grace:
     async def wait_for_answers(self, work: Iterable[asyncio.Future[Any]], tail: float) -> bool:
         """Wait for what the broker has to answer, as `wait`.
 
-        Who drains does not move a virtual clock meanwhile, so there it takes a step of real time.
+        A drain does not advance a virtual clock meanwhile, so there this takes a step of real time.
         """
         return await self._wait(work, tail, None if self._clock.real else _STEP)
 
@@ -95,7 +98,7 @@ class Grace:
     async def _inside(
         self, pending: set[asyncio.Future[Any]], patience: float | None
     ) -> set[asyncio.Future[Any]]:
-        """Wait until all has ended, or the grace has, by itself or because somebody hurries."""
+        """Wait until everything has ended, or the grace has ended, by itself or by `hurry`."""
         over = asyncio.ensure_future(self._over.wait())
         try:
             with suppress(TimeoutError):

@@ -28,7 +28,11 @@ __all__ = ["LeaseKeeper"]
 
 @dataclass(slots=True)
 class _Claim:
-    """One held claim; `until` (monotonic) is where renewal ends although it is held: past its handler's hard limit."""
+    """One held claim.
+
+    `until` (monotonic time) is when renewal ends although the claim is held: the time limit of its
+    handler has passed.
+    """
 
     queue: str
     lease: float
@@ -37,10 +41,13 @@ class _Claim:
 
 
 class LeaseKeeper:
-    """Renews every claim until it is dropped, at a third of the shortest lease; tells the holder, on its loop, of a lost one."""
+    """Renews every claim until it is dropped, each third of the shortest lease.
+
+    Calls the holder of a lost claim on the holder's event loop.
+    """
 
     def __init__(self, make_backend: Callable[[], Backend], own: Backend, clock: Clock) -> None:
-        """`make_backend` opens the thread's own instance, `own` is the caller's, used when the clock is virtual."""
+        """`make_backend` makes the thread's backend; `own` is the caller's, for a virtual clock."""
         self._make_backend = make_backend
         self._own = own
         self._clock = clock
@@ -75,12 +82,15 @@ class LeaseKeeper:
             self._task = asyncio.create_task(self._run_here())
 
     def limit(self, receipt: bytes, until: float) -> None:
-        """Renew this claim no longer than `until` (monotonic): a handler that blocks everything must not keep it for ever."""
+        """Renew this claim until `until` (monotonic time) at most.
+
+        A handler that blocks everything must not keep it indefinitely.
+        """
         if (claim := self._claims.get(receipt)) is not None:
             claim.until = until
 
     def drop(self, receipt: bytes) -> None:
-        """The claim is settled, or no longer wanted."""
+        """Stop renewing a claim: it is settled or lost."""
         self._claims.pop(receipt, None)
 
     async def close(self) -> None:
@@ -145,20 +155,20 @@ class LeaseKeeper:
             if claim.until is None or now < claim.until:
                 groups.setdefault((claim.queue, claim.lease), []).append(receipt)
             elif now >= claim.until + claim.lease:
-                self._tell(receipt)  # not renewed for a whole lease: it is another's by now
+                self._report(receipt)  # not renewed for a whole lease: lost by now
         if not isinstance(backend, SupportsRenew):
             return
         for (queue, lease), receipts in groups.items():
             kept = await backend.renew(queue, receipts, lease)
             for receipt, ok in zip(receipts, kept, strict=True):
                 if not ok:
-                    self._tell(receipt)
+                    self._report(receipt)
 
-    def _tell(self, receipt: bytes) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+    def _report(self, receipt: bytes) -> None:
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._lost, receipt)
 
     def _lost(self, receipt: bytes) -> None:
-        """On the holder's loop: a claim settled meanwhile is not lost, it is done."""
+        """Report a lost claim on the holder's loop, unless it was settled meanwhile."""
         if (claim := self._claims.pop(receipt, None)) is not None:
             claim.lost()

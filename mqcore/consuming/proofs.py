@@ -1,4 +1,4 @@
-"""Whether an acknowledgement has reached the broker, asked once for all of the same moment (G2)."""
+"""Proof that acknowledgements have reached the broker, one request for a loop turn (G2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PATIENCE = 10.0
 
 
 class Proofs:
-    """The proofs that are being asked for, one for each subscription."""
+    """The proofs that are under way, one for each subscription."""
 
     def __init__(self, events: Events, queue: str) -> None:
-        """What is not proven is reported as an event of `queue`."""
+        """An acknowledgement without proof is reported as an event of `queue`."""
         self._events = events
         self._queue = queue
         self._asked: dict[SupportsProof, asyncio.Task[bool]] = {}
@@ -47,7 +47,7 @@ class Proofs:
 
     async def _ask(self, subscription: SupportsProof) -> bool:
         await asyncio.sleep(0)
-        del self._asked[subscription]  # who acknowledges from now on needs another one
+        del self._asked[subscription]  # acknowledgements from now on need another one
         try:
             return await subscription.prove(timeout=_PATIENCE)
         except Exception:  # noqa: BLE001 - whatever a driver raises: nothing is proven

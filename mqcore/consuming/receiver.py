@@ -1,6 +1,7 @@
 """Receives one queue's messages and settles them.
 
-    broker ─receive─► subscription ─► buffer ─next─► handler or caller ─conclude─► decide ─settle─► broker
+    broker ─receive─► subscription ─► buffer ─next─► handler or caller
+    broker ◄─settle── subscription ◄─ decide ◄────── conclude, finish
 
 A `Receiver` has a subscription on the queue and one on its quarantine. It survives reconnects and
 keeps leases alive. It holds at most `prefetch` unsettled messages of the queue and one suspect.

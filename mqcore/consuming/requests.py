@@ -1,9 +1,10 @@
-"""Request and reply: a publish whose answer comes back through a queue of the asking broker's own.
+"""Request and reply: a publish whose answer comes back through the asking broker's reply queue.
 
-    request() ─► message with reply_to, correlation_id, ttl = timeout ─► handler ─► reply ─► mq.reply.… ─► the waiting caller
+    request() ─► message with reply_to, correlation_id, ttl = timeout ─► handler
+    caller ◄──── mq.reply.… ◄──── reply
 
-There is one temporary reply queue a Broker and one reply a request, at its final result. A reply
-that finds its queue gone is counted and holds up nothing.
+A Broker has one temporary reply queue. A request has one reply, when its final result is known. A
+reply whose queue does not exist any more is counted as an event and blocks nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _DONE = HandlerResult(Ending.SUCCEEDED)
 
 
 class Requests:
-    """The asking side, one for each Broker."""
+    """The asking side of requests, one for each Broker."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Requests:
         expected: Payload[Any] = Payload(Any if result is None else result)
         expires = self._connection.capabilities.has(
             Capability.EXPIRY
-        )  # else a late request is run for nobody
+        )  # else a late request is handled although its caller has ended
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
@@ -136,7 +137,7 @@ class Requests:
     async def close(self, grace: Grace | None = None) -> None:
         """Stop listening; requests still waiting end with `ConnectionLost`.
 
-        Nothing is waited for unless a grace is given: the reply queue goes with its owner.
+        Waits for nothing unless a grace is given: the reply queue ends with its owner.
         """
         if self._receiver is not None:
             await self._receiver.close(grace or Grace(self._connection.clock, 0))
@@ -205,7 +206,7 @@ class Replies:
     async def fail(
         self, request: Message, decision: Decision, result: HandlerResult | None
     ) -> None:
-        """Send why there will be no result: the reason, and the exception's type and text as data."""
+        """Send why there is no result: the reason, and the exception's type and text as data."""
         failure = result.failure if result else None
         record = {
             "reason": decision.reason.value if decision.reason else decision.verdict,
@@ -231,7 +232,7 @@ class Replies:
         )
         try:
             if not self._is_reply_queue(request.reply_to):
-                # Whoever may publish a request must not write by our hand where he may not himself.
+                # A publisher of requests must not make us write to queues that it may not write to.
                 error = (
                     f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to "
                     f"{_REPLY_QUEUES}… only"
@@ -240,7 +241,7 @@ class Replies:
                 return
             reply = self._publisher.composer.checked(reply, request.reply_to)
             await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
-        except QueueNotFound:  # a redrive brings requests back whose caller has ended
+        except QueueNotFound:  # a redrive repeats requests whose caller has ended
             error = (
                 "the reply queue does not exist: the caller of this request has ended, and its "
                 "reply is dropped"

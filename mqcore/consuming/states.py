@@ -24,7 +24,7 @@ class DeliveryState(Enum):
     RUNNING = "running"
     """Handed to a handler, or to a caller of the pull API."""
     SETTLING = "settling"
-    """A settlement is decided or sent, and the broker has not answered it. It is tried until it has."""
+    """Its result is decided, and the broker has not answered the settlement yet."""
     UNANSWERED = "unanswered"
     """The settlement was ended before the broker answered. Only the end of a receiver does that."""
     SETTLED = "settled"
@@ -34,7 +34,7 @@ class DeliveryState(Enum):
 
     @property
     def is_final(self) -> bool:
-        """Whether the delivery is out of our hands."""
+        """Whether nothing can happen to the delivery here any more."""
         return self in {DeliveryState.SETTLED, DeliveryState.LOST}
 
 

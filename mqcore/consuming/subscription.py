@@ -1,9 +1,9 @@
-"""One Subscription kept alive: receiving, holding, settling.
+"""A subscription that is kept alive: it receives, holds and settles the messages of one queue.
 
-A subscription asks for as many messages as it may still hold, notes each claim with the lease keeper, and
-sends settlements back in batches, one call for all that were decided in a loop turn. When the
-subscription breaks it subscribes again; when a settlement fails the message stays ours and the
-settlement is tried again, which slows consuming down instead of losing anything (G3).
+`LiveSubscription` asks for as many messages as it may still hold, and registers each claim with the
+lease keeper. It sends settlements in batches: one call for all that were decided in one loop turn.
+When the connection breaks it subscribes again. When a settlement fails, the message stays ours and
+the settlement is tried again: consuming slows down and nothing is lost (G3).
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["RECEIVE_TIMEOUT", "LiveSubscription"]
 
 RECEIVE_TIMEOUT = 3600.0
-"""How long one receive may wait; it ends sooner for any reason to, so this only bounds what a driver forgets.
-"""
+"""Seconds that one receive may wait at most. It ends earlier when messages come."""
 _SETTLE_TIMEOUT = 10.0
 _SWEEP_EVERY, _SWEEP_LIMIT = 5.0, 500
 _UNANSWERED = (
@@ -93,7 +92,9 @@ class LiveSubscription:
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
         self._pending: list[tuple[HeldDelivery, Decision]] = []
         self._carried: set[HeldDelivery] = set()
-        """What was being settled when a connection was lost that was the lease: the next subscription does not count it.
+        """What was being settled when the connection, which is the lease, was lost.
+
+        The next subscription does not count these messages.
         """
         self._tasks: set[asyncio.Task[None]] = set()
         self._proofs = Proofs(connection.events, rules.queue)
@@ -138,7 +139,7 @@ class LiveSubscription:
                     generation = self._connection.generation
                 self._wait.working()
                 if self._stopped:
-                    return  # what is held can be settled again, and nothing more is taken in
+                    return  # what is held can be settled again, and nothing more is received
                 while self._subscription is not None:
                     await self._receive(self._subscription)
             except Exception as error:  # noqa: BLE001 - whatever a driver raises: consuming goes on, or says why not
@@ -161,7 +162,11 @@ class LiveSubscription:
                 await self._wait_for_room()
 
     def _listens_while_full(self) -> bool:
-        """Where the connection is the lease its end must be heard at once; what is too much the driver itself keeps back (G12)."""
+        """Whether a receive stays pending although there is no room.
+
+        Where the connection is the lease, its loss must be noticed at once. The driver enforces the
+        prefetch (G12).
+        """
         return (
             self.permit is _always
             and not self._carried
@@ -169,7 +174,10 @@ class LiveSubscription:
         )
 
     async def _wait_for_room(self) -> None:
-        """While handlers are busy nothing is received, so look for what expires meanwhile every few seconds (G6)."""
+        """Wait until a message is settled; sweep expired messages meanwhile every few seconds (G6).
+
+        A receive would find them, but while handlers are busy nothing is received.
+        """
         self._room.clear()
         with suppress(TimeoutError):
             async with self._clock.timeout(_SWEEP_EVERY):
@@ -184,7 +192,7 @@ class LiveSubscription:
             sweeping = self.spawn(self._take_in_expired(backend))
             await asyncio.shield(
                 sweeping
-            )  # who is cancelled must not forget what the sweep has claimed
+            )  # when we are cancelled, what the sweep has claimed must not be forgotten
 
     async def _take_in_expired(self, backend: SupportsSweep) -> None:
         self._take_in(await backend.sweep(self.rules.source, _SWEEP_LIMIT, self._lease))
@@ -199,7 +207,7 @@ class LiveSubscription:
             self._accept(held)
 
     def _without_our_own(self, delivery: Delivery, now: float) -> Delivery:
-        """Take away the takeover that was no death: our own connection was lost, and here we are (G4)."""
+        """Subtract a takeover that was no death: our own connection was lost, and we live (G4)."""
         if delivery.takeovers and self._connection.survived.explains(
             self.rules.source, delivery.message, now
         ):
@@ -207,7 +215,7 @@ class LiveSubscription:
         return delivery
 
     def _cut_off(self) -> None:
-        """The connection broke, and its subscription with it: settlements wait for the next one, also while there is no room."""
+        """The connection broke, and the subscription with it. Settlements wait for the next one."""
         self._subscription = None
         self._forget_lost()
         if self._pump is not None and self._pump is not asyncio.current_task():
@@ -218,12 +226,15 @@ class LiveSubscription:
                 self._pump = asyncio.create_task(self._run())
 
     def _mend_stopped(self) -> None:
-        """Subscribe again when the connection is back, where something is held that has to be settled."""
+        """Subscribe again after a stop, if something is held that has to be settled."""
         if self._subscription is None and self.held:
             self._pump = asyncio.create_task(self._run())
 
     def _forget_lost(self) -> None:
-        """Where the connection itself is the lease, all that we hold is others' now: what runs is told, the rest is not begun."""
+        """Where the connection is the lease, all that we hold is lost.
+
+        Running handlers are notified; what is buffered does not start.
+        """
         if self._connection.capabilities.has(Capability.LEASE):
             return
         now = self._clock.monotonic()
@@ -239,7 +250,7 @@ class LiveSubscription:
                 self.end(held, Step.LOSE)
 
     async def _mend(self, error: Exception, generation: int) -> bool:
-        """After a failed receive: forget what is no longer ours; False when consuming cannot go on."""
+        """After a failed receive, forget what is lost; False when consuming must end."""
         self._forget_lost()
         kind = self._connection.backend.classify(error)
         self._events.emit("consumer.interrupted", self.rules.queue, error=describe_error(error))
@@ -250,7 +261,7 @@ class LiveSubscription:
         return True
 
     async def _revive(self) -> bool:
-        """The queue was deleted under us: declare it again, as our code says that it should exist."""
+        """The queue was deleted by another process: declare it again, as our code declares it."""
         try:
             await self._redeclare()
         except ConnectionLost:
@@ -329,7 +340,7 @@ class LiveSubscription:
     async def _try_to_settle(
         self, batch: Sequence[tuple[HeldDelivery, Decision]], subscription: Subscription | None
     ) -> Sequence[Settled]:
-        """One call on the subscription of now: receipts tell by themselves whether they are still good there."""
+        """Settle on the current subscription, which knows whether each receipt is still valid."""
         if subscription is None:
             return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
         try:
@@ -340,11 +351,11 @@ class LiveSubscription:
             return [Unknown(describe_error(error), error)] * len(batch)
 
     async def proven(self, held: HeldDelivery) -> bool:
-        """Whether the broker has taken the acknowledgement of this message, so that it cannot come again (G2)."""
+        """Whether the broker has the acknowledgement: the message cannot come again (G2)."""
         return await self._proofs.of(held.settled_by, held.delivery.message)
 
     def lose(self, held: HeldDelivery) -> None:
-        """The claim of this message ended without us."""
+        """The claim of this message ended without a settlement of ours (G5)."""
         message = held.delivery.message
         self._events.emit("lease.lost", self.rules.queue, message.id, message.attempt)
         self.end(held, Step.LOSE)
@@ -364,7 +375,7 @@ class LiveSubscription:
         self._room.set()
 
     async def note_start(self, held: HeldDelivery) -> bool:
-        """Put on the broker's record that a handler starts; False when that failed.
+        """Record at the broker that a handler starts; False when that failed.
 
         A backend without such notes needs none.
         """
@@ -386,7 +397,7 @@ class LiveSubscription:
             self._keeper.limit(held.delivery.receipt, until)
 
     async def stop_receiving(self) -> None:
-        """Take in nothing more (G13); `pause` is to follow.
+        """Receive nothing more (G13); `pause` must follow.
 
         What is held here can still be settled, also after the connection was lost and restored.
         """
@@ -398,11 +409,11 @@ class LiveSubscription:
             await asyncio.wait([pump], timeout=_PUMP_ENDS)
             if (
                 self._pump is pump
-            ):  # else the connection was lost meanwhile, and another one subscribes already
+            ):  # else the connection was lost, and another pump subscribes already
                 self._mend_stopped()
 
     def pause(self) -> None:
-        """Let the broker send nothing more (G13), once.
+        """Make the broker send nothing more (G13), once.
 
         What the driver has received and not handed out goes back. It came after all that is held
         here, so it goes back after what was released before this call (G9).
@@ -424,12 +435,12 @@ class LiveSubscription:
             await subscription.pause()
 
     async def close(self, grace: Grace) -> None:
-        """Release what nobody settles, wait for the answers to all settlements, then unsubscribe.
+        """Release what is not being settled, wait for all answers, then unsubscribe.
 
-        A settlement under way is never given up for a release of the same message: it may have been
-        done, and its source would then be stored twice. What has no answer at the end of the grace
-        keeps its source as it is. The broker gives it back when the subscription ends, so at most
-        one duplicate is left of it (G3).
+        A settlement under way is never replaced by a release of the same message: it may have been
+        done, and the message would then be stored twice. What has no answer at the end of the grace
+        is left as it is. The broker delivers it again after the subscription has ended, so there is
+        at most one duplicate (G3).
         """
         await self.stop_receiving()
         for held in list(self.held.values()):
@@ -454,7 +465,7 @@ class LiveSubscription:
             closing = asyncio.ensure_future(_closed(subscription))
             await asyncio.wait([closing], timeout=grace.left(UNSUBSCRIBED))
             closing.cancel()  # the connection ends next, and the broker takes back what it had sent
-        for held in unanswered:  # lost: who waits for the answer must not take it for done
+        for held in unanswered:  # lost: a caller that waits must not believe that it is done
             held.apply(Step.GIVE_UP)
             self.end(held, Step.LOSE)
 

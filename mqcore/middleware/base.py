@@ -15,7 +15,7 @@ __all__ = ["Middleware"]
 
 
 class Middleware:
-    """Derive from it and override what you need; what is not overridden costs nothing per message."""
+    """Derive from it and override the hooks that you need; the others cost nothing per message."""
 
     async def handle(
         self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
@@ -29,8 +29,8 @@ class Middleware:
     def outgoing(self, message: Message) -> Message:
         """Return the message to send in place of this one, for instance with one header more.
 
-        Must be quick and pure. What changes the body needs `incoming` as its inverse. A body that is
-        only compressed with gzip or deflate does not: set `Message.encoding`, and mqcore undoes it.
+        Must be quick and pure. A change of the body needs `incoming` as its inverse. Compression
+        with gzip or deflate does not: set `Message.encoding`, and mqcore undoes it.
         """
         return message
 
@@ -47,7 +47,7 @@ class Middleware:
         return message
 
     def on_event(self, event: Event) -> None:
-        """Hear of an event.
+        """Get an event.
 
         Runs on the event loop; an exception here is logged once and changes nothing.
         """

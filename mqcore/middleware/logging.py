@@ -1,4 +1,4 @@
-"""One log line for what an operator wants to read, through the standard library's logger `mqcore`."""
+"""Log lines for operators, through the standard library's logger `mqcore`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ Bodies and headers are never logged.
 
 
 class Logging(Middleware):
-    """Logs events: name, queue, message id, attempt and fields, also as attributes of the record's `mqcore` for JSON formatters."""
+    """Logs events: name, queue, message id, attempt and fields.
+
+    The record's attribute `mqcore` has them too, for JSON formatters.
+    """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         """Log to `logger`, or to the logger `mqcore`."""

@@ -1,4 +1,4 @@
-"""A hook for metrics: every event as a name, labels and a number, for whatever library counts them."""
+"""Metrics: every event as a name, labels and a number, for any metrics library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _REPLY = "mq.reply"
 
 
 class Metrics(Middleware):
-    """Calls `count(name, labels, 1)` for every event, and `observe("message.seconds", labels, seconds)` for every handled message.
+    """Calls `count(name, labels, 1)` for every event.
+
+    Calls `observe("message.seconds", labels, seconds)` for every handled message.
 
     Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a
     label, and the reply queues that each client has for its requests are told as one, `mq.reply`.
@@ -28,7 +30,7 @@ class Metrics(Middleware):
         count: Callable[[str, Mapping[str, str], float], None],
         observe: Callable[[str, Mapping[str, str], float], None] | None = None,
     ) -> None:
-        """Give the two functions of your metrics library; both run on the event loop and must be quick."""
+        """Take two functions, which run on the event loop and must be quick."""
         self._count = count
         self._observe = observe
 

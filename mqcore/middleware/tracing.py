@@ -1,4 +1,4 @@
-"""A hook for tracing: the W3C `traceparent` travels with every message, through retries, dead letters and redrives.
+"""Tracing: every message carries a W3C `traceparent`, through retries, dead letters and redrives.
 
 Format: https://www.w3.org/TR/trace-context/#traceparent-header. `Tracing` knows no tracing library;
 `on_span` is where one is joined.
@@ -29,7 +29,10 @@ _FORMAT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One run of a handler: its ids in hex, the parent's (empty at the root), and when it was over how long it took and how."""
+    """One run of a handler.
+
+    The ids are hex; the parent's is empty at the root. `seconds` and `error` are set at its end.
+    """
 
     trace_id: str
     span_id: str
@@ -43,7 +46,7 @@ class Span:
 
     @property
     def traceparent(self) -> str:
-        """The header's value for whoever comes next."""
+        """The header's value for what comes next in this trace."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
 
@@ -51,7 +54,10 @@ _current: ContextVar[Span | None] = ContextVar("mqcore_span", default=None)
 
 
 class Tracing(Middleware):
-    """Gives every message a `traceparent`, continuing the trace of the handler that publishes it, and reports each run."""
+    """Gives every message a `traceparent`, and reports each run of a handler.
+
+    What a handler publishes continues its trace.
+    """
 
     def __init__(self, on_span: Callable[[Span], None] | None = None) -> None:
         """`on_span` is called on the event loop when a handler has ended; it must be quick."""

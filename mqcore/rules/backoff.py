@@ -1,6 +1,6 @@
 """How long to wait before something that failed is tried again.
 
-The wait doubles with each failure up to a cap. It begins anew only after a period of real use: a
+The wait doubles with each failure up to a cap. It starts again only after a period of real use: a
 server that accepts connections and then fails every request would otherwise be connected to again
 dozens of times a second.
 """
@@ -20,7 +20,7 @@ STEADY = 5.0
 
 
 class RetryWait:
-    """The waits of one loop that tries again: between `first` and `last` seconds, with full jitter."""
+    """The waits of one retry loop: between `first` and `last` seconds, with full jitter."""
 
     def __init__(self, first: float, last: float, clock: Clock) -> None:
         """The first failure is followed by a wait of up to `first` seconds."""
@@ -29,11 +29,14 @@ class RetryWait:
         self._working_since: float | None = None
 
     def working(self) -> None:
-        """Take note that it works from now on."""
+        """Record that the work succeeds from now on."""
         self._working_since = self._clock.monotonic()
 
     def next(self, at_least: float = 0.0) -> float:
-        """Return how many seconds to wait after a failure; the wait that doubles is at least `at_least`."""
+        """Return the seconds to wait after a failure.
+
+        The wait, before jitter, is at least `at_least` seconds.
+        """
         since, self._working_since = self._working_since, None
         if since is not None and self._clock.monotonic() - since >= STEADY:
             self._wait = self._first

@@ -37,7 +37,10 @@ class Capability(Enum):
 
 
 class Level(Enum):
-    """How a promise is kept: by the broker itself, by the driver on top of it, nearly (the limits say how near), or not."""
+    """How a promise is kept.
+
+    By the broker itself, by the driver, approximately (the limits say how closely), or not at all.
+    """
 
     NATIVE = "native"
     EMULATED = "emulated"
@@ -46,7 +49,10 @@ class Level(Enum):
 
 
 class Durability(IntEnum):
-    """What a confirmed message survives, least first: nothing, the broker's kill, a power cut, the loss of the machine."""
+    """What a confirmed message survives, least first.
+
+    Nothing, the kill of the broker, a power cut, the loss of the machine.
+    """
 
     MEMORY = 0
     PROCESS = 1
@@ -73,7 +79,9 @@ class Durability(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Level of one capability and its limits (names and numbers; each capability's meaning is in `docs/semantics.md`).
+    """The level of one capability, and its limits: names and numbers.
+
+    The meaning of each capability is in `docs/semantics.md`.
 
     Those of DURABLE say why the durability is what it is. The limit `warning` of any of them is a
     sentence for the operator: what is wrong with the server's configuration, and what to do;
@@ -119,7 +127,7 @@ class Capabilities:
         return self[capability].level is not Level.NONE
 
     def require(self, capability: Capability, wanted: str) -> Support:
-        """Return the support, or raise `UnsupportedFeature` saying that `wanted` cannot be had from this backend (G16)."""
+        """Return the support; `UnsupportedFeature` when this backend cannot do `wanted` (G16)."""
         support = self[capability]
         if support.level is Level.NONE:
             msg = (

@@ -1,11 +1,11 @@
-"""The one way in for a stored message: undo its transforms, decode its body, judge what fails. Pure.
+"""How a received message is read: undo its transforms, decode its body, judge failures. Pure.
 
     stored message ─ undo transforms ─► message as published ─ decode ─► value
                            │                                     │
                            └────────── HandlerResult ◄───────────┘
 
 Handlers, process slots, batches, the pull API and replies all read their messages here. The stored
-message itself is not changed: retries, dead letters and redrives carry its body byte for byte (G11).
+message is not changed: retries, dead letters and redrives have the same body, byte for byte (G11).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Inbound:
         return payload.decode(message.body, message.content_type, self.codecs, message.encoding)
 
     def body(self, message: Message) -> bytes:
-        """Return the body without its content encoding; `DecodeError` when that cannot be undone."""
+        """Return the body without its content encoding; `DecodeError` when that fails."""
         return undone(message.body, message.encoding, None, self.codecs.most)
 
     def opened(self, delivery: Delivery) -> Delivery | HandlerResult:

@@ -16,11 +16,13 @@ _AFTER_HASH = re.compile(r"#.*", re.DOTALL)
 
 
 def mask_url(url: str) -> str:
-    """Return any text that was meant as a URL without what may be secret in it, on one line, at most 300 characters.
+    """Return a URL, or text that was meant as one, without its secrets.
 
-    Masks the password, and the values of options that sound secret. Where an `@` is in an unusual
-    place nobody knows where a password ends, so all but the scheme goes; what stands in place of a
-    port and is no number may be one, too, and what follows a `#`.
+    The result is on one line and has at most 300 characters.
+
+    Masks the password, and the values of options whose names sound secret. Where an `@` is in an
+    unusual place the end of the password is unknown, so everything but the scheme is masked. Also
+    masked are a port that is not a number, and what follows a `#`.
     """
     scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
@@ -39,12 +41,15 @@ def mask_url(url: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """Return text in which every URL is masked: a driver's or an application's error may quote the one it was given."""
+    """Return text in which every URL is masked.
+
+    An error of a driver or an application may quote the URL that it was given.
+    """
     return _ANY_URL.sub(lambda found: mask_url(found[0]), text)
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an exception's type and text for an error or an event of ours, without the secrets of a URL in it."""
+    """Return an exception's type and text, without the secrets of URLs in it."""
     return mask_text(f"{type(error).__name__}: {error}")
 
 

@@ -1,7 +1,6 @@
-"""What an exception means for its message: one judgment for every executor, here and nowhere else.
+"""What an exception means for its message. The only place for this rule, for every executor.
 
-A handler in the event loop, in a thread and in a process of its own raises the same things, so they
-mean the same.
+An exception means the same from a handler in the event loop, in a thread and in a process.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["ChildRunFailed", "result_of"]
 
 
 class ChildRunFailed(Exception):
-    """Raised for a run in another process that did not succeed: its result, as the process itself has reported it."""
+    """Raised for a run in another process that did not succeed, with the result it has reported."""
 
     def __init__(self, result: HandlerResult) -> None:
         """The text is the failure's."""
@@ -55,7 +54,7 @@ def result_of(error: BaseException) -> HandlerResult:
 
 
 def _decision_in(error: BaseException) -> BaseException:
-    """Return the one decision that an exception group holds, whatever failed beside it; else the exception itself.
+    """Return the one decision in an exception group, or else the exception itself.
 
     A task group wraps what its tasks raise. Decisions that differ cancel each other out, and the
     group is a failure.

@@ -1,8 +1,8 @@
-"""What becomes of a message: every rule of retry, expiry and dead-lettering, and nothing else.
+"""What becomes of a message: every rule of retry, expiry and dead-lettering.
 
-All of it is pure: no clock, no I/O, no broker. A consumer says what happened (`HandlerResult`), `decide`
-answers with the settlement to send. Where is expiry decided? Here. Who counts attempts? `decide`,
-by the attempt that it writes into a Move's message (G4).
+Everything here is pure: no clock, no I/O, no broker. A consumer reports a `HandlerResult`, and
+`decide` answers with the settlement to send. `decide` also counts the attempts: it writes the next
+attempt into the message of a Move (G4).
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
 _PROGRAM = ("__main__", "__mp_main__")
 _END_WAIT = 1.0
-"""Seconds, at least, before a dead letter that its own consumer failed comes round again: it must not spin.
-"""
+"""Least seconds before a dead letter that its own consumer failed is delivered again."""
 _FAR = 10.0 * 365 * 86_400
-"""Ten years: a wait that nobody means, and where an exponential stops growing before it overflows a float.
-"""
+"""Ten years in seconds: the longest wait. An exponential stops there, before a float overflows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before the next attempt: `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
+    """How long to wait before the next attempt.
+
+    `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
 
     With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what
     failed together does not come back together. Made by `fixed`, `linear` and `exponential`.
@@ -131,8 +131,7 @@ def _duration(name: str, value: float | timedelta) -> float:
 
 
 _ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
-"""How long a suspect waits after it was lost alone, where a lost connection cannot be told from a death.
-"""
+"""The waits of a suspect that was lost alone, where a lost connection looks like a death."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +221,10 @@ def qualified(cls: type) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception as data: the qualified names of its class and bases, its text and its traceback, all bounded."""
+    """An exception as data, of bounded size.
+
+    `types` are the qualified names of its class and bases.
+    """
 
     types: tuple[str, ...]
     text: str
@@ -284,12 +286,12 @@ def _text_of(error: BaseException) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without what UTF-8 cannot carry, and without the secrets of a URL: a record of a death is read by many."""
+    """Remove what UTF-8 cannot carry, and mask the secrets of URLs."""
     return mask_text(text.encode("utf-8", "replace").decode())
 
 
 class Ending(Enum):
-    """What a consumer has seen of a delivery; where it ends in a dead letter, the value on the right says with which reason."""
+    """How the handling of a delivery ended, as its consumer reports it."""
 
     SUCCEEDED = "succeeded"
     INTERRUPTED = "interrupted"
@@ -320,7 +322,7 @@ _DEAD_WHEN_EXHAUSTED = {
 
 @dataclass(frozen=True, slots=True)
 class HandlerResult:
-    """What happened, the failure behind it, and the wait that the handler asked for (seconds)."""
+    """How a handling ended, its failure, and the delay that the handler asked for (seconds)."""
 
     ending: Ending
     failure: Failure | None = None
@@ -373,12 +375,14 @@ class Decision:
 
     @property
     def final(self) -> bool:
-        """Whether no handler will see this message again unless somebody redrives it."""
+        """Whether no handler will see this message again, except after a redrive."""
         return self.verdict in {"done", "dead", "dropped"}
 
 
 def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
-    """Return the delivery as its handler may see it, or None when its takeovers must be settled first, by `decide` (G4). Pure.
+    """Return the delivery as its handler may see it. Pure.
+
+    None when its takeovers must be settled first, by `decide` (G4).
 
     A first takeover raises no suspicion: the message runs at once among the others, as soon as the
     takeover is on record.
@@ -408,12 +412,12 @@ def _takeovers(delivery: Delivery) -> int:
 
 
 def _may_have_started(delivery: Delivery, rules: Rules) -> bool:
-    """Whether a handler was started with this copy, or nobody can say that it was not."""
+    """Whether a handler was started with this copy, or may have been."""
     return delivery.started if rules.notes_starts else delivery.takeovers > 0
 
 
 def _is_recorded(delivery: Delivery) -> bool:
-    """Whether the next consumer will know of the takeovers so far, should this one die too."""
+    """Whether the next consumer will know the takeovers so far if this one dies too."""
     return delivery.counted or not delivery.takeovers
 
 
@@ -426,10 +430,10 @@ def decide(
     expires_in: float | None,
     chance: float = 1.0,
 ) -> Decision:
-    """Say what becomes of a delivery (G2 to G6, G10, G11). Pure.
+    """Return what becomes of a delivery (G2 to G6, G10, G11). Pure.
 
     `now` is the wall clock, for records and `max_age`; `expires_in` the seconds that the message
-    has left, None for ever; `chance` (0 to 1) the draw for jitter.
+    has left, None when it never expires; `chance` (0 to 1) the draw for jitter.
     """
     ending = result.ending
     if ending is Ending.SUCCEEDED:
@@ -447,7 +451,7 @@ def decide(
 def _release(delivery: Delivery, rules: Rules) -> Decision:
     """Release.
 
-    In the quarantine by a Move to the same queue, or else the next owner would take it for a crash
+    In the quarantine by a Move to the same queue: the next owner would take a release for a crash
     (G4).
     """
     if rules.source == rules.quarantine:
@@ -456,7 +460,10 @@ def _release(delivery: Delivery, rules: Rules) -> Decision:
 
 
 def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
-    """Settle what a dead consumer held and `admit` has refused: record the takeover, count it, or isolate the message (G4)."""
+    """Settle what a dead consumer held and `admit` has refused (G4).
+
+    Record the takeover, count it as an attempt, or isolate the message.
+    """
     taken = _takeovers(delivery)
     if rules.source == rules.quarantine:
         return _died_alone(delivery, rules, now, expires_in)
@@ -477,7 +484,7 @@ _CRASHED = Failure((), "the process that handled it died, or lost the message")
 
 
 def _died_alone(delivery: Delivery, rules: Rules, now: float, expires_in: float | None) -> Decision:
-    """Count an attempt for what died in the quarantine, where nothing else can have been the cause (G4).
+    """Count an attempt for what died in the quarantine: nothing else can be the cause (G4).
 
     Where a lost connection looks like a death, the next run waits: an outage of a minute must not
     use up all attempts.
@@ -585,7 +592,7 @@ def _move(
     takeovers: int = 0,
     **changes: Any,
 ) -> Move:
-    """Move to another queue or to the end of this one; the successor's takeovers are counted from 0 again."""
+    """Move to a queue, or to the end of this one; takeovers are counted from 0 again."""
     changes["takeovers"] = takeovers
     return Move(
         delivery.receipt, Outgoing(to, delivery.message.moved(rules.source, **changes), delay)

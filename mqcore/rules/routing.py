@@ -1,7 +1,7 @@
-"""Which bindings take a message: the four matchers, pure (G15).
+"""Which bindings match a message: the four matchers (G15). Pure.
 
 `direct` compares the key, `topic` matches words (`*` one, `#` any number), `fanout` takes all,
-`headers` compares headers. The matchers are our own and take no regular expression from anybody: a
+`headers` compares headers. The matchers are our own and use no regular expressions of users: a
 binding is data that came over the wire.
 """
 
@@ -65,7 +65,10 @@ class Binding:
 
 
 def check_binding(binding: Binding) -> Binding:
-    """Return a binding as somebody wrote it, or raise `ConfigurationError` when it says what its kind does not look at."""
+    """Return a binding that a user wrote.
+
+    Raises `ConfigurationError` when it has a key or headers that its kind does not compare.
+    """
     if binding.headers and binding.kind != "headers":
         msg = (
             f"router {binding.router!r} is of kind {binding.kind!r}: headers are compared by "
@@ -82,7 +85,11 @@ def check_binding(binding: Binding) -> Binding:
 
 
 def check_key(key: str, where: str) -> str:
-    """Return a routing key or pattern; `ConfigurationError` for what is no text, or more than brokers take (255 bytes of UTF-8)."""
+    """Return a routing key or pattern.
+
+    Raises `ConfigurationError` for what is not text or has more than 255 bytes of UTF-8, the limit
+    of brokers.
+    """
     try:
         if len(key.encode()) <= _LONGEST_KEY:
             return key
@@ -94,14 +101,19 @@ def check_key(key: str, where: str) -> str:
 
 
 def topic_matches(pattern: str, key: str) -> bool:
-    """Whether a topic pattern takes a key: words between dots, `*` stands for one, `#` for any number, also none."""
+    """Whether a topic pattern matches a key.
+
+    Both are words between dots. `*` matches one word, `#` any number of words, also none.
+    """
     if "#" not in pattern and "*" not in pattern:
         return pattern == key
     return _words_match(pattern.split("."), key.split(".") if key else [])
 
 
 def _words_match(pattern: Sequence[str], words: Sequence[str]) -> bool:
-    """Match with one row of a table instead of backtracking: `#.#.#.x` costs pattern times words, not a power of them.
+    """Match with one row of a table, without backtracking.
+
+    `#.#.#.x` costs pattern times words, not a power of them.
 
     `reached[i]` says whether the pattern so far takes the first `i` words.
     """
@@ -118,5 +130,5 @@ def _words_match(pattern: Sequence[str], words: Sequence[str]) -> bool:
 
 
 def route(bindings: Iterable[Binding], key: str, headers: Mapping[str, str]) -> list[str]:
-    """Return the queues that take the message, each once however many bindings lead to it, in the order of the bindings."""
+    """Return the queues that get the message, in the order of the bindings, each once."""
     return list(dict.fromkeys(binding.queue for binding in bindings if binding.takes(key, headers)))

@@ -1,4 +1,4 @@
-"""Where a handler runs: in the event loop, in a thread, or in a killable process of its own (G4)."""
+"""Where a handler runs: in the event loop, in a thread, or in a process of its own (G4)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Executor(Protocol):
 
     @property
     def stuck(self) -> int:
-        """How many slots are still taken by runs that nobody waits for any more."""
+        """How many slots are taken by runs that are not waited for any more."""
 
     async def start(self) -> None:
         """Make ready. Raises `ConfigurationError` when the handler cannot run there."""
 
     async def ready(self, handed: int, /) -> None:
-        """Return when a run could start at once, so that nothing has to be made ready while a message waits for it.
+        """Return when a run could start at once, so that no message waits for preparations.
 
         `handed` messages are being handled, some of them perhaps on their way to `run`.
         """
@@ -59,7 +59,10 @@ class Executor(Protocol):
 def executor_for(
     spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]
 ) -> Executor:
-    """Return the executor that the handler's registration asks for; it calls `freed` when a stuck slot may be free again."""
+    """Return the executor for a handler.
+
+    It calls `freed` when a stuck slot may be free again.
+    """
     if spec.mode == "process":
         return _Processes(spec, clock, codecs)
     return _Threads(spec, clock, freed) if spec.mode == "thread" else _Coroutines(spec)
@@ -91,7 +94,7 @@ class _Coroutines:
 
 
 class _Threads:
-    """In a thread: it cannot be stopped, so its slot stays taken until it ends, whatever became of its message."""
+    """In a thread. It cannot be stopped, so its slot stays taken until it ends."""
 
     def __init__(self, spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> None:
         self._spec = spec
@@ -147,7 +150,7 @@ class _Processes:
         self._closed = asyncio.Event()
 
     async def start(self) -> None:
-        """One process now, to see that the handler can be imported there; the others when they are first needed."""
+        """Start one process, to check that it can import the handler; others start on demand."""
         try:
             await self._slots[0].start()
         except SlotDied as error:
@@ -155,7 +158,9 @@ class _Processes:
             raise ConfigurationError(msg) from error
 
     async def ready(self, handed: int, /) -> None:
-        """Have a process up before a message is taken: one that dies at its start then costs no attempt, and delays no start.
+        """Start a process before a message is taken.
+
+        One that dies at its start then costs no attempt, and delays no message.
 
         Those that were handed out and have no process yet take theirs first, so there is one more
         than they need.

@@ -1,4 +1,4 @@
-"""What `@app.consumer` registers: a handler, its queue and its settings, checked at import and not per message."""
+"""What `@app.consumer` registers: a handler, its queue and its settings, checked at import."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class ConsumerOptions(_AnyHandler, total=False):
 
 
 class BatchOptions(_AnyHandler, total=False):
-    """How a batch handler is run: as `ConsumerOptions`, and `linger`: seconds to wait for more after the first item, 0.2.
+    """How a batch handler is run: as `ConsumerOptions`, and `linger`.
+
+    `linger`: seconds to wait for more after the first item, 0.2.
 
     `process` and `ack_first` do not go with a batch, whose items are settled apart.
     """
@@ -96,12 +98,15 @@ class HandlerSpec:
 
     @property
     def longest_hold(self) -> float:
-        """How long a message may be held at most, in seconds: all that was fetched before it runs into its time limit."""
+        """How long a message may be held at most, in seconds.
+
+        That is when every message that was fetched before it takes its whole time limit.
+        """
         rounds = math.ceil(self.prefetch / (self.concurrency * max(self.batch, 1)))
         return math.inf if self.timeout is None else rounds * self.timeout
 
     def with_concurrency(self, concurrency: int) -> HandlerSpec:
-        """Return the same handler with another concurrency, and its prefetch to match unless that was set."""
+        """Return the handler with another concurrency; its prefetch matches unless it was set."""
         options: HandlerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
         return HandlerSpec.of(self.queue, self.call, options)
 
@@ -109,7 +114,7 @@ class HandlerSpec:
     def of(
         cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions
     ) -> HandlerSpec:
-        """Look at the handler once: its mode, its parameters, and for a bare queue name its payload type."""
+        """Inspect a handler: its mode, parameters, and for a bare queue name its payload type."""
         name = check_text(
             "name", options.get("name", handler_name(call)), f"handler {handler_name(call)}"
         )
@@ -196,12 +201,15 @@ def _check_numbers(options: HandlerOptions, where: str) -> None:
 
 
 def _importable(call: Callable[..., Any]) -> bool:
-    """Whether it has a name by which another process finds it: no lambda, nothing nested, no bound method."""
+    """Whether another process can import it: not a lambda, not nested, not a bound method."""
     return inspect.isfunction(call) and "<" not in call.__qualname__
 
 
 def _queue_for(name: str, signature: Signature, where: str) -> Queue[Any]:
-    """A bare name takes its payload type from the handler's annotation; an existing dead-letter queue is adopted."""
+    """Return the queue of a bare name; its payload type is the handler's annotation.
+
+    An existing dead-letter queue is adopted, not declared.
+    """
     if signature.unreadable:
         raise ConfigurationError(
             f"{where}: the annotation of {signature.first!r} cannot be read "

@@ -1,4 +1,4 @@
-"""The child of a `process=True` handler: what runs in it, and what passes between it and its parent.
+"""The child process of a `process=True` handler, and its protocol with the parent.
 
 A message comes as one frame: the lengths of a header and a body, the header as JSON, the body as it
 is. The child decodes the body by the handler's own payload type, calls the handler, and answers
@@ -53,7 +53,7 @@ __all__ = ["FRAME", "SlotRequest", "SlotResult", "frame", "invoke", "load", "mai
 FRAME = struct.Struct("!II")
 """What a frame begins with: bytes of its header, bytes of its body."""
 _SCRIPT = "__mp_main__"
-"""The name of the program in the child, where what is below `if __name__ == "__main__"` must not run.
+"""The program's `__name__` in the child: `if __name__ == "__main__"` must be false there.
 
 It is the name that multiprocessing gives to the program in a child that it spawns, so what a
 handler pickles is found there.
@@ -202,7 +202,7 @@ def invoke(
 
 
 def load(target: str, script: str | None) -> Callable[..., Any]:
-    """Import the handler named by `target`, "module:qualname"; with `script`, from that file in place of the module.
+    """Import the handler named by `target`, "module:qualname", or from the file `script`.
 
     Raises whatever the import raises, and `ConfigurationError` when what is found there is not a
     handler.
@@ -237,7 +237,7 @@ def _import_script(path: str) -> ModuleType:
 
 
 def main() -> None:
-    """Be the child: read what to run, say that it is ready, then answer frame after frame until the parent ends."""
+    """Run the child: load the handler, report ready, then answer frames until the parent ends."""
     channel = _take_channel()
     frames: SimpleQueue[tuple[bytes, bytes]] = SimpleQueue()
     threading.Thread(
@@ -269,7 +269,7 @@ def main() -> None:
 
 
 def _take_channel() -> socket.socket:
-    """Take the channel away from where a handler could find it, and let only the parent end this process."""
+    """Take the channel from descriptor 0, and ignore the signals that stop workers."""
     ignore_stop_signals()
     faulthandler.enable()
     channel = socket.socket(fileno=os.dup(0))

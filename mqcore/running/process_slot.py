@@ -93,7 +93,9 @@ class ProcessSlot:
             await self._ready()
 
     async def run(self, request: SlotRequest) -> SlotResult:
-        """Hand one message to the handler and return what happened; a second caller waits for the first.
+        """Run the handler with one message and return its result.
+
+        A second caller waits for the first.
 
         Raises `SlotDied` when the process died before it answered, and what `start` raises. When
         cancelled, the process is killed, and gone before the cancellation goes on.
@@ -190,7 +192,10 @@ class _Child:
         self.ready = False
 
     async def exchange(self, request: bytes) -> tuple[Header, bytes]:
-        """Send a frame, return the answer's header and body; `EOFError` or `OSError` when the process has ended."""
+        """Send a frame, and return the answer's header and body.
+
+        Raises `EOFError` or `OSError` when the process has ended.
+        """
         await asyncio.get_running_loop().sock_sendall(self._channel, request)
         header, body = FRAME.unpack(await self._receive(FRAME.size))
         answer: Header = json.loads(await self._receive(header))
@@ -218,7 +223,7 @@ class _Child:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     async def end(self) -> int | None:
-        """Kill, wait until it is gone, and return the exit code; None when that takes longer than it should."""
+        """Kill it, wait for its end, and return the exit code; None when that takes too long."""
         self.kill()
         self._channel.close()
         deadline, look = asyncio.get_running_loop().time() + _GONE, _FIRST_LOOK

@@ -1,6 +1,6 @@
-"""Runs a registered handler: one task a message, from the receiver through the middleware to the settlement.
+"""Runs a registered handler: one task for each message or batch.
 
-    receiver.next() ─► undo, decode ─► middleware ─► executor ─► result ─► reply ─► receiver.finish
+    Receiver.next ─► undo, decode ─► middleware ─► executor ─► Receiver.conclude
 
 Whatever a handler raises, `SystemExit` included, becomes the result of its message and of nothing
 else (G4).
@@ -49,7 +49,7 @@ class Runner:
         middleware: Sequence[Middleware] = (),
         state: Any = None,
     ) -> None:
-        """`middleware` runs around the handler, the first outermost; the time limit is innermost of all."""
+        """`middleware` runs around the handler, the first outermost, the time limit innermost."""
         self.spec = spec
         self.receiver = receiver
         self.handled = 0
@@ -69,7 +69,7 @@ class Runner:
         self._call = self._chain(middleware)
 
     def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
-        """Nest the middlewares once, at start; those that do not override `handle` are not in the way."""
+        """Nest the middlewares that override `handle`, once."""
         around = [one for one in middleware if type(one).handle is not Middleware.handle]
         if self.spec.timeout is not None:
             around.append(Timeout(self.spec.timeout, self._clock))

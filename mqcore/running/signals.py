@@ -97,7 +97,9 @@ _forking = threading.local()
 def call_at_stop_signals(
     call: Callable[[], object], loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[None]:
-    """Within the block, call `call` at each SIGTERM and SIGINT: in `loop`, the caller's own, or without one in the signal handler.
+    """Within the block, call `call` at each SIGTERM and SIGINT.
+
+    It is called in `loop`, the caller's own, or without one in the signal handler.
 
     In the signal handler it runs between two instructions of whatever the main thread does, so it
     may do no more than `SimpleQueue.put`. Only the main thread can set handlers. A block in another
@@ -178,7 +180,10 @@ def _chain(previous: Callable[[int, Any], object], number: int, frame: Any) -> N
 
 
 def _is_of_a_loop(handler: _Handler) -> bool:
-    """Whether an event loop set it: it wakes the loop, which calls the loop's own handler by itself, or cancels the main task."""
+    """Whether an event loop set this handler.
+
+    Such a handler wakes the loop, which then calls its own handler or cancels the main task.
+    """
     function = getattr(handler, "func", handler)  # asyncio.Runner's is a partial
     return str(getattr(function, "__module__", "")).partition(".")[0] in {"asyncio", "uvloop"}
 
@@ -198,7 +203,7 @@ def _ignore(_number: int, _frame: Any) -> None:
 
 
 def _hold_signals() -> None:
-    """Before a fork: a signal that comes before the child has reset its handlers waits until then, and is not lost."""
+    """Before a fork: block signals until the child has reset its handlers, so that none is lost."""
     if _previous:
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
@@ -210,7 +215,7 @@ def _release_signals() -> None:
 
 
 def _reset_in_child() -> None:
-    """In a forked child, signals are the child's own: none reaches the parent's event loop, and none is ignored."""
+    """In a forked child: signals do not reach the parent's event loop, and none is ignored."""
     if _previous:
         _listeners.clear()
         signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""How a handler can be called: its parameters and annotations, seen through partials, methods and wrappers.
+"""How a handler can be called: its parameters and annotations, also of partials and wrappers.
 
     partial(handler, db)        → the function, without its first parameter
     service.handle              → the function of the class, without `self`

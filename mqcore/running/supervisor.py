@@ -51,7 +51,7 @@ _STATM = Path("/proc/self/statm")
 
 
 class Supervisor:
-    """Runs `processes` copies of `command`; each is started anew when it ends, until the supervisor is told to stop.
+    """Runs `processes` copies of `command`; each is started again when it ends, until `stop`.
 
     `grace` is what the workers take at most to drain, in seconds. Raises `ConfigurationError` for
     figures that make no sense.
@@ -88,7 +88,7 @@ class Supervisor:
         return [process.pid for process in self._running.values()]
 
     async def run(self) -> int:
-        """Keep the workers running until `stop`, SIGTERM or SIGINT, and return the exit code for this process.
+        """Keep the workers running until `stop`, SIGTERM or SIGINT; return this process' exit code.
 
         0 when all have drained, 1 when one had to be killed or failed while draining, 2 when one
         could not start as it is configured (what it wrote is on standard error). Called on the main
@@ -152,7 +152,7 @@ class Supervisor:
                     await self._stopping.wait()
 
     async def _one(self, place: int) -> int | None:
-        """Run one process to its end, and return its exit code; None when it could not be started."""
+        """Run one process to its end; return its exit code, None when it could not be started."""
         try:
             process = subprocess.Popen(self._command, stdin=self._lifeline, process_group=0)  # noqa: ASYNC220, S603 - it returns at once; the command is the operator's own
         except (FileNotFoundError, PermissionError) as error:
@@ -171,7 +171,7 @@ class Supervisor:
             del self._running[place]
 
     async def _limit(self, places: Sequence[asyncio.Task[None]]) -> None:
-        """Once it is time to stop, kill who is late, and wait no longer for what cannot even be killed."""
+        """After a stop, kill workers that are late, and do not wait for what cannot be killed."""
         await self._stopping.wait()
         with suppress(TimeoutError):
             async with self._clock.timeout(self._grace + _LATE):
@@ -198,7 +198,7 @@ class Supervisor:
 
 
 def resident_memory() -> int | None:
-    """Return how much memory this process has in use, in bytes; None where the system does not say so in /proc."""
+    """Return the memory of this process in bytes; None on a system without /proc."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except OSError:

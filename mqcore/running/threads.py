@@ -42,7 +42,7 @@ class _Job:
 
 
 class ThreadPool:
-    """At most `size` calls at a time, in daemon threads called `name-1`, `name-2` and so on, started when first needed.
+    """Runs at most `size` calls at a time, in daemon threads that are started on demand.
 
     Used from one event loop. `freed` is called on it whenever a call has ended.
     """
@@ -76,7 +76,7 @@ class ThreadPool:
             await self._freed.wait()
 
     async def run(self, call: Callable[[], R]) -> R:
-        """Call `call` in a thread, with a copy of the caller's context variables, and return what it returns.
+        """Call `call` in a thread, with a copy of the context variables, and return its value.
 
         Waits for a free slot first. Raises what the call raised, `SystemExit` and
         `KeyboardInterrupt` included, in this coroutine and nowhere else. `StopIteration` and
