@@ -32,7 +32,7 @@ class DeliveryInfo:
         self.state = state
         """What the App's lifespan yielded; None in the pull API."""
         self.lease_lost = False
-        """Whether the message went to another consumer: what still happens here is done twice (G5)."""
+        """Whether the message is another consumer's: what still happens here is done twice (G5)."""
 
     def lose_lease(self) -> None:
         """Record that the message is another consumer's now; called by the runner."""
