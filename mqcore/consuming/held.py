@@ -114,7 +114,7 @@ class HeldDelivery:
             await asyncio.shield(self.settled)
 
     def report(self, error: BaseException) -> None:
-        """Report an error of mqcore to the event loop's exception handler, by default a log line."""
+        """Report an error of mqcore to the event loop's exception handler: by default, a log."""
         message = self.delivery.message
         text = (
             f"mqcore raised an error while it handled message {message.id} of queue "
