@@ -221,7 +221,7 @@ class _Call(Generic[R]):
 class CallThread:
     """One daemon thread that runs calls in their order.
 
-    `clock` is told that work goes on outside of the loop, so that a virtual clock waits for it.
+    `clock` gets notice that work goes on outside of the loop, so that a virtual clock waits for it.
     """
 
     def __init__(self, name: str, clock: Clock) -> None:
@@ -574,7 +574,7 @@ class _BlockingSubscription(Subscription):
             self._held[delivery.receipt] = before + self._lease
         if self._is_open:
             return claimed
-        # closed while the claim was under way: nobody has seen these messages
+        # closed while the claim was under way: these messages were not handed out
         receipts = [delivery.receipt for delivery in claimed]
         await self._backend.run(lambda driver: driver.give_back(self.queue, receipts))
         return []

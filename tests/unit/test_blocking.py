@@ -1,4 +1,4 @@
-"""The adapter for drivers that block: what is cancelled, late or closed loses and repeats nothing."""
+"""The adapter for drivers that block: cancelled, late and closed calls lose and repeat nothing."""
 
 import asyncio
 import threading

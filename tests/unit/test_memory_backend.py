@@ -1,4 +1,4 @@
-"""The memory backend where the seam's tests do not reach: URLs, clocks, threads and loops, and what waiting costs."""
+"""The memory backend: URLs, clocks, threads and loops, and the cost of waiting."""
 
 import asyncio
 import itertools

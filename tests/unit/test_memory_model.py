@@ -1,4 +1,4 @@
-"""The memory store against a naive model of it: one list of copies, looked through from end to end at every step."""
+"""The memory store compared with a naive model: one list of copies, searched at each step."""
 
 from dataclasses import dataclass, field, replace
 
@@ -172,7 +172,7 @@ TTLS = st.sampled_from([None, None, 2.0, 6.0])
 
 
 class StoreAgainstModel(RuleBasedStateMachine):
-    """Two consumers of every queue; whatever one of them ever got may be settled at any time, also much too late."""
+    """Two consumers of each queue; whatever one got may be settled at any time, also too late."""
 
     def __init__(self) -> None:
         super().__init__()

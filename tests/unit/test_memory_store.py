@@ -1,4 +1,4 @@
-"""The state machine of the memory backend, told any time: what the seam's tests cannot see from outside."""
+"""The state machine of the memory backend at any time, beyond what the seam shows."""
 
 from collections.abc import Callable
 from math import inf
@@ -170,7 +170,7 @@ def test_a_name_that_was_added_again_is_kept_for_its_later_time() -> None:
 
 
 def test_a_move_is_not_taken_for_one_of_an_earlier_life_of_its_id(bench: Bench) -> None:
-    """G1, G3: an id that is used again after the window must not meet the hops of its first life, and be lost."""
+    """G1, G3: an id used again after the window must not meet the hops of its first use."""
     bench.put("order-17")
     bench.now += 400.0
     (delivery,) = bench.claim()
@@ -187,7 +187,7 @@ def test_a_move_is_not_taken_for_one_of_an_earlier_life_of_its_id(bench: Bench) 
 
 
 def test_two_copies_of_one_id_are_both_moved() -> None:
-    """G3: the window of the first was over when the second came, and both are still there: the second must not be lost."""
+    """G3: the window of the first copy had passed at the second; the second must not be lost."""
     bench = Bench(dedup_size=1)
     bench.put("a")
     bench.put("x")

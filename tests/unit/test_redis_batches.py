@@ -1,4 +1,4 @@
-"""Batches put into calls that hold the server up for no longer than a few milliseconds, and the scripts that they run."""
+"""Batches split into short calls, and the scripts that they run."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_what_fills_a_server_is_refused_on_a_full_one() -> None:
 
 @pytest.mark.parametrize("name", ["declare", "bind"])
 def test_of_what_is_declared_only_what_is_new_is_refused_on_a_full_server(name: str) -> None:
-    """A script with flags is refused as a whole, one without them at the first command that takes memory."""
+    """A script with flags is refused as a whole, one without at the first command of memory."""
     assert not script(name).text.startswith(b"#!")
 
 

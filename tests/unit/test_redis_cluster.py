@@ -1,4 +1,4 @@
-"""A cluster as one connection: whoever waits is told when it is closed, and nobody is cancelled by it."""
+"""A cluster as one connection: a close answers callers that wait, and cancels none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection used by many: answers go to whom they belong, whoever has gone, and a silent peer is noticed."""
+"""One connection for many callers: answers in order, callers that end, and a silent server."""
 
 from __future__ import annotations
 

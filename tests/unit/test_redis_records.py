@@ -83,7 +83,7 @@ FIELDS = [
     )
 )
 def test_a_record_of_any_json_is_a_message_of_the_right_types(fields: dict[str, object]) -> None:
-    """A plain client may push anything: what is not as it should be is named, and raises nowhere later."""
+    """A plain client may push anything: the problem is named, and nothing raises later."""
     message, unreadable = read(json.dumps(fields).encode() + b"\nbody", b"")
     assert unreadable or message.body == b"body"
     assert decode(encode(message), b"") == message

@@ -1,4 +1,4 @@
-"""The contract on dir://, in a new folder for each case and under a virtual clock: no case waits for real time to pass."""
+"""The contract on dir://, in a new folder for each case and under a virtual clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Private Redis servers, for tests that need one which is configured, filled, demoted or stopped in a way of its own."""
+"""Private Redis servers, for tests that configure, fill, demote or stop their server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Private:
         return plain_redis.Redis(port=self.port, socket_timeout=5)
 
     def start(self, *, plain: bool = True) -> None:
-        """Start it; `plain`: and wait until it answers at its port, which one with TLS alone does not."""
+        """Start it; with `plain` wait until it answers at its port, which one with TLS does not."""
         words = [*self._words, *(("--port", str(self.port)) if plain else ())]
         self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Corners: two copies of one id, what nobody saw, who goes while others wait, a lease that ends before its answer is used."""
+"""Corners: two copies of one id, messages not handed out, consumers that end, late answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 async def test_two_copies_of_one_id_are_both_dead_lettered(redis_url: str) -> None:
-    """The window of the first publish was over when the second came, and both are still there to be moved."""
+    """The window of the first publish had passed at the second, and both copies can be moved."""
     async with opened(redis_url, dedup_size=1) as backend:
         queue = await a_queue(backend)
         for name in ("a", "x", "y", "a"):
@@ -52,7 +52,7 @@ async def test_after_a_cancelled_receive_the_next_ones_ask_the_server_again(redi
 
 
 async def test_what_a_cancelled_receive_claimed_is_for_others_at_once(redis_url: str) -> None:
-    """A worker that drains asks no more, and closes when its grace is over: nothing may wait for that."""
+    """A worker that drains asks no more, and closes after its grace: no message waits for that."""
     async with opened(redis_url) as backend, opened(redis_url) as elsewhere:
         queue = await a_queue(backend)
         other = await elsewhere.subscribe(queue, prefetch=10, lease=30)
@@ -100,7 +100,7 @@ async def test_what_nobody_saw_goes_back_with_the_takeovers_that_it_had(redis_ur
 
 
 async def test_a_release_gives_a_suspect_back_as_a_suspect(redis_url: str) -> None:
-    """A worker that stops before it has moved the suspect to the quarantine: the next one must know, after any number of them."""
+    """A worker that stops before it has moved the suspect to the quarantine: the next one knows."""
     async with opened(redis_url) as backend:
         queue = await a_queue(backend)
         await backend.publish([outgoing(queue, name) for name in "ab"], timeout=5)
@@ -257,7 +257,7 @@ async def test_a_delay_that_falls_due_under_a_count_leaves_nothing_for_ever(
 async def test_a_queue_that_is_made_anew_while_it_is_deleted_is_counted(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its consumers learn of the end at once, and declare again before the one who deleted it has gone on."""
+    """Its consumers notice the end and declare again before the deleting process goes on."""
     async with opened(redis_url) as backend, opened(redis_url) as other:
         queue, session = await a_queue(backend), backend._now.session
         ask = session.ask
@@ -291,7 +291,7 @@ async def test_a_queue_that_is_deleted_while_it_is_declared_is_counted(
 async def test_nothing_is_claimed_after_a_close_that_came_while_the_server_was_asked(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full consumer asks whether its ended leases were renewed elsewhere; meanwhile it is closed."""
+    """A full consumer asks whether its ended leases were renewed; it is closed meanwhile."""
     async with opened(redis_url) as backend, opened(redis_url) as other:
         queue, asked = await a_queue(backend), asyncio.Event()
         consumer = await backend.subscribe(queue, prefetch=1, lease=0.2)

@@ -1,4 +1,4 @@
-"""What a server can do to a driver: forget scripts, run full, deny rights, be demoted, fall silent."""
+"""A server that forgets scripts, is full, denies rights, is demoted, or falls silent."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_on_a_full_server_everything_works_but_publishing(
 async def test_on_a_full_server_only_what_is_new_cannot_be_declared(
     private: Callable[..., Private],
 ) -> None:
-    """What is there already writes nothing: every start of a worker declares, and every reconnect."""
+    """A queue that exists writes nothing: every start and every reconnect of a worker declares."""
     server, new = private(*ALWAYS), f"t.{new_id()[:12]}"
     async with opened(server.url) as backend:
         queue = await a_queue(backend)

@@ -1,4 +1,4 @@
-"""What waiting costs: two commands a second at most, and one blocked connection for all queues of an instance."""
+"""The cost of waiting: two commands a second, and one blocked connection for all queues."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_hundred_queues_share_one_blocked_connection_and_all_are_woken(
 async def test_a_token_that_finds_nobody_idle_goes_to_who_is(
     private: Callable[..., Private],
 ) -> None:
-    """The instance that listens has its hands full; the one that is idle elsewhere is woken all the same."""
+    """The instance that listens is full; an idle one elsewhere is woken all the same."""
     server = private()
     async with AsyncExitStack() as stack:
         full, idle, publisher = [

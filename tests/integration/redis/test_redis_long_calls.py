@@ -1,4 +1,4 @@
-"""One call holds the server up for a few milliseconds, however much is stored: what is much comes in parts.
+"""One call occupies the server for a few milliseconds; large work comes in parts.
 
 Parts are counted and not timed: a call reads or writes 1 MiB at most, or one message, and lets time
 and bounds do a part.
@@ -182,7 +182,7 @@ async def test_large_ones_beyond_the_bound_go_to_the_dead_letters_in_parts(redis
 async def test_small_ones_that_drive_out_large_ones_do_not_pass_the_bound(
     redis_url: str, letters: str
 ) -> None:
-    """A call that brought a few bytes takes out as many messages as it brought, in parts of 1 MiB."""
+    """A call that stores a few bytes evicts as many messages as it stores, in parts of 1 MiB."""
     async with opened(redis_url) as backend:
         queue = f"t.{new_id()[:12]}"
         dead = f"{queue}.dlq" if letters == "kept" else None

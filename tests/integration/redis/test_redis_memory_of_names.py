@@ -1,4 +1,4 @@
-"""What a queue remembers of what it stored: by time and by number, and a Move's own successor from one of an earlier life."""
+"""What a queue remembers of its copies: by time, by number, and by the source of a Move."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_the_last_names_are_remembered_and_no_more_than_twice_as_many(redi
 
 
 async def test_a_second_life_of_an_id_does_not_lose_its_dead_letter(redis_url: str) -> None:
-    """The window of the publish is over and the id is used again; the dead-letter queue still knows the first life's letter."""
+    """The id is used again after its window; the dead-letter queue still knows the older letter."""
     window = 1.0
     async with opened(redis_url, dedup_window=window) as backend:
         queue = await a_queue(backend)

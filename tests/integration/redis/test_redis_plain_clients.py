@@ -1,4 +1,4 @@
-"""Clients that know nothing of mqcore: how they put something in, and how they look inside, as the docs say."""
+"""Clients without mqcore: how they publish, and how they look inside, as the docs say."""
 
 from __future__ import annotations
 

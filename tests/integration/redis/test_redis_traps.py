@@ -1,4 +1,4 @@
-"""What a Redis server is while it starts, and a cluster while it is rearranged: not there for a moment, and nobody's loss."""
+"""A server that starts, and a cluster that is rearranged: away for a moment, without a loss."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _rehome(old: plain_redis.Redis, new: plain_redis.Redis, slot: int) -> None:
 async def test_a_queue_that_moves_to_another_node_loses_nobody(
     pair: list[plain_redis.Redis],
 ) -> None:
-    """MOVED is followed: what was stored, what is leased and who waits go with the slot, on the same instance."""
+    """MOVED is followed: messages, leases and waiting consumers go with the slot."""
     port = pair[0].connection_pool.connection_kwargs["port"]
     async with opened(f"redis+cluster://127.0.0.1:{port}") as backend:
         queue = await a_queue(backend)
@@ -138,7 +138,7 @@ async def test_a_queue_that_moves_to_another_node_loses_nobody(
 async def test_an_overflow_into_another_slot_is_refused_before_it_is_needed(
     pair: list[plain_redis.Redis],
 ) -> None:
-    """One script moves what overflows, and no script of a cluster can reach two slots (CROSSSLOT)."""
+    """One script moves an evicted message, and no script reaches two slots (CROSSSLOT)."""
     port = pair[0].connection_pool.connection_kwargs["port"]
     async with opened(f"redis+cluster://127.0.0.1:{port}") as backend:
         name = f"t.{new_id()[:12]}"

@@ -36,8 +36,7 @@ from mqcore.spi import (
 _RECEIPT = re.compile(r"\d\d\.[0-9a-f]{16}\.[0-9a-f]{16}\.[0-9a-f]{8}\.[n0-9]\.[0-9a-f]{16}")
 _OWN = ("id", "content_type", "priority", "expires_at", "correlation_id", "reply_to")
 _EARLY = 1_000
-"""Nanoseconds: what is due within a microsecond is due, for a timer may fire one rounding error before it.
-"""
+"""Nanoseconds by which a message may be early: a timer may fire one rounding error too soon."""
 _numbers = itertools.count(time.time_ns())
 
 
@@ -59,7 +58,7 @@ class Folder:
         draft.rename(self.path / "queue.json")
 
     def create(self, spec: QueueSpec) -> IO[bytes] | None:
-        """Let the queue appear, whole, in one rename; a temporary one with its owner in it, who is returned."""
+        """Create the queue in one rename; return the locked file of a temporary one's owner."""
         draft = Folder(self.path.with_name(f".{new_id()}"))
         for part in (draft.ready, draft.leased, draft.users):
             part.mkdir(parents=True)
@@ -72,7 +71,7 @@ class Folder:
         return None
 
     def use(self) -> IO[bytes]:
-        """Return a new file in `users/`, which the system keeps locked until it is closed or this process dies."""
+        """Return a new file in `users/`, locked until it is closed or this process dies."""
         file = (self.users / new_id()).open("xb")
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
@@ -91,7 +90,8 @@ class Folder:
         message, spec = out.message, self.spec()
         expires = expiry_of(out, spec.ttl, now)
         due = min(now + out.delay, expires or now + out.delay) if out.delay else now
-        name = f"{10 - message.priority:02}.{int(due * 1e9):016x}.{next(_numbers):016x}.{new_id()[:8]}.n"
+        place = f"{10 - message.priority:02}.{int(due * 1e9):016x}.{next(_numbers):016x}"
+        name = f"{place}.{new_id()[:8]}.n"
         own = {field: getattr(message, field) for field in _OWN} | {"expires_at": expires}
         body = base64.b64encode(message.body).decode()
         text = json.dumps(
@@ -101,7 +101,7 @@ class Folder:
         (self.path / name).rename(self.ready / name)
 
     def names(self, now: float) -> list[str]:
-        """Return what is ready, in the order of delivery, after time has done its work: leases end, old dead letters go."""
+        """Return the ready files in order; end leases and remove old dead letters first."""
         limit, retention = int(now * 1e9) + _EARLY, self.spec().retention
         for path in self.leased.iterdir():
             with suppress(FileNotFoundError):  # settled, or given back by another
@@ -163,7 +163,7 @@ def _takeovers(mark: str) -> int:
 
 
 def _message(text: str, name: str) -> Message:
-    """Read a file back; one that somebody has damaged is handed out as it is, so that it can be buried."""
+    """Read a file; a damaged one is handed out as it is, so that core can dead-letter it."""
     try:
         data = json.loads(text)
         message = Message(
