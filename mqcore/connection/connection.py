@@ -301,9 +301,14 @@ class Connection:
         self.check_loop("publishing")
         loop = asyncio.get_running_loop()
         call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
-        self._waiting.append(call)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._flush)
+        if not (self._waiting or self._tasks):
+            # A program that awaits each publish has nothing to share a batch with: send at once.
+            self._start_sending([call])
+        else:
+            self._waiting.append(call)
+            if len(self._waiting) == 1:
+                loop.call_soon(self._flush)
+
         try:
             async with self.clock.timeout(timeout):
                 return await call.future
@@ -318,6 +323,9 @@ class Connection:
 
     def _flush(self) -> None:
         calls, self._waiting = self._waiting, []
+        self._start_sending(calls)
+
+    def _start_sending(self, calls: list[_Call]) -> None:
         task = asyncio.create_task(self._send(calls))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -216,13 +216,16 @@ async def test_a_deadline_does_not_cancel_the_others_share_of_the_call(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
     await faulty.declare(numbers)
+    faults.next("publish", slow(0.5))
     faults.next("publish", slow(5))
+    first = asyncio.create_task(faulty.publish(numbers, 0))  # alone, so the others share a call
+    await asyncio.sleep(0)
     hasty = asyncio.create_task(faulty.publish(numbers, 1, timeout=1))
     patient = asyncio.create_task(faulty.publish(numbers, 2, timeout=10))
     await clock.advance(6)
     assert isinstance(hasty.exception(), PublishUnknown)
-    assert patient.result().queues == ("numbers",)
-    assert faults.calls["publish"] == 1
+    assert patient.result().queues == first.result().queues == ("numbers",)
+    assert faults.calls["publish"] == 2
 
 
 async def test_an_unknown_can_be_published_again(
