@@ -175,7 +175,7 @@ class Example:
         items: list[tuple[Given, str, Settlement]] = []
         for (delivery, lease, consumer), how in batch:
             if how == "move" and lease.state != "live" and not atomic:
-                continue  # its successor may be stored although it is stale
+                continue  # a stale Move may have stored its successor
             settlement: Settlement = (
                 Release(delivery.receipt) if how == "release" else Ack(delivery.receipt)
             )

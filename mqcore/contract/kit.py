@@ -348,7 +348,9 @@ class Kit:
             with suppress(Exception):
                 bound = await self.within(backend.bindings())
                 await self.within(
-                    backend.unbind([one for one in bound if one.router in self._declared])
+                    backend.unbind(
+                        [binding for binding in bound if binding.router in self._declared]
+                    )
                 )
         if isinstance(backend, SupportsDelete):
             for name in self._declared:
@@ -471,12 +473,12 @@ class Kit:
     async def contents(self, queue: str) -> Counter[str]:
         """Empty a queue, and count the ids that were in it."""
         consumer = await self.subscribe(queue)
-        found: Counter[str] = Counter()
+        ids: Counter[str] = Counter()
         while batch := await self.receive(consumer):
-            found.update(self.ids(batch))
+            ids.update(self.ids(batch))
             await self.ack(consumer, batch)
         await self.within(consumer.close())
-        return found
+        return ids
 
     def limit(self, capability: Capability, name: str) -> Any:
         """Return a declared limit, or None."""

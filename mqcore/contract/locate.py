@@ -41,7 +41,7 @@ def root_cause(error: BaseException) -> BaseException:
     The cause of a `TimeoutError` is often the cancellation by which `asyncio.timeout` ends a call.
     That is not an error of its own.
     """
-    seen = {id(error)}  # a chain of causes may be a circle
+    seen = {id(error)}  # a chain of causes may be circular
     while (
         isinstance(cause := error.__cause__, Exception)
         and cause.__traceback__ is not None

@@ -196,9 +196,8 @@ def _no_such_case(wrong: str, names: list[str]) -> str:
     A waiver of an unknown case would have no effect.
     """
     near = get_close_matches(wrong, names, n=3, cutoff=0.5)
-    near += [
-        name for name in names if name.partition("[")[0] == wrong and name not in near
-    ]  # it has variants
+    # A case with variants.
+    near += [name for name in names if name.partition("[")[0] == wrong and name not in near]
     hint = f"similar: {', '.join(near)}" if near else "`mqcore contract run URL` prints the names"
     return f"contract_waivers: no case is named {wrong!r}; {hint}"
 

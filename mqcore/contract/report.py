@@ -66,11 +66,11 @@ class Report:
             "server": self.server,
             "durability": self.capabilities.durability.word,
             "capabilities": {
-                one.name: {
-                    "level": self.capabilities[one].level.value,
-                    "limits": dict(self.capabilities[one].limits),
+                capability.name: {
+                    "level": self.capabilities[capability].level.value,
+                    "limits": dict(self.capabilities[capability].limits),
                 }
-                for one in Capability
+                for capability in Capability
             },
             "counts": dict(self.counts()),
             "measured": {
@@ -108,11 +108,10 @@ class Report:
             "|---|---|---|",
         ]
 
-        for one in Capability:
-            support = self.capabilities[one]
-            lines.append(
-                f"| {one.name} | {support.level.value} | {cell(limits_in_words(support.limits))} |"
-            )
+        for capability in Capability:
+            support = self.capabilities[capability]
+            limits = cell(limits_in_words(support.limits))
+            lines.append(f"| {capability.name} | {support.level.value} | {limits} |")
 
         lines += [
             "",
@@ -121,9 +120,11 @@ class Report:
         ]
 
         for profile in dict.fromkeys(result.case.profile for result in self.results):
-            found = self.counts(profile)
+            counts_of_profile = self.counts(profile)
             lines.append(
-                f"| {profile} | " + " | ".join(str(found[status]) for status in _STATUSES) + " |"
+                f"| {profile} | "
+                + " | ".join(str(counts_of_profile[status]) for status in _STATUSES)
+                + " |"
             )
 
         measured = self.data()["measured"]

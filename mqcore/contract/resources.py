@@ -47,9 +47,11 @@ class ProcessResources:
         """Fail unless everything that was added since is gone soon."""
         deadline = time.monotonic() + _SOON
 
-        while left := self._left():
+        while remaining := self._left():
             if time.monotonic() >= deadline:
-                raise ContractError(f"no socket, thread or task left {what}", ", ".join(left), look)
+                raise ContractError(
+                    f"no socket, thread or task left {what}", ", ".join(remaining), look
+                )
             await asyncio.sleep(_BETWEEN)
 
     def _left(self) -> list[str]:
@@ -61,30 +63,32 @@ class ProcessResources:
         tasks: AbstractSet[asyncio.Task[Any]] = asyncio.all_tasks() - self._tasks
         here = asyncio.current_task()
 
-        left = (
+        remaining = (
             [f"{len(new)} socket{'s' * (len(new) > 1)}"]
             if (new := _sockets() - self._sockets)
             else []
         )
-        left += [f"thread {thread.name}" for thread in threads]
-        left += [f"task {call_name(task) or task.get_name()}" for task in tasks if task is not here]
-        return left
+        remaining += [f"thread {thread.name}" for thread in threads]
+        remaining += [
+            f"task {call_name(task) or task.get_name()}" for task in tasks if task is not here
+        ]
+        return remaining
 
 
 def _sockets() -> set[int]:
     """Return the inodes of this process's sockets; empty where the system does not list them."""
-    found = set[int]()
+    inodes = set[int]()
 
     try:
         descriptors = [path.name for path in _DESCRIPTORS.iterdir()]
     except OSError:
-        return found
+        return inodes
 
     for descriptor in descriptors:
         try:
             status = os.fstat(int(descriptor))
         except OSError:
-            continue  # it was the one by which the folder was listed
+            continue  # it listed the folder, and is closed
         if stat.S_ISSOCK(status.st_mode):
-            found.add(status.st_ino)
-    return found
+            inodes.add(status.st_ino)
+    return inodes

@@ -71,9 +71,8 @@ def run_case(case: Case, harness: Harness, waiver: Waiver | None = None) -> Resu
     began = time.perf_counter()
     with LogCapture() as captured:
         status, text = asyncio.run(_run(case, kit))
-    text = mask_text(
-        text + captured.text() if status == "failed" else text
-    )  # a driver's error may contain its URL
+    # A driver's error may contain its URL.
+    text = mask_text(text + captured.text() if status == "failed" else text)
 
     if waiver is not None:
         if status == "passed":

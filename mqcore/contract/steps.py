@@ -199,7 +199,7 @@ class Player:
         await self.example.end()
         return "all came"
 
-    # The steps of a trace that is done on two brokers, each of which leaves nothing to chance
+    # The steps of a trace that runs on two brokers; none depends on chance
 
     async def _quiet(self) -> str:
         """Wait until everything is ready that is not held."""

@@ -31,10 +31,10 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """
     alike: dict[str, list[Mapping[str, Any]]] = {}
     for report in reports:
-        said = json.dumps(
+        key = json.dumps(
             [report[name] for name in ("backend", "durability", "capabilities")], sort_keys=True
         )
-        alike.setdefault(said, []).append(report)
+        alike.setdefault(key, []).append(report)
 
     columns = [same[0] for same in alike.values()]
     servers = [", ".join(report["server"] for report in same) for same in alike.values()]
@@ -44,16 +44,16 @@ def capability_table(reports: Sequence[Mapping[str, Any]]) -> str:
     ]
     rows = [["", *heads], ["---"] * (len(heads) + 1)]
 
-    for one in Capability:
+    for capability in Capability:
         supports = [
-            column["capabilities"].get(one.name, {"level": "none", "limits": {}})
+            column["capabilities"].get(capability.name, {"level": "none", "limits": {}})
             for column in columns
         ]
         cells = [
             f"{support['level']}: {limits_in_words(support['limits'])}".rstrip(": ")
             for support in supports
         ]
-        rows.append([one.name, *map(cell, cells)])
+        rows.append([capability.name, *map(cell, cells)])
 
     rows.append(["durability", *(cell(column["durability"]) for column in columns)])
     rows.append(

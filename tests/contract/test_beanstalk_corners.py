@@ -111,9 +111,8 @@ async def test_a_temporary_queue_lives_as_long_as_its_owner(
     assert lost.is_set()
     await owner.close()
     await owner.open(lambda _: None)
-    await owner.declare(
-        [spec]
-    )  # its marker is still there, and would have ended with the old connection
+    # Its marker still exists; it would have ended with the old connection.
+    await owner.declare([spec])
     for _ in range(30):
         assert await backend.publish([Outgoing(name, Message(id="a", body=b"x"))], timeout=5) == [
             STORED

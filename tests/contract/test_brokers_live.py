@@ -80,7 +80,7 @@ def test_a_killed_server_refuses_and_a_started_one_answers(server: Server) -> No
     assert answers(server, 10)
 
 
-def test_a_paused_server_takes_connections_and_says_nothing(server: Server) -> None:
+def test_a_paused_server_accepts_connections_and_is_silent(server: Server) -> None:
     with socket.create_connection((server.host, server.port)) as before:
         server.pause()
         server.pause()  # twice is once
@@ -94,7 +94,7 @@ def test_a_paused_server_takes_connections_and_says_nothing(server: Server) -> N
     assert answers(server, 10)
 
 
-def test_its_own_tools_run_beside_it(server: Server) -> None:
+def test_the_servers_tools_can_be_run(server: Server) -> None:
     ping = ["redis-cli", "-p", "6379" if server.provider == "docker" else str(server.port), "ping"]
     words = ping if server.product.scheme == "redis" else ["rabbitmqctl", "list_vhosts", "--quiet"]
     assert server.run(*words).split()[-1] in {"PONG", "/"}
@@ -111,9 +111,8 @@ def test_a_paused_server_can_be_killed(server: Server) -> None:
 def test_only_this_machine_reaches_it(server: Server) -> None:
     assert server.host == "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.connect(
-            ("192.0.2.1", 9)
-        )  # sends nothing: it asks which address an outgoing packet would have
+        # Sends nothing, but finds out the address of outgoing packets.
+        found.connect(("192.0.2.1", 9))
         own = found.getsockname()[0]
     if own == "127.0.0.1":
         pytest.skip("this machine has no other address")
@@ -158,7 +157,7 @@ def test_a_local_server_leaves_no_process_and_no_file() -> None:
     assert not answers(server)
 
 
-def test_a_server_that_does_not_come_up_says_its_last_words(
+def test_a_server_that_does_not_start_is_an_error_with_its_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mqcore.contract.brokers.local.REDIS_SETTINGS", ("--no-such-setting", "1"))
@@ -185,7 +184,7 @@ async def test_the_harness_has_the_hooks_that_its_server_allows(server: Server) 
     assert answers(server)
 
 
-def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> None:
+def test_a_server_given_by_url_is_used_and_not_controlled(server: Server) -> None:
     with Brokers("url", [f"{server.product.slug}={server.url}"]) as brokers:
         given = brokers.server(server.product.slug)
         assert (given.url, given.version, given.controllable) == (server.url, server.version, False)
@@ -206,12 +205,12 @@ def test_a_server_that_was_given_is_used_and_never_touched(server: Server) -> No
 
 def test_a_tool_beside_the_server_is_run(server: Server) -> None:
     if server.product.scheme == "redis":
-        asked, told = (
+        asked, answer = (
             ("redis-cli", "-p", str(server.port if server.provider == "local" else 6379), "ping"),
             "PONG",
         )
     else:
-        asked, told = ("rabbitmqctl", "list_vhosts"), "/"
-    assert told in server.run(*asked)
+        asked, answer = ("rabbitmqctl", "list_vhosts"), "/"
+    assert answer in server.run(*asked)
     with pytest.raises(BrokerUnavailable, match=f"{asked[0]} ended with"):
         server.run(asked[0], "--no-such-option")

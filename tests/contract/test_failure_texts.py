@@ -130,7 +130,7 @@ def line_of(function: Callable[..., Any], step: str) -> str:
     )
 
 
-def test_a_call_that_does_not_end_is_named_with_the_line_where_it_stands() -> None:
+def test_a_call_that_does_not_return_is_named_with_the_line_where_it_waits() -> None:
     async def steps(kit: Kit) -> None:
         await kit.subscribe(await kit.queue())
 
@@ -139,14 +139,14 @@ def test_a_call_that_does_not_end_is_named_with_the_line_where_it_stands() -> No
     assert f"look at: {line_of(Slow.subscribe, 'await asyncio.Event().wait()')}" in text
 
 
-def test_what_is_awaited_may_be_said_in_words() -> None:
+def test_what_is_awaited_may_be_described_in_words() -> None:
     async def steps(kit: Kit) -> None:
         await kit.within(asyncio.Event().wait(), what="the message handled")
 
     assert "expected: the message handled within 8 s" in said(steps)
 
 
-def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
+def test_a_method_that_is_not_written_is_reported_wherever_a_case_calls_it() -> None:
     async def straight(kit: Kit) -> None:
         await kit.put(await kit.queue(), "a")
 
@@ -166,7 +166,7 @@ def test_what_is_not_written_is_told_wherever_a_case_meets_it() -> None:
     assert "may or may not be stored" in texts[2]
 
 
-def test_an_exception_in_cores_words_is_looked_for_where_it_was_raised_first() -> None:
+def test_an_error_of_core_points_to_where_its_cause_was_raised() -> None:
     async def steps(kit: Kit) -> None:
         await kit.raises(
             QueueNotFound,
@@ -180,7 +180,7 @@ def test_an_exception_in_cores_words_is_looked_for_where_it_was_raised_first() -
     )
 
 
-def test_a_timeout_of_the_driver_is_reported_as_it_is() -> None:
+def test_a_timeout_of_the_driver_is_reported_unchanged() -> None:
     async def steps(kit: Kit) -> None:
         await kit.put(await kit.queue(), "a")
 
@@ -214,7 +214,7 @@ def test_a_case_that_hangs_names_the_call_that_it_awaits_and_no_idle_task(
     assert "wait_for_work" not in text
 
 
-def test_a_case_that_hangs_in_a_call_of_its_own_names_that_call(
+def test_a_case_that_hangs_in_its_own_call_names_that_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def steps(kit: Kit) -> None:
@@ -226,7 +226,7 @@ def test_a_case_that_hangs_in_a_call_of_its_own_names_that_call(
     assert "wait_for_work" not in text
 
 
-def test_a_runtime_error_of_the_driver_is_looked_for_where_it_was_raised() -> None:
+def test_a_runtime_error_of_the_driver_points_to_where_it_was_raised() -> None:
     async def steps(kit: Kit) -> None:
         await kit.backend.declare([QueueSpec(name="runtime")])
 
@@ -252,7 +252,7 @@ class Losing(MemoryBackend):
         raise ConnectionError("not connected")
 
 
-def test_an_error_that_is_its_own_cause_is_told_too() -> None:
+def test_an_error_that_is_its_own_cause_is_reported() -> None:
     async def steps(kit: Kit) -> None:
         error = ConnectionError("round and round")
         raise error from error
@@ -260,7 +260,7 @@ def test_an_error_that_is_its_own_cause_is_told_too() -> None:
     assert "came: ConnectionError: round and round" in said(steps)
 
 
-def test_what_was_lost_before_is_told_with_what_failed_then() -> None:
+def test_a_loss_is_reported_with_the_failure_after_it() -> None:
     async def steps(kit: Kit) -> None:
         await kit.put(await kit.queue(), "a")
 
@@ -269,7 +269,7 @@ def test_what_was_lost_before_is_told_with_what_failed_then() -> None:
     assert text.endswith("\n     lost: ConnectionResetError('the peer was restarted')")
 
 
-def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
+def test_a_wrong_kind_is_reported_with_the_exception() -> None:
     async def steps(kit: Kit) -> None:
         kit.kind(
             await kit.raises(TypeError, kit.put("nowhere", "a"), "TypeError"), ErrorKind.NOT_FOUND
@@ -280,7 +280,7 @@ def test_a_wrong_kind_is_told_with_the_exception_that_was_classified() -> None:
     assert "came: PERMANENT: TypeError('a tuple is not supported')" in text
 
 
-def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(
+def test_logged_warnings_are_part_of_a_failure_and_on_no_stream(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     async def steps(kit: Kit) -> None:
@@ -292,7 +292,7 @@ def test_what_was_logged_meanwhile_stands_beside_a_failure_and_on_no_stream(
     assert capfd.readouterr().err == ""
 
 
-def test_a_backend_that_spins_in_virtual_time_is_given_up_soon(
+def test_a_backend_that_spins_in_virtual_time_is_ended_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def steps(kit: Kit) -> None:
@@ -313,7 +313,7 @@ class Modest(MemoryBackend):
         return Capabilities(told.backend, told.server, told.durability, {})
 
 
-def test_no_case_asks_for_a_capability_behind_the_backends_back() -> None:
+def test_no_case_uses_a_capability_that_is_not_declared() -> None:
     asked = {"core", "delivery", "foreign", "routing", "retry", "dead-letter"}
     cases = [case for case in all_cases() if case.profile in asked]
     results = run_contract(lambda: BrokenHarness(Modest), cases=cases)
@@ -321,7 +321,7 @@ def test_no_case_asks_for_a_capability_behind_the_backends_back() -> None:
     assert refused == []
 
 
-async def test_the_end_of_a_case_takes_its_routers_away() -> None:
+async def test_the_end_of_a_case_deletes_its_routers() -> None:
     harness = BrokenHarness()
     kit = Kit(harness)
     keeper = harness.make_backend()
@@ -339,7 +339,7 @@ async def test_the_end_of_a_case_takes_its_routers_away() -> None:
 # The report
 
 
-def test_a_report_lists_every_case_and_tells_limits_in_units() -> None:
+def test_a_report_lists_every_case_and_limits_with_units() -> None:
     cases = [case for case in all_cases() if case.name.startswith("core.a_re")]
     results = run_contract(MemoryHarness, cases=cases)
     capabilities = results[0].capabilities
@@ -362,11 +362,11 @@ def test_a_report_lists_every_case_and_tells_limits_in_units() -> None:
     ],
     ids=str,
 )
-def test_limits_are_told_as_people_say_them(limits: dict[str, Any], words: str) -> None:
+def test_limits_are_printed_with_units(limits: dict[str, Any], words: str) -> None:
     assert limits_in_words(limits) == words
 
 
-def test_reports_stand_side_by_side() -> None:
+def test_reports_are_columns_of_one_table() -> None:
     one: dict[str, Any] = {
         "backend": "one",
         "server": "One 1.0",

@@ -34,21 +34,21 @@ OWN_NAME = re.compile(r"ct\.[0-9a-f]+|(?<=')[0-9a-f]{8}(?=')")
 def test_the_model_catches_a_broken_backend(broken: type) -> None:
     with pytest.raises(ContractError) as found:
         check_model(lambda: MutantHarness(broken), examples=10 * FEW)
-    told = note_of(found.value)
-    lines = told.splitlines()
+    note = note_of(found.value)
+    lines = note.splitlines()
     assert re.match(r" +0\.000 to ", lines[1])
     assert lines[-3].endswith("<- this step failed")
 
     # The line that was printed finds the same again, and nothing in a backend that is whole.
-    steps = steps_of(told)
+    steps = steps_of(note)
     with pytest.raises(ContractError) as again:
         replay(MutantHarness(broken), steps)
     assert OWN_NAME.sub("own", str(again.value)) == OWN_NAME.sub("own", str(found.value))
-    assert note_of(again.value) == told
+    assert note_of(again.value) == note
     replay(MutantHarness(None), steps)
 
 
-def test_a_trace_is_told_with_priorities_marks_and_times() -> None:
+def test_a_trace_is_printed_with_priorities_marks_and_times() -> None:
     with pytest.raises(ContractError) as found:
         replay(
             MutantHarness(LastInFirstOut),
@@ -84,25 +84,24 @@ def test_the_steps_of_a_trace_that_passes_can_be_anything() -> None:
 @pytest.mark.parametrize(
     "text", ["jump jobs", "publish jobs", "receive jobs some", "receive nowhere 1", "wait -; end"]
 )
-def test_what_is_no_step_is_named(text: str) -> None:
+def test_an_invalid_step_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(text.partition(";")[0]))):
         replay(MutantHarness(None), f"publish jobs 1 5 0.0 -; {text}")
 
 
 def note_of(error: BaseException) -> str:
-    (note,) = [
-        note for note in error.__notes__ if "replay:" in note
-    ]  # under CI=true Hypothesis adds one of its own
+    # With CI=true Hypothesis adds a note.
+    (note,) = [note for note in error.__notes__ if "replay:" in note]
     return str(note)
 
 
-def steps_of(told: str) -> str:
-    found = re.search(r"^replay: pytest -k test_model --mqcore-steps '(.*)'$", told, re.MULTILINE)
+def steps_of(note: str) -> str:
+    found = re.search(r"^replay: pytest -k test_model --mqcore-steps '(.*)'$", note, re.MULTILINE)
     assert found is not None
     return found[1]
 
 
-def test_the_model_lets_the_whole_backend_pass() -> None:
+def test_the_model_accepts_the_correct_backend() -> None:
     check_model(lambda: MutantHarness(None), examples=FEW)
 
 
@@ -127,7 +126,7 @@ def test_the_number_of_examples_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -
     assert 3 <= len(made) < 30  # Hypothesis tries some more than it counts
 
 
-def test_a_server_that_answers_in_other_portions_the_second_time_gets_another_try(
+def test_a_server_that_answers_in_other_batches_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[int] = []

@@ -28,8 +28,10 @@ class _Says(MemoryBackend):
     support = Support(Level.NONE)
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        told = await super().open(lost)
-        return replace(told, supports={**told.supports, self.capability: self.support})
+        capabilities = await super().open(lost)
+        return replace(
+            capabilities, supports={**capabilities.supports, self.capability: self.support}
+        )
 
 
 @mutant("G16", "capability.what_works_is_declared[PRIORITY]")
@@ -126,11 +128,11 @@ class ForgetsItsSupport(MemoryBackend):
     """The second `open` declares less than the first."""
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
-        told = await super().open(lost)
+        capabilities = await super().open(lost)
         if self.__dict__.setdefault("opened", False):
-            told = replace(told, supports={})
+            capabilities = replace(capabilities, supports={})
         self.__dict__["opened"] = True
-        return told
+        return capabilities
 
 
 @mutant("G16", "capability.durability_is_one_of_four_words")

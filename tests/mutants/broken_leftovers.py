@@ -64,9 +64,9 @@ class ACancelledOpenLeavesATask(NetBackend):
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         watchdog = asyncio.create_task(watch_the_peer())
         await asyncio.sleep(0)
-        told = await super().open(lost)
+        capabilities = await super().open(lost)
         self.watchdog = watchdog
-        return told
+        return capabilities
 
     async def close(self) -> None:
         if self.watchdog is not None:
@@ -92,9 +92,9 @@ class ARefusalLeavesATask(NetBackend):
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         watchdog = asyncio.create_task(watch_the_peer())
-        told = await super().open(lost)
+        capabilities = await super().open(lost)
         watchdog.cancel()
-        return told
+        return capabilities
 
 
 @mutant("G2", _SETTLED)

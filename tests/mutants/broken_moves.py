@@ -211,9 +211,8 @@ class CopiesOfOneRouteMeet(MemoryStore):
             return None
         failed = super()._store_successor(entry, out, now, touched)
         if target is not None and failed is None:
-            target.remember(
-                message, now
-            )  # as a backend does that publishes the successor and then acks
+            # As a backend does that publishes the successor and then acks.
+            target.remember(message, now)
         return failed
 
 

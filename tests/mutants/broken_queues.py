@@ -283,7 +283,7 @@ class DeleteKeepsBindings(MemoryStore):
 
 @mutant("G14", "browse.the_consumers_of_a_deleted_queue_learn_it")
 class ConsumersOfADeletedQueueWaitOn(MemoryStore):
-    """Consumers of a deleted queue are not told."""
+    """Consumers of a deleted queue are not notified."""
 
     def claim(
         self, name: str, holder: Holder, limit: int, now: float, *, wait: bool = False

@@ -40,13 +40,13 @@ class AcksBesideThePublish(NetBackend):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        told = self._capabilities
+        capabilities = self._capabilities
         supports = {
             one: support
-            for one, support in told.supports.items()
+            for one, support in capabilities.supports.items()
             if one is not Capability.ATOMIC_MOVE
         }
-        self._capabilities = replace(told, supports=supports)
+        self._capabilities = replace(capabilities, supports=supports)
 
 
 @mutant("G3", _UNANSWERED)

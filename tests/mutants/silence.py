@@ -132,17 +132,17 @@ class NetBackend(MemoryBackend):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        told = self._capabilities
-        supports = {**told.supports, Capability.DURABLE: Support(Level.NATIVE)}
+        capabilities = self._capabilities
+        supports = {**capabilities.supports, Capability.DURABLE: Support(Level.NATIVE)}
         self.deleted: set[str] = set()
-        self._capabilities = replace(told, durability=Durability.PROCESS, supports=supports)
+        self._capabilities = replace(capabilities, durability=Durability.PROCESS, supports=supports)
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         if self.net.refuses:
             raise ConnectionLost("the connection is refused")
         if self.net.silent:
             await self._clock.sleep(_CONNECT)
-            raise ConnectionLost(f"nobody has answered within {_CONNECT:g} s")
+            raise ConnectionLost(f"no answer within {_CONNECT:g} s")
         self.lost = lost
         self.net.connected.add(self)
         return await super().open(lost)

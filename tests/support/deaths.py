@@ -115,6 +115,6 @@ class Workers:
         """What was handled to its end."""
         return {what for _, what, _ in self.lines("done")}
 
-    def told(self) -> str:
+    def output(self) -> str:
         """What the processes said on standard error, for the failure's text."""
         return self._errors.read_text()[-3000:] if self._errors.exists() else ""

@@ -60,7 +60,7 @@ class Ledger:
 
     @property
     def innocents(self) -> dict[str, int]:
-        """Dead letters that killed nobody."""
+        """Dead letters that did not kill a process."""
         return {what: count for what, count in self.dead.items() if not what.startswith("poison")}
 
     @property
@@ -101,7 +101,7 @@ class Ledger:
 async def publish(
     broker: Broker, queue: Queue[str], load: Load, ledger: Ledger, stop: asyncio.Event
 ) -> None:
-    """Publish until told to stop."""
+    """Publish until asked to stop."""
     draw, number = random.Random(load.seed), 0
     while not stop.is_set():
         number += 1

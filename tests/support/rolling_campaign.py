@@ -64,7 +64,7 @@ class Ledger:
         return {what for what in self.confirmed if not self.started[what]}
 
     @property
-    def told_failed_but_stored(self) -> set[str]:
+    def reported_failed_but_stored(self) -> set[str]:
         return {what for what in self.failed if self.started[what]}
 
     @property
@@ -84,7 +84,7 @@ class Ledger:
     @property
     def clean(self) -> bool:
         """Whether every promise was kept."""
-        wrong = self.lost or self.doubled or self.dead_wrong or self.told_failed_but_stored
+        wrong = self.lost or self.doubled or self.dead_wrong or self.reported_failed_but_stored
         return not wrong and not self.events["message.quarantined"] and set(self.exits) <= {0}
 
 
@@ -140,7 +140,7 @@ class Workers:
 async def publish(
     url: str, queue: Queue[str], ledger: Ledger, rate: float, stop: asyncio.Event
 ) -> None:
-    """Publish until told to stop, one message at a time in several tasks."""
+    """Publish until asked to stop, one message at a time in several tasks."""
     numbers = iter(range(10**9))
 
     async with Broker.connect(url) as broker:
@@ -230,6 +230,6 @@ def summary(ledger: Ledger) -> str:
         f"lost {len(ledger.lost)}, "
         f"started again {len(ledger.doubled)} {sorted(ledger.doubled.items())[:6]}, "
         f"wrong dead letters {len(ledger.dead_wrong)} {sorted(ledger.dead_wrong.items())[:6]}, "
-        f"failed but stored {len(ledger.told_failed_but_stored)}, exits {dict(ledger.exits)}, "
+        f"failed but stored {len(ledger.reported_failed_but_stored)}, exits {dict(ledger.exits)}, "
         f"late exits {ledger.slow_exits}, events {dict(ledger.events)}"
     )

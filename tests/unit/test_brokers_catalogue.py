@@ -86,7 +86,7 @@ def test_a_name_with_a_number_is_one_kind_and_without_one_all_of_a_product() -> 
     }
 
 
-def test_an_unknown_name_is_told_with_what_there_is() -> None:
+def test_an_unknown_name_is_an_error_with_the_known_names() -> None:
     with pytest.raises(
         LookupError,
         match=r"unknown broker 'kafka' \(known: rabbitmq, rabbitmq-4, .*valkey-8",
@@ -110,7 +110,7 @@ def test_a_url_serves_its_name_or_its_product(urls: list[str], name: str, url: s
     assert Brokers("url", urls).url_of(name) == url
 
 
-def test_a_url_that_was_not_given_is_told() -> None:
+def test_a_missing_url_is_an_error() -> None:
     brokers = Brokers("url", ["redis://h"])
     with pytest.raises(
         BrokerUnavailable, match="valkey is not available: url: no URL was given for valkey"
@@ -126,12 +126,12 @@ def test_a_url_of_another_scheme_needs_a_name(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis", "kafka=redis://h", "redis=nonsense", ""])
-def test_what_is_no_url_is_refused_at_once(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises((LookupError, ConfigurationError)):
         Brokers("url", [url])
 
 
-def test_an_unknown_provider_is_told_with_what_there_is() -> None:
+def test_an_unknown_provider_is_an_error_with_the_known_ones() -> None:
     with pytest.raises(
         LookupError, match=r"unknown provider 'cloud' \(known: docker, local, url, auto"
     ):

@@ -68,7 +68,7 @@ def test_an_orderly_end_is_one_on_the_other_side(server: socket.socket, proxy: P
         assert read(there, 100) == b"bye"
 
 
-def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, proxy: Proxy) -> None:
+def test_a_kill_resets_both_sides_and_accepts_no_more(server: socket.socket, proxy: Proxy) -> None:
     with connected(proxy) as client:
         client.sendall(b"hello")
         there, _ = server.accept()
@@ -85,7 +85,7 @@ def test_a_kill_resets_both_sides_and_lets_nobody_in(server: socket.socket, prox
         connected(proxy)
 
 
-def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, proxy: Proxy) -> None:
+def test_a_refusing_server_resets_the_client(server: socket.socket, proxy: Proxy) -> None:
     server.close()
     with (
         pytest.raises(ConnectionResetError),
@@ -94,7 +94,7 @@ def test_a_server_that_refuses_is_told_by_a_reset(server: socket.socket, proxy: 
         client.recv(1)
 
 
-def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
+def test_a_kill_resets_connections_that_are_being_accepted(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[object] = []
@@ -116,9 +116,7 @@ def test_a_kill_leaves_nobody_behind_who_is_just_coming_in(
     assert left == []
 
 
-def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(
-    server: socket.socket, proxy: Proxy
-) -> None:
+def test_a_muted_proxy_holds_back_the_server_only(server: socket.socket, proxy: Proxy) -> None:
     with connected(proxy) as client:
         client.sendall(b"ready")
         there, _ = server.accept()
@@ -138,7 +136,7 @@ def test_a_muted_wire_holds_back_what_the_server_says_and_nothing_else(
             assert read(client, 5) == b"world"
 
 
-def test_a_muted_wire_can_be_killed(server: socket.socket, proxy: Proxy) -> None:
+def test_a_muted_proxy_can_be_killed(server: socket.socket, proxy: Proxy) -> None:
     with connected(proxy) as client:
         client.sendall(b"ready")
         there, _ = server.accept()

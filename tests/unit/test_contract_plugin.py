@@ -86,7 +86,7 @@ def test_a_case_that_kills_the_broker_is_alone_with_it(contract: Callable[..., C
     assert beside == [["x"], ["y"], ["z"]]
 
 
-def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(
+def test_by_default_cases_run_in_turn(
     contract: Callable[..., Contract],
 ) -> None:
     ran: list[str] = []
@@ -96,7 +96,7 @@ def test_by_default_one_runs_after_the_other_and_only_when_its_turn_comes(
     assert ran == ["a"]
 
 
-def test_a_case_that_was_left_out_is_not_run(contract: Callable[..., Contract]) -> None:
+def test_a_deselected_case_is_not_run(contract: Callable[..., Contract]) -> None:
     ran: list[str] = []
     run = contract(lambda one: ran.append(one.name))
     one, other = case("a"), case("b")
@@ -120,7 +120,7 @@ def configured(*lines: str) -> Contract:
     return found
 
 
-def test_a_waiver_goes_with_its_case_and_no_other() -> None:
+def test_a_waiver_applies_to_its_case_only() -> None:
     name = "delivery.messages_keep_their_order"
     (waiver,) = configured(f"{name}: it shuffles: always has").waivers
     assert (waiver.case, waiver.reason) == (name, "it shuffles: always has")
@@ -139,7 +139,7 @@ def test_a_waiver_goes_with_its_case_and_no_other() -> None:
         ("what it is not", "prints the names"),
     ],
 )
-def test_a_waiver_of_no_case_is_an_error_that_tells_near_names(wrong: str, near: str) -> None:
+def test_a_waiver_of_an_unknown_case_is_an_error_with_similar_names(wrong: str, near: str) -> None:
     with pytest.raises(
         pytest.UsageError, match=re.escape(f"no case is named {wrong!r}")
     ) as refused:
@@ -165,6 +165,6 @@ def test_a_closed_port_is_made_of_a_url(url: str, closed: str) -> None:
     assert harness.make_unreachable().url == closed
 
 
-def test_what_is_in_this_process_has_no_closed_port() -> None:
+def test_a_backend_in_this_process_has_no_closed_port() -> None:
     assert not MemoryHarness().has("make_unreachable")
     assert not Harness().has("make_unreachable")

@@ -22,10 +22,9 @@ __all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "f
 REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 """Durability *machine*: the highest that it offers."""
 RABBITMQ_SETTINGS = (
-    # How long an at-least-once dead-lettering waits for a confirm that a kill took away (180 s by
-    # default).
+    # How long at-least-once dead-lettering waits for a confirm that a kill lost (default 180 s).
     "-rabbit dead_letter_worker_publisher_confirm_timeout 2000 "
-    # A gigabyte, whatever the machine has: several servers stand side by side.
+    # A gigabyte, whatever the machine has: several servers run side by side.
     "-rabbit vm_memory_high_watermark {absolute,1073741824}"
 )
 """The same in a container and on the host: arguments to Erlang need no file."""
@@ -102,7 +101,7 @@ RABBITMQ = Product(
     user="guest:guest@",
     environment={
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": RABBITMQ_SETTINGS,
-        # nothing needs the management plugin, and it costs a start its time
+        # the management plugin is not needed, and slows the start
         "RABBITMQ_ENABLED_PLUGINS_FILE": "/nonexistent",
     },
 )

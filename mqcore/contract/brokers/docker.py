@@ -114,7 +114,7 @@ class DockerServer(Server):
 
     def _stop(self) -> None:
         if self._container is not None:
-            with suppress(Exception):  # the engine may be gone, and the container with it
+            with suppress(Exception):  # the engine may have stopped, and the container with it
                 self._container.stop()
             self._container = None
 

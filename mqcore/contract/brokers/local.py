@@ -67,9 +67,8 @@ class LocalServer(Server):
         self._processes.send(signal.SIGCONT)
 
     def _run_tool(self, words: Sequence[str]) -> tuple[int, str]:
-        beside = _RABBITMQ_ITSELF.with_name(
-            words[0]
-        )  # Debian's commands in /usr/sbin insist on a user of their own
+        # Debian's commands in /usr/sbin require a certain user.
+        beside = _RABBITMQ_ITSELF.with_name(words[0])
         path = str(beside) if beside.is_file() else program(words[0])
         environment = {**os.environ, **self._processes.commands[-1].environment}
         done = subprocess.run(  # noqa: S603 - a tool of the servers of the catalogue, named by a test
@@ -104,9 +103,8 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
     script = str(_RABBITMQ_ITSELF) if _RABBITMQ_ITSELF.is_file() else path
     mapper, cluster = str(free_port()), str(free_port())
     erlang = {"HOME": str(folder), "ERL_EPMD_ADDRESS": _HERE, "ERL_EPMD_PORT": mapper}
-    none = str(
-        folder / "none"
-    )  # a file that is not there: nothing of the system's own configuration
+    # A missing file, so that the configuration of the system is not read.
+    none = str(folder / "none")
     variables = {
         "NODENAME": f"mqcore{port}@localhost",
         "NODE_IP_ADDRESS": _HERE,

@@ -41,9 +41,8 @@ def ask_redis(host: str, port: int, timeout: float) -> Identity:
         conversation.settimeout(timeout)
         conversation.sendall(b"PING\r\n")
         answer = conversation.recv(256)
-        if not answer.startswith(
-            b"+PONG"
-        ):  # -LOADING while it reads its data, -NOAUTH when it wants a password
+        # -LOADING while it reads its data, -NOAUTH when it requires a password.
+        if not answer.startswith(b"+PONG"):
             raise ConnectionError(
                 f"the answer to PING was {answer.decode(errors='replace').strip()[:80]!r}"
             )
@@ -53,7 +52,7 @@ def ask_redis(host: str, port: int, timeout: float) -> Identity:
     found = {name: version.decode() for name, version in _VERSION.findall(answer)}
     if not found:
         raise ConnectionError("the answer to INFO has no version")
-    if b"valkey" in found:  # it says a redis_version too, for the clients' sake
+    if b"valkey" in found:  # it reports a redis_version too, for old clients
         return Identity("Valkey", found[b"valkey"])
 
     return Identity("Redis", found[b"redis"])

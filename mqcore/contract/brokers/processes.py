@@ -94,9 +94,8 @@ class Processes:
         """
         self.send(number)
         if number is signal.SIGKILL:
-            self._tell_guard(
-                []
-            )  # before they are waited for: afterwards their ids may be another's
+            # Before waiting: afterwards another process may have the same id.
+            self._tell_guard([])
 
         for process in reversed(self.running):
             with suppress(subprocess.TimeoutExpired):
@@ -143,7 +142,7 @@ class Processes:
             self._output = None
 
         if self._guard is not None:
-            self._guard.communicate()  # the end of its input: it removes the folder and ends
+            self._guard.communicate()  # at the end of its input it removes the folder and ends
             self._guard = None
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -152,9 +151,8 @@ class Processes:
     def _tell_guard(self, groups: Sequence[int]) -> None:
         if self._guard is None or self._guard.stdin is None:
             return
-        with suppress(
-            OSError
-        ):  # somebody has killed the guard; the processes are ended by `stop` all the same
+        # The guard may have been killed; `stop` ends the processes then.
+        with suppress(OSError):
             self._guard.stdin.write(" ".join(map(str, groups)).encode() + b"\n")
             self._guard.stdin.flush()
 

@@ -71,9 +71,8 @@ class Proxy:
     async def _kill(self) -> None:
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
-        await asyncio.sleep(
-            0
-        )  # what was accepted in this turn joins the server, which has to be open for that
+        # Connections accepted in this turn of the loop need an open server.
+        await asyncio.sleep(0)
         self._server.close()
         await self._cut()
 

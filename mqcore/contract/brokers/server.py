@@ -148,7 +148,7 @@ class Server(ABC):
     def stop(self) -> None:
         """End it, and remove its data. May be called in any state, and repeatedly."""
         atexit.unregister(self.stop)
-        with suppress(Exception):  # one that cannot be resumed is ended all the same
+        with suppress(Exception):  # a server that cannot be resumed is ended anyway
             self.resume()
         self._stop()
 

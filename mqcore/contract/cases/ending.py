@@ -101,9 +101,8 @@ async def what_a_stopped_consumer_has_not_handed_out_is_for_others_at_once(kit: 
     stops = await kit.subscribe(queue, prefetch=50)
     await kit.put(queue, *names)
     held = await kit.receive(stops, 1, wait=kit.harness.patience)
-    receiving = await kit.start(
-        stops.receive(1, _LONG)
-    )  # it brings a second one: what it fetches beyond that is unseen
+    # The driver may fetch more than this second message.
+    receiving = await kit.start(stops.receive(1, _LONG))
     held += list(await kit.within(receiving))
     kit.same(len(held), 2, "number of messages received", "Subscription.receive: limit")
 
@@ -183,9 +182,9 @@ async def what_an_ended_consumer_has_not_begun_keeps_its_order(kit: Kit, after: 
 
     other, got = await kit.subscribe(queue.name, prefetch=1), list[str]()
     for _ in names[3:]:
-        (one,) = await kit.take(other, 1)
-        got += [f"{one.message.body.decode()}"]
-        await kit.ack(other, [one])
+        (delivery,) = await kit.take(other, 1)
+        got += [f"{delivery.message.body.decode()}"]
+        await kit.ack(other, [delivery])
 
     in_place = kit.limit(Capability.ORDER, "release_in_place")
     first = 0 if in_place or got[0] not in names else names.index(got[0]) - 3
@@ -219,7 +218,7 @@ async def a_close_beside_a_settlement_loses_nothing(kit: Kit, how: str) -> None:
         await kit.put(queue, name)
         consumer = await kit.subscribe(queue, lease=lease)
         held = await kit.take(consumer, 1)
-        while kit.ids(held) != [name]:  # one that came back from a turn before
+        while kit.ids(held) != [name]:  # a message that came back from an earlier turn
             came_back.update(kit.ids(held))
             await kit.ack(consumer, held)
             held = await kit.take(consumer, 1)
@@ -234,10 +233,10 @@ async def a_close_beside_a_settlement_loses_nothing(kit: Kit, how: str) -> None:
 
     if kit.capabilities.has(Capability.LEASE):
         await kit.advance(lease + 0.5)
-    found = came_back + await kit.contents(queue) + await kit.contents(dlq)
+    copies = came_back + await kit.contents(queue) + await kit.contents(dlq)
     atomic = kit.capabilities.has(Capability.ATOMIC_MOVE)
     least, most = int(how != "ack"), 1 if atomic or how == "ack" else 2
-    wrong = {name: found[name] for name in names if not least <= found[name] <= most}
+    wrong = {name: copies[name] for name in names if not least <= copies[name] <= most}
     kit.same(
         wrong,
         {},
@@ -281,7 +280,7 @@ async def an_acknowledgement_into_silence_is_not_taken_for_done(kit: Kit) -> Non
         )
         await kit.within(backend.close(), 3.0)
 
-    kit.lost.clear()  # it was we who cut it
+    kit.lost.clear()  # the case itself cut the connection
 
 
 # Late answers
@@ -331,14 +330,22 @@ async def late_answers_at_a_drain_double_nothing(kit: Kit, how: str) -> None:
         await kit.advance(_LATE)
 
     await kit.within(draining, _GRACE + 2.0)
-    left = await kit.contents(queue.name)
-    dead = await kit.contents(f"{queue.name}.dlq")
+    remaining = await kit.contents(queue.name)
+    dead_letters = await kit.contents(f"{queue.name}.dlq")
     expected = {"ack": (0, 0), "reject": (0, _COUNT), "retry": (_COUNT, 0)}[how]
     look = "Subscription.settle: when its answer is late"
     kit.same(
-        (sum(left.values()), sum(dead.values())), expected, "messages left, dead letters", look
+        (sum(remaining.values()), sum(dead_letters.values())),
+        expected,
+        "messages left, dead letters",
+        look,
     )
-    kit.same(max([*left.values(), *dead.values(), 1]), 1, "the most copies of one message", look)
+    kit.same(
+        max([*remaining.values(), *dead_letters.values(), 1]),
+        1,
+        "the most copies of one message",
+        look,
+    )
 
 
 @case(
@@ -360,9 +367,8 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
 
     consumer = await kit.subscribe(queue, backend=backend, lease=2.0)
     (held,) = await kit.take(consumer, 1)
-    await kit.settle(
-        consumer
-    )  # nothing: what a driver opens for its first settlement is not what is late
+    # An empty batch: what a driver opens for its first settlement must not be late.
+    await kit.settle(consumer)
     look = "Subscription.settle: timeout"
 
     async with kit.harness.mute(backend):
@@ -375,16 +381,16 @@ async def a_settlement_whose_answer_is_late_is_answered_by_its_timeout(kit: Kit,
             look,
         )
 
-    await kit.advance(limit)  # what was held back is heard now
+    await kit.advance(limit)  # the held answers arrive now
     await kit.within(backend.close())
     if kit.capabilities.has(Capability.LEASE):
         await kit.advance(2.5)
-    found = (await kit.contents(queue) + await kit.contents(f"{queue}.dlq"))["a"]
+    copies = (await kit.contents(queue) + await kit.contents(f"{queue}.dlq"))["a"]
     most = 1 if kit.capabilities.has(Capability.ATOMIC_MOVE) or how == "ack" else 2
     least = int(how != "ack")
     kit.true(
-        least <= found <= most,
+        least <= copies <= most,
         f"{least} to {most} copies after {type(settled).__name__}",
-        found,
+        copies,
         look,
     )

@@ -112,7 +112,7 @@ async def what_is_changed_afterwards_changes_nothing(kit: Kit) -> None:
             f"headers and body, without what {who} changed",
             "Backend.publish: copy",
         )
-        with suppress(TypeError):  # that it cannot be done is a good answer
+        with suppress(TypeError):  # read-only headers are correct
             delivery.message.headers["colour"] = "green"  # type: ignore[index]  # this is what a consumer might try
         await kit.settle(consumer, Release(delivery.receipt))
 
@@ -267,12 +267,12 @@ async def a_compressed_body_is_decoded_and_kept_as_it_was_sent(kit: Kit) -> None
     look = "where the driver writes and reads Message.encoding; mqcore.spi.pack and unpack"
     kit.same(actual, [7, 7], "what the handler got", look)
 
-    found = {
+    stored = {
         delivery.message.id: (delivery.message.body, delivery.message.encoding)
         for delivery in letters
     }
     kit.same(
-        found,
+        stored,
         {letter.id: (letter.body, letter.encoding) for letter in (sent, bomb, unknown)},
         "the dead letters",
         look,
@@ -386,11 +386,11 @@ async def a_queues_ttl_counts_for_a_bare_message_too(kit: Kit) -> None:
     queue = await kit.queue(ttl=_TTL)
     await _stored(kit, queue, _plain(b"plain"))
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
-    left = delivery.expires_in
+    remaining = delivery.expires_in
     kit.true(
-        left is not None and 0 < left <= _TTL,
+        remaining is not None and 0 < remaining <= _TTL,
         "expires_in of at most 60 s",
-        left,
+        remaining,
         "Delivery.expires_in",
     )
 

@@ -53,9 +53,8 @@ async def what_nobody_has_seen_goes_back_as_it_was(kit: Kit) -> None:
             delivery.message.id: (delivery.redelivered, delivery.takeovers)
             for delivery in got + rest
         }
-        if not kit.capabilities.has(
-            Capability.LEASE
-        ):  # then the broker itself marks all that it had sent
+        # Without leases the broker marks everything that it had sent.
+        if not kit.capabilities.has(Capability.LEASE):
             marks = {
                 name: (False, 0) if name.startswith("new") else mark for name, mark in marks.items()
             }
@@ -77,15 +76,13 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
         names = [f"{turn}-{letter}" for letter in "abc"]
         await kit.put(queue, *names)
         got = await _cancelled(consumer, 2, turn // 2)
-        await kit.advance(
-            0.02 * (turn % 2)
-        )  # what it asked for has come by the next call, or comes after it
+        # The claim arrives before the next call, or after it.
+        await kit.advance(0.02 * (turn % 2))
         deadline = kit.now + kit.harness.patience
         while len(got) < len(names) and kit.now < deadline:
             page = await kit.receive(consumer, 1, wait=0.0)
-            if (
-                not page
-            ):  # it is on its way; who claims by asking has then asked again, and found the rest
+            # The claim is under way. A backend with leases has claimed again and found the rest.
+            if not page:
                 kit.true(
                     not got or not claims,
                     f"one of {names} with each call",
@@ -199,7 +196,7 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
         for _ in range(turn):
             await asyncio.sleep(0)
         for goes, _ in going:
-            await goes.close()  # without a wait: the woken consumer must not run before it
+            await goes.close()  # without a wait, so that the woken consumer does not run before
         began = kit.now
         kit.same(list(stored), [STORED], "stored", "Backend.publish")
         got = await kit.within(task)
@@ -223,9 +220,8 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
 async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed: bool) -> None:  # noqa: FBT001 - a variant
     """When consumers go before a delay ends, the remaining one still gets the message in time."""
     queue, late, delay = await kit.queue(), list[float](), 0.4
-    stay_open = not closed and kit.capabilities.has(
-        Capability.LEASE
-    )  # others are sent what falls due, and keep it
+    # Without leases the broker sends what falls due to open consumers, which keep it.
+    stay_open = not closed and kit.capabilities.has(Capability.LEASE)
     look = (
         "Subscription.close: which consumer waits for the next delay"
         if closed
@@ -242,9 +238,8 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
             if not closed:
                 waiting.cancel()
                 await asyncio.wait([waiting])
-            if (
-                not stay_open or kit.now - stored > delay / 2
-            ):  # so late its last claim may have brought the message
+            # So late, its last claim may have received the message.
+            if not stay_open or kit.now - stored > delay / 2:
                 await kit.within(goes.close())
         got = await kit.within(task)
         kit.true(

@@ -104,7 +104,7 @@ async def a_low_one_waits_as_long_as_there_are_higher_ones(kit: Kit) -> None:
         actual += kit.ids(got)
         await kit.ack(consumer, got)
 
-    lows = [name for name in actual[1:] if name == "low"]  # a prefetched one may be the first
+    lows = [name for name in actual[1:] if name == "low"]  # the first may have been prefetched
     kit.same(lows, [], "low messages received while there are high ones", _ORDER)
 
 
@@ -126,7 +126,7 @@ async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
             low, high = f"low-{turn}", f"high-{turn}"
             await kit.put(queue, low, priority=0)
             await kit.put(queue, high, priority=10)
-            # A broker that sends by itself has sent the low one to a consumer that was there.
+            # A broker that pushes has sent the low message to the consumer that existed before.
             old = standing is not None and turn % 2
             consumer = (
                 standing
@@ -138,7 +138,7 @@ async def what_was_confirmed_first_does_not_go_first(kit: Kit) -> None:
                 got = await kit.take(consumer, 1)
                 actual += kit.ids(got)
                 await kit.ack(consumer, got)
-            who = "a consumer that was there" if old else "a new consumer"
+            who = "an older consumer" if old else "a new consumer"
             kit.same(actual, [high, low], f"turn {turn}, for {who}", _ORDER)
             if consumer is not standing:
                 await kit.within(consumer.close())

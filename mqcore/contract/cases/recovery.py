@@ -47,20 +47,20 @@ async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
         await kit.within(actual.get()), "before", "the message handled", "Subscription.receive"
     )
 
-    await kit.kill(kit.backend)  # the case's own instance would call `lost`, as it must
+    await kit.kill(kit.backend)  # the case's instance would rightly call `lost`
     await kit.harness.restart()
     began = kit.now
     await kit.within(broker.publish(queue, "after", timeout=kit.harness.patience))
     published = kit.now - began
     while await kit.within(actual.get()) != "after":
-        continue  # what was not settled before the end may come again
+        continue  # an unsettled message may come again
     handled = kit.now - began
     kit.measured["resumed_after_restart_seconds"] = handled
-    told = f"published after {published:.2f} s, handled after {handled:.2f} s"
+    times = f"published after {published:.2f} s, handled after {handled:.2f} s"
     kit.true(
         handled <= _RESUMES + _SLACK,
         f"handled within {_RESUMES:g} s (and {_SLACK:g} s of slack)",
-        told,
+        times,
         "Backend.open",
     )
 
@@ -68,26 +68,26 @@ async def a_worker_goes_on_when_the_broker_is_back(kit: Kit) -> None:
 @case("G14", hooks=("cut",))
 async def a_silent_peer_is_noticed_on_an_idle_connection(kit: Kit) -> None:
     """When an idle connection falls silent, `lost` is called once within 15 s."""
-    told: asyncio.Queue[Exception] = asyncio.Queue()
+    losses: asyncio.Queue[Exception] = asyncio.Queue()
     backend = kit.harness.make_backend()
-    await kit.within(backend.open(told.put_nowait))
+    await kit.within(backend.open(losses.put_nowait))
     await kit.kill(kit.backend)
 
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
         began = kit.now
-        await kit.within(told.get(), _NOTICED + _SLACK)
+        await kit.within(losses.get(), _NOTICED + _SLACK)
         kit.measured["silence_noticed_seconds"] = kit.now - began
         await kit.within(backend.close(), _RESUMES + _SLACK)
 
-    kit.same(told.qsize(), 0, "further calls of `lost`", "Backend.open")
-    kit.lost.clear()  # it was we who cut it
+    kit.same(losses.qsize(), 0, "further calls of `lost`", "Backend.open")
+    kit.lost.clear()  # the case itself cut the connection
 
 
 @case("G14", "G12", ids="C46", hooks=("cut",))
 async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
     """On a connection loss `receive` raises at once, also while it waits on a full prefetch."""
-    told, queue, backend = asyncio.Event(), await kit.queue(), kit.harness.make_backend()
-    await kit.within(backend.open(lambda _: told.set()))
+    lost, queue, backend = asyncio.Event(), await kit.queue(), kit.harness.make_backend()
+    await kit.within(backend.open(lambda _: lost.set()))
     await kit.put(queue, "a", "b")
     consumer = await kit.subscribe(queue, prefetch=1, backend=backend)
     await kit.take(consumer, 1)
@@ -101,7 +101,7 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
 
     await kit.kill(kit.backend)
     async with cast("AbstractAsyncContextManager[None]", kit.harness.cut()):
-        await kit.within(told.wait(), _NOTICED + _SLACK, what="`lost` called")
+        await kit.within(lost.wait(), _NOTICED + _SLACK, what="`lost` called")
         await kit.within(asyncio.wait([waiting]), _SLACK, what="the full consumer's receive ends")
         actual = waiting.exception() or waiting.result()
         look = "Subscription.receive: after a loss, with its prefetch used up"
@@ -109,7 +109,7 @@ async def a_full_consumer_learns_of_a_loss(kit: Kit) -> None:
         kit.kind(cast("Exception", actual), ErrorKind.TRANSIENT, look)
         await kit.within(backend.close(), _RESUMES + _SLACK)
 
-    kit.lost.clear()  # it was we who cut it
+    kit.lost.clear()  # the case itself cut the connection
 
 
 @case("G1", "G14", ids="B03", needs=(Capability.DEDUP, Capability.DURABLE), hooks=("restart",))

@@ -50,7 +50,7 @@ async def a_takeover_after_a_release_is_one_more(kit: Kit) -> None:
     """A release keeps the takeovers counted before it, and the next takeover adds one."""
     queue = await kit.queue()
     await kit.put(queue, "a")
-    await taken_over(kit, queue, times=2)  # with a release between
+    await taken_over(kit, queue, times=2)  # with a release after each
     (delivery,) = await kit.take(await kit.subscribe(queue), 1)
     marks = (delivery.redelivered, delivery.takeovers)
     kit.same(marks, (True, 2), "redelivered, takeovers", "Subscription.settle: Release")

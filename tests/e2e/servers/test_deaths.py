@@ -49,7 +49,7 @@ async def test_a_message_that_kills_its_process_takes_no_neighbour_with_it(
 
             await eventually(over, LONG)
             starts = [attempt for _, what, attempt in workers.lines("started") if what == "poison"]
-            assert len(starts) <= 5, workers.told()  # max_attempts and two (G4)
+            assert len(starts) <= 5, workers.output()  # max_attempts and two (G4)
         letters = await broker.dead_letters(deaths).list()
         assert [(letter.reason, letter.body) for letter in letters] == [("crashed", b"poison")]
 

@@ -70,11 +70,13 @@ async def a_queue_takes_other_settings_with_what_it_holds(
     try:
         await kit.within(backend.alter(target, changes))
     except TopologyMismatch as error:
-        told = all(
+        is_complete = all(
             part in str(error)
             for part in (target, setting, str(getattr(old[at], setting)), str(value))
         )
-        kit.true(told, "a text with the queue's name, the setting and both values", error, _ALTER)
+        kit.true(
+            is_complete, "a text with the queue's name, the setting and both values", error, _ALTER
+        )
         await kit.within((await kit.open()).declare(old))
         return
 

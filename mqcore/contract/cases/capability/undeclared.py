@@ -63,8 +63,12 @@ class _Bare(Backend):
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         """Open, and by default declare nothing."""
-        told = await self._inner.open(lost)
-        return told if self._declared else replace(told, durability=Durability.MEMORY, supports={})
+        capabilities = await self._inner.open(lost)
+        return (
+            capabilities
+            if self._declared
+            else replace(capabilities, durability=Durability.MEMORY, supports={})
+        )
 
     async def close(self) -> None:
         """Close."""

@@ -56,11 +56,14 @@ async def an_outcome_comes_for_each_item_in_its_order(kit: Kit) -> None:
     kit.same(kinds, [Stored, Failed, Stored], "types of the outcomes, in order", "Backend.publish")
 
     failed = outcomes[1]
-    told = (
+    is_named = (
         isinstance(failed, Failed) and failed.kind is ErrorKind.NOT_FOUND and missing in failed.text
     )
     kit.true(
-        told, f"NOT_FOUND, with the queue's name {missing!r} in the text", failed, "Backend.publish"
+        is_named,
+        f"NOT_FOUND, with the queue's name {missing!r} in the text",
+        failed,
+        "Backend.publish",
     )
     kit.same(await kit.contents(queue), Counter("ac"), "messages in the queue", "Backend.publish")
     kit.same(await kit.publish(), [], "outcomes of an empty batch", "Backend.publish")

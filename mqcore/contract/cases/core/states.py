@@ -107,7 +107,7 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
                 )
             )
         except ContractError:
-            raise  # it did not end by its deadline
+            raise  # it did not end in time
         except Exception as error:  # noqa: BLE001 - it may raise when nothing was sent
             kit.true(
                 isinstance(backend.classify(error), ErrorKind),
@@ -130,7 +130,7 @@ async def a_silent_broker_holds_nobody_up(kit: Kit) -> None:
             "Backend.open",
         )
 
-    kit.lost.clear()  # it was we who cut it
+    kit.lost.clear()  # the case itself cut the connection
 
 
 @case("G14", ids="C03")

@@ -190,8 +190,8 @@ async def copies_of_one_routed_message_stay_two_wherever_they_meet(kit: Kit) -> 
 @case("G11", "G15", ids="X03 C22", needs=(Capability.ROUTING,), protocols=CHOSEN)
 async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
     """Queues that share a dead-letter queue have their own dead letters, each redriven home."""
-    graves = kit.name()
-    one, two = (Queue(kit.name(), str, dead_letter=graves) for _ in "12")
+    shared = kit.name()
+    one, two = (Queue(kit.name(), str, dead_letter=shared) for _ in "12")
     broker, router = await kit.broker(), Router(kit.name(), str, kind="fanout").bind(one).bind(two)
     await kit.within(broker.publish(router, "x", id="me"))
 
@@ -199,7 +199,7 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
         async with broker.consume(jobs, retry=ONCE) as consumer:
             await kit.within((await kit.within(anext(consumer))).reject())
 
-    letters = await kit.within(broker.dead_letters(graves).list())
+    letters = await kit.within(broker.dead_letters(shared).list())
     kit.same(
         sorted(letter.queue for letter in letters),
         sorted([one.name, two.name]),
@@ -213,7 +213,7 @@ async def a_routed_message_dies_in_each_of_its_queues(kit: Kit) -> None:
         "SupportsBrowse.browse",
     )
     kit.same(
-        (await kit.within(broker.dead_letters(graves).redrive())).moved,
+        (await kit.within(broker.dead_letters(shared).redrive())).moved,
         ("me", "me"),
         "ids redriven",
         MOVE,

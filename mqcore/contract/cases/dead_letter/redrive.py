@@ -58,8 +58,8 @@ async def redriven_messages_begin_anew(kit: Kit) -> None:
         actual, ("me", b"x", options.get("priority", 5), HEADERS), "the original message", MOVE
     )
 
-    came_anew = (message.attempt, message.redriven, message.death, again.expires_in)
-    kit.same(came_anew, (1, 1, None, None), "attempt, redriven, record, expiry", MOVE)
+    reset_fields = (message.attempt, message.redriven, message.death, again.expires_in)
+    kit.same(reset_fields, (1, 1, None, None), "attempt, redriven, record, expiry", MOVE)
 
 
 @case("G11", ids="X03 X06 C91 C92", protocols=CHOSEN)

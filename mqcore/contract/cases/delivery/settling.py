@@ -219,9 +219,8 @@ async def a_release_leaves_takeovers_as_they_were(kit: Kit, taken: bool) -> None
     await kit.within(dies.close())
     marks = []
 
-    for _ in range(
-        3
-    ):  # each time by another: the mark is the message's, and not what a consumer remembers
+    # Each time another consumer: the mark belongs to the message.
+    for _ in range(3):
         consumer = await kit.subscribe(queue)
         (delivery,) = await kit.take(consumer, 1)
         marks.append((delivery.redelivered, delivery.takeovers))

@@ -141,7 +141,7 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
     """
     renewals, jobs = Renewals(kit), Queue(kit.name(), str)
     broker = await kit.broker(make_backend=renewals.make)
-    began, told, seen = asyncio.Event(), asyncio.Event(), []
+    began, cancelled, seen = asyncio.Event(), asyncio.Event(), []
 
     async def handler(_: str, ctx: Context) -> None:
         began.set()
@@ -149,7 +149,7 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
             await asyncio.Event().wait()
         finally:
             seen.append(ctx.lease_lost)
-            told.set()
+            cancelled.set()
 
     await kit.within(broker.publish(jobs, "x"))
     await kit.worker(broker, jobs, handler, lease=LEASE, retry=ONCE, prefetch=1, concurrency=1)
@@ -157,7 +157,7 @@ async def a_lost_lease_cancels_the_handler_and_shows_in_its_context(kit: Kit) ->
     rival = await kit.subscribe(jobs.name)
     (taken,) = await kit.take(rival, 1)
     renewals.through = True
-    await kit.within(told.wait(), what="the handler cancelled by its lost lease")
+    await kit.within(cancelled.wait(), what="the handler cancelled by its lost lease")
     kit.same(
         seen,
         [True],

@@ -70,7 +70,7 @@ async def a_move_keeps_its_id_and_is_not_taken_for_a_duplicate(kit: Kit) -> None
             MOVE,
         )
 
-    await kit.within(consumer.close())  # a driver may have fetched the last one for it already
+    await kit.within(consumer.close())  # a driver may have prefetched the last message
     kit.same(await kit.contents(queue), Counter("a"), "copies stored", MOVE)
 
 
@@ -209,7 +209,7 @@ async def two_copies_of_one_id_in_one_queue_are_both_moved(kit: Kit, published: 
     )
 
     for to in (queue, f"{queue}.dlq"):
-        for delivery in await kit.take(consumer, 2):  # each in a batch of its own
+        for delivery in await kit.take(consumer, 2):  # each in its own batch
             kit.same(
                 await kit.settle(consumer, kit.successor(delivery, to)),
                 [DONE],

@@ -142,7 +142,7 @@ async def jitter_spreads_what_failed_together(kit: Kit) -> None:
         asyncio.Event(),
     )
     count, granularity = 20, float(kit.limit(Capability.DELAY, "granularity") or 1.0)
-    figure = max(1.0, 4 * granularity)  # a spread that a backend's rounding does not hide
+    figure = max(1.0, 4 * granularity)  # wider than a backend's rounding
 
     async def handler(_: str, ctx: Context) -> None:
         if ctx.attempt == 1:
@@ -188,11 +188,11 @@ async def what_is_too_old_is_not_tried_again(kit: Kit) -> None:
     # The age is judged when the retry is decided on; its wait may end late by as much as the
     # backend declares (G7).
     limit = 1.0 + float(kit.limit(Capability.DELAY, "granularity") or 0.0)
-    told = f"one after {lasted:.2f} s"
+    last_attempt = f"one after {lasted:.2f} s"
     kit.true(
         lasted <= limit,
         f"no attempt after {limit:g} s",
-        told,
+        last_attempt,
         "Message.published_at kept by a Move",
     )
 

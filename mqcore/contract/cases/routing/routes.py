@@ -77,8 +77,8 @@ async def every_instance_sees_the_same_bindings(kit: Kit) -> None:
 
     await kit.within(other.unbind([one, topic_binding(shop, queue, "never bound")]))
     await kit.within(other.unbind([one]))
-    left = list(await kit.within(backend.bindings(shop)))
-    kit.same(left, [two], "bindings left after one was unbound", "SupportsBind.unbind")
+    remaining = list(await kit.within(backend.bindings(shop)))
+    kit.same(remaining, [two], "bindings left after one was unbound", "SupportsBind.unbind")
 
 
 @case("G15", "G16", needs=_NEEDS, protocols=(SupportsBind,))
@@ -172,9 +172,9 @@ async def a_message_goes_to_the_queues_that_match(kit: Kit, shape: _Shape) -> No
     """Each queue with a matching binding gets one equal copy; no other queue gets one."""
     kind, bound, key, headers, expected = shape
     broker, router, queues = await kit.broker(), Router(kit.name(), kind=kind), []
-    for pattern, wanted, match in bound:
+    for pattern, binding_headers, match in bound:
         queues.append(Queue(kit.name()))
-        router.bind(queues[-1], pattern, headers=wanted, match=match)
+        router.bind(queues[-1], pattern, headers=binding_headers, match=match)
 
     await kit.within(broker.declare(*queues))
     key_given: Any = {"key": key} if key else {}

@@ -137,10 +137,12 @@ async def a_redrive_clears_the_expiry(kit: Kit) -> None:
     await kit.advance(0.5)
     handled: asyncio.Queue[bytes] = asyncio.Queue()
     letters = broker.dead_letters(queue)
-    buried = asyncio.Event()
-    broker.events.listen(lambda event: buried.set() if event.name == "message.dead" else None)
+    dead_lettered = asyncio.Event()
+    broker.events.listen(
+        lambda event: dead_lettered.set() if event.name == "message.dead" else None
+    )
     worker = await kit.worker(broker, queue, handled.put)
-    await kit.within(buried.wait(), what="the event message.dead")
+    await kit.within(dead_lettered.wait(), what="the event message.dead")
     await kit.within(worker.drain(0))
     await kit.within(letters.redrive())
     await kit.advance(0.5)

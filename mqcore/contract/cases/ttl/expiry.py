@@ -31,10 +31,13 @@ _EARLY = 0.05
 
 def _near(kit: Kit, actual: float | None, ttl: float, since: float, look: str = EXPIRES_IN) -> None:
     """Fail unless `came` is about what is left of a ttl that began at `since`."""
-    wanted = ttl - (kit.now - since)
-    expected = f"about {wanted:.3f} s left of {ttl:g}"
+    remaining = ttl - (kit.now - since)
+    expected = f"about {remaining:.3f} s left of {ttl:g}"
     kit.true(
-        actual is not None and abs(actual - wanted) <= _NEAR, expected, f"expires_in={actual}", look
+        actual is not None and abs(actual - remaining) <= _NEAR,
+        expected,
+        f"expires_in={actual}",
+        look,
     )
 
 
@@ -45,9 +48,9 @@ async def a_living_message_says_how_long_it_has(kit: Kit) -> None:
     await kit.put(queue, "mortal", ttl=10.0)
     await kit.put(queue, "immortal")
     await kit.advance(1.0)
-    left = await time_left(kit, queue, 2)
-    kit.same(left["immortal"], None, "expires_in without a ttl", EXPIRES_IN)
-    _near(kit, left["mortal"], 10.0, began)
+    remaining = await time_left(kit, queue, 2)
+    kit.same(remaining["immortal"], None, "expires_in without a ttl", EXPIRES_IN)
+    _near(kit, remaining["mortal"], 10.0, began)
 
 
 @case("G6", "G2", ids="T01", needs=NEEDS)
@@ -128,9 +131,9 @@ async def a_move_copies_the_expiry_and_the_target_adds_none(kit: Kit) -> None:
     look = "Subscription.settle: Move copies expires_at"
     kit.same(await kit.settle(consumer, *moves), [DONE, DONE], "both moved", look)
 
-    left = await time_left(kit, target, 2)
-    _near(kit, left["a"], 10.0, began, look)
-    kit.same(left["for-ever"], None, "expires_in after the Move", look)
+    remaining = await time_left(kit, target, 2)
+    _near(kit, remaining["a"], 10.0, began, look)
+    kit.same(remaining["for-ever"], None, "expires_in after the Move", look)
 
 
 @case("G6", "G7", "G10", ids="T06 D06", needs=BOTH)
@@ -253,12 +256,12 @@ async def a_ttl_may_be_very_short_or_very_long(kit: Kit) -> None:
     await kit.put(queue, "long", ttl=year)
     await kit.put(queue, "short", ttl=0.05)
     await kit.advance(0.1)
-    left = await time_left(kit, queue, 2)
-    _near(kit, left["long"], year, began)
+    remaining = await time_left(kit, queue, 2)
+    _near(kit, remaining["long"], year, began)
     kit.true(
-        (left["short"] or 1.0) <= 0,
+        (remaining["short"] or 1.0) <= 0,
         "the message with the short ttl expired",
-        f"expires_in={left['short']}",
+        f"expires_in={remaining['short']}",
         EXPIRES_IN,
     )
 

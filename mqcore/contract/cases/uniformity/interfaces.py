@@ -54,7 +54,7 @@ async def _blocking(kit: Kit, work: Callable[[sync.Broker], Any]) -> Any:
             return await asyncio.to_thread(run)
     except TimeoutError:
         if not limited.expired():
-            raise  # the driver's own
+            raise  # a timeout of the driver
         raise ContractError(
             f"the blocking call ends within {kit.harness.patience:g} s", "it has not ended"
         ) from None
@@ -68,13 +68,17 @@ async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
     if kit.capabilities.has(Capability.PRIORITY):
         options["priority"] = 8
     payload: dict[str, Any] = {"number": 1, "text": "世界"}
-    one = await kit.within(broker.publish(queue, payload, id="async", **options))
-    two = await _blocking(
+    async_receipt = await kit.within(broker.publish(queue, payload, id="async", **options))
+    blocking_receipt = await _blocking(
         kit, lambda blocking: blocking.publish(queue, payload, id="sync", **options)
     )
-    kit.same((one.queues, one.duplicate), (two.queues, two.duplicate), "the same receipt")
+    kit.same(
+        (async_receipt.queues, async_receipt.duplicate),
+        (blocking_receipt.queues, blocking_receipt.duplicate),
+        "the same receipt",
+    )
 
-    found = {
+    messages = {
         delivery.message.id: delivery.message
         for delivery in await kit.take(await kit.subscribe(queue.name), 2)
     }
@@ -82,8 +86,8 @@ async def both_ways_to_publish_store_the_same(kit: Kit) -> None:
     for name in (field.name for field in fields(Message)):
         if name not in {"id", "published_at"}:
             kit.same(
-                getattr(found["sync"], name),
-                getattr(found["async"], name),
+                getattr(messages["sync"], name),
+                getattr(messages["async"], name),
                 f"the same Message.{name}",
                 COPIES,
             )
