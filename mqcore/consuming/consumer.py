@@ -108,11 +108,10 @@ class Received(DeliveryInfo, Generic[T]):
             await self.held.wait_settled()
         if self.held.is_lost or self.lease_lost:
             self.lease_lost = True
-            msg = (
+            raise LeaseLost(
                 f"message {self.id} of queue {self.queue!r} went to another consumer; settling "
                 "it here had no effect"
             )
-            raise LeaseLost(msg)
 
 
 def received(
@@ -212,11 +211,10 @@ class Consumer(Generic[T]):
 
     async def _open(self) -> Receiver:
         if self.closed:
-            msg = (
+            raise ConnectionLost(
                 f"the consumer of queue {self._queue.name!r} is closed; make a new one with "
                 "broker.consume"
             )
-            raise ConnectionLost(msg)
         if self._receiver is None:
             self._receiver = await self._make_receiver()
         self._receiver.check_loop()
@@ -234,7 +232,7 @@ class Consumer(Generic[T]):
             return
         try:
             await self._receiver.stop()
-        finally:  # also when we are cancelled: nobody would settle what was handed out
+        finally:  # also when we are cancelled: what was handed out must be settled
             for message in self._out:
                 if not message.finished:
                     message.finish(HandlerResult(Ending.INTERRUPTED))

@@ -149,10 +149,9 @@ class BlockingContext(DeliveryInfo):
         """
         with suppress(RuntimeError):
             if asyncio.get_running_loop() is self._loop:
-                msg = (
+                raise ConfigurationError(
                     "the publish of a blocking handler's context would block the worker's event "
                     "loop; call it from a thread"
                 )
-                raise ConfigurationError(msg)
         call = self._publisher.publish(to, payload, **options)
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()

@@ -105,7 +105,7 @@ class Receiver:
 
     @property
     def consuming(self) -> bool:
-        """Whether every subscription is live: what `connected` alone does not tell (G14)."""
+        """Whether every subscription is live: `connected` alone does not show that (G14)."""
         return not self._stopped and all(
             subscription.subscribed for subscription in self._subscriptions
         )
@@ -304,7 +304,7 @@ class Receiver:
     def _drop_unfit(self) -> None:
         """Remove from the head of the buffer what may not start any more.
 
-        What stays there is a message whose turn somebody will take.
+        What stays there is a message that a caller will get.
         """
         while self._buffer:
             held = self._buffer[0][2]

@@ -100,15 +100,15 @@ class Requests:
                     {**options, "ttl": limit if expires else None, "timeout": limit},
                 )
                 if (message := await reply) is None:
-                    msg = (
+                    raise ConnectionLost(
                         f"this broker was closed before {name!r} replied; its handler may or "
                         "may not have run"
                     )
-                    raise ConnectionLost(msg)
                 return self._value(message, expected)
         except TimeoutError as error:
-            msg = f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
-            raise RequestTimeout(msg) from error
+            raise RequestTimeout(
+                f"no reply from {name!r} within {limit:g} s; its handler may or may not have run"
+            ) from error
         finally:
             del self._waiting[correlation]
 

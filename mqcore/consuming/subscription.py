@@ -207,7 +207,7 @@ class LiveSubscription:
             self._accept(held)
 
     def _without_our_own(self, delivery: Delivery, now: float) -> Delivery:
-        """Subtract a takeover that was no death: our own connection was lost, and we live (G4)."""
+        """Subtract a takeover that came from our own lost connection, not from a death (G4)."""
         if delivery.takeovers and self._connection.survived.explains(
             self.rules.source, delivery.message, now
         ):

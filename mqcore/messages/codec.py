@@ -46,7 +46,10 @@ class Codec(Protocol):
     content_types: tuple[str, ...]
 
     def encode(self, value: object, adapter: TypeAdapter[Any]) -> bytes:
-        """Write a value that has passed `adapter`'s strict validation; raises `ValidationError` when it cannot."""
+        """Write a value that has passed `adapter`'s strict validation.
+
+        Raises `ValidationError` when it cannot be written.
+        """
 
     def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
         """Read and validate.
@@ -83,7 +86,7 @@ class JsonCodec:
         return body
 
     def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
-        """Read JSON as the type says, by pydantic's rules for JSON (lax unless the type is strict)."""
+        """Read JSON by pydantic's rules: lax unless the type is strict."""
         try:
             value = adapter.validator.validate_json(body)
         except Invalid as error:
@@ -179,15 +182,18 @@ class Codecs:
         return same
 
     def extended(self, codecs: Iterable[Codec]) -> "Codecs":
-        """Return an allow-list with these codecs too; raises `ConfigurationError` for a name or type claimed twice."""
+        """Return an allow-list with these codecs too.
+
+        Raises `ConfigurationError` for a name or content type that two codecs claim.
+        """
         return Codecs([*self._names.values(), *codecs])
 
     def only(self, names: Iterable[str]) -> "Codecs":
-        """Return an allow-list of just the named codecs; raises `ConfigurationError` for a name that there is not."""
+        """Return an allow-list of the named codecs; `ConfigurationError` for an unknown name."""
         return Codecs([self.named(name) for name in names])
 
     def named(self, name: str) -> Codec:
-        """Return the codec of this name; raises `ConfigurationError` naming those that are allowed."""
+        """Return the codec of this name; the `ConfigurationError` names those that are allowed."""
         codec = self._names.get(name)
         if codec is None:
             allowed = ", ".join(self.names)
@@ -197,7 +203,7 @@ class Codecs:
         return codec
 
     def accepting(self, content_type: str) -> Codec:
-        """The codec that reads a content type, whatever its charset; `DecodeError` when none may."""
+        """Return the codec for a content type with any charset; `DecodeError` if there is none."""
         codec = self._types.get(content_type)
         if codec is not None:
             return codec
@@ -214,7 +220,7 @@ class Codecs:
 
 
 class Payload(Generic[T]):
-    """What a queue carries: a type, checked at publish and on receipt, and the codec that writes it.
+    """What a queue carries: a type, checked at publish and on receipt, and its codec.
 
     Built once for each queue. The codec is `bytes` for bytes, `text` for str and `json` for
     everything else, unless one is named. A payload written with the codec `bytes` gives and takes
@@ -222,7 +228,10 @@ class Payload(Generic[T]):
     """
 
     def __init__(self, type_: type[T] | TypeAdapter[T], codec: str | None = None) -> None:
-        """Take a type, or a `TypeAdapter` for what is no class (a union); `ConfigurationError` when it is unusable."""
+        """Take a type, or a `TypeAdapter` for what is not a class, such as a union.
+
+        Raises `ConfigurationError` when pydantic cannot check the type.
+        """
         self.name = (
             type_.__name__ if isinstance(type_, type) else str(type_).removeprefix("TypeAdapter")
         )
@@ -236,9 +245,10 @@ class Payload(Generic[T]):
         return f"Payload({self.name}, codec={self.codec!r})"
 
     def encode(self, value: T, codecs: Codecs) -> tuple[bytes, str]:
-        """Return body and content type; `ValidationError` for a value that is not of the type or cannot be written.
+        """Return body and content type.
 
-        The check is strict: nothing is converted, "5" is no int and a dict is no model. Raises
+        Raises `ValidationError` for a value that is not of the type or cannot be written. The check
+        is strict: nothing is converted, "5" is not an int and a dict is not a model. Raises
         `ConfigurationError` when the codec is not among `codecs`.
         """
         return _write(value, self.adapter, codecs.named(self.codec), self.name)
@@ -369,8 +379,9 @@ _UNWRITABLE = {
     "surrogates not allowed": _SURROGATE,
     "Circular reference": "it contains itself",
     "Maximum serialization depth": _TOO_DEEP,
-    "invalid utf-8": "it holds bytes that are not UTF-8; pydantic's ser_json_bytes='base64' writes them as "
-    "text",
+    "invalid utf-8": (
+        "it holds bytes that are not UTF-8; pydantic's ser_json_bytes='base64' writes them as text"
+    ),
 }
 _UNEXPECTED = re.compile(
     r"^  PydanticSerializationUnexpectedValue\((Expected [^\n]{1,80}?) - ", re.MULTILINE
@@ -381,7 +392,10 @@ _UNKNOWN_TYPE = re.compile(r"Unable to serialize unknown type: (<class '[^']{1,1
 
 
 def _unwritable(text: str) -> str:
-    """Say why pydantic could not write a value: its own text repeats the input, so only known parts are taken over."""
+    """Return why pydantic could not write a value.
+
+    Its own text repeats the input, so only known parts of it are used.
+    """
     if found := _UNEXPECTED.findall(text):
         field, came = _FIELD.search(text), _GIVEN.search(text)
         place, other = f"field {field[1]!r}: " if field else "", f", not {came[1]}" if came else ""
@@ -417,7 +431,9 @@ _STEP = 150
 
 
 def _may_overflow(body: bytes) -> bool:
-    """Whether a number in the text could be read as NaN or Infinity: by name, by exponent, by more than 308 digits.
+    """Whether a number in the text could be read as NaN or Infinity.
+
+    That is by name, by exponent, or by more than 308 digits.
 
     A quick look that saves the walk through nearly every value; true too often does no harm. Among
     more than 300 digits in a row, one aligned piece of 150 is all digits.

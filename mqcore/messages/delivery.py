@@ -3,7 +3,7 @@
     Outgoing ──publish──► broker ──receive──► Delivery ──settle──► Ack | Release | Move(Outgoing)
 
 There is no fourth settlement. Retry, dead letter, quarantine and redrive are all Moves (G3): *store
-the successor, then let go of the source*.
+the successor, then remove the source*.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Ack", "Delivery", "Move", "Outgoing", "Release", "Route", "Settlemen
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A router by name, and what its bindings match on: the routing key, or the message's headers."""
+    """A router by name, and what its bindings compare: the routing key, or the headers."""
 
     router: str
     key: str = ""
@@ -56,7 +56,7 @@ class Delivery:
     starts after the expiry (G6). `redelivered`: it was handed out before.
 
     `takeovers` is the number of times that this stored copy was taken over: a consumer held it, and
-    died or lost the claim without settling it (G4). A release is no takeover. `counted` says
+    died or lost the claim without settling it (G4). A release is not a takeover. `counted` says
     whether the broker's own record adds the next takeover to the number. It is False where the
     broker has only a flag, "delivered before": core then stores a successor that carries the number
     (`Message.takeovers`) before it runs the message. `started` says whether one of those who held
@@ -83,17 +83,17 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Done: the message may go."""
+    """Done: remove the message."""
 
     receipt: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back as it was: not an attempt, to its old place where the backend can (G9), with the same `takeovers` (G4).
+    """Give it back as it was: not an attempt, with the same `takeovers` (G4).
 
-    It comes again `redelivered`. Whoever releases knows of his own claim alone that nothing has
-    started in it.
+    It goes to its old place where the backend can do that (G9), and comes again `redelivered`. The
+    releasing consumer knows only of its own claim that no handler has started in it.
     """
 
     receipt: bytes
@@ -101,7 +101,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Store the successor, then let go of the source; when the first fails the source stays leased (G3).
+    """Store the successor, then remove the source (G3).
+
+    When the successor cannot be stored, the source stays leased.
 
     The successor is a message of its own: not `redelivered`, no `takeovers`, at the end of its
     level. It is never a duplicate of what was published before under the same name. Only a

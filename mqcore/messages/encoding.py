@@ -16,8 +16,7 @@ from mqcore.errors import DecodeError
 __all__ = ["MOST", "charset_of", "undone"]
 
 MOST = 1024 * 1024
-"""Bytes that a body may have after it was decompressed, where nothing else is set: as many as a payload.
-"""
+"""Default limit in bytes of a decompressed body: as much as a payload may have."""
 _LAYERS = 3
 """Encodings of one body at most: each is another chance for a small body to become a large one."""
 _NONE = {"", "identity", "binary", "7bit", "8bit"}
@@ -51,7 +50,7 @@ _CHARSETS = {
         "big5",
     ),
 }
-"""By Python's names. Python has others that are no charsets, or that take quadratic time (idna)."""
+"""By Python's names. Python has others that are not charsets, or take quadratic time (idna)."""
 
 
 def charset_of(content_type: str) -> str | None:
@@ -125,7 +124,7 @@ def _decompressed(body: bytes, name: str, most: int) -> bytes:
 
 
 def _has_zlib_header(body: bytes) -> bool:
-    """Whether a body begins as RFC 1950 says: the method deflate, and a check of the first two bytes."""
+    """Whether a body begins with a header of RFC 1950: method deflate, and a valid check."""
     return (
         len(body) > 1
         and body[0] & 0x0F == zlib.DEFLATED

@@ -111,13 +111,13 @@ class Message:
 
     @property
     def copy_name(self) -> tuple[str, int, str]:
-        """What names one stored copy inside one queue, for a DEDUP window: a tuple of id, hop and lineage (G1)."""
+        """The name of one stored copy inside one queue, for DEDUP: id, hop and lineage (G1)."""
         return self.id, self.hop, self.lineage
 
     def moved(self, source: str, **changes: Any) -> Message:
         """Return the successor that a Move out of queue `source` stores, with these fields changed.
 
-        It has one hop more, and its lineage tells it from the successors of other copies: the
+        It has one hop more. Its lineage distinguishes it from the successors of other copies: the
         copies of one routed message share id and hop, and may meet again in a shared dead-letter
         queue or after a redrive. The same Move repeated gives the same name, so that it stores one
         copy.
@@ -126,7 +126,7 @@ class Message:
         return replace(self, hop=self.hop + 1, lineage=lineage, **changes)
 
     def copy(self) -> Message:
-        """Return an equal message that shares no mutable state: what a backend must store and hand out (G17).
+        """Return an equal message that shares no mutable state, as a backend must store it (G17).
 
         A message whose body and headers cannot be changed, as core makes them, is its own copy.
         """
@@ -137,7 +137,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused before any I/O (G12): bytes of payload, number of headers, bytes of all headers, bytes of one value."""
+    """Limits that are checked before any I/O (G12).
+
+    `payload`: bytes of the body. `headers`: how many. `header_bytes`: bytes of all headers.
+    `header_value`: bytes of one value.
+    """
 
     payload: int = 1024 * 1024
     headers: int = 64
@@ -145,7 +149,7 @@ class Limits:
     header_value: int = 4 * 1024
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of bytes or headers."""
+        """Reject what is not a number of bytes or headers."""
         for name in ("payload", "headers", "header_bytes", "header_value"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -154,7 +158,7 @@ class Limits:
                 )
 
     def check(self, message: Message, queue: str) -> None:
-        """Raise `MessageTooLarge` when the message exceeds a limit, naming the queue, the id and both numbers."""
+        """Raise `MessageTooLarge`, with queue, id and both numbers, when a limit is exceeded."""
         size = len(message.body)
         if size > self.payload:
             self._refuse(
@@ -185,8 +189,9 @@ class Limits:
             )
 
     def _refuse(self, message: Message, queue: str, why: str) -> None:
-        msg = f"message {message.id} for {queue!r} was not sent: {why}"
-        raise MessageTooLarge(msg, id=message.id)
+        raise MessageTooLarge(
+            f"message {message.id} for {queue!r} was not sent: {why}", id=message.id
+        )
 
 
 _ids = random.Random()
@@ -204,61 +209,62 @@ def new_id() -> str:
 
 
 def check_id(value: object) -> str:
-    """Return an id given by a user, or raise `ValidationError`: 1 to 128 printable ASCII characters without spaces."""
+    """Return an id given by a user, or raise `ValidationError`.
+
+    An id is 1 to 128 printable ASCII characters without spaces.
+    """
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        msg = (
+        raise ValidationError(
             f"message id {value!r:.140} is not usable: an id is 1 to 128 printable ASCII "
             "characters without spaces"
         )
-        raise ValidationError(msg)
     return value
 
 
 def check_priority(value: object) -> int:
-    """Return the priority, or raise `ValidationError` when it is no whole number from 0 (lowest) to 10 (highest) (G8)."""
+    """Return the priority; `ValidationError` unless it is a whole number from 0 to 10 (G8)."""
     if isinstance(value, bool) or not isinstance(value, int) or not LOWEST <= value <= HIGHEST:
-        msg = (
+        raise ValidationError(
             f"priority {value!r} is out of range: {LOWEST} (lowest) to {HIGHEST} (highest), "
             f"{PRIORITY} by default"
         )
-        raise ValidationError(msg)
     return value
 
 
 def check_headers(headers: object) -> Mapping[str, str]:
-    """Return a read-only copy of a user's headers, or raise `ValidationError` naming the first that cannot be sent and why.
+    """Return a read-only copy of a user's headers.
+
+    Raises `ValidationError` with the first header that cannot be sent, and why.
 
     Names: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with the reserved `mq-` or `x-`.
     Values: text that UTF-8 can carry, without control characters other than tab. Their size is
     checked by `Limits`.
     """
     if not isinstance(headers, Mapping):
-        msg = f"headers are a mapping of text to text, not {type(headers).__name__}"
-        raise ValidationError(msg)
+        raise ValidationError(
+            f"headers are a mapping of text to text, not {type(headers).__name__}"
+        )
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            msg = (
+            raise ValidationError(
                 f"header name {name!r:.140} is not usable: 1 to 128 characters of A-Z a-z 0-9 . _ -"
             )
-            raise ValidationError(msg)
         if _RESERVED.match(name):
-            msg = (
+            raise ValidationError(
                 f"header name {name!r} is reserved: names beginning with 'mq-' or 'x-' belong "
                 "to mqcore and to brokers"
             )
-            raise ValidationError(msg)
         if not isinstance(value, str):
-            msg = (
+            raise ValidationError(
                 f"header {name!r} has a value of type {type(value).__name__}: header values are "
                 "text"
             )
-            raise ValidationError(msg)
         if _CONTROL.search(value):
-            msg = f"header {name!r} has a control character in its value"
-            raise ValidationError(msg)
+            raise ValidationError(f"header {name!r} has a control character in its value")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            msg = f"header {name!r} has a lone surrogate in its value, which UTF-8 cannot carry"
-            raise ValidationError(msg)
+            raise ValidationError(
+                f"header {name!r} has a lone surrogate in its value, which UTF-8 cannot carry"
+            )
     return MappingProxyType(dict(headers))
 
 
@@ -269,7 +275,7 @@ _DEATH = ("queue", "error_type", "error", "traceback")
 
 
 def pack(message: Message) -> dict[str, str]:
-    """Return core's own fields as flat `mq-` strings, for a driver whose broker carries headers of text.
+    """Return core's own fields as flat `mq-` strings, for brokers that carry headers of text.
 
     Not among them, because every broker has a place of its own for these: body, id, content_type,
     headers, priority, expires_at, correlation_id, reply_to.
@@ -302,7 +308,9 @@ def pack(message: Message) -> dict[str, str]:
 
 
 def unpack(message: Message, flat: Mapping[str, str]) -> Message:
-    """Return the message with the fields that `pack` wrote; what is missing or forged into nonsense keeps its default.
+    """Return the message with the fields that `pack` wrote.
+
+    A field that is missing or has no valid value keeps its default.
 
     Its headers are read-only from then on: an edit by a handler must not come with the next attempt
     (G10).

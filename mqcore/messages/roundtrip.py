@@ -57,7 +57,7 @@ class Difference(NamedTuple):
 
 
 def is_exact(adapter: TypeAdapter[Any]) -> bool:
-    """Whether JSON of this type is always read as the value that was given, so that a look at it is not needed."""
+    """Whether JSON of this type is always read as the value that was given."""
     classes = _exact_classes(adapter)
     return classes is not None and not any(kind.__subclasses__() for kind in classes)
 
@@ -157,7 +157,7 @@ def _find(given: Any, read: Any, place: Place) -> _Found | None:
 
 
 def _other_container(given: object, read: object, place: Place) -> _Found | None:
-    """Another class of container matters where a choice is declared, as `list[int] | tuple[int, ...]`."""
+    """The class of a container matters in a union, such as `list[int] | tuple[int, ...]`."""
     kind = type(given)
     if kind is type(read) or not (place.has_choice or hasattr(kind, "_fields")):
         return None

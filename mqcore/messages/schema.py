@@ -1,4 +1,4 @@
-"""What a payload type's schema says about one place in it, and whether its values are sure to come back equal. Pure.
+"""What a schema says about a place in a payload type, and whether its values come back equal. Pure.
 
 pydantic compiles a type to a core schema: nested mappings with a `type`. `Place` walks along it,
 for `mqcore.messages.roundtrip`. `exact_classes` judges a whole schema once, so that most types need
@@ -20,7 +20,7 @@ _ANY: Schema = {"type": "any"}
 
 
 class Place:
-    """One place in a payload type: all schemas by which what stands there may be read."""
+    """One place in a payload type: all schemas by which a value there may be read."""
 
     def __init__(self, schemas: Iterable[Schema], named: Mapping[str, Schema]) -> None:
         """`named` are the schema's definitions, by their names."""
@@ -73,7 +73,7 @@ class Place:
                 yield from self._flat(each)
 
     def _inside(self, schema: Schema) -> Sequence[Schema] | None:
-        """Return what a schema only wraps, or its choices; None when it stands for itself."""
+        """Return what a schema only wraps, or its choices; None when it does neither."""
         kind = schema["type"]
 
         if kind == "definition-ref":
@@ -128,7 +128,9 @@ NOWHERE = Place([], {})
 
 
 def exact_classes(schema: Schema) -> tuple[type, ...] | None:
-    """Return the models of a schema whose JSON is always read as the value that was written; None for any other schema.
+    """Return the models of a schema whose JSON is always read as the value that was written.
+
+    None for any other schema.
 
     Such a schema has only int, float, bool, str, UUID, None, enums and literals of text, and lists,
     dicts and models of them, without a validator, a serializer or a name that is written and not

@@ -22,7 +22,7 @@ class Metrics(Middleware):
     Calls `observe("message.seconds", labels, seconds)` for every handled message.
 
     Labels are few and bounded: the queue, and for dead letters the reason. A message id is never a
-    label, and the reply queues that each client has for its requests are told as one, `mq.reply`.
+    label, and the reply queues that each client has for its requests count as one, `mq.reply`.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class Timeout(Middleware):
 
     An async handler is cancelled. A thread cannot be: its message is settled, and its slot stays
     taken until it ends. A process is killed. A handler that blocks the event loop past the limit is
-    told so when it returns.
+    informed when it returns.
     """
 
     def __init__(self, limit: float, clock: Clock) -> None:

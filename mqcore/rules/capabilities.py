@@ -1,8 +1,8 @@
 """What a backend can do, as an object that the program reads (G16).
 
-A driver builds one `Capabilities` in `open`, after it has looked at the live server. Core asks it
-before anything is sent, the contract kit holds it against what the server really does, and `mqcore
-doctor` prints it. Nobody writes these claims in prose.
+A driver builds one `Capabilities` in `open`, after it has examined the live server. Core checks it
+before anything is sent, the contract kit compares it with what the server really does, and `mqcore
+doctor` prints it. There is no other description of a backend.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class Durability(IntEnum):
             return cls[word.upper()]
         except (KeyError, AttributeError):
             words = ", ".join(member.word for member in cls)
-            msg = f"durability {word!r} is unknown; it is one of {words}"
-            raise UnsupportedFeature(msg) from None
+            raise UnsupportedFeature(
+                f"durability {word!r} is unknown; it is one of {words}"
+            ) from None
 
     @property
     def word(self) -> str:
@@ -115,7 +116,7 @@ class Capabilities:
     max_payload: int | None = None
 
     def __post_init__(self) -> None:
-        """Freeze the mapping: capabilities are facts, nobody edits them after the connect."""
+        """Freeze the mapping: capabilities do not change after the connect."""
         object.__setattr__(self, "supports", MappingProxyType(dict(self.supports)))
 
     def __getitem__(self, capability: Capability) -> Support:
@@ -130,19 +131,17 @@ class Capabilities:
         """Return the support; `UnsupportedFeature` when this backend cannot do `wanted` (G16)."""
         support = self[capability]
         if support.level is Level.NONE:
-            msg = (
+            raise UnsupportedFeature(
                 f"{wanted}: the backend {self.backend!r} ({self.server}) has no {capability.name}. "
                 "Leave it out, or choose a backend that has it: `mqcore backends` lists them"
             )
-            raise UnsupportedFeature(msg)
         return support
 
     def require_durability(self, wanted: Durability) -> None:
         """Raise `DurabilityUnavailable` when the live server gives less than `wanted`."""
         if wanted > self.durability:
-            msg = (
+            raise DurabilityUnavailable(
                 f"durability {wanted.word!r} was asked for, but {self.server} gives "
                 f"{self.durability.word!r} as it is "
                 "configured. `mqcore doctor` shows why"
             )
-            raise DurabilityUnavailable(msg)

@@ -1,4 +1,4 @@
-"""Options as calls take them: a name that there is not is refused, and a number that means nothing.
+"""Checks of options: unknown names and meaningless numbers are rejected.
 
 Most calls take theirs as a TypedDict by `Unpack`, which mypy checks and Python does not; and
 nothing is silently ignored. No message passes through here.
@@ -40,7 +40,7 @@ def check_options(given: Iterable[str], kind: type, where: str) -> None:
 
 
 def no_such_option(name: str, options: Sequence[str]) -> str:
-    """Say that there is no such option, what was probably meant, and which there are."""
+    """Return a text about an unknown option: what was probably meant, and which exist."""
     close = get_close_matches(name, options, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"no such option{hint} There are: {', '.join(options) or 'none'}"
@@ -50,11 +50,10 @@ def check_kinds(name: str, values: Iterable[object], kind: type, where: str) -> 
     """Raise `ConfigurationError` unless all values are instances of the class."""
     for value in values:
         if not isinstance(value, kind):
-            msg = (
+            raise ConfigurationError(
                 f"{where}: {name}= takes a list of {kind.__name__} instances, and {value!r:.60} "
                 "is not one"
             )
-            raise ConfigurationError(msg)
 
 
 def check_count(name: str, value: object, where: str) -> int:

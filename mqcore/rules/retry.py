@@ -282,7 +282,7 @@ def _text_of(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
-        return f"<its text cannot be had: {type(broken).__name__}>"
+        return f"<its text is not available: {type(broken).__name__}>"
 
 
 def _clean(text: str) -> str:
@@ -337,8 +337,9 @@ def check_after_crash(value: object, where: str) -> AfterCrash:
     """Return the option as it was given, or raise `ConfigurationError` for what it cannot be."""
     if value == "isolate" or value == "count":  # noqa: PLR1714 - so that the type is known after it
         return value
-    msg = f"{where}: after_crash={value!r:.60} is unknown; it is 'isolate' or 'count'"
-    raise ConfigurationError(msg)
+    raise ConfigurationError(
+        f"{where}: after_crash={value!r:.60} is unknown; it is 'isolate' or 'count'"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,9 +517,7 @@ def _retry(
             delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
         )
     wait = policy.backoff.wait(message.attempt, chance) if result.delay is None else result.delay
-    wait = min(
-        max(0.0, wait), rules.max_delay
-    )  # in this order a NaN that a handler asked for is no wait
+    wait = min(max(0.0, wait), rules.max_delay)  # in this order a NaN from a handler means no wait
     if _too_old(message, policy, now + wait):
         return _dead_letter(
             delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
@@ -569,7 +568,7 @@ def _dead_letter(
     if rules.dead_letter == rules.queue:
         death = (
             message.death or death
-        )  # the record of the first death tells more than "its consumer failed too"
+        )  # the first death record says more than "its consumer failed too"
         wait = min(max(_END_WAIT, rules.retry.backoff.wait(message.attempt)), rules.max_delay)
     move = _move(
         delivery,

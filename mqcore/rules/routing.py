@@ -41,16 +41,14 @@ class Binding:
         if self.kind in {"direct", "topic"}:
             check_key(self.pattern, f"router {self.router!r}")
         if self.match not in ("all", "any"):
-            msg = (
+            raise ConfigurationError(
                 f"router {self.router!r}: match={self.match!r:.60} is unknown; it is 'all' or 'any'"
             )
-            raise ConfigurationError(msg)
         if self.kind == "headers" and not self.headers:
-            msg = (
+            raise ConfigurationError(
                 f"router {self.router!r}: a headers binding to {self.queue!r} needs at least "
                 "one header to compare"
             )
-            raise ConfigurationError(msg)
 
     def takes(self, key: str, headers: Mapping[str, str]) -> bool:
         """Whether a message with this routing key and these headers goes to the binding's queue."""
@@ -70,17 +68,15 @@ def check_binding(binding: Binding) -> Binding:
     Raises `ConfigurationError` when it has a key or headers that its kind does not compare.
     """
     if binding.headers and binding.kind != "headers":
-        msg = (
+        raise ConfigurationError(
             f"router {binding.router!r} is of kind {binding.kind!r}: headers are compared by "
             "kind='headers' only"
         )
-        raise ConfigurationError(msg)
     if binding.pattern and binding.kind not in {"direct", "topic"}:
-        msg = (
+        raise ConfigurationError(
             f"router {binding.router!r} is of kind {binding.kind!r}: a routing key is compared "
             "by kind='direct' or 'topic' only"
         )
-        raise ConfigurationError(msg)
     return binding
 
 
@@ -95,9 +91,8 @@ def check_key(key: str, where: str) -> str:
             return key
         why = f"is longer than {_LONGEST_KEY} bytes"
     except (AttributeError, UnicodeEncodeError):
-        why = "is no text that UTF-8 can carry"
-    msg = f"{where}: the routing key {key!r:.60} {why}"
-    raise ConfigurationError(msg)
+        why = "is not valid UTF-8 text"
+    raise ConfigurationError(f"{where}: the routing key {key!r:.60} {why}")
 
 
 def topic_matches(pattern: str, key: str) -> bool:

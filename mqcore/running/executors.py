@@ -119,11 +119,10 @@ class _Threads:
             result = await self._pool.run(call)
         if inspect.isawaitable(result):
             _drop(result)
-            msg = (
-                "the handler returned an awaitable that nobody awaits, so nothing was done; "
+            raise TypeError(
+                "the handler returned an awaitable that is never awaited, so nothing was done; "
                 "make it `async def`"
             )
-            raise TypeError(msg)
         return result
 
     async def close(self) -> None:
@@ -154,8 +153,9 @@ class _Processes:
         try:
             await self._slots[0].start()
         except SlotDied as error:
-            msg = f"{error}. Importing its module must not end the process"
-            raise ConfigurationError(msg) from error
+            raise ConfigurationError(
+                f"{error}. Importing its module must not end the process"
+            ) from error
 
     async def ready(self, handed: int, /) -> None:
         """Start a process before a message is taken.

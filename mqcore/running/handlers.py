@@ -182,8 +182,7 @@ class HandlerSpec:
         ]
         for wrong, why in checks:
             if wrong:
-                msg = f"{where}: {why}"
-                raise ConfigurationError(msg)
+                raise ConfigurationError(f"{where}: {why}")
 
 
 _NESTED = (
@@ -196,7 +195,7 @@ def _check_numbers(options: HandlerOptions, where: str) -> None:
         check_count(name, options.get(name, 1), where)
     check_seconds("lease", options.get("lease", LEASE), where)
     check_seconds("linger", options.get("linger", LINGER), where, zero=True)
-    if (timeout := options.get("timeout", HANDLER_TIMEOUT)) is not None:  # None is no limit
+    if (timeout := options.get("timeout", HANDLER_TIMEOUT)) is not None:  # None: without limit
         check_seconds("timeout", timeout, where)
 
 

@@ -2,8 +2,8 @@
 
 A message comes as one frame: the lengths of a header and a body, the header as JSON, the body as it
 is. The child decodes the body by the handler's own payload type, calls the handler, and answers
-with one frame that says what happened. Nothing else is ever read or written there, nothing in a
-frame is executed, and which handler to run is said once, by the parent, at the start.
+with one frame that has the result. Nothing else is read or written there, and nothing in a frame is
+executed. The parent names the handler to run once, at the start.
 
 Beside the handler a thread reads the frames, so that the end of the parent is noticed while the
 handler runs, and ends the child. What a handler prints goes to standard error: the descriptor that
@@ -150,19 +150,17 @@ class SlotContext(DeliveryInfo):
 
     def publish(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: the broker's connection is in the parent."""
-        msg = (
+        raise ConfigurationError(
             "publish from process=True handlers is not possible: return the value or use a "
             "thread handler"
         )
-        raise ConfigurationError(msg)
 
     def request(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: as `publish`."""
-        msg = (
+        raise ConfigurationError(
             "request from process=True handlers is not possible: use an async handler and a "
             "broker of its own"
         )
-        raise ConfigurationError(msg)
 
 
 Run = Callable[[Awaitable[Any]], Any]
@@ -204,7 +202,7 @@ def invoke(
 def load(target: str, script: str | None) -> Callable[..., Any]:
     """Import the handler named by `target`, "module:qualname", or from the file `script`.
 
-    Raises whatever the import raises, and `ConfigurationError` when what is found there is not a
+    Raises what the import raises, and `ConfigurationError` when what is found there is not a
     handler.
     """
     name, _, qualname = target.partition(":")
@@ -212,12 +210,11 @@ def load(target: str, script: str | None) -> Callable[..., Any]:
     for part in qualname.split("."):
         found = getattr(found, part)
     if not callable(found) or not hasattr(found, "__mqcore__"):
-        msg = (
+        raise ConfigurationError(
             f"{target!r} is not registered as a handler where its module alone has been imported: "
             "decorate it with @app.consumer(..., process=True) in that module, and leave its "
             "name to it"
         )
-        raise ConfigurationError(msg)
     return cast("Callable[..., Any]", found)
 
 
@@ -225,8 +222,7 @@ def _import_script(path: str) -> ModuleType:
     loader = importlib.machinery.SourceFileLoader(_SCRIPT, path)
     spec = importlib.util.spec_from_file_location(_SCRIPT, path, loader=loader)
     if spec is None:
-        msg = f"{path!r} is not a Python source file"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{path!r} is not a Python source file")
     module = importlib.util.module_from_spec(spec)
     module.__spec__ = (
         None  # as in a script: multiprocessing then runs the file again in a child that it spawns
@@ -288,7 +284,7 @@ def _listen(channel: socket.socket, frames: SimpleQueue[tuple[bytes, bytes]]) ->
         while True:
             header, body = FRAME.unpack(_receive(channel, FRAME.size))
             frames.put((_receive(channel, header), _receive(channel, body)))
-    # The parent is gone, and with it whoever would have settled the message: end, with what the
+    # The parent is gone, and nothing would settle the message: end, with what the
     # handler has started.
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)

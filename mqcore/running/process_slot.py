@@ -37,7 +37,7 @@ _FIRST_LOOK, _LAST_LOOK = 0.001, 0.05
 class SlotDied(MqcoreError):
     """The child died: by itself, by a signal, or from outside.
 
-    `code` is its exit code, negative for a signal, None when it could not be had. `ready`: whether
+    `code` is its exit code, negative for a signal, None when it is unknown. `ready`: whether
     it had imported the handler; if not, no message was in it.
     """
 
@@ -51,7 +51,7 @@ class SlotDied(MqcoreError):
 def describe_exit(code: int | None) -> str:
     """Say how a process ended, from its exit code as `subprocess` gives it."""
     if code is None:
-        return "nobody knows how"
+        return "exit status unknown"
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -119,8 +119,7 @@ class ProcessSlot:
 
     async def _ready(self) -> _Child:
         if self._closed:
-            msg = f"the process slot of handler {self.target!r} is closed"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"the process slot of handler {self.target!r} is closed")
         if self._child is not None:
             if self._child.process.poll() is None:
                 return self._child
@@ -214,12 +213,10 @@ class _Child:
     def kill(self) -> None:
         """Kill the group.
 
-        Nobody else waits for the process, so its id cannot have become another's meanwhile.
+        Only this object waits for the process, so its id cannot belong to another one yet.
         """
         if self.process.returncode is None:
-            with suppress(
-                ProcessLookupError, PermissionError
-            ):  # what is said of a group of the dead
+            with suppress(ProcessLookupError, PermissionError):  # the group has no living process
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     async def end(self) -> int | None:
@@ -236,15 +233,14 @@ class _Child:
 
 
 def _findable(target: str) -> tuple[str, str | None]:
-    """Return the target, and the script to find it in where it stands in the program itself."""
+    """Return the target, and the script that has it when it is in the program itself."""
     module, _, qualname = target.partition(":")
     if not module or not qualname or "<" in qualname:
-        msg = (
+        raise ConfigurationError(
             f"handler {target!r} cannot run in a process of its own: it must be a function at "
             "the top level of a "
             "module, where a new process can import it"
         )
-        raise ConfigurationError(msg)
     if module != "__main__":
         return target, None
     program = sys.modules["__main__"]
@@ -252,10 +248,9 @@ def _findable(target: str) -> tuple[str, str | None]:
         return f"{program.__spec__.name}:{qualname}", None  # python -m
     path = getattr(program, "__file__", None)
     if path is None or not os.path.isfile(path):  # noqa: PTH113 - a plain look at a plain string
-        msg = (
+        raise ConfigurationError(
             f"handler {target!r} cannot run in a process of its own: the program is not a file "
             "that a new process can "
             "import it from. Put the handler into a module"
         )
-        raise ConfigurationError(msg)
     return target, os.path.abspath(path)  # noqa: PTH100 - as above

@@ -9,7 +9,7 @@ A signal also wakes the event loop of the main thread, by a socket that Python w
 descriptor): the handler runs between two instructions of Python, and a loop that waits for its
 sockets executes none. A process that a message handler forks must not write there, or a signal to
 the child would be taken for one to the worker. So signals wait while a process forks, and the child
-begins with the previous handlers and without a wakeup descriptor, whoever set it.
+begins with the previous handlers and without a wakeup descriptor.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Waker:
         ours, theirs = self._sockets
         current = signal.set_wakeup_fd(-1)
         if current not in (-1, theirs.fileno()):
-            signal.set_wakeup_fd(current)  # set by somebody else meanwhile
+            signal.set_wakeup_fd(current)  # set by other code meanwhile
         if not self._loop.is_closed():
             self._loop.remove_reader(ours)
         self.forget()
@@ -103,7 +103,7 @@ def call_at_stop_signals(
 
     In the signal handler it runs between two instructions of whatever the main thread does, so it
     may do no more than `SimpleQueue.put`. Only the main thread can set handlers. A block in another
-    thread is told of signals while one in the main thread is open.
+    thread gets signals while one in the main thread is open.
     """
     if loop is not None:
         call = partial(loop.call_soon_threadsafe, call)

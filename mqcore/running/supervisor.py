@@ -1,9 +1,9 @@
-"""`Supervisor`: N processes of one worker command, kept alive until they are told to stop.
+"""`Supervisor`: N processes of one worker command, kept alive until a stop.
 
 It knows nothing of messages. Each place has a process, its exit code says what comes next: a worker
 that died is started again after a wait that grows while it keeps dying, one that recycled itself
 (`RECYCLE`) at once, and one that cannot start as it is configured ends them all. SIGTERM and SIGINT
-are passed on, the workers drain (G13), and whoever is late is killed.
+are passed on, the workers drain (G13), and a worker that is late is killed.
 
 Each process leads a group of its own, so that Ctrl-C on a terminal reaches it once, through here.
 Its standard input is a pipe that ends when the supervisor does, however that came about: a worker

@@ -3,7 +3,7 @@
 A handler's call comes in by `run`, takes a slot, and is put into a queue that daemon threads read.
 The thread keeps whatever comes of it, result or exception of any class, as a plain value, and hands
 it to the loop; `run` returns or raises it where it was awaited. When the caller has gone meanwhile
-(a time limit, a shutdown), nobody can stop the thread: the slot stays taken until it ends, what it
+(a time limit, a stop), the thread cannot be stopped: the slot stays taken until it ends, what it
 brings is dropped, and the end of the process does not wait for it. `ThreadPoolExecutor` would.
 """
 
@@ -86,8 +86,7 @@ class ThreadPool:
         """
         await self.wait_free()
         if self._closed:
-            msg = f"the thread pool {self._name!r} is closed"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"the thread pool {self._name!r} is closed")
         loop = asyncio.get_running_loop()
         job = _Job(call, contextvars.copy_context(), loop, loop.create_future())
         self._submit(job)
@@ -145,7 +144,7 @@ def _work(queue: SimpleQueue[_Job | None], end: Callable[[_Job], None]) -> None:
             job.result = job.context.run(job.call)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result; nothing may end the thread
             job.error = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             job.loop.call_soon_threadsafe(end, job)
         del job  # an idle thread must not keep a message alive
 

@@ -1,4 +1,4 @@
-"""Batches in the corners: what an invalid item leaves behind, who comes alone, and a stop in the middle of the wait for more."""
+"""Batches in special cases: invalid items, messages that come alone, a stop during the linger."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

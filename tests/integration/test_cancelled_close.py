@@ -1,4 +1,4 @@
-"""G3, G13: a close that is cancelled goes on without its caller, so nothing stays held by a consumer that has ended."""
+"""G3, G13: a close that is cancelled goes on, so an ended consumer holds nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 async def test_a_consumer_whose_close_is_cancelled_while_it_waits_for_answers(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
-    """Its claim would be renewed for as long as the process lives, and nobody could ever settle the message."""
+    """Else its claim is renewed as long as the process lives, and is never settled."""
     await faulty.publish(jobs, "a")
     consumer = faulty.consume(jobs)
     await anext(consumer)
@@ -119,7 +119,7 @@ async def test_a_run_that_is_cancelled_while_its_drain_waits_for_answers(
 async def test_an_end_while_the_start_of_a_suspect_is_noted_frees_the_gate(
     faulty: Broker, clock: VirtualClock, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All workers of a broker share the isolation lock: the next one would never start anything (G4)."""
+    """All workers of a broker share the isolation lock: the next one would start nothing (G4)."""
     asked, handled = asyncio.Event(), asyncio.Event()
 
     async def never(*_: Any) -> Any:

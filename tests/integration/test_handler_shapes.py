@@ -1,4 +1,4 @@
-"""A handler is called rightly, whatever it is wrapped in; one that cannot be is refused when it is registered."""
+"""A handler is called correctly through any wrapper, or refused when it is registered."""
 
 import functools
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence

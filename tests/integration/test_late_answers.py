@@ -1,4 +1,4 @@
-"""G3, G13: what is being settled when a worker or a consumer ends is waited for, and is never released as well."""
+"""G3, G13: a settlement under way at the end is waited for, and its message not released."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_drain_waits_for_late_answers_as_long_as_its_grace(
 async def test_without_an_answer_at_the_end_the_source_is_left_to_the_broker(
     real: Broker, faults: Faults, serve: Any
 ) -> None:
-    """A release would make it look untouched, and would be one settlement more whose answer nobody hears."""
+    """A release would make it look untouched, and be one more settlement without an answer."""
     seen: list[Event] = []
     real.events.listen(seen.append)
     await real.publish_many(jobs, ["a", "b", "c"])
@@ -142,7 +142,7 @@ async def test_a_settlement_that_comes_while_its_message_is_released_is_too_late
 async def test_a_connection_lost_in_a_drain_is_restored_for_what_is_held_and_takes_in_nothing(
     faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any
 ) -> None:
-    """Where claims outlive the connection, the ack of a handler that ends later must still get there."""
+    """Where claims outlive the connection, the ack of a handler that ends later must arrive."""
     faults.keeps_claims = True
     await faulty.publish(jobs, "a")
     async with serve(jobs, held, on=faulty) as worker:

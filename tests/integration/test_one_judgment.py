@@ -1,4 +1,4 @@
-"""What a handler raises means the same in the event loop, in a thread and in a process of its own (G4, G10, G11)."""
+"""What a handler raises means the same in loop, thread and process (G4, G10, G11)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""A Broker belongs to the event loop that opened it: any other is refused at once, in words that say what to do."""
+"""A Broker belongs to the event loop that opened it; any other gets an error that helps."""
 
 import asyncio
 import threading

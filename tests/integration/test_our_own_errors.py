@@ -50,7 +50,7 @@ def leases(request: pytest.FixtureRequest, faults: Faults) -> None:
 
 
 def spoiled(**changes: Any) -> Fault:
-    """What is received with a bad id has other facts than it was sent with, such as no driver should hand out."""
+    """What is received with a bad id has other facts than it was sent with."""
 
     async def fault(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         found: Sequence[Delivery] = await do(batch)
@@ -202,7 +202,7 @@ async def test_while_the_pull_api_decodes(faulty: Broker, greedy: Callable[[], N
 async def test_what_a_driver_cannot_read_is_undecodable(
     faulty: Broker, faults: Faults, serve: Any
 ) -> None:
-    """The driver names it, core dead-letters it, no handler sees it, and a suspected one goes through no quarantine (G11)."""
+    """Core dead-letters it: no handler sees it, and a suspect skips the quarantine (G11)."""
 
     async def unreadable(_backend: FaultyBackend, do: Do, batch: Sequence[Any]) -> Any:
         found: Sequence[Delivery] = await do(batch)

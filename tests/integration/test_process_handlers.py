@@ -1,4 +1,4 @@
-"""`process=True` through a Worker: whatever the handler does to its process, it costs one attempt of one message."""
+"""`process=True` through a Worker: a dead process costs one attempt of one message."""
 
 import os
 import time

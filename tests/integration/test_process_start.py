@@ -1,4 +1,4 @@
-"""A handler's process that cannot start, or not again: no attempt is spent on it, and no drain waits for it."""
+"""A handler process that cannot start costs no attempt, and no drain waits for it."""
 
 import asyncio
 import time

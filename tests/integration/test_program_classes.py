@@ -1,4 +1,4 @@
-"""Exception classes of the program itself are judged alike in the worker and in the process of a handler."""
+"""Exception classes of the program mean the same in the worker and in a handler process."""
 
 import pytest
 from support.programs import Start

@@ -31,7 +31,7 @@ POLICY = RetryPolicy(3, fixed(1))
 
 
 class Fleet:
-    """Workers one after another; a message called killer ends the worker that it runs in, whatever else runs there."""
+    """Workers one after another; a message `killer` ends the worker that it runs in."""
 
     def __init__(self, client: Client, killed: Killed, clock: VirtualClock) -> None:
         self.client, self.killed, self.clock = client, killed, clock
@@ -434,7 +434,7 @@ async def test_who_dies_between_the_claim_of_a_suspect_and_its_start_is_not_coun
 async def test_a_suspect_that_only_waited_for_its_turn_is_not_counted(
     broker: Broker, client: Client, killed: Killed, clock: VirtualClock, dead: Dead
 ) -> None:
-    """Slow killers: four workers are busy with one each when an innocent comes back from a fifth, and die one after another."""
+    """Four workers with a slow killer each die one after another; an ordinary message waits."""
     starts: list[str] = []
 
     async def handler(job: str) -> None:

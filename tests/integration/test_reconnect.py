@@ -120,7 +120,7 @@ async def test_what_was_deleted_on_purpose_stays_away(
 async def test_a_loss_while_coming_back_is_a_loss(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
-    """The driver tells of it while core declares the topology, and the declaring itself does not fail."""
+    """The driver reports it while core declares the topology, and declaring does not fail."""
     await faulty.declare(jobs)
 
     async def declared_and_lost(backend: Any, do: Any, batch: Any) -> None:
@@ -466,7 +466,7 @@ async def test_who_ends_during_an_outage_lets_go_of_its_claims(
 async def test_one_lane_that_meets_the_loss_tells_the_others(
     faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log
 ) -> None:
-    """Only one call hears of it, and on the old connection the receive of the other subscription never returns."""
+    """One call fails; the receive of the other subscription on that connection never returns."""
     faults.keeps_claims = True
     other = Queue("other", str)
     async with serve(jobs, log, on=faulty), serve(other, log, on=faulty):

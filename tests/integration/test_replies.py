@@ -1,4 +1,4 @@
-"""Replies in the corners: what cannot be sent back, what comes too late, whom nobody asked, and a reply queue that goes away."""
+"""Replies in special cases: not encodable, too late, unrequested, and without a reply queue."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

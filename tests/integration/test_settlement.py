@@ -117,7 +117,7 @@ async def test_an_ack_that_nobody_has_answered_at_the_close_is_not_taken_for_don
 async def test_a_settlement_that_a_driver_ends_by_force_leaves_its_message_to_the_lease(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
-    """A driver's future that was cancelled ends whoever awaits it; then the claim is lost as any other."""
+    """A cancelled future of a driver ends those that await it; then the claim is lost."""
     await faulty.publish(jobs, "a")
     async with faulty.consume(jobs, lease=3) as consumer:
         delivery = await consumer.get(timeout=1)

@@ -1,4 +1,4 @@
-"""A worker's signals and the program around it: handlers that were there, several workers, and processes that handlers start."""
+"""The signals of a worker and of the program around it: handlers, workers, child processes."""
 
 import signal
 

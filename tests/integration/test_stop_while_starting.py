@@ -1,4 +1,4 @@
-"""G13 while a worker is only being started: nothing starts after the stop, and the start itself holds nothing up."""
+"""G13 while a worker starts: nothing starts after the stop, and the start delays nothing."""
 
 import asyncio
 import os
@@ -105,7 +105,7 @@ async def test_nothing_starts_in_the_turn_of_the_loop_that_stops(
 async def test_a_lifespan_that_opens_slowly_is_interrupted(
     broker: Broker, clock: VirtualClock, *, deaf: bool
 ) -> None:
-    """One that swallows its cancellation may go on to its yield; then it is closed, and nothing is consumed."""
+    """One that ignores its cancellation may reach its yield; it is closed, nothing is consumed."""
     notes: list[str] = []
 
     @asynccontextmanager

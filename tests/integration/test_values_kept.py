@@ -1,4 +1,4 @@
-"""G17: whatever a publish accepts, its consumer reads as it was given; the same for routers, batches and replies."""
+"""G17: what a publish accepts is read as it was given, through routers, batches and replies."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

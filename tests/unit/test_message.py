@@ -1,4 +1,4 @@
-"""Ids, priorities, headers and limits; and the flat wire format, which forged values must not break."""
+"""Ids, priorities, headers, limits; and the flat wire format, which must bear forged values."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What becomes of a message: the whole of G2 to G6, G10 and G11 as tables, without a broker or a clock."""
+"""What becomes of a message: G2 to G6, G10 and G11 as tables, without a broker or a clock."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,7 +107,7 @@ def moved(decision: Decision) -> tuple[str, Message, float]:
 
 
 def expected(ending: Ending, rules: Rules, attempt: int) -> tuple[str, str | None, int]:  # noqa: PLR0911 - a table
-    """Say verdict, target and attempt of the successor by the words of G4, G10 and G11, written a second time."""
+    """Return verdict, target and attempt of the successor, by G4, G10 and G11."""
     at_end = attempt >= 3
     buried = ("dropped", None, 0) if rules.dead_letter is None else ("dead", rules.dead_letter, 1)
     if ending is Ending.SUCCEEDED:
@@ -211,7 +211,7 @@ def test_what_dies_alone_is_recorded_as_crashed() -> None:
 def test_a_killer_is_started_so_often_and_no_more(
     after_crash: AfterCrash, starts: int, *, counted: bool
 ) -> None:
-    """Three attempts: five starts when it is isolated from the second takeover on, three when each is counted (G4)."""
+    """Three attempts: five starts when isolated, three when each takeover counts (G4)."""
     rules, message, taken, started, alone = (
         replace(WORK, after_crash=after_crash),
         delivery().message,

@@ -1,4 +1,4 @@
-"""G2: a handler with `ack_first` starts after the broker has answered for the acknowledgement; one question for many."""
+"""G2: `ack_first` handlers start after the broker has proven the acknowledgement."""
 
 from __future__ import annotations
 

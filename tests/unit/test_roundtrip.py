@@ -1,4 +1,4 @@
-"""A value is published only when its consumer reads the same value; otherwise its place and the reason are named."""
+"""A value is published only when its consumer reads the same value."""
 
 import enum
 from collections import OrderedDict, defaultdict, deque

@@ -1,4 +1,4 @@
-"""Which bindings take a message: tables with the edges of AMQP, and a slow matcher that must always agree."""
+"""Which bindings match a message: the edges of AMQP, and a slow matcher that must agree."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Threads for blocking handlers: any outcome comes back as it is, and a stuck thread costs its own slot only."""
+"""Threads for blocking handlers: results come back, a stuck thread costs its slot only."""
 
 import asyncio
 import contextlib

@@ -41,11 +41,6 @@ INSTEAD = {
 NOT_YET = {
     "plugins/mqcore_rabbitmq",
     "mqcore/connection",
-    "mqcore/consuming",
-    "mqcore/messages",
-    "mqcore/middleware",
-    "mqcore/rules",
-    "mqcore/running",
     "docs/configuration.md",
     "docs/contract-in-ci.md",
     "docs/dead-letters.md",
