@@ -230,6 +230,7 @@ class Consumer(Generic[T]):
         self.closed = True
         if self._receiver is None:
             return
+
         try:
             await self._receiver.stop()
         finally:  # also when we are cancelled: what was handed out must be settled

@@ -88,7 +88,7 @@ class Grace:
     async def _wait(
         self, work: Iterable[asyncio.Future[Any]], tail: float, patience: float | None
     ) -> bool:
-        pending = {one for one in work if not one.done()}
+        pending = {each for each in work if not each.done()}
         if pending and not self.over:
             pending = await self._inside(pending, patience)
         if pending:
@@ -108,10 +108,11 @@ class Grace:
                 ):
                     while pending and not over.done():
                         await asyncio.wait({over, *pending}, return_when=asyncio.FIRST_COMPLETED)
-                        pending = {one for one in pending if not one.done()}
+                        pending = {each for each in pending if not each.done()}
         finally:
             over.cancel()
-        pending = {one for one in pending if not one.done()}
+
+        pending = {each for each in pending if not each.done()}
         if pending:
             self.hurry()
         return pending

@@ -156,6 +156,7 @@ class LeaseKeeper:
                 groups.setdefault((claim.queue, claim.lease), []).append(receipt)
             elif now >= claim.until + claim.lease:
                 self._report(receipt)  # not renewed for a whole lease: lost by now
+
         if not isinstance(backend, SupportsRenew):
             return
         for (queue, lease), receipts in groups.items():

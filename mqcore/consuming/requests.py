@@ -81,6 +81,7 @@ class Requests:
             raise ValidationError(
                 f"a request to {name!r} takes no ttl: its timeout is the ttl of its message"
             )
+
         expected: Payload[Any] = Payload(Any if result is None else result)
         expires = self._connection.capabilities.has(
             Capability.EXPIRY
@@ -88,6 +89,7 @@ class Requests:
         reply: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
         correlation = new_id()
         self._waiting[correlation] = reply
+
         try:
             async with self._connection.clock.timeout(limit):
                 await self._listen()
@@ -151,8 +153,8 @@ class Requests:
 def _remote_error(body: bytes) -> RemoteError:
     """Read an error reply as data; nothing in it is ever resolved to code."""
     try:
-        found = json.loads(body)
-        words = [str(found.get(name, "")) for name in ("reason", "type", "text")]
+        record = json.loads(body)
+        words = [str(record.get(name, "")) for name in ("reason", "type", "text")]
     except (ValueError, AttributeError, RecursionError):
         words = ["unreadable", "", "the error reply cannot be read"]
     return RemoteError(*words)
@@ -230,6 +232,7 @@ class Replies:
             correlation_id=request.correlation_id,
             priority=request.priority,
         )
+
         try:
             if not self._is_reply_queue(request.reply_to):
                 # A publisher of requests must not make us write to queues that it may not write to.

@@ -238,6 +238,7 @@ class LiveSubscription:
         if self._connection.capabilities.has(Capability.LEASE):
             return
         now = self._clock.monotonic()
+
         for held in list(self.held.values()):
             message = held.delivery.message
             has_entered = held.entry is not None

@@ -154,6 +154,7 @@ class Codecs:
         """Bytes that a compressed body may have when it is decompressed."""
         self._names: dict[str, Codec] = {}
         self._types: dict[str, Codec] = {}
+
         for codec in codecs:
             claims = [
                 (self._names, codec.name),
@@ -216,6 +217,7 @@ class Codecs:
             raise DecodeError(
                 f"content type {content_type!r:.100} is not allowed; allowed are: {allowed}"
             )
+
         return codec
 
 
@@ -348,9 +350,9 @@ def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], code
     if type(codec) is JsonCodec and is_exact(adapter):
         return
 
-    if (found := difference(value, read, adapter)) is not None:
-        place = f"{_plain(found.place, 100)}: " if found.place else ""
-        raise ValidationError(f"{place}{_plain(found.reason, 300)}")
+    if (change := difference(value, read, adapter)) is not None:
+        place = f"{_plain(change.place, 100)}: " if change.place else ""
+        raise ValidationError(f"{place}{_plain(change.reason, 300)}")
 
 
 def _adapter(type_: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
@@ -396,10 +398,13 @@ def _unwritable(text: str) -> str:
 
     Its own text repeats the input, so only known parts of it are used.
     """
-    if found := _UNEXPECTED.findall(text):
-        field, came = _FIELD.search(text), _GIVEN.search(text)
-        place, other = f"field {field[1]!r}: " if field else "", f", not {came[1]}" if came else ""
-        return f"{place}{found[0].replace('Expected', 'expected', 1)}{other}"
+    if expected := _UNEXPECTED.findall(text):
+        field, given = _FIELD.search(text), _GIVEN.search(text)
+        place, other = (
+            f"field {field[1]!r}: " if field else "",
+            f", not {given[1]}" if given else "",
+        )
+        return f"{place}{expected[0].replace('Expected', 'expected', 1)}{other}"
     if unknown := _UNKNOWN_TYPE.search(text):
         return f"no way is known to write {unknown[1]} as JSON"
     return next(
@@ -409,14 +414,14 @@ def _unwritable(text: str) -> str:
 
 def _problems(error: Invalid) -> str:
     """Return the first three problems with their places, without the input."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
     shown = []
-    for item in found[:_SHOWN]:
+    for item in problems[:_SHOWN]:
         place = ".".join(str(part) for part in item["loc"])
         tag = item["type"] == "union_tag_invalid"  # its text repeats what came
         why = "the tag is none of the expected ones" if tag else item["msg"]
         shown.append(f"{_plain(place, 100)}: {_plain(why, 200)}" if place else _plain(why, 200))
-    more = f"; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
     return "; ".join(shown) + more
 
 
@@ -475,4 +480,5 @@ def _finite(value: object) -> bool:
         elif isinstance(item, Mapping):
             waiting.extend(item)
             waiting.extend(item.values())
+
     return True

@@ -98,18 +98,18 @@ def _decompressed(body: bytes, name: str, most: int) -> bytes:
     form = _COMPRESSED[name]
     if name == "deflate" and not _has_zlib_header(body):
         form = _RAW_DEFLATE  # what some clients call deflate is without zlib's header
-    found = bytearray()
+    plain = bytearray()
 
     while True:
         decompressor = zlib.decompressobj(form)
         try:
-            found += decompressor.decompress(body, most + 1 - len(found))
+            plain += decompressor.decompress(body, most + 1 - len(plain))
         except zlib.error:
             raise DecodeError(
                 f"content encoding {name!r}: the body is not compressed so, or is damaged"
             ) from None
 
-        if len(found) > most:
+        if len(plain) > most:
             raise DecodeError(
                 f"content encoding {name!r}: the body has more than {most:,} bytes when "
                 "decompressed; "
@@ -120,7 +120,7 @@ def _decompressed(body: bytes, name: str, most: int) -> bytes:
 
         body = decompressor.unused_data
         if not body:
-            return bytes(found)
+            return bytes(plain)
 
 
 def _has_zlib_header(body: bytes) -> bool:

@@ -164,6 +164,7 @@ class Limits:
             self._refuse(
                 message, queue, f"its payload has {size:,} bytes, {self.payload:,} are allowed"
             )
+
         headers = message.headers
         if not headers:
             return
@@ -171,7 +172,9 @@ class Limits:
             self._refuse(
                 message, queue, f"it has {len(headers):,} headers, {self.headers} are allowed"
             )
+
         total = 0
+
         for name, value in headers.items():
             length = len(value.encode())
             if length > self.header_value:
@@ -181,6 +184,7 @@ class Limits:
                     f"header {name!r} has {length:,} bytes, {self.header_value:,} are allowed",
                 )
             total += len(name) + length
+
         if total > self.header_bytes:
             self._refuse(
                 message,
@@ -244,6 +248,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
         raise ValidationError(
             f"headers are a mapping of text to text, not {type(headers).__name__}"
         )
+
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValidationError(
@@ -265,6 +270,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
             raise ValidationError(
                 f"header {name!r} has a lone surrogate in its value, which UTF-8 cannot carry"
             )
+
     return MappingProxyType(dict(headers))
 
 
@@ -304,6 +310,7 @@ def pack(message: Message) -> dict[str, str]:
         flat |= {
             f"{PREFIX}death-{name}": value for name in _DEATH if (value := getattr(death, name))
         }
+
     return flat
 
 
@@ -315,21 +322,23 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     Its headers are read-only from then on: an edit by a handler must not come with the next attempt
     (G10).
     """
-    found: dict[str, object] = {}
+    fields: dict[str, object] = {}
     if type(message.headers) is not MappingProxyType:
-        found["headers"] = MappingProxyType(message.headers)
+        fields["headers"] = MappingProxyType(message.headers)
     for name in _NUMBERS:
         if (number := _number(flat.get(PREFIX + name, ""))) is not None:
-            found[name] = max(number, 1 if name == "attempt" else 0)
+            fields[name] = max(number, 1 if name == "attempt" else 0)
+
     if encoding := flat.get(PREFIX + "encoding"):
-        found["encoding"] = encoding
+        fields["encoding"] = encoding
     if _LINEAGE.fullmatch(lineage := flat.get(PREFIX + "lineage", "")):
-        found["lineage"] = lineage
+        fields["lineage"] = lineage
     for name in _TIMES:
         if (moment := _moment(flat.get(PREFIX + name))) is not None:
-            found[name] = moment
+            fields[name] = moment
+
     if (reason := flat.get(PREFIX + "death-reason")) in {member.value for member in Reason}:
-        found["death"] = Death(
+        fields["death"] = Death(
             reason=Reason(reason),
             attempts=1
             if (attempts := _number(flat.get(PREFIX + "death-attempts", ""))) is None
@@ -338,7 +347,8 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
             last_at=_moment(flat.get(PREFIX + "death-last_at")) or 0.0,
             **{name: flat.get(f"{PREFIX}death-{name}", "") for name in _DEATH},
         )
-    return replace(message, **found)  # type: ignore[arg-type]  # each value has its field's type by construction above
+
+    return replace(message, **fields)  # type: ignore[arg-type]  # each value has its field's type by construction above
 
 
 def _number(text: str) -> int | None:

@@ -62,6 +62,7 @@ class Logging(Middleware):
             ("attempt", event.attempt),
             *event.fields.items(),
         ]
+
         words = " ".join(
             f"{name}={_short(value)}" for name, value in about if value not in ("", 0, 0.0)
         )

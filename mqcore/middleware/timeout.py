@@ -49,6 +49,7 @@ class Timeout(Middleware):
             raise self._late(ctx) from error
         finally:
             del own  # a cycle: its traceback holds this frame
+
         if self.clock.monotonic() - began > self.limit:
             raise self._late(ctx)
         return result

@@ -79,11 +79,12 @@ class Tracing(Middleware):
         self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
     ) -> object:
         """Run the handler in a span of its own, a child of the message's."""
-        found = _FORMAT.fullmatch(ctx.headers.get(_HEADER, ""))
-        trace, parent, flags = found.groups() if found else (_hex(128), "", "01")
+        match = _FORMAT.fullmatch(ctx.headers.get(_HEADER, ""))
+        trace, parent, flags = match.groups() if match else (_hex(128), "", "01")
         span = Span(trace, _hex(64), parent, flags, ctx.queue, ctx.id, ctx.attempt)
         token = _current.set(span)
         began, error = time.perf_counter(), ""
+
         try:
             return await call_next(ctx)
         except BaseException as raised:

@@ -60,6 +60,7 @@ class Inbound:
             except Exception as error:
                 name = getattr(transform, "__qualname__", repr(transform))
                 raise DecodeError(f"{name} failed: {type(error).__name__}: {error}") from error
+
         return message
 
     def value(self, payload: Payload[T], message: Message) -> T:

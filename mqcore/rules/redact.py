@@ -34,6 +34,7 @@ def mask_url(url: str) -> str:
         if any(_NO_PORT.match(place) for place in host.split(",")):
             host = _NO_PORT.sub(r"\1:***", host)
         rest = f"{name}{colon and ':***'}{at}{host}{rest[len(authority) :]}"
+
     shown = _PAIR.sub(_masked, f"{scheme}{mark}{rest}")
     shown = _AFTER_HASH.sub("#***", shown)
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
@@ -45,7 +46,7 @@ def mask_text(text: str) -> str:
 
     An error of a driver or an application may quote the URL that it was given.
     """
-    return _ANY_URL.sub(lambda found: mask_url(found[0]), text)
+    return _ANY_URL.sub(lambda match: mask_url(match[0]), text)
 
 
 def describe_error(error: BaseException) -> str:

@@ -39,8 +39,8 @@ def result_of(error: BaseException) -> HandlerResult:
 
     if isinstance(decision, Retry):
         try:
-            wanted = getattr(decision, "delay", None)  # a subclass need not call our __init__
-            delay = None if wanted is None else seconds(wanted)
+            asked = getattr(decision, "delay", None)  # a subclass need not call our __init__
+            delay = None if asked is None else seconds(asked)
         except Exception as wrong:  # noqa: BLE001 - a handler's value; a delay that cannot be read is the handler's failure
             unusable = Failure.of(wrong)
             text = f"the delay of Retry is not usable; give seconds or a timedelta: {unusable.text}"

@@ -263,15 +263,15 @@ class Failure:
 
 def exceptions_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """Return what a group holds, and the groups in it, in order."""
-    found: list[BaseException] = []
-    left: list[BaseException] = [group]
-    while left:
-        error = left.pop()
+    exceptions: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
         if isinstance(error, BaseExceptionGroup):
-            left.extend(reversed(error.exceptions))
+            pending.extend(reversed(error.exceptions))
         else:
-            found.append(error)
-    return found
+            exceptions.append(error)
+    return exceptions
 
 
 def _names(cls: type[BaseException]) -> tuple[str, ...]:
@@ -516,12 +516,14 @@ def _retry(
         return _dead_letter(
             delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
         )
+
     wait = policy.backoff.wait(message.attempt, chance) if result.delay is None else result.delay
     wait = min(max(0.0, wait), rules.max_delay)  # in this order a NaN from a handler means no wait
     if _too_old(message, policy, now + wait):
         return _dead_letter(
             delivery, rules, _DEAD_WHEN_EXHAUSTED[result.ending], result.failure, now
         )
+
     if expires_in is not None and wait >= expires_in:
         return _dead_letter(delivery, rules, Reason.EXPIRED, result.failure, now)
     first = message.failed_at or now
@@ -564,12 +566,14 @@ def _dead_letter(
         error=failure.text if failure else "",
         traceback=failure.traceback if failure else "",
     )
+
     wait = 0.0
     if rules.dead_letter == rules.queue:
         death = (
             message.death or death
         )  # the first death record says more than "its consumer failed too"
         wait = min(max(_END_WAIT, rules.retry.backoff.wait(message.attempt)), rules.max_delay)
+
     move = _move(
         delivery,
         rules,
@@ -580,6 +584,7 @@ def _dead_letter(
         failed_at=None,
         death=death,
     )
+
     return Decision(move, "dead", reason, wait)
 
 

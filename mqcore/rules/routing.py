@@ -58,8 +58,8 @@ class Binding:
             return self.pattern == key
         if self.kind == "topic":
             return topic_matches(self.pattern, key)
-        found = (headers.get(name) == value for name, value in self.headers)
-        return all(found) if self.match == "all" else any(found)
+        matches = (headers.get(name) == value for name, value in self.headers)
+        return all(matches) if self.match == "all" else any(matches)
 
 
 def check_binding(binding: Binding) -> Binding:

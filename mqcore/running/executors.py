@@ -195,6 +195,7 @@ class _Processes:
         request = SlotRequest(
             queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result
         )
+
         try:
             with self._clock.busy():
                 answer = await slot.run(request)
@@ -203,6 +204,7 @@ class _Processes:
             if isinstance(error, SlotDied):
                 raise ChildRunFailed(HandlerResult(Ending.CRASHED, Failure.of(error))) from error
             raise
+
         self._idle.append(slot)
         if answer.result.ending is not Ending.SUCCEEDED:
             raise ChildRunFailed(answer.result)

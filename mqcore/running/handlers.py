@@ -153,6 +153,7 @@ class HandlerSpec:
             name=name,
             retry=options.get("retry"),
         )
+
         spec._check(where)
         return spec
 
@@ -180,6 +181,7 @@ class HandlerSpec:
                 "linger= is for batch handlers; give batch= too, or leave it out",
             ),
         ]
+
         for wrong, why in checks:
             if wrong:
                 raise ConfigurationError(f"{where}: {why}")

@@ -137,8 +137,8 @@ class SlotResult:
     def unframed(cls, header: Header, body: bytes) -> SlotResult:
         """Return the result in a frame."""
         failure = None
-        if (found := header.get("failure")) is not None:
-            types, text, traceback, members = found
+        if (described := header.get("failure")) is not None:
+            types, text, traceback, members = described
             failure = Failure(tuple(types), text, traceback, tuple(map(tuple, members)))
         result = HandlerResult(Ending(header["ending"]), failure, header["delay"])
         kind = header.get("content_type")
@@ -206,16 +206,16 @@ def load(target: str, script: str | None) -> Callable[..., Any]:
     handler.
     """
     name, _, qualname = target.partition(":")
-    found: Any = importlib.import_module(name) if script is None else _import_script(script)
+    handler: Any = importlib.import_module(name) if script is None else _import_script(script)
     for part in qualname.split("."):
-        found = getattr(found, part)
-    if not callable(found) or not hasattr(found, "__mqcore__"):
+        handler = getattr(handler, part)
+    if not callable(handler) or not hasattr(handler, "__mqcore__"):
         raise ConfigurationError(
             f"{target!r} is not registered as a handler where its module alone has been imported: "
             "decorate it with @app.consumer(..., process=True) in that module, and leave its "
             "name to it"
         )
-    return cast("Callable[..., Any]", found)
+    return cast("Callable[..., Any]", handler)
 
 
 def _import_script(path: str) -> ModuleType:
@@ -241,6 +241,7 @@ def main() -> None:
     ).start()
     start: Header = json.loads(frames.get()[0])
     sys.argv = start["argv"]
+
     try:
         handler = load(start["target"], start["script"])
         codecs = default_plugins().codecs(start["codecs"]).bounded(start["most"])
@@ -250,10 +251,12 @@ def main() -> None:
             frame({"refused": f"{failure.type}: {failure.text}", "traceback": failure.traceback})
         )
         return
+
     channel.sendall(frame({"refused": None}))
     runner = (
         asyncio.Runner()
     )  # one loop for the child's life: a client that a handler keeps may belong to it
+
     while True:
         header, body = frames.get()
         request = SlotRequest.unframed(json.loads(header), body)

@@ -124,6 +124,7 @@ class ProcessSlot:
             if self._child.process.poll() is None:
                 return self._child
             await self._end()  # it died with no message in it
+
         child = self._child = _Child(self.target)
         start: Header = {
             "target": self.target,
@@ -131,6 +132,7 @@ class ProcessSlot:
             "argv": sys.argv,
             "codecs": self._codecs,
         }
+
         start["most"] = self._most
         answer, _ = await self._exchange(child, frame(start))
         if answer["refused"] is not None:
@@ -141,6 +143,7 @@ class ProcessSlot:
             )
             error.add_note(answer["traceback"])
             raise error
+
         child.ready = True
         return child
 
@@ -179,6 +182,7 @@ class _Child:
         ours, theirs = socket.socketpair()
         paths = json.dumps([str(path) for path in sys.path])
         command = [sys.executable, "-P", "-c", _BOOT, paths, target]
+
         try:
             with theirs:
                 # no shell, and nothing in it comes from a message
@@ -186,6 +190,7 @@ class _Child:
         except BaseException:
             ours.close()
             raise
+
         ours.setblocking(False)  # noqa: FBT003 - the name of the call says what is meant
         self._channel = ours
         self.ready = False
@@ -223,12 +228,12 @@ class _Child:
         """Kill it, wait for its end, and return the exit code; None when that takes too long."""
         self.kill()
         self._channel.close()
-        deadline, look = asyncio.get_running_loop().time() + _GONE, _FIRST_LOOK
+        deadline, pause = asyncio.get_running_loop().time() + _GONE, _FIRST_LOOK
         while (
             code := self.process.poll()
         ) is None and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(look)
-            look = min(look * 2, _LAST_LOOK)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_LOOK)
         return code
 
 
@@ -241,6 +246,7 @@ def _findable(target: str) -> tuple[str, str | None]:
             "the top level of a "
             "module, where a new process can import it"
         )
+
     if module != "__main__":
         return target, None
     program = sys.modules["__main__"]
@@ -253,4 +259,5 @@ def _findable(target: str) -> tuple[str, str | None]:
             "that a new process can "
             "import it from. Put the handler into a module"
         )
+
     return target, os.path.abspath(path)  # noqa: PTH100 - as above

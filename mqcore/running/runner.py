@@ -70,12 +70,12 @@ class Runner:
 
     def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
         """Nest the middlewares that override `handle`, once."""
-        around = [one for one in middleware if type(one).handle is not Middleware.handle]
+        around = [each for each in middleware if type(each).handle is not Middleware.handle]
         if self.spec.timeout is not None:
             around.append(Timeout(self.spec.timeout, self._clock))
         call: Callable[[Context], Awaitable[object]] = self._executor.run
-        for one in reversed(around):
-            call = partial(_with_next, one, call)
+        for each in reversed(around):
+            call = partial(_with_next, each, call)
         return call
 
     async def start(self) -> None:

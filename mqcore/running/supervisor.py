@@ -69,6 +69,7 @@ class Supervisor:
             raise ConfigurationError(
                 "supervisor: the command is empty; give the words that start a worker"
             )
+
         check_count("processes", processes, "supervisor")
         check_seconds("grace", grace, "supervisor", zero=True)
         self._command = list(command)
@@ -161,8 +162,10 @@ class Supervisor:
         except OSError as error:
             log().error("worker %d could not be started: %s", place, error)
             return None
+
         self._running[place] = process
         log().info("worker %d is process %d", place, process.pid)
+
         try:
             return await self._threads.run(process.wait)
         finally:
@@ -177,11 +180,13 @@ class Supervisor:
             async with self._clock.timeout(self._grace + _LATE):
                 await self._hurry.wait()
                 await self._clock.sleep(_LATE)
+
         for place, process in self._running.items():
             log().error(
                 "worker %d (process %d) did not end in time and is killed", place, process.pid
             )
             process.kill()
+
         await self._clock.sleep(_GONE)
         self._code = self._code or 1
         for task in places:

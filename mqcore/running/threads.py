@@ -90,12 +90,14 @@ class ThreadPool:
         loop = asyncio.get_running_loop()
         job = _Job(call, contextvars.copy_context(), loop, loop.create_future())
         self._submit(job)
+
         try:
             await job.awaited
         finally:
             if not job.over:
                 job.gone = True
                 self._stuck += 1
+
         try:
             if job.error is not None:
                 raise _presentable(job.error)
