@@ -23,7 +23,7 @@ class _OnLevels(MemoryQueue):
     def level(self, copy: Copy) -> int:
         return copy.message.priority
 
-    def _stand(self, copy: Copy) -> None:
+    def _make_ready(self, copy: Copy) -> None:
         copy.state, copy.due = "ready", 0.0
         self.ready += 1
         self._levels[self.level(copy)].push(copy.place, copy.number)
@@ -121,9 +121,9 @@ class BuffersUnsorted(MemorySubscription):
 class LastInFirstOut(MemoryQueue):
     """Inside a level the order is last in, first out."""
 
-    def _stand(self, copy: Copy) -> None:
+    def _make_ready(self, copy: Copy) -> None:
         copy.place = -abs(copy.place)
-        super()._stand(copy)
+        super()._make_ready(copy)
 
 
 @mutant("G9", "delivery.messages_keep_their_order")
