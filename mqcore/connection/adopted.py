@@ -48,16 +48,17 @@ def check_adopted(queue: Queue[Any], have: QueueSpec | None, letters: QueueSpec 
         _check(queue, "dead_letter", queue.dead_letter, have)
 
 
-def _check(queue: Queue[Any], setting: str, wanted: object, have: QueueSpec | None) -> None:
+def _check(queue: Queue[Any], setting: str, value: object, have: QueueSpec | None) -> None:
     if have is None:
         raise ConfigurationError(
-            f"queue {queue.name!r}: {setting}={wanted!r} can be neither set nor checked. "
+            f"queue {queue.name!r}: {setting}={value!r} can be neither set nor checked. "
             "declare=False adopts a queue as it is, and mqcore did not declare this one. Leave the "
             "option out, or set it where the queue is made"
         )
-    if (actual := getattr(have, setting)) != wanted:
+
+    if (actual := getattr(have, setting)) != value:
         raise TopologyMismatch(
             f"queue {have.name!r} exists with {setting}={actual!r}, but the code adopts "
-            f"{queue.name!r} with {setting}={wanted!r} and declare=False. Leave the option out to "
+            f"{queue.name!r} with {setting}={value!r} and declare=False. Leave the option out to "
             "take the queue as it is, or use the same value"
         )

@@ -8,11 +8,11 @@ capped and jittered backoff, declares again what was declared, and resumes the c
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mqcore.config.url import refused_clause
+from mqcore.connection.sender import Sender
 from mqcore.connection.survived import Survived
 from mqcore.errors import (
     BrokerError,
@@ -29,7 +29,6 @@ from mqcore.spi import (
     Backend,
     Capabilities,
     ErrorKind,
-    Failed,
     Outcome,
     Outgoing,
     QueueSpec,
@@ -37,7 +36,6 @@ from mqcore.spi import (
     SupportsAlter,
     SupportsBind,
     SupportsUnwrap,
-    Unknown,
 )
 
 if TYPE_CHECKING:
@@ -62,8 +60,6 @@ _DENIED_WAIT = 10.0
 """Seconds between two attempts when the broker denies access: more attempts would not help."""
 _PATIENCE = 10.0
 """Seconds that a request other than a publish waits for a lost connection."""
-_LAST_ANSWER = 1.0
-"""Seconds that `close` leaves the broker to answer what has been sent."""
 _CUT = 0.05
 """Seconds that a driver's cancelled `close` gets to cut its connections."""
 
@@ -92,17 +88,6 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-class _Call:
-    """One caller's share of a batch: its messages, its deadline, and where its outcomes go."""
-
-    __slots__ = ("batch", "deadline", "future", "sent")
-
-    def __init__(
-        self, batch: Sequence[Outgoing], deadline: float, future: asyncio.Future[list[Outcome]]
-    ) -> None:
-        self.batch, self.deadline, self.future, self.sent = batch, deadline, future, False
-
-
 class Connection:
     """Keeps one `Backend` open for one event loop."""
 
@@ -114,10 +99,8 @@ class Connection:
         self.generation = 0
         self.error: Exception | None = None
         self._capabilities: Capabilities | None = None
-        self._connected = asyncio.Event()
-        self._closed = False
-        self._waiting: list[_Call] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.connected_event = asyncio.Event()
+        self.is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, clock)
         self._specs: dict[str, QueueSpec] = {}
@@ -125,13 +108,14 @@ class Connection:
         self._lost_early: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.survived = Survived()
+        self._sender = Sender(self)
         self.on_lost: set[Callable[[], None]] = set()
         """Called on the event loop when the connection breaks."""
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._connected.is_set() and not self._closed
+        return self.connected_event.is_set() and not self.is_closed
 
     @property
     def capabilities(self) -> Capabilities:
@@ -145,10 +129,11 @@ class Connection:
 
         Raises the typed error of a failure: a wrong password is reported now, not retried (G14).
         """
-        if self._closed:
+        if self.is_closed:
             raise ConnectionLost("this broker is closed; connect a new one")
         self.check_loop("opening the broker")
         self._loop = asyncio.get_running_loop()
+
         try:
             await self._open()
         except Exception as error:
@@ -160,20 +145,21 @@ class Connection:
                 # An error must not be its own cause: following the causes would never end.
                 raise
             raise typed from error
+
         self.events.emit(
             "connection.opened",
             server=self.capabilities.server,
             durability=self.capabilities.durability.word,
         )
 
-    def check_loop(self, doing: str) -> None:
+    def check_loop(self, doing: str, name: str = "") -> None:
         """Raise `ConfigurationError` unless called from the event loop that opened the connection.
 
         A driver's sockets and futures belong to one loop. Used from another loop they stall, or a
         message is stored and its confirmation is lost (G1). A closed connection may be used from
         anywhere: every call raises that it is closed.
         """
-        if self._loop is None or self._closed:
+        if self._loop is None or self.is_closed:
             return
         try:
             running = asyncio.get_running_loop()
@@ -181,8 +167,9 @@ class Connection:
             return  # no loop runs in this thread, so nothing can be awaited in it
 
         if running is not self._loop:
+            what = f"{doing} {name!r}" if name else doing
             raise ConfigurationError(
-                f"{doing}: this broker was opened in another event loop, and only that loop can "
+                f"{what}: this broker was opened in another event loop, and only that loop can "
                 "use it. Await the call there: from another thread with "
                 "asyncio.run_coroutine_threadsafe(call, loop). Or connect a Broker in each event "
                 "loop, or use mqcore.sync.Broker, which serves any thread"
@@ -196,12 +183,13 @@ class Connection:
         await self._declare_again()
         if self._lost_early is not None:
             raise self._lost_early
-        if self._closed:
+        if self.is_closed:
             # By a `close` that found nothing to close. The caller closes what was opened now.
             raise ConnectionLost("this broker was closed while it was opened")
+
         self.error = None
         self._wait.working()
-        self._connected.set()
+        self.connected_event.set()
 
     async def _declare_again(self) -> None:
         """Declare again what was declared before the connection was lost (G14).
@@ -230,18 +218,15 @@ class Connection:
         (G13). May be called again.
         """
         self.check_loop("closing the broker")
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
-        self._connected.set()
+        self.is_closed = True
+        self.connected_event.set()
         if self._reconnecting is not None:
             self._reconnecting.cancel()
             await asyncio.gather(self._reconnecting, return_exceptions=True)
         until = None if limit is None else asyncio.get_running_loop().time() + limit
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER if limit is None else limit / 2)
-        for task in self._tasks:
-            task.cancel()
+        await self._sender.close(limit)
         await self._close_backend(until)
 
     async def _close_backend(self, until: float | None) -> None:
@@ -260,13 +245,13 @@ class Connection:
 
         Further reports for the same generation are ignored.
         """
-        if self._closed or generation != self.generation:
+        if self.is_closed or generation != self.generation:
             return
-        if not self._connected.is_set():
+        if not self.connected_event.is_set():
             # For `_open`, which may be about to set this generation connected.
             self._lost_early = error
             return
-        self._connected.clear()
+        self.connected_event.clear()
         self.error = error
         self.events.emit("connection.lost", error=describe_error(error))
         for listener in tuple(self.on_lost):
@@ -275,9 +260,11 @@ class Connection:
 
     async def _reconnect(self) -> None:
         began, wait = self.clock.monotonic(), self._wait.next()
+
         while True:
             await self.clock.sleep(wait)
             await self.backend.close()
+
             try:
                 await self._open()
             except Exception as error:  # noqa: BLE001 - any failure of a driver is reported and retried
@@ -290,112 +277,14 @@ class Connection:
                 return
 
     async def publish(self, batch: Sequence[Outgoing], timeout: float) -> list[Outcome]:
-        """Store a batch together with whatever else is published in this loop turn; an outcome for each message, in order.
+        """Store messages within `timeout` seconds, and return an outcome for each; see `Sender`.
 
-        Never outlives `timeout` seconds and never raises for the broker's sake: what was not sent
-        by then is `Failed`, what was sent and not answered is `Unknown` (G1). Raises
-        `ConnectionLost` when it was never opened.
+        Raises `ConnectionLost` when the connection was never opened.
         """
-        if self._capabilities is None and not self._closed:
+        if self._capabilities is None and not self.is_closed:
             raise ConnectionLost(_NOT_OPEN)
         self.check_loop("publishing")
-        loop = asyncio.get_running_loop()
-        call = _Call(batch, self.clock.monotonic() + timeout, loop.create_future())
-        if not (self._waiting or self._tasks):
-            # A program that awaits each publish has nothing to share a batch with: send at once.
-            self._start_sending([call])
-        else:
-            self._waiting.append(call)
-            if len(self._waiting) == 1:
-                loop.call_soon(self._flush)
-
-        try:
-            async with self.clock.timeout(timeout):
-                return await call.future
-        except TimeoutError:
-            if call.sent:
-                return [Unknown(f"no answer within {timeout:g} s")] * len(batch)
-            why = f" ({describe_error(self.error)})" if self.error else ""
-            away = "" if self._connected.is_set() else f": no connection to the broker{why}"
-            return [
-                Failed(ErrorKind.TRANSIENT, f"not sent within {timeout:g} s{away}", self.error)
-            ] * len(batch)
-
-    def _flush(self) -> None:
-        calls, self._waiting = self._waiting, []
-        self._start_sending(calls)
-
-    def _start_sending(self, calls: list[_Call]) -> None:
-        task = asyncio.create_task(self._send(calls))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _send(self, calls: list[_Call]) -> None:
-        while calls := [call for call in calls if not call.future.done()]:
-            if not self._connected.is_set():
-                if not await self._wait_connected(calls):
-                    return
-                # who gave up meanwhile was told that nothing is stored, so nothing of his may be
-                # sent now
-                continue
-            if self._closed:
-                self._refuse(calls)
-                return
-            batch = (
-                calls[0].batch
-                if len(calls) == 1
-                else [item for call in calls for item in call.batch]
-            )
-            deadline = max(call.deadline for call in calls)
-            for call in calls:
-                call.sent = True
-            generation = self.generation
-            try:
-                outcomes = await self.backend.publish(
-                    batch, timeout=max(deadline - self.clock.monotonic(), 0.0)
-                )
-            except asyncio.CancelledError:
-                outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
-            except Exception as error:  # noqa: BLE001 - what a driver raised is classified
-                outcomes = self._raised(error, generation, calls, len(batch))
-            at = 0
-            for call in calls:
-                share = outcomes[at : at + len(call.batch)]
-                at += len(call.batch)
-                if share and not call.future.done():
-                    call.future.set_result(list(share))
-
-    async def _wait_connected(self, calls: list[_Call]) -> bool:
-        """Wait for the connection at most until the last caller's deadline; whoever is late has been answered by then."""
-        remaining = max(call.deadline for call in calls) - self.clock.monotonic()
-        with suppress(TimeoutError):
-            async with self.clock.timeout(max(remaining, 0.0)):
-                await self._connected.wait()
-                return True
-        return False
-
-    def _refuse(self, calls: list[_Call]) -> None:
-        for call in calls:
-            outcome = Failed(ErrorKind.PERMANENT, "this broker is closed")
-            call.future.set_result([outcome] * len(call.batch))
-
-    def _raised(
-        self, error: Exception, generation: int, calls: list[_Call], size: int
-    ) -> list[Outcome]:
-        """Return what an exception of `Backend.publish` means; nothing to say where the batch is worth sending again."""
-        kind = self.backend.classify(error)
-        if kind is ErrorKind.PERMANENT and not isinstance(error, MqcoreError):
-            # Nobody knows this exception: it may be a fault of the driver after it had written the
-            # batch (G1).
-            return [Unknown(f"the driver failed: {describe_error(error)}", error)] * size
-
-        # A driver raises what it knows only when nothing was sent.
-        if kind is not ErrorKind.TRANSIENT:
-            return [Failed(kind, describe_error(error), error)] * size
-        for call in calls:
-            call.sent = False
-        self.report(error, generation)
-        return []
+        return await self._sender.publish(batch, timeout)
 
     async def ready(self, doing: str, patience: float | None = None) -> int:
         """Wait until connected, and return the generation of the connection.
@@ -403,17 +292,18 @@ class Connection:
         Raises `ConnectionLost` after `patience` seconds (None: no limit), and when it is closed.
         """
         self.check_loop(doing)
-        if not self._connected.is_set():
+        if not self.connected_event.is_set():
             _ = self.capabilities  # raises when it was never opened
             try:
                 async with self.clock.timeout(patience):
-                    await self._connected.wait()
+                    await self.connected_event.wait()
             except TimeoutError:
                 why = f" ({describe_error(self.error)})" if self.error else ""
                 raise ConnectionLost(
                     f"{doing}: not connected to the broker for {patience:g} s{why}"
                 ) from self.error
-        if self._closed:
+
+        if self.is_closed:
             raise ConnectionLost(f"{doing}: this broker is closed")
         return self.generation
 
@@ -436,7 +326,7 @@ class Connection:
                 self.report(error, generation)
             raise translate(error, kind, doing) from error
 
-    def supporting(self, protocol: type[P], wanted: str) -> P:
+    def supporting(self, protocol: type[P], feature: str) -> P:
         """Return the backend as one of the `Supports…` protocols.
 
         Raises `UnsupportedFeature`, which names `wanted`, when the backend does not implement it.
@@ -444,7 +334,7 @@ class Connection:
         if isinstance(self.backend, protocol):
             return self.backend
         raise UnsupportedFeature(
-            f"{wanted}: the backend {self.capabilities.backend!r} cannot do this"
+            f"{feature}: the backend {self.capabilities.backend!r} cannot do this"
         )
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:

@@ -63,8 +63,8 @@ class Topology:
     def known(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any] | None:
         """Return the configured queue, or the router, if it is declared already; else None."""
         if isinstance(thing, Queue):
-            found = self._queues.get(thing.name)
-            return found[1] if found is not None and found[0] is thing else None
+            known = self._queues.get(thing.name)
+            return known[1] if known is not None and known[0] is thing else None
         return thing if self._routers.get(thing) == len(thing.bindings) else None
 
     async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
@@ -92,6 +92,7 @@ class Topology:
             await self._connection.declare(configured.specs(self._durability))
         else:
             await self._adopt(configured)
+
         self._queues[queue.name] = (queue, configured)
         return configured
 
@@ -110,6 +111,7 @@ class Topology:
         for router in routers:
             self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         specs: dict[str, QueueSpec] = {}
+
         for _, queue in own:
             for spec in queue.specs(self._durability) if queue.declare else ():
                 if specs.setdefault(spec.name, spec) != spec:
@@ -117,6 +119,7 @@ class Topology:
                         f"queue {spec.name!r} is described twice in this application, with "
                         "different settings. Use one Queue(...), or the same settings in both"
                     )
+
         if specs:
             await self._connection.declare(list(specs.values()))
         self._queues.update({plain.name: (plain, queue) for plain, queue in own if queue.declare})
@@ -294,6 +297,7 @@ class Topology:
             if configured.declare or given(configured, "dead_letter"):
                 return configured.dead_letter
             queue = queue.name
+
         if queue.endswith(DLQ):
             return queue
         counts = await self.counts(queue)
@@ -305,6 +309,7 @@ class Topology:
                 raise QueueNotFound(f"queue {queue!r} does not exist on the broker")
             # The queue may have been deleted. Its dead letters still exist.
             return queue + DLQ
+
         return queue if counts.role == "dead_letter" else counts.dead_letter
 
     def _warn_of_drops(self, name: str, dead_letter: str | None) -> None:
@@ -330,6 +335,7 @@ class Topology:
             self._connection.capabilities.require(
                 Capability.DELAY, f"retrying in queue {queue.name!r} after a wait"
             )
+
         delays = self._connection.capabilities[Capability.DELAY]
         delay = delays.limits.get("max") if delays.level is not Level.NONE else 0.0
         dead_letter, quarantine = queue.dead_letter, queue.quarantine
@@ -341,6 +347,7 @@ class Topology:
                 quarantine and await self.counts(quarantine) is None
             ):
                 quarantine = None  # a queue that another client has made has none
+
         return Rules(
             queue=queue.name,
             source=queue.name,
@@ -353,11 +360,11 @@ class Topology:
         )
 
 
-def _same(one: Queue[Any], other: Queue[Any]) -> bool:
+def _same(first: Queue[Any], second: Queue[Any]) -> bool:
     """Whether the second one needs no declaration and no check after the first one."""
-    if one.declare and other.declare:
-        return one.specs() == other.specs()
-    return one.declare == other.declare and one.options == other.options
+    if first.declare and second.declare:
+        return first.specs() == second.specs()
+    return first.declare == second.declare and first.options == second.options
 
 
 def _check_used(queue: Queue[Any]) -> None:

@@ -108,6 +108,9 @@ class Composer:
 
         Raises `ValidationError` for values that cannot be meant, and `UnsupportedFeature`.
         """
+        if "ttl" not in options and "delay" not in options:
+            return None, 0.0
+
         ttl = self._ttl(name_of(to), options)
         delay = self._delay(name_of(to), options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mqcore.errors import Unroutable
-from mqcore.spi import ErrorKind, Failed
+from mqcore.spi import ErrorKind, Failed, Stored
 
 if TYPE_CHECKING:
     from mqcore.messages.message import Message
@@ -29,6 +29,20 @@ class Outbound:
         """Whether core found no binding that takes the message."""
         return isinstance(self.plan, Unroutable)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether every queue that the message went to has stored it."""
+        if isinstance(self.plan, Unroutable):
+            return False
+        return all(isinstance(outcome, Stored) for outcome in self.outcomes.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The queues that it goes to; where the broker itself routes, the router."""
+        if isinstance(self.plan, Unroutable):
+            return ()
+        return tuple(out.to if isinstance(out.to, str) else out.to.router for out in self.plan)
+
     def missing(self) -> list[str | Route]:
         """Return the queues and routers that do not exist."""
         return [
@@ -41,5 +55,7 @@ class Outbound:
         """Return what is to be sent: what has no outcome, and what did not find its queue."""
         if isinstance(self.plan, Unroutable):
             return []
+        if not self.outcomes:
+            return self.plan
         missing = self.missing()
         return [out for out in self.plan if out.to not in self.outcomes or out.to in missing]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mqcore.events import Events
     from mqcore.publishing.outbound import Outbound
 
-__all__ = ["ending"]
+__all__ = ["ending", "receipt"]
 
 _ERRORS: dict[ErrorKind, type[PublishFailed]] = {
     ErrorKind.NOT_FOUND: QueueNotFound,
@@ -45,12 +45,8 @@ def ending(
         events.emit("publish.failed", name_of(to), message.id, error=f"{plan}{hint}")
         return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
 
-    names = tuple(out.to if isinstance(out.to, str) else out.to.router for out in plan)
-    stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
-    if len(stored) == len(outcomes):
-        duplicate = all(outcome.duplicate for outcome in stored)
-        events.emit("message.published", names[0], message.id, duplicate=duplicate)
-        return Receipt(message.id, names, duplicate)
+    if sent.is_stored:
+        return receipt(sent, events)
 
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     if len(failed) == len(outcomes):
@@ -58,7 +54,15 @@ def ending(
         events.emit("publish.failed", name_of(to), message.id, error=_reason(to, failed[0], hint))
         return error
 
-    return _unknown(message.id, names, outcomes, events)
+    return _unknown(message.id, sent.names, outcomes, events)
+
+
+def receipt(sent: Outbound, events: Events) -> Receipt:
+    """Return the receipt of a message that all its queues have stored, and emit the event."""
+    names = sent.names
+    duplicate = all(getattr(outcome, "duplicate", False) for outcome in sent.outcomes.values())
+    events.emit("message.published", names[0], sent.message.id, duplicate=duplicate)
+    return Receipt(sent.message.id, names, duplicate)
 
 
 def _unknown(
@@ -105,11 +109,13 @@ def _reason(to: Queue[Any] | Router[Any] | str, failed: Failed, hint: str) -> st
                 "the queue does not exist, and declare=False says not to create it. Start the "
                 f"program that declares it{hint}"
             )
+
         if not hint:
             return (
                 "the queue does not exist. Publish to a Queue(...) to declare it, or start its "
                 "consumer once"
             )
+
     return f"{failed.text}{hint}"
 
 

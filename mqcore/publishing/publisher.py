@@ -23,7 +23,7 @@ from mqcore.errors import (
 from mqcore.publishing.composer import Composer
 from mqcore.publishing.options import PublishOptions, check_target, duration
 from mqcore.publishing.outbound import Outbound
-from mqcore.publishing.outcomes import ending
+from mqcore.publishing.outcomes import ending, receipt
 from mqcore.queue import Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Level
@@ -77,7 +77,7 @@ class Publisher:
     ) -> Receipt:
         """Publish one payload; `change` completes its message, for instance with `reply_to`."""
         check_target(to, options)
-        self._connection.check_loop(f"publishing to {name_of(to)!r}")
+        self._connection.check_loop("publishing to", name_of(to))
         message = self.composer.message(to, payload, options)
 
         deadline = self._deadline(to, options)
@@ -91,18 +91,18 @@ class Publisher:
         if "id" in options:
             raise ValidationError("publish_many takes no id: every message needs its own")
         check_target(to, options)
-        self._connection.check_loop(f"publishing to {name_of(to)!r}")
+        self._connection.check_loop("publishing to", name_of(to))
         messages = [self.composer.message(to, payload, options) for payload in payloads]
 
         deadline = self._deadline(to, options)
         try:
             declared = await self._declared(to, deadline)
-            batch = [
-                Outbound(message, await self._plan(declared, message, options, deadline))
-                for message in messages
-            ]
+            plans = await self._plans(declared, messages, options, deadline)
         except PublishFailed as error:
             return [type(error)(str(error), id=message.id) for message in messages]
+
+        batch = [Outbound(*planned) for planned in zip(messages, plans, strict=True)]
+        await self._send_all(batch, deadline)
         return await self._endings(declared, batch, options, deadline)
 
     async def send(
@@ -122,7 +122,12 @@ class Publisher:
         options: PublishOptions,
         deadline: float,
     ) -> Receipt:
-        outbound = Outbound(message, await self._plan(to, message, options, deadline))
+        (plan,) = await self._plans(to, [message], options, deadline)
+        outbound = Outbound(message, plan)
+        await self._send_all([outbound], deadline)
+        if outbound.is_stored:  # the usual case, on a short way
+            return receipt(outbound, self._events)
+
         (result,) = await self._endings(to, [outbound], options, deadline)
         if isinstance(result, MqcoreError):
             raise result
@@ -135,13 +140,11 @@ class Publisher:
         options: PublishOptions,
         deadline: float,
     ) -> list[Receipt | MqcoreError]:
-        """Send messages to one target, and return how each ended.
+        """Return how the publish of each message ended.
 
         A queue or router that another process has deleted is declared again. Then the messages that
         did not find it are sent once more: they are certainly not stored.
         """
-        await self._send_all(batch, deadline)
-
         hint = ""
         queues = self._gone_queues(batch)
         router = to if isinstance(to, Router) and self._gone_router(to, batch, options) else None
@@ -149,9 +152,11 @@ class Publisher:
             try:
                 work = partial(self._topology.declare_again, queues, router)
                 await self._before_sending(name_of(to), batch[0].message.id, deadline, work)
-                for outbound in batch:
-                    if outbound.unroutable:
-                        outbound.plan = await self._plan(to, outbound.message, options, deadline)
+                unroutable = [outbound for outbound in batch if outbound.unroutable]
+                messages = [outbound.message for outbound in unroutable]
+                plans = await self._plans(to, messages, options, deadline)
+                for outbound, plan in zip(unroutable, plans, strict=True):
+                    outbound.plan = plan
             except MqcoreError as error:
                 hint = f"; it was deleted, and it could not be declared again: {error}"
             else:
@@ -193,7 +198,9 @@ class Publisher:
         )
 
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
-        timeout = duration("timeout", options.get("timeout", self._timeout), name_of(to))
+        timeout = self._timeout
+        if "timeout" in options:
+            timeout = duration("timeout", options["timeout"], name_of(to))
         return self._clock.monotonic() + timeout
 
     def _remaining(self, deadline: float) -> float:
@@ -239,39 +246,47 @@ class Publisher:
                 f"{doing}: not connected in time, nothing was sent{why}", id=id
             ) from error
 
-    async def _plan(
+    async def _plans(
         self,
         to: Queue[Any] | Router[Any] | str,
-        message: Message,
+        messages: Sequence[Message],
         options: PublishOptions,
         deadline: float,
-    ) -> list[Outgoing] | Unroutable:
-        """Choose the queues of a message.
+    ) -> list[list[Outgoing] | Unroutable]:
+        """Choose the queues of each message.
 
-        Raises `ValidationError` and `UnsupportedFeature` for options that cannot be kept.
+        The bindings of a router are read once for all messages. Raises `ValidationError` and
+        `UnsupportedFeature` for options that cannot be kept.
         """
         ttl, delay = self.composer.times(to, options)
-        self.composer.check_priority(message)
+        for message in messages:
+            self.composer.check_priority(message)
 
         if not isinstance(to, Router):
             if "key" in options:
                 raise ValidationError(
                     f"key={options['key']!r} is for routers, and {name_of(to)!r} is a queue"
                 )
-            return [Outgoing(name_of(to), message, delay, ttl)]
+            name = name_of(to)
+            return [[Outgoing(name, message, delay, ttl)] for message in messages]
 
         try:
             key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
         except ConfigurationError as error:
             raise ValidationError(str(error)) from None
         if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
-            return [Outgoing(Route(to.name, key), message, delay, ttl)]
+            target = Route(to.name, key)
+            return [[Outgoing(target, message, delay, ttl)] for message in messages]
 
-        bindings = await self._bindings(to, message.id, deadline)
-        queues = route(bindings, key, message.headers)
-        if not queues:
-            return _unroutable(to, message.id, key, bindings)
-        return [Outgoing(queue, message, delay, ttl) for queue in queues]
+        if not messages:
+            return []
+        bindings = await self._bindings(to, messages[0].id, deadline)
+        return [
+            [Outgoing(queue, message, delay, ttl) for queue in queues]
+            if (queues := route(bindings, key, message.headers))
+            else _unroutable(to, message.id, key, bindings)
+            for message in messages
+        ]
 
     async def _bindings(self, router: Router[Any], id: str, deadline: float) -> Sequence[Binding]:
         backend = self._connection.supporting(SupportsBind, f"router {router.name!r}")

@@ -316,7 +316,7 @@ async def test_closing_answers_everybody_who_waits(down: Broker, clock: VirtualC
 async def test_closing_does_not_wait_for_a_driver_that_hangs(
     faulty: Broker, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mqcore.connection.connection._LAST_ANSWER", 0.01)
+    monkeypatch.setattr("mqcore.connection.sender._LAST_ANSWER", 0.01)
     await faulty.declare(numbers)
     faults.next("publish", hung())
     publishing = asyncio.create_task(faulty.publish(numbers, 1))

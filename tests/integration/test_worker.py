@@ -1,4 +1,4 @@
-"""The worker as a whole: what runs around its consumers, what it consumes, how it is told to stop, and what it tells of itself."""
+"""The worker: its lifespan, its queues, how it stops, and what it reports."""
 
 import asyncio
 import json
@@ -106,7 +106,7 @@ async def test_what_prevents_the_start_leaves_nothing_running(
         await Worker(app, broker).start()
     await clock.settle()
     assert closed == [True]
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
     assert broker.health().consuming == {}
     counts = (await broker.counts(one))[0]
     assert (counts.ready, counts.leased) == (1, 0)
@@ -291,7 +291,7 @@ async def test_cancelling_run_leaves_nothing_running(
         await running
     await clock.advance(30)  # the lease keeper, which is the broker's, finds nothing to renew
     assert held.cancelled == ["x"]
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
     counts = (await broker.counts(one))[0]
     assert (counts.ready, counts.leased) == (1, 0)
 
