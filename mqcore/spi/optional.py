@@ -229,8 +229,8 @@ class SupportsAlter(Protocol):
         counts from when a dead letter was stored, so older ones are removed. Every instance that
         opens later uses the new settings, and an open one uses them after its next `open`.
 
-        Raises, as NOT_FOUND, when the queue is missing, and `mismatch(..., alterable=False)` for a
-        setting that this broker fixes when a queue is made; nothing is changed then.
+        Raises, as NOT_FOUND, when the queue is missing, and `not_alterable(...)` for a setting that
+        this broker fixes when a queue is made; nothing is changed then.
         """
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "check_spec",
     "expiry_of",
     "mismatch",
+    "not_alterable",
     "overflowed",
     "quarantine_of",
     "router_mismatch",
@@ -85,6 +86,18 @@ def mismatch(
         f"queue {queue!r} exists with {setting}={have!r}, but the code declares "
         f"{setting}={want!r}. {cure}. "
         f"Or declare {setting}={have!r} in the code, or take the queue as it is with declare=False"
+    )
+
+
+def not_alterable(queue: str, setting: str, have: object, want: object) -> TopologyMismatch:
+    """Return the error of `SupportsAlter.alter` for a setting that the broker cannot change.
+
+    The wanted value may come from code, from the settings or from the command line.
+    """
+    return TopologyMismatch(
+        f"queue {queue!r} has {setting}={have!r}, which cannot be altered to {want!r}: the broker "
+        f"fixes {setting} when a queue is made. Redrive or consume what the queue holds, delete it "
+        f'with "mqcore queues delete {queue}", and declare it with {setting}={want!r}'
     )
 
 

@@ -14,7 +14,7 @@ from time import monotonic
 
 from pika import spec
 
-from mqcore.spi import Alterations, ConfigurationError, mismatch
+from mqcore.spi import Alterations, ConfigurationError, not_alterable
 from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.errors import missing
 from mqcore_rabbitmq.ladder import exit_to, rungs
@@ -151,7 +151,7 @@ class Topology:
             )
         for setting, value in settings.items():
             if setting not in ALTERABLE and (old := getattr(have.spec, setting)) != value:
-                raise mismatch(queue, setting, old, value, alterable=False)
+                raise not_alterable(queue, setting, old, value)
         altered = replace(have, spec=replace(have.spec, **settings))
         if altered != have:
             await self.registry.append([altered.record()])

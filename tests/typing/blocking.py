@@ -1,4 +1,4 @@
-"""The blocking facade is typed as the asyncio one is; see `publishing.py` for how these files are read."""
+"""The blocking facade is typed as the asyncio one; see `publishing.py`."""
 
 from typing import Any, assert_type
 

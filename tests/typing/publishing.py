@@ -1,4 +1,4 @@
-"""A payload goes only where its type is carried: what mypy must refuse stands here with the error that it must give.
+"""A payload goes only to a queue of its type; mypy must refuse the rest.
 
 Nothing here runs. An expected error is a `type: ignore` with its code; should mypy stop to see it,
 the ignore is unused, which is an error too.

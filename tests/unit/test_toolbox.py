@@ -18,6 +18,7 @@ from mqcore.spi import (
     check_router_kinds,
     check_spec,
     expiry_of,
+    not_alterable,
     overflowed,
     quarantine_of,
     split_hosts,
@@ -48,6 +49,15 @@ def test_a_mismatch_names_queue_setting_both_values_and_what_to_do(
 
     assert "queue 'jobs' exists with ttl=60.0, but the code declares ttl=120.0" in str(caught.value)
     assert cure in str(caught.value)
+
+
+def test_a_setting_that_cannot_be_altered_names_no_code_because_it_may_come_from_a_command() -> (
+    None
+):
+    text = str(not_alterable("jobs", "max_length", 5, 6))
+    assert "queue 'jobs' has max_length=5, which cannot be altered to 6" in text
+    assert "mqcore queues delete jobs" in text
+    assert "code" not in text
 
 
 def test_a_router_has_one_kind_in_what_exists_and_in_what_is_added() -> None:
