@@ -5,14 +5,12 @@
     publish() ─┘
 
 Callers that publish at the same moment share one request and one confirmation. A shared request is
-never cancelled for the deadline of one caller: that caller gets `Unknown` (G1). One alarm serves
-the deadlines of all callers, because a timer for each message is expensive.
+never cancelled for the deadline of one caller: that caller gets `Unknown` (G1).
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -57,12 +55,7 @@ class Sender:
         self._clock = connection.clock
         self._waiting: list[_Call] = []
         """Calls that the next batch takes."""
-        self._pending: dict[_Call, None] = {}
-        """Calls without outcomes, in the order of their publish."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.Task[None] | None = None
-        self._alarm_at = math.inf
-        self._is_closing = False
 
     async def publish(self, batch: Sequence[Outgoing], timeout: float) -> list[Outcome]:
         """Store messages, and return an outcome for each, in order.
@@ -79,30 +72,23 @@ class Sender:
         if timeout <= 0:
             return [self._expired(call)] * len(batch)
 
-        self._pending[call] = None
         self._waiting.append(call)
         if len(self._waiting) == 1:
             # The task runs in the next turn of the loop, after all callers of this turn.
             self._tasks.add(asyncio.create_task(self._send()))
-        if call.deadline < self._alarm_at:
-            self._set_alarm(call.deadline)
 
         try:
-            return await call.future
-        finally:
-            self._pending.pop(call, None)
-            if self._is_closing and not self._pending:
-                self._stop_alarm()
+            async with self._clock.timeout(timeout):
+                return await call.future
+        except TimeoutError:
+            return [self._expired(call)] * len(batch)
 
     async def close(self, limit: float | None) -> None:
         """Answer all calls: wait for the broker's answers for 1 s, or for half of `limit`."""
-        self._is_closing = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LAST_ANSWER if limit is None else limit / 2)
         for task in self._tasks:
             task.cancel()
-        if not self._pending:
-            self._stop_alarm()
 
     async def _send(self) -> None:
         """Send what was published in the last turn of the loop, after a reconnect if necessary."""
@@ -172,32 +158,6 @@ class Sender:
             call.sent = False
         self._connection.report(error, generation)
         return []
-
-    def _set_alarm(self, at: float) -> None:
-        """Let the alarm expire calls at this time, and later at the next deadline."""
-        self._stop_alarm()
-        self._alarm_at = at
-        self._alarm = asyncio.create_task(self._expire_at(at))
-
-    def _stop_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm, self._alarm_at = None, math.inf
-
-    async def _expire_at(self, at: float) -> None:
-        while at < math.inf:
-            self._alarm_at = at
-            await self._clock.sleep(at - self._clock.monotonic())
-
-            now = self._clock.monotonic()
-            for call in list(self._pending):
-                if call.deadline <= now and not call.future.done():
-                    _answer([call], self._expired(call))
-            at = min(
-                (call.deadline for call in self._pending if not call.future.done()),
-                default=math.inf,
-            )
-        self._alarm_at, self._alarm = math.inf, None
 
     def _expired(self, call: _Call) -> Outcome:
         if call.sent:

@@ -1,4 +1,4 @@
-"""Each publish keeps its own deadline, although one alarm serves all of a connection (G1)."""
+"""Each publish keeps its own deadline, also when several share a batch (G1)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ async def test_every_publish_ends_at_its_own_deadline(
     await faulty.declare(JOBS)
     faults.next("publish", silent, silent, silent)
 
-    # The alarm is first set for the latest deadline, then moved to earlier ones.
     tasks = []
     for timeout in (9.0, 3.0, 5.0):
         tasks.append(asyncio.create_task(ended(clock, faulty.publish(JOBS, 1, timeout=timeout))))
@@ -67,7 +66,7 @@ async def test_a_deadline_after_an_idle_time_is_kept(
     faulty: Broker, faults: Faults, clock: VirtualClock
 ) -> None:
     await faulty.publish(JOBS, 1)
-    await clock.advance(60)  # the alarm of the first publish has ended meanwhile
+    await clock.advance(60)
     faults.next("publish", silent)
     late = asyncio.create_task(ended(clock, faulty.publish(JOBS, 2, timeout=2)))
     await clock.advance(20)
@@ -99,7 +98,7 @@ async def test_without_time_nothing_is_sent(faulty: Broker, faults: Faults) -> N
 
 
 @pytest.mark.parametrize("answered", [True, False])
-async def test_a_close_leaves_no_alarm(
+async def test_a_close_leaves_no_task(
     faulty: Broker, faults: Faults, clock: VirtualClock, *, answered: bool
 ) -> None:
     before = asyncio.all_tasks()
