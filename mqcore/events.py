@@ -90,6 +90,7 @@ class Events:
         if not self._listeners:
             return
         event = Event(name, queue, message_id, attempt, fields)
+
         for listener in self._listeners:
             try:
                 listener(event)

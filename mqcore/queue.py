@@ -135,10 +135,11 @@ class Queue(Generic[T]):
             name.endswith((DLQ, QUARANTINE)) or name.startswith(RESERVED_PREFIXES)
         ):
             raise ConfigurationError(
-                f"queue {name!r}: names that end in {DLQ!r} or {QUARANTINE!r}, or begin with 'mq.' or "
-                "'amq.', are reserved for mqcore and the brokers. Choose another name, or use "
+                f"queue {name!r}: names that end in {DLQ!r} or {QUARANTINE!r}, or begin with 'mq.' "
+                "or 'amq.', are reserved for mqcore and the brokers. Choose another name, or use "
                 "declare=False for a queue that exists"
             )
+
         if self.dead_letter is not None:
             check_queue_name(self.dead_letter, "dead-letter queue")
             if self.dead_letter.endswith(QUARANTINE):
@@ -148,6 +149,7 @@ class Queue(Generic[T]):
                 )
             if self.dead_letter == name and self.declare:
                 raise ConfigurationError(f"queue {name!r} cannot be its own dead-letter queue")
+
         if self.max_length is not None:
             check_count("max_length", self.max_length, f"queue {name!r}")
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
@@ -155,11 +157,13 @@ class Queue(Generic[T]):
                 f"queue {name!r}: retry={self.retry!r:.60} is not a RetryPolicy; give "
                 "RetryPolicy(max_attempts=…)"
             )
+
         if self.overflow not in ("reject", "dead_letter"):
             raise ConfigurationError(
                 f"queue {name!r}: overflow={self.overflow!r} is unknown; it is 'reject' or "
                 "'dead_letter'"
             )
+
         if self.overflow == "dead_letter" and self.dead_letter is None:
             raise ConfigurationError(
                 f"queue {name!r}: overflow='dead_letter' needs a dead-letter queue, and "
@@ -213,6 +217,7 @@ class Queue(Generic[T]):
                 durability=durability,
             )
             specs.append(dead)
+
         return specs
 
 

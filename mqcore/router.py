@@ -47,10 +47,12 @@ class Router(Generic[T]):
                 f"router {name!r}: names that begin with 'mq.' or 'amq.' are reserved for mqcore "
                 "and the brokers. Choose another name"
             )
+
         if kind not in _KINDS:
             raise ConfigurationError(
                 f"router {name!r}: kind {kind!r} is unknown; it is one of {', '.join(_KINDS)}"
             )
+
         self.kind: Kind = kind
         self.payload: Payload[T] = Payload(payload)
         self.bindings: list[Binding] = []

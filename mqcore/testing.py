@@ -114,6 +114,7 @@ class VirtualClock:
         cancellations from outside behave as they do there.
         """
         loop = self._loop()
+
         async with asyncio.timeout(None) as limit:
             if delay is None:
                 yield limit
@@ -158,7 +159,9 @@ class VirtualClock:
                 "this VirtualClock is already being advanced by another task; advance it from one "
                 "place at a time"
             )
+
         self._advancing = True
+
         try:
             await self.settle()
             end = self._elapsed + length
@@ -189,15 +192,16 @@ class VirtualClock:
         """
         loop = self._loop()
         await self._pass_until_idle(loop)
+
         while waited_for := [work for work in self._work if not work.waited_for]:
             oldest = min(waited_for, key=lambda work: work.began)
-            left = oldest.began + self._patience - time.monotonic()
-            if left <= 0:
+            remaining = oldest.began + self._patience - time.monotonic()
+            if remaining <= 0:
                 oldest.waited_for = True
                 continue
             if self._ended is None or self._ended.done():
                 self._ended = loop.create_future()
-            await asyncio.wait({self._ended}, timeout=left)
+            await asyncio.wait({self._ended}, timeout=remaining)
             await self._pass_until_idle(loop)
 
     async def _pass_until_idle(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -209,6 +213,7 @@ class VirtualClock:
         """
         ready = getattr(loop, "_ready", None)
         self._passing += 1
+
         try:
             for passes in itertools.count(1):
                 await asyncio.sleep(0)

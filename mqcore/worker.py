@@ -121,23 +121,27 @@ class Worker:
                 f"worker of app {self.app.name!r}: queues={queues!r:.100} is not usable; give a "
                 "list of names"
             )
+
         consumed = {spec.queue.name: spec for spec in specs}
         if not consumed:
             raise ConfigurationError(
                 f"app {self.app.name!r} has no consumers: decorate a handler with "
                 "@app.consumer(...)"
             )
+
         unknown = sorted(set(queues or ()) - set(consumed))
         if queues is not None and not queues:
             raise ConfigurationError(
                 f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes "
                 f"{', '.join(sorted(consumed))}"
             )
+
         if unknown:
             raise ConfigurationError(
                 f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes "
                 f"{', '.join(sorted(consumed))}"
             )
+
         return [spec for name, spec in consumed.items() if queues is None or name in queues]
 
     async def __aenter__(self) -> Self:
@@ -299,6 +303,7 @@ class Worker:
 
     async def _close_lifespan(self, limit: float) -> None:
         own = None
+
         try:
             async with self.broker.clock.timeout(limit):
                 try:
@@ -344,6 +349,7 @@ class Worker:
         ended consuming, if one did.
         """
         loop = asyncio.get_running_loop()
+
         with call_at_stop_signals(self._on_signal, loop):
             try:
                 await self.start()
@@ -355,6 +361,7 @@ class Worker:
                 # The caller that cancels does not wait, and nothing may be left running.
                 await self.drain(0)
                 raise
+
         if self._failure is not None:
             raise self._failure
 
@@ -401,6 +408,7 @@ class Worker:
             "at": self.broker.clock.now(),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
+
         try:
             temporary.write_text(json.dumps(report))
             temporary.replace(path)

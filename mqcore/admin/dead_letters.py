@@ -242,6 +242,7 @@ class DeadLetters:
         queue = await self._find()
         subscription = await self._connection.subscribe(queue, 1, LEASE)
         moving = _Moving(self._connection, backend, queue, subscription, chosen, judge)
+
         try:
             await moving.run()
         finally:
@@ -249,6 +250,7 @@ class DeadLetters:
                 await moving.release()
             finally:
                 await subscription.close()
+
         return Redriven(tuple(moving.moved), moving.left)
 
 
@@ -421,6 +423,7 @@ def _check(filters: DeadLetterFilter) -> None:
         raise ConfigurationError(
             f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids"
         )
+
     for name in ("queue", "error"):
         check_text(name, filters.get(name, "any"), "filter of dead letters")
     for name in ("before", "after"):
@@ -430,6 +433,7 @@ def _check(filters: DeadLetterFilter) -> None:
         raise ConfigurationError(
             f"reason {filters['reason']!r} is unknown; it is one of {', '.join(reasons)}"
         )
+
     unknown = set(filters) - set(DeadLetterFilter.__annotations__)
     if unknown:
         raise ConfigurationError(
@@ -462,11 +466,13 @@ def _redrive(
             f"its failure record names the queue {letter.queue!r:.100}, which is reserved: name "
             "the queue to send it to"
         )
+
     if message.redriven >= REDRIVES and not force:
         return (
             f"it came back {message.redriven} times already; redrive it with force when the cause "
             "is fixed"
         )
+
     fresh = {"attempt": 1, "expires_at": None, "failed_at": None, "death": None}
     successor = message.moved(queue, redriven=message.redriven + 1, **fresh)
     return Move(delivery.receipt, Outgoing(to or letter.queue, successor))

@@ -18,8 +18,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (None: the words this program was started with) and return its exit code.
 
-    0: done. 1: the broker failed, or problems were found. 2: wrong usage. 75: a worker has reached a
-    limit and is to be started again. Wrong input raises no exception.
+    0: done. 1: the broker failed, or problems were found. 2: wrong usage. 75: a worker has reached
+    a limit and is to be started again. Wrong input raises no exception.
     """
     try:
         from mqcore.cli.app import run  # noqa: PLC0415 - Typer and Rich may be missing

@@ -97,13 +97,13 @@ def _root(
 def _names(app: typer.Typer) -> set[str]:
     """Return the names of all commands and groups."""
     groups = [
-        one.typer_instance.info.name
-        for one in app.registered_groups
-        if one.typer_instance is not None
+        each.typer_instance.info.name
+        for each in app.registered_groups
+        if each.typer_instance is not None
     ]
     return {
         name
-        for name in [*(one.name for one in app.registered_commands), *groups]
+        for name in [*(each.name for each in app.registered_commands), *groups]
         if isinstance(name, str)
     }
 
@@ -111,11 +111,12 @@ def _names(app: typer.Typer) -> set[str]:
 def _add_plugins(app: typer.Typer) -> None:
     """Add the commands of plugins. A broken plugin loses only its own commands."""
     try:
-        found = default_plugins().commands()
+        additions = default_plugins().commands()
     except MqcoreError as error:
         _say(str(error))
         return
-    for added in found:
+
+    for added in additions:
         name = added.info.name if isinstance(added, typer.Typer) else None
         if isinstance(added, typer.Typer) and isinstance(name, str) and name not in _names(app):
             app.add_typer(added)
@@ -133,8 +134,10 @@ def run(argv: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             # A character that the terminal cannot show must not fail the command.
             stream.reconfigure(errors="backslashreplace")
+
     ours = application(plugins=False)
     app = ours if argv and argv[0] in _names(ours) else application(plugins=True)
+
     try:
         code = typer.main.get_command(app).main(
             args=list(argv), prog_name="mqcore", standalone_mode=False
@@ -155,6 +158,7 @@ def run(argv: Sequence[str]) -> int:
         return _end(
             f"{what}. {_TRACEBACK}=1 in the environment shows the traceback", error, _FAILED
         )
+
     return code if isinstance(code, int) else 0
 
 

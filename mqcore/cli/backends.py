@@ -26,17 +26,17 @@ def backends(*, json: Json = False) -> None:
     doctor URL`.
     """
     installed = default_plugins().installed()
-    found = [(one, _capabilities(one)) for one in installed]
+    entries = [(entry, _capabilities(entry)) for entry in installed]
     if json:
-        print_json([_data(one, capabilities) for one, capabilities in found])
+        print_json([_data(entry, capabilities) for entry, capabilities in entries])
         return
 
-    usable = [(one, capabilities) for one, capabilities in found if one.error is None]
+    usable = [(entry, capabilities) for entry, capabilities in entries if entry.error is None]
     # Backends that were added come first.
     usable.sort(key=lambda line: line[0].distribution == _OWN_DISTRIBUTION)
     rows = [
-        (one.scheme, one.distribution, one.version, _in_words(one, capabilities))
-        for one, capabilities in usable
+        (entry.scheme, entry.distribution, entry.version, _in_words(entry, capabilities))
+        for entry, capabilities in usable
     ]
     print_table(
         ("scheme", "distribution", "version", "capabilities"), rows, empty="no plugin can be used"
@@ -47,14 +47,14 @@ def backends(*, json: Json = False) -> None:
         print_table(("cannot be used", "distribution", "version", "why"), unusable, empty="")
 
 
-def _capabilities(one: Installed) -> Capabilities | None:
+def _capabilities(entry: Installed) -> Capabilities | None:
     """Return the capabilities of a backend that needs no server; None for the others."""
-    if one.backend is None or not one.backend.local:
+    if entry.backend is None or not entry.backend.local:
         return None
 
     async def ask() -> Capabilities:
         async with Broker.connect(
-            f"{one.scheme}://mqcore-backends", settings=Settings(), durability=None
+            f"{entry.scheme}://mqcore-backends", settings=Settings(), durability=None
         ) as broker:
             return broker.capabilities
 
@@ -68,21 +68,22 @@ def _capabilities(one: Installed) -> Capabilities | None:
 def _unusable(installed: Sequence[Installed]) -> list[tuple[str, str, str, str]]:
     """Return a row for each reason; schemes that lack the same package share a row."""
     reasons: dict[tuple[bool, str, str, str], list[str]] = {}
-    for one in installed:
-        if one.error is not None:
-            why = one.error.partition(_CANNOT)[2] or one.error
+    for entry in installed:
+        if entry.error is not None:
+            why = entry.error.partition(_CANNOT)[2] or entry.error
             reasons.setdefault(
-                (one.distribution == _OWN_DISTRIBUTION, one.distribution, one.version, why), []
-            ).append(one.scheme)
+                (entry.distribution == _OWN_DISTRIBUTION, entry.distribution, entry.version, why),
+                [],
+            ).append(entry.scheme)
     return [
         (", ".join(schemes), name, version, why)
         for (_, name, version, why), schemes in sorted(reasons.items())
     ]
 
 
-def _in_words(one: Installed, capabilities: Capabilities | None) -> str:
+def _in_words(entry: Installed, capabilities: Capabilities | None) -> str:
     if capabilities is None:
-        return f"depend on the server: mqcore doctor {one.scheme}://..."
+        return f"depend on the server: mqcore doctor {entry.scheme}://..."
     names = {
         level: [which.value for which in Capability if capabilities[which].level is level]
         for level in Level
@@ -92,14 +93,14 @@ def _in_words(one: Installed, capabilities: Capabilities | None) -> str:
     )
 
 
-def _data(one: Installed, capabilities: Capabilities | None) -> dict[str, object]:
+def _data(entry: Installed, capabilities: Capabilities | None) -> dict[str, object]:
     return {
-        "scheme": one.scheme,
-        "distribution": one.distribution,
-        "version": one.version,
-        "usable": one.error is None,
-        "error": one.error,
-        "local": None if one.backend is None else one.backend.local,
+        "scheme": entry.scheme,
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "usable": entry.error is None,
+        "error": entry.error,
+        "local": None if entry.backend is None else entry.backend.local,
         "capabilities": None if capabilities is None else capabilities_data(capabilities),
     }
 

@@ -159,8 +159,10 @@ def load_app(target: str) -> App:
         raise ConfigurationError(
             f"{target!r:.200} is not of the form MODULE:APP, for instance shop:app"
         )
+
     name, _, attribute = target.partition(":")
     target_object: object = _import(name)
+
     for part in attribute.split("."):
         if not hasattr(target_object, part):
             apps = [key for key, value in vars(sys.modules[name]).items() if isinstance(value, App)]
@@ -168,6 +170,7 @@ def load_app(target: str) -> App:
                 f"module {name!r} has no {attribute!r}; its apps are: {', '.join(apps) or 'none'}"
             )
         target_object = getattr(target_object, part)
+
     if not isinstance(target_object, App):
         raise ConfigurationError(f"{target} is a {type(target_object).__name__}, not an mqcore App")
     return target_object
@@ -194,6 +197,7 @@ def _import(name: str) -> object:
                 f"module {name!r} cannot be imported: {type(error).__name__}: "
                 f"{error}{place_of(error)}"
             )
+
         raise ConfigurationError(text) from error
 
 

@@ -1,8 +1,8 @@
 """`mqcore contract run URL`: tests case by case whether a backend keeps mqcore's guarantees.
 
-The cases are those of `mqcore.contract`. The output has a line for each case, then the failures, the
-counts and a verdict. A run without some of the cases is *partial*: it helps the author of a backend,
-and proves nothing.
+The cases are those of `mqcore.contract`. The output has a line for each case, then the failures,
+the counts and a verdict. A run without some of the cases is *partial*: it helps the author of a
+backend, and proves nothing.
 """
 
 import asyncio
@@ -72,24 +72,28 @@ class What:
         """
         every = all_cases()
         profiles = list(dict.fromkeys(case.profile for case in every))
+
         for name in self.profile or ():
             if name not in profiles:
                 raise ConfigurationError(
                     f"there is no profile {name!r:.60}; the profiles are: {', '.join(profiles)}"
                 )
-        found = [case for case in every if self.profile is None or case.profile in self.profile]
+
+        chosen = [case for case in every if self.profile is None or case.profile in self.profile]
         if self.case is not None:
             patterns = [f"*{pattern.replace('[', '[[]')}*" for pattern in self.case]
-            found = [
+            chosen = [
                 case
-                for case in found
+                for case in chosen
                 if any(fnmatchcase(case.name, pattern) for pattern in patterns)
             ]
-        if not found:
+
+        if not chosen:
             raise ConfigurationError(
                 f"no case has {' or '.join(map(repr, self.case or ())):.100} in its name"
             )
-        return found
+
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -116,19 +120,21 @@ class How:
 
         Raises `ConfigurationError` for one without a reason, and for an unknown case.
         """
-        found = []
+        waivers = []
+
         for text in self.waive or ():
             case, _, reason = text.partition(":")
             if not reason.strip():
                 raise ConfigurationError(
                     f"--waive {text!r:.100}: give CASE:REASON; every report prints the reason"
                 )
-            if case.strip() not in {one.name for one in all_cases()}:
+            if case.strip() not in {each.name for each in all_cases()}:
                 raise ConfigurationError(
                     f"--waive: no case is named {case.strip()!r:.100}; a run prints their names"
                 )
-            found.append(Waiver(case.strip(), reason.strip()))
-        return found
+            waivers.append(Waiver(case.strip(), reason.strip()))
+
+        return waivers
 
 
 def run(
@@ -157,8 +163,8 @@ def run(
 ) -> int:
     """Run the contract on a broker for tests. Its cases create and delete queues named ct.….
 
-    The exit code is 1 when a case fails that is not waived, or a waived case passes. With CI=true in
-    the environment it is also 1 for a partial run, one with --profile or --case.
+    The exit code is 1 when a case fails that is not waived, or a waived case passes. With CI=true
+    in the environment it is also 1 for a partial run, one with --profile or --case.
     """
     _check(report, {".json", ".md"}, "a report")
     _check(badge, {".svg"}, "a badge")
@@ -167,6 +173,7 @@ def run(
         capabilities = _capabilities(url, make())
         show: Callable[[Result], None] = (lambda _: None) if json else _printer(cases)
         results = run_contract(make, cases=cases, waivers=waivers, on_result=show)
+
     outcome = Report(
         results, capabilities, make().server_version() or capabilities.server, what.whole, waivers
     )
@@ -174,12 +181,14 @@ def run(
         report.write_text(
             outcome.markdown() if report.suffix == ".md" else outcome.json(), encoding="utf-8"
         )
+
     if badge is not None and (svg := outcome.badge()) is not None:
         badge.write_text(svg, encoding="utf-8")
     if json:
         print_json(outcome.data())
     else:
         _conclude(outcome, badge)
+
     unproven = outcome.verdict == "partial" and os.environ.get("CI") == "true"
     return 1 if unproven or not outcome.ok else 0
 
@@ -195,8 +204,8 @@ def harness_of(url: str, *, virtual: bool = False) -> Callable[[], Harness]:
     takes_clock = "clock" in backend.Options.model_fields
     if virtual and not takes_clock:
         raise ConfigurationError(
-            f"--virtual: {backend.__name__} takes no virtual clock, because its Options have no field "
-            "`clock`"
+            f"--virtual: {backend.__name__} takes no virtual clock, because its Options have no "
+            "field `clock`"
         )
     virtual = virtual or (backend.local and takes_clock)
 
@@ -256,13 +265,13 @@ def _printer(cases: Sequence[Case]) -> Callable[[Result], None]:
         return lambda result: print(
             f"{result.status:14}  {result.case.name}  {result.seconds:.2f} s", flush=True
         )
-    screen, left = console(), len(cases)
+    screen, remaining = console(), len(cases)
 
     def tell(result: Result) -> None:
-        nonlocal left
-        left -= 1
+        nonlocal remaining
+        remaining -= 1
         status = Text(f"{result.status:14}", style=_STYLES.get(result.status, "dim"))
-        took = Text(f" {result.seconds:.2f} s, {left} to go", style="dim")
+        took = Text(f" {result.seconds:.2f} s, {remaining} to go", style="dim")
         screen.print(status, Text(f" {result.case.name}"), took, soft_wrap=True)
 
     return tell
@@ -284,6 +293,7 @@ def _conclude(report: Report, badge: Path | None) -> None:
             print(f"  and {len(alike) - _SHOWN} more: --json names them")
         for line in escaped(alike[0].text, lines=True).splitlines():
             print(f"    {line}")
+
     for waiver in report.waivers:
         print(one_line(f"waived: {waiver.case}: {waiver.reason}"))
     hidden = _alike(result for result in report.results if result.status == "not shown")
@@ -296,9 +306,9 @@ def _conclude(report: Report, badge: Path | None) -> None:
     rows = [(name, *(report.counts(name)[status] for status in _STATUSES)) for name in profiles]
     print_table(("profile", *_STATUSES), rows, empty="")
     counts = report.counts()
-    told = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    summary = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
     backend = one_line(f"{report.capabilities.backend}, {report.server}")
-    print(f"\n{backend}: {told} of {amount(len(report.results), 'case')}")
+    print(f"\n{backend}: {summary} of {amount(len(report.results), 'case')}")
     if not report.whole:
         print("partial run: it proves nothing" + (", and there is no badge" if badge else ""))
     print(report.verdict)

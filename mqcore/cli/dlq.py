@@ -73,34 +73,34 @@ class Which:
         str | None, typer.Option(metavar="TIME", help="Died at or after this time.")
     ] = None
 
-    def wanted(self) -> DeadLetterFilter:
+    def filters(self) -> DeadLetterFilter:
         """Return the filter. Raises `ConfigurationError` for a wrong time."""
-        wanted: DeadLetterFilter = {}
+        filters: DeadLetterFilter = {}
         if self.id:
-            wanted["ids"] = set(self.id)
+            filters["ids"] = set(self.id)
         if self.reason is not None:
-            wanted["reason"] = self.reason
+            filters["reason"] = self.reason
         if self.error is not None:
-            wanted["error"] = self.error
+            filters["error"] = self.error
         if self.died_in is not None:
-            wanted["queue"] = self.died_in
+            filters["queue"] = self.died_in
         if self.before is not None:
-            wanted["before"] = _moment("--before", self.before)
+            filters["before"] = _moment("--before", self.before)
         if self.after is not None:
-            wanted["after"] = _moment("--after", self.after)
-        return wanted
+            filters["after"] = _moment("--after", self.after)
+        return filters
 
     def chosen(self, *, everything: bool) -> DeadLetterFilter:
         """Return the filter for a command that changes something: it needs a filter or `--all`."""
-        wanted = self.wanted()
-        if bool(wanted) == everything:
+        filters = self.filters()
+        if bool(filters) == everything:
             raise ConfigurationError(
                 "--all cannot be combined with a filter"
                 if everything
                 else "choose the dead letters: --id, --reason, --error, --queue, --before, "
                 "--after, or --all"
             )
-        return wanted
+        return filters
 
 
 def _moment(option: str, text: str) -> float:
@@ -108,6 +108,7 @@ def _moment(option: str, text: str) -> float:
         return float(text)
     except ValueError:
         pass
+
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -115,6 +116,7 @@ def _moment(option: str, text: str) -> float:
             f"{option} {text!r:.60} is not a time: give ISO 8601, for instance 2025-01-31T08:30, "
             "or seconds since the epoch"
         ) from error
+
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
@@ -126,10 +128,10 @@ def list_letters(
     at: At,
 ) -> None:
     """List dead letters, the oldest first."""
-    wanted = which.wanted()
+    filters = which.filters()
 
     async def work(broker: Broker) -> list[DeadLetter]:
-        return await broker.dead_letters(queue).list(limit, **wanted)
+        return await broker.dead_letters(queue).list(limit, **filters)
 
     letters = at.run(work)
     if at.json:
@@ -207,23 +209,23 @@ def redrive(
     Their attempts start at 1 again, and they no longer expire. The exit code is 1 when a message
     could not be moved; it stays in the dead-letter queue.
     """
-    wanted = which.chosen(everything=everything)
+    filters = which.chosen(everything=everything)
 
     async def work(broker: Broker) -> Redriven:
         if to is not None:
             await _check_there(broker, to)
-        return await broker.dead_letters(queue).redrive(to=to, force=force, **wanted)
+        return await broker.dead_letters(queue).redrive(to=to, force=force, **filters)
 
     done = at.run(work, patience=None)
     missing = sorted(set(which.id or ()) - set(done.moved) - set(done.left))
-    left = {**done.left, **dict.fromkeys(missing, "no dead letter has this id")}
+    unmoved = {**done.left, **dict.fromkeys(missing, "no dead letter has this id")}
     if at.json:
-        print_json({"moved": list(done.moved), "left": left})
+        print_json({"moved": list(done.moved), "left": unmoved})
     else:
-        print(f"{len(done.moved):,} redriven, {len(left):,} not redriven")
-        if left:
-            print_table(("id", "reason"), list(left.items()), empty="")
-    if left:
+        print(f"{len(done.moved):,} redriven, {len(unmoved):,} not redriven")
+        if unmoved:
+            print_table(("id", "reason"), list(unmoved.items()), empty="")
+    if unmoved:
         raise typer.Exit(1)
 
 
@@ -244,13 +246,13 @@ def purge(
     at: At,
 ) -> None:
     """Remove dead letters for good."""
-    wanted = which.chosen(everything=everything)
+    filters = which.chosen(everything=everything)
 
     async def number(broker: Broker) -> int:
-        return len(await broker.dead_letters(queue).list(1_000_000_000, **wanted))
+        return len(await broker.dead_letters(queue).list(1_000_000_000, **filters))
 
     async def work(broker: Broker) -> int:
-        return await broker.dead_letters(queue).purge(**wanted)
+        return await broker.dead_letters(queue).purge(**filters)
 
     if not yes:
         confirm(
@@ -285,6 +287,7 @@ def _data(letter: DeadLetter, *, whole: bool) -> dict[str, object]:
             "traceback": death.traceback,
             **data_of_body(letter.body),
         }
+
     return data
 
 

@@ -81,10 +81,12 @@ def doctor(
         at.run(lambda broker: _examine(broker, settings, user_app, report), demanding=False)
     except BrokerError as error:
         report.problems.append(f"the broker does not answer as it should: {one_line(str(error))}")
+
     if json:
         print_json(_data(report))
     else:
         _print(report)
+
     if report.problems:
         raise typer.Exit(1)
 
@@ -99,9 +101,11 @@ async def _examine(
             f"the settings ask for durability {settings.durability.word!r}, and this server gives "
             f"{broker.capabilities.durability.word!r} as it is configured"
         )
+
     for support in report.capabilities.supports.values():
         if warning := support.limits.get(WARNING):
             report.problems.append(str(warning))
+
     report.problems += await broker.diagnose()
     await _check_queues(broker, report, user_app)
     if is_local(broker) and not report.queues:
@@ -119,7 +123,9 @@ async def _check_queues(broker: Broker, report: Report, user_app: App | None) ->
     except UnsupportedFeature as error:
         report.notes.append(str(error))
         return
+
     named = {counts.dead_letter: counts.name for counts in report.queues}
+
     for counts in report.queues:
         number = counts.total
         if counts.role != "dead_letter" or not number:
@@ -135,6 +141,7 @@ async def _check_queues(broker: Broker, report: Report, user_app: App | None) ->
             f"{counts.name!r} holds {amount(number, 'dead letter')}{why}{whose}: mqcore dlq list "
             f"{counts.name}"
         )
+
     if user_app is not None:
         there = {counts.name for counts in report.queues}
         missing = [spec.queue.name for spec in user_app.handlers if spec.queue.name not in there]
@@ -161,12 +168,15 @@ async def _check_bindings(
     except UnsupportedFeature as error:
         report.notes.append(str(error))
         return
+
     there = {counts.name for counts in report.queues}
+
     for binding in bindings if there else ():
         if binding.queue not in there:
             report.problems.append(
                 f"the binding {describe(binding)} leads to a queue that does not exist"
             )
+
     if user_app is None:
         return
     report.leftovers = leftovers(bindings, user_app, settings)
@@ -213,6 +223,7 @@ def _print(report: Report) -> None:
             _limits(capabilities, Capability.DURABLE)
             or _NO_REASON[capabilities.has(Capability.DURABLE)]
         )
+
     print_facts(facts)
     if capabilities is not None:
         rows = [
@@ -222,8 +233,12 @@ def _print(report: Report) -> None:
         print()
         print_table(("capability", "level", "limits"), rows, empty="")
         print()
-        lines = [(one.name, one.role, one.ready, one.leased, one.delayed) for one in report.queues]
+        lines = [
+            (counts.name, counts.role, counts.ready, counts.leased, counts.delayed)
+            for counts in report.queues
+        ]
         print_table(("queue", "role", "ready", "in flight", "delayed"), lines, empty="no queues")
+
     print()
     _print_lines("note", report.notes)
     _print_lines("problem", report.problems)

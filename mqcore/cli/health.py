@@ -39,6 +39,7 @@ async def keep_health_file(path: Path, supervisor: Supervisor, processes: int) -
     The files of workers that have ended are removed.
     """
     temporary = path.with_name(f".{path.name}.all")
+
     try:
         while True:
             pids = supervisor.pids
@@ -61,6 +62,7 @@ def together(workers: Sequence[dict[str, object]], processes: int) -> dict[str, 
         queues = worker.get("consuming")
         for queue, well in queues.items() if isinstance(queues, dict) else ():
             consuming[queue] = consuming.get(queue, True) and well is True
+
     complete = len(workers) == processes
     return {
         "ok": complete and all(worker.get("ok") is True for worker in workers),

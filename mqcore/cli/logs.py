@@ -20,12 +20,12 @@ _ROOT_LOGGER = "mqcore"
 
 
 @contextmanager
-def json_stream(*, wanted: bool) -> Iterator[TextIO | None]:
-    """Reserve standard output for JSON, and return a stream to it; do nothing if not `wanted`.
+def json_stream(*, enabled: bool) -> Iterator[TextIO | None]:
+    """Reserve standard output for JSON, and return a stream to it; do nothing if not `enabled`.
 
     What the application and the programs that it starts print goes to standard error.
     """
-    if not wanted:
+    if not enabled:
         yield None
         return
 
@@ -134,6 +134,7 @@ class _JsonLines(logging.Formatter):
             data["fields"] = {name: _plain(value) for name, value in event.fields.items()}
         else:
             data["message"] = one_line(record.getMessage())
+
         if record.exc_info and record.exc_info[1] is not None:
             data["traceback"] = self.formatException(record.exc_info)
         return json.dumps(data, default=str)

@@ -45,11 +45,13 @@ def new_backend(
             f"{name!r:.60} cannot be a URL scheme and a package: use lower-case letters, digits "
             "and single hyphens, and begin with a letter"
         )
-    taken = {one.scheme: one.distribution for one in default_plugins().installed()}
+
+    taken = {entry.scheme: entry.distribution for entry in default_plugins().installed()}
     if name in taken:
         raise ConfigurationError(
             f"the scheme {name!r} is taken by {taken[name]}; choose another name"
         )
+
     target = write_package(name, directory)
     print(f"{target} is written. Next:")
     print(f"  cd {target} && pip install -e '.[test]'")
@@ -66,6 +68,7 @@ def write_package(name: str, directory: Path) -> Path:
     Raises `ConfigurationError` when the folder exists or cannot be written.
     """
     target, words = directory / f"mqcore-{name}", _words(name)
+
     try:
         target.mkdir(parents=True)
         for place, text in _templates(files("mqcore.contract") / "template", PurePosixPath()):
@@ -80,6 +83,7 @@ def write_package(name: str, directory: Path) -> Path:
         raise ConfigurationError(
             f"{str(target)!r:.300} cannot be written: {error.strerror}"
         ) from error
+
     return target
 
 
@@ -99,8 +103,8 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
 
 
 def _templates(folder: Traversable, at: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
-    for one in folder.iterdir():
-        if one.is_dir():
-            yield from _templates(one, at / one.name)
-        elif one.name.endswith(_SUFFIX):
-            yield at / one.name, one.read_text(encoding="utf-8")
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _templates(entry, at / entry.name)
+        elif entry.name.endswith(_SUFFIX):
+            yield at / entry.name, entry.read_text(encoding="utf-8")

@@ -146,7 +146,7 @@ def _lines(
     ]
     return [
         _line(before.get(counts.name), counts, now, passed)
-        for counts in sorted(shown, key=lambda one: one.name)
+        for counts in sorted(shown, key=lambda counts: counts.name)
     ]
 
 
@@ -200,8 +200,8 @@ def delete(
     if not yes:
         counts = at.run(held)
         confirm(
-            f"Queue {queue!r} holds {amount(counts.total, 'message')}. "
-            "Delete the queue and its messages?",
+            f"Queue {queue!r} holds {amount(counts.total, 'message')}. Delete the queue and its "
+            "messages?",
             yes=yes,
         )
     gone = at.run(work)

@@ -90,10 +90,10 @@ def prune(
 def leftovers(bindings: Iterable[Binding], user_app: App, settings: Settings) -> list[Binding]:
     """Return the bindings of the app's routers that are in neither its code nor its settings."""
     names = {router.name for router in user_app.routers}
-    wanted = {binding for router in user_app.routers for binding in router.bindings}
+    declared = {binding for router in user_app.routers for binding in router.bindings}
     for router in user_app.routers:
-        wanted.update(settings.router_bindings(router.name, router.kind))
-    return [binding for binding in bindings if binding.router in names and binding not in wanted]
+        declared.update(settings.router_bindings(router.name, router.kind))
+    return [binding for binding in bindings if binding.router in names and binding not in declared]
 
 
 def describe(binding: Binding) -> str:

@@ -99,6 +99,7 @@ class How:
             if why := check_health_file(path):
                 raise ConfigurationError(why)
             options["health_file"] = path
+
         return options
 
     def words(self, target: str, *, json: bool) -> list[str]:
@@ -151,14 +152,14 @@ def worker(
             "broker of their own. Leave --processes out, or use a broker that processes share"
         )
     if how.processes > 1:
-        with json_stream(wanted=at.json):
+        with json_stream(enabled=at.json):
             app = load_app(target)
         with logging_set_up(sys.stdout if at.json else None):
             # Report wrong options once, not in each process.
             Worker(app, app.connect(settings=settings), **how.options())
             return asyncio.run(_supervise(how, target, settings, json=at.json))
 
-    with json_stream(wanted=at.json) as stream:
+    with json_stream(enabled=at.json) as stream:
         app = load_app(target)
         with logging_set_up(stream), _deadline(how.grace) as at_signal:
             return asyncio.run(_work(app, how, settings, at_signal))
@@ -196,14 +197,14 @@ def _end_late(news: SimpleQueue[str], grace: float) -> None:
 
 async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], object]) -> int:
     broker = app.connect(settings=settings)
-    one = Worker(app, broker, **how.options())  # reports wrong options before anything is opened
+    running = Worker(app, broker, **how.options())  # refuses wrong options before it connects
     async with broker:
         if how.supervised:
             lifeline = _take_lifeline()
-            asyncio.get_running_loop().add_reader(lifeline, _orphaned, one, lifeline)
+            asyncio.get_running_loop().add_reader(lifeline, _orphaned, running, lifeline)
         with call_at_stop_signals(at_signal):
-            await one.run()
-    return RECYCLE if one.recycle else 0
+            await running.run()
+    return RECYCLE if running.recycle else 0
 
 
 def _take_lifeline() -> int:
@@ -218,11 +219,11 @@ def _take_lifeline() -> int:
     return lifeline
 
 
-def _orphaned(one: Worker, lifeline: int) -> None:
+def _orphaned(running: Worker, lifeline: int) -> None:
     """Drain when the supervisor has died: nothing is ever written to its pipe."""
     if not os.read(lifeline, 1):
         asyncio.get_running_loop().remove_reader(lifeline)
-        one.stop()
+        running.stop()
 
 
 async def _supervise(how: How, target: str, settings: Settings, *, json: bool) -> int:
@@ -233,6 +234,7 @@ async def _supervise(how: How, target: str, settings: Settings, *, json: bool) -
     keeping = asyncio.create_task(
         keep_health_file(Path(how.health_file), supervisor, how.processes)
     )
+
     try:
         return await supervisor.run()
     finally:

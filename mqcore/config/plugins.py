@@ -115,8 +115,8 @@ class Plugins:
             return self._backend_for(scheme.lower())
 
     def _backend_for(self, scheme: str) -> type[Backend]:
-        if found := self._registered(scheme, in_code=True):
-            return found
+        if backend := self._registered(scheme, in_code=True):
+            return backend
         named = [point for point in self._entry_points() if point.name.lower() == scheme]
         if len({_distribution(point) for point in named}) > 1:
             raise _claimed_twice(scheme, [_distribution(point) for point in named])
@@ -124,8 +124,9 @@ class Plugins:
             error = self._load(point)
             if named and error is not None:
                 raise error
-        if found := self._registered(scheme):
-            return found
+
+        if backend := self._registered(scheme):
+            return backend
         raise BackendNotFound(self._why_missing(scheme, named))
 
     def is_installed(self, scheme: str) -> bool:
@@ -214,17 +215,19 @@ class Plugins:
             return
         others = self._manager.get_plugins()
         self._manager.register(plugin)
+
         try:
             self._manager.check_pending()
             caller = self._manager.subset_hook_caller("mqcore_register_backends", others)
-            found = [backend for given in caller() for backend in given]
-            for backend in found:
+            backends = [backend for given in caller() for backend in given]
+            for backend in backends:
                 _schemes_of(backend)
                 _check_version(backend, point)
         except BaseException:
             self._manager.unregister(plugin)
             raise
-        self._backends += [(backend, point) for backend in found]
+
+        self._backends += [(backend, point) for backend in backends]
 
     def _ask(self, hook: str) -> list[Any]:
         """Call a hook of every imported plugin, and return all answers as one list."""
@@ -254,18 +257,20 @@ class Plugins:
         points = self._entry_points()
         for point in [point for point in points if point.name == name] or points:
             self._load(point)
-        found: list[Codec] = [
+        codecs: list[Codec] = [
             codec for codec in self._ask("mqcore_register_codecs") if codec.name == name
         ]
-        if len(found) > 1:
+        if len(codecs) > 1:
             raise ConfigurationError(
                 f"codec {name!r} is registered by two plugins; uninstall one of them"
             )
-        if not found:
+
+        if not codecs:
             raise ConfigurationError(
                 f"codec {name!r}: no installed plugin has it{self._unusable()}"
             )
-        return found[0]
+
+        return codecs[0]
 
     def _why_missing(self, scheme: str, named: Sequence[EntryPoint]) -> str:
         serving = sorted(
@@ -281,6 +286,7 @@ class Plugins:
                 f"the plugin {named[0].name!r} of {' '.join(_distribution(named[0]))} does not "
                 f"serve {scheme!r}; {text}"
             )
+
         if extra := _BUILT_IN_EXTRAS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
         if own_name := _OTHER_NAMES.get(scheme):
@@ -308,14 +314,17 @@ def _schemes_of(backend: object) -> tuple[str, ...]:
         raise ConfigurationError(
             f"the plugin registers {backend!r:.100}, which is not a Backend class"
         )
+
     if missing := ", ".join(sorted(backend.__abstractmethods__)):
         raise ConfigurationError(f"the backend {backend.__qualname__} does not implement {missing}")
     schemes = (backend.scheme,) if isinstance(backend.scheme, str) else tuple(backend.scheme)
+
     for scheme in schemes:
         if not _SCHEME.fullmatch(scheme):
             raise ConfigurationError(
                 f"{backend.__qualname__}.scheme {scheme!r:.60} is not a URL scheme in lower case"
             )
+
     return schemes
 
 
@@ -359,9 +368,9 @@ def _broken(point: EntryPoint, error: BaseException) -> BackendNotFound:
         f"the plugin {point.name!r} of {name} {version} cannot be used: {_line(error)}. Install "
         f"what it needs: pip install {needs!r}"
     )
-    found = BackendNotFound(text)
-    found.__cause__ = error
-    return found
+    not_usable = BackendNotFound(text)
+    not_usable.__cause__ = error
+    return not_usable
 
 
 def _claimed_twice(scheme: str, claims: Sequence[tuple[str, str]]) -> ConfigurationError:

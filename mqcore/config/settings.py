@@ -139,6 +139,7 @@ class RetrySettings(_Section):
                 "linear": replace(linear(step), base=first),
                 "exponential": exponential(first),
             }[self.backoff]
+
         given = {name: getattr(self, name) for name in ("base", "step", "cap", "factor", "jitter")}
         return replace(code, **{name: value for name, value in given.items() if value is not None})
 
@@ -260,6 +261,7 @@ class Settings(_Section):
             settings = cls.model_validate(_merged([data for _, data in layers]), context=layers)
         except ValidationError as error:
             raise ConfigurationError(_explain(error, cls, layers)) from None
+
         for name, router in settings.routers.items():
             try:
                 router.to_bindings(name)
@@ -267,12 +269,14 @@ class Settings(_Section):
                 raise ConfigurationError(
                     f"{_source(('routers', name), layers)}: routers.{name}: {error}"
                 ) from None
+
         for name, queue in settings.queues.items():
             try:
                 queue.retry.policy(RetryPolicy())
             except ConfigurationError as error:
                 source = _source(("queues", name, "retry"), layers)
                 raise ConfigurationError(f"{source}: queues.{name}.retry: {error}") from None
+
         return settings
 
 
@@ -337,11 +341,12 @@ def options_for(
         raise ConfigurationError(
             f"{_source(('clock',), layers)}: clock is not an option; give it to Broker.connect"
         )
+
     if "clock" in known:
         given["clock"] = clock
-    wanted = settings.durability if durability is None else durability
-    if "durability" in known and wanted is not None:
-        given.setdefault("durability", wanted.word)
+    demanded = settings.durability if durability is None else durability
+    if "durability" in known and demanded is not None:
+        given.setdefault("durability", demanded.word)
     try:
         return backend.Options.model_validate(given)
     except ValidationError as error:
@@ -354,10 +359,11 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
     others = tuple(
         f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT
     )
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+
     for variable, value in os.environ.items():
         if variable in names:
-            found[names[variable]] = value
+            values[names[variable]] = value
         elif variable.startswith(others):
             raise ConfigurationError(
                 f"{variable}: this setting is not read from the environment; put it into "
@@ -367,14 +373,16 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
             close := get_close_matches(variable, names, n=1, cutoff=0.85)
         ):
             raise ConfigurationError(f"{variable}: no such setting; did you mean {close[0]}?")
-    if (timeout := found.get("publish_timeout")) is not None:
+
+    if (timeout := values.get("publish_timeout")) is not None:
         try:
-            found["publish_timeout"] = float(timeout)
+            values["publish_timeout"] = float(timeout)
         except ValueError:
             raise ConfigurationError(
                 f"{_PREFIX}PUBLISH_TIMEOUT: give a number of seconds"
             ) from None
-    return found
+
+    return values
 
 
 def _files(directory: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -390,6 +398,7 @@ def _files(directory: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
         if not isinstance(table, dict):
             raise ConfigurationError("pyproject.toml: tool.mqcore is not a table")
         layers.append(("[tool.mqcore] in pyproject.toml", table))
+
     return layers
 
 
@@ -420,6 +429,7 @@ def _explain(
 ) -> str:
     """Return in one line what is wrong, where it is written, and what was probably meant."""
     texts = []
+
     for item in error.errors(include_url=False, include_context=False, include_input=False)[
         :_SHOWN
     ]:
@@ -430,12 +440,14 @@ def _explain(
             text = no_such_option(str(place[-1]), _options_at(model, place[:-1]))
         shown = f"{_source(place, layers)}: {option:.100}: {text}"
         texts.append("".join(char if char.isprintable() else " " for char in shown))
+
     return "; ".join(texts)
 
 
 def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
     """Return the names of the options at a place, found through the models' annotations."""
     here = model
+
     for part in place:
         if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
             here = here.model_fields[str(part)].annotation
@@ -443,6 +455,7 @@ def _options_at(model: Any, place: Sequence[str | int]) -> list[str]:
             here = next((kind for kind in reversed(get_args(here)) if kind is not Ellipsis), None)
         if get_origin(here) in (Union, UnionType):
             here = next((kind for kind in get_args(here) if kind is not NoneType), None)
+
     if not (isinstance(here, type) and issubclass(here, BaseModel)):
         return []
     return sorted(
@@ -466,6 +479,7 @@ def _source(place: Sequence[str | int], layers: Sequence[tuple[str, Mapping[str,
                 here = here[part] if inside else _ABSENT
             if here is not _ABSENT:
                 return f"{_PREFIX}{str(place[0]).upper()}" if name == "environment" else name
+
     return "the settings"
 
 

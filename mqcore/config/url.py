@@ -79,6 +79,7 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     if why := _malformed(url):
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}")
     options: dict[str, str] = {}
+
     try:
         parts = urlsplit(url)
         ports = [
@@ -95,10 +96,12 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
             "written as %XX"
         )
         raise ConfigurationError(f"the broker URL {mask_url(url)!r} is not usable: {why}") from None
+
     if 0 in ports:
         raise ConfigurationError(
             f"the broker URL {mask_url(url)!r} is not usable: port 0 is not valid (1 to 65535)"
         )
+
     for name, value in pairs:
         if name in options:
             raise ConfigurationError(
@@ -106,6 +109,7 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
                 "twice"
             )
         options[name] = value
+
     return parts.scheme.lower(), options
 
 

@@ -52,6 +52,7 @@ class LoopThread:
         `ConnectionLost` when the thread ends before the call or does not exist after a fork.
         """
         future: Future[R] | None = None
+
         try:
             _refuse_to_block_a_loop()
             with self._lock:
@@ -93,6 +94,7 @@ class LoopThread:
                 "the thread of this broker does not exist after a fork or at the interpreter's "
                 "exit; connect a broker in each process"
             )
+
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
             arguments = (loop, self._last, self._stop, self._stopped)
@@ -103,6 +105,7 @@ class LoopThread:
             weakref.finalize(
                 self, _abandon, loop, self._stop, self._stopped, self._thread
             ).atexit = False
+
         return self._loop
 
     def _left_behind(self) -> bool:

@@ -202,8 +202,8 @@ def test_plugins_bring_backends_and_commands(ended: Callable[..., Ended], plugin
         0,
         "hello from a plugin\n",
         (
-            "mqcore: a plugin's command is left out: it is no Typer application with a name that is "
-            "still free\n"
+            "mqcore: a plugin's command is left out: it is not a Typer application with an unused "
+            "name\n"
         ),
     )
     code, out, _ = ended("backends", "--json", PYTHONPATH=plugin)

@@ -1,4 +1,4 @@
-"""A queue that somebody else made, without a dead-letter queue and a quarantine: `declare=False` takes it as it is (G2, G17)."""
+"""A queue that another program made is taken as it is: `declare=False` (G2, G17)."""
 
 from __future__ import annotations
 

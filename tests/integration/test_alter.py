@@ -1,4 +1,4 @@
-"""Other settings for a queue that exists, with what it holds: `broker.alter`, and what a TopologyMismatch says of it."""
+"""`broker.alter`: other settings for a queue that exists, and its messages stay."""
 
 from typing import Any
 

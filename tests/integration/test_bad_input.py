@@ -1,4 +1,4 @@
-"""Whatever comes in, each bad thing ends in a typed error or in a dead letter of the right reason, and disturbs nothing else.
+"""Bad input ends in a typed error or in a dead letter of the right reason.
 
 Every bad input here carries a secret, and no error, no record of a death and no line of the log may
 repeat it.

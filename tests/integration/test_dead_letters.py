@@ -283,7 +283,7 @@ async def test_a_redrive_does_not_meet_what_comes_back(
 async def test_a_routed_message_dies_in_each_of_its_queues(
     broker: Broker, serve: Any, clock: VirtualClock
 ) -> None:
-    """Copies of one id, in queues that share a dead-letter queue: neither death may hide the other."""
+    """Two queues share a dead-letter queue: neither copy of one id hides the other."""
     one, two = (Queue(name, str, dead_letter="graves") for name in ("one", "two"))
     router = Router("all", str, kind="fanout").bind(one).bind(two)
     await broker.publish(router, "x", id="me")
@@ -428,7 +428,7 @@ async def test_what_was_forged_into_a_record_changes_no_rule(broker: Broker) -> 
 async def test_an_interrupted_redrive_releases_what_it_holds_at_once(
     faulty: Broker, faults: Faults, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    """Its letters would be out of reach for a lease, and the next redrive would take them for somebody else's."""
+    """Otherwise its messages would be out of reach until their lease ends."""
     await kill(faulty, words, *"abc")
     began = asyncio.Event()
     take = FaultyBackend.take
@@ -461,7 +461,7 @@ async def test_an_interrupted_redrive_releases_what_it_holds_at_once(
 async def test_an_interrupted_redrive_does_not_release_what_it_is_moving(
     faulty: Broker, faults: Faults
 ) -> None:
-    """Where a Move takes two steps, the letter would be in its queue and among the dead letters as well (G3)."""
+    """Otherwise, where a Move takes two steps, the message would be in two queues (G3)."""
     await kill(faulty, words, *"abc")
     began = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""G1: what another process deleted is declared again by the process that publishes to it, and the message is sent once more."""
+"""G1: a queue that another process deleted is declared again by the next publish."""
 
 import asyncio
 from typing import Any
@@ -177,7 +177,7 @@ async def test_what_prevents_declaring_again_is_said(broker: Broker, other: Brok
 async def test_of_a_routed_message_only_the_missing_copies_are_sent_again(
     faulty: Broker, faults: Faults
 ) -> None:
-    """One queue of two has gone at the broker without a word to the bindings, as a plain client does it."""
+    """A plain client deletes one of two queues, and the bindings do not notice."""
     router = Router("events", str, kind="fanout").bind(jobs).bind(mails)
     await faulty.declare(router)
 

@@ -1,4 +1,4 @@
-"""G12: a driver may state how large a payload its server takes, and core refuses more before any I/O."""
+"""G12: core refuses a payload above the driver's `max_payload` before any I/O."""
 
 from dataclasses import replace
 from typing import Any

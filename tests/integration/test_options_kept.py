@@ -1,4 +1,4 @@
-"""No option is ever ignored: what a queue's options say is kept, or refused before anything is consumed or sent."""
+"""No option is ever ignored: it is kept, or refused before anything is sent."""
 
 import logging
 from dataclasses import replace
@@ -25,7 +25,7 @@ from mqcore_memory import MemoryBackend, MemoryOptions
 
 @pytest.fixture
 async def made(broker: Broker) -> Broker:
-    """A queue of mqcore's with every setting, and one that lacks all that mqcore declares beside its own."""
+    """A queue with every setting, and one without the queues that mqcore adds."""
     await broker.declare(
         Queue("ours", str, ttl=60, max_length=5, overflow="dead_letter", retention=600)
     )

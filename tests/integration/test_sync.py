@@ -1,4 +1,4 @@
-"""The blocking facade at work: what it does beyond waiting is to begin, to end and to be interrupted well."""
+"""The blocking facade: how it starts, ends and is interrupted."""
 
 from __future__ import annotations
 

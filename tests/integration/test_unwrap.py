@@ -1,4 +1,4 @@
-"""`Broker.unwrap` gives the client library's objects and nothing else: no URL, no options, no part of a driver."""
+"""`Broker.unwrap` returns the client library's objects and nothing else."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""How commands answer: what is shown of bytes from anywhere, of times, of URLs; and the health of several as one."""
+"""The output of commands: bytes, times, URLs, and the health of several workers."""
 
 from __future__ import annotations
 

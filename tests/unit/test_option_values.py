@@ -1,4 +1,4 @@
-"""A value that an option cannot mean is refused where it is given, and never met later inside core."""
+"""A wrong value of an option is refused where it is given."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Finding the backend of a scheme: one import for one scheme, and an error that says what to install."""
+"""Finding the backend of a scheme: one import, or an error that says what to install."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def backend(*schemes: str) -> type[Backend]:
 
 
 class Plugin(ModuleType):
-    """A plugin module that counts how often it was imported, through the entry point that `point` makes for it."""
+    """A plugin module that counts its imports, for the entry point that `point` makes."""
 
     def __init__(
         self, *classes: object, codecs: tuple[object, ...] = (), commands: tuple[object, ...] = ()

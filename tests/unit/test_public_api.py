@@ -1,4 +1,4 @@
-"""What is public is there, is described, imports quietly; and plugins see nothing of mqcore but its seam."""
+"""What is public exists, is documented and imports; plugins import only the seam."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Settings: which source wins, and that a mistake is told in one line, with its source and without secrets."""
+"""Settings: which source wins, and errors in one line that name the source."""
 
 from pathlib import Path
 from typing import Any, ClassVar

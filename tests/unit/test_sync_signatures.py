@@ -1,4 +1,4 @@
-"""The blocking facade and the asyncio classes have the same methods, word for word, so that neither drifts (G17)."""
+"""The blocking facade and the asyncio classes have the same methods (G17)."""
 
 import ast
 import inspect
@@ -32,7 +32,7 @@ WRAPPED = re.compile(r"(?:Coroutine\[Any, Any, |Awaitable\[)(.*)\]")
 
 
 def public(cls: type) -> dict[str, Any]:
-    """Return the methods and properties that a user may touch, by the name that they have in the blocking twin."""
+    """Return the public methods and properties, by their name in the blocking twin."""
     own = {name: value for base in reversed(cls.__mro__[:-1]) for name, value in vars(base).items()}
     special = {*DUNDERS, *DUNDERS.values(), *(["__init__"] if cls.__name__ == "Broker" else [])}
     touchable = {name: value for name, value in own.items() if name in special or name[0] != "_"}
@@ -53,13 +53,13 @@ def pairs() -> list[Any]:
 
 
 def plain(annotation: object) -> str:
-    """Return an annotation as it stands in the source, without what only says that it is awaited."""
+    """Return an annotation as in the source, without `Coroutine` and `Awaitable`."""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return WRAPPED.sub(r"\1", text).replace("AsyncIterator[", "Iterator[")
 
 
 def shape(function: Any) -> tuple[object, ...]:
-    """Return names, kinds, defaults and annotations of the parameters, and the annotation of what is returned."""
+    """Return names, kinds, defaults and annotations of parameters and result."""
     signature = inspect.signature(function.fget if isinstance(function, property) else function)
     parameters = [
         (p.name, p.kind, p.default, plain(p.annotation)) for p in signature.parameters.values()
@@ -68,7 +68,7 @@ def shape(function: Any) -> tuple[object, ...]:
 
 
 def imported(module: str) -> dict[str, str]:
-    """Return where each name comes from, also those that only type checkers import; not what goes by another name here."""
+    """Return where each imported name comes from; renamed imports are left out."""
     tree = ast.parse((Path(mqcore.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {
@@ -93,7 +93,7 @@ def test_each_method_has_a_twin_of_the_same_signature(theirs: Any, ours: Any) ->
     "module", ["broker", "publishing/producer", "consuming/consumer", "admin/dead_letters"]
 )
 def test_the_words_in_the_signatures_mean_the_same(module: str) -> None:
-    """They are compared as they are written, so an imported name must be one thing in both modules; a twin is a twin."""
+    """Annotations are compared as text, so a name must mean the same in both modules."""
     theirs, ours = imported(module), imported("sync/facade")
     twins = {name for name in theirs if name in TWINS}
     assert {name: theirs[name] for name in theirs.keys() & ours.keys() - twins} == {
