@@ -1,4 +1,4 @@
-"""The front door: `python3 noxfile.py -s NAME` runs one session, on a machine that has Python and nothing else.
+"""`python3 noxfile.py -s NAME` runs one session. It needs only Python.
 
 Run as a script, this file makes an environment with nox in it (`.nox/front-door`, once) and hands
 its arguments over: `python3 noxfile.py -s demo -- --url memory://`, `python3 noxfile.py --list`.
@@ -18,8 +18,8 @@ NOX = "nox>=2025.2.9"
 
 
 def front_door(arguments: list[str]) -> None:
-    """Become nox, in an environment of its own; never return."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this is the one file that an older Python may be asked to run
+    """Replace this process by nox, in an environment of its own."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - users may start this file with an older Python
         sys.exit(
             f"mqcore needs Python 3.11 or newer; this is {sys.version.split()[0]} "
             f"({sys.executable})"
@@ -62,7 +62,7 @@ GROUPS = nox.project.load_toml(PYPROJECT)
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install the project, editable and with all its extras, and these dependency groups, unless that is done."""
+    """Install the project with all its extras and these dependency groups, if they changed."""
     stamp = Path(session.virtualenv.location) / "installed"
     wanted = hashlib.sha256(PYPROJECT.read_bytes() + repr(groups).encode()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != wanted:
@@ -110,14 +110,14 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Show that the contract kit catches each broken variant of the memory backend: `-s mutants -- [NAME…] [--all]`."""
+    """Check that the contract kit catches broken backends: `-s mutants -- [NAME…] [--all]`."""
     install(session, "tests")
     session.run("python", "tests/mutants", *session.posargs)
 
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Restart workers under load while answers are late: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`."""
+    """Restart workers under load: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`."""
     install(session, "tests")
     session.run(
         "python", "tests/campaigns/rolling_restarts.py", *(session.posargs or ["redis", "rabbitmq"])
@@ -126,7 +126,7 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/, where a warning is an error, and run every code block of it and of the README."""
+    """Build the documentation into site/ and run its code blocks. A warning is an error."""
     install(session, "docs")
     # Not with --quiet: what is not shown is not counted, and every warning would pass.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
@@ -135,14 +135,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure mqcore beside its peers and the raw clients: `-s bench -- [--only redis] [--page]`."""
+    """Measure mqcore beside its peers and raw clients: `-s bench -- [--only redis] [--page]`."""
     install(session, "tests", "bench")
     session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the wheel, install it without the extras as a user would, and use it away from this tree."""
+    """Build the wheel, install it without extras, and import it outside of this tree."""
     wheels = session.create_tmp()
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ".")
     wheel = max(Path(wheels).glob("*.whl"), key=lambda path: path.stat().st_mtime)

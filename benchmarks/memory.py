@@ -1,4 +1,4 @@
-"""Publish to handled on `memory://`: microseconds a message, one by one and in batches, beside a bare asyncio queue.
+"""From publish to handled on `memory://`: microseconds a message, beside a bare asyncio queue.
 
     python benchmarks/memory.py [messages]
 
@@ -34,7 +34,7 @@ ORDER = Order(order_id=1, total=9.5, text=TEXT)
 
 
 async def bare(count: int) -> float:
-    """Time `asyncio.Queue` with the standard library's JSON both ways: what no broker library can beat."""
+    """Time `asyncio.Queue` with JSON both ways: the upper bound."""
     queue: asyncio.Queue[bytes] = asyncio.Queue()
     payload = {"order_id": 1, "total": 9.5, "text": TEXT}
     began = time.perf_counter()

@@ -87,7 +87,7 @@ PACKAGES = (
 
 
 class Figure(NamedTuple):
-    """One row: messages a second, CPU in ms for 1,000 messages, memory in MiB, latency p50 and p99 in ms."""
+    """One row: messages a second, CPU in ms for 1,000 messages, memory in MiB, latency in ms."""
 
     rate: float
     cpu: float

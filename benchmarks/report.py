@@ -150,9 +150,10 @@ def write(data: dict[str, Any]) -> None:
         f"Measured on {data['measured']}: {data['machine']}. {data['method']}",
         "",
         (
-            "Compare rows of one table. The figures of two machines, or of two days on a shared machine, "
-            "differ by two and more. A row in which mqcore loses is printed like any other. *Raw* clients "
-            "send bytes: they have no retries, types, headers or reconnects, and are the upper bound."
+            "Compare rows of one table only: two machines, or two days on a shared machine, differ "
+            "by a factor of two and more. A row in which mqcore loses is printed like any other. "
+            "*Raw* clients (py-amqp, pika, redis-py, asyncio.Queue) send bytes without retries, "
+            "types, headers or reconnects. They are the upper bound."
         ),
         "",
         "To measure on your machine: `python3 noxfile.py -s bench`.",

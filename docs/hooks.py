@@ -1,10 +1,14 @@
-"""What the site has and the repository has not: pages that are made while it is built, by MkDocs' hooks.
+"""MkDocs' hooks: the parts of the site that are generated during its build.
 
-The pages in `docs/` are read in two places, in a repository's browser and on the site. What is true only of a running program, the
-capabilities of each backend and the options of each command, is asked of it here and never typed: of `memory://` by a contract
-run, of backends with a server by the reports that their runs have left in `docs/backends/reports/`. A name of the public API that
-has no place in the reference, a case of the contract that fails, a report that proves nothing and a page that the navigation
-forgets are warnings, and warnings end the build.
+- The tables of capabilities: of `memory://` from a contract run, of backends with a server from the
+  reports in `docs/backends/reports/`.
+- The tables of options, from the annotations and docstrings of their classes.
+- The page of all commands, from their `--help`.
+- The list of decisions, and the pages that are elsewhere in the repository.
+
+These are warnings, and warnings end the build: a public name that the reference does not show, a
+case of the contract that fails, a report of a run that did not pass, an option without a
+description, and a page that the navigation does not have.
 """  # noqa: INP001 - a hook that MkDocs loads by its path
 
 import json
@@ -39,7 +43,7 @@ OUTSIDE = {
     "examples/backend-directory/README.md": "examples/backend-directory.md",
     "examples/backend-beanstalk/README.md": "examples/backend-beanstalk.md",
 }
-"""Pages that stand elsewhere in the repository, and where they are on the site."""
+"""Pages that are elsewhere in the repository, and where they are on the site."""
 PACKAGES = (
     "mqcore",
     "mqcore.sync",
@@ -49,7 +53,7 @@ PACKAGES = (
     "mqcore.contract.brokers",
     "mqcore.spi",
 )
-"""What is public."""
+"""The public modules."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^(\s*```)python (?:continue|notest:.*)$", re.MULTILINE)
 _PICTURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)*assets/([\w-]+\.svg)\)$", re.MULTILINE)
@@ -75,12 +79,11 @@ _TYPES = {
 }
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
-"""JSON reports such as `rabbitmq-4.json`, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`.
-"""
+"""JSON reports, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the decisions into the navigation: there is one page for each, and no list of them to keep."""
+    """Put the decisions into the navigation: one page for each."""
     decisions = sorted(path.name for path in (ROOT / "docs" / "adr").glob("[0-9]*.md"))
     for section in config.nav or []:
         if "Decisions" in section:
@@ -89,7 +92,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made, and look whether the reference has every public name."""
+    """Add the generated pages, and check that the reference has every public name."""
     pages = {
         "adr/index.md": _decisions(),
         "reference/cli.md": _commands(),
@@ -104,14 +107,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         LOG.warning("the contract fails on memory://: %s", ", ".join(_failed()))
     for path, report in _reports().items():
         if report.get("verdict") != "passed":
-            LOG.warning("%s is no proof: the run was %s", path.name, report.get("verdict"))
+            LOG.warning("%s: the verdict of this run is %s", path.name, report.get("verdict"))
     for name in _forgotten():
         LOG.warning("%s is public and has no place in docs/reference", name)
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put what is made into the pages that have a place for it, and leave the tests' words out of the fences."""
+    """Put generated parts into their places, and remove the tests' words from fences."""
     del config, files
     if _CAPABILITIES in markdown:
         markdown = markdown.replace(_CAPABILITIES, capability_table([_report().data()]))
@@ -143,16 +146,16 @@ def option_table(path: str) -> str:
     """
     module, _, name = path.rpartition(".")
     kind = getattr(import_module(module), name)
-    told = _described(kind)
+    described = _described(kind)
     fields = getattr(kind, "model_fields", None)
     rows = ["| option | value | meaning |", "|---|---|---|"]
 
     for option, annotation in _annotations(kind).items():
         if option in _NOT_SET:
             continue
-        if option not in told:
+        if option not in described:
             LOG.warning("%s.%s is not described in the docstring of its class", path, option)
-        meaning = told.get(option, "")
+        meaning = described.get(option, "")
         if fields is not None and fields[option].default not in (None, PydanticUndefined):
             meaning += f" Default: `{_value(fields[option].default)}`."
         rows.append(
@@ -166,14 +169,14 @@ def _described(kind: type) -> dict[str, str]:
     """Return what a docstring says of each option, also of the classes that it is made of."""
     text = " ".join((kind.__doc__ or "").split())
     parts = _ENTRY.split(text)[1:]
-    told = {}
+    described = {}
     for names, meaning in zip(parts[::2], parts[1::2], strict=True):
         unit = re.search(r"\((\w+)\)$", names)
         words = f"{unit[1]}; {meaning}" if unit else meaning
         words = words.strip().rstrip(";,")
         for name in re.findall(r"`(\w+)`", names):
-            told[name] = words[0].upper() + words[1:] if words[0].islower() else words
-    return told
+            described[name] = words[0].upper() + words[1:] if words[0].islower() else words
+    return described
 
 
 def _annotations(kind: Any) -> dict[str, str]:
@@ -198,7 +201,7 @@ def _written(annotation: Any) -> str:
 
 
 def _type_words(annotation: str) -> str:
-    """Return the words for a type: `seconds`, `text`, the values of a Literal, or the type itself."""
+    """Return the words for a type: `seconds`, `text`, the values of a Literal, or itself."""
     annotation = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", annotation)
     parts = [part.strip() for part in re.split(r"\|(?![^\[]*\])", annotation)]
     none = " or None" if "None" in parts else ""
@@ -218,7 +221,10 @@ def _value(value: object) -> object:
 
 
 def _moved(text: str, place: str, target: str) -> str:
-    """Return a page whose links lead to the same pages from its place on the site; what the site has not becomes plain text."""
+    """Return a page with links that fit its place on the site.
+
+    A link to a file that the site does not have becomes plain text.
+    """
 
     def link(found: re.Match[str]) -> str:
         words, goal = found.groups()
@@ -232,7 +238,8 @@ def _moved(text: str, place: str, target: str) -> str:
         goal = path.removeprefix("docs/") if inside else OUTSIDE.get(path, "")
         if not goal:
             return words
-        return f"[{words}]({posixpath.relpath(goal, posixpath.dirname(target) or '.')}{'#' * bool(anchor)}{anchor})"
+        relative = posixpath.relpath(goal, posixpath.dirname(target) or ".")
+        return f"[{words}]({relative}{'#' * bool(anchor)}{anchor})"
 
     return _LINK.sub(link, text)
 
@@ -260,11 +267,11 @@ def _reports() -> dict[Path, dict[str, Any]]:
 
 
 def _decisions() -> str:
-    told = (
-        "What was decided, why, and what was decided against. None is rewritten; a later one "
-        "may replace an earlier."
+    about = (
+        "What was decided, why, and which alternatives were rejected. Pages are not rewritten; a "
+        "later one may replace an earlier one."
     )
-    lines = ["# Decisions", "", told, ""]
+    lines = ["# Decisions", "", about, ""]
     for path in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         lines.append(f"- [{title}]({path.name})")
@@ -291,7 +298,12 @@ def _forgotten() -> Iterator[str]:
 def _commands() -> str:
     """Return a page of all commands, each with what its `--help` says."""
     app = application(plugins=False)
-    lines = ["# The command line", "", "What `mqcore --help`, and that of each command, says.", ""]
+    lines = [
+        "# The command line",
+        "",
+        "The output of `mqcore --help`, and of `--help` of each command.",
+        "",
+    ]
     for words in _each(typer.main.get_command(app), ()):
         shown = CliRunner().invoke(
             app, [*words, "--help"], prog_name="mqcore", env={"COLUMNS": "84", "TERM": "dumb"}

@@ -1,4 +1,6 @@
-"""Draw the life of a message: `python docs/life_of_a_message.py` writes `assets/life-of-a-message.svg`.
+"""Draw the life of a message.
+
+    python docs/life_of_a_message.py     # writes assets/life-of-a-message.svg
 
 `STATES` and `ARROWS` say what is drawn, and where. `tests/docs/test_drawing.py` compares the arrows
 with the guarantees that they name, and the stored picture with what this script draws. The site
@@ -138,9 +140,9 @@ STYLE = """
 """.strip()
 TITLE = "The life of a message"
 DESCRIPTION = (
-    "A published message waits in the queue, or is delayed first. A worker receives it and runs its "
-    "handler. The message is then acknowledged, retried after a wait, or dead-lettered. A redrive "
-    "sends a dead letter back to its queue."
+    "A published message waits in the queue, or is delayed first. A worker receives it and runs "
+    "its handler. The message is then acknowledged, retried after a wait, or dead-lettered. A "
+    "redrive sends a dead letter back to its queue."
 )
 
 

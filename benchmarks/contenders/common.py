@@ -65,7 +65,7 @@ Scenario = Callable[[Job], Awaitable[None] | None]
 
 
 def run(scenarios: Mapping[str, Scenario]) -> None:
-    """Run the scenario that the command line names, print its result, and end without a clean-up."""
+    """Run the scenario that the command line names, and print its result."""
     name, url, queue, count = sys.argv[1:]
     job = Job(url, queue, int(count))
     work = scenarios[name]
@@ -80,7 +80,10 @@ def run(scenarios: Mapping[str, Scenario]) -> None:
 
 
 def end(job: Job) -> None:
-    """Print the result and end this process at once: threads, pools and consumers of some peers do not end by themselves."""
+    """Print the result and end this process immediately.
+
+    Threads, pools and consumers of some peers do not end by themselves.
+    """
     print(job.report(), flush=True)
     os._exit(0)
 

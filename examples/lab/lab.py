@@ -1,4 +1,4 @@
-"""What the sender and the worker of the lab share: where the broker is, and what the queue carries."""
+"""Shared by the sender and the worker of the lab: the broker's URL and the queue."""
 
 import argparse
 import getpass
@@ -7,15 +7,14 @@ from urllib.parse import quote
 from mqcore import ConfigurationError, Queue, RetryPolicy, Settings, fixed
 
 LOCAL = (
-    "memory:// lives inside one process, and sender and workers are several. Name a broker "
-    "that they share with --url, "
-    "with --host, or with the variable MQCORE_URL; docs/lab.md has the first half of the "
-    "lab in one process"
+    "memory:// lives inside one process, but sender and workers are several. Name a broker that "
+    "they share with --url, with --host, or with the variable MQCORE_URL. The first half of "
+    "docs/lab.md uses one process"
 )
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a command line that asks for the broker and the queue; each script adds its own options."""
+    """Return a parser with the options for broker and queue; each script adds its own."""
     asked = argparse.ArgumentParser(description=description)
     asked.add_argument("--queue", default="hello", help="name of the queue; hello when not given")
     asked.add_argument("--url", help="the broker as one URL, for instance redis://localhost/0")
@@ -31,7 +30,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def broker_url(args: argparse.Namespace) -> str:
-    """Return the URL of the broker that is meant, secrets included: never print it.
+    """Return the broker's URL, with its password: never print it.
 
     Without --url and --host it is the configured one: the variable MQCORE_URL, or the file
     mqcore.toml. Raises `ConfigurationError` for one that other processes cannot reach.

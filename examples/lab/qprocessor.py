@@ -1,12 +1,12 @@
-"""A worker: takes messages from the lab's queue and works on each for as many seconds as it has characters.
+"""A worker: receives messages and works on each for one second per character.
 
     python qprocessor.py --url redis://localhost --queue hello
     python qprocessor.py --host 10.0.0.5 --vhost ada --username ada --acknowledge --lose-every 3
 
-Without --acknowledge a message is gone from the broker before the work on it begins, and lost when
-the work fails (at most once). With it the message stays the broker's until the work is done, and
-comes again when it was not (at least once): so the same work may be done twice, and should do no
-harm then.
+Without --acknowledge the broker removes a message before the work on it begins; it is lost if the
+work fails (at most once). With --acknowledge the broker keeps the message until the work is done
+and delivers it again otherwise (at least once). Then the same work may be done twice, so it must do
+no harm.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mqcore import App, Context, MqcoreError, Worker
 
 
 class LostError(Exception):
-    """The work on a message failed: on purpose, as --lose-every wants it."""
+    """The work on a message failed on purpose, because of --lose-every."""
 
 
 def arguments() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument(
         "--acknowledge",
         action="store_true",
-        help="let a message go when its work is done, not before",
+        help="acknowledge a message when its work is done, not before",
     )
     asked.add_argument(
         "--lose-every", type=int, default=0, metavar="N", help="fail with every Nth message"
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
         "--lease",
         type=float,
         default=30,
-        help="seconds until a dead worker's messages are another's",
+        help="seconds until another worker gets a dead worker's messages",
     )
     asked.add_argument(
         "--second", type=float, default=1, help="how long a second of work takes; 1 when not given"

@@ -1,1 +1,1 @@
-"""A segmentation service whose parts talk by messages: images in, counted and outlined objects out."""
+"""A segmentation service over messages: images in, counted and outlined objects out."""

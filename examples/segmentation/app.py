@@ -25,9 +25,9 @@ PRIORITY = {Tier.PREMIUM: 10, Tier.REGULAR: 1}
 
 
 class SegmentationTask(BaseModel):
-    """Segment the image in the file `image`, and write which pixel belongs to which object to `labels`.
+    """Segment the image in the file `image`; write the object of each pixel to `labels`.
 
-    Messages carry the names of files, not the files: a broker is no image store.
+    Messages carry the names of files, not the files: a broker is not an image store.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,7 +95,7 @@ outcomes = (
 app = App("segmentation", routers=[requests, outcomes])
 
 
-# A blocking handler runs in a thread, and NumPy lets go of the interpreter while it computes. One
+# A blocking handler runs in a thread, and NumPy releases the interpreter while it computes. One
 # task at a time, and none held in reserve (prefetch=1): no premium task waits behind a regular one
 # that this worker has taken already.
 @app.consumer(tasks, retry=RETRY, prefetch=1, concurrency=1, timeout=300)

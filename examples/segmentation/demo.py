@@ -47,7 +47,7 @@ class RunFailedError(Exception):
 
 
 async def publish_all(broker: Broker, pictures: Iterable[Picture], out: Path) -> dict[str, Picture]:
-    """Publish a task for each picture, the regular ones first; returns the pictures by the ids of their messages."""
+    """Publish a task for each picture, regular ones first; returns pictures by message id."""
     published = {}
     for number, picture in enumerate(
         sorted(pictures, key=lambda picture: picture.tier is Tier.PREMIUM), start=1
@@ -63,7 +63,7 @@ async def publish_all(broker: Broker, pictures: Iterable[Picture], out: Path) ->
 
 @contextlib.asynccontextmanager
 async def working(broker: Broker, args: argparse.Namespace) -> AsyncIterator[Callable[[], None]]:
-    """Have tasks done by a worker in this process, or by `--processes` of them that the command `mqcore worker` runs.
+    """Run a worker in this process, or `mqcore worker` with `--processes`.
 
     Yields a check that raises `RunFailedError` when the workers have ended by themselves.
     """
@@ -91,7 +91,7 @@ async def working(broker: Broker, args: argparse.Namespace) -> AsyncIterator[Cal
 async def follow(
     broker: Broker, run: Run, progress: Progress, check: Callable[[], None]
 ) -> list[DeadLetter]:
-    """Take in what workers announce until every task is done or dead-lettered; returns the run's dead letters.
+    """Collect results until every task is done or dead-lettered; returns the dead letters.
 
     Raises `RunFailedError` when no task is taken up for `START` seconds, or there is no news for
     `PATIENCE`, and what `check` raises.
@@ -133,7 +133,7 @@ async def dead_letters(broker: Broker, run: Run) -> list[DeadLetter]:
 
 
 async def redrive(broker: Broker, run: Run) -> int:
-    """Upload what was late, then give every dead letter of this run another try; returns how many."""
+    """Upload late files, then redrive every dead letter of this run; returns how many."""
     finish_uploads(run.pictures.values())
     run.reopen(run.given_up)
     redriven = await broker.dead_letters(tasks).redrive(ids=run.redriven)

@@ -27,14 +27,14 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """An RGB image, height x width x 3."""
 
 MAX_SIDE = 1024
-"""Longest side in pixels that is worked on; larger images are scaled down, which bounds the work for one message.
+"""Longest side in pixels. Larger images are scaled down, which bounds the work for one message.
 """
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded at all: a small file can claim to be a huge picture."""
 
 MIN_SIDE = 16
-"""Shortest side in pixels in which an object can be told from noise."""
+"""Shortest side in pixels in which an object can be distinguished from noise."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -99,7 +99,7 @@ class Picture:
 
 
 def shipped_images(limit: int | None = None) -> list[Picture]:
-    """Find the images inside the installed scikit-image, premium and regular by turns; never touches the network.
+    """Find the images of the installed scikit-image, alternately premium and regular. No network.
 
     `limit` keeps the first so many. One that the installed version does not carry is left out.
     """
@@ -112,7 +112,7 @@ def shipped_images(limit: int | None = None) -> list[Picture]:
 
 
 def folder_images(folder: Path) -> list[Picture]:
-    """Find the image files of `folder` (not of its subfolders), sorted by name, premium and regular by turns.
+    """Find the image files of `folder`, sorted by name, alternately premium and regular.
 
     Goes by the suffix: a file that claims to be an image and is none belongs in the run, and in its
     dead letters. Raises NotADirectoryError when there is no such folder.
@@ -163,7 +163,7 @@ def troubled_images(folder: Path) -> list[Picture]:
 
 
 def finish_uploads(pictures: Iterable[Picture]) -> list[Picture]:
-    """Upload what is late among `pictures`, and return those: now a redrive of their tasks can succeed."""
+    """Upload the late ones of `pictures` and return them; a redrive can then succeed."""
     late = [picture for picture in pictures if picture.fate is Fate.LATE]
     for picture in late:
         _half_the_coins(picture.path, upper=False)
@@ -235,7 +235,7 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
 
 
 def _stretch(values: NDArray[np.float64]) -> Pixels:
-    """Bring 16-bit and floating-point micrographs to 0..255 by their own darkest and brightest value."""
+    """Scale 16-bit and floating-point micrographs to 0..255."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if not math.isfinite(high - low) or high == low:
         return np.zeros(values.shape, dtype=np.uint8)

@@ -136,7 +136,7 @@ class Progress:
 
 
 def print_images(console: Console, rows: Sequence[ImageRow]) -> None:
-    """Print a line for each image that was segmented, in the order in which workers took them up."""
+    """Print a line for each segmented image, in the order in which workers started them."""
     table = Table(title="Segmented images, in the order processed", box=box.SIMPLE_HEAD)
     for heading in ("image", "tier"):
         table.add_column(heading)
@@ -186,7 +186,7 @@ def write_json(report: RunReport, path: Path) -> None:
 
 
 def contact_sheet(report: RunReport, path: Path) -> None:
-    """Draw a tile for each image into one PNG: its objects outlined, or the reason why there are none.
+    """Draw a tile for each image into one PNG: outlined objects, or the reason for none.
 
     The frame's colour is the tier's, or red for a dead letter.
     """
@@ -233,7 +233,7 @@ def _tile(row: ImageRow, dead: DeadLetterRow | None) -> Image.Image:
 
 
 def _outlined(row: ImageRow) -> Image.Image | None:
-    """Draw the picture with its objects outlined, scaled to the tile first so that the lines stay visible."""
+    """Draw the picture with outlined objects; scaled first, so that the lines are visible."""
     if row.labels is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What is known of one run of the demo: which task is where, in which order they were taken up, and how they ended.
+"""One run of the demo: the tasks, the order of their starts, and their outcomes.
 
 Fed with outcomes and dead letters, whatever broker they came from, and read for the report. A
 message may come twice (at least once is the promise), so everything is kept by the id of the task's
@@ -61,7 +61,7 @@ class Run:
             progress.retrying(outcome.name, outcome.tier, outcome.attempt, outcome.error)
 
     def note_dead(self, letter: DeadLetter, progress: Progress) -> None:
-        """Take in a dead letter that no worker announced, because its worker was killed or ran out of time."""
+        """Add a dead letter that no worker announced: its worker was killed or timed out."""
         if letter.id in self.open():
             self.given_up.add(letter.id)
             progress.given_up(

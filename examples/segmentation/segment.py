@@ -1,4 +1,4 @@
-"""Find the objects in one image: the work that the messages of the example are about, and which knows nothing of them.
+"""Find the objects in one image. This is the work of the example, independent of messaging.
 
 An image passes through here in five steps: gray and denoised; split by Otsu's threshold, on the
 plain image or with uneven light taken out, whichever parts better; holes closed and specks removed;
@@ -40,7 +40,7 @@ BRIGHT_EDGE = 0.6
 
 
 class Areas(BaseModel):
-    """Sizes of the objects found, in pixels of the image as worked on; all 0 when there are none."""
+    """Sizes of the objects, in pixels of the scaled image; all 0 when there are none."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,7 +71,7 @@ class Segmentation(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One way to part an image into objects and background; `contrast` (0..1) is how well it parts."""
+    """One split of an image into objects and background; `contrast` (0..1) rates it."""
 
     mask: Mask
     objects_are: Literal["bright", "dark"]
@@ -80,7 +80,7 @@ class _Split:
 
 
 def segment(pixels: Pixels) -> tuple[Segmentation, Labels]:
-    """Find the objects in an RGB image; returns the measurements and, for each pixel, the number of its object or 0.
+    """Find the objects in an RGB image; returns measurements and each pixel's object or 0.
 
     Raises `BrokenImageError` when the image shows nothing: all pixels alike, or next to it.
     """
@@ -112,7 +112,7 @@ def segment(pixels: Pixels) -> tuple[Segmentation, Labels]:
 
 
 def save_labels(labels: Labels, path: Path) -> None:
-    """Write the labels as a 16-bit PNG; whole or not at all, so that doing a message twice does no harm."""
+    """Write the labels as a 16-bit PNG, atomically: a second run does no harm."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     Image.fromarray(labels.astype(np.uint16)).save(part, format="PNG")
@@ -126,7 +126,7 @@ def load_labels(path: Path) -> Labels:
 
 
 def _best_split(gray: Gray) -> _Split:
-    """Split by Otsu's threshold with and without the slow changes of light; keep what parts dark and bright better."""
+    """Split by Otsu's threshold, with and without slow changes of light; keep the better."""
     side = math.sqrt(gray.size)
     smooth: Gray = filters.gaussian(gray, sigma=max(0.5, side / 400))
     light: Gray = filters.gaussian(smooth, sigma=side / 8)
@@ -136,7 +136,7 @@ def _best_split(gray: Gray) -> _Split:
 
 
 def _split(values: Gray, *, light_evened: bool) -> _Split:
-    """Part `values` by Otsu's threshold; the background is the side that has most of the image's edge."""
+    """Split `values` by Otsu's threshold; the side with most of the edge is background."""
     bright: Mask = values > filters.threshold_otsu(values)
     edge = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     part = float(bright.mean())
@@ -168,7 +168,7 @@ def _cut_apart(mask: Mask) -> Labels:
     depth = np.where(mask, np.log(depth + 2), 0)
     cores = measure.label(morphology.h_maxima(depth, NECK))
     labels = segmentation.watershed(-depth, cores, mask=mask)
-    # A core less than NECK deep is no maximum: an object that has no core of its own keeps its
+    # A core less than NECK deep is not a maximum: an object that has no core of its own keeps its
     # number from the mask.
     uncut = measure.label(mask & (labels == 0))
     labels = np.where(uncut > 0, uncut + labels.max(), labels)
@@ -176,7 +176,7 @@ def _cut_apart(mask: Mask) -> Labels:
 
 
 def _without_scraps(labels: NDArray[np.int_]) -> Labels:
-    """Drop what is too small, and what the image's edge cuts off to less than half of a usual object."""
+    """Drop small objects, and those that the edge cuts to less than half of a usual one."""
     regions = measure.regionprops(labels)
     half = float(np.median([region.area for region in regions])) / 2
     least = _least_area(labels.size)

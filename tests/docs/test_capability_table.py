@@ -1,4 +1,4 @@
-"""The site's capability table: memory as this build found it, beside every report that a run has left; nothing of it is typed."""
+"""The site's capability table is generated: from this build's run and from stored reports."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def blocks(text: str, page: str, language: str) -> Iterator[Block]:
 
 
 def chains(text: str, page: str) -> Iterator[list[Block]]:
-    """Yield the blocks that run, each with those that continue it; refuse a fence that means nothing."""
+    """Yield the blocks that run, each with those that continue it; refuse unknown fences."""
     chain: list[Block] = []
     for block in blocks(text, page, "python"):
         word, _, reason = block.info.partition(":")

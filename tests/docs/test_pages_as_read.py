@@ -1,4 +1,4 @@
-"""The README's ten lines and the tutorial are followed as a reader would: files, commands, output."""
+"""The README's ten lines and the tutorial, followed as a reader would: files and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each error text that *Troubleshooting* quotes as mqcore's is in the code, so a search for it ends there."""
+"""Each error text of mqcore that *Troubleshooting* quotes is in the code."""
 
 from __future__ import annotations
 
