@@ -20,18 +20,20 @@ from functools import cache
 from importlib import import_module
 from inspect import get_annotations
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from pkgutil import walk_packages
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from mqcore.cli.app import application
 from mqcore.contract import MemoryHarness, Report, run_contract
 from mqcore.contract.table import capability_table
+from mqcore.events import EVENTS
 
 LOG = logging.getLogger("mkdocs.plugins.hooks")
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,7 @@ _PICTURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)*assets/([\w-]+\.svg)\)$", re.MUL
 _CAPABILITIES = "<!-- the capabilities, as the contract run of this build found them -->"
 _OPTIONS = re.compile(r"^<!-- options of ([\w.]+) -->$", re.MULTILINE)
 """The place of a table of options: of a TypedDict, a settings model or a backend's options."""
-_ENTRY = re.compile(r"((?:(?:, | and |, and )?`\w+`)+(?: \(\w+\))?): ")
+_ENTRY = re.compile(r"((?:(?:, | and |, and )?`\w+(?:=\w+)?`)+(?: \(\w+\))?): ")
 _NOT_SET = {"clock"}
 """Fields that mqcore fills in itself."""
 _TYPES = {
@@ -72,11 +74,15 @@ _TYPES = {
     "float | timedelta": "seconds or `timedelta`",
     "Mapping[str, str]": "text by text",
     "dict[str, str]": "text by text",
-    "tuple[str, ...]": "list of text",
+    "tuple[str, Ellipsis]": "list of text",
+    "str | Path": "path",
+    "str | Literal[False]": "text or `false`",
+    "BrokerUrl": "URL",
     "Sequence[str]": "list of text",
     "NotNegative": "seconds",
     "Seconds": "seconds",
 }
+_EVENTS = "<!-- the events -->"
 _SIDE_BY_SIDE = "<!-- what every backend can do, out of its contract report -->"
 REPORTS = ROOT / "docs" / "backends" / "reports"
 """JSON reports, from `pytest --mqcore-contract-reports` or `mqcore contract run --report`."""
@@ -128,6 +134,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         else markdown
     )
     markdown = _OPTIONS.sub(lambda place: option_table(place[1]), markdown)
+    markdown = markdown.replace(_EVENTS, _event_table())
     markdown = _PICTURE.sub(_drawn, markdown)
     return _FENCE.sub(r"\1python", markdown)
 
@@ -144,20 +151,20 @@ def option_table(path: str) -> str:
     The docstring describes each option as `` `name`: text ``. An option without a description is a
     warning, and warnings end the build.
     """
-    module, _, name = path.rpartition(".")
-    kind = getattr(import_module(module), name)
+    kind = _class(path)
     described = _described(kind)
     fields = getattr(kind, "model_fields", None)
     rows = ["| option | value | meaning |", "|---|---|---|"]
 
     for option, annotation in _annotations(kind).items():
-        if option in _NOT_SET:
+        if fields is not None and option in _NOT_SET:
             continue
         if option not in described:
             LOG.warning("%s.%s is not described in the docstring of its class", path, option)
         meaning = described.get(option, "")
-        if fields is not None and fields[option].default not in (None, PydanticUndefined):
-            meaning += f" Default: `{_value(fields[option].default)}`."
+        default = fields[option].default if fields is not None else None
+        if isinstance(default, str | int | float) and default != "":
+            meaning += f" Default: `{_value(default)}`."
         rows.append(
             f"| `{option}` | {_type_words(annotation)} | {meaning} |".replace(" |  |", " | |")
         )
@@ -165,18 +172,48 @@ def option_table(path: str) -> str:
     return "\n".join(rows)
 
 
-def _described(kind: type) -> dict[str, str]:
-    """Return what a docstring says of each option, also of the classes that it is made of."""
-    text = " ".join((kind.__doc__ or "").split())
-    parts = _ENTRY.split(text)[1:]
+def _event_table() -> str:
+    """Return a table of all events, with the fields of each."""
+    rows = ["| event | meaning | fields |", "|---|---|---|"]
+    for name, text in EVENTS.items():
+        meaning, _, fields = text.partition("; fields: ")
+        rows.append(f"| `{name}` | {meaning} | {fields} |".replace(" |  |", " | |"))
+    return "\n".join(rows)
+
+
+def _class(path: str) -> Any:
+    """Return the class of a dotted path; a public name may be in a module below."""
+    module, _, name = path.rpartition(".")
+    package = import_module(module)
+    if hasattr(package, name):
+        return getattr(package, name)
+    for found in walk_packages(package.__path__, f"{module}."):
+        if not found.name.endswith("__main__"):
+            kind = vars(import_module(found.name)).get(name)
+            if kind is not None and kind.__module__ == found.name:
+                return kind
+    raise LookupError(f"there is no class {path}")
+
+
+def _described(kind: Any) -> dict[str, str]:
+    """Return the description of each option in the docstrings of a class and its bases."""
+    bases = [*getattr(kind, "__orig_bases__", ()), *getattr(kind, "__mro__", ())[1:]]
     described = {}
-    for names, meaning in zip(parts[::2], parts[1::2], strict=True):
-        unit = re.search(r"\((\w+)\)$", names)
-        words = f"{unit[1]}; {meaning}" if unit else meaning
-        words = words.strip().rstrip(";,")
-        for name in re.findall(r"`(\w+)`", names):
-            described[name] = words[0].upper() + words[1:] if words[0].islower() else words
+    for base in reversed([kind, *bases]):
+        described |= _entries(getattr(base, "__doc__", None) or "")
     return described
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    text = " ".join(docstring.split())
+    parts = _ENTRY.split(text)[1:]
+    entries = {}
+    for names, meaning in zip(parts[::2], parts[1::2], strict=True):
+        words = re.sub(r"[;,]?( and)?$", "", meaning.strip()).strip()
+        words = f"{words[0].upper()}{words[1:].rstrip('.')}."
+        for name, value in re.findall(r"`(\w+)(=\w+)?`", names):
+            entries[name] = f"`{value[1:]}`: {words}" if value else words
+    return entries
 
 
 def _annotations(kind: Any) -> dict[str, str]:
@@ -185,7 +222,7 @@ def _annotations(kind: Any) -> dict[str, str]:
     for name, annotation in get_annotations(kind).items() if _is_typed_dict(kind) else ():
         found[name] = getattr(annotation, "__forward_arg__", None) or _written(annotation)
     for name, field in getattr(kind, "model_fields", {}).items():
-        found[name] = _written(field.annotation)
+        found[name] = _written(field.annotation).removesuffix(" | None")  # None: not set
     return found
 
 
@@ -194,15 +231,21 @@ def _is_typed_dict(kind: Any) -> bool:
 
 
 def _written(annotation: Any) -> str:
-    """Return a type as code would write it, without the modules' names."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation)).replace("NoneType", "None")
+    """Return a type as code would write it, without modules and constraints."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _written(parts[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_written(part) for part in parts)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if parts:
+        return f"{origin.__name__}[{', '.join(map(_written, parts))}]"
+    return "None" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
 def _type_words(annotation: str) -> str:
     """Return the words for a type: `seconds`, `text`, the values of a Literal, or itself."""
-    annotation = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", annotation)
     parts = [part.strip() for part in re.split(r"\|(?![^\[]*\])", annotation)]
     none = " or None" if "None" in parts else ""
     main = " | ".join(part for part in parts if part != "None")
