@@ -92,10 +92,14 @@ class _Section(BaseModel):
 
 
 class RetrySettings(_Section):
-    """Overrides for a queue's retry policy. None keeps the code's value. Times are in seconds.
+    """Overrides for a queue's retry policy. None keeps the code's value.
 
-    `base` is the wait of `fixed` and the first wait of the others, `step` is what `linear` adds
-    each time, `factor` is what `exponential` multiplies by.
+    `max_attempts`: how often a message is handled, the first run included (G10). `max_age`: seconds
+    since the first publish after which a message is not retried. `backoff`: the kind of wait;
+    naming one replaces the code's backoff as a whole. `base`: seconds; the wait of `fixed`, and the
+    first wait of the others. `factor`: what `exponential` multiplies by. `step`: seconds that
+    `linear` adds each time. `cap`: seconds; the longest wait. `jitter`: whether each wait is drawn
+    at random between 0 and its length.
     """
 
     max_attempts: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -145,7 +149,13 @@ class RetrySettings(_Section):
 
 
 class QueueSettings(_Section):
-    """Overrides for one queue. None keeps the code's value. Times are in seconds."""
+    """Overrides for one queue. None keeps the code's value.
+
+    `ttl`: seconds that a message lives after its publish (G6). `max_length`: how many ready
+    messages the queue holds (G12). `overflow`: what happens to further messages (G12).
+    `dead_letter`: the name of the dead-letter queue, or false for none (G11). `retention`: seconds
+    that the dead-letter queue keeps a message; no limit by default. `retry`: the retry policy.
+    """
 
     ttl: Seconds | None = None
     max_length: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -156,7 +166,12 @@ class QueueSettings(_Section):
 
 
 class BindingSettings(_Section):
-    """One binding of a router: `key` (direct, topic), or `headers` and `match` (headers)."""
+    """One binding of a router: `key` (direct, topic), or `headers` and `match` (headers).
+
+    `queue`: the name of the queue, which must exist. `key`: the routing key, or the pattern of a
+    topic router. `headers`: the headers that a message must have. `match`: whether all or any of
+    the headers must be equal.
+    """
 
     queue: Annotated[str, Field(min_length=1)]
     key: str = ""
@@ -165,7 +180,10 @@ class BindingSettings(_Section):
 
 
 class RouterSettings(_Section):
-    """A router and its bindings."""
+    """A router and its bindings.
+
+    `kind`: the kind of the router, as in the code (G15). `bindings`: a list of bindings.
+    """
 
     kind: Kind
     bindings: tuple[BindingSettings, ...] = ()
@@ -188,7 +206,15 @@ class RouterSettings(_Section):
 
 
 class Settings(_Section):
-    """All settings; `Settings.load` reads them from the environment and files. Frozen."""
+    """All settings; `Settings.load` reads them from the environment and files. Frozen.
+
+    `url`: the broker; write special characters in a password as `%XX`. `durability`: what confirmed
+    messages must survive, `memory`, `process`, `machine` or `replicated`; nothing is demanded by
+    default. `publish_timeout`: seconds until a publish ends (G1). `codecs`: the codecs that are
+    allowed; plugins may bring more. `queues`: a table of options for each queue. `routers`: a table
+    of bindings for each router. `backends`: a table of options for each URL scheme; the query of
+    the URL overrides them.
+    """
 
     url: BrokerUrl = BrokerUrl("memory://")
     durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
