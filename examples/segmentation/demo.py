@@ -93,7 +93,7 @@ async def follow(
 ) -> list[DeadLetter]:
     """Collect results until every task is done or dead-lettered; returns the dead letters.
 
-    Raises `RunFailedError` when no task is taken up for `START` seconds, or there is no news for
+    Raises `RunFailedError` when no task is started for `START` seconds, or there is no news for
     `PATIENCE`, and what `check` raises.
     """
     quiet = 0.0

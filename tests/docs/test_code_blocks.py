@@ -32,7 +32,7 @@ FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md"}
 
 
 class Block(NamedTuple):
-    """One fenced block: where it stands, the words after its fence, and its text."""
+    """One fenced block: its page and line, the words after its fence, and its text."""
 
     page: str
     line: int

@@ -5,7 +5,7 @@ after `$ ` and what they print. In a page with several terminals a title names t
 `console title="Terminal 1"`. A command that does not end keeps its terminal; later blocks of that
 terminal show what it has printed since. `$ ^C` presses Ctrl-C there.
 
-Ids, times and durations differ from run to run and compare as equal. A line `…` stands for any
+Ids, times and durations differ from run to run and compare as equal. A line `…` matches any
 number of lines; `…` at the end of a line for the rest of it.
 """
 
@@ -70,12 +70,12 @@ def lines(text: str) -> list[str]:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Whether a line is the shown one; `…` at its end stands for the rest of the line."""
+    """Whether a line is the shown one; `…` at its end matches the rest of the line."""
     return printed.startswith(shown[:-1].rstrip()) if shown.endswith("…") else printed == shown
 
 
 def agrees(shown: list[str], printed: list[str]) -> bool:
-    """Whether a program printed what the page shows; a line `…` stands for any lines."""
+    """Whether a program printed what the page shows; a line `…` matches any lines."""
     if not shown:
         return not printed
     if shown[0] == "…":
