@@ -135,7 +135,7 @@ class BeanstalkBackend(spi.Backend):
             except BeanstalkError:
                 continue  # it drains, or has no memory left: the next turn tries again
             except spi.ConnectionLost:
-                return  # whoever read its end has said so
+                return  # the reader has reported its end
 
     async def connect(self) -> Connection:
         """Open one more connection. Raises `ConnectionLost` when this instance is closed."""
@@ -280,7 +280,7 @@ class BeanstalkBackend(spi.Backend):
                 return [spi.Failed(self.classify(error), str(error), error) for _ in moves]
 
         task = asyncio.create_task(settling.settle(self.main, batch, store))
-        # When nobody waits for it any more, nobody reads how it has ended.
+        # Without a waiting caller its result is not read.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait([task], timeout=timeout)
         if done:
@@ -305,7 +305,7 @@ class BeanstalkBackend(spi.Backend):
 
 
 def _nobody(_: Exception) -> None:
-    """Hear of a loss that nobody has to hear of."""
+    """Ignore a lost connection."""
 
 
 def _capabilities(stats: Mapping[str, str]) -> spi.Capabilities:

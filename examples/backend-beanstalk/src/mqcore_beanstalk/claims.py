@@ -7,7 +7,7 @@ that a handler which blocks the event loop keeps its message (G5).
 
 So a reservation is only a lock of a few milliseconds, and the lease is a *delay*. A claim reserves
 the job and releases it with a delay as long as the lease and with a token in its priority number.
-While the delay lasts nobody can reserve the job by accident; when it ends the job is ready again.
+During the delay no client can reserve the job by accident. When it ends, the job is ready again.
 Whoever has the token can lock the job by `reserve-job`, from any connection, and settle it or delay
 it again. A reservation that is cut off in the middle gives the job back as it was.
 """
@@ -73,7 +73,7 @@ async def holds(connection: Connection, claims: Sequence[Claim]) -> list[float |
 class Locked(NamedTuple):
     """What `lock` has found.
 
-    `mine` are reserved by this connection now; `busy` are ours, and somebody else has locked them.
+    `mine` are reserved by this connection now; `busy` are ours, but locked by another connection.
     """
 
     mine: set[Claim]

@@ -76,7 +76,7 @@ class Claim:
     def leased(self) -> int:
         """The job's priority number while it is leased.
 
-        When nobody renews the lease, the number says that it was taken over.
+        If the lease is not renewed, the number says that the job was taken over.
         """
         return self.lost | self.token
 
@@ -92,7 +92,7 @@ class Claim:
 
     @property
     def unseen(self) -> int:
-        """The priority number of a job that was claimed, and that nobody has seen."""
+        """The priority number of a job that was claimed and not handed out."""
         return number(self.priority, self.mark, _LAST if self.mark == NEW else 0)
 
 

@@ -115,7 +115,7 @@ class Connection:
     def _end(self, error: Exception) -> bool:
         """End it, unless that is done.
 
-        An abort, not a close: unsent bytes must not reach a server that nobody listens to.
+        An abort, not a close: unsent bytes must not be sent on a connection that is given up.
         """
         if self._ended is not None:
             return False
@@ -126,7 +126,7 @@ class Connection:
         for future in self._waiting:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # its caller may be gone: no warning that nobody has read it
+                future.exception()  # its caller may be gone: no warning about an unread exception
         self._waiting.clear()
         return True
 

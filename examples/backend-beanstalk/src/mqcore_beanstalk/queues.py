@@ -1,9 +1,9 @@
 """Which queues exist: a list that beanstalkd does not keep.
 
-A tube of beanstalkd appears when somebody names it and goes when it is empty, so it cannot say that
+A tube of beanstalkd appears when it is named and disappears when it is empty, so it cannot say that
 a queue was declared, or how. Each declared queue therefore has a *marker*: one job in a tube of its
 own, `mq;NAME`, whose body is the queue's settings. It is delayed for as long as a delay can be, so
-nobody can reserve it. `;` cannot be in a queue's name, so the tubes never meet.
+no client can reserve it. `;` cannot be in a queue's name, so the tubes never meet.
 
 The server decides between two who declare at the same time: the marker with the shorter delay left,
 which is the earlier one, is the queue's. A temporary queue's marker is delayed for a minute, and

@@ -30,7 +30,7 @@ _GIVE_BACK = 1.0
 
 @dataclass(frozen=True)
 class _Leased:
-    """A job that is leased to us, and nobody has seen yet."""
+    """A job that is leased to us and not handed out yet."""
 
     claim: Claim
     delivery: spi.Delivery
@@ -73,7 +73,7 @@ class BeanstalkSubscription(spi.Subscription):
         return connection
 
     def hang_up(self, why: str) -> None:
-        """Drop the connection, and wake whoever waits."""
+        """Drop the connection, and wake all waiting callers."""
         self._changed.set()
         if self._connection is not None:
             self._connection.close(why)
@@ -123,7 +123,7 @@ class BeanstalkSubscription(spi.Subscription):
                 claiming.result()
 
         now = asyncio.get_running_loop().time()
-        good = [it for it in self._leased if it.until > now]  # nobody may have come in time
+        good = [it for it in self._leased if it.until > now]  # some may have ended
         page, self._leased = good[:room], good[room:]
         self._held.update({it.claim.receipt: it.until for it in page})
         return [it.delivery for it in page]
@@ -255,8 +255,8 @@ class BeanstalkSubscription(spi.Subscription):
         self._backend.subscriptions.discard(self)
         await self._stop_claiming()
 
-        # What nobody has seen goes back as it was. What was handed out and is not settled counts as
-        # taken over (G4).
+        # Jobs that were not handed out go back unchanged. Jobs that were handed out and are not
+        # settled count as taken over (G4).
         ended = {it.claim: it.claim.unseen for it in self._leased}
         ended |= {claim: claim.lost for claim in map(Claim.of, self._held) if claim is not None}
         self._leased.clear()
