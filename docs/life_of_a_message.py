@@ -2,10 +2,11 @@
 
     python docs/life_of_a_message.py     # writes assets/life-of-a-message.svg
 
-`STATES` and `ARROWS` say what is drawn, and where. `tests/docs/test_drawing.py` compares the arrows
-with the guarantees that they name, and the stored picture with what this script draws. The site
-shows the picture inside the page, where it takes the page's colors; elsewhere it follows the
-reader's light or dark setting.
+The states and steps inside a worker are those of `mqcore.consuming.states`; a step that has no
+place here is an error. `STATES` and `ARROWS` say what else is drawn, and where.
+`tests/docs/test_pictures.py` compares the arrows with the table and with the guarantees, and the
+stored picture with what this script draws. The site shows the picture inside the page, where it
+takes the page's colors; elsewhere it follows the reader's light or dark setting.
 """  # noqa: INP001 - a script beside the pages
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+from mqcore.consuming.states import TRANSITIONS
 
 PICTURE = Path(__file__).parent / "assets" / "life-of-a-message.svg"
 WIDTH, HEIGHT = 736, 372
@@ -55,19 +58,42 @@ STATES = {
     "settling": State(616, 136, 100, "settling", "broker answers"),
     "gone": State(606, 240, 70, "done", kind="done"),
 }
+PLACES: dict[tuple[str, str], tuple[tuple[tuple[int, int], ...], tuple[int, int], str, str]] = {
+    ("buffered", "running"): (((468, 166), (496, 166)), (482, 190), "G6", "{step}"),
+    ("running", "settling"): (((588, 166), (616, 166)), (602, 190), "G4", "{step}"),
+    ("buffered", "settling"): (
+        ((440, 136), (440, 122), (636, 122), (636, 136)),
+        (538, 116),
+        "G6",
+        "{step} without a run: expired, unreadable",
+    ),
+}
+"""Where the steps between two drawn states of a delivery are: line, label, guarantee, words."""
+
+
+def steps_in_a_worker() -> list[Arrow]:
+    """Return the arrows of the table between the states that are drawn."""
+    arrows = []
+    for (source, step), target in TRANSITIONS.items():
+        if source.value in STATES and target.value in STATES:
+            points, at, guarantee, words = PLACES[source.value, target.value]
+            label = words.format(step=step.value)
+            arrows.append(Arrow(source.value, target.value, points, label, guarantee, at))
+    return arrows
+
+
 ARROWS = (
     Arrow("publish", "ready", ((92, 158), (152, 158)), "arrives", "G1", (121, 150)),
     Arrow("publish", "delayed", ((53, 136), (53, 62), (152, 62)), "delay=", "G7", (98, 54)),
     Arrow("delayed", "ready", ((208, 84), (208, 136)), "due", "G7", (216, 114), "start"),
     Arrow("ready", "buffered", ((264, 148), (376, 148)), "receive", "G8", (318, 140)),
     Arrow("buffered", "ready", ((376, 170), (264, 170)), "release, takeover", "G5", (318, 186)),
-    Arrow("buffered", "running", ((468, 158), (496, 158)), "start", "G6", (482, 128)),
-    Arrow("running", "settling", ((588, 158), (616, 158)), "ends", "G4", (602, 128)),
-    Arrow("settling", "gone", ((641, 180), (641, 240)), "ack", "G2", (634, 214), "end", "done"),
+    *steps_in_a_worker(),
+    Arrow("settling", "gone", ((641, 180), (641, 240)), "ack", "G2", (634, 220), "end", "done"),
     Arrow(
         "settling",
         "delayed",
-        ((666, 136), (666, 62), (264, 62)),
+        ((690, 136), (690, 62), (264, 62)),
         "retry: after a wait in the broker, attempt + 1",
         "G10",
         (465, 54),
@@ -201,8 +227,8 @@ def draw() -> str:
         f"<style>\n{STYLE}\n</style>",
         '<rect class="lane" x="136" y="10" width="144" height="352" rx="8"/>',
         '<text class="head" x="208" y="27" text-anchor="middle">in the broker</text>',
-        '<rect class="lane" x="360" y="92" width="372" height="104" rx="8"/>',
-        '<text class="head" x="372" y="110">in a worker</text>',
+        '<rect class="lane" x="360" y="72" width="372" height="126" rx="8"/>',
+        '<text class="head" x="372" y="90">in a worker</text>',
     ]
     for arrow in ARROWS:
         parts += line(arrow)

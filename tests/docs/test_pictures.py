@@ -12,6 +12,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from mqcore.consuming.states import TRANSITIONS, DeliveryState
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -45,6 +47,19 @@ def test_each_arrow_joins_two_states_and_names_a_guarantee() -> None:
     for arrow in life.ARROWS:
         assert {arrow.source, arrow.target} <= set(life.STATES)
         assert arrow.guarantee in guarantees
+
+
+def test_the_steps_in_a_worker_are_those_of_the_table() -> None:
+    table = {
+        (source.value, target.value)
+        for (source, _), target in TRANSITIONS.items()
+        if source.value in life.STATES and target.value in life.STATES
+    }
+    inside = {"buffered", "running", "settling"}
+    drawn = {(arrow.source, arrow.target) for arrow in life.ARROWS}
+    assert {pair for pair in drawn if set(pair) <= inside} == table
+    undrawn = {state.value for state in DeliveryState} - inside
+    assert undrawn == {"unanswered", "settled", "lost"}  # what becomes of it in the broker is drawn
 
 
 def test_every_state_is_reached_and_only_what_is_done_is_not_left() -> None:
