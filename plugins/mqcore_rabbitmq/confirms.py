@@ -115,12 +115,14 @@ class ConfirmChannel:
         """
         if (reason := self.channel.closed_reason) is not None:
             raise ConnectionLost("the channel to RabbitMQ is closed") from reason
+
         call = _Call(batch, self._loop.create_future())
         exchanges = [name for name in dict.fromkeys(item.exchange for item in batch) if name]
         call.checks = [
             self.channel.request(spec.Exchange.Declare(exchange=name, passive=True))
             for name in exchanges
         ]
+
         is_idle = not self._slots
         for index, item in enumerate(batch):
             try:
@@ -136,9 +138,11 @@ class ConfirmChannel:
             else:
                 self._slots[self._next] = call, index
                 self._next += 1
+
         if is_idle:
             # Nothing else is under way that could share the write.
             self.channel.flush()
+
         if call.open:
             self._watch(call, self._loop.time() + timeout)
             try:
@@ -148,6 +152,7 @@ class ConfirmChannel:
                     outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
                     for outcome in call.outcomes
                 ]
+
         return [
             outcome or Unknown("RabbitMQ did not answer in time; the message may be stored")
             for outcome in call.outcomes
@@ -202,6 +207,7 @@ class ConfirmChannel:
             return Failed(
                 ErrorKind.NOT_FOUND, f"RabbitMQ has no queue {item.queue!r}: declare it first"
             )
+
         if stored:
             return STORED
         if item.refusal == "route":
@@ -231,6 +237,7 @@ class ConfirmChannel:
         cause = reason if isinstance(reason, Exception) else None
         missing = closed_by(reason, NOT_FOUND)
         slots, self._slots = self._slots, {}
+
         for call, index in slots.values():
             exchange = call.batch[index].exchange
             outcome: Outcome
@@ -290,6 +297,7 @@ class ConfirmChannels:
                 f"({self._link.blocked})"
             )
             return [Failed(ErrorKind.TRANSIENT, text)] * len(batch)
+
         confirms = self._open.get(kind)
         if confirms is None or confirms.channel.closed_reason is not None:
             until = asyncio.get_running_loop().time() + timeout
@@ -300,6 +308,7 @@ class ConfirmChannels:
                 text = f"RabbitMQ opened no channel within {timeout:g} s; nothing was sent"
                 return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
             timeout = until - asyncio.get_running_loop().time()
+
         return await confirms.publish(batch, timeout)
 
     async def channel(self, kind: str) -> ConfirmChannel:

@@ -115,6 +115,7 @@ def _rung(ladder: str, level: int) -> list[Any]:
     }
     above = COUNT - 1 - level
     bits = "*." * above
+
     return [
         _quorum(here, arguments),
         spec.Queue.Bind(queue=here, exchange=entrance(ladder), routing_key=f"{'0.' * above}1.#"),

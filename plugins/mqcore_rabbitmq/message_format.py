@@ -91,6 +91,7 @@ def properties(
         headers[AGELESS] = "1"
     if to is not None:
         headers[TO] = to
+
     return Properties(  # delivery_mode 2: persistent
         content_type=message.content_type,
         content_encoding=message.encoding,

@@ -28,6 +28,7 @@ class Routes:
         check_router_kinds(picture.bound, bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             await self._declare(router, kind, used=bool(picture.bindings(router)))
+
         try:
             await self._rpc.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
         except ChannelClosedByBroker as error:
@@ -37,6 +38,7 @@ class Routes:
                 ]
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
+
         fresh = [binding for binding in dict.fromkeys(bindings) if binding not in picture.bound]
         await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
 
@@ -59,6 +61,7 @@ class Routes:
         except ChannelClosedByBroker as error:
             if not closed_by(error, PRECONDITION_FAILED):
                 raise
+
             if used:
                 raise TopologyMismatch(
                     f"router {router!r} is not a {kind!r} exchange on RabbitMQ: {error}"

@@ -91,6 +91,7 @@ class Rpc:
                     )
                 )
                 requests.append(exit_to(queue))
+
         for left in reversed(range(_TRIES)):
             try:
                 await self.run(*requests)
@@ -109,6 +110,7 @@ class Rpc:
         """
         found: dict[str, spec.Queue.DeclareOk] = {}
         left = deque(dict.fromkeys(queues))
+
         while left:  # the first missing queue closes the channel
             try:
                 async with self.channel() as channel:

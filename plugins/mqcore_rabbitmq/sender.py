@@ -67,6 +67,7 @@ class Sender:
                 "nothing was sent"
             )
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
+
         outcomes: list[Outcome] = [it if isinstance(it, Failed) else Unknown() for it in plans]
         ways: dict[str, dict[int, PlannedMessage]] = {}
         for at, it in enumerate(plans):
@@ -74,6 +75,7 @@ class Sender:
                 ways.setdefault(EXCHANGES if it.exchange else QUEUES, {})[at] = it
                 if stored is not None:
                     it.stored = partial(stored, at)
+
         left = until - monotonic()
         parts = [
             (list(way), self._confirm_channels.send(kind, list(way.values()), left))
@@ -81,6 +83,7 @@ class Sender:
         ]
         routes = {at: it for at, it in enumerate(plans) if isinstance(it, Outgoing)}
         parts += [([at], self._delayed_route(it, until, now)) for at, it in routes.items()]
+
         for places, found in await _all(parts):
             for at, outcome in zip(places, found, strict=True):
                 outcomes[at] = outcome
@@ -155,6 +158,7 @@ class Sender:
                 picture = await self._topology.registry.refresh()
         except Exception as error:  # noqa: BLE001 - as in `_answered`
             return [_not_sent(error)]
+
         bindings = picture.bindings(route.router)
         queues = dict.fromkeys(
             it.queue for it in bindings if it.takes(route.key, out.message.headers)
@@ -166,6 +170,7 @@ class Sender:
                     f"no binding of router {route.router!r} takes key {route.key!r}",
                 )
             ]
+
         copies = [Outgoing(queue, out.message, out.delay, out.ttl) for queue in queues]
         outcomes = await self.publish(copies, until - monotonic(), now)
         failed = [outcome for outcome in outcomes if not isinstance(outcome, Stored)]

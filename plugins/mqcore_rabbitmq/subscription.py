@@ -54,12 +54,14 @@ class RabbitSubscription(Subscription):
         self.queue = queue
         self.on_end: Callable[[], None] = lambda: None
         self._topology, self._settler, self._clock = topology, settler, clock
+
         layout = topology.layout(queue)
         self._queues = (queue,) if layout is None else layout.queues
         self._is_quarantine = layout is not None and layout.spec.role == "quarantine"
         self._prefetch = prefetch
         self._channel = channel
         self._unsettled = Unsettled(channel, settler.generation, prefetch)
+
         self._tags: list[str] = []
         self._ending: list[asyncio.Future[Any]] = []
         self._starting: asyncio.Task[None] | None = None
@@ -72,6 +74,7 @@ class RabbitSubscription(Subscription):
         self._error: Exception | None = None
         self._wake: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
+
         self._unsettled.on_room = self._wake_for_room
         self._unsettled.pause = self._pause_for_release
         channel.on_closed.append(self._on_channel_closed)
