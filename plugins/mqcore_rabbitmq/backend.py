@@ -31,7 +31,7 @@ from mqcore.spi import (
 from mqcore_rabbitmq.capabilities import capabilities_of
 from mqcore_rabbitmq.confirms import ConfirmChannels
 from mqcore_rabbitmq.errors import classify
-from mqcore_rabbitmq.layout import Layout, Server
+from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.link import DIRECT_REPLY, Link
 from mqcore_rabbitmq.operations import Operations
 from mqcore_rabbitmq.options import RabbitOptions, parameters
@@ -50,9 +50,7 @@ class _Generation:
     """The parts of one generation: both connections and what uses them."""
 
     def __init__(self, publishing: Link, consuming: Link, options: RabbitOptions) -> None:
-        about = publishing.properties
-        product, version = str(about.get("product", "?")), str(about.get("version", "0"))
-        self.server = Server(product, version, publishing.user, publishing.room)
+        self.server = publishing.server
         self.publishing, self.consuming = publishing, consuming
         self.confirm_channels = ConfirmChannels(publishing)
         # During an alarm, the broker does not read a connection that has published.

@@ -32,6 +32,7 @@ from pika.frame import Method
 from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
 from mqcore_rabbitmq.frames import read_frame, write_frame
+from mqcore_rabbitmq.layout import Server
 
 __all__ = ["DIRECT_REPLY", "Channel", "Link", "end", "written"]
 
@@ -291,7 +292,6 @@ class Link:
         self._silence = silence
         self._lost = lost
         self._connection: _Connection | None = None
-        self._parameters: ConnectionParameters | None = None
         self._closing = False
         self._gone: asyncio.Future[None] | None = None
 
@@ -303,23 +303,13 @@ class Link:
         return self._connection
 
     @property
-    def properties(self) -> dict[str, Any]:
-        """Return the server's properties."""
-        connection = self._connection
-        return dict(connection.server_properties or {}) if connection is not None else {}
-
-    @property
-    def user(self) -> str:
-        """Return the name of the user."""
-        credentials = self._parameters.credentials if self._parameters is not None else None
-        return str(getattr(credentials, "username", ""))
-
-    @property
-    def room(self) -> int:
-        """Return how many bytes the properties of a message may have: they must fit in a frame."""
-        connection = self._connection
-        frame: int = connection.params.frame_max if connection is not None else 0
-        return (frame or _LARGEST_FRAME) - _FRAME_OVERHEAD
+    def server(self) -> Server:
+        """Return what the open connection says of its server. Raises `ConnectionLost`."""
+        connection = self.connection
+        about, params = connection.server_properties or {}, connection.params
+        user = str(getattr(params.credentials, "username", ""))
+        room = (params.frame_max or _LARGEST_FRAME) - _FRAME_OVERHEAD
+        return Server(str(about.get("product", "?")), str(about.get("version", "0")), user, room)
 
     async def open(self, hosts: Sequence[ConnectionParameters]) -> None:
         """Connect to the first host that accepts; raises the error of the last one."""
@@ -350,7 +340,7 @@ class Link:
             if opened.cancelled() and not connection.is_closed:
                 connection.close()
             raise
-        self._connection, self._parameters = connection, host
+        self._connection = connection
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._watch(connection.bytes_received, 0)

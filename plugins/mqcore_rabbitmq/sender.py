@@ -24,7 +24,8 @@ from mqcore.spi import (
 )
 from mqcore_rabbitmq.confirms import EXCHANGES, QUEUES, ConfirmChannels, PlannedMessage
 from mqcore_rabbitmq.errors import classify
-from mqcore_rabbitmq.plan import ROUTER, plan
+from mqcore_rabbitmq.plan import ROUTER
+from mqcore_rabbitmq.plan import plan as plan_message
 from mqcore_rabbitmq.topology import Topology
 
 __all__ = ["Sender"]
@@ -68,24 +69,25 @@ class Sender:
             )
             return [Failed(ErrorKind.TRANSIENT, text, error)] * len(batch)
 
-        outcomes: list[Outcome] = [it if isinstance(it, Failed) else Unknown() for it in plans]
-        ways: dict[str, dict[int, PlannedMessage]] = {}
-        for at, it in enumerate(plans):
-            if isinstance(it, PlannedMessage):
-                ways.setdefault(EXCHANGES if it.exchange else QUEUES, {})[at] = it
-                if stored is not None:
-                    it.stored = partial(stored, at)
-
-        left = until - monotonic()
-        parts = [
-            (list(way), self._confirm_channels.send(kind, list(way.values()), left))
-            for kind, way in ways.items()
+        outcomes: list[Outcome] = [
+            plan if isinstance(plan, Failed) else Unknown() for plan in plans
         ]
-        routes = {at: it for at, it in enumerate(plans) if isinstance(it, Outgoing)}
-        parts += [([at], self._delayed_route(it, until, now)) for at, it in routes.items()]
+        by_kind: dict[str, dict[int, PlannedMessage]] = {}
+        parts: list[_Part] = []
 
-        for places, found in await _all(parts):
-            for at, outcome in zip(places, found, strict=True):
+        for at, plan in enumerate(plans):
+            if isinstance(plan, PlannedMessage):
+                by_kind.setdefault(EXCHANGES if plan.exchange else QUEUES, {})[at] = plan
+                if stored is not None:
+                    plan.stored = partial(stored, at)
+            elif isinstance(plan, Outgoing):
+                parts.append(([at], self._delayed_route(plan, until, now)))
+        for kind, planned in by_kind.items():
+            sent = self._confirm_channels.send(kind, [*planned.values()], until - monotonic())
+            parts.append(([*planned], sent))
+
+        for places, answers in await _all(parts):
+            for at, outcome in zip(places, answers, strict=True):
                 outcomes[at] = outcome
                 self._learn(plans[at], outcome)
         return outcomes
@@ -128,7 +130,7 @@ class Sender:
                 return out
         layout = self._topology.layout(out.to) if isinstance(out.to, str) else None
         try:
-            return plan(out, layout, self._topology.rpc.server, now, moved=moved)
+            return plan_message(out, layout, self._topology.rpc.server, now, moved=moved)
         except ValueError as error:
             return Failed(ErrorKind.PERMANENT, str(error))
 
