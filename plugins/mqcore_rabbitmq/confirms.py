@@ -161,11 +161,11 @@ class ConfirmChannel:
     def _give_up(self, call: _Call, index: int, error: Exception) -> None:
         """End the batch as unknown, and close the channel.
 
-        Nobody knows whether the broker counts this message, so a later confirm could be taken for
-        another's.
+        It is unknown whether the broker counts this message, so a later confirm could belong to
+        another one.
         """
-        for left in range(index, len(call.batch)):
-            call.end(left, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
+        for place in range(index, len(call.batch)):
+            call.end(place, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
         self.channel.abandon()
 
     def _watch(self, call: _Call, until: float) -> None:

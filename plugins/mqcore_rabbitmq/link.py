@@ -62,7 +62,7 @@ _CONTENT = type(None), spec.Basic.Deliver
 class _Services(_AsyncioIOServicesAdapter):
     """pika's adapter to asyncio, which reports a socket that is not connected any more.
 
-    pika raises that error into the event loop, where nobody handles it.
+    pika raises that error into the event loop, where it is not handled.
     """
 
     def create_streaming_connection(
@@ -423,7 +423,7 @@ def end(future: asyncio.Future[Any], answer: object = None) -> None:
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Set the error of a future as `end` does; nothing is logged if nobody reads it."""
+    """Set the error of a future as `end` does; nothing is logged if it is not read."""
     if not future.done():
         future.set_exception(error)
         future.exception()

@@ -284,7 +284,7 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
 
 
 def earlier(expires: float | None, other: float) -> float:
-    """Return the earlier of two expiries; None is no expiry."""
+    """Return the earlier of two expiries; None means without expiry."""
     return other if expires is None else min(expires, other)
 
 
