@@ -26,7 +26,6 @@ from mqcore_rabbitmq.frames import Field, Properties
 __all__ = [
     "HOP",
     "LINEAGE",
-    "earlier",
     "escaped",
     "fit",
     "id_of",
@@ -280,12 +279,8 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
     if ttl is None or message.hop or is_ttl_applied:
         return message
     end = (now if message.published_at is None else message.published_at) + ttl
-    return replace(message, expires_at=earlier(message.expires_at, end))
-
-
-def earlier(expires: float | None, other: float) -> float:
-    """Return the earlier of two expiries; None means without expiry."""
-    return other if expires is None else min(expires, other)
+    expires = end if message.expires_at is None else min(end, message.expires_at)
+    return replace(message, expires_at=expires)
 
 
 def id_of(received: BasicProperties) -> str:
