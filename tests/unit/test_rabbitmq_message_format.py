@@ -63,7 +63,7 @@ def test_any_client_finds_the_usual_properties() -> None:
 
 
 def test_nothing_that_would_act_by_itself_is_sent() -> None:
-    """Not so: an expiration delivers early, CC as text closes the channel, a priority blocks."""
+    """An expiry delivers early in the ladder, CC as text closes the channel, priority waits."""
     there = properties(WHOLE, WHOLE.expires_at, native=False)
     assert there.expiration is None
     assert there.priority is None
