@@ -25,7 +25,7 @@ FUNCTION_BRANCHES = 18
 PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
-LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1700, "mqcore_rabbitmq": 3160}
+LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1700, "mqcore_rabbitmq": 3038}
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
 
 EXCEPTIONS = {
