@@ -178,36 +178,6 @@ async def test_an_error_without_a_loss_is_mended_too(
         assert faulty.health().ok
 
 
-async def test_a_worker_never_needs_a_restart(
-    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
-) -> None:
-    """Losses at random for a long while: nothing is lost, little is done twice."""
-    seen: Counter[str] = Counter()
-
-    async def handler(job: str) -> None:
-        await clock.sleep(0.2)
-        seen[job] += 1
-
-    async with serve(jobs, handler, on=faulty):
-        sent = []
-        for turn in range(60):
-            sent.append(asyncio.create_task(faulty.publish(jobs, f"{turn}", timeout=60)))
-            if random.random() < 0.3:
-                faults.lose()
-            if random.random() < 0.3:
-                faults.next(
-                    random.choice(["settle", "publish"]),
-                    random.choice([lost(), lost_answer(), dropped_answer()]),
-                )
-            await clock.advance(0.5)
-        await clock.advance(200)
-        stored = {f"{n}" for n, task in enumerate(sent) if task.exception() is None}
-        assert stored <= set(seen)
-        counts = (await faulty.counts(jobs))[0]
-        assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
-    assert await faulty.dead_letters(jobs).list() == []
-
-
 @pytest.mark.parametrize("prefetch", [1, 20])
 async def test_handlers_run_on_where_claims_outlive_the_connection(
     faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, held: Any, prefetch: int
@@ -234,6 +204,49 @@ async def leaseless(faults: Faults, clock: VirtualClock, url: str) -> AsyncItera
     where = url.replace("memory", "faulty")
     async with Broker.connect(where, clock=clock, settings=Settings(), plugins=plugins) as broker:
         yield broker
+
+
+async def random_losses(broker: Broker, faults: Faults, clock: VirtualClock, serve: Any) -> None:
+    """Lose connections at random for a long time: nothing is lost, no message is blamed (G4)."""
+    seen: Counter[str] = Counter()
+
+    async def handler(job: str) -> None:
+        await clock.sleep(0.2)
+        seen[job] += 1
+
+    async with serve(jobs, handler, on=broker):
+        sent = []
+        for turn in range(60):
+            sent.append(asyncio.create_task(broker.publish(jobs, f"{turn}", timeout=60)))
+            if random.random() < 0.3:
+                faults.lose()
+            if random.random() < 0.3:
+                faults.next(
+                    random.choice(["settle", "publish"]),
+                    random.choice([lost(), lost_answer(), dropped_answer()]),
+                )
+            await clock.advance(0.5)
+        await clock.advance(200)
+        stored = {f"{n}" for n, task in enumerate(sent) if task.exception() is None}
+        assert stored <= set(seen)
+        counts = (await broker.counts(jobs))[0]
+        assert (counts.ready, counts.leased, counts.delayed) == (0, 0, 0)
+    assert await broker.dead_letters(jobs).list() == []
+
+
+async def test_a_worker_with_leases_never_needs_a_restart(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    """Claims outlive the connection, as on Redis."""
+    faults.keeps_claims = True
+    await random_losses(faulty, faults, clock, serve)
+
+
+async def test_a_worker_without_leases_never_needs_a_restart(
+    leaseless: Broker, faults: Faults, clock: VirtualClock, serve: Any
+) -> None:
+    """The connection is the lease, as on RabbitMQ."""
+    await random_losses(leaseless, faults, clock, serve)
 
 
 async def test_without_leases_a_lost_connection_ends_what_ran_and_starts_nothing_that_was_buffered(
