@@ -76,7 +76,10 @@ class SystemClock:
         await asyncio.sleep(delay)
 
     def timeout(self, delay: float | None) -> AbstractAsyncContextManager[object]:
-        """Limit a block in real time, as `asyncio.timeout` does. All limits of one event loop share one timer."""
+        """Limit a block in real time, as `asyncio.timeout` does.
+
+        All limits of one event loop share one timer.
+        """
         loop, alarm = asyncio.get_running_loop(), self._alarm
         if alarm is None or alarm.loop is not loop:
             alarm = self._alarm = _Alarm(loop)

@@ -24,7 +24,8 @@ orders = Queue("orders", str)
 
 async def one(url):
     async with Broker.connect(url) as broker:
-        [counts] = await broker.counts(orders) if any(c.name == "orders" for c in await broker.counts()) else [None]
+        exists = any(c.name == "orders" for c in await broker.counts())
+        [counts] = await broker.counts(orders) if exists else [None]
         assert counts is None, "another test's queue is still there"
         await broker.publish(orders, "tea")
         [counts] = await broker.counts(orders)
@@ -67,8 +68,8 @@ def test_a_broker_that_is_not_there_is_a_skip_with_a_count_and_a_reason(
     found.stdout.fnmatch_lines(
         [
             (
-                "redis: not available, 2 tests could not run. redis is not available: url: no URL was given "
-                "for redis"
+                "redis: not available, 2 tests could not run. redis is not available: url: no URL "
+                "was given for redis"
             )
         ]
     )

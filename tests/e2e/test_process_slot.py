@@ -57,7 +57,8 @@ def echo(body):
 
 @handler(Order, True)
 def facts(order, context):
-    names = "queue id attempt priority content_type published_at correlation_id redelivered lease_lost".split()
+    names = "queue id attempt priority content_type published_at".split()
+    names += "correlation_id redelivered lease_lost".split()
     facts = {name: getattr(context, name) for name in names}
     return {"number": order.number, "headers": dict(context.headers), **facts}
 
@@ -106,7 +107,9 @@ def hangs(fifo):
 
 @handler()
 def hangs_in_a_program(fifo):
-    program = "import os, signal, sys; os.write(os.open(sys.argv[1], os.O_WRONLY), b'x'); signal.pause()"
+    program = (
+        "import os, signal, sys; os.write(os.open(sys.argv[1], os.O_WRONLY), b'x'); signal.pause()"
+    )
     subprocess.run([sys.executable, "-c", program, fifo])
 
 @handler()
@@ -543,13 +546,15 @@ class Spec:
 
 def handler(order: Order):
     import __main__
-    return [Line.__module__, order.lines[0].number, sys.argv[1:], getattr(__main__, "Line", None) is Line]
+    is_main = getattr(__main__, "Line", None) is Line
+    return [Line.__module__, order.lines[0].number, sys.argv[1:], is_main]
 handler.__mqcore__ = Spec()
 
 async def main():
     slot = ProcessSlot(f"{handler.__module__}:{handler.__qualname__}")
     message = Message(id="1", body=b'{"lines": [{"number": 1}]}', content_type="application/json")
-    print((await slot.run(SlotRequest(queue="q", message=message, wants_result=True))).body.decode())
+    result = await slot.run(SlotRequest(queue="q", message=message, wants_result=True))
+    print(result.body.decode())
     await slot.close()
 
 print("imported as", __name__, file=sys.stderr)

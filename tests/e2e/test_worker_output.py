@@ -28,7 +28,8 @@ TO_STDOUT = {{
 
 {at_import}
 
-coroutines, threads, processes = Queue("coroutines", str), Queue("threads", str), Queue("processes", str)
+coroutines, threads = Queue("coroutines", str), Queue("threads", str)
+processes = Queue("processes", str)
 
 @asynccontextmanager
 async def lifespan(broker):

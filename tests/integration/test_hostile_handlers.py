@@ -1,4 +1,4 @@
-"""What a handler does to the world around it: its message bears it, its neighbours and the worker do not (G4).
+"""What a handler does to its process concerns its own message, not others or the worker (G4).
 
 That any exception of any class is one attempt is in test_retry.py, deaths of processes are in
 test_process_handlers.py, and threads that never end in test_drain.py.

@@ -1,4 +1,4 @@
-"""An error of mqcore's own, or of a driver or codec, around a handler: its message is dead-lettered, and no other is concerned.
+"""An error of mqcore, a driver or a codec around a handler dead-letters that message alone.
 
 Where there are no leases nobody else would ever get the message, and a place of the prefetch would
 be gone for good.

@@ -13,8 +13,10 @@ class Busy(Exception):
     class Very(Exception):
         pass
 
-retried = Queue("retried", str, retry=RetryPolicy(max_attempts=3, backoff=fixed(0), retry_on=(Busy, Busy.Very)))
-given_up = Queue("given_up", str, retry=RetryPolicy(max_attempts=3, backoff=fixed(0), give_up_on=(Busy, Busy.Very)))
+policy = {"max_attempts": 3, "backoff": fixed(0)}
+classes = (Busy, Busy.Very)
+retried = Queue("retried", str, retry=RetryPolicy(**policy, retry_on=classes))
+given_up = Queue("given_up", str, retry=RetryPolicy(**policy, give_up_on=classes))
 
 def fail(which):
     raise (Busy.Very if which == "nested" else Busy)("too much to do")
@@ -42,8 +44,10 @@ async def main():
         while sum(count.ready for count in await broker.counts("retried.dlq", "given_up.dlq")) < 4:
             await asyncio.sleep(0.01)
         for queue in (retried, given_up):
-            for letter in sorted(await broker.dead_letters(queue).list(), key=lambda letter: letter.body):
-                print(queue.name, letter.reason, letter.attempts, letter.death.error_type.partition(".")[2], flush=True)
+            letters = await broker.dead_letters(queue).list()
+            for letter in sorted(letters, key=lambda letter: letter.body):
+                error = letter.death.error_type.partition(".")[2]
+                print(queue.name, letter.reason, letter.attempts, error, flush=True)
 
 if __name__ == "__main__":
     asyncio.run(main())

@@ -15,7 +15,8 @@ jobs, others = Queue("jobs", str), Queue("others", str)
 app, second = App("test"), App("second")
 
 def say(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one step: several threads say something
+    # in one step: several threads write
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 @app.consumer(jobs)
 async def handler(text):
@@ -39,7 +40,8 @@ async def main():
     async with connect() as broker:
         await broker.publish(jobs, "a")
         await Worker(app, broker).run()
-    say("restored", all(signal.getsignal(number) is own for number in (signal.SIGTERM, signal.SIGINT)))
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    say("restored", all(signal.getsignal(number) is own for number in numbers))
 
 asyncio.run(main())
 """
@@ -57,7 +59,8 @@ def test_a_handler_that_was_set_before_is_called_and_set_again(
 LOOP_HANDLER = """
 async def main():
     seen = asyncio.Queue()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, seen.put_nowait, "own handler of the loop")
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, seen.put_nowait, "own handler of the loop")
     async with connect() as broker:
         await broker.publish(jobs, "a")
         await Worker(app, broker).run()
@@ -136,7 +139,8 @@ SERVER = """
 from contextlib import asynccontextmanager, contextmanager
 
 class Server:
-    # as uvicorn does it: its own handlers are set before its lifespan begins, and what it has caught is raised again after it
+    # as uvicorn does it: its own handlers are set before its lifespan begins, and what it has
+    # caught is raised again after it
 
     def __init__(self, lifespan):
         self.lifespan, self.caught = lifespan, []
@@ -148,7 +152,8 @@ class Server:
 
     @contextmanager
     def capture_signals(self):
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         yield
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -298,7 +303,8 @@ app.consumer(works)(forks)
 
 async def main():
     seen = []
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, seen.append, "own handler of the loop")
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, seen.append, "own handler of the loop")
     async with Broker.connect("memory://", settings=Settings()) as broker:
         running = asyncio.create_task(Worker(app, broker, grace=10).run())
         print(await broker.request(works, "x", result=str, timeout=50), flush=True)
@@ -325,7 +331,8 @@ def test_a_signal_to_a_forked_child_reaches_no_loop_of_the_parent(program_of: St
 
 RACE = """
 async def main():
-    # the signal comes between the last instruction of Python and the wait for sockets: only its wakeup ends that wait
+    # the signal comes between the last instruction of Python and the wait for sockets: only its
+    # wakeup ends that wait
     async with connect() as broker:
         await broker.publish(jobs, "a")
         running = asyncio.create_task(Worker(app, broker).run())
@@ -336,7 +343,8 @@ async def main():
         def late(timeout=None):
             selector.select = select
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            # this thread does not take the signal, so its wait is not interrupted: another thread notes it
+            # this thread does not take the signal, so its wait is not interrupted: another thread
+            # notes it
             threading.Thread(target=kill_here).start()
             return select(30)
 

@@ -14,7 +14,10 @@ from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
 from mqcore.errors import ConfigurationError
 
 REDIS = b"$64\r\n# Server\r\nredis_version:7.0.15\r\nredis_git_sha1:00000000\r\n\r\n+PONG\r\n"
-VALKEY = b"$64\r\n# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\n\r\n+PONG\r\n"
+VALKEY = (
+    b"$64\r\n# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\n"
+    b"valkey_version:8.1.1\r\n\r\n+PONG\r\n"
+)
 START = (
     b"\x01\x00\x00\x00\x00\x00\x40\x00\x0a\x00\x0a"
     b"\x00\x09\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x064.0.51\xce"

@@ -1,4 +1,4 @@
-"""The proxy between an instance and its server: what goes in comes out, and a kill is heard on both sides as a reset."""
+"""The proxy between an instance and its server passes all bytes; a kill resets both sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets of size and safety over the shipped code: a file, function, signature or class tree over budget is split."""
+"""Budgets of size and safety over the shipped code: what is over its budget is split."""
 
 import ast
 import importlib

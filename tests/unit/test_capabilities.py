@@ -1,4 +1,4 @@
-"""What a backend says that it can do: asked before anything is sent, and not to be edited afterwards."""
+"""Capabilities are checked before anything is sent, and cannot be edited afterwards."""
 
 import pytest
 

@@ -119,7 +119,7 @@ async def is_lifted(limited: Limited) -> object:
 
 
 async def of(limited: Limited, scenario: Callable[[Limited], Awaitable[object]]) -> object:
-    """Return how a scenario ends in a task of its own: its value, or the class of what it raised."""
+    """Return how a scenario ends in a task of its own: its value, or the class of its error."""
     try:
         return await asyncio.ensure_future(scenario(limited))
     except BaseException as error:  # noqa: BLE001 - a cancellation is an ending too

@@ -1,4 +1,4 @@
-"""What the model lets pass and what it does not, where a backend's capabilities make the difference."""
+"""What the model accepts and refuses where a backend's capabilities make the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract's pytest plugin runs several cases at once where the harness allows it, and a killer alone."""
+"""The contract's pytest plugin runs cases beside each other where the harness allows it."""
 
 from __future__ import annotations
 

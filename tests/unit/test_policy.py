@@ -248,9 +248,7 @@ def test_a_first_takeover_raises_no_suspicion_and_costs_no_attempt() -> None:
     assert (seen.attempt, seen.redelivered) == (2, True)
 
 
-def test_where_the_broker_has_only_a_flag_the_first_takeover_is_put_on_record_before_the_message_runs() -> (
-    None
-):
+def test_with_only_a_flag_the_first_takeover_is_recorded_before_the_message_runs() -> None:
     lost = delivery(2, taken=1, counted=False)
     assert admit(lost, WORK) is None
     decision = decide(HandlerResult(Ending.TAKEN_OVER), lost, WORK, now=NOW, expires_in=None)
@@ -329,9 +327,7 @@ def test_after_crash_is_one_of_two_words() -> None:
         check_after_crash("never", "handler f")
 
 
-def test_a_dead_letter_queues_own_consumer_sends_failures_to_its_end_after_a_while_with_their_first_record() -> (
-    None
-):
+def test_failures_of_a_dead_letter_queues_consumer_keep_their_first_record() -> None:
     first = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
     to, message, delay = moved(judged(Ending.REJECTED, DLQ, 1, death=first))
     assert (to, delay, message.death, message.attempt) == ("q.dlq", 4, first, 1)

@@ -459,7 +459,10 @@ def test_a_backend_that_asks_for_the_durability_gets_what_the_application_wants(
         (
             "redis://h?dbb=1",
             "",
-            r"^the broker URL: dbb: no such option; did you mean 'db'\? There are: db, durability, lease, password$",
+            (
+                r"^the broker URL: dbb: no such option; did you mean 'db'\? "
+                r"There are: db, durability, lease, password$"
+            ),
         ),
         (
             "redis://h?zzz=1",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 INSTEAD = {
-    # "there is no queue" and "is no longer open" are plain English; "the payload is no Order" is not
+    # "there is no queue" and "is no longer open" are plain English; "it is no Order" is not
     r"(?<!\bthere )\b(is|are|was|were) no (?!longer\b|more\b|fewer\b|less\b|later\b)\w": "is not a",
     r"\bthere (is|are) not\b(?! (a|an|any|enough|yet|only)\b)": "does not exist",
     r"\bwhoever\b": "name the caller, or: every caller that",
