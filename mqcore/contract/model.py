@@ -232,7 +232,7 @@ class Model:
             return None
         ready, delayed = (
             sum(self._must(copy, at) for copy in mine),
-            sum(copy.since.lo > at.hi for copy in mine),
+            sum(copy.lease is None and copy.since.lo > at.hi for copy in mine),
         )
         return ready, len(mine) - ready - delayed, delayed
 

@@ -64,3 +64,14 @@ def test_a_release_leaves_takeovers_as_they_were(rules: Rules, *, taken: bool) -
     again().received("jobs", [right], 1, Span(2, 2))
     with pytest.raises(ContractError, match=rf"m0 .priority 5.: takeovers: {int(taken)}"):
         again().received("jobs", [replace(right, takeovers=int(not taken))], 1, Span(2, 2))
+
+
+def test_a_message_that_was_received_at_the_moment_it_was_due_is_leased() -> None:
+    """A clock of floats may show that moment slightly too early."""
+    model = Model(IN_PLACE)
+    model.put(Outgoing("jobs", Message(id="m0", body=b""), 0.5), Span(0, 0))
+    early = Span(0.5 - 1e-9, 0.5 - 1e-9)
+
+    model.received("jobs", [delivery(0)], 1, early)
+
+    assert model.counts("jobs", early) == (0, 1, 0)
