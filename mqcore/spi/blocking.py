@@ -561,22 +561,31 @@ class _BlockingSubscription(Subscription):
     async def _claim(self, room: int, timeout: float) -> Sequence[Delivery]:
         """Claim now. A claim whose caller has gone returns to the queue unmarked."""
         before = self._backend.clock.monotonic()
+
+        def claim(driver: BlockingDriver) -> Sequence[Delivery]:
+            claimed = driver.claim(self._consumer, room)
+            if self._is_open:
+                return claimed
+            # closed during the claim: these messages were not handed out
+            _return_unseen(self.queue, driver, claimed)
+            return []
+
         try:
             claimed: Sequence[Delivery] = await self._backend.run(
-                lambda driver: driver.claim(self._consumer, room),
-                timeout,
-                partial(_return_unseen, self.queue),
+                claim, timeout, partial(_return_unseen, self.queue)
             )
         except (CallNotBegun, CallNotEnded):
             return []
 
-        for delivery in claimed:
-            self._held[delivery.receipt] = before + self._lease
         if self._is_open:
+            for delivery in claimed:
+                self._held[delivery.receipt] = before + self._lease
             return claimed
-        # closed while the claim was under way: these messages were not handed out
-        receipts = [delivery.receipt for delivery in claimed]
-        await self._backend.run(lambda driver: driver.give_back(self.queue, receipts))
+
+        # Closed after the claim. They are not in `_held`, or the end of the consumer, which the
+        # thread may not have begun, would mark them as taken over.
+        if claimed:
+            await self._backend.run(lambda driver: _return_unseen(self.queue, driver, claimed))
         return []
 
     async def _wait(self, delay: float, *, is_idle: bool) -> None:
