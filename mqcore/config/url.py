@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mqcore.errors import ConfigurationError
 from mqcore.rules.redact import mask_url
+from mqcore.spi import split_url
 
 __all__ = ["BrokerUrl", "parse_url"]
 
@@ -81,7 +82,7 @@ def parse_url(url: str | BrokerUrl) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
 
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         ports = [
             urlsplit(f"//{place}").port for place in parts.netloc.rpartition("@")[2].split(",")
         ]

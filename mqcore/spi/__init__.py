@@ -85,6 +85,7 @@ from mqcore.spi.toolbox import (
     quarantine_of,
     router_mismatch,
     split_hosts,
+    split_url,
     tls_context,
 )
 
@@ -161,6 +162,7 @@ __all__ = [
     "quarantine_of",
     "router_mismatch",
     "split_hosts",
+    "split_url",
     "tls_context",
     "unpack",
 ]

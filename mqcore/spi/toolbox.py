@@ -5,10 +5,11 @@ Everything here is pure, except that `tls_context` reads the files that it is gi
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import fields
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mqcore.errors import ConfigurationError, TopologyMismatch
 from mqcore.messages.message import Death, Message, Reason
@@ -33,6 +34,7 @@ __all__ = [
     "quarantine_of",
     "router_mismatch",
     "split_hosts",
+    "split_url",
     "tls_context",
 ]
 
@@ -154,6 +156,19 @@ def overflowed(message: Message, queue: str, at: float) -> Message:
 
 
 # Connections
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a broker's URL, which may name several hosts: `amqp://one,[::1]:5672/`.
+
+    As `urllib.parse.urlsplit`, of which later versions refuse an address in brackets behind another
+    host (CVE-2024-11168). Use `netloc` with `split_hosts`. Raises `ValueError`.
+    """
+    scheme, mark, rest = url.partition("://")
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+
+    parts = urlsplit(f"{scheme}{mark}{rest[len(netloc) :]}")
+    return parts._replace(netloc=netloc)
 
 
 def split_hosts(netloc: str, port: int) -> tuple[tuple[str, int], ...]:

@@ -7,7 +7,7 @@ parts of a URL's query as Python literals, and never gets ours.
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pika
 from pydantic import BeforeValidator, Field, SkipValidation
@@ -19,6 +19,7 @@ from mqcore.spi import (
     Options,
     SystemClock,
     split_hosts,
+    split_url,
     tls_context,
 )
 
@@ -69,7 +70,7 @@ def parameters(url: str, options: RabbitOptions) -> list[pika.ConnectionParamete
 
     Raises `ConfigurationError`, without secrets.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     login, _, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     tls = parts.scheme.lower() == "amqps"

@@ -9,11 +9,11 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr
 
-from mqcore.spi import ConfigurationError, Options, split_hosts, tls_context
+from mqcore.spi import ConfigurationError, Options, split_hosts, split_url, tls_context
 
 __all__ = ["Place", "RedisOptions", "read"]
 
@@ -80,7 +80,7 @@ def read(url: str, options: RedisOptions) -> Place:
 
     Raises `ConfigurationError`, without secrets, when it is not valid.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     kind = _KINDS.get(parts.scheme, "tcp")
     login, _, places = parts.netloc.rpartition("@")
     username, _, password = (unquote(part) or None for part in login.partition(":"))
