@@ -123,12 +123,13 @@ class _Alarm:
         self._timer, self._due = None, math.inf
         now = self.loop.time()
 
-        for limit in [limit for limit, when in self._limits.items() if when <= now]:
-            del self._limits[limit]
-            limit.expire()
-
-        if self._limits:
-            self._set(min(self._limits.values()))
+        try:
+            for limit in [limit for limit, when in self._limits.items() if when <= now]:
+                del self._limits[limit]
+                limit.expire()
+        finally:  # a future of the application may refuse to be cancelled: the others go on
+            if self._limits:
+                self._set(min(self._limits.values()))
 
 
 class _Limit:

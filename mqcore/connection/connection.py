@@ -254,9 +254,10 @@ class Connection:
         self.connected_event.clear()
         self.error = error
         self.events.emit("connection.lost", error=describe_error(error))
+        # First, so that no listener's exception can prevent it; it begins after them.
+        self._reconnecting = asyncio.create_task(self._reconnect())
         for listener in tuple(self.on_lost):
             listener()
-        self._reconnecting = asyncio.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
         began, wait = self.clock.monotonic(), self._wait.next()

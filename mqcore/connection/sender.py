@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
+_IS_CLOSED = "this broker is closed"
 _LAST_ANSWER = 1.0
 """Seconds that `close` waits for the broker to answer what was sent."""
 
@@ -86,9 +87,14 @@ class Sender:
     async def close(self, limit: float | None) -> None:
         """Answer all calls: wait for the broker's answers for 1 s, or for half of `limit`."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LAST_ANSWER if limit is None else limit / 2)
-        for task in self._tasks:
-            task.cancel()
+            patience = _LAST_ANSWER if limit is None else limit / 2
+            _, late = await asyncio.wait(self._tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+
+        # One that was cancelled before it began has taken no calls.
+        calls, self._waiting = self._waiting, []
+        _answer(calls, Failed(ErrorKind.PERMANENT, _IS_CLOSED))
 
     async def _send(self) -> None:
         """Send what was published in the last turn of the loop, after a reconnect if necessary."""
@@ -102,7 +108,7 @@ class Sender:
                     # The caller of an expired call knows that nothing is stored: do not send it.
                     continue
                 if self._connection.is_closed:
-                    _answer(calls, Failed(ErrorKind.PERMANENT, "this broker is closed"))
+                    _answer(calls, Failed(ErrorKind.PERMANENT, _IS_CLOSED))
                     return
                 await self._send_batch(calls)
         finally:
@@ -125,6 +131,10 @@ class Sender:
             outcomes = [Unknown("this broker was closed before an answer came")] * len(batch)
         except Exception as error:  # noqa: BLE001 - a driver's exception is classified
             outcomes = self._outcomes_of(error, generation, calls, len(batch))
+        else:
+            if len(outcomes) != len(batch):  # sent again, it might be stored again and again
+                text = f"the driver answered {len(outcomes)} of {len(batch)} messages"
+                outcomes = [Unknown(text)] * len(batch)
 
         start = 0
         for call in calls:

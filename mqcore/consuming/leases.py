@@ -118,8 +118,9 @@ class LeaseKeeper:
         failures = 0
         with asyncio.Runner() as runner:
             while not self._stopped:
-                backend = self._make_backend()
+                backend = None
                 try:
+                    backend = self._make_backend()
                     runner.run(
                         backend.open(
                             lambda error: log().debug("the lease connection broke: %s", error)
@@ -140,7 +141,10 @@ class LeaseKeeper:
                         self._wait(min(self._every / 10 * 2 ** min(failures, 10), self._every))
                         failures += 1
                 finally:
-                    runner.run(backend.close())
+                    # A driver that fails to close must not end the renewal (G5).
+                    with suppress(Exception):
+                        if backend is not None:
+                            runner.run(backend.close())
 
     def _wait(self, delay: float) -> None:
         """Wait in the thread, until `close` or a shorter lease ends it."""

@@ -547,7 +547,7 @@ class _BlockingSubscription(Subscription):
     async def _room(self) -> int:
         """Return how many messages may be claimed. An ended lease takes no room (G12)."""
         now = self._backend.clock.monotonic()
-        ended = [receipt for receipt, ends in self._held.items() if ends <= now]
+        ended = [receipt for receipt, ends in list(self._held.items()) if ends <= now]
 
         if ended:
             renewed = await self._backend.run(lambda driver: driver.held(self._consumer, ended))

@@ -95,10 +95,13 @@ class Link(asyncio.Protocol):
         """Close within `GOODBYE` seconds. Callers that wait get `ConnectionLost`."""
         self._end(ConnectionLost("the connection to Redis was closed"))
         self._watching.cancel()
-        await asyncio.gather(self._watching, return_exceptions=True)
-        with suppress(RedisError, OSError):
-            async with asyncio.timeout(GOODBYE):
-                await self.connection.disconnect()
+        try:
+            await asyncio.gather(self._watching, return_exceptions=True)
+            with suppress(RedisError, OSError):
+                async with asyncio.timeout(GOODBYE):
+                    await self.connection.disconnect()
+        finally:  # also when the close is cancelled
+            self._transport.abort()
 
     def _end(self, error: Exception) -> bool:
         """Answer all callers with the error; return False when that was done before."""

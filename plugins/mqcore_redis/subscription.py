@@ -223,7 +223,8 @@ class RedisSubscription(Subscription):
 
     def _next_claim(self, now: float, room: int) -> float:
         phase = self._waker.phase
-        soonest = self._next if room > 0 else min(self._held.values())
+        # A settlement may have emptied it while a full consumer asked about its queue.
+        soonest = self._next if room > 0 else min(self._held.values(), default=now)
         return min(soonest, (now + phase) // POLL * POLL + POLL - phase)
 
     def _is_check_due(self) -> bool:

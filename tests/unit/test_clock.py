@@ -187,3 +187,26 @@ async def test_a_limit_that_was_left_does_not_end_what_comes_after_it() -> None:
     async with clock.timeout(LATE) as limit:
         await asyncio.sleep(0)
     assert not limit.expired()
+
+
+async def test_a_future_that_refuses_to_be_cancelled_stops_no_other_limit() -> None:
+    class Stubborn(asyncio.Future[None]):
+        def cancel(self, msg: object = None) -> bool:
+            raise RuntimeError("not now")
+
+    clock, loop = SystemClock(), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    stubborn = Stubborn()
+
+    async def waits(delay: float, future: asyncio.Future[None]) -> None:
+        async with clock.timeout(delay):
+            await future
+
+    first = asyncio.create_task(waits(SOON, stubborn))
+    other = asyncio.create_task(waits(2 * SOON, loop.create_future()))
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await other
+
+    stubborn.set_result(None)
+    await first

@@ -21,7 +21,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.closed = False
+        self.closed = self.aborted = False
         self._writer = self.transport = self
         self.protocol: Any = self
         self.lost: list[Exception | None] = []
@@ -43,6 +43,9 @@ class Wire:
 
     async def disconnect(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 def text(answer: bytes) -> bytes:
@@ -246,3 +249,14 @@ async def test_a_slow_peer_that_answers_is_not_silent(wire: Wire, quick: None) -
         assert await future == b"x"
     await link.close()
     assert not broken
+
+
+async def test_a_cancelled_close_leaves_no_open_transport(wire: Wire) -> None:
+    link = linked(wire, [])
+
+    closing = asyncio.create_task(link.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+    assert wire.aborted
