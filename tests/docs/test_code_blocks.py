@@ -28,12 +28,6 @@ PAGES = sorted(
 )
 KNOWN = "`python`, `python continue` after a block, `python title=FILE`, or `python notest: REASON`"
 COLUMNS = 100
-WIDE = {
-    "docs/backends/rabbitmq.md",
-    "docs/backends/redis.md",
-    "docs/plugin-author.md",
-    "examples/backend-directory/README.md",
-}
 FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md"}
 """Pages that `test_pages_as_read.py` follows."""
 
@@ -117,8 +111,6 @@ def test_toml_blocks_parse() -> None:
 @pytest.mark.parametrize(("page", "text"), pages(), ids=[page for page, _ in pages()])
 def test_no_line_of_a_block_is_cut_off(page: str, text: str) -> None:
     """At 1280 pixels a page shows 108 columns of code."""
-    if page in WIDE:
-        pytest.skip("its lines are shortened by its owner")
     for token in MarkdownIt().parse(text):
         if token.type in ("fence", "code_block") and token.map:
             for offset, line in enumerate(token.content.splitlines(), token.map[0] + 2):
