@@ -363,7 +363,8 @@ async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(
     assert [record for record in caplog.records if record.thread == thread.ident] == []
 
 
-def test_renewal_does_not_hammer_a_server_that_cannot_be_reached() -> None:
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "fails to close"])
+def test_renewal_goes_on_without_hammering_a_server_that_cannot_be_reached(*, closes: bool) -> None:
     """In real time, as above. The lease is short, so the waits are."""
     opened: list[float] = []
 
@@ -371,6 +372,10 @@ def test_renewal_does_not_hammer_a_server_that_cannot_be_reached() -> None:
         async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
             opened.append(time.monotonic())
             raise ConnectionError("nobody is there")
+
+        async def close(self) -> None:
+            if not closes:
+                raise ConnectionError("the socket has gone")
 
     def make() -> Away:
         return Away(memory_url(), MemoryOptions())

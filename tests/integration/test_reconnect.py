@@ -37,6 +37,7 @@ from mqcore import (
     Settings,
     fixed,
 )
+from mqcore.broker import session_of
 from mqcore.config.plugins import Plugins
 from mqcore.rules.capabilities import Capability
 from mqcore.testing import VirtualClock
@@ -558,3 +559,20 @@ async def test_after_a_time_of_real_use_the_waits_begin_anew(
     faults.lose()
     await clock.advance(0.06)
     assert faulty.health().connected
+
+
+async def test_an_error_of_a_listener_does_not_prevent_the_reconnect(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("a future that refuses to be cancelled")
+
+    connection = session_of(faulty).connection
+    connection.on_lost.add(fails)
+
+    with pytest.raises(RuntimeError, match="refuses"):
+        connection.report(ConnectionError("reset"), connection.generation)
+    await clock.advance(5)
+
+    assert faulty.health().ok
+    assert (await faulty.publish(jobs, "a")).queues == ("jobs",)
