@@ -7,7 +7,9 @@ testcontainers' reaper (Ryuk) runs, it removes what a killed test run leaves beh
 
 from __future__ import annotations
 
+import socket
 import time
+import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -58,6 +60,7 @@ class DockerServer(Server):
             try:
                 self._run()
             except Exception as error:
+                _close_sockets(error)
                 self._stop()
                 if trial + 1 == _TRIES or "port is already allocated" not in str(error):
                     hint = _NO_REAPER if "ryuk" in str(error) else ""
@@ -122,3 +125,16 @@ class DockerServer(Server):
         self._wrapped.reload()
         state = self._wrapped.attrs["State"]
         return "" if state["Running"] else f"ended with {state['ExitCode']}"
+
+
+def _close_sockets(error: BaseException | None) -> None:
+    """Close the socket that docker-py leaves in a frame of its error when it cannot connect.
+
+    Garbage collection would report it, as an error of whatever runs at that moment.
+    """
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            for value in frame.f_locals.values():
+                if isinstance(value, socket.socket):
+                    value.close()
+        error = error.__context__
