@@ -89,12 +89,13 @@ async def latency(job: Job) -> None:
         job.stop()
 
 
-run(
-    {
-        "one by one": one_by_one,
-        "bulk": bulk,
-        "drain": drain,
-        "drain, blocking": drain_blocking,
-        "latency": latency,
-    }
-)
+SCENARIOS = {
+    "one by one": one_by_one,
+    "bulk": bulk,
+    "drain": drain,
+    "drain, blocking": drain_blocking,
+    "latency": latency,
+}
+
+if __name__ == "__main__":
+    run(SCENARIOS)

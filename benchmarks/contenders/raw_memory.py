@@ -26,4 +26,7 @@ async def drain(job: Job) -> None:
         job.count_one()
 
 
-run({"one by one": one_by_one, "bulk": one_by_one, "drain": drain})
+SCENARIOS = {"one by one": one_by_one, "bulk": one_by_one, "drain": drain}
+
+if __name__ == "__main__":
+    run(SCENARIOS)

@@ -73,4 +73,7 @@ def latency(job: Job) -> None:
     job.stop()
 
 
-run({"one by one": one_by_one, "bulk": bulk, "drain": drain, "latency": latency})
+SCENARIOS = {"one by one": one_by_one, "bulk": bulk, "drain": drain, "latency": latency}
+
+if __name__ == "__main__":
+    run(SCENARIOS)

@@ -8,9 +8,9 @@ name either.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from mqcore.rules.checks import closest
 from mqcore.spi import SupportsBind
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class UnusedSections:
 
     def _unknown(self, kind: str, name: str, app: str, known: Iterable[str]) -> str:
         table = f"{kind}s"
-        close = get_close_matches(name, sorted(known), n=1)
-        hint = f" Did you mean {_section(table, close[0])}?" if close else ""
+        close = closest(name, known)
+        hint = f" Did you mean {_section(table, close)}?" if close else ""
         return (
             f"{self._settings.source_of(table, name)}: {_section(table, name)} has no effect: app "
             f"{app!r} has no {kind} {name!r}, and neither has the broker.{hint} Correct the name, "

@@ -10,7 +10,6 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.metadata import version as distribution_version
@@ -21,6 +20,7 @@ import pluggy
 from mqcore.config import hookspecs
 from mqcore.errors import BackendNotFound, ConfigurationError
 from mqcore.messages.codec import Codec, Codecs
+from mqcore.rules.checks import closest
 from mqcore.spi import SPI_VERSION, Backend
 
 __all__ = ["Installed", "Plugins", "default_plugins"]
@@ -291,8 +291,8 @@ class Plugins:
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
         if own_name := _OTHER_NAMES.get(scheme):
             return f"{text}. Write {own_name}:// for this broker"
-        if close := get_close_matches(scheme, {*serving, *_BUILT_IN_EXTRAS}, n=1):
-            return f"{text}. Did you mean {close[0]!r}?"
+        if close := closest(scheme, {*serving, *_BUILT_IN_EXTRAS}):
+            return f"{text}. Did you mean {close!r}?"
         return text + self._unusable()
 
     def _unusable(self) -> str:

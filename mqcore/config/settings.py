@@ -12,7 +12,6 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
@@ -35,7 +34,7 @@ from mqcore.defaults import PUBLISH_TIMEOUT
 from mqcore.errors import ConfigurationError
 from mqcore.queue import QueueOptions
 from mqcore.rules.capabilities import Durability
-from mqcore.rules.checks import no_such_option
+from mqcore.rules.checks import closest, no_such_option
 from mqcore.rules.redact import is_secret, mask_url
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding, Kind, check_binding
@@ -395,10 +394,8 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
                 f"{variable}: this setting is not read from the environment; put it into "
                 "mqcore.toml"
             )
-        elif variable.startswith(_PREFIX) and (
-            close := get_close_matches(variable, names, n=1, cutoff=0.85)
-        ):
-            raise ConfigurationError(f"{variable}: no such setting; did you mean {close[0]}?")
+        elif variable.startswith(_PREFIX) and (close := closest(variable, names, alike=0.85)):
+            raise ConfigurationError(f"{variable}: no such setting; did you mean {close}?")
 
     if (timeout := values.get("publish_timeout")) is not None:
         try:

@@ -6,7 +6,6 @@ nothing is silently ignored. No message passes through here.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from math import inf, nan
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ __all__ = [
     "check_options",
     "check_seconds",
     "check_text",
+    "closest",
     "no_such_option",
     "seconds_or_nan",
 ]
@@ -39,10 +39,17 @@ def check_options(given: Iterable[str], kind: type, where: str) -> None:
             raise ConfigurationError(f"{where}: {name:.60}: {no_such_option(name, sorted(known))}")
 
 
+def closest(name: str, names: Iterable[str], *, alike: float = 0.6) -> str | None:
+    """Return the name that was probably meant; None when none is `alike` (1.0: equal)."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only after a mistake is it needed
+
+    return next(iter(get_close_matches(name, sorted(names), n=1, cutoff=alike)), None)
+
+
 def no_such_option(name: str, options: Sequence[str]) -> str:
     """Return a text about an unknown option: what was probably meant, and which exist."""
-    close = get_close_matches(name, options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    close = closest(name, options)
+    hint = f"; did you mean {close!r}?" if close else "."
     return f"no such option{hint} There are: {', '.join(options) or 'none'}"
 
 
