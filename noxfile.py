@@ -134,6 +134,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def floor(session: nox.Session) -> None:
+    """Compare what a message costs with the raw clients, and fail where it has about doubled."""
+    install(session, "tests")
+    session.run("python", "benchmarks/floor.py")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure mqcore beside its peers and raw clients: `-s bench -- [--only redis] [--page]`."""
     install(session, "tests", "bench")

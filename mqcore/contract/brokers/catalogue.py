@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
-from mqcore.contract.brokers.storage import count_in_rabbitmq, count_in_redis
-
-if TYPE_CHECKING:
-    from mqcore.contract.brokers.server import Server
+from mqcore.contract.brokers.storage import Searchable, count_in_rabbitmq, count_in_redis
 
 __all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "find"]
 
@@ -49,7 +45,7 @@ class Product:
     user: str = ""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    stored: Callable[[Server, bytes], Mapping[str, int]] | None = None
+    stored: Callable[[Searchable, bytes], Mapping[str, int]] | None = None
 
     def url(self, host: str, port: int) -> str:
         """Return the URL of a server that was started here, with its default account."""

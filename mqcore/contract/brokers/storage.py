@@ -7,12 +7,9 @@ all messages of each queue are counted there, by `rabbitmqctl`.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, Protocol
 
-if TYPE_CHECKING:
-    from mqcore.contract.brokers.server import Server
-
-__all__ = ["count_in_rabbitmq", "count_in_redis"]
+__all__ = ["Searchable", "count_in_rabbitmq", "count_in_redis"]
 
 Reply = bytes | int | list["Reply"] | None
 _WITHIN = 5.0
@@ -27,7 +24,18 @@ _READ = {
 """The command that reads a whole key of each type; the key follows the first word."""
 
 
-def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
+class Searchable(Protocol):
+    """What a `Server` offers for this."""
+
+    host: str
+    port: int
+
+    def run(self, *words: str) -> str:
+        """Run a program beside the server, and return what it printed."""
+        ...
+
+
+def count_in_redis(server: Searchable, body: bytes) -> dict[str, int]:
     """Return how often `body` is in each key of the server's first database."""
     found: dict[str, int] = {}
 
@@ -62,7 +70,7 @@ def count_in_redis(server: Server, body: bytes) -> dict[str, int]:
                 return found
 
 
-def count_in_rabbitmq(server: Server, body: bytes) -> dict[str, int]:  # noqa: ARG001 - its storage cannot be searched
+def count_in_rabbitmq(server: Searchable, body: bytes) -> dict[str, int]:  # noqa: ARG001 - its storage cannot be searched
     """Return how many messages each queue holds, ready or not acknowledged."""
     output = server.run(
         "rabbitmqctl", "--quiet", "--no-table-headers", "list_queues", "name", "messages"
