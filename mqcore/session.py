@@ -24,7 +24,8 @@ from mqcore.consuming.grace import DISCONNECTED, Grace
 from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
 from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
-from mqcore.consuming.requests import Replies, Requests
+from mqcore.consuming.replies import Replies
+from mqcore.consuming.requests import Requests
 from mqcore.defaults import LEASE
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events

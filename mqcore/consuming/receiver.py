@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.isolation import IsolationLock
     from mqcore.consuming.leases import LeaseKeeper
-    from mqcore.consuming.requests import Replies
+    from mqcore.consuming.replies import Replies
 
 __all__ = ["CLOSE_GRACE", "Receiver"]
 

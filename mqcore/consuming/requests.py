@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.consuming.grace import Grace
+from mqcore.consuming.replies import ERROR_TYPE, REPLY_QUEUES
 from mqcore.defaults import REQUEST_TIMEOUT
 from mqcore.errors import (
     ConnectionLost,
-    QueueNotFound,
     RemoteError,
     RequestTimeout,
     ValidationError,
 )
-from mqcore.messages.codec import Codecs, Payload, encode_any
+from mqcore.messages.codec import Payload
 from mqcore.messages.message import Message, new_id
 from mqcore.publishing.options import duration
 from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
-from mqcore.rules.redact import describe_error
-from mqcore.rules.retry import Ending, Failure, HandlerResult
+from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
@@ -40,14 +39,10 @@ if TYPE_CHECKING:
     from mqcore.publishing.options import PublishOptions, Target
     from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
-    from mqcore.rules.retry import Decision
 
-__all__ = ["EncodedResult", "Replies", "Requests"]
+__all__ = ["Requests"]
 
 T = TypeVar("T")
-_ERROR_TYPE = "application/vnd.mqcore.error+json"
-_REPLY_TIMEOUT = 5.0
-_REPLY_QUEUES = "mq.reply."
 _DONE = HandlerResult(Ending.SUCCEEDED)
 
 
@@ -66,7 +61,7 @@ class Requests:
         self._publisher = publisher
         self._inbound = inbound
         self._make_receiver = make_receiver
-        self._queue = f"{_REPLY_QUEUES}{new_id()}"
+        self._queue = f"{REPLY_QUEUES}{new_id()}"
         self._waiting: dict[str, asyncio.Future[Message | None]] = {}
         self._opening = asyncio.Lock()
         self._receiver: Receiver | None = None
@@ -116,7 +111,7 @@ class Requests:
 
     def _value(self, message: Message, expected: Payload[Any]) -> Any:
         message = self._inbound.undo(message)
-        if message.content_type == _ERROR_TYPE:
+        if message.content_type == ERROR_TYPE:
             raise _remote_error(self._inbound.body(message))
         return self._inbound.value(expected, message)
 
@@ -158,99 +153,3 @@ def _remote_error(body: bytes) -> RemoteError:
     except (ValueError, AttributeError, RecursionError):
         words = ["unreadable", "", "the error reply cannot be read"]
     return RemoteError(*words)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedResult:
-    """A handler's return value as it is sent."""
-
-    body: bytes
-    content_type: str
-
-
-class Replies:
-    """The answering side, one for each Broker: sends the replies of its handlers."""
-
-    def __init__(self, connection: Connection, publisher: Publisher, codecs: Codecs) -> None:
-        """`publisher` sends the replies, as plain messages to the reply queue of the request."""
-        self._connection = connection
-        self._events = connection.events
-        self._publisher = publisher
-        self._codecs = codecs
-
-    def prepared(
-        self, request: Message, result: HandlerResult, value: object
-    ) -> tuple[HandlerResult, EncodedResult | None]:
-        """Return the result and the reply to a request whose handler has returned `value`.
-
-        The reply is None unless the handler succeeded. A value that cannot be written, or is too
-        large to send (G12), is the handler's failure.
-        """
-        if result.ending is not Ending.SUCCEEDED:
-            return result, None
-
-        try:
-            reply = (
-                value
-                if isinstance(value, EncodedResult)
-                else EncodedResult(*encode_any(value, self._codecs))
-            )
-            message = Message(id=request.id, body=reply.body)
-            self._publisher.composer.check_size(message, "the reply queue")
-        except Exception as error:  # noqa: BLE001 - a user's value, written by a user's code
-            return HandlerResult(Ending.FAILED, Failure.of(error)), None
-        return result, reply
-
-    async def succeed(self, request: Message, reply: EncodedResult) -> None:
-        """Send what the handler returned."""
-        await self._send(request, reply.body, reply.content_type)
-
-    async def fail(
-        self, request: Message, decision: Decision, result: HandlerResult | None
-    ) -> None:
-        """Send why there is no result: the reason, and the exception's type and text as data."""
-        failure = result.failure if result else None
-        record = {
-            "reason": decision.reason.value if decision.reason else decision.verdict,
-            "type": failure.type if failure else "",
-            "text": failure.text if failure else "",
-        }
-        await self._send(request, json.dumps(record).encode(), _ERROR_TYPE)
-
-    def _is_reply_queue(self, name: object) -> bool:
-        return isinstance(name, str) and name.startswith(
-            (_REPLY_QUEUES, *self._connection.backend.reply_queues)
-        )
-
-    async def _send(self, request: Message, body: bytes, content_type: str) -> None:
-        if request.reply_to is None:
-            return
-        reply = Message(
-            id=new_id(),
-            body=body,
-            content_type=content_type,
-            correlation_id=request.correlation_id,
-            priority=request.priority,
-        )
-
-        try:
-            if not self._is_reply_queue(request.reply_to):
-                # A publisher of requests must not make us write to queues that it may not write to.
-                error = (
-                    f"reply_to={request.reply_to!r:.100} is not a reply queue: a reply goes to "
-                    f"{_REPLY_QUEUES}… only"
-                )
-                self._events.emit("reply.failed", _REPLY_QUEUES, request.id, error=error)
-                return
-            reply = self._publisher.composer.checked(reply, request.reply_to)
-            await self._publisher.send(request.reply_to, reply, {}, _REPLY_TIMEOUT)
-        except QueueNotFound:  # a redrive repeats requests whose caller has ended
-            error = (
-                "the reply queue does not exist: the caller of this request has ended, and its "
-                "reply is dropped"
-            )
-            self._events.emit("reply.failed", request.reply_to, request.id, error=error)
-        except Exception as failure:  # noqa: BLE001 - whatever it is: the request itself is settled all the same (G3)
-            self._events.emit(
-                "reply.failed", request.reply_to, request.id, error=describe_error(failure)
-            )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mqcore.consuming.requests import EncodedResult
+from mqcore.consuming.replies import EncodedResult
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.results import ChildRunFailed
