@@ -408,7 +408,7 @@ async def test_a_stuck_thread_is_waited_for_once_and_does_not_stop_the_clock() -
     took = time.monotonic() - began
     assert len(seen) == 1000
     assert not stuck.done()
-    assert 0.05 <= took < 5  # a thousand waits would take 50 s
+    assert 0.05 <= took < 25  # a thousand waits would take 50 s
     freed.set()
     await stuck
     ticking.cancel()
