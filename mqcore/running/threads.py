@@ -1,10 +1,16 @@
 """Threads for blocking handlers, of which a stuck one costs its own slot and nothing else.
 
-A handler's call comes in by `run`, takes a slot, and is put into a queue that daemon threads read.
-The thread keeps whatever comes of it, result or exception of any class, as a plain value, and hands
-it to the loop; `run` returns or raises it where it was awaited. When the caller has gone meanwhile
-(a time limit, a stop), the thread cannot be stopped: the slot stays taken until it ends, what it
-brings is dropped, and the end of the process does not wait for it. `ThreadPoolExecutor` would.
+    loop ─ run ─► waiting ─ a free thread takes it ─► ended ─ one wake-up of the loop ─► run returns
+
+A handler's call comes in by `run`, takes a slot, and waits for a daemon thread. The thread stores
+whatever comes of it, result or exception of any class, as a plain value, and `run` returns or
+raises it where it was awaited. When the caller has gone meanwhile (a time limit, a stop), the
+thread cannot be stopped: the slot stays taken until it ends, what it brings is dropped, and the end
+of the process does not wait for it. `ThreadPoolExecutor` would.
+
+A switch between threads costs more than a short handler. So the loop wakes one thread, which takes
+one call after the other, and wakes a second thread before it starts the first of them. And all
+calls that have ended before the loop is back are reported by one wake-up of the loop.
 """
 
 from __future__ import annotations
@@ -14,8 +20,8 @@ import contextlib
 import contextvars
 import itertools
 import threading
+from collections import deque
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -32,7 +38,6 @@ class _Job:
 
     call: Callable[[], Any]
     context: contextvars.Context
-    loop: asyncio.AbstractEventLoop
     awaited: asyncio.Future[None]
     result: Any = None
     error: BaseException | None = None
@@ -44,14 +49,22 @@ class _Job:
 class ThreadPool:
     """Runs at most `size` calls at a time, in daemon threads that are started on demand.
 
-    Used from one event loop. `freed` is called on it whenever a call has ended.
+    Used from one event loop. `freed` is called on it whenever calls have ended.
     """
 
     def __init__(self, size: int, name: str, freed: Callable[[], None] = lambda: None) -> None:
         self.size = size
         self._tell = freed
         self._name = name
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[_Job] = deque()
+        self._ended: deque[_Job] = deque()
+        self._has_reported = False
+        """Whether the loop will look at what has ended."""
+        self._idle: list[threading.Lock] = []
+        """The threads that sleep; releasing a lock wakes its thread."""
+        self._is_waking = False
+        """Whether a thread is being woken, which will take what waits."""
         self._numbers = itertools.count(1)
         self._threads = 0
         self._taken = 0
@@ -87,8 +100,8 @@ class ThreadPool:
         await self.wait_free()
         if self._closed:
             raise RuntimeError(f"the thread pool {self._name!r} is closed")
-        loop = asyncio.get_running_loop()
-        job = _Job(call, contextvars.copy_context(), loop, loop.create_future())
+        loop = self._loop = asyncio.get_running_loop()
+        job = _Job(call, contextvars.copy_context(), loop.create_future())
         self._submit(job)
 
         try:
@@ -110,45 +123,96 @@ class ThreadPool:
 
     def close(self) -> None:
         """Let idle threads end now, and each other one when its call does. Does not wait."""
-        if not self._closed:
-            self._closed = True
-            for _ in range(self._threads):
-                self._queue.put(None)
+        self._closed = True
+        while self._idle:
+            self._wake_one()
+
+    # On the loop
 
     def _submit(self, job: _Job) -> None:
+        self._waiting.append(job)
         if self._taken == self._threads:
-            work = threading.Thread(
-                target=_work, args=(self._queue, self._end), name=self._next_name(), daemon=True
-            )
-            work.start()
             self._threads += 1
+            name = f"{self._name}-{next(self._numbers)}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        elif not self._is_waking:
+            self._wake_one()
         self._taken += 1
-        self._queue.put(job)
 
-    def _next_name(self) -> str:
-        return f"{self._name}-{next(self._numbers)}"
+    def _take_ended(self) -> None:
+        """Take in every call that has ended since the last time."""
+        self._has_reported = False
+        if not self._ended:
+            return  # the last wake-up has brought it already
+
+        while self._ended:
+            self._end(self._ended.popleft())
+        self._freed.set()
+        self._tell()
 
     def _end(self, job: _Job) -> None:
-        """On the loop: the thread has come back."""
         job.over = True
         self._taken -= 1
         self._stuck -= job.gone
-        self._freed.set()
-        self._tell()
         if not job.awaited.done():
             job.awaited.set_result(None)
 
+    # In a thread. The interpreter makes each step on a list or deque in one piece.
 
-def _work(queue: SimpleQueue[_Job | None], end: Callable[[_Job], None]) -> None:
-    """Do one job after another: the body of each thread."""
-    while (job := queue.get()) is not None:
-        try:
-            job.result = job.context.run(job.call)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result; nothing may end the thread
-            job.error = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            job.loop.call_soon_threadsafe(end, job)
-        del job  # an idle thread must not keep a message alive
+    def _wake_one(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread has woken the last one
+            lock = self._idle.pop()
+            self._is_waking = True
+            lock.release()
+
+    def _work(self) -> None:
+        """Do one call after another: the body of each thread."""
+        lock = threading.Lock()
+        lock.acquire()
+        while True:
+            try:
+                job = self._waiting.popleft()
+            except IndexError:
+                if self._closed:
+                    return
+                self._sleep(lock)
+                continue
+
+            # One wakes the next: calls that block run side by side, and a thread that finds
+            # nothing is the exception.
+            if self._waiting and not self._is_waking:
+                self._wake_one()
+            try:
+                job.result = job.context.run(job.call)
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result; nothing may end the thread
+                job.error = error
+            self._ended.append(job)
+            del job  # an idle thread must not keep a message alive
+            self._report()
+
+    def _sleep(self, lock: threading.Lock) -> None:
+        """Sleep until there may be a call.
+
+        What was put in before this thread is on the list of the idle would not wake it: so it looks
+        again, and leaves the list unless it is being woken already.
+        """
+        self._idle.append(lock)
+        if self._waiting or self._closed:
+            try:
+                self._idle.remove(lock)
+            except ValueError:
+                pass
+            else:
+                return
+        lock.acquire()
+        self._is_waking = False
+
+    def _report(self) -> None:
+        """Wake the loop, unless it will come by itself to see what has ended."""
+        if not self._has_reported and self._loop is not None:
+            self._has_reported = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._take_ended)
 
 
 def _presentable(error: BaseException) -> BaseException:

@@ -7,7 +7,9 @@ import functools
 import gc
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -131,6 +133,49 @@ async def test_many_callers_share_the_slots(pool: ThreadPool) -> None:
     assert pool.free == 2
 
 
+async def test_calls_that_block_run_side_by_side() -> None:
+    pool, all_of_them = ThreadPool(8, "beside"), threading.Barrier(8)
+    try:
+        for _ in range(3):  # in new threads, then in threads that sleep
+            await asyncio.gather(*(pool.run(lambda: all_of_them.wait(10)) for _ in range(8)))
+    finally:
+        pool.close()
+
+
+async def test_a_call_does_not_wait_for_one_that_was_handed_over_with_it(pool: ThreadPool) -> None:
+    go = threading.Event()
+    await asyncio.gather(*(pool.run(lambda: None) for _ in range(2)))
+    slow, quick = (asyncio.create_task(pool.run(call)) for call in (go.wait, lambda: "quick"))
+    assert await quick == "quick"
+    assert not slow.done()
+    go.set()
+    await slow
+
+
+async def test_calls_that_ended_while_the_loop_was_busy_are_reported_together() -> None:
+    freed = 0
+
+    def count() -> None:
+        nonlocal freed
+        freed += 1
+
+    pool, ended = ThreadPool(4, "together", count), threading.Semaphore(0)
+
+    class Ended(deque[Any]):
+        def append(self, job: object) -> None:
+            super().append(job)
+            ended.release()
+
+    pool._ended = Ended()
+    tasks = [asyncio.create_task(pool.run(lambda: None)) for _ in range(4)]
+    await asyncio.sleep(0)  # they are handed over
+    for _ in tasks:
+        assert ended.acquire(timeout=10)  # the loop does not turn meanwhile
+    await asyncio.gather(*tasks)
+    assert freed == 1
+    pool.close()
+
+
 async def test_wait_free_returns_when_a_slot_is_free(pool: ThreadPool) -> None:
     await pool.wait_free()
     go = threading.Event()
@@ -209,7 +254,7 @@ async def test_a_cancellation_that_meets_the_result_leaves_nothing_stuck(pool: T
         end(job)  # type: ignore[arg-type]  # the job is passed through
         task.cancel()
 
-    pool._end = end_and_cancel  # type: ignore[method-assign, assignment]  # to hit the moment between the two
+    pool._end = end_and_cancel  # type: ignore[method-assign]  # to hit the moment between the two
     await asyncio.wait({task})
     assert task.cancelled()
     assert (pool.free, pool.stuck) == (2, 0)
