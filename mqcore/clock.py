@@ -144,7 +144,7 @@ class _Limit:
         self._task: asyncio.Task[object] | None = None
 
     async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._alarm.loop)
         if task is None:
             raise RuntimeError("a limit of time can only be used inside of a task")
         self._task, self._cancelling = task, task.cancelling()

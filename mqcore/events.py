@@ -72,27 +72,30 @@ class Events:
     def __init__(self) -> None:
         """Start with no listeners and all counts at 0."""
         self.counts: Counter[str] = Counter()
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[tuple[Callable[[Event], None], Callable[[str], bool]]] = []
         self._broken: set[int] = set()
 
-    def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event from now on.
+    def listen(
+        self, listener: Callable[[Event], None], wants: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        """Call `listener` from now on with every event whose name it `wants`.
 
-        It is called on the event loop, so it must be quick.
+        Both are called on the event loop, so they must be quick.
         """
-        self._listeners.append(listener)
+        self._listeners.append((listener, wants))
 
     def emit(
         self, name: str, queue: str = "", message_id: str = "", attempt: int = 0, **fields: object
     ) -> None:
         """Count an event and call the listeners. Never raises."""
         self.counts[name] += 1
-        if not self._listeners:
-            return
-        event = Event(name, queue, message_id, attempt, fields)
+        event: Event | None = None  # it is made when somebody wants it
 
-        for listener in self._listeners:
+        for listener, wants in self._listeners:
             try:
+                if not wants(name):
+                    continue
+                event = event or Event(name, queue, message_id, attempt, fields)
                 listener(event)
             except Exception:  # noqa: BLE001 - a listener is user code
                 if id(listener) not in self._broken:

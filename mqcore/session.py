@@ -120,8 +120,11 @@ class Session:
 
         self.events = Events()
         self.middleware: list[Middleware] = [Logging(), *options.get("middleware", ())]
-        for listener in _hooks(self.middleware, "on_event"):
-            self.events.listen(listener)
+        for each in self.middleware:
+            if type(each) is Logging:  # most events are not worth a line, and need not be made
+                self.events.listen(each.on_event, each.wants)
+            elif type(each).on_event is not Middleware.on_event:
+                self.events.listen(each.on_event)
         limits = options.get("limits") or Limits()
         self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
 

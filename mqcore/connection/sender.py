@@ -64,19 +64,15 @@ class Sender:
         It ends within `timeout` seconds, and does not raise for a failure of the broker. What was
         not sent by then is `Failed`; what was sent and not answered is `Unknown` (G1).
         """
-        call = _Call(
-            batch,
-            timeout,
-            self._clock.monotonic() + timeout,
-            asyncio.get_running_loop().create_future(),
-        )
+        loop = asyncio.get_running_loop()
+        call = _Call(batch, timeout, self._clock.monotonic() + timeout, loop.create_future())
         if timeout <= 0:
             return [self._expired(call)] * len(batch)
 
         self._waiting.append(call)
         if len(self._waiting) == 1:
             # The task runs in the next turn of the loop, after all callers of this turn.
-            self._tasks.add(asyncio.create_task(self._send()))
+            self._tasks.add(loop.create_task(self._send()))
 
         try:
             async with self._clock.timeout(timeout):

@@ -65,7 +65,8 @@ class HeldDelivery:
     @property
     def is_suspect(self) -> bool:
         """Whether it comes from the quarantine, and must run alone (G4)."""
-        return self.rules.source == self.rules.quarantine
+        rules = self.subscription.rules
+        return rules.source == rules.quarantine
 
     @property
     def can_settle(self) -> bool:

@@ -24,7 +24,16 @@ from mqcore.consuming.isolation import Entry
 from mqcore.consuming.quarantine import Quarantine
 from mqcore.consuming.states import Step
 from mqcore.consuming.subscription import LiveSubscription
-from mqcore.rules.retry import Decision, Ending, Failure, HandlerResult, Rules, admit, decide
+from mqcore.rules.retry import (
+    Decision,
+    Ending,
+    Failure,
+    HandlerResult,
+    Rules,
+    admit,
+    decide,
+    done,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -226,6 +235,9 @@ class Receiver:
 
         Raises what ended consuming.
         """
+        if not self._stopped and (ready := self._pick()) is not None:
+            return ready
+
         self._callers += 1
         try:
             while not self._stopped:
@@ -308,7 +320,8 @@ class Receiver:
         """
         while self._buffer:
             held = self._buffer[0][2]
-            if not held.is_gone and not held.expired(self.clock.monotonic()):
+            is_expired = held.deadline is not None and held.expired(self.clock.monotonic())
+            if not is_expired and not held.is_gone:
                 return
             heapq.heappop(self._buffer)
             if not held.is_gone:
@@ -334,6 +347,9 @@ class Receiver:
 
     def decide(self, held: HeldDelivery, result: HandlerResult) -> Decision:
         """Return what the result means for this message; changes nothing yet."""
+        if result.ending is Ending.SUCCEEDED:  # the usual case needs no clock and no chance
+            return done(held.delivery)
+
         return decide(
             result,
             held.delivery,

@@ -32,14 +32,22 @@ class DeliveryState(Enum):
     LOST = "lost"
     """The claim ended without a settlement of ours, as far as we know. Final."""
 
+    # A member is compared by identity. Enum's own hash runs in Python, several times a message.
+    __hash__ = object.__hash__
+
     @property
     def is_final(self) -> bool:
         """Whether nothing can happen to the delivery here any more."""
-        return self in {DeliveryState.SETTLED, DeliveryState.LOST}
+        return self in _FINAL
+
+
+_FINAL = frozenset({DeliveryState.SETTLED, DeliveryState.LOST})
 
 
 class Step(Enum):
     """What happens to a delivery."""
+
+    __hash__ = object.__hash__  # as above
 
     START = "start"
     """It is handed out."""

@@ -24,7 +24,7 @@ from pydantic_core import PydanticSerializationError
 
 from mqcore.errors import ConfigurationError, DecodeError, ValidationError
 from mqcore.messages.encoding import MOST, charset_of, undone
-from mqcore.messages.roundtrip import difference, is_exact
+from mqcore.messages.roundtrip import difference, is_exact, is_plain, keeps_plain
 
 __all__ = ["BytesCodec", "Codec", "Codecs", "JsonCodec", "Payload", "TextCodec", "encode_any"]
 
@@ -85,6 +85,13 @@ class JsonCodec:
             raise ValidationError(_NOT_FINITE)
         return body
 
+    def encode_plain(self, value: object, adapter: TypeAdapter[Any]) -> bytes:
+        """Write JSON of a plain value, which has nothing that pydantic would change."""
+        try:
+            return adapter.serializer.to_json(value)
+        except PydanticSerializationError as error:
+            raise ValidationError(_unwritable(str(error))) from None
+
     def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
         """Read JSON by pydantic's rules: lax unless the type is strict."""
         try:
@@ -96,7 +103,7 @@ class JsonCodec:
                     f"not JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
                 ) from None
             raise
-        if _may_overflow(body) and not _finite(value):
+        if not is_plain(value) and _may_overflow(body) and not _finite(value):
             raise ValidationError(_NOT_FINITE)
         return value
 
@@ -240,6 +247,7 @@ class Payload(Generic[T]):
         self.kind: object = None if isinstance(type_, TypeAdapter) else type_
         """The type as it was given; None for a `TypeAdapter`."""
         self.adapter = _adapter(type_)
+        self._is_configured = isinstance(type_, TypeAdapter)
         by_schema = {"bytes": "bytes", "str": "text"}
         self.codec = codec or by_schema.get(self.adapter.core_schema["type"], "json")
 
@@ -253,7 +261,13 @@ class Payload(Generic[T]):
         is strict: nothing is converted, "5" is not an int and a dict is not a model. Raises
         `ConfigurationError` when the codec is not among `codecs`.
         """
-        return _write(value, self.adapter, codecs.named(self.codec), self.name)
+        return _write(
+            value,
+            self.adapter,
+            codecs.named(self.codec),
+            self.name,
+            is_configured=self._is_configured,
+        )
 
     def decode(
         self, body: bytes, content_type: str | None, codecs: Codecs, encoding: str | None = None
@@ -315,11 +329,29 @@ def encode_any(value: object, codecs: Codecs) -> tuple[bytes, str]:
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
-def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) -> tuple[bytes, str]:
+def _write(
+    value: object,
+    adapter: TypeAdapter[Any],
+    codec: Codec,
+    name: str,
+    *,
+    is_configured: bool = False,
+) -> tuple[bytes, str]:
+    """Return body and content type.
+
+    `is_configured`: the adapter is the application's, whose own `config` may change what is read
+    and is not in its schema. So the schema does not prove that nothing changes.
+    """
+    known = codec if type(codec) is JsonCodec and not is_configured else None
     try:
         adapter.validator.validate_python(value, strict=True)
+        if known and keeps_plain(adapter) and is_plain(value):
+            return known.encode_plain(value, adapter), codec.content_types[0]
+
         body = codec.encode(value, adapter)
-        _check_read_back(value, body, adapter, codec)
+        read = _read_back(body, adapter, codec)
+        if not (known and is_exact(adapter)):
+            _check_same(value, read, adapter)
         return body, codec.content_types[0]
     except Invalid as error:
         why = _problems(error).replace(
@@ -336,10 +368,10 @@ def _write(value: object, adapter: TypeAdapter[Any], codec: Codec, name: str) ->
         ) from error
 
 
-def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> None:
-    """Raise `ValidationError` unless the body is read as the value that was given (G17)."""
+def _read_back(body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> object:
+    """Return what a consumer will read; `ValidationError` when it could not read it (G17)."""
     try:
-        read = codec.decode(body, adapter)
+        return codec.decode(body, adapter)
     except Invalid as error:
         raise ValidationError(
             f"what it is written as cannot be read back: {_problems(error)}"
@@ -347,9 +379,9 @@ def _check_read_back(value: object, body: bytes, adapter: TypeAdapter[Any], code
     except DecodeError as error:
         raise ValidationError(f"what it is written as cannot be read back: {error}") from None
 
-    if type(codec) is JsonCodec and is_exact(adapter):
-        return
 
+def _check_same(value: object, read: object, adapter: TypeAdapter[Any]) -> None:
+    """Raise `ValidationError` unless what is read is the value that was given (G17)."""
     if (change := difference(value, read, adapter)) is not None:
         place = f"{_plain(change.place, 100)}: " if change.place else ""
         raise ValidationError(f"{place}{_plain(change.reason, 300)}")

@@ -5,7 +5,8 @@
 
 `difference` walks both values and the schema of the queue's payload type. It returns the first
 place that differs, and the reason. Most values are equal and have equal types. `_same` finds that
-quickly, and the walk along the schema is only for the others.
+quickly, and the walk along the schema is only for the others. `is_exact` and `is_plain` say where
+nothing can differ, so that nothing need be compared.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from mqcore.messages.schema import ANYTHING, NOWHERE, Place, exact_classes
+from mqcore.messages.schema import ANYTHING, NOWHERE, Place, exact_classes, is_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
-__all__ = ["Difference", "difference", "is_exact"]
+__all__ = ["Difference", "difference", "is_exact", "is_plain", "keeps_plain"]
 
 _Found = tuple[tuple[object, ...], str]
 _TEXTS = (str, bytes, bytearray)
@@ -65,6 +66,46 @@ def is_exact(adapter: TypeAdapter[Any]) -> bool:
 @lru_cache(maxsize=1024)
 def _exact_classes(adapter: TypeAdapter[Any]) -> tuple[type, ...] | None:
     return exact_classes(adapter.core_schema)
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+_TEXT = frozenset({str})
+_INT_64 = 2**63
+_PLAIN_LEVELS = 100
+"""Levels of lists and dicts that every parser reads."""
+
+
+def is_plain(value: Any, levels: int = _PLAIN_LEVELS) -> bool:
+    """Whether a value is text, bool, None, an int of 64 bits, or lists and dicts of these.
+
+    The keys of its dicts are text, and it has at most so many `levels`. Its JSON, which has no
+    float, is always read as the same value where `Any` is declared. A subclass of one of these
+    types is not plain: it may be written in another way.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind is not int or -_INT_64 < value < _INT_64
+
+    if kind is dict and _TEXT.issuperset(map(type, value)):
+        items = value.values()
+    elif kind is list:
+        items = value
+    else:
+        return False
+
+    if not levels:
+        return False
+
+    for item in items:  # noqa: SIM110 - a generator would cost more than the rest
+        if not is_plain(item, levels - 1):
+            return False
+    return True
+
+
+@lru_cache(maxsize=1024)
+def keeps_plain(adapter: TypeAdapter[Any]) -> bool:
+    """Whether every plain value that this type admits is written and read without a change."""
+    return is_open(adapter.core_schema)
 
 
 def difference(given: object, read: object, adapter: TypeAdapter[Any]) -> Difference | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["ANYTHING", "NOWHERE", "Place", "Schema", "exact_classes"]
+__all__ = ["ANYTHING", "NOWHERE", "Place", "Schema", "exact_classes", "is_open"]
 
 Schema = Mapping[str, Any]
 _ANY: Schema = {"type": "any"}
@@ -139,6 +139,30 @@ def exact_classes(schema: Schema) -> tuple[type, ...] | None:
     named = {item["ref"]: item for item in schema.get("definitions", ())}
     models: dict[str, type] = {}
     return tuple(models.values()) if _is_exact(schema, named, models) else None
+
+
+def is_open(schema: Schema) -> bool:
+    """Whether a schema is `Any`, or a dict or list of `Any`, and says nothing else."""
+    kind = schema["type"]
+    if kind == "any":
+        return schema.keys() <= _NEUTRAL_KEYS
+
+    if kind == "dict":
+        keys = schema.get("keys_schema", _ANY)
+        values = schema.get("values_schema", _ANY)
+        own = {"keys_schema", "values_schema"}
+        are_open = is_open(values) and (is_open(keys) or _is_text(keys))
+    elif kind == "list":
+        own = {"items_schema"}
+        are_open = is_open(schema.get("items_schema", _ANY))
+    else:
+        return False
+
+    return are_open and schema.keys() <= _NEUTRAL_KEYS | own
+
+
+def _is_text(schema: Schema) -> bool:
+    return schema["type"] == "str" and schema.keys() <= _NEUTRAL_KEYS
 
 
 def _is_exact(schema: Schema, named: Mapping[str, Schema], models: dict[str, type]) -> bool:

@@ -50,12 +50,16 @@ class Logging(Middleware):
         """Log to `logger`, or to the logger `mqcore`."""
         self._logger = logger
 
+    def wants(self, name: str) -> bool:
+        """Whether an event of this name is worth a line at the level that is enabled now."""
+        return (self._logger or log()).isEnabledFor(_LEVELS.get(name, logging.DEBUG))
+
     def on_event(self, event: Event) -> None:
         """Write the line when its level is enabled."""
+        if not self.wants(event.name):
+            return
         level = _LEVELS.get(event.name, logging.DEBUG)
         logger = self._logger or log()
-        if not logger.isEnabledFor(level):
-            return
         about = [
             ("queue", event.queue),
             ("id", event.message_id),

@@ -19,10 +19,15 @@ class Outbound:
 
     __slots__ = ("message", "outcomes", "plan")
 
-    def __init__(self, message: Message, plan: list[Outgoing] | Unroutable) -> None:
+    def __init__(
+        self,
+        message: Message,
+        plan: list[Outgoing] | Unroutable,
+        outcomes: dict[str | Route, Outcome] | None = None,
+    ) -> None:
         """`plan` is where the message goes, or the error when no binding takes it."""
         self.message, self.plan = message, plan
-        self.outcomes: dict[str | Route, Outcome] = {}
+        self.outcomes = {} if outcomes is None else outcomes
 
     @property
     def unroutable(self) -> bool:

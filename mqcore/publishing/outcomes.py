@@ -46,7 +46,8 @@ def ending(
         return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
 
     if sent.is_stored:
-        return receipt(sent, events)
+        duplicate = all(getattr(outcome, "duplicate", False) for outcome in outcomes)
+        return receipt(message.id, sent.names, events, duplicate=duplicate)
 
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     if len(failed) == len(outcomes):
@@ -57,12 +58,10 @@ def ending(
     return _unknown(message.id, sent.names, outcomes, events)
 
 
-def receipt(sent: Outbound, events: Events) -> Receipt:
-    """Return the receipt of a message that all its queues have stored, and emit the event."""
-    names = sent.names
-    duplicate = all(getattr(outcome, "duplicate", False) for outcome in sent.outcomes.values())
-    events.emit("message.published", names[0], sent.message.id, duplicate=duplicate)
-    return Receipt(sent.message.id, names, duplicate)
+def receipt(id: str, names: tuple[str, ...], events: Events, *, duplicate: bool) -> Receipt:
+    """Return the receipt of a message that these queues have stored, and emit the event."""
+    events.emit("message.published", names[0], id, duplicate=duplicate)
+    return Receipt(id, names, duplicate)
 
 
 def _unknown(

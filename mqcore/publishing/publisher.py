@@ -28,7 +28,7 @@ from mqcore.queue import Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Level
 from mqcore.rules.routing import check_key, route
-from mqcore.spi import Outgoing, Route, SupportsBind
+from mqcore.spi import Outgoing, Route, Stored, SupportsBind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -97,6 +97,8 @@ class Publisher:
         deadline = self._deadline(to, options)
         try:
             declared = await self._declared(to, deadline)
+            if not isinstance(declared, Router):
+                return await self._send_to_queue(declared, messages, options, deadline)
             plans = await self._plans(declared, messages, options, deadline)
         except PublishFailed as error:
             return [type(error)(str(error), id=message.id) for message in messages]
@@ -122,16 +124,47 @@ class Publisher:
         options: PublishOptions,
         deadline: float,
     ) -> Receipt:
-        (plan,) = await self._plans(to, [message], options, deadline)
-        outbound = Outbound(message, plan)
-        await self._send_all([outbound], deadline)
-        if outbound.is_stored:  # the usual case, on a short way
-            return receipt(outbound, self._events)
+        if isinstance(to, Router):
+            (plan,) = await self._plans(to, [message], options, deadline)
+            outbound = Outbound(message, plan)
+            await self._send_all([outbound], deadline)
+            (result,) = await self._endings(to, [outbound], options, deadline)
+        else:
+            (result,) = await self._send_to_queue(to, [message], options, deadline)
 
-        (result,) = await self._endings(to, [outbound], options, deadline)
         if isinstance(result, MqcoreError):
             raise result
         return result
+
+    async def _send_to_queue(
+        self,
+        to: Queue[Any] | str,
+        messages: Sequence[Message],
+        options: PublishOptions,
+        deadline: float,
+    ) -> list[Receipt | MqcoreError]:
+        """Send messages to one queue as one batch, and return how the publish of each ended.
+
+        Usually all are stored, and nothing has to be looked at again.
+        """
+        outs = self._to_queue(to, messages, options)
+        if not outs:
+            return []
+        outcomes = await self._connection.publish(outs, self._remaining(deadline))
+
+        stored = [outcome for outcome in outcomes if isinstance(outcome, Stored)]
+        if len(stored) == len(outs):
+            names = (name_of(to),)
+            return [
+                receipt(message.id, names, self._events, duplicate=outcome.duplicate)
+                for message, outcome in zip(messages, stored, strict=True)
+            ]
+
+        batch = [
+            Outbound(message, [out], {out.to: outcome})
+            for message, out, outcome in zip(messages, outs, outcomes, strict=True)
+        ]
+        return await self._endings(to, batch, options, deadline)
 
     async def _endings(
         self,
@@ -258,18 +291,10 @@ class Publisher:
         The bindings of a router are read once for all messages. Raises `ValidationError` and
         `UnsupportedFeature` for options that cannot be kept.
         """
-        ttl, delay = self.composer.times(to, options)
-        for message in messages:
-            self.composer.check_priority(message)
-
         if not isinstance(to, Router):
-            if "key" in options:
-                raise ValidationError(
-                    f"key={options['key']!r} is for routers, and {name_of(to)!r} is a queue"
-                )
-            name = name_of(to)
-            return [[Outgoing(name, message, delay, ttl)] for message in messages]
+            return [[out] for out in self._to_queue(to, messages, options)]
 
+        ttl, delay = self._checked(to, messages, options)
         try:
             key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
         except ConfigurationError as error:
@@ -287,6 +312,28 @@ class Publisher:
             else _unroutable(to, message.id, key, bindings)
             for message in messages
         ]
+
+    def _to_queue(
+        self, to: Queue[Any] | str, messages: Sequence[Message], options: PublishOptions
+    ) -> list[Outgoing]:
+        """Return what is to be sent to a queue. Raises as `_plans` does."""
+        ttl, delay = self._checked(to, messages, options)
+        name = name_of(to)
+        if "key" in options:
+            raise ValidationError(f"key={options['key']!r} is for routers, and {name!r} is a queue")
+        return [Outgoing(name, message, delay, ttl) for message in messages]
+
+    def _checked(
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        messages: Sequence[Message],
+        options: PublishOptions,
+    ) -> tuple[float | None, float]:
+        """Return ttl and delay. Raises for these and priorities that cannot be kept."""
+        times = self.composer.times(to, options)
+        for message in messages:
+            self.composer.check_priority(message)
+        return times
 
     async def _bindings(self, router: Router[Any], id: str, deadline: float) -> Sequence[Binding]:
         backend = self._connection.supporting(SupportsBind, f"router {router.name!r}")

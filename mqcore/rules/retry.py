@@ -36,6 +36,7 @@ __all__ = [
     "admit",
     "check_after_crash",
     "decide",
+    "done",
     "exceptions_in",
     "exponential",
     "fixed",
@@ -438,7 +439,7 @@ def decide(
     """
     ending = result.ending
     if ending is Ending.SUCCEEDED:
-        return Decision(Ack(delivery.receipt), "done")
+        return done(delivery)
     if ending is Ending.INTERRUPTED:
         return _release(delivery, rules)
     if ending is Ending.TAKEN_OVER:
@@ -447,6 +448,11 @@ def decide(
         started = ending is Ending.REJECTED
         return _dead_letter(delivery, rules, reason, result.failure, now, started=started)
     return _retry(result, delivery, rules, now=now, expires_in=expires_in, chance=chance)
+
+
+def done(delivery: Delivery) -> Decision:
+    """Return what becomes of a delivery whose handler has succeeded (G2)."""
+    return Decision(Ack(delivery.receipt), "done")
 
 
 def _release(delivery: Delivery, rules: Rules) -> Decision:

@@ -117,7 +117,7 @@ class _Threads:
             call = partial(self._spec.call, ctx.payload, ctx.blocking())
         with self._clock.busy():
             result = await self._pool.run(call)
-        if inspect.isawaitable(result):
+        if result is not None and inspect.isawaitable(result):
             _drop(result)
             raise TypeError(
                 "the handler returned an awaitable that is never awaited, so nothing was done; "

@@ -60,6 +60,7 @@ class Runner:
         self._state = state
         self._clock = receiver.clock
         self._events = receiver.events
+        self._loop = asyncio.get_running_loop()
         self._freed = asyncio.Event()
         self._executor = executor_for(spec, receiver.clock, inbound.codecs, self._freed.set)
         self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
@@ -108,7 +109,7 @@ class Runner:
             if not batch:
                 work.close()
                 return
-            task = asyncio.create_task(work)
+            task = self._loop.create_task(work)
             self._running[task] = batch
             task.add_done_callback(self._ended)
 
@@ -186,7 +187,7 @@ class Runner:
         self, batch: Sequence[HeldDelivery], ctx: Context
     ) -> tuple[HandlerResult, object]:
         """Run the chain of middlewares; only a drain or a lost lease may cancel it."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - we are in one
 
         longest = None if self.spec.timeout is None else self.spec.timeout + self.spec.lease
@@ -205,7 +206,8 @@ class Runner:
 
         for held in batch:
             self.receiver.end(held)
-        await _at_rest(task)
+        if task.cancelling():
+            await _at_rest(task)
         return result, value
 
     def _interrupt(self, task: asyncio.Task[None]) -> None:
@@ -293,11 +295,10 @@ async def _nothing() -> None:
 
 async def _at_rest(task: asyncio.Task[None]) -> None:
     """Keep a cancellation that the handler asked for from reaching the settlement."""
-    if task.cancelling():
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
-        while task.cancelling():
-            task.uncancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
+    while task.cancelling():
+        task.uncancel()
 
 
 async def _with_next(

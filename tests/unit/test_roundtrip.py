@@ -34,8 +34,8 @@ from pydantic import (
 )
 
 from mqcore.errors import ValidationError
-from mqcore.messages.codec import Codecs, Payload, encode_any
-from mqcore.messages.roundtrip import is_exact
+from mqcore.messages.codec import Codecs, JsonCodec, Payload, encode_any
+from mqcore.messages.roundtrip import difference, is_exact, is_plain, keeps_plain
 
 CODECS = Codecs.default()
 SECRET = "hunter2"
@@ -647,3 +647,96 @@ def test_a_subclass_that_is_defined_later_is_found() -> None:
 
     with pytest.raises(ValidationError, match=r"0: the consumer gets Base in place of Later"):
         payload.encode([Later()], CODECS)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+OPEN = [Any, dict, list, dict[str, Any], dict[Any, Any], list[Any], list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize("type_", OPEN, ids=str)
+@given(value=PLAIN)
+def test_what_is_written_without_a_look_is_what_the_look_would_have_found(
+    type_: Any, value: Any
+) -> None:
+    payload: Payload[Any] = Payload(type_)
+    assert keeps_plain(payload.adapter)
+    assert is_plain(value)
+    try:
+        body, content_type = payload.encode(value, CODECS)
+    except ValidationError:
+        with pytest.raises(ValueError, match=r".*"):
+            payload.adapter.validate_python(value, strict=True)
+        return
+
+    assert body == JsonCodec().encode(value, payload.adapter)
+    read = payload.decode(body, content_type, CODECS)
+    assert repr(read) == repr(value)
+    assert difference(value, read, payload.adapter) is None
+
+
+def test_a_plain_value_is_as_deep_as_every_parser_reads() -> None:
+    deepest: Any = "x"
+    for _ in range(100):
+        deepest = [deepest]
+    assert is_plain(deepest)
+    assert not is_plain([deepest])
+    assert not is_plain({"a": deepest})
+    body, content_type = Payload(list).encode([deepest], CODECS)
+    assert Payload(list).decode(body, content_type, CODECS) == [deepest]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5,
+        2**63,
+        -(2**63),
+        Word.RED,
+        Number.ONE,
+        b"x",
+        (1,),
+        {1: "x"},
+        {Word.RED: 1},
+        {"a": [{"b": 1.0}]},
+        OrderedDict(a=1),
+        Decimal(1),
+        UUID(int=1),
+        Order(),
+    ],
+    ids=repr,
+)
+def test_whatever_else_is_looked_at(value: Any) -> None:
+    assert not is_plain(value)
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        dict[int, Any],
+        dict[str, int],
+        list[str],
+        tuple[Any, ...],
+        Annotated[dict[str, Any], Field(max_length=3)],
+        Annotated[Any, AfterValidator(repr)],
+        Annotated[list[Any], PlainSerializer(len)],
+        dict[Annotated[str, StringConstraints(to_lower=True)], Any],
+        Order,
+        Any | None,
+    ],
+    ids=str,
+)
+def test_a_type_that_says_more_than_any_is_looked_at(type_: Any) -> None:
+    assert not keeps_plain(TypeAdapter(type_))
+
+
+@pytest.mark.parametrize("type_", [dict[str, str], dict[str, Any]], ids=str)
+def test_the_configuration_of_an_adapter_may_change_what_is_read(type_: Any) -> None:
+    """Pydantic keeps it beside the schema, so the schema cannot show that nothing changes."""
+    payload: Payload[Any] = Payload(TypeAdapter(type_, config=ConfigDict(str_to_lower=True)))
+    assert payload.encode({"a": "b"}, CODECS)[0] == b'{"a":"b"}'
+    with pytest.raises(ValidationError, match="the consumer"):
+        payload.encode({"A": "b"}, CODECS)
