@@ -25,7 +25,12 @@ FUNCTION_BRANCHES = 18
 PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
-LARGER_PLUGINS = {"mqcore_memory": 950, "mqcore_redis": 1700, "mqcore_rabbitmq": 3038}
+LARGER_PLUGINS = {
+    "mqcore_memory": 950,
+    "mqcore_redis": 1700,
+    "mqcore_rabbitmq": 3038,
+    "mqcore_sql": 1600,
+}
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
 
 EXCEPTIONS = {
@@ -33,6 +38,10 @@ EXCEPTIONS = {
         "mqcore/errors.py",
         "inheritance",
     ): "one tree: a program that catches PublishFailed catches every certain failure",
+    (
+        "plugins/mqcore_sql/backends.py",
+        "inheritance",
+    ): "a backend of SQL adds little to what both share, on the adapter for blocking drivers",
 }
 NOT_YET: set[tuple[str, str]] = set()
 """What is still over a budget of size. Take yours out when it is not."""

@@ -1,0 +1,43 @@
+"""The backends: a scheme, its options, and its driver."""
+
+from typing import cast
+
+from pydantic import BaseModel
+
+from mqcore.spi import ErrorKind
+from mqcore_sql.database import Database
+from mqcore_sql.driver import SqlBackend, SqlDriver, kind_of
+from mqcore_sql.options import SqliteOptions, file_of
+from mqcore_sql.sqlite import SqliteDatabase
+
+__all__ = ["BACKENDS", "SqliteBackend"]
+
+
+class SqliteDriver(SqlDriver):
+    """The calls of one connection to a file."""
+
+    def make_database(self) -> Database:
+        """Return the file's database."""
+        return SqliteDatabase(self.url, cast("SqliteOptions", self.options))
+
+    @staticmethod
+    def classify(error: Exception) -> ErrorKind:
+        """Return the kind of an error."""
+        return kind_of(SqliteDatabase, error)
+
+
+class SqliteBackend(SqlBackend):
+    """`sqlite:///file.db`: queues in a file, without a server."""
+
+    scheme = "sqlite"
+    spi_version = 1
+    Options = SqliteOptions
+    Driver = SqliteDriver
+
+    def __init__(self, url: str, options: BaseModel) -> None:
+        super().__init__(url, options)
+        file_of(url)  # a wrong URL is an error at once
+
+
+BACKENDS: dict[str, type[SqlBackend]] = {"sqlite": SqliteBackend}
+"""The backends by their schemes."""

@@ -1,0 +1,54 @@
+"""`mqcore sql upgrade URL`: the tables, created or upgraded by an operator."""
+
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+import typer
+from pydantic import ValidationError
+
+from mqcore.spi import ConfigurationError, split_url
+from mqcore_sql.backends import BACKENDS
+from mqcore_sql.driver import SqlDriver
+
+__all__ = ["app"]
+
+app = typer.Typer(name="sql", help="Look after the tables of mqcore in a database.")
+
+
+@app.callback()
+def group() -> None:
+    """Look after the tables of mqcore in a database."""
+
+
+@app.command()
+def upgrade(
+    url: Annotated[str, typer.Argument(help="The URL of the database, sqlite:///spool.db.")],
+) -> None:
+    """Create the tables, or upgrade them to this version of mqcore.
+
+    Needed where the option `migrate=false` keeps applications from doing so when they connect.
+    Running it again changes nothing.
+    """
+    before, after = _driver(url).upgrade()
+    if before == after:
+        typer.echo(f"the tables have version {after} already")
+    else:
+        typer.echo(f"the tables were upgraded from version {before} to {after}")
+
+
+def _driver(url: str) -> SqlDriver:
+    """Return the driver for a URL. Raises `ConfigurationError`, without secrets."""
+    parts = split_url(url)
+    backend = BACKENDS.get(parts.scheme)
+    if backend is None:
+        raise ConfigurationError(
+            f"the URL of a database begins with {' or '.join(BACKENDS)}, not {parts.scheme!r}"
+        )
+    try:
+        options = backend.Options.model_validate(dict(parse_qsl(parts.query)))
+    except ValidationError as error:
+        wrong = ", ".join(str(found["loc"][0]) for found in error.errors())
+        raise ConfigurationError(
+            f"the database's URL has options that are not valid: {wrong}"
+        ) from None
+    return backend.Driver(url, options)

@@ -1,0 +1,361 @@
+"""The seam of mqcore over the store: one thread, one connection, one generation.
+
+`SqlDriver` has the calls, which run on the thread. `SqlBackend` adds what happens on the event
+loop: consumers of this process are woken when it publishes, and a beat notices what was lost.
+"""
+
+import asyncio
+import secrets
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from math import inf
+from typing import Any, ClassVar, TypeVar, cast
+
+from pydantic import BaseModel
+
+from mqcore.spi import (
+    Alterations,
+    Binding,
+    BlockingBackend,
+    BlockingDriver,
+    Capabilities,
+    Capability,
+    Clock,
+    ConnectionLost,
+    Delivery,
+    Durability,
+    Entry,
+    ErrorKind,
+    Failed,
+    Level,
+    Outcome,
+    Outgoing,
+    QueueCounts,
+    QueueNotFound,
+    QueueSpec,
+    Settled,
+    Settlement,
+    Stored,
+    Support,
+    SystemClock,
+    Unknown,
+)
+from mqcore_sql.database import CommitUnknown, Database
+from mqcore_sql.options import SqlOptions
+from mqcore_sql.queues import Queues
+from mqcore_sql.schema import prepare
+from mqcore_sql.store import Consumer, Store
+
+__all__ = ["SqlBackend", "SqlDriver"]
+
+R = TypeVar("R")
+_BEAT = 2.0
+"""Seconds between two checks of the connection."""
+_FLOOR = 1.0
+"""Seconds after which an idle consumer's queue is looked at, whatever was noticed."""
+_ANY_NUMBER = 1_000_000_000
+"""The window has no bound in ids: they are on the disk."""
+
+
+class SqlDriver(BlockingDriver):
+    """The calls of one connection."""
+
+    options: SqlOptions
+
+    def __init__(self, url: str, options: BaseModel) -> None:
+        super().__init__(url, options)
+        self.options = cast("SqlOptions", options)
+        self._clock: Clock = getattr(options, "clock", None) or SystemClock()
+        self._db = self.make_database()
+        self._queues = Queues(self._db, secrets.token_hex(8))
+        self._store = Store(self._db, self._queues, self.options)
+        self._lost: Callable[[Exception], None] = lambda _: None
+        self._capabilities: Capabilities
+        self._watched: tuple[str, ...] = ()
+        self._quiet_until = -inf
+
+    @abstractmethod
+    def make_database(self) -> Database:
+        """Return the connection to the database of the URL, not yet open."""
+
+    # Opening
+
+    def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        """Connect, and create or upgrade the tables."""
+        self._db.open()
+        prepare(self._db, migrate=self.options.migrate)
+        self._lost = lost
+        self._capabilities = self._probe()
+        return self._capabilities
+
+    def upgrade(self) -> tuple[int, int]:
+        """Connect, create or upgrade the tables, and disconnect; return both versions."""
+        try:
+            self._db.open()
+            return prepare(self._db, migrate=True)
+        finally:
+            self._db.close()
+
+    def _probe(self) -> Capabilities:
+        native, options = Level.NATIVE, self.options
+        title, durability, reasons = self._db.server()
+        window = {"window": options.dedup_window, "size": _ANY_NUMBER}
+        supports = {
+            Capability.DELAY: Support(native, {"granularity": 0.1, "max": options.max_delay}),
+            Capability.PRIORITY: Support(native, {"levels": 11}),
+            Capability.EXPIRY: Support(native, {"sweep": True}),
+            Capability.DEDUP: Support(native, window),
+            Capability.ATOMIC_MOVE: Support(native),
+            Capability.LEASE: Support(native),
+            Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
+            Capability.ROUTING: Support(Level.EMULATED),
+            Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),
+            Capability.BROWSE: Support(native),
+        }
+        if durability > Durability.MEMORY:
+            supports[Capability.DURABLE] = Support(native, reasons)
+        return Capabilities(self._db.product.lower(), title, durability, supports)
+
+    def close(self) -> None:
+        """Remove the temporary queues of this instance, and disconnect."""
+        self._lost = lambda _: None
+        try:
+            with suppress(Exception), self._store.writing(durable=False):
+                self._queues.leave()
+        finally:
+            self._db.close()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._db.abort()
+
+    def beat(self) -> None:
+        """Check that the connection lives, and clear old names of the deduplication window."""
+        self._db.beat()
+        self._store.forget_names()
+
+    # Queues
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Create the queues that are missing."""
+        for spec in queues:
+            if spec.durability is not None:
+                self._capabilities.require_durability(spec.durability)
+        with self._changing():
+            self._queues.declare(queues)
+
+    def delete(self, queue: str, *, if_empty: bool = False) -> bool:
+        """Remove a queue with its quarantine and bindings."""
+        with self._changing():
+            return self._queues.delete(queue, if_empty=if_empty)
+
+    def alter(self, queue: str, settings: Alterations) -> None:
+        """Change settings of a queue."""
+        with self._changing():
+            self._queues.alter(queue, settings)
+
+    def bind(self, bindings: Sequence[Binding]) -> None:
+        """Add bindings."""
+        with self._changing():
+            self._queues.bind(bindings)
+
+    def unbind(self, bindings: Sequence[Binding]) -> None:
+        """Remove bindings."""
+        with self._changing():
+            self._queues.unbind(bindings)
+
+    def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        """Return the bindings of one router, or all."""
+        return self._queues.bindings(router)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Return a transaction in which no other process changes queues or bindings."""
+        with self._store.writing():
+            self._db.lock_topology()
+            yield
+
+    # Messages
+
+    def publish(self, batch: Sequence[Outgoing], timeout: float) -> Sequence[Outcome]:  # noqa: ARG002 - the adapter keeps the deadline
+        """Store a batch."""
+        if not batch:
+            return []
+        try:
+            outcomes = self._store.publish(batch)
+        except Exception as error:  # noqa: BLE001 - it is the outcome
+            return [self._outcome(error)] * len(batch)
+        self._db.notify()
+        return outcomes
+
+    def settle(
+        self,
+        consumer: Consumer,
+        batch: Sequence[Settlement],
+        timeout: float,  # noqa: ARG002 - as publish
+    ) -> Sequence[Settled]:
+        """Settle a batch."""
+        if not batch:
+            return []
+        try:
+            return self._store.settle(consumer.queue, batch)
+        except Exception as error:  # noqa: BLE001 - it is the outcome
+            return [self._outcome(error)] * len(batch)
+
+    def _outcome(self, error: Exception) -> Failed | Unknown:
+        """Return the outcome of a transaction that raised."""
+        self.report(error)
+        if isinstance(error, CommitUnknown):
+            return Unknown(str(error), error)
+        return Failed(self.classify(error), str(error), error)
+
+    # Consumers
+
+    def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Consumer:  # noqa: ARG002 - the adapter counts
+        """Start to consume. Raises `QueueNotFound`."""
+        return Consumer(self._queues.get(queue), lease)
+
+    def claim(self, consumer: Consumer, limit: int) -> Sequence[Delivery]:
+        """Lease messages that are ready."""
+        return self._store.claim(consumer, limit)
+
+    def give_back(self, queue: str, receipts: Sequence[bytes]) -> None:
+        """Return claims unmarked."""
+        self._store.give_back(queue, receipts)
+
+    def unsubscribe(self, consumer: Consumer, receipts: Sequence[bytes]) -> None:
+        """Return claims as taken over."""
+        if receipts:
+            self._store.lose(consumer.queue.name, receipts)
+
+    def held(self, consumer: Consumer, receipts: Sequence[bytes]) -> Collection[bytes]:
+        """Return the claims that hold."""
+        return self._store.held(consumer.queue, receipts)
+
+    def pending(self, queues: Sequence[str]) -> Collection[str]:
+        """Return the queues at which to claim: one statement for all, and only after a change.
+
+        Without a change nothing becomes ready before a moment that is known, and is looked for
+        after a second at the latest.
+        """
+        now, watched = self._clock.monotonic(), tuple(queues)
+        has_changed = self._db.changed() or self._store.is_dirty
+        if not has_changed and watched == self._watched and now < self._quiet_until:
+            return ()
+
+        self._store.is_dirty = False
+        events = self._store.next_events(queues)
+        self._watched = watched
+        self._quiet_until = now + min([_FLOOR, *events.values()])
+        return [name for name in queues if events.get(name, 0.0) <= 0]
+
+    def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
+        """Extend claims of any instance."""
+        return self._store.renew(queue, receipts, lease)
+
+    def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
+        """Note that handlers start with these claims."""
+        return self._store.note_start(queue, receipts)
+
+    # Operators
+
+    def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
+        """Count the named queues, or all but quarantines and temporary ones."""
+        return self._queues.counts(queues)
+
+    def browse(self, queue: str, limit: int, after: str | None = None) -> Sequence[Entry]:
+        """Return a page of messages. Raises `QueueNotFound`."""
+        return self._store.browse(queue, limit, after)
+
+    def take(self, queue: str, keys: Sequence[str], lease: float) -> Sequence[Delivery]:
+        """Lease chosen entries. Raises `QueueNotFound`."""
+        return self._store.take(queue, keys, lease)
+
+    def sweep(self, queue: str, limit: int, lease: float) -> Sequence[Delivery]:
+        """Lease expired messages. Raises `QueueNotFound`."""
+        return self._store.sweep(queue, limit, lease)
+
+    def purge(self, queue: str) -> int:
+        """Remove what is not leased. Raises `QueueNotFound`."""
+        return self._store.purge(queue)
+
+    def diagnose(self) -> Sequence[str]:
+        """Return what an operator should know."""
+        return self._db.problems()
+
+    def report(self, error: Exception) -> None:
+        """Report the connection as lost when an error says so."""
+        began = error.__cause__ if isinstance(error, CommitUnknown) else error
+        if began is not None and self._db.is_lost(began):
+            self._lost(error)
+
+
+class SqlBackend(BlockingBackend):
+    """What both databases do on the event loop."""
+
+    Driver: ClassVar[type[SqlDriver]]
+
+    def __init__(self, url: str, options: BaseModel) -> None:
+        super().__init__(url, options)
+        self._beating: asyncio.Task[None] | None = None
+
+    async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+        """Connect, and begin to check the connection."""
+        capabilities = await super().open(lost)
+        self._beating = asyncio.create_task(self._beat())
+        return capabilities
+
+    async def close(self) -> None:
+        """Stop the checks, and disconnect."""
+        beating, self._beating = self._beating, None
+        if beating is not None:
+            beating.cancel()
+        await super().close()
+
+    async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
+        """Store a batch, and wake the consumers of this process."""
+        outcomes = await super().publish(batch, timeout=timeout)
+        queues = {
+            str(out.to)
+            for out, outcome in zip(batch, outcomes, strict=True)
+            if isinstance(outcome, Stored) and out.delay <= 0
+        }
+        for queue in queues:
+            self.wake(queue)
+        return outcomes
+
+    async def run(
+        self,
+        work: Callable[[BlockingDriver], R],
+        timeout: float | None = None,
+        undo: Callable[[BlockingDriver, R], object] | None = None,
+    ) -> R:
+        """Run `work(driver)` on the thread; an error that says so ends the connection."""
+        return await super().run(partial(_reported, work), timeout, undo)
+
+    async def _beat(self) -> None:
+        while True:
+            await self.clock.sleep(_BEAT)
+            with suppress(Exception):  # a loss is reported by the driver
+                await self.run(lambda driver: cast("Any", driver).beat())
+
+
+def _reported(work: Callable[[BlockingDriver], R], driver: BlockingDriver) -> R:
+    try:
+        return work(driver)
+    except Exception as error:
+        cast("SqlDriver", driver).report(error)
+        raise
+
+
+def kind_of(database: type[Database], error: BaseException) -> ErrorKind:
+    """Return the kind of an error of the driver or of its client library."""
+    if isinstance(error, CommitUnknown) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, QueueNotFound):
+        return ErrorKind.NOT_FOUND
+    if isinstance(error, ConnectionLost):
+        return ErrorKind.TRANSIENT
+    return database.kind(error)

@@ -1,0 +1,106 @@
+"""The file of an SQLite database: what is wrong with it, whose turn it is, and whether it changed.
+
+SQLite's own wait for a lock starves: of eight busy processes one took every turn. So mqcore's
+processes queue at a lock file beside the database, which the system releases when one is killed.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mqcore.spi import ConfigurationError, ConnectionLost
+
+__all__ = ["DatabaseFile", "NoRoom"]
+
+
+class NoRoom(Exception):
+    """The disk has less free space than the reserve."""
+
+
+class DatabaseFile:
+    """The path, its lock file, and which file was there when it was opened."""
+
+    def __init__(self, path: Path, reserve: int) -> None:
+        self.path = path
+        self.reserve = reserve
+        self._lock: int | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def open(self) -> None:
+        """Open the lock file. Raises `ConfigurationError` for a path that cannot be a database."""
+        path, folder = self.path, self.path.parent
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder; the URL has to name a file")
+        if not folder.is_dir():
+            raise ConfigurationError(f"the folder {folder} does not exist; create it first")
+
+        for place in (path, folder):
+            if place.exists() and not os.access(place, os.W_OK):
+                raise ConfigurationError(
+                    f"{place} cannot be written by this user. SQLite needs to write the file and, "
+                    f"for its log, the folder"
+                )
+        try:
+            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the lock file {path}.lock cannot be written by this user: {error.strerror}"
+            ) from error
+
+    def close(self) -> None:
+        """Close the lock file."""
+        lock, self._lock = self._lock, None
+        self._identity = None
+        if lock is not None:
+            os.close(lock)
+
+    def remember(self) -> None:
+        """Note which file the path names now."""
+        self._identity = self.identity()
+
+    def identity(self) -> tuple[int, int] | None:
+        """Return device and inode of the file, None when it is missing."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check(self) -> None:
+        """Raise `ConnectionLost` when the file was deleted or replaced.
+
+        SQLite would go on to confirm what it writes into the deleted file.
+        """
+        if self.identity() != self._identity:
+            raise ConnectionLost(
+                f"the database file {self.path} was deleted or replaced while it was open"
+            )
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the turn of this connection among all that write to the file."""
+        if self._lock is None:
+            raise ConnectionLost(f"{self.path} is closed; open it first")
+
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            if self._identity is not None:
+                self.check()
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def check_room(self) -> None:
+        """Raise `NoRoom` when the disk is nearly full: acknowledgements need space as well."""
+        if (free := self.free()) < self.reserve:
+            raise NoRoom(
+                f"the disk of {self.path} has {free:,} bytes left, which is less than "
+                f"reserve={self.reserve:,}. Free some space; consuming goes on meanwhile"
+            )
+
+    def free(self) -> int:
+        """Return how many bytes are free on the disk."""
+        found = os.statvfs(self.path.parent)
+        return found.f_bavail * found.f_frsize

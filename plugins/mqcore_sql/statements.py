@@ -1,0 +1,134 @@
+"""The statements that both databases read; `database` explains the fields in braces.
+
+A message has a *rank* (10 minus its priority) and a *place*, the moment when it is or becomes
+ready. While it is leased it has a token, and `until` says when the lease ends. All moments are in
+microseconds. A delayed message needs no other table, and nothing moves it when it falls due.
+"""
+
+RANKS = "(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)"
+"""Naming each rank lets an index find the ready rows of each, whatever is delayed above them."""
+_EACH_RANK = "(VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9), (10)) AS ranks"
+_READY = f"queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}}"
+_CLAIMED = "id, rank, place, expires, redelivered, takeovers, started, meta, body, {now}"
+_LEASED = "queue = :queue AND token IS NOT NULL AND until > {now}"
+
+# Queues
+
+_SPEC = "id, name, role, ttl, max_length, overflow, dead_letter, retention"
+QUEUES = f"""
+    SELECT {_SPEC}, {{now}}, (SELECT value FROM {{meta}} WHERE key = 'epoch')
+    FROM {{queues}} WHERE name {{any:queues}} {{shared}}"""
+QUEUES_OF = f"SELECT {_SPEC}, published, settled FROM {{queues}} WHERE name {{any:queues}}"
+QUEUES_ALL = f"SELECT {_SPEC}, published, settled FROM {{queues}} ORDER BY name"
+LOCK_QUEUES = "SELECT id FROM {queues} WHERE id {any:ids} ORDER BY id {locked}"
+LOCK_QUEUES_TO_DELETE = "SELECT id FROM {queues} WHERE id {any:ids} ORDER BY id {alone}"
+ADD_QUEUE = """
+    INSERT INTO {queues} (name, role, ttl, max_length, overflow, dead_letter, retention, owner,
+                          used, published, settled)
+    VALUES (:name, :role, :ttl, :max_length, :overflow, :dead_letter, :retention, :owner,
+            {now}, 0, 0)"""
+ALTER = """
+    UPDATE {queues} SET ttl = :ttl, max_length = :max_length, overflow = :overflow,
+                        retention = :retention WHERE id = :queue"""
+TOUCH = "UPDATE {queues} SET used = {now} WHERE id = :queue"
+PUBLISHED = "UPDATE {queues} SET published = published + :number WHERE id = :queue"
+SETTLED = "UPDATE {queues} SET settled = settled + :number WHERE id = :queue"
+OWNED = "SELECT id, name FROM {queues} WHERE owner = :owner"
+IDLE_TEMPORARY = """
+    SELECT id, name FROM {queues} WHERE role = 'temporary' AND used < {now} - :idle"""
+EXISTS = "SELECT 1 FROM {queues} WHERE id = :queue"
+HOLDS_ANY = "SELECT 1 FROM {messages} WHERE queue {any:ids} LIMIT 1"
+DELETE_QUEUE = "DELETE FROM {queues} WHERE id {any:ids}"
+DELETE_QUEUE_MESSAGES = "DELETE FROM {messages} WHERE queue {any:ids}"
+DELETE_QUEUE_NAMES = (
+    "DELETE FROM {names0} WHERE queue {any:ids}",
+    "DELETE FROM {names1} WHERE queue {any:ids}",
+)
+DELETE_QUEUE_BINDINGS = "DELETE FROM {bindings} WHERE queue {any:names}"
+
+# Bindings
+
+BINDINGS = "SELECT record FROM {bindings} ORDER BY record"
+BINDINGS_OF = "SELECT record FROM {bindings} WHERE router = :router ORDER BY record"
+ADD_BINDING = """
+    INSERT INTO {bindings} (record, router, queue) VALUES (:record, :router, :queue)
+    ON CONFLICT (record) DO NOTHING"""
+DELETE_BINDING = "DELETE FROM {bindings} WHERE record = :record"
+
+# Leases
+
+END_LEASES = """
+    UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, takeovers = takeovers + 1,
+                          started = CASE WHEN noted = 1 THEN 1 ELSE started END, noted = 0
+    WHERE queue = :queue AND token IS NOT NULL AND until <= {now}"""
+LOCK = f"""
+    SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}} ORDER BY id {{locked}}"""
+HELD = f"SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}}"
+DELETE = "DELETE FROM {messages} WHERE id {any:ids}"
+RELEASE = """
+    UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, noted = 0
+    WHERE id {any:ids}"""
+GIVE_BACK = "UPDATE {messages} SET token = NULL, until = NULL, noted = 0 WHERE id {any:ids}"
+LOSE = """
+    UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, takeovers = takeovers + 1,
+                          started = CASE WHEN noted = 1 THEN 1 ELSE started END, noted = 0
+    WHERE id {any:ids}"""
+RENEW = "UPDATE {messages} SET until = {now} + :lease WHERE id {any:ids}"
+NOTE_START = "UPDATE {messages} SET noted = 1 WHERE id {any:ids}"
+SWEEP = f"""
+    UPDATE {{messages}} SET token = :token, until = {{now}} + :lease
+    WHERE id IN (SELECT id FROM {{messages}}
+                 WHERE queue = :queue AND token IS NULL AND expires <= {{now}}
+                 ORDER BY expires LIMIT :limit {{skipping}})
+    RETURNING {_CLAIMED}"""
+TAKE = f"""
+    UPDATE {{messages}} SET token = :token, until = {{now}} + :lease
+    WHERE id IN (SELECT id FROM {{messages}}
+                 WHERE queue = :queue AND token IS NULL AND id {{any:ids}} ORDER BY id {{locked}})
+    RETURNING {_CLAIMED}"""
+
+# Looking
+
+NEXT_EVENTS = f"""
+    SELECT name, {{now}},
+           (SELECT min(earliest) FROM (
+                SELECT (SELECT place FROM {{messages}}
+                        WHERE queue = q.id AND rank = ranks.column1 AND token IS NULL
+                        ORDER BY place LIMIT 1) AS earliest
+                FROM {_EACH_RANK}) AS places),
+           (SELECT until FROM {{messages}} WHERE queue = q.id AND token IS NOT NULL
+            ORDER BY until LIMIT 1)
+    FROM {{queues}} AS q WHERE name {{any:queues}}"""
+"""Of each queue: when its first message is or becomes ready, and when its first lease ends."""
+COUNT_READY = f"""
+    SELECT count(*) FROM (SELECT 1 FROM {{messages}} WHERE {_READY} LIMIT :limit) AS ready"""
+COUNT = """
+    SELECT queue,
+           sum(CASE WHEN token IS NULL AND place <= {now} OR until <= {now} THEN 1 ELSE 0 END),
+           sum(CASE WHEN until > {now} THEN 1 ELSE 0 END),
+           sum(CASE WHEN token IS NULL AND place > {now} THEN 1 ELSE 0 END)
+    FROM {messages} WHERE queue {any:ids} GROUP BY queue"""
+WORST = """
+    SELECT id, rank, meta, body, expires FROM {messages}
+    WHERE queue = :queue AND rank = :rank AND token IS NULL AND place <= {now}
+    ORDER BY place, id LIMIT :limit"""
+"""The oldest ready messages of one rank, for `overflow="dead_letter"`."""
+BROWSE_READY = f"""
+    SELECT id, rank, place, expires, meta, body, {{now}} FROM {{messages}}
+    WHERE {_READY} AND (rank, place, id) > (:rank, :place, :id)
+    ORDER BY rank, place, id LIMIT :limit"""
+BROWSE_DELAYED = f"""
+    SELECT id, rank, place, expires, meta, body, {{now}} FROM {{messages}}
+    WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place > {{now}}
+          AND (place, id) > (:place, :id)
+    ORDER BY place, id LIMIT :limit"""
+PURGE = "DELETE FROM {messages} WHERE queue {any:ids} AND (token IS NULL OR until <= {now})"
+HAS_OLD = f"""
+    SELECT 1 FROM {{messages}}
+    WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}} - :age
+    LIMIT 1"""
+FORGET_OLD = f"""
+    DELETE FROM {{messages}} WHERE id IN (
+        SELECT id FROM {{messages}}
+        WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}} - :age
+        LIMIT 1000)"""
