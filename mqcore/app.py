@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker
 from mqcore.errors import ConfigurationError
+from mqcore.middleware.hooks import check_middleware
+from mqcore.queue import queue_name
+from mqcore.router import Router
+from mqcore.rules.checks import check_kinds, check_text, described
 from mqcore.running.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
-from mqcore.session import ConnectOptions
+from mqcore.running.lifespans import check_lifespan
+from mqcore.session import ConnectOptions, check_connect_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -20,7 +25,6 @@ if TYPE_CHECKING:
     from mqcore.consuming.context import BlockingContext, Context
     from mqcore.middleware import Middleware
     from mqcore.queue import Queue
-    from mqcore.router import Router
 
 __all__ = ["App", "BatchRegistration", "Registration"]
 
@@ -86,8 +90,15 @@ class App:
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[Broker], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
-        """Describe the application. There is no I/O."""
-        self.name = name
+        """Describe the application. There is no I/O.
+
+        Raises `ConfigurationError` for an argument that could not work.
+        """
+        self.name = check_text("name", name, "App(...)")
+        where = f"app {name!r}"
+        check_kinds("routers", routers, Router, where)
+        check_middleware(middleware, where)
+        check_lifespan(lifespan, where)
         self.routers = list(routers)
         self.middleware = list(middleware)
         self.lifespan = lifespan
@@ -129,6 +140,7 @@ class App:
                 f"app {self.name!r}: @app.consumer needs the queue that {name} handles: "
                 "@app.consumer(queue)"
             )
+        queue_name(queue, f"app {self.name!r}: @app.consumer")
 
         kind = BatchRegistration if "batch" in options else Registration
         return kind(self, queue, options)
@@ -141,10 +153,18 @@ class App:
         Raises `ConfigurationError` when the handler or an option cannot work, and when the queue
         has a handler already.
         """
+        where = f"app {self.name!r}"
+        queue_name(queue, f"{where}: register")
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            raise ConfigurationError(
+                f"{where}: register takes the handler's options as a dict, and {{}} for none, not "
+                f"{described(options)}"
+            )
+
         spec = HandlerSpec.of(queue, handler, options)
         if any(other.queue.name == spec.queue.name for other in self.handlers):
             raise ConfigurationError(
-                f"app {self.name!r} already has a handler for queue {spec.queue.name!r}; a queue "
+                f"{where} already has a handler for queue {spec.queue.name!r}; a queue "
                 "has one handler"
             )
         if spec.mode == "process":
@@ -159,6 +179,7 @@ class App:
         to the app's. For the URL and the errors see `Broker.connect`, for the options
         `ConnectOptions`.
         """
+        check_connect_options(options)
         merged: ConnectOptions = {
             **options,
             "queues": [*(spec.queue for spec in self.handlers), *options.get("queues", ())],

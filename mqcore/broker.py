@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.publishing.producer import Producer
-from mqcore.queue import Queue
-from mqcore.rules.checks import check_count, check_seconds
+from mqcore.queue import Queue, queue_name
+from mqcore.rules.checks import check_count, check_kind, check_kinds, check_seconds
 from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
+from mqcore.rules.routing import Binding
 from mqcore.session import ConnectOptions, Health, Session
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from mqcore.publishing.options import PublishOptions, Receipt, Target
     from mqcore.router import Router
     from mqcore.rules.capabilities import Capabilities
-    from mqcore.rules.routing import Binding
     from mqcore.spi import Entry, QueueCounts
 
 __all__ = ["Broker", "session_of"]
@@ -163,7 +163,8 @@ class Broker:
     def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
         """Return a producer for one queue or router, with defaults of its own.
 
-        Raises `ConfigurationError` for a wrong target or an option that does not exist.
+        Raises `ConfigurationError` for a wrong target or an option that does not exist, and
+        `ValidationError` for a value that `publish` would refuse.
         """
         return Producer(self._session.publisher, to, defaults)
 
@@ -229,12 +230,15 @@ class Broker:
         its consumer means for a message: `"isolate"` or `"count"` (G4). Raises
         `ConfigurationError` for a wrong value.
         """
+        queue_name(queue, "consume")
         queue = Queue(queue, declare=False) if isinstance(queue, str) else queue
         where = f"consuming {queue!r}"
         self._session.check_loop(where)
         check_count("prefetch", prefetch, where)
         check_seconds("lease", lease, where)
         check_after_crash(after_crash, where)
+        if retry is not None:
+            check_kind("retry", retry, RetryPolicy, where, "a RetryPolicy(...)")
         return self._session.consume(
             queue, retry, prefetch=prefetch, lease=lease, after_crash=after_crash
         )
@@ -251,12 +255,13 @@ class Broker:
 
         A binding that does not exist is not an error. Raises `UnsupportedFeature`.
         """
+        check_kinds("bindings", bindings, Binding, "unbind")
         await self._session.topology.unbind(bindings)
 
-    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+    async def bindings(self, router: Router[Any] | str | None = None) -> Sequence[Binding]:
         """Return the bindings that the broker stores, of one router or of all.
 
-        Raises `UnsupportedFeature`.
+        A router is given as an object or by its name. Raises `UnsupportedFeature`.
         """
         return await self._session.queues.bindings(router)
 
@@ -277,6 +282,7 @@ class Broker:
         setting that the broker fixes when a queue is made.
         """
         self._session.check_loop("altering a queue")
+        queue_name(queue, "altering a queue")
         await self._session.topology.alter(queue, settings)
 
     async def purge(self, queue: Queue[Any] | str) -> int:

@@ -7,10 +7,12 @@ a message.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mqcore.errors import ConfigurationError
 from mqcore.log import log
 
 if TYPE_CHECKING:
@@ -80,8 +82,13 @@ class Events:
     ) -> None:
         """Call `listener` from now on with every event whose name it `wants`.
 
-        Both are called on the event loop, so they must be quick.
+        Both are called on the event loop, so they must be quick. Raises `ConfigurationError` for a
+        listener that cannot be called, and for an async one: it would never be awaited.
         """
+        if not callable(listener) or inspect.iscoroutinefunction(listener):
+            raise ConfigurationError(
+                f"events.listen takes a plain function of one event, not {listener!r:.60}"
+            )
         self._listeners.append((listener, wants))
 
     def emit(

@@ -23,7 +23,14 @@ from typing import (
 
 from mqcore.errors import ConfigurationError
 from mqcore.messages.codec import Payload
-from mqcore.rules.checks import check_count, check_flag, check_options, check_seconds, check_text
+from mqcore.rules.checks import (
+    check_count,
+    check_flag,
+    check_options,
+    check_seconds,
+    check_text,
+    described,
+)
 from mqcore.rules.retry import RetryPolicy
 from mqcore.spi import QueueSpec
 
@@ -43,6 +50,8 @@ __all__ = [
     "QueueOptions",
     "check_queue_name",
     "name_of",
+    "payload_of",
+    "queue_name",
 ]
 
 T = TypeVar("T")
@@ -74,6 +83,18 @@ def name_of(target: Named | str) -> str:
     return target if isinstance(target, str) else target.name
 
 
+def queue_name(queue: Queue[Any] | str, where: str) -> str:
+    """Return the name of a queue that a user gives as an object or by its name.
+
+    Raises `ConfigurationError` for anything else. `where` begins its text.
+    """
+    if isinstance(queue, (Queue, str)):
+        return name_of(queue)
+    raise ConfigurationError(
+        f"{where} takes a Queue(...) or the name of a queue, not {described(queue)}"
+    )
+
+
 class QueueOptions(TypedDict, total=False):
     """The settings of a queue. All may be left out.
 
@@ -82,16 +103,16 @@ class QueueOptions(TypedDict, total=False):
     `ttl`: seconds that a message lives after its publish (G6). `max_length`: how many ready
     messages the queue holds, and `overflow`: what happens to further ones, `"reject"` or
     `"dead_letter"` (G12). `dead_letter`: the name of the dead-letter queue, `<queue>.dlq` by
-    default, or None for none (G11). `retention`: seconds that the dead-letter queue keeps a
-    message. `retry`: the policy of its consumers (G10). `codec`: the name of the codec; by default
-    the payload's type decides. `declare=False`: use a queue that exists, and only check its
+    default, or None or False for none (G11). `retention`: seconds that the dead-letter queue keeps
+    a message. `retry`: the policy of its consumers (G10). `codec`: the name of the codec; by
+    default the payload's type decides. `declare=False`: use a queue that exists, and only check its
     settings.
     """
 
     ttl: float | timedelta | None
     max_length: int | None
     overflow: Literal["reject", "dead_letter"]
-    dead_letter: str | None
+    dead_letter: str | Literal[False] | None
     retention: float | timedelta | None
     retry: RetryPolicy | None
     codec: str | None
@@ -118,15 +139,18 @@ class Queue(Generic[T]):
         check_flag("declare", options.get("declare", True), f"queue {name!r}")
         if (codec := options.get("codec")) is not None:
             check_text("codec", codec, f"queue {name!r}")
+        if options.get("dead_letter") is False:  # as the settings file says it
+            options["dead_letter"] = None
         self.options = options
-        self.payload: Payload[T] = Payload(payload, options.get("codec"))
+        self.payload: Payload[T] = payload_of(f"queue {name!r}", payload, options.get("codec"))
         self.ttl = _seconds("ttl", options.get("ttl"), name)
         self.max_length = options.get("max_length")
         self.overflow: Literal["reject", "dead_letter"] = options.get("overflow", "reject")
         self.retention = _seconds("retention", options.get("retention"), name)
         self.retry = options.get("retry")
         self.declare = options.get("declare", True)
-        self.dead_letter = options.get("dead_letter", name if name.endswith(DLQ) else name + DLQ)
+        letters = options.get("dead_letter", name if name.endswith(DLQ) else name + DLQ)
+        self.dead_letter: str | None = None if letters is False else letters
         self._check()
 
     def _check(self) -> None:
@@ -141,7 +165,7 @@ class Queue(Generic[T]):
             )
 
         if self.dead_letter is not None:
-            check_queue_name(self.dead_letter, "dead-letter queue")
+            check_queue_name(self.dead_letter, f"queue {name!r}: dead-letter queue")
             if self.dead_letter.endswith(QUARANTINE):
                 raise ConfigurationError(
                     f"queue {name!r}: dead_letter={self.dead_letter!r} is a quarantine's name; "
@@ -219,6 +243,14 @@ class Queue(Generic[T]):
             specs.append(dead)
 
         return specs
+
+
+def payload_of(where: str, payload: Any, codec: str | None = None) -> Payload[Any]:
+    """Return the payload of a queue or router. `where` begins the text of an error."""
+    try:
+        return Payload(payload, codec)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def _seconds(name: str, value: float | timedelta | None, queue: str) -> float | None:

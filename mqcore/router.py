@@ -9,15 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from mqcore.errors import ConfigurationError
-from mqcore.messages.codec import Payload
 from mqcore.messages.message import check_headers
-from mqcore.queue import RESERVED_PREFIXES, Queue, check_queue_name, name_of
+from mqcore.queue import (
+    RESERVED_PREFIXES,
+    Queue,
+    check_queue_name,
+    payload_of,
+    queue_name,
+)
+from mqcore.rules.checks import described
 from mqcore.rules.routing import Binding, Kind, check_binding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import TypeAdapter
+
+    from mqcore.messages.codec import Payload
 
 __all__ = ["Router"]
 
@@ -54,7 +62,7 @@ class Router(Generic[T]):
             )
 
         self.kind: Kind = kind
-        self.payload: Payload[T] = Payload(payload)
+        self.payload: Payload[T] = payload_of(f"router {name!r}", payload)
         self.bindings: list[Binding] = []
         self.queues: dict[str, Queue[T]] = {}
 
@@ -77,6 +85,13 @@ class Router(Generic[T]):
         when it connects for the routers of an App, at the first publish for others. Raises
         `ConfigurationError` when the binding could never match.
         """
+        if not isinstance(queue, Queue):
+            shown = f"the text {queue!r:.60}" if isinstance(queue, str) else described(queue)
+            raise ConfigurationError(
+                f"router {self.name!r}: bind takes a Queue(...), which is declared with the "
+                f"router, not {shown}"
+            )
+
         binding = self.binding(queue, pattern, headers=headers, match=match)
         if binding not in self.bindings:
             self.bindings.append(binding)
@@ -98,7 +113,7 @@ class Router(Generic[T]):
         binding = Binding(
             router=self.name,
             kind=self.kind,
-            queue=name_of(queue),
+            queue=queue_name(queue, f"a binding of router {self.name!r}"),
             pattern=pattern,
             headers=tuple(sorted(check_headers(headers or {}).items())),
             match=match,

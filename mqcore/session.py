@@ -31,12 +31,13 @@ from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
 from mqcore.messages.message import Limits
 from mqcore.middleware import Logging, Middleware
+from mqcore.middleware.hooks import check_middleware, transforms_of
 from mqcore.publishing.composer import Composer
 from mqcore.publishing.publisher import Publisher
-from mqcore.queue import RESERVED_PREFIXES, Queue, name_of
+from mqcore.queue import RESERVED_PREFIXES, Queue, queue_name
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Durability
-from mqcore.rules.checks import check_kinds, check_options
+from mqcore.rules.checks import check_kind, check_kinds, check_options, described, takes_nothing
 from mqcore.rules.inbound import Inbound
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from mqcore.messages.codec import Codecs
 
-__all__ = ["ConnectOptions", "Health", "Session"]
+__all__ = ["ConnectOptions", "Health", "Session", "check_connect_options"]
 
 T = TypeVar("T")
 _CONNECTING = "connecting to the broker"
@@ -115,6 +116,11 @@ class Session:
         self._url = url if url is not None else settings.url.reveal()
         self._own_backend = options.get("make_backend")
         durability = options.get("durability", settings.durability)
+        self._durability_source = (
+            "connect(durability=...)"
+            if "durability" in options
+            else settings.source_of("durability")
+        )
         self._durability = None if durability is None else Durability.parse(durability)
         self._queues, self._routers = options.get("queues", ()), options.get("routers", ())
 
@@ -126,23 +132,27 @@ class Session:
             elif type(each).on_event is not Middleware.on_event:
                 self.events.listen(each.on_event)
         limits = options.get("limits") or Limits()
-        self.codecs: Codecs = self._plugins.codecs(settings.codecs).bounded(limits.payload)
+        self.codecs = self._allowed_codecs().bounded(limits.payload)
 
         self.connection = Connection(self._make_backend(), clock=self.clock, events=self.events)
         self.topology = Topology(self.connection, settings, self._durability)
         self.queues = QueueAdmin(self.connection, self.topology)
         composer = Composer(
-            self.connection, self.codecs, limits, _hooks(self.middleware, "outgoing")
+            self.connection, self.codecs, limits, transforms_of(self.middleware, "outgoing")
         )
         self.publisher = Publisher(
             self.connection, self.topology, composer, settings.publish_timeout
         )
-        self.inbound = Inbound(self.codecs, _hooks(self.middleware, "incoming")[::-1])
+        self.inbound = Inbound(self.codecs, transforms_of(self.middleware, "incoming")[::-1])
         self.replies = Replies(self.connection, self.publisher, self.codecs)
         self.requests = Requests(
             self.connection, self.publisher, self.inbound, self._reply_receiver
         )
 
+        self.is_unconfigured = (
+            url is None and self._own_backend is None and "url" not in settings.model_fields_set
+        )
+        """Whether neither code nor settings name a broker, so that it is the default."""
         self.isolation = IsolationLock()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
         self.leaving: Grace | None = None
@@ -151,9 +161,21 @@ class Session:
         self._consumers: list[Consumer[Any]] = []
         self._receivers: list[Receiver] = []
 
+    def _allowed_codecs(self) -> Codecs:
+        try:
+            return self._plugins.codecs(self.settings.codecs)
+        except ConfigurationError as error:
+            source = self.settings.source_of("codecs")
+            raise ConfigurationError(f"{source}: codecs: {error}") from None
+
     def _make_backend(self) -> Backend:
         if self._own_backend is not None:
-            return self._own_backend()
+            backend: object = self._own_backend()
+            if not isinstance(backend, Backend):
+                raise ConfigurationError(
+                    f"{_CONNECTING}: make_backend= must return a Backend, not {described(backend)}"
+                )
+            return backend
         return open_backend(self._url, self.settings, self._plugins, self.clock, self._durability)
 
     def check_loop(self, doing: str) -> None:
@@ -165,7 +187,9 @@ class Session:
         await self.connection.open()
         try:
             if self._durability is not None:
-                self.connection.capabilities.require_durability(self._durability)
+                self.connection.capabilities.require_durability(
+                    self._durability, self._durability_source
+                )
             await self.topology.ensure_all(self._queues, self._routers)
         except BaseException:
             await self.connection.close()
@@ -243,7 +267,10 @@ class Session:
         Consumers and workers are built on it. With `replies` it answers requests.
         """
         self.check_loop(f"consuming {queue!r}")
-        self.codecs.named(queue.payload.codec)  # raises now for a codec that is not allowed
+        try:
+            self.codecs.named(queue.payload.codec)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"queue {queue.name!r}: {error}") from None
         declared = await self.topology.ensure(queue)
         rules = await self.topology.rules(declared, retry, after_crash)
         return self._make_receiver(
@@ -299,17 +326,18 @@ class Session:
 
     def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:
         """Return the dead letters of a queue; see `Broker.dead_letters`."""
+        origin = queue_name(queue, "dead_letters")
 
         async def find() -> str:
             name = await self.topology.dead_letter_name(queue)
             if name is None:
                 raise QueueNotFound(
-                    f"queue {name_of(queue)!r} has no dead-letter queue. If its consumers adopt it "
+                    f"queue {origin!r} has no dead-letter queue. If its consumers adopt it "
                     "with dead_letter=, name that queue"
                 )
             return name
 
-        return DeadLetters(self.connection, name_of(queue), find)
+        return DeadLetters(self.connection, origin, find)
 
     async def unused_settings(
         self, app: str, queues: Iterable[Queue[Any]], routers: Iterable[Router[Any]]
@@ -341,22 +369,39 @@ class Session:
         )
 
 
-def _hooks(middleware: Sequence[Middleware], name: str) -> list[Callable[[Any], Any]]:
-    """Return this hook of the middlewares that override it, in order."""
-    return [
-        getattr(each, name)
-        for each in middleware
-        if getattr(type(each), name) is not getattr(Middleware, name)
-    ]
+def check_connect_options(options: ConnectOptions) -> None:
+    """Raise `ConfigurationError` for an option that does not exist, or a wrong value."""
+    check_options(options, ConnectOptions, _CONNECTING)
+    for name, (kind, give) in _KINDS.items():
+        value = options.get(name)
+        if value is not None:
+            check_kind(name, value, kind, _CONNECTING, give)
+
+    make_backend = options.get("make_backend")
+    if make_backend is not None and not takes_nothing(make_backend):
+        raise ConfigurationError(
+            f"{_CONNECTING}: make_backend= takes a function without arguments that returns a "
+            "Backend, not "
+            f"{described(make_backend)}"
+        )
+    check_kinds("queues", options.get("queues", ()), Queue, _CONNECTING)
+    check_kinds("routers", options.get("routers", ()), Router, _CONNECTING)
+    check_middleware(options.get("middleware", ()), _CONNECTING)
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "settings": (Settings, "Settings(...) or Settings.load()"),
+    "clock": (Clock, "a clock, for instance mqcore.testing.VirtualClock()"),
+    "limits": (Limits, "Limits(...)"),
+    "plugins": (Plugins, "Plugins(...)"),
+}
+"""The options whose values are of one class, and what to write for each."""
 
 
 def _check(url: str | None, options: ConnectOptions) -> None:
-    check_options(options, ConnectOptions, _CONNECTING)
+    check_connect_options(options)
     if url is not None and options.get("make_backend") is not None:
         raise ConfigurationError(
             f"{_CONNECTING}: make_backend= makes the backend, so a URL has no effect. Leave one of "
             "them out"
         )
-    check_kinds("queues", options.get("queues", ()), Queue, _CONNECTING)
-    check_kinds("routers", options.get("routers", ()), Router, _CONNECTING)
-    check_kinds("middleware", options.get("middleware", ()), Middleware, _CONNECTING)

@@ -14,23 +14,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from mqcore.broker import session_of
+from mqcore.app import App
+from mqcore.broker import Broker, session_of
 from mqcore.consuming.grace import Grace
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.capabilities import Capability
-from mqcore.rules.checks import check_count, check_options, check_seconds
+from mqcore.rules.checks import check_count, check_options, check_seconds, described
+from mqcore.running.lifespans import check_lifespan_result
 from mqcore.running.runner import Runner
 from mqcore.running.signals import call_at_stop_signals
 from mqcore.running.supervisor import resident_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
     from types import TracebackType
 
-    from mqcore.app import App
-    from mqcore.broker import Broker
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
 
@@ -51,7 +52,7 @@ class WorkerOptions(TypedDict, total=False):
 
     queues: Sequence[str]
     concurrency: int
-    grace: float
+    grace: float | timedelta
     health_file: str | Path
     max_messages: int
     max_memory: int
@@ -68,9 +69,14 @@ class Worker:
 
     def __init__(self, app: App, broker: Broker, **options: Unpack[WorkerOptions]) -> None:
         """Choose the handlers. Nothing runs yet."""
-        if not hasattr(app, "handlers"):
+        if not isinstance(app, App):
             raise ConfigurationError(
                 f"Worker(app, broker) takes the app first, not a {type(app).__name__}"
+            )
+        if not isinstance(broker, Broker):
+            raise ConfigurationError(
+                f"worker of app {app.name!r}: Worker(app, broker) takes a mqcore.Broker second, "
+                f"not {described(broker)}. Connect with `async with app.connect() as broker:`"
             )
 
         self.app = app
@@ -81,9 +87,7 @@ class Worker:
         check_options(options, WorkerOptions, f"worker of app {app.name!r}")
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
-        check_seconds(
-            "grace", options.get("grace", GRACE), f"worker of app {app.name!r}", zero=True
-        )
+        self._grace = self._checked_grace(options.get("grace", GRACE))
         path = options.get("health_file")
         if path is not None and not (path and isinstance(path, (str, Path))):
             raise ConfigurationError(
@@ -98,7 +102,6 @@ class Worker:
                 "app.connect(...), or give the same middleware to Broker.connect"
             )
         self._options = options
-        self._grace = options.get("grace", GRACE)
         self._specs = self._chosen(app.handlers, options.get("queues"))
         self._runners: list[Runner] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,6 +113,9 @@ class Worker:
         self._failure: BaseException | None = None
         self._stack = AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
+
+    def _checked_grace(self, grace: float | timedelta) -> float:
+        return check_seconds("grace", grace, f"worker of app {self.app.name!r}", zero=True)
 
     def _chosen(
         self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None
@@ -205,7 +211,9 @@ class Worker:
 
         state = None
         if self.app.lifespan is not None:
-            state = await self._stack.enter_async_context(self.app.lifespan(self.broker))
+            lifespan = self.app.lifespan(self.broker)
+            check_lifespan_result(lifespan, f"app {self.app.name!r}")
+            state = await self._stack.enter_async_context(lifespan)
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
             await self._report_unused_settings()
@@ -220,6 +228,18 @@ class Worker:
         queues = [spec.queue for spec in self.app.handlers]
         for text in await self._session.unused_settings(self.app.name, queues, self.app.routers):
             log().warning("%s", text)
+
+    def _warn_of_no_broker(self) -> None:
+        """Warn once that no other process can reach the default broker."""
+        if self._session.is_unconfigured and self.broker.is_local:
+            self._session.is_unconfigured = False
+            log().warning(
+                "worker of app %r: no broker is configured, so it runs on memory:// and gets only "
+                "what this process itself publishes. Name the broker: MQCORE_URL, url in "
+                "mqcore.toml, mqcore worker --url, or app.connect(url), for instance "
+                "redis://localhost/0. If memory:// is meant, name that",
+                self.app.name,
+            )
 
     async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
         concurrency = self._options.get("concurrency")
@@ -273,12 +293,13 @@ class Worker:
             self._failure = error
             self._stop.set()  # `run` drains; in an `async with` block the other consumers go on
 
-    async def drain(self, grace: float | None = None) -> None:
+    async def drain(self, grace: float | timedelta | None = None) -> None:
         """Start no more handlers, wait for those that run, and release the rest (G13).
 
         Running handlers get `grace` seconds, by default the worker's own grace. The lifespan may
         use what is left of it and a moment more; then it is cancelled. May be called again.
         """
+        seconds = self._grace if grace is None else self._checked_grace(grace)
         self.stop()
         if self._watch is not None:
             self._watch.cancel()
@@ -287,7 +308,7 @@ class Worker:
         if self._draining is None or grace is not None:
             earlier, self._draining = (
                 self._draining,
-                Grace(self.broker.clock, self._grace if grace is None else grace),
+                Grace(self.broker.clock, seconds),
             )
             if earlier is not None and self._draining.over:
                 earlier.hurry()  # a cancelled drain may still be closing
@@ -349,6 +370,7 @@ class Worker:
         ended consuming, if one did.
         """
         loop = asyncio.get_running_loop()
+        self._warn_of_no_broker()
 
         with call_at_stop_signals(self._on_signal, loop):
             try:

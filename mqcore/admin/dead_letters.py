@@ -9,19 +9,19 @@ is recognized by its `redriven` count, and stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from mqcore.defaults import LEASE, REDRIVES
 from mqcore.errors import ConfigurationError
 from mqcore.messages.delivery import Ack, Move, Outgoing, Release
 from mqcore.messages.message import Death, Message, Reason
-from mqcore.queue import DLQ, RESERVED_PREFIXES
+from mqcore.queue import DLQ, RESERVED_PREFIXES, queue_name
 from mqcore.rules.capabilities import Capability
-from mqcore.rules.checks import check_count, check_seconds, check_text
+from mqcore.rules.checks import check_count, check_flag, check_seconds, check_text
 from mqcore.spi import (
     Done,
     Entry,
@@ -34,10 +34,11 @@ from mqcore.spi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from mqcore.connection.connection import Connection
     from mqcore.messages.delivery import Delivery, Settlement
+    from mqcore.queue import Queue
     from mqcore.spi import Settled, Subscription
 
     _Judge = Callable[["DeadLetter", Delivery], Settlement | str]
@@ -178,12 +179,13 @@ class DeadLetters:
 
     async def get(self, id: str) -> DeadLetter | None:
         """Return the dead letter with this message id, or None. Raises as `list` does."""
+        check_text("id", id, "getting a dead letter")
         return next(iter(await self.list(1, ids=[id])), None)
 
     async def redrive(
         self,
         *,
-        to: str | None = None,
+        to: Queue[Any] | str | None = None,
         limit: int | None = None,
         force: bool = False,
         **filters: Unpack[DeadLetterFilter],
@@ -195,9 +197,11 @@ class DeadLetters:
         that was redriven five times stays, unless `force` is true (G11). May run several times at
         once. For the filters see `DeadLetterFilter`. Raises as `list` does.
         """
+        target = None if to is None else queue_name(to, "redrive: to=")
+        check_flag("force", force, "redrive")
         queue = await self._find()
         return await self._settle_all(
-            filters, limit, partial(_redrive, queue=queue, to=to, force=force)
+            filters, limit, partial(_redrive, queue=queue, to=target, force=force)
         )
 
     async def purge(self, **filters: Unpack[DeadLetterFilter]) -> int:
@@ -419,7 +423,12 @@ def _pages(keys: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def _check(filters: DeadLetterFilter) -> None:
-    if isinstance(ids := filters.get("ids", ()), (str, bytes)) or not isinstance(ids, Iterable):
+    ids = filters.get("ids", ())
+    if (
+        isinstance(ids, (str, bytes))
+        or not isinstance(ids, Collection)
+        or not all(isinstance(each, str) for each in ids)
+    ):
         raise ConfigurationError(
             f"filter of dead letters: ids={ids!r:.60} is not usable; give a list of message ids"
         )

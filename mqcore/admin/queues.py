@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mqcore.errors import QueueNotFound
-from mqcore.queue import name_of
+from mqcore.errors import ConfigurationError, QueueNotFound
+from mqcore.queue import name_of, queue_name
+from mqcore.router import Router
+from mqcore.rules.checks import check_count, check_flag, check_text, described
 from mqcore.spi import (
     SupportsBind,
     SupportsBrowse,
@@ -44,14 +46,20 @@ class QueueAdmin:
             return []
         return list(await self._connection.call("diagnosing the broker", backend.diagnose))
 
-    async def bindings(self, router: str | None) -> Sequence[Binding]:
+    async def bindings(self, router: Router[Any] | str | None) -> Sequence[Binding]:
         """Return the bindings of one router or of all."""
+        if router is not None and not isinstance(router, (Router, str)):
+            raise ConfigurationError(
+                f"reading bindings takes a Router(...) or its name, not {described(router)}"
+            )
+        name = None if router is None else name_of(router)
         backend = self._connection.supporting(SupportsBind, "reading bindings")
-        return await self._connection.call("reading bindings", lambda: backend.bindings(router))
+        return await self._connection.call("reading bindings", lambda: backend.bindings(name))
 
     async def delete(self, queue: Queue[Any] | str, *, if_empty: bool) -> bool:
         """Delete a queue with its quarantine and bindings; whether it was deleted."""
-        name = name_of(queue)
+        name = queue_name(queue, "deleting a queue")
+        check_flag("if_empty", if_empty, f"deleting queue {name!r}")
         backend = self._connection.supporting(SupportsDelete, "deleting a queue")
         is_deleted = await self._connection.call(
             f"deleting queue {name!r}",
@@ -63,13 +71,16 @@ class QueueAdmin:
 
     async def purge(self, queue: Queue[Any] | str) -> int:
         """Remove all ready and delayed messages; return how many."""
-        name = name_of(queue)
+        name = queue_name(queue, "purging a queue")
         backend = self._connection.supporting(SupportsPurge, "purging a queue")
         return await self._connection.call(f"purging queue {name!r}", lambda: backend.purge(name))
 
     async def peek(self, queue: Queue[Any] | str, limit: int, after: str | None) -> Sequence[Entry]:
         """Return the next messages without changing anything."""
-        name = name_of(queue)
+        name = queue_name(queue, "peeking")
+        check_count("limit", limit, f"peeking into {name!r}")
+        if after is not None:
+            check_text("after", after, f"peeking into {name!r}")
         backend = self._connection.supporting(SupportsBrowse, "peeking")
         return await self._connection.call(
             f"peeking into {name!r}", lambda: backend.browse(name, limit, after)
@@ -77,7 +88,7 @@ class QueueAdmin:
 
     async def counts(self, queues: Sequence[Queue[Any] | str]) -> Sequence[QueueCounts]:
         """Return the counts of these queues, or of all. Raises `QueueNotFound`."""
-        names = [name_of(queue) for queue in queues]
+        names = [queue_name(queue, "counting messages") for queue in queues]
         backend = self._connection.supporting(SupportsCount, "counting messages")
         counts = await self._connection.call(
             "counting messages", lambda: backend.count(names or None)

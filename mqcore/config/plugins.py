@@ -266,8 +266,10 @@ class Plugins:
             )
 
         if not codecs:
+            own = [codec.name for codec in self._ask("mqcore_register_codecs")]
+            names = ", ".join([*Codecs.default().names, *own])
             raise ConfigurationError(
-                f"codec {name!r}: no installed plugin has it{self._unusable()}"
+                f"codec {name!r}: no installed plugin has it; there are {names}{self._unusable()}"
             )
 
         return codecs[0]

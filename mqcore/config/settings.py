@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -34,11 +34,16 @@ from mqcore.defaults import PUBLISH_TIMEOUT
 from mqcore.errors import ConfigurationError
 from mqcore.queue import QueueOptions
 from mqcore.rules.capabilities import Durability
-from mqcore.rules.checks import closest, no_such_option
+from mqcore.rules.checks import closest, described, no_such_option
 from mqcore.rules.redact import is_secret, mask_url
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding, Kind, check_binding
 from mqcore.spi import Backend
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 __all__ = [
     "BindingSettings",
@@ -204,7 +209,24 @@ class RouterSettings(_Section):
         ]
 
 
-class Settings(_Section):
+class _WrongSettings(ConfigurationError, ValueError):
+    """Raised by `Settings(...)`; a `ValueError`, as what pydantic raises for a model."""
+
+
+class _Explaining(ModelMetaclass):
+    """Explains what is wrong when settings are made in code, as `Settings.load` does."""
+
+    if not TYPE_CHECKING:  # a type checker reads the fields
+
+        def __call__(self, **values: Any) -> BaseModel:
+            try:
+                return super().__call__(**values)
+            except ValidationError as error:
+                layers = [("Settings(...)", values)]
+                raise _WrongSettings(_explain(error, self, layers)) from None
+
+
+class Settings(_Section, metaclass=_Explaining):
     """All settings; `Settings.load` reads them from the environment and files. Frozen.
 
     `url`: the broker; write special characters in a password as `%XX`. `durability`: what confirmed
@@ -222,17 +244,25 @@ class Settings(_Section):
     queues: dict[str, QueueSettings] = {}
     routers: dict[str, RouterSettings] = {}
     backends: Annotated[dict[str, dict[str, Any]], PlainSerializer(_masked), Field(repr=False)] = {}
-    _sources: dict[tuple[str, str], str] = PrivateAttr(default_factory=dict)
+    _sources: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Remember where each section was written; `load` passes the layers as the context."""
-        for table in ("queues", "routers", "backends") if context else ():
-            for name in getattr(self, table):
-                self._sources[table, name] = _source((table, name), context)
+        """Remember where each value was written; `load` passes the layers as the context."""
+        if not context:
+            return
+        places: list[tuple[str, ...]] = [(name,) for name in self.model_fields_set]
+        for table in ("queues", "routers", "backends"):
+            places += [(table, name) for name in getattr(self, table)]
+        for scheme, options in self.backends.items():
+            places += [("backends", scheme, option) for option in options]
+        self._sources.update((place, _source(place, context)) for place in places)
 
-    def source_of(self, table: str, name: str) -> str:
-        """Return where the section `[table.name]` was written, for an error's text."""
-        return self._sources.get((table, name), "the settings")
+    def source_of(self, *place: str) -> str:
+        """Return where a value was written, for an error's text.
+
+        For instance `source_of("durability")`, or `source_of("queues", name)` for a section.
+        """
+        return self._sources.get(place, "the settings")
 
     def queue_options(self, queue: str) -> QueueOptions:
         """Return the options of a queue that the settings override, without its retry policy."""
@@ -272,7 +302,7 @@ class Settings(_Section):
         return section.to_bindings(router)
 
     @classmethod
-    def load(cls, *, directory: Path | None = None, **overrides: object) -> Self:
+    def load(cls, *, directory: Path | str | None = None, **overrides: object) -> Self:
         """Read the settings from their sources. An override of None counts as not given.
 
         `directory` is where `mqcore.toml` and `pyproject.toml` are looked up, by default the
@@ -280,7 +310,14 @@ class Settings(_Section):
         then the only one. Raises `ConfigurationError`, in one line, for an unknown option or a
         wrong value.
         """
+        if directory is not None and not isinstance(directory, (Path, str)):
+            raise ConfigurationError(
+                "Settings.load: directory= takes the path of a directory or of a settings file, "
+                f"not {described(directory)}"
+            )
+
         given = {name: value for name, value in overrides.items() if value is not None}
+        directory = None if directory is None else Path(directory)
         layers = [("argument", given), ("environment", _environment(cls)), *_files(directory)]
         try:
             settings = cls.model_validate(_merged([data for _, data in layers]), context=layers)
@@ -356,10 +393,11 @@ def options_for(
     scheme, query = parse_url(url)
     schemes = [backend.scheme] if isinstance(backend.scheme, str) else list(backend.scheme)
     layers: list[tuple[str, Mapping[str, Any]]] = [("the broker URL", query)]
-    order = [scheme, *(other for other in schemes if other != scheme)]
-    layers += [
-        (f"[backends.{name}] in the settings", settings.backends.get(name, {})) for name in order
-    ]
+    for name in [scheme, *(other for other in schemes if other != scheme)]:
+        layers += [
+            (f"{settings.source_of('backends', name, option)}: [backends.{name}]", {option: value})
+            for option, value in settings.backends.get(name, {}).items()
+        ]
     given = _merged([data for _, data in layers])
     known = backend.Options.model_fields
     if "clock" in given:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mqcore.consuming.context import DeliveryInfo
-from mqcore.errors import ConnectionLost, LeaseLost
-from mqcore.rules.checks import check_seconds
+from mqcore.errors import ConfigurationError, ConnectionLost, LeaseLost
+from mqcore.rules.checks import check_seconds, check_text, described
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ class Received(DeliveryInfo, Generic[T]):
 
         It is dead-lettered when its attempts are exhausted.
         """
+        if error is not None and not isinstance(error, BaseException):
+            raise ConfigurationError(
+                f"message {self.id}: retry(error=) takes the exception that happened, not "
+                f"{described(error)}"
+            )
         wait = (
             None
             if delay is None
@@ -93,6 +98,7 @@ class Received(DeliveryInfo, Generic[T]):
 
     async def reject(self, reason: str = "rejected by the consumer") -> None:
         """Dead-letter it without another attempt, with the reason `rejected` (G11)."""
+        check_text("reason", reason, f"message {self.id}")
         await self._finish(HandlerResult(Ending.REJECTED, Failure((), reason)))
 
     def finish(self, result: HandlerResult) -> None:

@@ -25,7 +25,7 @@ from mqcore.errors import (
 )
 from mqcore.messages.codec import Payload
 from mqcore.messages.message import Message, new_id
-from mqcore.publishing.options import duration
+from mqcore.publishing.options import check_target, duration
 from mqcore.queue import name_of
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.retry import Ending, HandlerResult
@@ -69,6 +69,7 @@ class Requests:
 
     async def request(self, to: Target[T], payload: T, result: Any, options: PublishOptions) -> Any:
         """Publish and wait for the handler's return value; see `Broker.request`."""
+        check_target(to, options)
         name = name_of(to)
         self._connection.check_loop(f"requesting of {name!r}")
         limit = duration("timeout", options.get("timeout", REQUEST_TIMEOUT), name)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic import ValidationError as Invalid
 from pydantic_core import PydanticSerializationError
 
@@ -390,11 +390,12 @@ def _check_same(value: object, read: object, adapter: TypeAdapter[Any]) -> None:
 def _adapter(type_: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
     try:
         adapter = type_ if isinstance(type_, TypeAdapter) else TypeAdapter(type_)
-        adapter.core_schema.get(
-            "type"
-        )  # one that waits for a name to be defined fails here, not at the first message
-    except (PydanticUserError, PydanticUndefinedAnnotation, TypeError) as error:
-        why = str(error).partition("\n")[0]
+        # One that waits for a name to be defined fails here, not at the first message.
+        adapter.core_schema.get("type")
+    except Exception as error:  # noqa: BLE001 - pydantic raises many kinds for what is not a type
+        why, _, advice = str(error).partition("\n")[0].partition(". Set `arbitrary_types_allowed")
+        if advice:  # pydantic's advice would lose the check, and the way to write the value
+            why += ". Make it a pydantic BaseModel, a dataclass or a TypedDict"
         raise ConfigurationError(
             f"the payload type {type_!r:.100} cannot be checked: {why:.200}"
         ) from None

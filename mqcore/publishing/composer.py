@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mqcore.defaults import PRIORITY
-from mqcore.errors import MessageTooLarge, ValidationError
+from mqcore.errors import ConfigurationError, MessageTooLarge, ValidationError
 from mqcore.messages.codec import Codecs, encode_any
 from mqcore.messages.message import (
     NO_HEADERS,
@@ -61,6 +61,8 @@ class Composer:
                 body, content_type = to.payload.encode(payload, self._codecs)
         except ValidationError as error:
             raise ValidationError(f"nothing was sent to {name_of(to)!r}: {error}") from error
+        except ConfigurationError as error:  # a codec that is not allowed
+            raise ConfigurationError(f"nothing was sent to {name_of(to)!r}: {error}") from None
 
         message = Message(
             id=check_id(options["id"]) if "id" in options else new_id(),

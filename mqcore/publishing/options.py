@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from pydantic import BaseModel
+
 from mqcore.errors import ConfigurationError, ValidationError
+from mqcore.messages.message import check_headers, check_priority
 from mqcore.queue import Queue, name_of
 from mqcore.router import Router
-from mqcore.rules.checks import check_options, seconds_or_nan
+from mqcore.rules.checks import check_options, described, seconds_or_nan
+from mqcore.rules.routing import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import timedelta
 
-__all__ = ["PublishOptions", "Receipt", "Target", "check_target", "duration"]
+__all__ = [
+    "PublishOptions",
+    "Receipt",
+    "Target",
+    "check_payloads",
+    "check_target",
+    "check_values",
+    "duration",
+]
 
 T = TypeVar("T")
 
@@ -67,6 +79,42 @@ def check_target(to: Target[Any], options: PublishOptions) -> None:
         )
     if options:
         check_options(options, PublishOptions, f"publishing to {name_of(to)!r}")
+
+
+def check_payloads(payloads: object, target: str) -> Iterable[Any]:
+    """Return the payloads of one batch.
+
+    Raises `ConfigurationError` for one payload in place of several: a text would be sent letter by
+    letter, a mapping key by key.
+    """
+    is_one = isinstance(payloads, (str, bytes, bytearray, memoryview, Mapping, BaseModel))
+    if is_one or not isinstance(payloads, Iterable):
+        raise ConfigurationError(
+            f"publish_many to {target!r} takes a list of payloads, not {described(payloads)}. For "
+            "one payload use publish, or put it into a list"
+        )
+    return payloads
+
+
+def check_values(options: PublishOptions, target: str) -> None:
+    """Raise `ValidationError` for a value that no publish accepts, as `publish` does."""
+    if "id" in options:
+        raise ValidationError(
+            f"a producer for {target!r} takes no id: every message needs its own. Give it to "
+            "publish(..., id=)"
+        )
+    if "headers" in options:
+        check_headers(options["headers"])
+    if "priority" in options:
+        check_priority(options["priority"])
+    for name in ("ttl", "delay", "timeout"):
+        if (value := options.get(name)) is not None:
+            duration(name, value, target)
+    if "key" in options:
+        try:
+            check_key(options["key"], f"a producer for {target!r}")
+        except ConfigurationError as error:
+            raise ValidationError(str(error)) from None
 
 
 def duration(option: str, value: object, target: str) -> float:

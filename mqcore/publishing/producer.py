@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
 
-from mqcore.publishing.options import PublishOptions, check_target
+from mqcore.publishing.options import PublishOptions, check_target, check_values
+from mqcore.queue import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +23,9 @@ class Producer(Generic[T]):
     """Publishes to one queue or router with defaults of its own; made by `Broker.producer`."""
 
     def __init__(self, publisher: Publisher, to: Target[T], defaults: PublishOptions) -> None:
-        """Raises `ConfigurationError` for a wrong target or default."""
+        """Raises `ConfigurationError` for a wrong target, `ValidationError` for a wrong default."""
         check_target(to, defaults)
+        check_values(defaults, name_of(to))
         self._publisher = publisher
         self._to = to
         self._defaults = defaults

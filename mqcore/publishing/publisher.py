@@ -21,7 +21,7 @@ from mqcore.errors import (
     ValidationError,
 )
 from mqcore.publishing.composer import Composer
-from mqcore.publishing.options import PublishOptions, check_target, duration
+from mqcore.publishing.options import PublishOptions, check_payloads, check_target, duration
 from mqcore.publishing.outbound import Outbound
 from mqcore.publishing.outcomes import ending, receipt
 from mqcore.queue import Queue, name_of
@@ -92,6 +92,7 @@ class Publisher:
             raise ValidationError("publish_many takes no id: every message needs its own")
         check_target(to, options)
         self._connection.check_loop("publishing to", name_of(to))
+        payloads = check_payloads(payloads, name_of(to))
         messages = [self.composer.message(to, payload, options) for payload in payloads]
 
         deadline = self._deadline(to, options)

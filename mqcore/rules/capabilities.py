@@ -7,12 +7,13 @@ doctor` prints it. There is no other description of a backend.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mqcore.errors import DurabilityUnavailable, UnsupportedFeature
+from mqcore.errors import ConfigurationError, DurabilityUnavailable, UnsupportedFeature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +122,16 @@ class Capabilities:
 
     def __getitem__(self, capability: Capability) -> Support:
         """The support of one capability, level `none` when the backend does not name it."""
-        return self.supports.get(capability, NONE)
+        with suppress(TypeError):  # not hashable, so it is not a Capability
+            if (support := self.supports.get(capability)) is not None:
+                return support
+        if not isinstance(capability, Capability):
+            words = ", ".join(member.name for member in Capability)
+            raise ConfigurationError(
+                f"capabilities[{capability!r:.60}]: a capability is named as in "
+                f"capabilities[Capability.DELAY]; there are {words}"
+            )
+        return NONE
 
     def has(self, capability: Capability) -> bool:
         """Whether the capability is there at any level."""
@@ -137,11 +147,16 @@ class Capabilities:
             )
         return support
 
-    def require_durability(self, wanted: Durability) -> None:
-        """Raise `DurabilityUnavailable` when the live server gives less than `wanted`."""
+    def require_durability(self, wanted: Durability | str, source: str = "") -> None:
+        """Raise `DurabilityUnavailable` when the live server gives less than `wanted`.
+
+        `source` is where it was asked for, for the error's text.
+        """
+        wanted = Durability.parse(wanted)
         if wanted > self.durability:
             raise DurabilityUnavailable(
                 f"durability {wanted.word!r} was asked for, but {self.server} gives "
-                f"{self.durability.word!r} as it is "
-                "configured. `mqcore doctor` shows why"
+                f"{self.durability.word!r} as it is configured. "
+                f"{source and f'{source} asks for it: ask for less there, or change the server. '}"
+                "`mqcore doctor` shows why"
             )

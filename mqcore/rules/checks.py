@@ -6,6 +6,8 @@ nothing is silently ignored. No message passes through here.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from math import inf, nan
 from typing import TYPE_CHECKING
 
@@ -13,18 +15,21 @@ from mqcore.clock import seconds
 from mqcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "check_count",
     "check_flag",
+    "check_kind",
     "check_kinds",
     "check_options",
     "check_seconds",
     "check_text",
     "closest",
+    "described",
     "no_such_option",
     "seconds_or_nan",
+    "takes_nothing",
 ]
 
 
@@ -53,8 +58,42 @@ def no_such_option(name: str, options: Sequence[str]) -> str:
     return f"no such option{hint} There are: {', '.join(options) or 'none'}"
 
 
-def check_kinds(name: str, values: Iterable[object], kind: type, where: str) -> None:
-    """Raise `ConfigurationError` unless all values are instances of the class."""
+def described(value: object) -> str:
+    """Name the kind of a value for an error's text, without the value: it may hold a secret."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__name__', '')}".rstrip()
+    return f"a value of type {type(value).__name__}"
+
+
+def takes_nothing(function: object) -> bool:
+    """Whether something can be called without arguments, as far as it shows them."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # a builtin does not show its parameters
+        return True
+    return True
+
+
+def check_kind(name: str, value: object, kind: type, where: str, give: str) -> None:
+    """Raise `ConfigurationError` unless a value is an instance. `give` says what to write."""
+    if not isinstance(value, kind) or isinstance(value, type):
+        raise ConfigurationError(f"{where}: {name}= takes {give}, not {described(value)}")
+
+
+def check_kinds(name: str, values: object, kind: type, where: str) -> None:
+    """Raise `ConfigurationError` unless it is a list whose values are instances of the class."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise ConfigurationError(
+            f"{where}: {name}= takes a list of {kind.__name__} instances, not {described(values)}"
+        )
     for value in values:
         if not isinstance(value, kind):
             raise ConfigurationError(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Binding", "Kind", "check_binding", "route", "topic_matches"]
 
 Kind = Literal["direct", "topic", "fanout", "headers"]
+_KINDS = ("direct", "topic", "fanout", "headers")
 _LONGEST_KEY = 255
+_PAIR = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,20 @@ class Binding:
 
     def __post_init__(self) -> None:
         """Refuse a binding that could never match, or that no broker carries."""
+        if not (isinstance(self.router, str) and isinstance(self.queue, str)):
+            raise ConfigurationError(
+                f"binding: router={self.router!r:.60} and queue={self.queue!r:.60} must be names"
+            )
+        if self.kind not in _KINDS:
+            raise ConfigurationError(
+                f"router {self.router!r}: kind {self.kind!r:.60} is unknown; it is one of "
+                f"{', '.join(_KINDS)}"
+            )
+        if not _are_pairs(self.headers):
+            raise ConfigurationError(
+                f"router {self.router!r}: headers of a binding are a tuple of pairs of texts. "
+                "Router.bind and Router.binding take a mapping"
+            )
         if self.kind in {"direct", "topic"}:
             check_key(self.pattern, f"router {self.router!r}")
         if self.match not in ("all", "any"):
@@ -60,6 +76,15 @@ class Binding:
             return topic_matches(self.pattern, key)
         matches = (headers.get(name) == value for name, value in self.headers)
         return all(matches) if self.match == "all" else any(matches)
+
+
+def _are_pairs(headers: object) -> bool:
+    return isinstance(headers, tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == _PAIR
+        and all(isinstance(text, str) for text in pair)
+        for pair in headers
+    )
 
 
 def check_binding(binding: Binding) -> Binding:

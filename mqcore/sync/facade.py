@@ -20,6 +20,7 @@ stay behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
@@ -30,7 +31,7 @@ from mqcore.errors import ConnectionLost
 from mqcore.sync.loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
     from datetime import timedelta
     from types import TracebackType
 
@@ -140,7 +141,7 @@ class Broker:
 
         The payloads are gathered here, in the caller's thread.
         """
-        return self._loop.run(self._broker.publish_many(to, list(payloads), **options))
+        return self._loop.run(self._broker.publish_many(to, _gathered(payloads), **options))
 
     def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
         """As `mqcore.Broker.producer`."""
@@ -206,7 +207,7 @@ class Broker:
         """As `mqcore.Broker.unbind`."""
         self._loop.run(self._broker.unbind(*bindings))
 
-    def bindings(self, router: str | None = None) -> Sequence[Binding]:
+    def bindings(self, router: Router[Any] | str | None = None) -> Sequence[Binding]:
         """As `mqcore.Broker.bindings`."""
         return self._loop.run(self._broker.bindings(router))
 
@@ -260,7 +261,12 @@ class Producer(Generic[T]):
 
         The payloads are gathered here, in the caller's thread.
         """
-        return self._loop.run(self._producer.publish_many(list(payloads), **options))
+        return self._loop.run(self._producer.publish_many(_gathered(payloads), **options))
+
+
+def _gathered(payloads: Iterable[T]) -> Iterable[T]:
+    """Run an iterator to its end here; everything else is checked in the broker's thread."""
+    return list(payloads) if isinstance(payloads, Iterator) else payloads
 
 
 class Received(DeliveryInfo, Generic[T]):
@@ -368,7 +374,7 @@ class DeadLetters:
     def redrive(
         self,
         *,
-        to: str | None = None,
+        to: Queue[Any] | str | None = None,
         limit: int | None = None,
         force: bool = False,
         **filters: Unpack[DeadLetterFilter],

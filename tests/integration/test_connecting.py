@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -60,16 +60,18 @@ async def test_a_refused_connection_is_told_in_words_wherever_the_driver_hides_i
 
 
 @pytest.mark.parametrize(
-    ("app", "wrong"),
+    ("options", "wrong"),
     [
-        (App("shop", routers=[Queue("orders", str)]), "routers"),  # type: ignore[list-item]  # the mistake
-        (App("shop", middleware=[Middleware]), "middleware"),  # type: ignore[list-item]  # as above
+        ({"routers": [Queue("orders", str)]}, "routers"),
+        ({"middleware": [Middleware]}, "middleware"),
     ],
     ids=["a queue for a router", "a class for its instance"],
 )
-def test_what_is_not_of_the_kind_is_refused_at_connect(app: App, wrong: str) -> None:
+def test_what_is_not_of_the_kind_is_refused(options: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{wrong}= takes a list of"):
-        app.connect(memory_url())
+        App("shop", **options)
+    with pytest.raises(ConfigurationError, match=f"{wrong}= takes a list of"):
+        App("shop").connect(memory_url(), **options)
 
 
 def test_a_worker_with_swapped_arguments_is_refused() -> None:

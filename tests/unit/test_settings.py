@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
 from mqcore.config.plugins import Plugins
 from mqcore.config.settings import RetrySettings, Settings, open_backend, options_for
 from mqcore.config.url import BrokerUrl
-from mqcore.errors import BackendNotFound, ConfigurationError
+from mqcore.errors import BackendNotFound, ConfigurationError, DurabilityUnavailable
+from mqcore.queue import Queue
 from mqcore.rules.capabilities import Durability
 from mqcore.rules.retry import RetryPolicy, exponential, fixed
 from mqcore.rules.routing import Binding
@@ -473,13 +475,13 @@ def test_a_backend_that_asks_for_the_durability_gets_what_the_application_wants(
         (
             "redis://h",
             "[backends.redis]\nleese = 1",
-            r"^\[backends\.redis\] in the settings: leese: .*'lease'",
+            r"^mqcore\.toml: \[backends\.redis\]: leese: .*'lease'",
         ),
         ("redis://h?clock=1", "", "clock is not an option"),
         (
             "redis://h",
             "[backends.redis]\nclock = 1",
-            r"\[backends\.redis\] in the settings: clock is not an option",
+            r"^mqcore\.toml: \[backends\.redis\]: clock is not an option",
         ),
         ("redis:/h", "", "not usable"),
     ],
@@ -515,3 +517,47 @@ def test_a_backend_is_made_with_its_whole_url_and_its_options() -> None:
     with pytest.raises(BackendNotFound, match="kafka") as caught:
         open_backend(f"kafka://:{SECRET}@h", Settings(), plugins, CLOCK)
     assert SECRET not in str(caught.value)
+
+
+def test_the_file_of_each_option_of_a_backend_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mqcore.toml").write_text("[backends.redis]\ndb = 1\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.mqcore.backends.redis]\nleese = 5\n")
+    where = r"^\[tool\.mqcore\] in pyproject\.toml: \[backends\.redis\]: leese: "
+    with pytest.raises(ConfigurationError, match=where):
+        options_for(Fake, "redis://h", Settings.load(), CLOCK)
+
+
+async def test_where_a_codec_and_a_durability_were_asked_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mqcore.toml"
+    file.write_text('codecs = ["json", "yaml"]\n')
+    with pytest.raises(
+        ConfigurationError, match=r"^mqcore\.toml: codecs: codec 'yaml': .*json, text, bytes"
+    ):
+        Broker.connect("memory://")
+    with pytest.raises(ConfigurationError, match=r"^the settings: codecs: codec 'yaml'"):
+        Broker.connect("memory://", settings=Settings(codecs=("yaml",)))
+
+    file.write_text('durability = "machine"\n')
+    asked = "'machine' was asked for.*"
+    with pytest.raises(DurabilityUnavailable, match=rf"{asked}mqcore\.toml asks for it"):
+        await Broker.connect("memory://").open()
+    monkeypatch.setenv("MQCORE_DURABILITY", "machine")
+    with pytest.raises(DurabilityUnavailable, match=f"{asked}MQCORE_DURABILITY asks for it"):
+        await Broker.connect("memory://").open()
+    with pytest.raises(DurabilityUnavailable, match=rf"{asked}connect\(durability=...\) asks"):
+        await Broker.connect("memory://", durability="machine").open()
+
+
+async def test_a_queue_whose_codec_is_not_allowed_is_named() -> None:
+    other = Queue("other", str, codec="yaml")
+    async with Broker.connect("memory://", settings=Settings()) as broker:
+        with pytest.raises(ConfigurationError, match="'other': codec 'yaml' is not installed"):
+            await broker.publish(other, "a")
+        with pytest.raises(ConfigurationError, match="'other': codec 'yaml' is not installed"):
+            await broker.consume(other).get(timeout=0)
