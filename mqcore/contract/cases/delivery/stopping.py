@@ -100,7 +100,7 @@ async def a_drain_releases_what_is_unfinished(kit: Kit) -> None:
         began.set()
         await asyncio.Event().wait()
 
-    await kit.within(broker.publish_many(queue, "abc"))
+    await kit.within(broker.publish_many(queue, list("abc")))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=3)
     await kit.within(began.wait(), what="the first handler started")
     start = kit.now
@@ -136,7 +136,7 @@ async def what_runs_may_end_inside_the_grace(kit: Kit) -> None:
         await go.wait()
         ended.append(word)
 
-    await kit.within(broker.publish_many(queue, "ab"))
+    await kit.within(broker.publish_many(queue, list("ab")))
     worker = await kit.worker(broker, queue, handler, concurrency=1, prefetch=2)
     await kit.within(began.wait(), what="the first handler started")
     draining = await kit.start(worker.drain(kit.harness.patience))

@@ -207,7 +207,7 @@ async def what_waits_behind_a_running_handler_goes_back_at_once(kit: Kit) -> Non
         began.set()
         await go.wait()
 
-    await kit.within(broker.publish_many(jobs, "abcde"))
+    await kit.within(broker.publish_many(jobs, list("abcde")))
     worker = await kit.worker(broker, jobs, handler, concurrency=1, prefetch=5, retry=ONCE)
     await kit.within(began.wait(), what="the handler started")
     draining = await kit.start(worker.drain(kit.harness.patience))

@@ -137,7 +137,7 @@ async def both_ways_to_consume_settle_the_same(kit: Kit) -> None:
     one, two = Queue(kit.name(), str), Queue(kit.name(), str)
     broker = await kit.broker()
     for queue in (one, two):
-        await kit.within(broker.publish_many(queue, "abc"))
+        await kit.within(broker.publish_many(queue, list("abc")))
 
     async with broker.consume(one, retry=ONCE, prefetch=3) as consumer:
         for how in ("ack", "release", "reject"):
