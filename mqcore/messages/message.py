@@ -32,6 +32,7 @@ __all__ = [
     "new_id",
     "pack",
     "unpack",
+    "unpack_fields",
 ]
 
 PREFIX = "mq-"
@@ -275,8 +276,9 @@ def check_headers(headers: object) -> Mapping[str, str]:
 
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}")
-_NUMBERS = ("attempt", "hop", "redriven", "takeovers")
-_TIMES = ("published_at", "failed_at")
+_NUMBERS = {name: PREFIX + name for name in ("attempt", "hop", "redriven", "takeovers")}
+_TIMES = {name: PREFIX + name for name in ("published_at", "failed_at")}
+_REASONS = frozenset(reason.value for reason in Reason)
 _DEATH = ("queue", "error_type", "error", "traceback")
 
 
@@ -287,17 +289,17 @@ def pack(message: Message) -> dict[str, str]:
     headers, priority, expires_at, correlation_id, reply_to.
     """
     flat = {
-        PREFIX + name: str(getattr(message, name))
-        for name in _NUMBERS
-        if getattr(message, name) or name == "attempt"
+        key: str(number)
+        for name, key in _NUMBERS.items()
+        if (number := getattr(message, name)) or name == "attempt"
     }
     if message.encoding:
         flat[PREFIX + "encoding"] = message.encoding
     if message.lineage:
         flat[PREFIX + "lineage"] = message.lineage
     flat |= {
-        PREFIX + name: repr(value)
-        for name in _TIMES
+        key: repr(value)
+        for name, key in _TIMES.items()
         if (value := getattr(message, name)) is not None
     }
     if (death := message.death) is not None:
@@ -322,22 +324,32 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
     Its headers are read-only from then on: an edit by a handler must not come with the next attempt
     (G10).
     """
-    fields: dict[str, object] = {}
+    fields = unpack_fields(flat)
     if type(message.headers) is not MappingProxyType:
         fields["headers"] = MappingProxyType(message.headers)
-    for name in _NUMBERS:
-        if (number := _number(flat.get(PREFIX + name, ""))) is not None:
+    return replace(message, **fields)
+
+
+def unpack_fields(flat: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields that `pack` wrote, as arguments of `Message`; the valid ones alone.
+
+    A driver that makes its messages with them makes each of them once, where `unpack` makes another
+    one. It must make their headers read-only itself.
+    """
+    fields: dict[str, Any] = {}
+    for name, key in _NUMBERS.items():
+        if key in flat and (number := _number(flat[key])) is not None:
             fields[name] = max(number, 1 if name == "attempt" else 0)
 
     if encoding := flat.get(PREFIX + "encoding"):
         fields["encoding"] = encoding
     if _LINEAGE.fullmatch(lineage := flat.get(PREFIX + "lineage", "")):
         fields["lineage"] = lineage
-    for name in _TIMES:
-        if (moment := _moment(flat.get(PREFIX + name))) is not None:
+    for name, key in _TIMES.items():
+        if key in flat and (moment := _moment(flat[key])) is not None:
             fields[name] = moment
 
-    if (reason := flat.get(PREFIX + "death-reason")) in {member.value for member in Reason}:
+    if (reason := flat.get(PREFIX + "death-reason")) in _REASONS:
         fields["death"] = Death(
             reason=Reason(reason),
             attempts=1
@@ -348,7 +360,7 @@ def unpack(message: Message, flat: Mapping[str, str]) -> Message:
             **{name: flat.get(f"{PREFIX}death-{name}", "") for name in _DEATH},
         )
 
-    return replace(message, **fields)  # type: ignore[arg-type]  # each value has its field's type by construction above
+    return fields
 
 
 def _number(text: str) -> int | None:

@@ -29,7 +29,15 @@ from mqcore.errors import (
     TopologyMismatch,
 )
 from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Route, Settlement
-from mqcore.messages.message import Death, Message, Reason, new_id, pack, unpack
+from mqcore.messages.message import (
+    Death,
+    Message,
+    Reason,
+    new_id,
+    pack,
+    unpack,
+    unpack_fields,
+)
 from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
 from mqcore.rules.routing import Binding
 from mqcore.spi.backend import (
@@ -165,4 +173,5 @@ __all__ = [
     "split_url",
     "tls_context",
     "unpack",
+    "unpack_fields",
 ]

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mqcore.spi import Message, Outgoing, overflowed, pack, unpack
+from mqcore.spi import Message, Outgoing, overflowed, pack, unpack_fields
 
 __all__ = ["decode", "encode", "name_of", "read", "store_options"]
 
 _PLAIN = ("content_type", "correlation_id", "reply_to")
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NAMED = ("id", "priority", *_PLAIN)
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().decode
 
 
 def encode(message: Message) -> bytes:
@@ -57,24 +58,11 @@ def read(record: bytes, expires: bytes) -> tuple[Message, str]:
     """
     try:
         message = _read(record, expires)
-        _check(message)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = f"the record in Redis is malformed: {type(error).__name__}"
         return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record), what
 
     return message, ""
-
-
-def _check(message: Message) -> None:
-    """Raise `TypeError` for a field of a wrong type: JSON may contain anything."""
-    death = message.death
-    texts = [message.id, *message.headers.values()]
-    texts += [text for name in _PLAIN if (text := getattr(message, name)) is not None]
-    if death is not None:
-        texts += (death.queue, death.error_type, death.error, death.traceback)
-
-    if type(message.priority) is not int or not all(isinstance(text, str) for text in texts):
-        raise TypeError
 
 
 def _read(record: bytes, expires: bytes) -> Message:
@@ -83,22 +71,32 @@ def _read(record: bytes, expires: bytes) -> Message:
     while line.startswith(b"!"):
         notes.append(json.loads(line[1:]))
         line, _, body = body.partition(b"\n")
-    fields = json.loads(line)
-    headers = fields.get("headers")
-    message = unpack(
-        Message(
-            id=fields["id"],
-            body=body,
-            headers=_NO_HEADERS if headers is None else MappingProxyType(headers),
-            priority=fields.get("priority", 5),
-            expires_at=int(expires) / 1e6 if expires else None,
-            **{name: fields[name] for name in _PLAIN if name in fields},
-        ),
-        fields,
-    )
+
+    written = _decode(line.decode())
+    fields = unpack_fields(written) | {name: written[name] for name in _NAMED if name in written}
+    if (headers := written.get("headers")) is not None:
+        fields["headers"] = MappingProxyType(headers)
+    if expires:
+        fields["expires_at"] = int(expires) / 1e6
+    _check(fields)
+
+    message = Message(body=body, **fields)
     for note in reversed(notes):
         message = overflowed(message, note["queue"], int(note["at"]) / 1e6)
     return message
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a field of a wrong type: JSON may contain anything."""
+    texts = [fields["id"]]
+    texts += [text for name in _PLAIN if (text := fields.get(name)) is not None]
+    if "headers" in fields:
+        texts += fields["headers"].values()
+    if (death := fields.get("death")) is not None:
+        texts += (death.queue, death.error_type, death.error, death.traceback)
+
+    if type(fields.get("priority", 5)) is not int or {*map(type, texts)} != {str}:
+        raise TypeError
 
 
 def name_of(message: Message) -> str:
