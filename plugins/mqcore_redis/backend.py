@@ -38,7 +38,8 @@ from mqcore_redis.consumers import Consumers
 from mqcore_redis.options import RedisOptions, read
 from mqcore_redis.probe import RIGHTS, denied, probe
 from mqcore_redis.rows import aged, deliveries, entries, token
-from mqcore_redis.session import Call, Session, raise_if_error
+from mqcore_redis.scripts import Call
+from mqcore_redis.session import Session, raise_if_error
 from mqcore_redis.topology import alter, declare, read_counts
 
 __all__ = ["RedisBackend"]

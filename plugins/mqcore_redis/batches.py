@@ -26,7 +26,8 @@ from mqcore.spi import (
 from mqcore_redis.classify import refusal_of
 from mqcore_redis.link import Answer
 from mqcore_redis.records import encode, name_of, store_options
-from mqcore_redis.session import Call, Session, raise_if_error
+from mqcore_redis.scripts import Call
+from mqcore_redis.session import Session, raise_if_error
 
 __all__ = ["BYTES", "MESSAGES", "Batches"]
 

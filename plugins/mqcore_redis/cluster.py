@@ -5,13 +5,13 @@ slot keep their order: each waits for the one before it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mqcore.spi import ConnectionLost
@@ -19,6 +19,7 @@ from mqcore_redis.classify import is_answer
 from mqcore_redis.dial import plain_settings
 from mqcore_redis.link import Answer
 from mqcore_redis.options import Place
+from mqcore_redis.scripts import Call
 
 __all__ = ["ClusterLink"]
 
@@ -82,6 +83,18 @@ class ClusterLink:
 
         That is so when `close` cancels the command, too.
         """
+        return self._begin(command)
+
+    def run(
+        self,
+        calls: Sequence[Call],
+        *,
+        at_once: bool = False,  # noqa: ARG002 - as of a `Link`: here nothing waits
+    ) -> list[asyncio.Future[Answer]]:
+        """Run scripts; those of one slot in their order."""
+        return [self._begin(call.command(), call) for call in calls]
+
+    def _begin(self, command: tuple[Any, ...], call: Call | None = None) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._error is not None:
             future.set_result(self._error)
@@ -92,20 +105,25 @@ class ClusterLink:
             if not future.done():
                 future.set_result(ConnectionLost(_CLOSED) if task.cancelled() else task.result())
 
-        task = asyncio.create_task(self._call(command))
+        task = asyncio.create_task(self._call(command, call))
         self._tasks.add(task)
         task.add_done_callback(tell)
         return future
 
-    async def _call(self, command: tuple[Any, ...]) -> Answer:
+    async def _call(self, command: tuple[Any, ...], call: Call | None) -> Answer:
         try:
-            if command[0] not in ("EVALSHA", "EVAL"):
+            if call is None:
                 return await self.client.execute_command(*command)
-            key = str(command[3])
+            key = call.keys[0]
             async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
-                return await self.client.execute_command(*command)
+                try:
+                    return await self.client.execute_command(*command)
+                except NoScriptError:  # nothing ran
+                    return await self.client.execute_command(*call.command(as_text=True))
         except Exception as error:  # noqa: BLE001 - any exception is the answer: a caller waits for one
-            if isinstance(error, _BROKEN) and not is_answer(error) and self._error is None:
+            if isinstance(error, ReadOnlyError):
+                self._broken(error)
+            elif isinstance(error, _BROKEN) and not is_answer(error) and self._error is None:
                 self._error = error
                 self._broken(error)
             return error

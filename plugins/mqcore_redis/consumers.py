@@ -45,6 +45,6 @@ class Consumers:
         await asyncio.gather(*(waker.close() for waker in self._wakers.values()))
 
     def _wake(self) -> None:
-        """Wake all consumers, so that they notice a broken connection."""
+        """Rouse all consumers, so that they notice a broken connection."""
         for consumer in self._open:
-            consumer.wake()
+            consumer.rouse()

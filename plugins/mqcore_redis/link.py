@@ -1,5 +1,8 @@
 """One connection that all callers share: commands of one loop turn leave in one write.
 
+A script for which somebody waits is sent at once where it is alone. A script that the server has
+forgotten is sent again as text: NOSCRIPT says that nothing ran.
+
 Answers come in the order of the commands. A caller that is cancelled or stops waiting does not
 disturb the others: its answer still arrives and is dropped. So a cancelled call never costs the
 connection, and a claim under way is never lost. A silent server is noticed: the watch checks once a
@@ -8,17 +11,18 @@ second whether the oldest command has been answered.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, RedisError
+from redis.exceptions import InvalidResponse, NoScriptError, ReadOnlyError, RedisError
 
 from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer, other_protocol
+from mqcore_redis.scripts import Call
 
 __all__ = ["PATIENCE", "Answer", "Deadlines", "Link"]
 
@@ -39,7 +43,8 @@ class Link(asyncio.Protocol):
 
     redis-py connects and logs in. Then the link reads and writes the transport itself: redis-py's
     reader and writer are coroutines, which cost more than everything else in a command. `broken` is
-    called once, on the loop, when the connection fails; not after `close`.
+    called on the loop when the connection fails, or the server answers that it is a replica now;
+    not after `close`.
     """
 
     def __init__(
@@ -51,8 +56,9 @@ class Link(asyncio.Protocol):
         self.connection, self._broken, self._patience = connection, broken, patience
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
-        self._waiting: deque[asyncio.Future[Answer]] = deque()
-        self._is_paused = False
+        self._waiting: deque[tuple[asyncio.Future[Answer], Call | None]] = deque()
+        """The answers that are to come, and which script each of them is of."""
+        self._is_paused = self._is_scheduled = False
         self._error: Exception | None = None
         self._quiet = 0
         self._reader = hiredis.Reader(
@@ -69,7 +75,26 @@ class Link(asyncio.Protocol):
 
     def call(self, *command: Any) -> asyncio.Future[Answer]:
         """Send a command. The future never raises: an error is its result."""
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future = self._put(self._loop.create_future(), command)
+        self._schedule()
+        return future
+
+    def run(self, calls: Sequence[Call], *, at_once: bool = False) -> list[asyncio.Future[Answer]]:
+        """Run scripts in their order.
+
+        With `at_once` they are sent now, unless the answers to other commands are to come.
+        """
+        is_alone = not self._waiting
+        futures = [self._put(self._loop.create_future(), it.command(), it) for it in calls]
+        if at_once and is_alone:
+            self._flush()
+        else:
+            self._schedule()
+        return futures
+
+    def _put(
+        self, future: asyncio.Future[Answer], command: tuple[Any, ...], call: Call | None = None
+    ) -> asyncio.Future[Answer]:
         if self._error is not None:
             future.set_result(self._error)
             return future
@@ -80,10 +105,8 @@ class Link(asyncio.Protocol):
             future.set_result(error)
             return future
 
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
         self._unsent.append(packed)
-        self._waiting.append(future)
+        self._waiting.append((future, call))
         return future
 
     async def everywhere(self, *commands: tuple[Any, ...]) -> list[list[Answer]]:
@@ -111,7 +134,7 @@ class Link(asyncio.Protocol):
         self._error = error
         self._unsent.clear()
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(error)
         return True
@@ -120,7 +143,13 @@ class Link(asyncio.Protocol):
         if self._end(error):
             self._broken(error)
 
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
+        self._is_scheduled = False
         if self._unsent and not self._is_paused:
             packed, self._unsent = self._unsent, []
             self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
@@ -136,9 +165,16 @@ class Link(asyncio.Protocol):
                 if isinstance(answer, Exception) and not is_answer(answer):
                     self._fail(answer)
                     return
-                future = self._waiting.popleft()
-                if not future.done():
-                    future.set_result(answer)
+                future, call = self._waiting.popleft()
+                if future.done():
+                    continue
+                if call is not None and isinstance(answer, NoScriptError):
+                    self._put(future, call.command(as_text=True))
+                    self._schedule()
+                    continue
+                future.set_result(answer)
+                if isinstance(answer, ReadOnlyError):
+                    self._broken(answer)
         except InvalidResponse as error:
             self._fail(other_protocol(error))
         except IndexError as error:  # an answer to no command
@@ -164,7 +200,7 @@ class Link(asyncio.Protocol):
         Checks are counted, not seconds: a handler that blocks the loop for long must not make the
         server look silent.
         """
-        oldest: asyncio.Future[Answer] | None = None
+        oldest: object = None
         checks = 0
         while self._error is None:
             await asyncio.sleep(_CHECK)

@@ -3,17 +3,32 @@
 The name of a script is the digest of its text, so two versions of this library never share one.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["NAMES", "Script", "script"]
+__all__ = ["NAMES", "Call", "Script", "script"]
 
 _FOLDER = files(__package__) / "lua"
 NAMES = tuple(
     sorted(it.name.removesuffix(".lua") for it in _FOLDER.iterdir() if it.name != "common.lua")
 )
+
+
+class Call(NamedTuple):
+    """A script to run, its keys and its arguments."""
+
+    name: str
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+    def command(self, *, as_text: bool = False) -> tuple[Any, ...]:
+        """Return the command that runs the script by its digest, or by its text."""
+        found = script(self.name)
+        start = ("EVAL", found.text) if as_text else ("EVALSHA", found.digest)
+        return (*start, len(self.keys), *self.keys, *self.args)
 
 
 class Script(NamedTuple):

@@ -1,16 +1,14 @@
-"""Running scripts by their digest, and by their text when the server has forgotten them.
+"""The connections to one server, and the scripts that run over them.
 
-NOSCRIPT says that nothing ran. A session lives from `open` to `close` of the backend, or until its
-connection breaks.
+A session lives from `open` to `close` of the backend, or until its connection breaks.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import NoScriptError, ReadOnlyError
 
 from mqcore.spi import ConnectionLost, QueueNotFound
 from mqcore_redis.cluster import ClusterLink
@@ -18,17 +16,9 @@ from mqcore_redis.dial import client, dial
 from mqcore_redis.keys import Keys
 from mqcore_redis.link import PATIENCE, Answer, Deadlines, Link
 from mqcore_redis.options import Place
-from mqcore_redis.scripts import NAMES, script
+from mqcore_redis.scripts import NAMES, Call, script
 
-__all__ = ["Call", "Session", "raise_if_error"]
-
-
-class Call(NamedTuple):
-    """A script to run, its keys and its arguments."""
-
-    name: str
-    keys: Sequence[str]
-    args: Sequence[Any]
+__all__ = ["Session", "raise_if_error"]
 
 
 class Session:
@@ -140,39 +130,15 @@ class Session:
         return answer
 
     def tell(self, name: str, queue: str) -> None:
-        """Run a script on one queue without waiting for its answer.
-
-        It is sent as text, because a missing digest would go unnoticed.
-        """
-        self._evaluate(Call(name, self.keys.of(queue), ()), by_text=True)
+        """Run a script on one queue without waiting for its answer."""
+        self.main.run([Call(name, self.keys.of(queue), ())])
 
     async def gather(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer]:
         """Run scripts in their order, and return an answer for each.
 
         An answer may be an exception. It is None when there is none by the deadline.
         """
-        if not calls:
-            return []
-        answers = await self._wait([self._evaluate(call) for call in calls], deadline)
-
-        for index, answer in enumerate(answers):
-            if isinstance(answer, NoScriptError):
-                future = self._evaluate(calls[index], by_text=True)
-                (answers[index],) = await self._wait([future], deadline)
-
-        demoted = next((answer for answer in answers if isinstance(answer, ReadOnlyError)), None)
-        if demoted is not None:
-            self.broken(demoted)
-        return answers
-
-    def _evaluate(self, call: Call, *, by_text: bool = False) -> "asyncio.Future[Answer]":
-        found = script(call.name)
-        start = ("EVAL", found.text) if by_text else ("EVALSHA", found.digest)
-        return self.main.call(*start, len(call.keys), *call.keys, *call.args)
-
-    async def _wait(
-        self, futures: Sequence["asyncio.Future[Answer]"], deadline: float | None
-    ) -> list[Answer]:
+        futures = self.main.run(calls, at_once=True)
         if deadline is not None:
             for future in futures:
                 self._deadlines.add(deadline, future)

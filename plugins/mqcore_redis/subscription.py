@@ -1,21 +1,26 @@
 """One consumer of one queue: it claims, sleeps until there may be something, and claims again.
 
-A claim runs in a task of its own, because `receive` may be cancelled. What the claim brings then
-goes to the next `receive` if that has begun by then, and back to the queue if not: a consumer that
-drains calls `receive` no more, and closes much later. The server does not wait for time. The answer
-to a claim says when a delay or a lease ends next, and the timer here is precise. Once a second an
-idle or full consumer claims in any case. All consumers of a session do so at the same moment, so
-that their claims leave in one write.
+A claim is a call whose answer comes to `_take_in`, whoever waits for it: `receive` may be
+cancelled. What the claim brings then goes to the next `receive` if that has begun by then, and back
+to the queue if not: a consumer that drains calls `receive` no more, and closes much later.
+
+The answer to a claim says when the queue may have something next: at once, or when a delay or a
+lease ends. The timer here is precise, so the server does not wait for time. Until then a token
+wakes the consumer, which claims in that moment. Once a second an idle or full consumer claims in
+any case. All consumers of a session do so at the same moment, so that their claims leave in one
+write.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from mqcore.spi import ConnectionLost, Delivery, Done, Settled, Settlement, Stale, Subscription
 from mqcore_redis.batches import MESSAGES, Batches
+from mqcore_redis.link import Answer
 from mqcore_redis.rows import aged, deliveries, token
-from mqcore_redis.session import Call, Session, raise_if_error
+from mqcore_redis.scripts import Call
+from mqcore_redis.session import Session, raise_if_error
 from mqcore_redis.waker import Waker
 
 __all__ = ["RedisSubscription"]
@@ -52,17 +57,25 @@ class RedisSubscription(Subscription):
         """Unsettled claims, and their ends by our clock. Another instance may have renewed them."""
         self._arrived: list[tuple[float, Delivery]] = []
         """Deliveries that were not handed out yet, and when their claims were sent."""
-        self._claiming: asyncio.Task[None] | None = None
-        self._awake = asyncio.Event()
+        self._claiming: asyncio.Future[Answer] | None = None
+        """The answer to the claim that is under way."""
+        self._failure: Exception | None = None
+        """What a claim has failed with: the end of this consumer."""
+        self._sent_at = self._claimed_at = 0.0
+        """When the last claim was sent, and when it was answered."""
         self._next = 0.0
-        self._claimed_at = 0.0
+        """When the queue may have something, as far as the last claim knows."""
+        self._wanted = 0
+        """For how many messages a sleeping consumer has room."""
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_roused = False
         self._is_receiving = False
         """Whether a `receive` waits for what a claim brings: not after it was cancelled."""
         self._open = True
 
     async def start(self) -> None:
         """Check that the queue exists. Raises `QueueNotFound`."""
-        await self._fetch(0)
+        await self._claim(0)
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Claim, or wait until there is something to claim.
@@ -79,36 +92,39 @@ class RedisSubscription(Subscription):
         except asyncio.CancelledError:
             # This consumer may have been woken, or mind the next delay: another one claims instead.
             self._is_receiving = False
-            if self._arrived and self._open:
-                self._start(self._give_back())
+            if self._open:
+                self._give_back()
             self._waker.pass_on(self.queue)
             raise
 
     async def _receive(self, limit: int, deadline: float) -> Sequence[Delivery]:
+        has_asked = False
         while self._open:
-            self._session.check()
-            self._awake.clear()
+            self._check()
+            self._is_roused = False
             room = await self._room(limit)
-            if self._open and not self._arrived and (room > 0 or self._is_check_due()):
+            if not self._arrived and self._must_claim(room, deadline, has_asked=has_asked):
                 await self._claim(max(room, 0))
+                has_asked = True
             if not self._open:
                 break  # `end` returns what the last claim brought
             if got := self._hand_out(limit):
                 return got
-            now = self._loop.time()
-            if now >= deadline:
+            if self._loop.time() >= deadline and (has_asked or room <= 0):
                 return []
-            await self._sleep(min(deadline, self._next_claim(now, room)) - now, full=room <= 0)
+            await self._sleep(deadline, room)
         return []
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
         """Settle a batch. Each outcome without an answer in time is `Unknown`."""
         self._session.check()
         settled = await self._batches.settle(self.queue, batch, self._loop.time() + timeout)
+        was_full = len(self._held) >= self._prefetch
         for settlement, ending in zip(batch, settled, strict=True):
             if isinstance(ending, (Done, Stale)):
                 self._held.pop(settlement.receipt, None)
-        self._awake.set()
+        if was_full:
+            self.rouse()
         return settled
 
     async def close(self) -> None:
@@ -127,7 +143,7 @@ class RedisSubscription(Subscription):
             return
         self._open = False
         self._leave()
-        self._awake.set()
+        self.rouse()
         with suppress(Exception):
             async with asyncio.timeout(_LAST_CALLS):
                 if self._claiming is not None:
@@ -139,8 +155,15 @@ class RedisSubscription(Subscription):
                 await self._session.gather([*back, self._call(0, last=True)])
 
     def wake(self) -> None:
-        """Claim now, because there may be something."""
-        self._awake.set()
+        """Claim now: there may be something for this sleeping consumer."""
+        if self._claiming is None:
+            self._send_claim(self._wanted, at_once=True)
+
+    def rouse(self) -> None:
+        """Let a waiting `receive` look again at what it waits for."""
+        self._is_roused = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # The steps of a receive
 
@@ -149,10 +172,10 @@ class RedisSubscription(Subscription):
 
         An ended lease takes no room. Another instance may have renewed it, so the server is asked.
         """
-        now = self._loop.time()
-        over = [receipt for receipt, ends in self._held.items() if ends <= now]
-        if over and self._prefetch - len(self._held) < limit:
-            left = await self._batches.renew(self.queue, over, 0)
+        if self._prefetch - len(self._held) < limit:
+            now = self._loop.time()
+            over = [receipt for receipt, ends in self._held.items() if ends <= now]
+            left = await self._batches.renew(self.queue, over, 0) if over else ()
             for receipt, rest in zip(over, left, strict=True):
                 if rest:
                     self._held[receipt] = now + rest / 1e6
@@ -160,45 +183,70 @@ class RedisSubscription(Subscription):
                     self._held.pop(receipt, None)
         return min(limit, self._prefetch - len(self._held), MESSAGES)
 
-    async def _claim(self, room: int) -> None:
-        try:
-            # a claim of a receive that was cancelled may be under way
-            if self._claiming is not None and not self._claiming.done():
-                await asyncio.shield(self._claiming)
-            if self._open and not self._arrived:
-                await asyncio.shield(self._start(self._fetch(room)))
-        except Exception:
-            self._leave()  # core creates a new subscription
-            raise
+    def _must_claim(self, room: int, deadline: float, *, has_asked: bool) -> bool:
+        """Return whether there may be something.
 
-    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
-        self._claiming = asyncio.create_task(work)
-        # its exception counts as seen, also when no receive waits for it
-        self._claiming.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self._claiming
+        Each receive with room claims once at least. A full one claims nothing, once a second, so it
+        notices that another process has deleted its queue.
+        """
+        now = self._loop.time()
+        if not self._open or self._claiming is not None or now >= self._poll_at():
+            return self._open
+        return room > 0 and (now >= self._next or (now >= deadline and not has_asked))
+
+    def _poll_at(self) -> float:
+        phase = self._waker.phase
+        return (self._claimed_at + phase) // POLL * POLL + POLL - phase
+
+    async def _claim(self, room: int) -> None:
+        """Wait for the claim that is under way, or claim."""
+        if self._claiming is None:
+            self._send_claim(room)
+        while self._claiming is not None:
+            self._is_roused = False
+            await self._pause(None)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise what a claim has failed with, or that the session is over."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._leave()  # core creates a new subscription
+            raise failure
+        self._session.check()
+
+    def _send_claim(self, room: int, *, at_once: bool = False) -> None:
+        self._sent_at = self._loop.time()
+        (self._claiming,) = self._session.main.run([self._call(room)], at_once=at_once)
+        self._claiming.add_done_callback(self._take_in)
+
+    def _take_in(self, answer: asyncio.Future[Answer]) -> None:
+        """Take in what a claim has brought, and let a waiting `receive` look at it."""
+        self._claiming, self._claimed_at = None, self._loop.time()
+        try:
+            if raise_if_error(answer.result()) == -1:
+                raise self._session.missing(self.queue)  # noqa: TRY301 - every failure goes one way
+            self._born, now, soonest, rows = answer.result()
+            arrived = deliveries(now, rows)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
+            self._failure = error
+            self.rouse()
+            return
+
+        self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
+        self._arrived += [(self._sent_at, delivery) for delivery in arrived]
+        self._held |= dict.fromkeys((it.receipt for it in arrived), self._sent_at + self._lease)
+        if self._open and not self._is_receiving:
+            self._give_back()
+        self.rouse()
 
     def _leave(self) -> None:
         self.closed(self)
         self._waker.forget(self)
 
-    async def _fetch(self, room: int) -> None:
-        before = self._loop.time()
-        (answer,) = await self._session.gather([self._call(room)])
-        if raise_if_error(answer) == -1:
-            raise self._session.missing(self.queue)
-        self._born, now, soonest, rows = answer
-        self._claimed_at = self._loop.time()
-        self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
-        arrived = deliveries(now, rows)
-        self._arrived += [(before, delivery) for delivery in arrived]
-        self._held |= dict.fromkeys(
-            (delivery.receipt for delivery in arrived), before + self._lease
-        )
-        if self._arrived and not self._is_receiving and self._open:
-            await self._give_back()
-
-    async def _give_back(self) -> None:
-        await self._session.gather(self._batches.abandoning(self.queue, self._unseen(), ()))
+    def _give_back(self) -> None:
+        """Return what nobody waits for any more."""
+        self._session.main.run(self._batches.abandoning(self.queue, self._unseen(), ()))
 
     def _unseen(self) -> list[bytes]:
         """Return and forget what has arrived and will not be handed out."""
@@ -221,26 +269,32 @@ class RedisSubscription(Subscription):
             if self._held.get(delivery.receipt, now) > now
         ]
 
-    def _next_claim(self, now: float, room: int) -> float:
-        phase = self._waker.phase
-        # A settlement may have emptied it while a full consumer asked about its queue.
-        soonest = self._next if room > 0 else min(self._held.values(), default=now)
-        return min(soonest, (now + phase) // POLL * POLL + POLL - phase)
+    async def _sleep(self, deadline: float, room: int) -> None:
+        """Sleep until a token or a settlement comes, or until there is something to do.
 
-    def _is_check_due(self) -> bool:
-        """Return whether a full consumer should claim nothing.
-
-        So it notices that another process has deleted its queue.
+        A full consumer sleeps until a lease ends. What has changed meanwhile is looked at first: a
+        settlement may have emptied a full consumer while it asked about its queue.
         """
-        return self._loop.time() - self._claimed_at >= POLL
-
-    async def _sleep(self, delay: float, *, full: bool) -> None:
-        if not full:
-            self._waker.enter(self)
-        try:
-            async with asyncio.timeout(max(delay, 0.0)):
-                await self._awake.wait()
-        except TimeoutError:
+        if self._is_roused:
             return
+        if room > 0:
+            self._wanted = room
+            self._waker.enter(self)
+            soonest = self._next
+        else:
+            soonest = min(self._held.values(), default=0.0)
+        try:
+            await self._pause(min(deadline, self._poll_at(), soonest))
         finally:
             self._waker.leave(self)
+
+    async def _pause(self, until: float | None) -> None:
+        """Wait until `rouse` is called, or until a moment by the loop's clock."""
+        self._waiter = self._loop.create_future()
+        timer = None if until is None else self._loop.call_at(until, self.rouse)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()

@@ -34,7 +34,8 @@ from mqcore_redis.scripts import NAMES, script
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mqcore_redis.session import Call, Session
+    from mqcore_redis.scripts import Call
+    from mqcore_redis.session import Session
 
 
 class Told:

@@ -14,6 +14,7 @@ from mqcore_redis import cluster as module
 from mqcore_redis.batches import Batches
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.options import read
+from mqcore_redis.scripts import Call
 from mqcore_redis.session import Session
 
 PLACE = read("redis+cluster://127.0.0.1:1", RedisOptions())
@@ -42,8 +43,7 @@ async def test_who_waits_when_it_is_closed_is_told_and_not_cancelled() -> None:
     link = ClusterLink(PLACE, lambda _: None)
     futures = [
         link.call("GET", "a"),
-        link.call("EVALSHA", "0", 1, "{a}"),
-        link.call("EVALSHA", "0", 1, "{a}"),
+        *link.run([Call("count", ["{a}"], ()), Call("count", ["{a}"], ())]),
     ]
     await asyncio.sleep(0)
     futures.append(link.call("GET", "late"))  # has not even begun

@@ -173,12 +173,23 @@ local function retain(queue)
   end
 end
 
+-- The least score of a sorted set; nil when it is empty.
+local function least(key)
+  return tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
+end
+
 -- Applies the time: leases end, delays fall due in their order, old dead letters are removed.
+-- Returns when the next lease ends, and when the next delay.
 local function tick(queue)
-  local ended = call('ZRANGEBYSCORE', queue.l, '-inf', now, 'LIMIT', 0, STEP)
-  give_back(queue, ended, 'L')
-  local due = call('ZRANGEBYSCORE', queue.d, '-inf', now, 'WITHSCORES', 'LIMIT', 0, STEP)
-  if #due > 0 then
+  local ends, falls_due = least(queue.l), least(queue.d)
+  if ends and ends <= now then
+    local ended = call('ZRANGEBYSCORE', queue.l, '-inf', now, 'LIMIT', 0, STEP)
+    give_back(queue, ended, 'L')
+    keep(queue, 2)
+    ends, falls_due = least(queue.l), least(queue.d)
+  end
+  if falls_due and falls_due <= now then
+    local due = call('ZRANGEBYSCORE', queue.d, '-inf', now, 'WITHSCORES', 'LIMIT', 0, STEP)
     local places, gone = {}, {}
     for index = 1, #due, 2 do
       local place = place_at(tonumber(due[index + 1]))
@@ -187,13 +198,13 @@ local function tick(queue)
     end
     each('ZREM', queue.d, gone)
     each('ZADD', queue.r, places)
-  end
-  if #ended > 0 or #due > 0 then
     keep(queue, 2)
+    falls_due = least(queue.d)
   end
   if queue.retention then
     retain(queue)
   end
+  return ends, falls_due
 end
 
 -- Names of stored copies (G1): two buckets, so that each is known for one to two windows. The value
@@ -292,18 +303,24 @@ local function flush(queue)
 end
 
 -- Takes in up to `limit` messages of plain clients, as first attempts; a token makes their ids. It
--- is read a second time to be handed out, so half of what a call may carry is enough.
+-- is read a second time to be handed out, so half of what a call may carry is enough. Returns
+-- whether it has left any.
 local function take_in(queue, limit, token)
   local size = 0
   for index = 1, limit do
-    local body = size < BYTES / 2 and call('LPOP', queue['in'])
-    if not body then
+    if size >= BYTES / 2 then
       break
+    end
+    local body = call('LPOP', queue['in'])
+    if not body then
+      flush(queue)
+      return false
     end
     size = size + #body
     put(queue, { priority = 5, delay = 0 }, format('{"id":"%s-%d"}\n', token, index) .. body)
   end
   flush(queue)
+  return call('LLEN', queue['in']) > 0
 end
 
 -- Leases what has been taken out of r and d: pairs of entry and place. A row for each: receipt,

@@ -15,8 +15,9 @@ from mqcore_redis import RedisBackend, RedisOptions
 from .conftest import a_queue, opened, outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from mqcore_redis.scripts import Call
     from mqcore_redis.subscription import RedisSubscription
 
     from .conftest import Private
@@ -319,15 +320,25 @@ async def test_nothing_is_claimed_after_a_close_that_came_while_an_older_claim_w
     async with opened(redis_url) as backend, opened(redis_url) as other:
         queue, begun, answered = await a_queue(backend), asyncio.Event(), asyncio.Event()
         consumer = cast("RedisSubscription", await backend.subscribe(queue, prefetch=1, lease=30))
-        fetch = consumer._fetch
+        link, loop = backend._now.session.main, asyncio.get_running_loop()
+        run = link.run
 
-        async def slow(_: int) -> None:
-            monkeypatch.setattr(consumer, "_fetch", fetch)
+        def slow(calls: Sequence[Call], **_: bool) -> list[asyncio.Future[Any]]:
+            monkeypatch.setattr(link, "run", run)
+            late = [loop.create_future() for _ in calls]
+
+            async def answer() -> None:
+                await answered.wait()
+                for future, answer in zip(late, run(calls), strict=True):
+                    future.set_result(await answer)
+
+            answering.append(asyncio.create_task(answer()))
             begun.set()
-            await answered.wait()
+            return late
 
-        monkeypatch.setattr(consumer, "_fetch", slow)
-        cancelled = asyncio.create_task(consumer.receive(1, 10))
+        answering: list[asyncio.Task[None]] = []
+        monkeypatch.setattr(link, "run", slow)
+        cancelled = asyncio.create_task(consumer.receive(1, 0))
         await asyncio.wait_for(begun.wait(), 5)
         cancelled.cancel()
         waiting = asyncio.create_task(consumer.receive(1, 10))
