@@ -157,10 +157,8 @@ class RedisBackend(Backend):
 
     async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
         """Note that handlers start with these claims, of any instance."""
-        (answer,) = await self._now.session.gather(
-            [Call("start", self._now.session.keys.of(queue), receipts)]
-        )
-        return [noted == 1 for noted in raise_if_error(answer)]
+        session = self._now.session
+        return [it == 1 for it in await session.run("start", session.keys.of(queue), *receipts)]
 
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones, in one write.
@@ -203,7 +201,7 @@ class RedisBackend(Backend):
             args = (round(lease * 1e6), token(), *names[:MESSAGES])
             before = monotonic()
             now, rows, seen = await self._now.session.ask("take", queue, *args)
-            found += [(before, delivery) for delivery in deliveries(now, rows)]
+            found += deliveries(now, rows, before)
             names = names[seen:]
         return _handed_out(found)
 
@@ -215,7 +213,7 @@ class RedisBackend(Backend):
             args = (round(lease * 1e6), token(), min(limit - len(found), MESSAGES), start)
             before = monotonic()
             now, rows, start = await self._now.session.ask("sweep", queue, *args)
-            found += [(before, delivery) for delivery in deliveries(now, rows)]
+            found += deliveries(now, rows, before)
         return _handed_out(found)
 
     async def purge(self, queue: str) -> int:
@@ -244,12 +242,8 @@ class RedisBackend(Backend):
         await self._now.bindings.of()
         if not (count := self._now.bindings.unreadable):
             return []
-        return [
-            (
-                f"{count:,} bindings in Redis are not as mqcore writes them and are skipped: bind "
-                "those routers again"
-            )
-        ]
+        text = "bindings in Redis are not as mqcore writes them and are skipped: bind those routers"
+        return [f"{count:,} {text} again"]
 
     async def alter(self, queue: str, settings: Alterations) -> None:
         """Change settings of a queue, for all instances at once. Raises `QueueNotFound`."""

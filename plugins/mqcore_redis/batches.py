@@ -4,7 +4,7 @@ A call carries at most 500 messages and 1 MiB, so that it occupies the server fo
 only. Deadlines are by the loop's clock.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mqcore.spi import (
@@ -17,7 +17,6 @@ from mqcore.spi import (
     Move,
     Outcome,
     Outgoing,
-    Release,
     Settled,
     Settlement,
     Stored,
@@ -33,8 +32,8 @@ __all__ = ["BYTES", "MESSAGES", "Batches"]
 
 MESSAGES, BYTES = 500, 1024 * 1024
 _STORED = {1: STORED, 2: Stored(duplicate=True)}
-_Part = list[tuple[int, bytes]]
-"""The content of one call: indexes into the batch, each with the record that it stores."""
+_Line = list[tuple[int, Sequence[Any]]]
+"""Indexes into the batch, each with the words that a script gets. A record is the last of them."""
 
 
 class Batches:
@@ -52,43 +51,43 @@ class Batches:
     ) -> list[Outcome]:
         """Store a batch; calls of one queue are sent in their order."""
         outcomes: dict[int, Outcome] = {}
-        lines: dict[str, _Part] = {}
+        lines: dict[str, _Line] = {}
         for item, out in enumerate(batch):
             if (refused := self._refused(out)) is not None:
                 outcomes[item] = refused
-            else:
-                lines.setdefault(str(out.to), []).append((item, encode(out.message)))
+                continue
+            words = name_of(out.message), store_options(out, since), encode(out.message)
+            lines.setdefault(str(out.to), []).append((item, words))
+
         parts = [(queue, part) for queue, line in lines.items() for part in _cut(line)]
-        answers = await self._store(
-            [(queue, _copies(batch, part, since)) for queue, part in parts], deadline
-        )
-        for (queue, part), answer in zip(parts, answers, strict=True):
+        for (queue, part), answer in zip(parts, await self._store(parts, deadline), strict=True):
             for index, (item, _) in enumerate(part):
                 outcomes[item] = self._outcome(queue, answer, index)
         return [outcomes[item] for item in range(len(batch))]
 
-    async def _store(self, asked: Sequence[tuple[str, list[Any]]], deadline: float) -> list[Answer]:
-        """Run `publish` for each queue and its copies.
+    async def _store(self, parts: Sequence[tuple[str, _Line]], deadline: float) -> list[Answer]:
+        """Run `publish` for each queue and what it gets.
 
         The script may ask for the keys of a dead-letter queue; then it runs once more with them.
         """
-        answers = await self._session.gather([self._publishing(*it) for it in asked], deadline)
-        again = [
-            index for index, answer in enumerate(answers) if isinstance(answer, bytes)
-        ]  # such a call had no effect
-        for index in again:
-            self._letters[asked[index][0]] = answers[index].decode()
+        answers = await self._session.gather([self._publishing(*it) for it in parts], deadline)
+        again = [index for index, answer in enumerate(answers) if isinstance(answer, bytes)]
+        if not again:
+            return answers
+
+        for index in again:  # such a call had no effect
+            self._letters[parts[index][0]] = answers[index].decode()
         more = await self._session.gather(
-            [self._publishing(*asked[index]) for index in again], deadline
+            [self._publishing(*parts[index]) for index in again], deadline
         )
         for index, answer in zip(again, more, strict=True):
             answers[index] = answer
         return answers
 
-    def _publishing(self, queue: str, copies: Sequence[Any]) -> Call:
+    def _publishing(self, queue: str, part: _Line) -> Call:
         letters = self._letters.get(queue, "")
         keys = self._keys.of(queue) + (self._keys.of(letters) if letters else ())
-        return Call("publish", keys, (*self._window, letters, *copies))
+        return Call("publish", keys, (*self._window, letters, *_words(part)))
 
     def _outcome(self, queue: str, answer: Answer, index: int) -> Outcome:
         if not isinstance(answer, list):
@@ -103,19 +102,24 @@ class Batches:
     ) -> list[Settled]:
         """Settle a batch of claims on one queue."""
         settled: dict[int, Settled] = {}
-        here: _Part = []
+        here: _Line = []
         for item, settlement in enumerate(batch):
             if not isinstance(settlement, Move):
-                here.append((item, b""))
-            elif (refused := self._refused(settlement.to)) is not None:
+                how = "A" if isinstance(settlement, Ack) else "R"
+                here.append((item, (how, settlement.receipt)))
+                continue
+            out = settlement.to
+            if (refused := self._refused(out)) is not None:
                 settled[item] = refused
-            elif self._keys.group(str(settlement.to.to)) != self._keys.group(queue):
+            elif self._keys.group(str(out.to)) != self._keys.group(queue):
                 settled[item] = await self._move_across_slots(queue, settlement, deadline)
             else:
-                here.append((item, encode(settlement.to.message)))
+                words = name_of(out.message), store_options(out), encode(out.message)
+                here.append((item, ["M", settlement.receipt, out.to, *words]))
+
         parts = list(_cut(here))
         answers = await self._session.gather(
-            [self._settling(queue, batch, part) for part in parts], deadline
+            [self._settling(queue, part) for part in parts], deadline
         )
         for part, answer in zip(parts, answers, strict=True):
             for index, (item, _) in enumerate(part):
@@ -139,41 +143,17 @@ class Batches:
 
         `unseen` were not handed out, and their marks stay. `lost` count as taken over.
         """
-        words = [
-            word
-            for how, receipts in (("U", unseen), ("L", lost))
-            for it in receipts
-            for word in (how, it)
-        ]
-        size = 2 * MESSAGES
-        return [
-            self._ends(queue, {}, words[start : start + size])
-            for start in range(0, len(words), size)
-        ]
+        line: _Line = [(0, ("U", receipt)) for receipt in unseen]
+        line += [(0, ("L", receipt)) for receipt in lost]
+        return [self._settling(queue, part) for part in _cut(line)]
 
-    def _settling(self, queue: str, batch: Sequence[Settlement], part: _Part) -> Call:
+    def _settling(self, queue: str, part: _Line) -> Call:
         targets: dict[str, int] = {}
-        words: list[Any] = []
-        for item, record in part:
-            settlement = batch[item]
-            if isinstance(settlement, Move):
-                out = settlement.to
-                target = targets.setdefault(str(out.to), len(targets) + 1)
-                words += (
-                    "M",
-                    settlement.receipt,
-                    target,
-                    name_of(out.message),
-                    store_options(out),
-                    record,
-                )
-            else:
-                words += ("R" if isinstance(settlement, Release) else "A", settlement.receipt)
-        return self._ends(queue, targets, words)
-
-    def _ends(self, queue: str, targets: Mapping[str, int], words: Sequence[Any]) -> Call:
-        keys = [key for name in (queue, *targets) for key in self._keys.of(name)]
-        return Call("settle", keys, (*self._window, *words))
+        for _, words in part:
+            if isinstance(words, list):  # a Move names its target by the place of its keys
+                words[2] = targets.setdefault(words[2], len(targets) + 1)
+        keys = tuple(key for name in (queue, *targets) for key in self._keys.of(name))
+        return Call("settle", keys, (*self._window, *_words(part)))
 
     def _ending(self, queue: str, settlement: Settlement, answer: Answer, index: int) -> Settled:
         if not isinstance(answer, list):
@@ -224,24 +204,19 @@ class Batches:
         return Failed(kind, f"Redis refused it: {answer}", answer)
 
 
-def _copies(batch: Sequence[Outgoing], part: _Part, since: int | None) -> list[Any]:
-    """Return what `publish` gets for each copy."""
-    return [
-        word
-        for item, record in part
-        for word in (name_of(batch[item].message), store_options(batch[item], since), record)
-    ]
+def _words(part: _Line) -> list[Any]:
+    return [word for _, words in part for word in words]
 
 
-def _cut(line: Iterable[tuple[int, bytes]]) -> Iterator[_Part]:
+def _cut(line: _Line) -> Iterator[_Line]:
     """Split a list into calls. A record that is larger than a call is sent alone."""
-    part: _Part = []
+    part: _Line = []
     size = 0
-    for item, record in line:
-        if part and (len(part) >= MESSAGES or size + len(record) > BYTES):
+    for item, words in line:
+        if part and (len(part) >= MESSAGES or size + len(words[-1]) > BYTES):
             yield part
             part, size = [], 0
-        part.append((item, record))
-        size += len(record)
+        part.append((item, words))
+        size += len(words[-1])
     if part:
         yield part

@@ -6,6 +6,7 @@ They are needed at each routed publish. They come from memory after one look at 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 
 from mqcore.spi import Binding, ConfigurationError, router_mismatch
 from mqcore_redis.session import Session
@@ -70,11 +71,5 @@ def _binding(text: bytes) -> Binding | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigurationError):
         return None
 
-    texts = (
-        binding.router,
-        binding.kind,
-        binding.queue,
-        binding.pattern,
-        *(word for pair in headers for word in pair),
-    )
+    texts = [binding.router, binding.kind, binding.queue, binding.pattern, *chain(*headers)]
     return binding if all(isinstance(text, str) for text in texts) else None

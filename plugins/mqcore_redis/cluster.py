@@ -78,23 +78,15 @@ class ClusterLink:
             await asyncio.gather(*(_ask(node, command) for node in masters)) for command in commands
         ]
 
-    def call(self, *command: Any) -> asyncio.Future[Answer]:
+    def run(self, calls: Sequence[Call], **_: bool) -> list[asyncio.Future[Answer]]:
+        """Run scripts; those of one slot in their order, and the others at the same time."""
+        return [self.call(*call.command(), script=call) for call in calls]
+
+    def call(self, *command: Any, script: Call | None = None) -> asyncio.Future[Answer]:
         """Send a command. The future never raises: an error is its result.
 
         That is so when `close` cancels the command, too.
         """
-        return self._begin(command)
-
-    def run(
-        self,
-        calls: Sequence[Call],
-        *,
-        at_once: bool = False,  # noqa: ARG002 - as of a `Link`: here nothing waits
-    ) -> list[asyncio.Future[Answer]]:
-        """Run scripts; those of one slot in their order."""
-        return [self._begin(call.command(), call) for call in calls]
-
-    def _begin(self, command: tuple[Any, ...], call: Call | None = None) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._error is not None:
             future.set_result(self._error)
@@ -105,21 +97,21 @@ class ClusterLink:
             if not future.done():
                 future.set_result(ConnectionLost(_CLOSED) if task.cancelled() else task.result())
 
-        task = asyncio.create_task(self._call(command, call))
+        task = asyncio.create_task(self._call(command, script))
         self._tasks.add(task)
         task.add_done_callback(tell)
         return future
 
-    async def _call(self, command: tuple[Any, ...], call: Call | None) -> Answer:
+    async def _call(self, command: tuple[Any, ...], script: Call | None) -> Answer:
         try:
-            if call is None:
+            if script is None:
                 return await self.client.execute_command(*command)
-            key = call.keys[0]
+            key = script.keys[0]
             async with self._lines.setdefault(key[: key.find("}")], asyncio.Lock()), self._room:
                 try:
                     return await self.client.execute_command(*command)
                 except NoScriptError:  # nothing ran
-                    return await self.client.execute_command(*call.command(as_text=True))
+                    return await self.client.execute_command(*script.command(as_text=True))
         except Exception as error:  # noqa: BLE001 - any exception is the answer: a caller waits for one
             if isinstance(error, ReadOnlyError):
                 self._broken(error)

@@ -24,7 +24,7 @@ from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer, other_protocol
 from mqcore_redis.scripts import Call
 
-__all__ = ["PATIENCE", "Answer", "Deadlines", "Link"]
+__all__ = ["PATIENCE", "Answer", "Link", "expire"]
 
 Answer = Any
 """The server's answer: bytes, a number, a list or None. An error is an answer too."""
@@ -85,11 +85,8 @@ class Link(asyncio.Protocol):
         With `at_once` they are sent now, unless the answers to other commands are to come.
         """
         is_alone = not self._waiting
-        futures = [self._put(self._loop.create_future(), it.command(), it) for it in calls]
-        if at_once and is_alone:
-            self._flush()
-        else:
-            self._schedule()
+        futures = [self._put(self._loop.create_future(), (), call) for call in calls]
+        (self._flush if at_once and is_alone else self._schedule)()
         return futures
 
     def _put(
@@ -100,7 +97,7 @@ class Link(asyncio.Protocol):
             return future
 
         try:
-            packed = hiredis.pack_command(command)
+            packed = hiredis.pack_command(command) if call is None else call.packed()
         except Exception as error:  # noqa: BLE001 - the answer to this command alone: others of its batch are sent (G1)
             future.set_result(error)
             return future
@@ -217,33 +214,8 @@ class Link(asyncio.Protocol):
                 self.call("PING")
 
 
-class Deadlines:
-    """Answers None to calls that have no answer by their deadline; one timer serves all calls."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._calls: list[tuple[float, asyncio.Future[Answer]]] = []
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, deadline: float, future: asyncio.Future[Answer]) -> None:
-        """Answer None at `deadline`, by the loop's clock, unless there is an answer before."""
-        self._calls.append((deadline, future))
-        if self._timer is None or deadline < self._timer.when():
-            self._set(deadline)
-
-    def _set(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        # Once a second at least: what was answered must not be kept in memory until its deadline.
-        self._timer = self._loop.call_at(min(when, self._loop.time() + 1.0), self._sweep)
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for deadline, future in self._calls:
-            if deadline <= now and not future.done():
-                future.set_result(None)
-
-        self._calls = [(deadline, future) for deadline, future in self._calls if not future.done()]
-        self._timer = None
-        if self._calls:
-            self._set(min(deadline for deadline, _ in self._calls))
+def expire(futures: Sequence[asyncio.Future[Answer]]) -> None:
+    """Answer None to the calls that have no answer yet: this is their deadline."""
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -79,11 +79,8 @@ def _supports(
     place: Place, durability: Durability, why: Mapping[str, str | bool]
 ) -> dict[Capability, Support]:
     native, options = Level.NATIVE, place.options
-    slots = (
-        {"across_slots": "publish, then ack"}
-        if place.kind == "cluster" and options.tag is None
-        else {}
-    )
+    several = place.kind == "cluster" and options.tag is None
+    slots = {"across_slots": "publish, then ack"} if several else {}
     durable = native if durability >= Durability.PROCESS else Level.NONE
     return {
         Capability.DELAY: Support(native, {"granularity": 0.1, "max": options.max_delay}),

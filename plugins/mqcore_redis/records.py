@@ -33,7 +33,9 @@ def encode(message: Message) -> bytes:
     Its expiry is not in it: the queue stores that, by the server's clock.
     """
     fields: dict[str, Any] = {"id": message.id}
-    fields.update((name, value) for name in _PLAIN if (value := getattr(message, name)) is not None)
+    for name in _PLAIN:
+        if (value := getattr(message, name)) is not None:
+            fields[name] = value
     if message.priority != 5:  # noqa: PLR2004 - the default priority
         fields["priority"] = message.priority
     if message.headers:

@@ -18,8 +18,8 @@ def token() -> str:
     return secrets.token_urlsafe(9)
 
 
-def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
-    """Read rows of receipt, record, expiry and takeovers.
+def deliveries(now: bytes, rows: Sequence[bytes], sent: float) -> list[tuple[float, Delivery]]:
+    """Read rows of receipt, record, expiry and takeovers; each with when its claim was sent.
 
     Takeovers are empty for a message that was never handed out. A `*` after them says that a holder
     that was lost had noted the start of a handler.
@@ -29,11 +29,10 @@ def deliveries(now: bytes, rows: Sequence[bytes]) -> list[Delivery]:
         left = (int(expires) - at) / 1e6 if expires else None
         message, unreadable = read(record, expires)
         number, started = int(taken.rstrip(b"+*") or 0), taken.endswith(b"*")
-        found.append(
-            Delivery(
-                message, receipt, left, taken != b"", number, started=started, unreadable=unreadable
-            )
+        delivery = Delivery(
+            message, receipt, left, taken != b"", number, started=started, unreadable=unreadable
         )
+        found.append((sent, delivery))
     return found
 
 

@@ -14,7 +14,7 @@ from mqcore.spi import ConnectionLost, QueueNotFound
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.dial import client, dial
 from mqcore_redis.keys import Keys
-from mqcore_redis.link import PATIENCE, Answer, Deadlines, Link
+from mqcore_redis.link import PATIENCE, Answer, Link, expire
 from mqcore_redis.options import Place
 from mqcore_redis.scripts import NAMES, Call, script
 
@@ -36,7 +36,6 @@ class Session:
         self._lost = lost
         self._links: list[Link | ClusterLink] = []
         self._client: Redis | None = None
-        self._deadlines = Deadlines()
 
     async def open(self) -> None:
         """Connect and load the scripts.
@@ -44,9 +43,8 @@ class Session:
         Raises the driver's own exception; the caller closes then.
         """
         self.main = await self.connect()
-        for answers in await self.main.everywhere(
-            *(("SCRIPT LOAD", script(name).text) for name in NAMES)
-        ):
+        loading = [("SCRIPT LOAD", script(name).text) for name in NAMES]
+        for answers in await self.main.everywhere(*loading):
             for answer in answers:
                 raise_if_error(answer)
 
@@ -115,7 +113,7 @@ class Session:
     async def run(self, name: str, keys: Sequence[str], *args: Any) -> Answer:
         """Run one script. Raises its error."""
         self.check()
-        (answer,) = await self.gather([Call(name, keys, args)])
+        (answer,) = await self.gather([Call(name, tuple(keys), args)])
         return raise_if_error(answer)
 
     async def ask(self, name: str, queue: str, *args: Any, also: str = "") -> Answer:
@@ -129,20 +127,20 @@ class Session:
             raise self.missing(queue)
         return answer
 
-    def tell(self, name: str, queue: str) -> None:
-        """Run a script on one queue without waiting for its answer."""
-        self.main.run([Call(name, self.keys.of(queue), ())])
-
     async def gather(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer]:
         """Run scripts in their order, and return an answer for each.
 
         An answer may be an exception. It is None when there is none by the deadline.
         """
         futures = self.main.run(calls, at_once=True)
-        if deadline is not None:
-            for future in futures:
-                self._deadlines.add(deadline, future)
-        return [await future for future in futures]
+        if deadline is None:
+            return [await future for future in futures]
+
+        timer = asyncio.get_running_loop().call_at(deadline, expire, futures)
+        try:
+            return [await future for future in futures]
+        finally:
+            timer.cancel()
 
 
 def raise_if_error(answer: Answer) -> Answer:

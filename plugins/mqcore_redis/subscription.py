@@ -1,6 +1,6 @@
 """One consumer of one queue: it claims, sleeps until there may be something, and claims again.
 
-A claim is a call whose answer comes to `_take_in`, whoever waits for it: `receive` may be
+A claim is a call whose answer comes to `_take_in`, and no task waits for it: `receive` may be
 cancelled. What the claim brings then goes to the next `receive` if that has begun by then, and back
 to the queue if not: a consumer that drains calls `receive` no more, and closes much later.
 
@@ -227,15 +227,15 @@ class RedisSubscription(Subscription):
             if raise_if_error(answer.result()) == -1:
                 raise self._session.missing(self.queue)  # noqa: TRY301 - every failure goes one way
             self._born, now, soonest, rows = answer.result()
-            arrived = deliveries(now, rows)
+            arrived = deliveries(now, rows, self._sent_at)
         except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
             self._failure = error
             self.rouse()
             return
 
         self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
-        self._arrived += [(self._sent_at, delivery) for delivery in arrived]
-        self._held |= dict.fromkeys((it.receipt for it in arrived), self._sent_at + self._lease)
+        self._arrived += arrived
+        self._held |= {delivery.receipt: sent + self._lease for sent, delivery in arrived}
         if self._open and not self._is_receiving:
             self._give_back()
         self.rouse()
@@ -245,7 +245,7 @@ class RedisSubscription(Subscription):
         self._waker.forget(self)
 
     def _give_back(self) -> None:
-        """Return what nobody waits for any more."""
+        """Return what no caller waits for any more."""
         self._session.main.run(self._batches.abandoning(self.queue, self._unseen(), ()))
 
     def _unseen(self) -> list[bytes]:

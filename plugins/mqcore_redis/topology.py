@@ -1,6 +1,6 @@
 """Creating queues as they were declared, and comparing those that exist."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mqcore.spi import (
@@ -104,16 +104,11 @@ def read_counts(name: str, found: dict[str, Any]) -> QueueCounts:
     return QueueCounts(name=name, **found, spec=spec)
 
 
-def _seconds(text: str) -> float:
-    return int(text) / 1e6
-
-
-_READ: dict[str, Callable[[str], Any]] = {"ttl": _seconds, "retention": _seconds, "max_length": int}
-
-
 def _mismatch(spec: QueueSpec, field: str, found: str) -> TopologyMismatch:
     """Return the error for an existing queue whose `field` has another value."""
-    have = _READ.get(field, str)(found) if found else None
+    have: object = found or None
+    if found and field in ("ttl", "retention", "max_length"):
+        have = int(found) if field == "max_length" else int(found) / 1e6
     return mismatch(
         spec.name, field, have, getattr(spec, field), alterable=field in Alterations.__annotations__
     )

@@ -14,6 +14,7 @@ from typing import Protocol
 from mqcore.spi import new_id
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.link import Link
+from mqcore_redis.scripts import Call
 from mqcore_redis.session import Session, raise_if_error
 
 __all__ = ["Sleeper", "Waker"]
@@ -87,7 +88,7 @@ class Waker:
             return
         self._listened.pop(queue, None)
         if self._session.error is None:
-            self._session.tell("wake", queue)
+            self._session.main.run([Call("wake", self._keys.of(queue), ())])
 
     async def close(self) -> None:
         """Stop listening."""

@@ -27,7 +27,7 @@ INHERITANCE = 2
 PLUGIN_LINES = 700
 LARGER_PLUGINS = {
     "mqcore_memory": 950,
-    "mqcore_redis": 1700,
+    "mqcore_redis": 1695,
     "mqcore_rabbitmq": 3038,
     "mqcore_sql": 1600,
 }

@@ -43,7 +43,7 @@ async def test_who_waits_when_it_is_closed_is_told_and_not_cancelled() -> None:
     link = ClusterLink(PLACE, lambda _: None)
     futures = [
         link.call("GET", "a"),
-        *link.run([Call("count", ["{a}"], ()), Call("count", ["{a}"], ())]),
+        *link.run([Call("count", ("{a}",), ())] * 2),
     ]
     await asyncio.sleep(0)
     futures.append(link.call("GET", "late"))  # has not even begun

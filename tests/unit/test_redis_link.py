@@ -11,6 +11,9 @@ from redis import exceptions as redis
 from mqcore.spi import ConnectionLost
 from mqcore_redis import link as module
 from mqcore_redis.link import Link
+from mqcore_redis.options import RedisOptions, read
+from mqcore_redis.scripts import Call, script
+from mqcore_redis.session import Session
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -169,20 +172,57 @@ async def test_what_is_no_answer_breaks_the_connection(
 
 async def test_a_deadline_answers_none_and_the_late_answer_is_dropped(wire: Wire) -> None:
     broken: list[Exception] = []
-    link, loop = linked(wire, broken), asyncio.get_running_loop()
-    deadlines = module.Deadlines()
-    late, patient, answered = (link.call("GET", name) for name in ("a", "b", "c"))
-    deadlines.add(loop.time() + 10.0, patient)
-    deadlines.add(loop.time() + 0.01, late)
-    deadlines.add(loop.time() - 1.0, answered)
+    session = Session(read("redis://h", RedisOptions()), broken.append)
+    session.main = link = linked(wire, broken)
+    loop, count = asyncio.get_running_loop(), Call("count", ("q",), ())
 
-    assert await answered is None
-    assert await late is None
+    patient = asyncio.create_task(session.gather([count], loop.time() + 10.0))
+    late = asyncio.create_task(session.gather([count], loop.time() + 0.01))
+    passed = asyncio.create_task(session.gather([count], loop.time() - 1.0))
+    assert await passed == [None]
+    assert await late == [None]
     assert not patient.done()
     wire.answer(text(b"1"), text(b"2"), text(b"3"))
-    assert (await patient, await _answered(link, wire)) == (b"2", b"c")
+    assert (await patient, await _answered(link, wire)) == ([b"1"], b"c")
     await link.close()
     assert not broken
+
+
+async def test_a_script_that_is_alone_is_sent_at_once(wire: Wire) -> None:
+    link, count = linked(wire, []), Call("count", ("q",), ())
+    one = link.run([count], at_once=True)
+    assert len(wire.sent) == 1
+    two = link.run([count], at_once=True) + link.run([count])
+    assert len(wire.sent) == 1
+    await asyncio.sleep(0)
+    assert len(wire.sent) == 2
+    wire.answer(text(b"1"), text(b"2"), text(b"3"))
+    assert [await future for future in one + two] == [b"1", b"2", b"3"]
+    await link.close()
+
+
+async def test_a_script_that_the_server_has_forgotten_is_sent_again_as_text(wire: Wire) -> None:
+    """The digest is missing, so nothing ran. A caller that has gone asks for nothing more."""
+    link, count = linked(wire, []), Call("count", ("q",), ("word",))
+    stays, gone = link.run([count, count], at_once=True)
+    gone.cancel()
+    wire.answer(*[b"-NOSCRIPT No matching script\r\n"] * 2)
+    await asyncio.sleep(0)
+    assert [data.count(b"EVAL\r\n") for data in wire.sent] == [0, 1]
+    assert script("count").text in wire.sent[1]
+    wire.answer(text(b"1"))
+    assert await stays == b"1"
+    await link.close()
+
+
+async def test_a_server_that_has_become_a_replica_is_reported(wire: Wire) -> None:
+    broken: list[Exception] = []
+    link = linked(wire, broken)
+    future = link.call("SET", "a", "b")
+    wire.answer(b"-READONLY You can't write against a read only replica.\r\n")
+    assert isinstance(await future, redis.ReadOnlyError)
+    assert [type(error) for error in broken] == [redis.ReadOnlyError]
+    await link.close()
 
 
 async def test_when_it_breaks_everybody_is_told_and_the_owner_once(wire: Wire) -> None:

@@ -64,7 +64,7 @@ local function open(position)
     queue[name] = KEYS[(position - 1) * #NAMES + index]
   end
   local found = call('HMGET', queue.q, 'born', 'name', 'role', 'ttl', 'max_length', 'overflow',
-    'dead_letter', 'retention', 'last', 'bucket', 'since')
+    'dead_letter', 'retention', 'last', 'bucket', 'since', 'published')
   if not found[1] then
     return nil
   end
@@ -72,7 +72,7 @@ local function open(position)
   queue.ttl, queue.max_length, queue.overflow = tonumber(found[4]), tonumber(found[5]), found[6]
   queue.dead_letter, queue.retention = found[7] or '', tonumber(found[8])
   queue.last, queue.bucket = tonumber(found[9] or 0), tonumber(found[10] or 0)
-  queue.since = tonumber(found[11] or 0)
+  queue.since, queue.published = tonumber(found[11] or 0), tonumber(found[12] or 0)
   return queue
 end
 
@@ -219,7 +219,7 @@ local function remembered(queue, window, size, names)
     if age >= 2 * window then
       call('UNLINK', queue[current])
     end
-    queue.bucket, queue.since = 1 - queue.bucket, now
+    queue.bucket, queue.since, queue.has_turned = 1 - queue.bucket, now, true
   end
   local known = {}
   for _, bucket in ipairs({ 'i0', 'i1' }) do
@@ -235,6 +235,9 @@ end
 -- How a copy is to be stored, as the driver writes it: priority, delay, ttl, expiry, whether it was
 -- moved, and the number after which a name counts.
 local function store_options(text)
+  if text == '5,,,,,' then -- nearly always
+    return { priority = 5, delay = 0 }
+  end
   local pattern = '^(%d*),(%d*),(%d*),(%d*),(%d*),(%d*)$'
   local priority, delay, ttl, expires, moved, since = text:match(pattern)
   return {
@@ -292,9 +295,13 @@ local function flush(queue)
   each('ZADD', queue.d, queue.delays)
   each('ZADD', queue.x, queue.expiries)
   each('HSET', queue.bucket == 0 and queue.i0 or queue.i1, queue.names)
-  call('HSET', queue.q, 'last', format('%.0f', queue.last), 'bucket', queue.bucket,
-    'since', format('%.0f', queue.since))
-  call('HINCRBY', queue.q, 'published', queue.stored)
+  queue.published = queue.published + queue.stored
+  call('HSET', queue.q, 'last', format('%.0f', queue.last),
+    'published', format('%.0f', queue.published))
+  if queue.has_turned then
+    call('HSET', queue.q, 'bucket', queue.bucket, 'since', format('%.0f', queue.since))
+    queue.has_turned = false
+  end
   if queue.wake then
     wake(queue)
   end
