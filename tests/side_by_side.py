@@ -30,6 +30,7 @@ ON_SERVERS = (
     "tests/e2e/servers",
     CONTRACTS,
     "tests/integration/interop",
+    "tests/integration/postgresql",
     "tests/integration/rabbitmq",
     "tests/integration/redis",
     "tests/contract/test_beanstalk.py",

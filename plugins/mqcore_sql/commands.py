@@ -7,8 +7,8 @@ import typer
 from pydantic import ValidationError
 
 from mqcore.spi import ConfigurationError, split_url
-from mqcore_sql.backends import BACKENDS
-from mqcore_sql.driver import SqlDriver
+from mqcore_sql.driver import SqlBackend, SqlDriver
+from mqcore_sql.sqlite_backend import SqliteBackend
 
 __all__ = ["app"]
 
@@ -39,11 +39,7 @@ def upgrade(
 def _driver(url: str) -> SqlDriver:
     """Return the driver for a URL. Raises `ConfigurationError`, without secrets."""
     parts = split_url(url)
-    backend = BACKENDS.get(parts.scheme)
-    if backend is None:
-        raise ConfigurationError(
-            f"the URL of a database begins with {' or '.join(BACKENDS)}, not {parts.scheme!r}"
-        )
+    backend = _backend(parts.scheme)
     try:
         options = backend.Options.model_validate(dict(parse_qsl(parts.query)))
     except ValidationError as error:
@@ -52,3 +48,20 @@ def _driver(url: str) -> SqlDriver:
             f"the database's URL has options that are not valid: {wrong}"
         ) from None
     return backend.Driver(url, options)
+
+
+def _backend(scheme: str) -> type[SqlBackend]:
+    """Return the backend of a scheme."""
+    if scheme == "sqlite":
+        return SqliteBackend
+    if scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"the URL of a database begins with sqlite or postgresql, not {scheme!r}"
+        )
+    try:
+        from mqcore_sql.postgres_backend import PostgresBackend  # noqa: PLC0415 - it needs psycopg
+    except ImportError as error:
+        raise ConfigurationError(
+            f"postgresql:// needs psycopg: pip install 'mqcore[sql]' ({error})"
+        ) from error
+    return PostgresBackend

@@ -6,7 +6,7 @@ with named parameters (`:queue`):
     {messages} {queues} {names0} {names1} {bindings} {meta}   the tables
     {now}                                                     the database's time, in microseconds
     {any:ids}                                                 a comparison with a list parameter
-    {shared} {locked} {alone} {skipping}                      row locks, where the database has them
+    {shared} {locked} {bounded} {alone} {skipping}            row locks, where the database has them
 """
 
 import re
@@ -53,6 +53,9 @@ class Database(ABC):
     @abstractmethod
     def server(self) -> tuple[str, Durability, dict[str, float | str | bool]]:
         """Return the product with its version, its durability, and the limits of DURABLE."""
+
+    def prepared(self) -> None:  # noqa: B027 - a file has nothing to ask
+        """Ask what can be asked once the tables exist."""
 
     @abstractmethod
     def create(self, version: int) -> None:

@@ -6,12 +6,13 @@ loop: consumers of this process are woken when it publishes, and a beat notices 
 
 import asyncio
 import secrets
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
-from typing import Any, ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -53,6 +54,8 @@ __all__ = ["SqlBackend", "SqlDriver"]
 R = TypeVar("R")
 _BEAT = 2.0
 """Seconds between two checks of the connection."""
+_SILENCE = 9.0
+"""Seconds without an answer after which a connection is cut. A file has nothing to cut."""
 _FLOOR = 1.0
 """Seconds after which an idle consumer's queue is looked at, whatever was noticed."""
 _ANY_NUMBER = 1_000_000_000
@@ -70,11 +73,13 @@ class SqlDriver(BlockingDriver):
         self._clock: Clock = getattr(options, "clock", None) or SystemClock()
         self._db = self.make_database()
         self._queues = Queues(self._db, secrets.token_hex(8))
-        self._store = Store(self._db, self._queues, self.options)
+        self._store = Store(self._db, self._queues, self.options, self._clock)
         self._lost: Callable[[Exception], None] = lambda _: None
         self._capabilities: Capabilities
         self._watched: tuple[str, ...] = ()
         self._quiet_until = -inf
+        self.began: float | None = None
+        """When the call that is running has begun, in real time."""
 
     @abstractmethod
     def make_database(self) -> Database:
@@ -86,6 +91,7 @@ class SqlDriver(BlockingDriver):
         """Connect, and create or upgrade the tables."""
         self._db.open()
         prepare(self._db, migrate=self.options.migrate)
+        self._db.prepared()
         self._lost = lost
         self._capabilities = self._probe()
         return self._capabilities
@@ -130,6 +136,11 @@ class SqlDriver(BlockingDriver):
     def abort(self) -> None:
         """Cut the connection."""
         self._db.abort()
+
+    def waited(self) -> float:
+        """Return for how many seconds the call that is running has run; from any thread."""
+        began = self.began
+        return 0.0 if began is None else time.monotonic() - began
 
     def beat(self) -> None:
         """Check that the connection lives, and clear old names of the deduplication window."""
@@ -336,18 +347,35 @@ class SqlBackend(BlockingBackend):
         return await super().run(partial(_reported, work), timeout, undo)
 
     async def _beat(self) -> None:
-        while True:
-            await self.clock.sleep(_BEAT)
-            with suppress(Exception):  # a loss is reported by the driver
-                await self.run(lambda driver: cast("Any", driver).beat())
+        """Check the connection, and cut it when a call has had no answer for too long (G14)."""
+        beat: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await self.clock.sleep(_BEAT)
+                driver = cast("SqlDriver | None", self._driver)
+                if driver is not None and driver.waited() > _SILENCE:
+                    driver.abort()
+                if beat is None or beat.done():
+                    beat = asyncio.create_task(self._beat_once())
+        finally:
+            if beat is not None:
+                beat.cancel()
+
+    async def _beat_once(self) -> None:
+        with suppress(Exception):  # a loss is reported by the driver
+            await self.run(lambda driver: cast("SqlDriver", driver).beat())
 
 
 def _reported(work: Callable[[BlockingDriver], R], driver: BlockingDriver) -> R:
+    ours = cast("SqlDriver", driver)
+    ours.began = time.monotonic()
     try:
         return work(driver)
     except Exception as error:
-        cast("SqlDriver", driver).report(error)
+        ours.report(error)
         raise
+    finally:
+        ours.began = None
 
 
 def kind_of(database: type[Database], error: BaseException) -> ErrorKind:

@@ -8,7 +8,7 @@ from pydantic import Field, SkipValidation
 
 from mqcore.spi import Clock, ConfigurationError, Options, SystemClock, split_url
 
-__all__ = ["TEN_YEARS", "SqlOptions", "SqliteOptions", "file_of"]
+__all__ = ["TEN_YEARS", "PostgresOptions", "SqlOptions", "SqliteOptions", "file_of"]
 
 TEN_YEARS = 10.0 * 365 * 86_400
 
@@ -39,6 +39,39 @@ class SqliteOptions(SqlOptions):
     clock: Annotated[Clock, SkipValidation] = Field(default_factory=SystemClock, repr=False)
     synchronous: Literal["full", "normal", "off"] = "full"
     reserve: int = Field(default=16 * 1024 * 1024, ge=0)
+
+
+class PostgresOptions(SqlOptions):
+    """Options of `postgresql://`.
+
+    `schema_name`: the schema of the tables; without it they are in the role's current one.
+    `connect_timeout`: seconds, for each server. `sslmode`, `sslrootcert`, `sslcert`, `sslkey`: as
+    in libpq.
+    """
+
+    schema_name: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,39}$")
+    connect_timeout: int = Field(default=4, ge=2, le=60)
+    sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    sslrootcert: Path | None = None
+    sslcert: Path | None = None
+    sslkey: Path | None = None
+
+    def conninfo(self, url: str) -> str:
+        """Return what libpq connects with: the URL's hosts, account and database, and options."""
+        from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - psycopg is an extra
+
+        parts = split_url(url)
+        given = self.model_dump(include={"connect_timeout", "sslmode"})
+        files = self.model_dump(include={"sslrootcert", "sslcert", "sslkey"}, exclude_none=True)
+        return make_conninfo(
+            f"postgresql://{parts.netloc}{parts.path}",
+            **given,
+            **{name: str(path) for name, path in files.items()},
+            client_encoding="utf8",
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+        )
 
 
 def file_of(url: str) -> Path:

@@ -114,13 +114,13 @@ def _read(meta: str, body: bytes, rank: int, expires: int | None) -> Message:
     )
 
 
-def delivery_of(claimed: Claimed, token: int) -> Delivery:
-    """Return a claimed message as core gets it."""
+def delivery_of(claimed: Claimed, token: int, age: float) -> Delivery:
+    """Return a claimed message as core gets it, `age` seconds after its claim was sent (G6)."""
     message, unreadable = read(claimed.meta, claimed.body, claimed.rank, claimed.expires)
     return Delivery(
         message,
         receipt_of(claimed.id, token),
-        None if claimed.expires is None else (claimed.expires - claimed.now) / 1e6,
+        None if claimed.expires is None else (claimed.expires - claimed.now) / 1e6 - age,
         bool(claimed.redelivered),
         claimed.takeovers,
         started=bool(claimed.started),

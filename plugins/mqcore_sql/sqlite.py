@@ -104,7 +104,7 @@ class SqliteDatabase(Database):
     product = "SQLite"
     words: ClassVar[dict[str, str]] = {
         "now": ":now",
-        **dict.fromkeys(("shared", "locked", "alone", "skipping"), ""),
+        **dict.fromkeys(("shared", "locked", "bounded", "alone", "skipping"), ""),
     }
     counts_totals = True
 

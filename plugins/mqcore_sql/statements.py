@@ -17,10 +17,10 @@ _LEASED = "queue = :queue AND token IS NOT NULL AND until > {now}"
 _SPEC = "id, name, role, ttl, max_length, overflow, dead_letter, retention"
 QUEUES = f"""
     SELECT {_SPEC}, {{now}}, (SELECT value FROM {{meta}} WHERE key = 'epoch')
-    FROM {{queues}} WHERE name {{any:queues}} {{shared}}"""
+    FROM {{queues}} WHERE name {{any:queues}} ORDER BY id {{shared}}"""
 QUEUES_OF = f"SELECT {_SPEC}, published, settled FROM {{queues}} WHERE name {{any:queues}}"
 QUEUES_ALL = f"SELECT {_SPEC}, published, settled FROM {{queues}} ORDER BY name"
-LOCK_QUEUES = "SELECT id FROM {queues} WHERE id {any:ids} ORDER BY id {locked}"
+LOCK_QUEUES = "SELECT id FROM {queues} WHERE id {any:ids} ORDER BY id {bounded}"
 LOCK_QUEUES_TO_DELETE = "SELECT id FROM {queues} WHERE id {any:ids} ORDER BY id {alone}"
 ADD_QUEUE = """
     INSERT INTO {queues} (name, role, ttl, max_length, overflow, dead_letter, retention, owner,
@@ -60,7 +60,8 @@ DELETE_BINDING = "DELETE FROM {bindings} WHERE record = :record"
 END_LEASES = """
     UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, takeovers = takeovers + 1,
                           started = CASE WHEN noted = 1 THEN 1 ELSE started END, noted = 0
-    WHERE queue = :queue AND token IS NOT NULL AND until <= {now}"""
+    WHERE id IN (SELECT id FROM {messages}
+                 WHERE queue = :queue AND token IS NOT NULL AND until <= {now} {skipping})"""
 LOCK = f"""
     SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}} ORDER BY id {{locked}}"""
 HELD = f"SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}}"
@@ -111,7 +112,7 @@ COUNT = """
 WORST = """
     SELECT id, rank, meta, body, expires FROM {messages}
     WHERE queue = :queue AND rank = :rank AND token IS NULL AND place <= {now}
-    ORDER BY place, id LIMIT :limit"""
+    ORDER BY place, id LIMIT :limit {skipping}"""
 """The oldest ready messages of one rank, for `overflow="dead_letter"`."""
 BROWSE_READY = f"""
     SELECT id, rank, place, expires, meta, body, {{now}} FROM {{messages}}
@@ -131,4 +132,4 @@ FORGET_OLD = f"""
     DELETE FROM {{messages}} WHERE id IN (
         SELECT id FROM {{messages}}
         WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}} - :age
-        LIMIT 1000)"""
+        LIMIT 1000 {{skipping}})"""

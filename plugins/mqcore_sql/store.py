@@ -14,6 +14,7 @@ from mqcore.spi import (
     DONE,
     STALE,
     STORED,
+    Clock,
     Delivery,
     Entry,
     ErrorKind,
@@ -74,8 +75,11 @@ class _Planned:
 class Store:
     """The messages in one database."""
 
-    def __init__(self, database: Database, queues: Queues, options: SqlOptions) -> None:
+    def __init__(
+        self, database: Database, queues: Queues, options: SqlOptions, clock: Clock
+    ) -> None:
         self._db = database
+        self._clock = clock
         self._queues = queues
         self._options = options
         self._window = round(options.dedup_window * 1e6)
@@ -228,13 +232,14 @@ class Store:
         if queue.role == "temporary":
             self._touch(consumer)
 
-        token = _new_token()
+        token, sent = _new_token(), self._clock.monotonic()
         rows = self._db.claim(queue.id, limit, token, consumer.lease) if limit > 0 else []
         if not rows:
             self._queues.exists(queue)
             return []
         self.is_dirty = True
-        return [delivery_of(row, token) for row in rows]
+        age = self._clock.monotonic() - sent
+        return [delivery_of(row, token, age) for row in rows]
 
     def take(self, name: str, keys: Sequence[str], lease: float) -> list[Delivery]:
         """Lease the entries with these keys. Raises `QueueNotFound`."""
@@ -252,11 +257,13 @@ class Store:
     ) -> list[Delivery]:
         self._forget_old(queue)
         token, until = _new_token(), round(lease * 1e6)
+        sent = self._clock.monotonic()
         with self.writing(durable=False):
             self._db.change(sql.END_LEASES, queue=queue.id)
             rows = self._db.query(statement, queue=queue.id, token=token, lease=until, **values)
         claimed = sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
-        return [delivery_of(row, token) for row in claimed]
+        age = self._clock.monotonic() - sent
+        return [delivery_of(row, token, age) for row in claimed]
 
     def _touch(self, consumer: Consumer) -> None:
         now = time.monotonic()

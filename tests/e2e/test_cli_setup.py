@@ -310,7 +310,7 @@ def test_doctor_looks_at_an_empty_memory_broker_with_a_hint(run: Run, url: str) 
         ("orders", "scheme"),
         ("", "empty"),
         (f"redis:user:{CANARY}@host", "scheme"),
-        (f"postgresql://user:{CANARY}@host", "mqcore[sql]"),
+        (f"kafka://user:{CANARY}@host", "no installed plugin"),
         (f"memroy://user:{CANARY}@host", "memory"),
         (f"memory://user:{CANARY}@host:port", "port"),
         ("memory://?dedup_windo=60", "dedup_window"),

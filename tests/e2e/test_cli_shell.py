@@ -48,7 +48,7 @@ MISUSES = {
     ("routes",): "lives in one process",
     ("routes", "prune", "shop"): "MODULE:APP",
     ("backends", "all"): "all",
-    ("doctor", f"postgresql://user:{CANARY}@localhost"): "postgresql",
+    ("doctor", f"kafka://user:{CANARY}@localhost"): "kafka",
     ("doctor", f"memory://?password={CANARY}"): "password",
 }
 """One wrong use of each command, and what its one line must name."""

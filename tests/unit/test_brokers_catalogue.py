@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from mqcore.contract.brokers import KINDS, Brokers, BrokerUnavailable, find
-from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
+from mqcore.contract.brokers.probe import Identity, ask_postgresql, ask_rabbitmq, ask_redis
 from mqcore.errors import ConfigurationError
 
 REDIS = b"$64\r\n# Server\r\nredis_version:7.0.15\r\nredis_git_sha1:00000000\r\n\r\n+PONG\r\n"
@@ -22,6 +22,11 @@ START = (
     b"\x01\x00\x00\x00\x00\x00\x40\x00\x0a\x00\x0a"
     b"\x00\x09\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x064.0.51\xce"
 )
+
+
+ACCEPTED = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x1eserver_version\00015.18 (Debian)\0Z\0\0\0\x05I"
+PASSWORD = b"R\0\0\0\x17\0\0\0\nSCRAM-SHA-256\0\0"
+STARTING = b"E\0\0\0\x30SFATAL\0C57P03\0Mthe database system is starting up\0\0"
 
 
 @contextmanager
@@ -48,6 +53,8 @@ def answering(*answers: bytes) -> Iterator[int]:
         pytest.param(ask_redis, [b"+PONG\r\n", REDIS], Identity("Redis", "7.0.15"), id="redis"),
         pytest.param(ask_redis, [b"+PONG\r\n", VALKEY], Identity("Valkey", "8.1.1"), id="valkey"),
         pytest.param(ask_rabbitmq, [START], Identity("RabbitMQ", "4.0.51"), id="rabbitmq"),
+        pytest.param(ask_postgresql, [ACCEPTED], Identity("PostgreSQL", "15.18"), id="postgresql"),
+        pytest.param(ask_postgresql, [PASSWORD], Identity("PostgreSQL", ""), id="password-first"),
     ],
 )
 def test_a_server_says_what_it_is(
@@ -68,6 +75,8 @@ def test_a_server_says_what_it_is(
         pytest.param(ask_redis, [b"+PONG\r\n"], id="closes"),
         pytest.param(ask_rabbitmq, [b"AMQP\x00\x01\x00\x00\xce"], id="other-protocol"),
         pytest.param(ask_rabbitmq, [], id="closes-at-once"),
+        pytest.param(ask_postgresql, [STARTING], id="starting"),
+        pytest.param(ask_postgresql, [PASSWORD[:4]], id="half-an-answer"),
     ],
 )
 def test_what_does_not_serve_yet_is_an_os_error(
@@ -86,6 +95,8 @@ def test_a_name_with_a_number_is_one_kind_and_without_one_all_of_a_product() -> 
         "valkey-8",
         "rabbitmq-4",
         "rabbitmq-3",
+        "postgresql-17",
+        "postgresql-15",
     }
 
 
@@ -106,6 +117,7 @@ def test_an_unknown_name_is_an_error_with_the_known_names() -> None:
         (["redis-7=redis://h/7"], "redis", "redis://h/7"),
         (["rediss://h:6380"], "redis", "rediss://h:6380"),
         (["amqp://h", "valkey=redis://h"], "valkey", "redis://h"),
+        (["postgresql://h/shop"], "postgresql-17", "postgresql://h/shop"),
         (["amqps://u:secret@h/v?heartbeat=5"], "rabbitmq-4", "amqps://u:secret@h/v?heartbeat=5"),
     ],
 )

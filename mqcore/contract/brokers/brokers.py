@@ -30,6 +30,8 @@ _SCHEMES = {
     "unix": "redis",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
 }
 
 

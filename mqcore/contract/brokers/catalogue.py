@@ -10,10 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from mqcore.contract.brokers.probe import Identity, ask_rabbitmq, ask_redis
-from mqcore.contract.brokers.storage import Searchable, count_in_rabbitmq, count_in_redis
+from mqcore.contract.brokers.probe import Identity, ask_postgresql, ask_rabbitmq, ask_redis
+from mqcore.contract.brokers.storage import (
+    Searchable,
+    count_in_postgresql,
+    count_in_rabbitmq,
+    count_in_redis,
+)
 
-__all__ = ["KINDS", "RABBITMQ_SETTINGS", "REDIS_SETTINGS", "Kind", "Product", "find"]
+__all__ = [
+    "KINDS",
+    "POSTGRESQL_SETTINGS",
+    "RABBITMQ_SETTINGS",
+    "REDIS_SETTINGS",
+    "Kind",
+    "Product",
+    "find",
+]
 
 REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 """Durability *machine*: the highest that it offers."""
@@ -24,6 +37,8 @@ RABBITMQ_SETTINGS = (
     "-rabbit vm_memory_high_watermark {absolute,1073741824}"
 )
 """The same in a container and on the host: arguments to Erlang need no file."""
+POSTGRESQL_SETTINGS = ("-c", "max_connections=300", "-c", "shared_buffers=64MB")
+"""Of a local server: many sessions, little memory. What is confirmed is on the disk by default."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,24 @@ RABBITMQ = Product(
         "RABBITMQ_ENABLED_PLUGINS_FILE": "/nonexistent",
     },
 )
+POSTGRESQL = Product(
+    "PostgreSQL",
+    "postgresql",
+    "postgresql",
+    5432,
+    "/postgres",
+    "postgres",
+    ask_postgresql,
+    stored=count_in_postgresql,
+    user="postgres:postgres@",
+    # The last three are for psql inside the container.
+    environment={
+        "POSTGRES_PASSWORD": "postgres",
+        "PGPASSWORD": "postgres",
+        "PGUSER": "postgres",
+        "PGHOST": "127.0.0.1",
+    },
+)
 
 KINDS = (
     Kind(RABBITMQ, 4, "rabbitmq:4-management"),
@@ -108,6 +141,8 @@ KINDS = (
     Kind(REDIS, 8, "redis:8"),
     Kind(REDIS, 7, "redis:7"),
     Kind(VALKEY, 8, "valkey/valkey:8"),
+    Kind(POSTGRESQL, 17, "postgres:17"),
+    Kind(POSTGRESQL, 15, "postgres:15"),
 )
 """The catalogue, of each product the newest first."""
 

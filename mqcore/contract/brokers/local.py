@@ -2,8 +2,9 @@
 
 It uses free ports, 127.0.0.1 only, and a temporary folder for data; it shares nothing with an
 instance of the system. Redis and Valkey are one process. RabbitMQ gets its own node name, cookie
-and port mapper (epmd), runs as the user of the tests, and ignores the configuration in /etc. Each
-process leads its own process group, so that signals reach its children.
+and port mapper (epmd), runs as the user of the tests, and ignores the configuration in /etc.
+PostgreSQL refuses to run as root, so root's tests run it as a user without rights. Each process
+leads its own process group, so that signals reach its children.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mqcore.contract.brokers.catalogue import RABBITMQ_SETTINGS, REDIS_SETTINGS
+from mqcore.contract.brokers.catalogue import (
+    POSTGRESQL_SETTINGS,
+    RABBITMQ_SETTINGS,
+    REDIS_SETTINGS,
+)
 from mqcore.contract.brokers.processes import Command, Processes, program
-from mqcore.contract.brokers.server import Server, free_port
+from mqcore.contract.brokers.server import BrokerUnavailable, Server, free_port
 
 if TYPE_CHECKING:
     from mqcore.contract.brokers.catalogue import Product
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalServer"]
 
 _HERE = "127.0.0.1"
+_UNPRIVILEGED = 65534
 _TOOL = 30.0
 """Seconds that a tool of the server may take. RabbitMQ's start a virtual machine each."""
 _RABBITMQ_ITSELF = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -50,6 +56,8 @@ class LocalServer(Server):
         folder = self._processes.make_folder(f"mqcore-{self.product.slug}-")
         if self.product.slug == "rabbitmq":
             self._processes.commands = _rabbitmq(path, folder, self.port)
+        elif self.product.slug == "postgresql":
+            self._processes.commands = [_postgresql(path, folder, self.port)]
         else:
             self._processes.commands = [_redis(path, folder, self.port)]
         self._start()
@@ -128,3 +136,30 @@ def _rabbitmq(path: str, folder: Path, port: int) -> list[Command]:
             [script], {**erlang, **{f"RABBITMQ_{name}": value for name, value in variables.items()}}
         ),
     ]
+
+
+def _postgresql(path: str, folder: Path, port: int) -> Command:
+    """Make a database, and return the server. Every user of this machine may connect to it."""
+    data, as_other = folder / "data", list[str]()
+    if os.geteuid() == 0:
+        number = str(_UNPRIVILEGED)
+        as_other = [program("setpriv"), "--reuid", number, "--regid", number, "--clear-groups"]
+        os.chown(folder, _UNPRIVILEGED, _UNPRIVILEGED)
+
+    make = [str(Path(path).with_name("initdb")), "-D", str(data), "-U", "postgres"]
+    options = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+    made = subprocess.run(  # noqa: S603 - the server's own tool
+        [*as_other, *make, *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=_TOOL,
+        check=False,
+    )
+    if made.returncode:
+        raise BrokerUnavailable(f"initdb ended with {made.returncode}: {made.stderr.strip()}")
+
+    listening = ("-c", f"listen_addresses={_HERE}", "-c", "unix_socket_directories=")
+    words = [path, "-D", str(data), "-p", str(port), *listening, *POSTGRESQL_SETTINGS]
+    client = {"PGHOST": _HERE, "PGPORT": str(port), "PGUSER": "postgres"}
+    return Command([*as_other, *words], client)

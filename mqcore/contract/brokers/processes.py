@@ -33,6 +33,7 @@ _MORE_PLACES = (
     "/sbin",
     "/opt/homebrew/sbin",
     "/usr/local/opt/rabbitmq/sbin",
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
 )
 """Where servers are installed that an ordinary user's PATH may not contain."""
 
@@ -110,8 +111,12 @@ class Processes:
         """
         for process in reversed(self.running):
             if process.returncode is None:
+                children = _children(process.pid)
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
+                for child in children:
+                    with suppress(ProcessLookupError):
+                        os.kill(child, number)
 
     def pause(self) -> None:
         """Stop the processes, and return when they have stopped; SIGCONT continues them."""
@@ -155,6 +160,15 @@ class Processes:
         with suppress(OSError):
             self._guard.stdin.write(" ".join(map(str, groups)).encode() + b"\n")
             self._guard.stdin.flush()
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children that have left the group of a process, as those of PostgreSQL do."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        return [child for child in map(int, found.split()) if os.getpgid(child) != pid]
+    except OSError:
+        return []
 
 
 def _has_stopped(process: subprocess.Popen[bytes]) -> bool:

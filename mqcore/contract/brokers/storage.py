@@ -1,7 +1,7 @@
 """What a server stores, read without the driver: how often a body is in each key or queue.
 
 Redis and Valkey are read through a plain socket. RabbitMQ's message store cannot be searched, so
-all messages of each queue are counted there, by `rabbitmqctl`.
+all messages of each queue are counted there, by `rabbitmqctl`. PostgreSQL is asked by `psql`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import BinaryIO, Protocol
 
-__all__ = ["Searchable", "count_in_rabbitmq", "count_in_redis"]
+__all__ = ["Searchable", "count_in_postgresql", "count_in_rabbitmq", "count_in_redis"]
 
 Reply = bytes | int | list["Reply"] | None
 _WITHIN = 5.0
@@ -77,6 +77,17 @@ def count_in_rabbitmq(server: Searchable, body: bytes) -> dict[str, int]:  # noq
     )
     rows = [line.rpartition("\t") for line in output.splitlines()]
     return {name: int(number) for name, _, number in rows if name and number.strip().isdigit()}
+
+
+def count_in_postgresql(server: Searchable, body: bytes) -> dict[str, int]:
+    """Return how often `body` is in each queue of the tables with the default prefix."""
+    statement = (
+        "SELECT q.name, count(m.id) FROM mq_queues q LEFT JOIN mq_messages m "  # noqa: S608 - hexadecimal digits
+        f"ON m.queue = q.id AND m.body = '\\x{body.hex()}' GROUP BY q.name"
+    )
+    output = server.run("psql", "-XAtF\t", "-c", statement, "postgres")
+    rows = [line.rpartition("\t") for line in output.splitlines()]
+    return {name: int(number) for name, _, number in rows if name and number.isdigit()}
 
 
 def _count(value: Reply, body: bytes) -> int:

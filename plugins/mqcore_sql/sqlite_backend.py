@@ -1,4 +1,4 @@
-"""The backends: a scheme, its options, and its driver."""
+"""The backend of SQLite: its scheme, its options, and its driver."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from mqcore_sql.driver import SqlBackend, SqlDriver, kind_of
 from mqcore_sql.options import SqliteOptions, file_of
 from mqcore_sql.sqlite import SqliteDatabase
 
-__all__ = ["BACKENDS", "SqliteBackend"]
+__all__ = ["SqliteBackend"]
 
 
 class SqliteDriver(SqlDriver):
@@ -37,7 +37,3 @@ class SqliteBackend(SqlBackend):
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
         file_of(url)  # a wrong URL is an error at once
-
-
-BACKENDS: dict[str, type[SqlBackend]] = {"sqlite": SqliteBackend}
-"""The backends by their schemes."""
