@@ -116,7 +116,7 @@ class QueueReader:
         messages: list[HeldMessage] = []
         arrived = asyncio.Event()
 
-        def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
+        def on_message(method: Any, properties: Properties, body: bytes) -> None:
             messages.append(HeldMessage(queue, method, properties, body))
             arrived.set()
 

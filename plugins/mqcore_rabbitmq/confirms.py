@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from pika import BasicProperties, spec
+from pika import spec
 from pika.exceptions import AMQPError
 
 from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Outcome, Unknown, new_id
 from mqcore_rabbitmq.errors import NOT_FOUND, closed_by
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.link import Channel, Link, end
 
 __all__ = ["EXCHANGES", "QUEUES", "RECORDS", "ConfirmChannel", "ConfirmChannels", "PlannedMessage"]
@@ -30,6 +31,8 @@ __all__ = ["EXCHANGES", "QUEUES", "RECORDS", "ConfirmChannel", "ConfirmChannels"
 QUEUES, EXCHANGES, RECORDS = "queues", "exchanges", "records"
 _PROBE = 0.5
 """Seconds that a connect waits for the answer to its first message; milliseconds are usual."""
+_WRITE_EVERY = 64
+"""Messages of a batch that are written together: the broker works while the rest is encoded."""
 _UNFIT = (AMQPError, ValueError, TypeError, OverflowError, struct.error)
 """The exceptions of pika for a message that it cannot encode."""
 
@@ -46,7 +49,7 @@ class PlannedMessage:
 
     exchange: str
     key: str
-    properties: BasicProperties
+    properties: Properties
     body: bytes
     queue: str
     refusal: str = ""
@@ -57,14 +60,13 @@ class PlannedMessage:
 class _Call:
     """One call of `publish`: its outcomes, and how many are missing."""
 
-    __slots__ = ("batch", "checks", "done", "open", "outcomes", "until")
+    __slots__ = ("batch", "checks", "done", "open", "outcomes")
 
     def __init__(self, batch: Sequence[PlannedMessage], done: asyncio.Future[None]) -> None:
         self.batch = batch
         self.outcomes: list[Outcome | None] = [None] * len(batch)
         self.open = len(batch)
         self.done = done
-        self.until = 0.0
         self.checks: list[asyncio.Future[Any]] = []
         """The answers to the declares of its exchanges."""
 
@@ -92,11 +94,9 @@ class ConfirmChannel:
         self._slots: dict[int, tuple[_Call, int]] = {}
         """Open messages by the broker's number: the call, and the place in its batch."""
         self._returned: set[int] = set()
-        self._alarm: asyncio.TimerHandle | None = None
         self._next = 1
         self._loop = asyncio.get_running_loop()
-        self._selected = channel.confirm(self._confirmed)
-        channel.raw.add_on_return_callback(self._on_return)
+        self._selected = channel.confirm(self._on_confirm, self._on_return)
         channel.on_closed.append(self._on_closed)
 
     async def open(self) -> "ConfirmChannel":
@@ -123,7 +123,6 @@ class ConfirmChannel:
             for name in exchanges
         ]
 
-        is_idle = not self._slots
         for index, item in enumerate(batch):
             try:
                 self.channel.publish(item.exchange, item.key, item.properties, item.body)
@@ -138,25 +137,21 @@ class ConfirmChannel:
             else:
                 self._slots[self._next] = call, index
                 self._next += 1
+                if (index + 1) % _WRITE_EVERY == 0:
+                    self.channel.flush()
+        self.channel.flush()
 
-        if is_idle:
-            # Nothing else is under way that could share the write.
-            self.channel.flush()
-
+        unanswered = Unknown("RabbitMQ did not answer in time; the message may be stored")
         if call.open:
-            self._watch(call, self._loop.time() + timeout)
+            deadline = self._loop.call_later(timeout, end, call.done)
             try:
                 await call.done
             except Exception as error:  # noqa: BLE001 - the batch was written, so it is not `Failed` (G1)
-                return [
-                    outcome or Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
-                    for outcome in call.outcomes
-                ]
+                unanswered = Unknown(f"waiting for RabbitMQ failed: {error!r}", error)
+            finally:
+                deadline.cancel()
 
-        return [
-            outcome or Unknown("RabbitMQ did not answer in time; the message may be stored")
-            for outcome in call.outcomes
-        ]
+        return [outcome or unanswered for outcome in call.outcomes]
 
     def _give_up(self, call: _Call, index: int, error: Exception) -> None:
         """End the batch as unknown, and close the channel.
@@ -168,28 +163,8 @@ class ConfirmChannel:
             call.end(place, Unknown(f"writing to RabbitMQ failed: {error!r}", error))
         self.channel.abandon()
 
-    def _watch(self, call: _Call, until: float) -> None:
-        """End a call at its deadline, with one alarm for all calls of this channel."""
-        call.until = until
-        if self._alarm is None or until < self._alarm.when():
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(until, self._expire)
-
-    def _expire(self) -> None:
-        """End the calls whose deadline has passed, and set the alarm for the next one."""
-        now = self._loop.time()
-        calls = {call for call, _ in self._slots.values() if not call.done.done()}
-        for call in calls:
-            if call.until <= now:
-                end(call.done)
-
-        later = [call.until for call in calls if call.until > now]
-        self._alarm = self._loop.call_at(min(later), self._expire) if later else None
-
-    def _confirmed(self, method: Any) -> None:
-        tag, stored = method.delivery_tag, isinstance(method, spec.Basic.Ack)
-        tags = [*takewhile(lambda number: number <= tag, self._slots)] if method.multiple else [tag]
+    def _on_confirm(self, last: int, multiple: bool, stored: bool) -> None:  # noqa: FBT001 - as the frame has them
+        tags = [*takewhile(lambda number: number <= last, self._slots)] if multiple else [last]
         for number in tags:
             if (slot := self._slots.pop(number, None)) is not None:
                 call, index = slot
@@ -218,7 +193,7 @@ class ConfirmChannel:
             return Failed(ErrorKind.FULL, f"queue {item.queue!r} holds max_length ready messages")
         return Failed(ErrorKind.TRANSIENT, f"RabbitMQ refused a message for {item.queue!r}")
 
-    def _on_return(self, _: object, method: Any, received: BasicProperties, __: bytes) -> None:
+    def _on_return(self, method: Any, received: Properties, _: bytes) -> None:
         name = (received.message_id, method.exchange, method.routing_key)
         for number, (call, index) in self._slots.items():
             item = call.batch[index]
@@ -279,9 +254,7 @@ class ConfirmChannels:
         So this publishes a message that no queue takes.
         """
         nowhere = f"mq.nowhere.{new_id()}"
-        await self.send(
-            QUEUES, [PlannedMessage("", nowhere, BasicProperties(), b"", nowhere)], _PROBE
-        )
+        await self.send(QUEUES, [PlannedMessage("", nowhere, Properties(), b"", nowhere)], _PROBE)
         return self._link.blocked
 
     async def send(

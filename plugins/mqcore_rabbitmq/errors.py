@@ -14,13 +14,8 @@ from mqcore.spi import ConfigurationError, ConnectionLost, ErrorKind, QueueNotFo
 __all__ = ["CannotConnect", "cause_of", "classify", "closed_by", "missing"]
 
 NOT_FOUND, ACCESS_REFUSED, RESOURCE_LOCKED, PRECONDITION_FAILED = 404, 403, 405, 406
-CONTENT_TOO_LARGE, CONNECTION_FORCED, INVALID_PATH, NOT_ALLOWED, INTERNAL_ERROR = (
-    311,
-    320,
-    402,
-    530,
-    541,
-)
+CONTENT_TOO_LARGE, CONNECTION_FORCED, INVALID_PATH = 311, 320, 402
+NOT_ALLOWED, INTERNAL_ERROR = 530, 541
 _CODES = {
     NOT_FOUND: ErrorKind.NOT_FOUND,
     ACCESS_REFUSED: ErrorKind.DENIED,

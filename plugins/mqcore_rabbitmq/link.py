@@ -7,23 +7,30 @@ Measured on pika 1.4.4: its heartbeat notices a dead peer after 2 to 3 intervals
 ends while the broker blocks publishers. The callback of a request never comes when the channel
 closes first, nor that of a connect which is reset at once. This module handles each.
 
-It uses private parts of pika (`_AsyncioIOServicesAdapter`, `_AsyncPlaintextTransport`,
-`_adapter_emit_data`, `_on_data_available`, `_terminate_stream`, and of its channel `_send_method`,
-`_consumers` and `_cancelled`), so the next minor release of pika is excluded.
+pika also takes most of the time of a message. So messages and confirms do not pass through it:
+`Channel.publish` writes their frames, and `ContentReader` reads them.
+
+It uses private parts of pika (`_AsyncioIOServicesAdapter`, `_adapter_emit_data`,
+`_on_data_available`, `_frame_buffer`, `_process_frame`, `_terminate_stream`, `_send_method`), so
+the next minor release of pika is excluded.
 """
 
 import asyncio
 import itertools
-import struct
+import socket
+import ssl
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from pika import BasicProperties, ConnectionParameters, spec
-from pika.adapters.asyncio_connection import AsyncioConnection, _AsyncioIOServicesAdapter
-from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
+from pika import ConnectionParameters, spec
+from pika.adapters.asyncio_connection import (
+    AsyncioConnection,
+    _AsyncioIOReference,
+    _AsyncioIOServicesAdapter,
+)
 from pika.adapters.utils.nbio_interface import AbstractIOReference
 from pika.channel import Channel as PikaChannel
 from pika.exceptions import ConnectionClosedByClient, StreamLostError
@@ -31,10 +38,10 @@ from pika.frame import Method
 
 from mqcore.spi import ConnectionLost
 from mqcore_rabbitmq.errors import cause_of
-from mqcore_rabbitmq.frames import read_frame, write_frame
+from mqcore_rabbitmq.frames import ContentReader, Properties, content_frames, frame_at, read_frame
 from mqcore_rabbitmq.layout import Server
 
-__all__ = ["DIRECT_REPLY", "Channel", "Link", "end", "written"]
+__all__ = ["DIRECT_REPLY", "Channel", "Link", "end"]
 
 _TICK = 1.0
 _CLOSE_TIMEOUT = 0.8
@@ -45,43 +52,50 @@ _LARGEST_FRAME, _FRAME_OVERHEAD = 131_072, 20
 """Bytes of a frame where the broker sets no limit, and those in it that are not properties."""
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
 """The prefix of the names of a direct reply: RabbitMQ gives a consumer of these no queue."""
+_NO_LIMIT = 2**31 - 1
 _serials = itertools.count(1)
-_REPLIES = [
-    method
-    for method in spec.methods.values()
-    if method.NAME.endswith("Ok") and not method.NAME.startswith(("Connection.", "Channel."))
-]
-"""All answers except those that pika itself waits for."""
-
-
-_CONFIRMS = spec.Basic.Ack, spec.Basic.Nack
-_CONTENT = type(None), spec.Basic.Deliver
-"""Methods of frames without pika's callbacks: headers and bodies have none."""
 
 
 class _Services(_AsyncioIOServicesAdapter):
-    """pika's adapter to asyncio, which reports a socket that is not connected any more.
+    """pika's adapter to asyncio, with asyncio's own transports.
 
-    pika raises that error into the event loop, where it is not handled.
+    They write at once to an idle socket, and read it once for each event. pika's wait two turns of
+    the loop for each write, read until nothing is left, and raise into the loop for a socket that
+    is reset while it connects.
     """
 
     def create_streaming_connection(
-        self, protocol_factory: Any, sock: Any, on_done: Callable[..., None], *tls: Any, **more: Any
+        self,
+        protocol_factory: Callable[[], Any],
+        sock: socket.socket,
+        on_done: Callable[..., None],
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
     ) -> AbstractIOReference:
-        try:
-            return super().create_streaming_connection(
-                protocol_factory, sock, on_done, *tls, **more
+        async def connect() -> tuple[asyncio.Transport, Any]:
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_connection(
+                _Silent, sock=sock, ssl=ssl_context, server_hostname=server_hostname
             )
-        except ValueError as error:
-            reset = ConnectionResetError("the connection was reset while it was opened")
-            reset.__cause__ = error
-            self.get_native_ioloop().call_soon(on_done, reset)
-            return _Done()
+            if transport.is_closing():
+                raise ConnectionResetError("the connection was reset while it was opened")
+
+            protocol = protocol_factory()
+            transport.set_write_buffer_limits(_NO_LIMIT)  # pika's protocol cannot be paused
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
+            loop.call_soon(transport.resume_reading)  # when pika has the result of this
+            return transport, protocol
+
+        return _AsyncioIOReference(asyncio.ensure_future(connect()), on_done)
 
 
-class _Done(AbstractIOReference):
-    def cancel(self) -> bool:
-        return False
+class _Silent(asyncio.Protocol):
+    """Reads nothing, until pika's protocol replaces it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.ReadTransport):
+            transport.pause_reading()
 
 
 class _Connection(AsyncioConnection):
@@ -91,64 +105,56 @@ class _Connection(AsyncioConnection):
     _frame_buffer: bytes
     _terminate_stream: Callable[[Exception], None]
     _process_frame: Callable[[Any], None]
-    _channels: dict[int, Any]
+    _transport: asyncio.WriteTransport | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
-        self.on_confirm: dict[int, Callable[[Any], None]] = {}
-        """The handler of a channel's confirms, by the channel's number."""
+        self._will_flush = False
+        self.channels: dict[int, Channel] = {}
+        """Our channels, by their number."""
         self._loop = asyncio.get_running_loop()
         super().__init__(*args, **kwargs)
 
     def _on_data_available(self, data: bytes) -> None:
-        """Read frames with our decoder: an error in pika's, for one message, closes the connection.
+        """Read frames. An error in pika's decoder, for one message, would close the connection."""
+        if not self.channels:  # the handshake
+            super()._on_data_available(data)  # type: ignore[misc]  # the stubs leave out what is private
+            return
 
-        pika copies the rest of the buffer for each frame, and looks for callbacks of each.
-        """
-        buffer, start = self._frame_buffer + data, 0
+        self.bytes_received += len(data)
+        buffer, at = self._frame_buffer + data, 0
 
-        while start < len(buffer):
-            length, frame = read_frame(buffer, start)
-            if frame is None:
-                break
-            start += length
-            self.bytes_received += length
-            number, method = getattr(frame, "channel_number", 0), getattr(frame, "method", None)
-            if isinstance(method, _CONFIRMS) and number in self.on_confirm:
-                self.on_confirm[number](method)
-            elif isinstance(method, _CONTENT) and number in self._channels:
-                self._channels[number]._handle_content_frame(frame)  # noqa: SLF001 - as pika does
-            else:
-                self._process_frame(frame)
+        while span := frame_at(buffer, at):
+            kind, number, start, end = span
+            channel = self.channels.get(number)
+            if channel is None or not channel.content.read(kind, buffer, start, end):
+                frame = read_frame(buffer, at)[1]
+                if channel is None or not channel.answer(frame.method):
+                    self._process_frame(frame)
+            at = end + 1
 
-        self._frame_buffer = buffer[start:]
+        self._frame_buffer = buffer[at:]
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        self._unsent.append(data)
-        if len(self._unsent) == 1:
+        if not self._will_flush:
+            self._will_flush = True
             self._loop.call_soon(self.flush)
+        self._unsent.append(data)
+
+    def add(self, frames: Sequence[bytes]) -> None:
+        """Add frames, or parts of frames, to those that the next `flush` writes."""
+        self._unsent += frames
 
     def _adapter_disconnect_stream(self) -> None:
         self.flush()
         super()._adapter_disconnect_stream()  # type: ignore[misc]  # the stubs leave out what is private
 
     def flush(self) -> None:
-        """Write the frames of this loop turn now.
-
-        An idle socket takes them at once. pika would wait for the loop to find it writable, which
-        is two turns of the loop later.
-        """
+        """Write the frames of this loop turn now."""
+        self._will_flush = False
         unsent, self._unsent = self._unsent, []
-        transport = getattr(self, "_transport", None)
-        if not unsent or transport is None:
-            return
-
-        data = b"".join(unsent)
-        if type(transport) is _AsyncPlaintextTransport and not transport.get_write_buffer_size():
-            with suppress(OSError):  # full, or broken: pika finds out in its own way
-                data = data[transport._sock.send(data) :]  # type: ignore[attr-defined]  # noqa: SLF001 - pika has no such write
-        if data:
-            transport.write(data)
+        if unsent and self._transport is not None:
+            self._transport.write(b"".join(unsent))
 
 
 class Channel:
@@ -162,7 +168,8 @@ class Channel:
         self._waiting: dict[str, deque[asyncio.Future[Any]]] = defaultdict(deque)
         """Open requests by the name of the answer. Answers of different kinds may change places,
         because a queue answers by itself."""
-        raw.add_callback(self._answered, _REPLIES, one_shot=False)
+        self.content = ContentReader()
+        raw.connection.channels[raw.channel_number] = self
         raw.add_on_close_callback(self._on_close)
 
     def request(self, method: Any) -> asyncio.Future[Any]:
@@ -183,46 +190,45 @@ class Channel:
         if self.closed_reason is None:
             self.raw._send_method(method)  # noqa: SLF001 - as in `request`
 
-    def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
-        """Publish a message. It is mandatory, so that the broker returns it if no queue takes it.
+    def publish(self, exchange: str, key: str, properties: Properties, body: bytes) -> None:
+        """Publish a message with the next `flush`.
 
-        Not so a direct reply: RabbitMQ delivers and returns that (seen on 4.0).
+        It is mandatory, so that the broker returns it if no queue takes it. Not so a direct reply:
+        RabbitMQ delivers and returns that (seen on 4.0).
         """
         connection, number = self.raw.connection, self.raw.channel_number
-        head = struct.pack(">HHQ", spec.Basic.INDEX, 0, len(body))
-        frames = [
-            _publish_frame(number, exchange, key),
-            write_frame(spec.FRAME_HEADER, number, head + b"".join(properties.encode())),
-        ]
         size = connection._body_max_length  # noqa: SLF001 - what the broker allows
-        chunks = (body[start : start + size] for start in range(0, len(body), size))
-        frames += [write_frame(spec.FRAME_BODY, number, chunk) for chunk in chunks]
-        connection._output_marshaled_frames([b"".join(frames)])  # noqa: SLF001 - as pika does
+        content = content_frames(number, properties, body, size)
+        connection.add([_publish_frame(number, exchange, key), *content])
 
-    def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
-        """Switch on confirms; `confirmed` is called with each ack and nack."""
-        numbers, number = self.raw.connection.on_confirm, self.raw.channel_number
-        numbers[number] = confirmed
-        self.on_closed.append(lambda _: numbers.pop(number, None))
+    def confirm(
+        self,
+        confirmed: Callable[[int, bool, bool], None],
+        returned: Callable[[Any, Properties, bytes], None],
+    ) -> asyncio.Future[Any]:
+        """Switch on confirms.
+
+        `confirmed` is called with the number of each confirm, whether it is for all numbers up to
+        that one, and whether the broker has stored the message; `returned` with each message that
+        comes back.
+        """
+        self.content.on_confirm, self.content.on_return = confirmed, returned
         return self.request(spec.Confirm.Select())
 
     def flush(self) -> None:
-        """Write now what was sent in this loop turn."""
+        """Write now what was published and sent in this loop turn."""
         self.raw.connection.flush()
 
     def consume(self, queue: str, callback: Callable[..., None]) -> tuple[str, asyncio.Future[Any]]:
         """Start a consumer; return its tag and the answer. Do not cancel it before the answer."""
         tag = f"mq.{next(_serials)}"
-        self.raw._consumers[tag] = callback  # noqa: SLF001 - as in `request`
+        self.content.consumers[tag.encode()] = callback
         return tag, self.request(spec.Basic.Consume(queue=queue, consumer_tag=tag))
 
     def cancel(self, tag: str) -> asyncio.Future[Any]:
-        """End a consumer. Messages on their way to it still arrive before the answer.
-
-        pika's own call would refuse them.
-        """
+        """End a consumer. Messages on their way to it still arrive before the answer."""
         answer = self.request(spec.Basic.Cancel(consumer_tag=tag))
-        answer.add_done_callback(lambda _: self.raw._consumers.pop(tag, None))  # noqa: SLF001 - as pika does
+        answer.add_done_callback(lambda _: self.content.consumers.pop(tag.encode(), None))
         return answer
 
     async def return_all(self) -> None:
@@ -242,11 +248,11 @@ class Channel:
     def abandon(self) -> None:
         """Close without waiting for the answer, also while the channel opens.
 
-        The close ends all consumers. pika would cancel them first. If the broker has not confirmed
-        their start, its channel crashes then, and closes the connection (seen on 4.0).
+        The close ends all consumers. To cancel one before the broker has confirmed its start
+        crashes the channel there, which closes the connection (seen on 4.0).
         """
+        self.content.consumers.clear()
         if not (self.raw.is_closed or self.raw.is_closing):
-            self.raw._cancelled.update(self.raw._consumers)  # noqa: SLF001 - so that it cancels none
             self.raw.close()
 
     @property
@@ -260,12 +266,17 @@ class Channel:
             return ConnectionLost("this channel is being closed")
         return self.closed
 
-    def _answered(self, frame: Any) -> None:
-        if waiting := self._waiting[frame.method.NAME]:
-            end(waiting.popleft(), frame.method)
+    def answer(self, method: Any) -> bool:
+        """End the request that this answers; False if it is another method, for pika."""
+        waiting = self._waiting.get(method.NAME)
+        if not waiting:
+            return False
+        end(waiting.popleft(), method)
+        return True
 
     def _on_close(self, _: PikaChannel, reason: BaseException) -> None:
         self.closed = reason
+        self.raw.connection.channels.pop(self.raw.channel_number, None)
         for future in [future for waiting in self._waiting.values() for future in waiting]:
             _fail(future, reason)
         self._waiting.clear()
@@ -404,16 +415,6 @@ class Link:
 
     def _on_unblocked(self, _: object, __: object) -> None:
         self.blocked = None
-
-
-async def written() -> None:
-    """Return when the operating system has what was sent before, unless its buffer is full.
-
-    One turn of the loop joins the frames. With TLS, the next one waits for the socket, and the
-    third one writes.
-    """
-    for _ in range(3):
-        await asyncio.sleep(0)
 
 
 def end(future: asyncio.Future[Any], answer: object = None) -> None:

@@ -44,13 +44,15 @@ TO = "mq-to"
 HOP, LINEAGE = "mq-hop", "mq-lineage"
 """`pack` writes them. With the id they name one stored copy."""
 _RELEASED, _TAKEN = "1", "takeovers="
-_LEVEL = re.compile("[0-9]{1,2}")
 _TAKEOVERS = re.compile(_TAKEN + "([0-9]{1,9})")
 _HEADER_PREFIX, _BROKER_PREFIX, _ESCAPE_PREFIX, _ATTEMPT = "mq-", "x-", "mq-as-", "mq-attempt"
 _SELECT = ("CC", "BCC")
 """Headers that make RabbitMQ send copies elsewhere. As text they close the channel, so the user's
 are escaped."""
 _DEFAULT, _HIGHEST = 5, 10
+_LEVELS = {
+    text: min(level, _HIGHEST) for level in range(100) for text in (f"{level}", f"{level:02}")
+}
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _USER = "mq-user-id"
 """The `user_id` of the first publisher. RabbitMQ refuses a native one of another user."""
@@ -226,8 +228,8 @@ def parked(received: BasicProperties, message: Message) -> Message:
 def level_of(received: BasicProperties) -> int:
     """Return the priority: mqcore's header, else AMQP's own, else the default."""
     text = (received.headers or {}).get(PRIORITY)
-    if isinstance(text, str) and _LEVEL.fullmatch(text):
-        return min(int(text), _HIGHEST)
+    if isinstance(text, str) and text in _LEVELS:
+        return _LEVELS[text]
     return _DEFAULT if received.priority is None else min(int(received.priority), _HIGHEST)
 
 
@@ -253,10 +255,10 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
     packed: dict[str, str] = {}
 
     for name, value in all_headers.items():
-        if name.startswith(_ESCAPE_PREFIX):
-            headers[name.removeprefix(_ESCAPE_PREFIX)] = _text(value)
-        elif name.startswith(_HEADER_PREFIX):
-            if isinstance(value, str):
+        if name.startswith(_HEADER_PREFIX):
+            if name.startswith(_ESCAPE_PREFIX):
+                headers[name.removeprefix(_ESCAPE_PREFIX)] = _text(value)
+            elif isinstance(value, str):
                 packed[name] = value
         elif not name.startswith(_BROKER_PREFIX):
             headers[name] = _text(value)

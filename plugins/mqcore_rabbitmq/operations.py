@@ -179,20 +179,13 @@ class Operations:
     async def _family(self, queue: str) -> list[str]:
         """Return the queues of the broker that make a queue and its quarantine."""
         await self._topology.look_up(queue)
-        layout, quarantine = (
-            self._topology.layout(queue),
-            self._topology.layout(quarantine_of(queue)),
-        )
+        layout = self._topology.layout(queue)
         if layout is None:
             return [queue]
-        return [
-            *layout.queues,
-            *(
-                quarantine.queues
-                if quarantine is not None and quarantine.spec.role == "quarantine"
-                else ()
-            ),
-        ]
+        quarantine = self._topology.layout(quarantine_of(queue))
+        if quarantine is None or quarantine.spec.role != "quarantine":
+            return [*layout.queues]
+        return [*layout.queues, *quarantine.queues]
 
     def _held(self, family: Sequence[str]) -> list[HeldMessage]:
         """Return the messages of these queues that this instance holds."""

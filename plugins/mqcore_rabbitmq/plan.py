@@ -62,14 +62,7 @@ def plan(
         ladder = ladder_for(server, message.priority if native else None)
         target = out.to if layout is None else layout.target(message.priority, refusable=False)
         key, delay_needs = way(out.delay, target), ((LADDER, ladder), (EXIT, target))
-        return PlannedMessage(
-            entrance(ladder),
-            key,
-            given,
-            message.body,
-            out.to,
-            needs=delay_needs,
-        )
+        return PlannedMessage(entrance(ladder), key, given, message.body, out.to, needs=delay_needs)
 
     if layout is None:
         return PlannedMessage("", out.to, given, message.body, out.to)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pika import BasicProperties, spec
+from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 from pydantic import TypeAdapter
 
@@ -24,6 +24,7 @@ from mqcore.spi import STORED, Binding, ConfigurationError, TopologyMismatch, ne
 from mqcore_rabbitmq.browse import exclusive_access, open_reader
 from mqcore_rabbitmq.confirms import RECORDS, ConfirmChannels, PlannedMessage
 from mqcore_rabbitmq.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_LOCKED, closed_by
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import Layout
 from mqcore_rabbitmq.rpc import Rpc
 
@@ -158,8 +159,8 @@ class Registry:
     async def _write(self, records: Sequence[dict[str, Any]]) -> bool:
         """Write a message of records and announce it; False when the broker takes nothing now."""
         body = json.dumps(records, separators=(",", ":")).encode()
-        record = PlannedMessage("", REGISTRY, BasicProperties(delivery_mode=2), body, REGISTRY)
-        news = PlannedMessage(NEWS, "", BasicProperties(), b"", NEWS)
+        record = PlannedMessage("", REGISTRY, Properties(delivery_mode=2), body, REGISTRY)
+        news = PlannedMessage(NEWS, "", Properties(), b"", NEWS)
         outcomes = await self._confirm_channels.send(RECORDS, [record, news], _WRITE_TIMEOUT)
         return outcomes == [STORED, STORED]
 

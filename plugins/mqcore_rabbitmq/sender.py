@@ -108,12 +108,7 @@ class Sender:
         plans = [self._plan(out, now, moved=moved) for out in batch]
         if any(isinstance(it, PlannedMessage) and it.needs for it in plans):
             async with asyncio.timeout(until - monotonic()):
-                return [
-                    await self._with_needs(it)
-                    if isinstance(it, PlannedMessage) and it.needs
-                    else it
-                    for it in plans
-                ]
+                return [await self._with_needs(plan) for plan in plans]
         return plans
 
     def _plan(
@@ -134,8 +129,12 @@ class Sender:
         except ValueError as error:
             return Failed(ErrorKind.PERMANENT, str(error))
 
-    async def _with_needs(self, planned: PlannedMessage) -> PlannedMessage | Failed:
+    async def _with_needs(
+        self, planned: PlannedMessage | Failed | Outgoing
+    ) -> PlannedMessage | Failed | Outgoing:
         """Ensure what a message needs; an error there concerns this message alone."""
+        if not isinstance(planned, PlannedMessage):
+            return planned
         for kind, name in planned.needs:
             try:
                 there = await self._topology.ensure(kind, name)

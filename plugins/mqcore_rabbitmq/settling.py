@@ -34,7 +34,6 @@ from mqcore.spi import (
 from mqcore_rabbitmq.confirms import PlannedMessage
 from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.layout import Layout
-from mqcore_rabbitmq.link import written
 from mqcore_rabbitmq.message_format import HOP, LINEAGE, fit, id_of, released
 from mqcore_rabbitmq.plan import Successor
 from mqcore_rabbitmq.sender import Sender
@@ -182,9 +181,9 @@ class Settler:
 
         for source, outcome in zip(sources, outcomes, strict=True):
             source.end(outcome)
+        # Written at once: a process that dies after our answer leaves no source behind.
         for unsettled in {source.unsettled for source in sources}:
             unsettled.flush()
-        await written()  # a process that dies after our answer leaves no source behind
 
     async def _send(
         self,

@@ -130,7 +130,7 @@ class RabbitSubscription(Subscription):
         return self._ending
 
     def _receiver(self, queue: str) -> Callable[..., None]:
-        def on_message(_: object, method: Any, properties: Properties, body: bytes) -> None:
+        def on_message(method: Any, properties: Properties, body: bytes) -> None:
             held = HeldMessage(queue, method, properties, body)
             self._unsettled.add(held)
             if not self._settler.defers(properties, lambda: self._take_in(held)):

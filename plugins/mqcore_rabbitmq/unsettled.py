@@ -148,7 +148,7 @@ class Unsettled:
         self.out = 0
 
     def flush(self) -> None:
-        """Write the acknowledgements that wait."""
+        """Write the acknowledgements that wait, now."""
         settled, self._settled = self._settled, []
         if not settled or not self.alive:
             return
@@ -162,6 +162,7 @@ class Unsettled:
             self.channel.send(spec.Basic.Ack(delivery_tag=last, multiple=together > 1))
         for tag in settled[together:]:
             self.channel.send(spec.Basic.Ack(delivery_tag=tag))
+        self.channel.flush()
 
     def _remove(self, message: HeldMessage) -> None:
         if self.held.pop(message.tag, None) is None:

@@ -8,29 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pika import BasicProperties, spec
+from pika import spec
 from pika.exceptions import ChannelClosedByBroker, ShortStringTooLong
 
 from mqcore.spi import STORED, ConnectionLost, ErrorKind, Failed, Unknown
 from mqcore_rabbitmq.confirms import ConfirmChannel, PlannedMessage
+from mqcore_rabbitmq.frames import Properties
 from mqcore_rabbitmq.unsettled import HeldMessage, Unsettled, read_receipt
-
-
-class Raw:
-    """What pika's channel is to us."""
-
-    def __init__(self) -> None:
-        self.on_return: Callable[..., None] = print
-
-    def add_on_return_callback(self, callback: Callable[..., None]) -> None:
-        self.on_return = callback
 
 
 class FakeChannel:
     serial = 7
 
     def __init__(self) -> None:
-        self.raw = Raw()
         self.closed: BaseException | None = None
         self.on_closed: list[Callable[[BaseException], None]] = []
         self.sent: list[Any] = []
@@ -41,7 +31,7 @@ class FakeChannel:
     def closed_reason(self) -> BaseException | None:
         return self.closed
 
-    def publish(self, exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+    def publish(self, exchange: str, key: str, properties: Properties, body: bytes) -> None:
         self.published.append(f"{exchange}/{key}")
 
     def send(self, method: Any) -> None:
@@ -54,20 +44,22 @@ class FakeChannel:
         self.asked.append(asyncio.get_running_loop().create_future())
         return self.asked[-1]
 
-    def confirm(self, confirmed: Callable[[Any], None]) -> asyncio.Future[Any]:
-        self.confirmed = confirmed
+    def confirm(
+        self, confirmed: Callable[..., None], returned: Callable[..., None]
+    ) -> asyncio.Future[Any]:
+        self.confirmed, self.returned = confirmed, returned
         return asyncio.get_running_loop().create_future()
 
     def says(self, kind: type, tag: int, *, multiple: bool = False) -> None:
-        self.confirmed(kind(delivery_tag=tag, multiple=multiple))
+        self.confirmed(tag, multiple, kind is spec.Basic.Ack)
 
     def returns(self, name: str, key: str = "q", exchange: str = "") -> None:
         method = SimpleNamespace(exchange=exchange, routing_key=key)
-        self.raw.on_return(None, method, BasicProperties(message_id=name), b"")
+        self.returned(method, Properties(message_id=name), b"")
 
 
 def sending(name: str, key: str = "q", *, exchange: str = "", refusal: str = "") -> PlannedMessage:
-    return PlannedMessage(exchange, key, BasicProperties(message_id=name), b"", key, refusal)
+    return PlannedMessage(exchange, key, Properties(message_id=name), b"", key, refusal)
 
 
 async def started(
@@ -173,7 +165,7 @@ async def test_an_exchange_that_goes_after_the_broker_has_seen_it_leaves_the_res
 def filled(channel: FakeChannel, tags: int) -> Unsettled:
     found = Unsettled(channel, b"gen1")  # type: ignore[arg-type]  # the fake
     for tag in range(1, tags + 1):
-        found.add(HeldMessage("q", spec.Basic.Deliver(delivery_tag=tag), BasicProperties(), b""))
+        found.add(HeldMessage("q", spec.Basic.Deliver(delivery_tag=tag), Properties(), b""))
         found.receipt(found.held[tag])
     return found
 
@@ -242,7 +234,7 @@ async def test_what_cannot_be_written_takes_no_number() -> None:
     channel = FakeChannel()
     written = channel.publish
 
-    def publish(exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+    def publish(exchange: str, key: str, properties: Properties, body: bytes) -> None:
         if properties.message_id == "bad":
             raise ShortStringTooLong("x")
         written(exchange, key, properties, body)
@@ -266,7 +258,7 @@ async def test_a_fault_while_writing_leaves_the_batch_unknown_and_closes_the_cha
     channel = FakeChannel()
     written, abandoned = channel.publish, asyncio.Event()
 
-    def publish(exchange: str, key: str, properties: BasicProperties, body: bytes) -> None:
+    def publish(exchange: str, key: str, properties: Properties, body: bytes) -> None:
         written(exchange, key, properties, body)
         if properties.message_id == "b":
             raise RuntimeError("the event loop is closed")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pika import BasicProperties, frame
+from pika import BasicProperties, ConnectionParameters, frame, spec
 from pika.exceptions import AMQPError
 
-from mqcore_rabbitmq.frames import Field, Properties, read_frame
+from mqcore_rabbitmq.frames import ContentReader, Field, Properties, content_frames, read_frame
+from mqcore_rabbitmq.link import _Connection, _Services
 from mqcore_rabbitmq.message_format import (
     fit,
     inherit,
@@ -237,3 +241,97 @@ def test_a_property_that_is_not_utf8_is_named(name: str) -> None:
 )
 def test_a_table_that_ends_too_soon_is_named(table: bytes) -> None:
     assert of(table).unreadable.startswith("the AMQP properties are malformed: ")
+
+
+class Received:
+    """A connection that has one channel of ours, and what it reads there."""
+
+    def __init__(self) -> None:
+        self.read: list[object] = []
+        content = ContentReader()
+        content.consumers[b"ours"] = lambda method, found, body: self.read.append(
+            ("message", method.delivery_tag, method.redelivered, found.message_id, body)
+        )
+        content.on_return = lambda method, found, body: self.read.append(
+            ("returned", method.routing_key, found.message_id, body)
+        )
+        content.on_confirm = lambda *confirm: self.read.append(("confirmed", *confirm))
+        services = _Services(asyncio.get_running_loop())
+        self.connection = _Connection(
+            ConnectionParameters(), custom_ioloop=services, internal_connection_workflow=False
+        )
+        self.connection.channels[7] = SimpleNamespace(content=content, answer=self.answered)  # type: ignore[assignment]  # what it needs of a channel
+
+    def answered(self, method: Any) -> bool:
+        self.read.append(("answer", method.NAME))
+        return True
+
+    def feed(self, data: bytes, cuts: list[int]) -> None:
+        """Give the connection these bytes in pieces that end at these places."""
+        for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            if start < end:
+                self.connection._on_data_available(data[start:end])
+
+
+def method_frame(method: Any) -> bytes:
+    marshaled: bytes = frame.Method(7, method).marshal()
+    return marshaled
+
+
+def content(name: str, body: bytes, size: int) -> bytes:
+    return b"".join(content_frames(7, Properties(message_id=name), body, size))
+
+
+NAMES = st.text("abcdefgh", min_size=1, max_size=5)
+NUMBERS = st.integers(1, 2**63)
+SENT = st.one_of(
+    st.tuples(NUMBERS, st.booleans(), NAMES, st.binary(max_size=30), st.integers(1, 9)).map(
+        lambda it: (
+            method_frame(spec.Basic.Deliver("ours", it[0], it[1], "", "q")) + content(*it[2:]),
+            ("message", *it[:4]),
+        )
+    ),
+    st.tuples(NAMES, st.binary(max_size=30), st.integers(1, 9)).map(
+        lambda it: (
+            method_frame(spec.Basic.Return(312, "NO_ROUTE", "", "nowhere")) + content(*it),
+            ("returned", "nowhere", *it[:2]),
+        )
+    ),
+    st.tuples(NUMBERS, st.booleans()).map(
+        lambda it: (method_frame(spec.Basic.Ack(*it)), ("confirmed", *it, True))
+    ),
+    st.tuples(NUMBERS, st.booleans()).map(
+        lambda it: (method_frame(spec.Basic.Nack(*it)), ("confirmed", *it, False))
+    ),
+    st.just((method_frame(spec.Queue.DeclareOk("q", 1, 2)), ("answer", "Queue.DeclareOk"))),
+    st.just(
+        (
+            method_frame(spec.Basic.Deliver("ended", 5, exchange="", routing_key="q"))
+            + content("x", b"y", 9),
+            None,
+        )
+    ),
+)
+
+
+@given(st.lists(SENT, max_size=6), st.data())
+def test_what_a_channel_gets_is_read_in_order_however_it_is_cut(
+    sent: list[tuple[bytes, object]], draw: st.DataObject
+) -> None:
+    """A message for a consumer that has ended is read over."""
+    data = b"".join(frames for frames, _ in sent)
+    cuts = draw.draw(st.lists(st.integers(0, len(data)), max_size=8).map(sorted))
+
+    async def read() -> list[object]:
+        received = Received()
+        received.feed(data, cuts)
+        return received.read
+
+    assert asyncio.run(read()) == [expected for _, expected in sent if expected is not None]
+
+
+@pytest.mark.parametrize(
+    "cut", [b"", b"\x80", b"\x20\x00", b"\x20\x00\x00\x00\x00", b"\x80\x00\x05ab", b"\x00\x01"]
+)
+def test_properties_that_end_too_soon_are_named(cut: bytes) -> None:
+    assert Properties.read(cut).unreadable.startswith("the AMQP properties are malformed: ")
