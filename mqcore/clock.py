@@ -55,6 +55,9 @@ class Clock(Protocol):
         """
 
 
+_NOTHING = nullcontext()
+
+
 class SystemClock:
     """The system's clock, and asyncio's timers."""
 
@@ -87,7 +90,7 @@ class SystemClock:
 
     def busy(self) -> AbstractContextManager[object]:
         """Do nothing: real time passes by itself."""
-        return nullcontext()
+        return _NOTHING
 
 
 class _Alarm:

@@ -81,7 +81,7 @@ class Publisher:
         message = self.composer.message(to, payload, options)
 
         deadline = self._deadline(to, options)
-        declared = await self._declared(to, deadline, message.id)
+        declared = self._known(to) or await self._declared(to, deadline, message.id)
         return await self._send(declared, change(message) if change else message, options, deadline)
 
     async def publish_many(
@@ -97,7 +97,7 @@ class Publisher:
 
         deadline = self._deadline(to, options)
         try:
-            declared = await self._declared(to, deadline)
+            declared = self._known(to) or await self._declared(to, deadline)
             if not isinstance(declared, Router):
                 return await self._send_to_queue(declared, messages, options, deadline)
             plans = await self._plans(declared, messages, options, deadline)
@@ -240,14 +240,16 @@ class Publisher:
     def _remaining(self, deadline: float) -> float:
         return max(deadline - self._clock.monotonic(), 0.0)
 
+    def _known(self, to: Target[Any]) -> Queue[Any] | Router[Any] | str | None:
+        """Return a queue or router that is declared as it is configured, and a bare name itself."""
+        return to if isinstance(to, str) else self._topology.known(to)
+
     async def _declared(
-        self, to: Target[Any], deadline: float, id: str = ""
+        self, to: Queue[Any] | Router[Any] | str, deadline: float, id: str = ""
     ) -> Queue[Any] | Router[Any] | str:
         """Declare a queue or router that is not declared yet, and return it as configured."""
         if isinstance(to, str):
             return to
-        if (known := self._topology.known(to)) is not None:
-            return known
         work = partial(self._topology.ensure_either, to)
         return await self._before_sending(to.name, id, deadline, work)
 

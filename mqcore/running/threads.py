@@ -97,7 +97,8 @@ class ThreadPool:
         cause of a `RuntimeError`, so a cancellation that comes out of here is always the caller's
         own. `RuntimeError` also when the pool is closed.
         """
-        await self.wait_free()
+        if not self.free:
+            await self.wait_free()
         if self._closed:
             raise RuntimeError(f"the thread pool {self._name!r} is closed")
         loop = self._loop = asyncio.get_running_loop()
