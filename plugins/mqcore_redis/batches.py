@@ -92,8 +92,7 @@ class Batches:
     def _outcome(self, queue: str, answer: Answer, index: int) -> Outcome:
         if not isinstance(answer, list):
             return self._trouble(queue, answer)
-        stored = _STORED.get(answer[index])
-        return stored or Failed(
+        return _STORED.get(answer[index]) or Failed(
             ErrorKind.FULL, f"queue {queue!r} holds its max_length of ready messages"
         )
 
@@ -183,10 +182,8 @@ class Batches:
 
     def _refused(self, out: Outgoing) -> Failed | None:
         if not isinstance(out.to, str):
-            return Failed(
-                ErrorKind.PERMANENT,
-                f"Redis does not route: {out.to} has to be resolved to queues first",
-            )
+            text = f"Redis does not route: {out.to} has to be resolved to queues first"
+            return Failed(ErrorKind.PERMANENT, text)
         if out.delay > self._max_delay:
             text = f"a delay of {out.delay:g} s is above max_delay={self._max_delay:g} s"
             return Failed(ErrorKind.PERMANENT, text)

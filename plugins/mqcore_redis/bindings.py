@@ -19,7 +19,7 @@ class Bindings:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._key, self._version_key = session.keys.bindings
+        self._keys = self._key, self._version_key = session.keys.bindings
         self._version: bytes | None = None
         self._known: list[Binding] = []
         self.unreadable = 0
@@ -29,9 +29,7 @@ class Bindings:
         """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
         if not bindings:
             return
-        clash = await self._session.run(
-            "bind", (self._key, self._version_key), *map(_text, bindings)
-        )
+        clash = await self._session.run("bind", self._keys, *map(_text, bindings))
         if clash:
             raise router_mismatch(*(word.decode() for word in clash))
 
@@ -39,7 +37,7 @@ class Bindings:
         """Remove bindings. Those that do not exist are ignored."""
         texts = [_text(binding) for binding in bindings]
         if texts:
-            await self._session.run("unbind", (self._key, self._version_key), *texts)
+            await self._session.run("unbind", self._keys, *texts)
 
     async def of(self, router: str | None = None) -> list[Binding]:
         """Return the bindings of one router, or all."""

@@ -24,7 +24,7 @@ from mqcore.spi import ConnectionLost
 from mqcore_redis.classify import is_answer, other_protocol
 from mqcore_redis.scripts import Call
 
-__all__ = ["PATIENCE", "Answer", "Link", "expire"]
+__all__ = ["PATIENCE", "Answer", "Deadlines", "Link"]
 
 Answer = Any
 """The server's answer: bytes, a number, a list or None. An error is an answer too."""
@@ -214,8 +214,35 @@ class Link(asyncio.Protocol):
                 self.call("PING")
 
 
-def expire(futures: Sequence[asyncio.Future[Answer]]) -> None:
-    """Answer None to the calls that have no answer yet: this is their deadline."""
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+class Deadlines:
+    """Answers None to calls that have no answer by their deadline; one timer serves all calls."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: list[tuple[float, Sequence[asyncio.Future[Answer]]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, deadline: float, futures: Sequence[asyncio.Future[Answer]]) -> None:
+        """Answer None at `deadline`, by the loop's clock, unless there is an answer before."""
+        self._calls.append((deadline, futures))
+        if self._timer is None or deadline < self._timer.when():
+            self._set(deadline)
+
+    def _set(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # Once a second at least: what was answered must not be kept in memory until its deadline.
+        self._timer = self._loop.call_at(min(when, self._loop.time() + 1.0), self._sweep)
+
+    def _sweep(self) -> None:
+        now, calls, self._timer = self._loop.time(), self._calls, None
+        self._calls = []
+        for deadline, futures in calls:
+            left = [future for future in futures if not future.done()]
+            if deadline > now and left:
+                self._calls.append((deadline, left))
+            else:
+                for future in left:
+                    future.set_result(None)
+        if self._calls:
+            self._set(min(deadline for deadline, _ in self._calls))

@@ -114,10 +114,8 @@ def _durability(
     }
     durability = Durability.MEMORY
     if facts.get("appendonly") == "yes":
-        always = (
-            config.get("appendfsync") == "always"
-            and config.get("no-appendfsync-on-rewrite") != "yes"
-        )
+        pauses = config.get("no-appendfsync-on-rewrite") == "yes"
+        always = config.get("appendfsync") == "always" and not pauses
         durability = Durability.MACHINE if always else Durability.PROCESS
     why: dict[str, str | bool] = {name: facts[name] for name in _CONFIG[:3] if name in facts}
     why["verified"] = bool(info or config)

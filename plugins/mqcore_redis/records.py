@@ -59,12 +59,10 @@ def read(record: bytes, expires: bytes) -> tuple[Message, str]:
     which core dead-letters.
     """
     try:
-        message = _read(record, expires)
+        return _read(record, expires), ""
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = f"the record in Redis is malformed: {type(error).__name__}"
         return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record), what
-
-    return message, ""
 
 
 def _read(record: bytes, expires: bytes) -> Message:

@@ -14,7 +14,7 @@ from mqcore.spi import ConnectionLost, QueueNotFound
 from mqcore_redis.cluster import ClusterLink
 from mqcore_redis.dial import client, dial
 from mqcore_redis.keys import Keys
-from mqcore_redis.link import PATIENCE, Answer, Link, expire
+from mqcore_redis.link import PATIENCE, Answer, Deadlines, Link
 from mqcore_redis.options import Place
 from mqcore_redis.scripts import NAMES, Call, script
 
@@ -36,6 +36,7 @@ class Session:
         self._lost = lost
         self._links: list[Link | ClusterLink] = []
         self._client: Redis | None = None
+        self._deadlines = Deadlines()
 
     async def open(self) -> None:
         """Connect and load the scripts.
@@ -133,14 +134,9 @@ class Session:
         An answer may be an exception. It is None when there is none by the deadline.
         """
         futures = self.main.run(calls, at_once=True)
-        if deadline is None:
-            return [await future for future in futures]
-
-        timer = asyncio.get_running_loop().call_at(deadline, expire, futures)
-        try:
-            return [await future for future in futures]
-        finally:
-            timer.cancel()
+        if deadline is not None:
+            self._deadlines.add(deadline, futures)
+        return [await future for future in futures]
 
 
 def raise_if_error(answer: Answer) -> Answer:

@@ -227,22 +227,19 @@ class RedisSubscription(Subscription):
             if raise_if_error(answer.result()) == -1:
                 raise self._session.missing(self.queue)  # noqa: TRY301 - every failure goes one way
             self._born, now, soonest, rows = answer.result()
+            self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
             arrived = deliveries(now, rows, self._sent_at)
+            self._arrived += arrived
+            self._held |= {delivery.receipt: sent + self._lease for sent, delivery in arrived}
+            if self._open and not self._is_receiving:
+                self._give_back()
         except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
             self._failure = error
-            self.rouse()
-            return
-
-        self._next = self._claimed_at + soonest / 1e6 if soonest >= 0 else float("inf")
-        self._arrived += arrived
-        self._held |= {delivery.receipt: sent + self._lease for sent, delivery in arrived}
-        if self._open and not self._is_receiving:
-            self._give_back()
         self.rouse()
 
     def _leave(self) -> None:
         self.closed(self)
-        self._waker.forget(self)
+        self._waker.forget(self.queue, self.wake)
 
     def _give_back(self) -> None:
         """Return what no caller waits for any more."""
@@ -279,14 +276,14 @@ class RedisSubscription(Subscription):
             return
         if room > 0:
             self._wanted = room
-            self._waker.enter(self)
+            self._waker.enter(self.queue, self.wake)
             soonest = self._next
         else:
             soonest = min(self._held.values(), default=0.0)
         try:
             await self._pause(min(deadline, self._poll_at(), soonest))
         finally:
-            self._waker.leave(self)
+            self._waker.leave(self.queue, self.wake)
 
     async def _pause(self, until: float | None) -> None:
         """Wait until `rouse` is called, or until a moment by the loop's clock."""

@@ -34,9 +34,8 @@ async def declare(session: Session, specs: Sequence[QueueSpec]) -> None:
     await _list(session, listed)
     for group in groups.values():
         settings = [keys.one(spec.name, "q") for spec in group]
-        clash = await session.run(
-            "declare", settings, *(value for spec in group for value in _fields(spec))
-        )
+        words = [word for spec in group for word in _fields(spec)]
+        clash = await session.run("declare", settings, *words)
         if clash:
             number, field, found = clash
             raise _mismatch(group[number - 1], field.decode(), found.decode())

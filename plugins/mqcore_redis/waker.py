@@ -9,7 +9,7 @@ own, which ends it when another queue becomes idle.
 
 import asyncio
 import random
-from typing import Protocol
+from collections.abc import Callable
 
 from mqcore.spi import new_id
 from mqcore_redis.cluster import ClusterLink
@@ -17,19 +17,12 @@ from mqcore_redis.link import Link
 from mqcore_redis.scripts import Call
 from mqcore_redis.session import Session, raise_if_error
 
-__all__ = ["Sleeper", "Waker"]
+__all__ = ["Waker"]
 
 BLOCK = 5
 """Seconds that one BLPOP waits."""
-
-
-class Sleeper(Protocol):
-    """A consumer that may be idle."""
-
-    queue: str
-
-    def wake(self) -> None:
-        """Claim now, because there may be something."""
+_Wake = Callable[[], None]
+"""Makes an idle consumer claim, because there may be something."""
 
 
 class Waker:
@@ -43,17 +36,16 @@ class Waker:
 
         All of a session at the same moment, and not together with those of other processes.
         """
-        self._idle: dict[str, dict[Sleeper, None]] = {}
+        self._idle: dict[str, dict[_Wake, None]] = {}
         self._listened: dict[str, None] = {}
         self._asked: frozenset[str] = frozenset()
         self._kicked = False
         self._task: asyncio.Task[None] | None = None
         self._link: Link | ClusterLink | None = None
 
-    def enter(self, sleeper: Sleeper) -> None:
+    def enter(self, queue: str, wake: _Wake) -> None:
         """Add an idle consumer, which a token of its queue may wake."""
-        queue = sleeper.queue
-        self._idle.setdefault(queue, {})[sleeper] = None
+        self._idle.setdefault(queue, {})[wake] = None
         self._listened[queue] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen())
@@ -62,29 +54,28 @@ class Waker:
             self._session.main.call("RPUSH", self._kick, 1)
             self._session.main.call("EXPIRE", self._kick, 60)
 
-    def leave(self, sleeper: Sleeper) -> None:
+    def leave(self, queue: str, wake: _Wake) -> None:
         """Remove a consumer that is not idle any more."""
-        sleepers = self._idle.get(sleeper.queue, {})
-        sleepers.pop(sleeper, None)
+        sleepers = self._idle.get(queue, {})
+        sleepers.pop(wake, None)
         if not sleepers:
-            self._idle.pop(sleeper.queue, None)
+            self._idle.pop(queue, None)
 
-    def forget(self, sleeper: Sleeper) -> None:
+    def forget(self, queue: str, wake: _Wake) -> None:
         """Remove a consumer that ends.
 
         Its queue is not listened to any more, unless others are idle there.
         """
-        self.leave(sleeper)
-        if sleeper.queue not in self._idle:
-            self._listened.pop(sleeper.queue, None)
+        self.leave(queue, wake)
+        if queue not in self._idle:
+            self._listened.pop(queue, None)
 
     def pass_on(self, queue: str) -> None:
         """Give a token to another idle consumer of the queue, or put it back."""
-        sleepers = self._idle.get(queue)
-        if sleepers:
-            sleeper = next(iter(sleepers))
-            self.leave(sleeper)
-            sleeper.wake()
+        if sleepers := self._idle.get(queue):
+            wake = next(iter(sleepers))
+            self.leave(queue, wake)
+            wake()
             return
         self._listened.pop(queue, None)
         if self._session.error is None:

@@ -32,6 +32,9 @@ local function each(command, key, values)
 end
 
 local function ask(command, key, values)
+  if #values > 0 and #values <= 4000 then
+    return call(command, key, unpack(values))
+  end
   local answers = {}
   for first = 1, #values, 4000 do
     local part = call(command, key, unpack(values, first, math.min(first + 3999, #values)))

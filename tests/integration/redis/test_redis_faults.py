@@ -151,11 +151,12 @@ async def test_on_a_full_server_bindings_and_queues_can_be_removed(
 async def test_a_full_server_is_drained_by_a_fresh_worker_and_by_one_that_was_cut_off(
     private: Callable[..., Private],
 ) -> None:
+    """A claim may be under way when the connections are cut: what it took waits for its lease."""
     server, queue, app = private(*ALWAYS), Queue(f"t.{new_id()[:12]}", str), App("full")
     done: set[str] = set()
     cut = asyncio.Event()
 
-    @app.consumer(queue, concurrency=1)
+    @app.consumer(queue, concurrency=1, lease=3)
     async def handle(word: str) -> None:
         done.add(word)
         if len(done) == 20 and not cut.is_set():
