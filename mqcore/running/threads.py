@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One call on its way through a thread. `over` and `gone` are touched on the loop only."""
+    """One call on its way through a thread. `over` and `gone` are changed on the loop only."""
 
     call: Callable[[], Any]
     context: contextvars.Context
@@ -131,12 +131,14 @@ class ThreadPool:
     # On the loop
 
     def _submit(self, job: _Job) -> None:
-        self._waiting.append(job)
         if self._taken == self._threads:
-            self._threads += 1
+            # This may fail, where the system has no thread left. So the call does not wait yet.
             name = f"{self._name}-{next(self._numbers)}"
             threading.Thread(target=self._work, name=name, daemon=True).start()
-        elif not self._is_waking:
+            self._threads += 1
+
+        self._waiting.append(job)
+        if not self._is_waking:
             self._wake_one()
         self._taken += 1
 
@@ -184,7 +186,9 @@ class ThreadPool:
             if self._waiting and not self._is_waking:
                 self._wake_one()
             try:
-                job.result = job.context.run(job.call)
+                # What was released, or ran out of time, before it began must not begin (G13).
+                if not job.gone:
+                    job.result = job.context.run(job.call)
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result; nothing may end the thread
                 job.error = error
             self._ended.append(job)

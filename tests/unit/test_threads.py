@@ -318,3 +318,44 @@ def test_a_thread_that_outlives_its_loop_ends_quietly() -> None:
     go.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+async def test_a_call_for_which_no_thread_could_be_started_does_not_run_later() -> None:
+    pool, ran = ThreadPool(1, "refused"), threading.Event()
+    before = threading.stack_size(1 << 60)  # more than any machine has
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await pool.run(ran.set)
+    finally:
+        threading.stack_size(before)
+
+    assert (pool.free, pool.stuck) == (1, 0)
+    async with asyncio.timeout(10):
+        assert await pool.run(lambda: "after") == "after"
+    assert not ran.is_set()
+    assert (pool.free, pool.stuck) == (1, 0)
+    pool.close()
+
+
+async def test_a_call_whose_caller_has_gone_before_it_began_does_not_begin() -> None:
+    """Its message was released, and another worker may run it already (G13)."""
+    pool, may_take, ran = ThreadPool(1, "gone"), threading.Event(), threading.Event()
+
+    class Waiting(deque[Any]):
+        def popleft(self) -> object:
+            may_take.wait()
+            return super().popleft()
+
+    pool._waiting = Waiting()
+    task = asyncio.create_task(pool.run(ran.set))
+    await asyncio.sleep(0)  # it is handed over
+    task.cancel()
+    await asyncio.wait({task})
+    assert (pool.free, pool.stuck) == (0, 1)
+    may_take.set()
+
+    async with asyncio.timeout(10):
+        await pool.wait_free()
+    assert not ran.is_set()
+    assert (pool.free, pool.stuck) == (1, 0)
+    pool.close()
