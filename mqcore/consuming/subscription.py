@@ -328,12 +328,12 @@ class LiveSubscription:
                         self.rules.queue,
                         held.delivery.message.id,
                         verdict=decision.verdict,
-                        error=result.text,
+                        error=_why(result),
                     )
             batch = again
             if batch:
                 if missing:
-                    with suppress(MqcoreError):
+                    with suppress(Exception):
                         await self._redeclare()
                 await self._clock.sleep(random.uniform(0, wait))
                 wait = min(wait * 2, _LAST_WAIT)
@@ -345,9 +345,14 @@ class LiveSubscription:
         if subscription is None:
             return [Failed(ErrorKind.TRANSIENT, "the connection is being restored")] * len(batch)
         try:
-            return await subscription.settle(
+            results = await subscription.settle(
                 [decision.settlement for _, decision in batch], timeout=_SETTLE_TIMEOUT
             )
+            if len(results) == len(batch):
+                return results
+            # Each message needs an answer, or it would keep its place in the prefetch.
+            text = f"the driver answered {len(results)} of {len(batch)} settlements"
+            return [Unknown(text)] * len(batch)
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: repeating a settlement is safe
             return [Unknown(describe_error(error), error)] * len(batch)
 
@@ -477,6 +482,13 @@ class LiveSubscription:
             if not await grace.wait_for_answers(tuple(self._tasks), ANSWERED):
                 return
             await asyncio.sleep(0)  # a task that has ended may have settled something
+
+
+def _why(result: object) -> str:
+    """Return why a settlement has to be repeated; also for what no driver may answer."""
+    if isinstance(result, (Failed, Unknown)):
+        return result.text
+    return f"the driver answered {type(result).__name__}, which is not an outcome"
 
 
 async def _always() -> float:

@@ -483,6 +483,8 @@ class _BlockingSubscription(Subscription):
         self._backend, self._prefetch, self._lease = backend, prefetch, lease
         self._held: dict[bytes, float] = {}
         """What is unsettled, and when its lease ends by our clock."""
+        self._unseen: Sequence[Delivery] = []
+        """What the thread has claimed and the loop has not handed out yet."""
         self._is_open = True
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
@@ -532,17 +534,16 @@ class _BlockingSubscription(Subscription):
 
     def end(self, thread: CallThread, driver: BlockingDriver) -> asyncio.Future[None]:
         """Close without waiting: the thread gives back what is unsettled, in its turn."""
-        self._stop()
-
-        def unsubscribe() -> None:  # here, on the thread: settlements of ours may come before it
-            driver.unsubscribe(self._consumer, list(self._held))
-
-        return thread.post(unsubscribe)
-
-    def _stop(self) -> None:
         self._is_open = False
         self._backend.forget(self)
         self.awake.set()
+
+        def unsubscribe() -> None:  # here, on the thread: settlements of ours may come before it
+            with suppress(Exception):  # a lease ends by itself
+                self._return_unseen(driver)
+            driver.unsubscribe(self._consumer, list(self._held))
+
+        return thread.post(unsubscribe)
 
     async def _room(self) -> int:
         """Return how many messages may be claimed. An ended lease takes no room (G12)."""
@@ -563,30 +564,26 @@ class _BlockingSubscription(Subscription):
         before = self._backend.clock.monotonic()
 
         def claim(driver: BlockingDriver) -> Sequence[Delivery]:
-            claimed = driver.claim(self._consumer, room)
-            if self._is_open:
-                return claimed
-            # closed during the claim: these messages were not handed out
-            _return_unseen(self.queue, driver, claimed)
-            return []
+            self._unseen = driver.claim(self._consumer, room)
+            if not self._is_open:  # closed during the claim
+                self._return_unseen(driver)
+            return self._unseen
 
         try:
-            claimed: Sequence[Delivery] = await self._backend.run(
-                claim, timeout, partial(_return_unseen, self.queue)
-            )
+            claimed = await self._backend.run(claim, timeout, self._return_unseen)
         except (CallNotBegun, CallNotEnded):
             return []
 
-        if self._is_open:
-            for delivery in claimed:
-                self._held[delivery.receipt] = before + self._lease
-            return claimed
+        if not self._is_open:  # closed after the claim: the end of the consumer returns them
+            return []
+        self._unseen = []
+        self._held |= {each.receipt: before + self._lease for each in claimed}
+        return claimed
 
-        # Closed after the claim. They are not in `_held`, or the end of the consumer, which the
-        # thread may not have begun, would mark them as taken over.
-        if claimed:
-            await self._backend.run(lambda driver: _return_unseen(self.queue, driver, claimed))
-        return []
+    def _return_unseen(self, driver: BlockingDriver, _claimed: object = None) -> None:
+        """Give back, unmarked, what was claimed and not handed out; on the thread."""
+        unseen, self._unseen = self._unseen, []
+        _return_unseen(self.queue, driver, unseen)
 
     async def _wait(self, delay: float, *, is_idle: bool) -> None:
         self.is_idle = is_idle

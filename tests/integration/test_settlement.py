@@ -16,7 +16,7 @@ from support.faulty import (
 )
 
 from mqcore import Broker, LeaseLost, Queue, RetryPolicy
-from mqcore.spi import ErrorKind
+from mqcore.spi import DONE, ErrorKind
 from mqcore.testing import VirtualClock
 
 jobs = Queue("jobs", str)
@@ -57,6 +57,33 @@ async def test_a_settlement_without_a_good_answer_is_repeated(
         await clock.advance(20)
         assert (await faulty.counts(jobs))[0].leased == 0
     assert log.seen == ["a"]
+
+
+def answers(*results: Any) -> Any:
+    """A driver that settles nothing and breaks the seam's rule: one answer for each settlement."""
+
+    async def fault(*_: Any) -> Any:
+        return list(results)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [answers(), answers(DONE, DONE), answers(None), answers("done")],
+    ids=["too few", "too many", "none", "a text"],
+)
+async def test_an_answer_that_no_driver_may_give_keeps_no_place(
+    faulty: Broker, faults: Faults, clock: VirtualClock, serve: Any, log: Log, fault: Any
+) -> None:
+    faults.keeps_claims = True
+    await faulty.publish_many(jobs, ["a", "b"])
+    faults.next("settle", fault, fault)
+    async with serve(jobs, log, on=faulty, concurrency=1, prefetch=1):
+        await clock.advance(20)
+        assert (await faulty.counts(jobs))[0].total == 0
+    assert log.seen == ["a", "b"]
+    assert faulty.events.counts["settle.failed"] == 2
 
 
 async def test_a_move_that_fails_leaves_its_source_and_is_tried_again(

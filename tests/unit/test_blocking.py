@@ -396,6 +396,34 @@ async def test_a_close_ends_a_waiting_receive_and_what_it_claims_goes_back_unmar
     await backend.close()
 
 
+def await_the_thread(backend: Adapted) -> None:
+    """Wait until the thread has done all that it has, and let nothing run on the loop meanwhile."""
+    done = threading.Event()
+    backend._thread._calls.put(done.set)
+    assert done.wait(LONG)
+
+
+@pytest.mark.parametrize("how", ["backend", "subscription", "cancelled"])
+async def test_a_claim_whose_answer_comes_beside_the_close_goes_back_unmarked(how: str) -> None:
+    backend, driver = await opened()
+    consumer = await backend.subscribe("q", prefetch=9, lease=30)
+
+    task = asyncio.create_task(consumer.receive(9, LONG))
+    await asyncio.sleep(0)
+    await_the_thread(backend)  # it has claimed, and the loop does not know it yet
+    assert driver.calls[-1] == "claim"
+    if how == "cancelled":
+        task.cancel()
+    await (consumer if how == "subscription" else backend).close()
+
+    (answer,) = await asyncio.gather(task, return_exceptions=True)
+    assert answer == [] or isinstance(answer, asyncio.CancelledError)
+    assert driver.ready == ["0", "1", "2", "3"]
+    assert driver.calls.count("give_back") == 1
+    assert "unsubscribe []" in driver.calls
+    await backend.close()
+
+
 @pytest.mark.parametrize("how", ["late", "cancelled"])
 async def test_a_close_beside_a_stuck_call_leaves_the_thread_and_cuts_the_connection(
     how: str, monkeypatch: pytest.MonkeyPatch
