@@ -62,6 +62,9 @@ class _Host(Protocol):
     @property
     def has_ordinary(self) -> bool: ...
 
+    @property
+    def failure(self) -> BaseException | None: ...
+
     def wake(self) -> None: ...
 
     def release(self, held: HeldDelivery) -> None: ...
@@ -139,6 +142,8 @@ class Quarantine:
 
     def _enter(self) -> bool:
         """Enter the lock alone, unless it is an ordinary message's turn."""
+        if self._host.failure is not None:
+            return False  # nothing is handed out any more, and others must not wait for it
         if self._isolation.ordinary_next and self._host.has_ordinary:
             return False
         return self._isolation.enter_exclusive(self)
@@ -175,9 +180,13 @@ class Quarantine:
     def stop(self) -> HeldDelivery | None:
         """Leave the lock, stop waiting for it, and hand over the suspect that is kept."""
         suspect = self.take()
+        self.give_up()
+        return suspect
+
+    def give_up(self) -> None:
+        """Leave the lock, and stop waiting for it."""
         self._isolation.give_up(self)
         self._leave()
-        return suspect
 
     async def permit(self) -> float:
         """Wait until the quarantine may be asked; return for how many seconds.
@@ -186,8 +195,7 @@ class Quarantine:
         by now.
         """
         if self.state in {QuarantineState.CHECKING, QuarantineState.ASKING}:  # it has not come
-            self._leave()
-            self._isolation.give_up(self)
+            self.give_up()
             self._change(QuarantineState.IDLE)
 
         with suppress(TimeoutError):

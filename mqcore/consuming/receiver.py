@@ -167,6 +167,7 @@ class Receiver:
     def _fail(self, error: Exception) -> None:
         """A subscription has ended for good: raise its error to those that wait for messages."""
         self.failure = error
+        self._quarantine.give_up()  # other consumers of this broker go on (G4)
         self._wake.set()
 
     def _accept(self, held: HeldDelivery) -> None:

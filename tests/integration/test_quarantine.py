@@ -6,20 +6,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from support.faulty import Faults, WrongPassword, raised
 
 from mqcore import (
     App,
     Broker,
+    BrokerError,
     Context,
     DeadLetter,
     Queue,
+    QueueNotFound,
     Received,
     Retry,
     RetryPolicy,
     Worker,
     fixed,
 )
-from mqcore.consuming.isolation import IsolationLock
+from mqcore.consuming.isolation import Entry, IsolationLock
 from mqcore.testing import VirtualClock
 
 Dead = Callable[[Queue[Any] | str], Awaitable[list[DeadLetter]]]
@@ -484,3 +487,35 @@ async def test_a_suspect_that_is_lost_before_anybody_takes_it_leaves_the_gate_op
     await clock.settle()
     await receiver.close()
     assert isolation.enter_shared(), "others wait for a suspect that is gone"
+
+
+@pytest.mark.parametrize("where", ["waiting for the lock", "in the lock"])
+async def test_a_consumer_that_failed_keeps_no_other_from_running(
+    faulty: Broker, faults: Faults, broker: Broker, clock: VirtualClock, where: str
+) -> None:
+    isolation = IsolationLock()
+    receiver = await faulty._session.receiver(jobs, None, prefetch=1, lease=30, isolation=isolation)
+    await receiver.start()
+    assert isolation.enter_shared()  # another consumer runs a handler
+    caller = asyncio.create_task(receiver.next())
+    await clock.settle()
+    await faulty.publish("jobs.quarantine", "suspect")
+    await clock.settle()
+    assert not isolation.enter_shared(), "the suspect waits for its turn"
+
+    faults.next("declare", *[raised(WrongPassword("revoked"))] * 2)
+    if where == "waiting for the lock":
+        await broker.delete("jobs")
+        await clock.advance(5)
+        isolation.leave(Entry.SHARED)
+    else:  # it fails while it asks for the suspect
+        faults.next("receive", raised(QueueNotFound("gone")))
+        isolation.leave(Entry.SHARED)
+        await clock.advance(5)
+    with pytest.raises(BrokerError, match="revoked"):
+        await caller
+    for _ in range(2):
+        assert isolation.enter_shared(), "others wait for a consumer that has ended"
+        with pytest.raises(BrokerError, match="revoked"):
+            await receiver.next()
+    await receiver.close()

@@ -28,6 +28,7 @@ class Host:
         self.stopped = False
         self.has_callers = True
         self.has_ordinary = False
+        self.failure: BaseException | None = None
         self.released: list[HeldDelivery] = []
 
     def wake(self) -> None:
