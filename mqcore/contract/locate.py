@@ -69,7 +69,8 @@ def raised_at(error: BaseException, backend: Backend | None, *, own: bool = Fals
     With `own`, empty when that line is not in the backend.
     """
     found: list[tuple[FrameType, int]] = []
-    for raised in (error, error.__cause__):
+    # Before Python 3.11.3, asyncio's TimeoutError has the cancellation as its context only.
+    for raised in (error, error.__cause__ or error.__context__):
         if raised is error or isinstance(raised, asyncio.CancelledError):
             trace = raised.__traceback__
             while isinstance(trace, TracebackType):

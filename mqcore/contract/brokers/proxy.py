@@ -94,6 +94,11 @@ class _End(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._connecting: asyncio.Task[None] | None = None
         self._over = False
+        self._early = bytearray()
+        """What came before the connection to the server.
+
+        Before Python 3.11.3, a transport that is paused in `connection_made` reads all the same.
+        """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -114,6 +119,8 @@ class _End(asyncio.Protocol):
             if self._over:
                 self._other.reset()
             else:
+                self._other._transport.write(bytes(self._early))  # noqa: SLF001 - the other end of the same connection
+                self._early.clear()
                 self._transport.resume_reading()
 
     def hold(self, *, held: bool) -> None:
@@ -123,7 +130,9 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._other is not None:
-            self._other._transport.write(data)  # noqa: SLF001 - the other end of the same connection
+            self._other._transport.write(data)  # noqa: SLF001 - as above
+        else:
+            self._early += data
 
     def pause_writing(self) -> None:
         if self._other is not None:
