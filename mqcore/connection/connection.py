@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mqcore.config.url import refused_clause
 from mqcore.connection.sender import Sender
 from mqcore.connection.survived import Survived
+from mqcore.connection.tasks import begin_later
 from mqcore.errors import (
     BrokerError,
     ConfigurationError,
@@ -255,7 +256,7 @@ class Connection:
         self.error = error
         self.events.emit("connection.lost", error=describe_error(error))
         # First, so that no listener's exception can prevent it; it begins after them.
-        self._reconnecting = asyncio.create_task(self._reconnect())
+        self._reconnecting = begin_later(self._reconnect())
         for listener in tuple(self.on_lost):
             listener()
 

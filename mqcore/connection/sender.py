@@ -14,6 +14,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mqcore.connection.tasks import begin_later
 from mqcore.errors import MqcoreError
 from mqcore.rules.redact import describe_error
 from mqcore.spi import ErrorKind, Failed, Unknown
@@ -72,7 +73,7 @@ class Sender:
         self._waiting.append(call)
         if len(self._waiting) == 1:
             # The task runs in the next turn of the loop, after all callers of this turn.
-            self._tasks.add(loop.create_task(self._send()))
+            self._tasks.add(begin_later(self._send()))
 
         try:
             async with self._clock.timeout(timeout):

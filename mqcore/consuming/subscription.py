@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mqcore.connection.tasks import begin_later
 from mqcore.consuming.grace import ANSWERED, UNSUBSCRIBED
 from mqcore.consuming.held import HeldDelivery
 from mqcore.consuming.proofs import Proofs
@@ -126,7 +127,7 @@ class LiveSubscription:
             self.rules.source, self.prefetch, self._lease
         )
         self._connection.on_lost.add(self._cut_off)
-        self._pump = asyncio.create_task(self._run())
+        self._pump = begin_later(self._run())
 
     async def _run(self) -> None:
         while asyncio.current_task() is self._pump:
@@ -223,12 +224,12 @@ class LiveSubscription:
             if self._stopped:
                 self._mend_stopped()
             else:
-                self._pump = asyncio.create_task(self._run())
+                self._pump = begin_later(self._run())
 
     def _mend_stopped(self) -> None:
         """Subscribe again after a stop, if something is held that has to be settled."""
         if self._subscription is None and self.held:
-            self._pump = asyncio.create_task(self._run())
+            self._pump = begin_later(self._run())
 
     def _forget_lost(self) -> None:
         """Where the connection is the lease, all that we hold is lost.
