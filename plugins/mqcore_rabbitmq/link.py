@@ -52,7 +52,7 @@ _LARGEST_FRAME, _FRAME_OVERHEAD = 131_072, 20
 """Bytes of a frame where the broker sets no limit, and those in it that are not properties."""
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
 """The prefix of the names of a direct reply: RabbitMQ gives a consumer of these no queue."""
-_NO_LIMIT = 2**31 - 1
+_LARGEST_READ = 131_072
 _serials = itertools.count(1)
 
 
@@ -74,28 +74,47 @@ class _Services(_AsyncioIOServicesAdapter):
     ) -> AbstractIOReference:
         async def connect() -> tuple[asyncio.Transport, Any]:
             loop = asyncio.get_running_loop()
-            transport, _ = await loop.create_connection(
-                _Silent, sock=sock, ssl=ssl_context, server_hostname=server_hostname
+            transport, stream = await loop.create_connection(
+                _Stream, sock=sock, ssl=ssl_context, server_hostname=server_hostname
             )
             if transport.is_closing():
                 raise ConnectionResetError("the connection was reset while it was opened")
 
-            protocol = protocol_factory()
-            transport.set_write_buffer_limits(_NO_LIMIT)  # pika's protocol cannot be paused
-            transport.set_protocol(protocol)
-            protocol.connection_made(transport)
+            stream.pika = protocol_factory()
+            stream.pika.connection_made(transport)
             loop.call_soon(transport.resume_reading)  # when pika has the result of this
-            return transport, protocol
+            return transport, stream.pika
 
         return _AsyncioIOReference(asyncio.ensure_future(connect()), on_done)
 
 
-class _Silent(asyncio.Protocol):
-    """Reads nothing, until pika's protocol replaces it."""
+class _Stream(asyncio.BufferedProtocol):
+    """Passes what comes to pika's protocol, and reads nothing before there is one.
+
+    It reads into one buffer. asyncio would allocate 256 KiB for each read and shrink it then, which
+    takes three calls of the system.
+    """
+
+    def __init__(self) -> None:
+        self.pika: Any = None
+        self._buffer = memoryview(bytearray(_LARGEST_READ))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.ReadTransport):
             transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's own guess
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.pika.data_received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        return bool(self.pika.eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.pika is not None:
+            self.pika.connection_lost(exc)
 
 
 class _Connection(AsyncioConnection):
