@@ -74,12 +74,15 @@ class _Services(_AsyncioIOServicesAdapter):
     ) -> AbstractIOReference:
         async def connect() -> tuple[asyncio.Transport, Any]:
             loop = asyncio.get_running_loop()
+            try:
+                sock.getpeername()
+            except OSError as error:
+                sock.close()
+                raise ConnectionResetError("the connection was reset while it opened") from error
+
             transport, stream = await loop.create_connection(
                 _Stream, sock=sock, ssl=ssl_context, server_hostname=server_hostname
             )
-            if transport.is_closing():
-                raise ConnectionResetError("the connection was reset while it was opened")
-
             stream.pika = protocol_factory()
             stream.pika.connection_made(transport)
             loop.call_soon(transport.resume_reading)  # when pika has the result of this
