@@ -24,7 +24,7 @@ from pydantic_core import PydanticSerializationError
 
 from mqcore.errors import ConfigurationError, DecodeError, ValidationError
 from mqcore.messages.encoding import MOST, charset_of, undone
-from mqcore.messages.roundtrip import difference, is_exact, is_plain, keeps_plain
+from mqcore.messages.roundtrip import difference, has_no_float, is_exact, is_plain, keeps_plain
 
 __all__ = ["BytesCodec", "Codec", "Codecs", "JsonCodec", "Payload", "TextCodec", "encode_any"]
 
@@ -79,6 +79,8 @@ class JsonCodec:
             )
         except PydanticSerializationError as error:
             raise ValidationError(_unwritable(str(error))) from None
+        if has_no_float(adapter):
+            return body
         # pydantic writes NaN as null, and as the key "None", unless the type's own configuration
         # says otherwise
         if (b"null" in body or b"None" in body or _may_overflow(body)) and not _finite(value):
@@ -103,7 +105,9 @@ class JsonCodec:
                     f"not JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
                 ) from None
             raise
-        if not is_plain(value) and _may_overflow(body) and not _finite(value):
+        if is_plain(value) or has_no_float(adapter):
+            return value
+        if _may_overflow(body) and not _finite(value):
             raise ValidationError(_NOT_FINITE)
         return value
 

@@ -32,12 +32,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from mqcore.messages.schema import ANYTHING, NOWHERE, Place, exact_classes, is_open
+from mqcore.messages.schema import (
+    ANYTHING,
+    NOWHERE,
+    Place,
+    exact_classes,
+    is_open,
+    names_float,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
-__all__ = ["Difference", "difference", "is_exact", "is_plain", "keeps_plain"]
+__all__ = ["Difference", "difference", "has_no_float", "is_exact", "is_plain", "keeps_plain"]
 
 _Found = tuple[tuple[object, ...], str]
 _TEXTS = (str, bytes, bytearray)
@@ -66,6 +73,16 @@ def is_exact(adapter: TypeAdapter[Any]) -> bool:
 @lru_cache(maxsize=1024)
 def _exact_classes(adapter: TypeAdapter[Any]) -> tuple[type, ...] | None:
     return exact_classes(adapter.core_schema)
+
+
+def has_no_float(adapter: TypeAdapter[Any]) -> bool:
+    """Whether no value of this type can hold a float, and so neither NaN nor Infinity."""
+    return is_exact(adapter) and _names_no_float(adapter)
+
+
+@lru_cache(maxsize=1024)
+def _names_no_float(adapter: TypeAdapter[Any]) -> bool:
+    return not names_float(adapter.core_schema)
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["ANYTHING", "NOWHERE", "Place", "Schema", "exact_classes", "is_open"]
+__all__ = ["ANYTHING", "NOWHERE", "Place", "Schema", "exact_classes", "is_open", "names_float"]
 
 Schema = Mapping[str, Any]
 _ANY: Schema = {"type": "any"}
@@ -139,6 +139,13 @@ def exact_classes(schema: Schema) -> tuple[type, ...] | None:
     named = {item["ref"]: item for item in schema.get("definitions", ())}
     models: dict[str, type] = {}
     return tuple(models.values()) if _is_exact(schema, named, models) else None
+
+
+def names_float(schema: object) -> bool:
+    """Whether a float is declared anywhere in a schema."""
+    if isinstance(schema, Mapping):
+        return schema.get("type") == "float" or any(map(names_float, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(names_float, schema))
 
 
 def is_open(schema: Schema) -> bool:

@@ -35,7 +35,7 @@ from pydantic import (
 
 from mqcore.errors import ValidationError
 from mqcore.messages.codec import Codecs, JsonCodec, Payload, encode_any
-from mqcore.messages.roundtrip import difference, is_exact, is_plain, keeps_plain
+from mqcore.messages.roundtrip import difference, has_no_float, is_exact, is_plain, keeps_plain
 
 CODECS = Codecs.default()
 SECRET = "hunter2"
@@ -740,3 +740,32 @@ def test_the_configuration_of_an_adapter_may_change_what_is_read(type_: Any) -> 
     assert payload.encode({"a": "b"}, CODECS)[0] == b'{"a":"b"}'
     with pytest.raises(ValidationError, match="the consumer"):
         payload.encode({"A": "b"}, CODECS)
+
+
+class Counted(BaseModel):
+    count: int
+    words: list[str]
+
+
+class Weighed(Counted):
+    weight: dict[str, list[float | None]]
+
+
+@pytest.mark.parametrize("type_", [int, str, list[int], dict[str, Order | None], UUID], ids=str)
+def test_a_type_without_a_float_holds_no_nan(type_: Any) -> None:
+    assert has_no_float(TypeAdapter(list[type_])) is ("Order" not in repr(type_))  # has subclasses
+
+
+@pytest.mark.parametrize(
+    "type_", [float, Any, dict, Weighed, list[float], Decimal, int | float, Counted], ids=str
+)
+def test_a_type_that_may_hold_a_float_is_looked_at(type_: Any) -> None:
+    """`Counted` has a subclass with a float: such a value may be given where it is declared."""
+    assert not has_no_float(TypeAdapter(type_))
+
+
+def test_nan_in_a_subclass_is_refused_where_its_base_has_no_float() -> None:
+    value = Weighed(count=1, words=[], weight={"a": [float("nan")]})
+    payload: Payload[Any] = Payload(Counted)
+    with pytest.raises(ValidationError):
+        payload.encode(value, CODECS)
