@@ -231,7 +231,7 @@ class RedisSubscription(Subscription):
             arrived = deliveries(now, rows, self._sent_at)
             self._arrived += arrived
             self._held |= {delivery.receipt: sent + self._lease for sent, delivery in arrived}
-            if self._open and not self._is_receiving:
+            if not (self._open and self._is_receiving):
                 self._give_back()
         except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
             self._failure = error

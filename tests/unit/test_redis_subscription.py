@@ -171,3 +171,23 @@ async def test_a_claim_that_fails_while_the_consumer_sleeps_ends_it() -> None:
         (await server.claim())[1].set_result(ConnectionResetError("reset"))
         await asyncio.wait([receiving])
         assert isinstance(receiving.exception(), ConnectionResetError)
+
+
+async def test_what_comes_after_a_close_that_was_cut_short_goes_back() -> None:
+    """Nothing else returns it before its lease ends, and that would count as a takeover (G13)."""
+    server = Server()
+    async with asyncio.timeout(10):
+        consumer = await started(server, prefetch=10)
+        receiving = asyncio.create_task(consumer.receive(10, 60))
+        await asyncio.sleep(0)
+        server.asked.clear()
+        consumer.wake()
+        _, claim = await server.claim()
+        receiving.cancel()
+        closing = asyncio.create_task(consumer.close())
+        await asyncio.sleep(0)
+        closing.cancel()  # the answer to the claim has not come in time
+        await asyncio.wait([receiving, closing])
+        claim.set_result(answer(b"r"))
+        await asyncio.sleep(0)
+        assert server.returned == [b"r"]
