@@ -3,8 +3,8 @@
     python benchmarks/floor.py
 
 A row is the ratio of CPU times, so other load on the machine hardly counts; of all rounds, which
-are interleaved, the best of either side. A limit is 1.6 times what was measured when it was set:
-noise stays below it, and a cost that doubles does not.
+are interleaved, the best of either side. A limit is 1.7 to 1.9 times what was measured when it was
+set: noise stays below it, and a cost that doubles does not.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from common import Job, Scenario
 
 from mqcore.contract.brokers import Brokers, BrokerUnavailable
 
-ROUNDS = 5
+ROUNDS = 7
 RAW = {
     "memory": raw_memory.SCENARIOS,
     "redis": raw_redis.SCENARIOS,
@@ -31,16 +31,19 @@ RAW = {
 }
 MESSAGES = {"one by one": 500, "bulk": 4000, "drain": 4000}
 LIMITS = {
-    ("memory", "one by one"): 1.0,
-    ("memory", "bulk"): 1.0,
-    ("memory", "drain"): 1.0,
-    ("redis", "one by one"): 1.0,
-    ("redis", "bulk"): 1.0,
-    ("redis", "drain"): 1.0,
-    ("rabbitmq", "bulk"): 1.0,
-    ("rabbitmq", "drain"): 1.0,
+    ("memory", "one by one"): 23.0,
+    ("memory", "bulk"): 8.0,
+    ("memory", "drain"): 20.0,
+    ("redis", "bulk"): 3.5,
+    ("redis", "drain"): 17.0,
+    ("rabbitmq", "bulk"): 3.4,
+    ("rabbitmq", "drain"): 7.0,
 }
-"""How many times the raw client's CPU time a message may cost. `benchmarks/peers.py` measures."""
+"""How many times the raw client's CPU time a message may cost. `benchmarks/peers.py` measures.
+
+Publishing one by one over a socket is not here: its CPU time is mostly that of switching between
+processes, and doubles on a busy machine.
+"""
 
 
 def cost(scenario: Scenario, url: str, count: int) -> float:
@@ -77,7 +80,7 @@ def main() -> int:
             verdict = "" if mine <= limit * raw else "   TOO SLOW"
             print(
                 f"{kind:9} {scenario:11} {mine:7.1f} us a message, raw {raw:6.1f} us: "
-                f"{mine / raw:5.1f} times, limit {limit:.1f}{verdict}",
+                f"{mine / raw:5.1f} times, limit {limit:g}{verdict}",
                 flush=True,
             )
     return int(above > 0)
