@@ -35,7 +35,7 @@ LIMITS = {
     ("memory", "bulk"): 8.0,
     ("memory", "drain"): 20.0,
     ("redis", "bulk"): 3.5,
-    ("redis", "drain"): 17.0,
+    ("redis", "drain"): 27.0,
     ("rabbitmq", "bulk"): 3.4,
     ("rabbitmq", "drain"): 7.0,
 }
