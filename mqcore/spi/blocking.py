@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockingBackend", "BlockingDriver", "CallNotBegun", "CallNotEnded", "CallThread"]
 
 R = TypeVar("R")
+_Lost = Callable[[Exception], None]
 
 _CLOSE = 1.5
 """Seconds that `close` waits for the thread. A Backend must be closed within 2 s."""
@@ -159,6 +160,15 @@ class BlockingDriver(ABC):
         serves them all. Must include a queue that is missing. The default returns all queues.
         """
         return queues
+
+    def is_quiet(self, queues: Sequence[str]) -> bool:  # noqa: ARG002 - for overriding
+        """Return whether `pending` would certainly return nothing; it is not called then.
+
+        Runs on the event loop, while the thread may be inside a call, so it must not block and must
+        not use the connection. It saves an idle process the way through the thread. The default
+        returns False.
+        """
+        return False
 
     def held(self, consumer: Any, receipts: Sequence[bytes]) -> Collection[bytes]:  # noqa: ARG002 - for overriding
         """Return the claims that still hold.
@@ -445,9 +455,7 @@ class BlockingBackend(Backend):
         """Drop a subscription that has ended."""
         self._subscriptions.discard(subscription)
 
-    def _lose(
-        self, driver: BlockingDriver, error: Exception, lost: Callable[[Exception], None]
-    ) -> None:
+    def _lose(self, driver: BlockingDriver, error: Exception, lost: _Lost) -> None:
         if driver is self._driver and self._error is None:
             self._error = error
             for subscription in self._subscriptions:
@@ -459,7 +467,7 @@ class BlockingBackend(Backend):
         while True:
             await self.clock.sleep(self.poll)
             queues = sorted({it.queue for it in self._subscriptions if it.is_idle})
-            if not queues:
+            if not queues or self._driver is None or self._driver.is_quiet(queues):
                 continue
 
             try:

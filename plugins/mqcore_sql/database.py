@@ -119,6 +119,10 @@ class Database(ABC):
         """Return whether another connection may have changed something since the last call."""
 
     @abstractmethod
+    def may_have_changed(self) -> bool:
+        """Return whether `changed` has to be asked; from any thread, and without the connection."""
+
+    @abstractmethod
     def notify(self) -> None:
         """Tell other processes that messages were stored, where that takes a statement."""
 

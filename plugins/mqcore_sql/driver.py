@@ -251,16 +251,28 @@ class SqlDriver(BlockingDriver):
         Without a change nothing becomes ready before a moment that is known, and is looked for
         after a second at the latest.
         """
-        now, watched = self._clock.monotonic(), tuple(queues)
-        has_changed = self._db.changed() or self._store.is_dirty
-        if not has_changed and watched == self._watched and now < self._quiet_until:
+        has_changed = self._db.changed()
+        if not has_changed and self._waits(queues):
             return ()
 
+        now, watched = self._clock.monotonic(), tuple(queues)
         self._store.is_dirty = False
         events = self._store.next_events(queues)
         self._watched = watched
         self._quiet_until = now + min([_FLOOR, *events.values()])
         return [name for name in queues if events.get(name, 0.0) <= 0]
+
+    def is_quiet(self, queues: Sequence[str]) -> bool:
+        """Return whether nothing has changed and nothing falls due; on the event loop."""
+        return self._waits(queues) and not self._db.may_have_changed()
+
+    def _waits(self, queues: Sequence[str]) -> bool:
+        """Return whether these queues have nothing to claim unless another connection writes."""
+        watched, is_early = (
+            tuple(queues) == self._watched,
+            self._clock.monotonic() < self._quiet_until,
+        )
+        return watched and is_early and not self._store.is_dirty
 
     def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         """Extend claims of any instance."""

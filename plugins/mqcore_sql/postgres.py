@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -83,8 +84,10 @@ _MIGRATIONS = {
 }
 _TABLES = """
     SELECT relname FROM pg_class
-    WHERE relkind IN ('r', 'p') AND relnamespace = to_regnamespace(:schema)
-          AND relname {any:names}"""
+    WHERE relkind IN ('r', 'p') AND relname {any:names}
+          AND relnamespace = (SELECT oid FROM pg_namespace
+                              WHERE nspname = coalesce(:schema, current_schema()))"""
+_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = :schema"
 _STORE = """
     WITH input AS MATERIALIZED (
         SELECT nextval('{{numbers}}') AS id, rows.*
@@ -183,7 +186,7 @@ class PostgresDatabase(Database):
     def table(self, name: str) -> str:
         """Return the name of a table, with its schema where one was given."""
         schema = self._options.schema_name
-        return super().table(name) if schema is None else f"{schema}.{super().table(name)}"
+        return super().table(name) if schema is None else f'"{schema}".{super().table(name)}'
 
     # Opening
 
@@ -253,17 +256,16 @@ class PostgresDatabase(Database):
 
     def create(self, version: int) -> None:
         """Run a migration, in the transaction that is open."""
-        if version == 1 and (schema := self._options.schema_name) is not None:
-            self._opened.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        schema = self._options.schema_name
+        # IF NOT EXISTS would ask for the right to create one in any case
+        if schema is not None and not self.query(_SCHEMA, schema=schema):
+            self._opened.execute(names.SQL("CREATE SCHEMA {}").format(names.Identifier(schema)))
         self._opened.execute(self.text(_MIGRATIONS[version]))
 
     def has_tables(self) -> list[str]:
         """Return those of `TABLES` that exist."""
-        schema = self._options.schema_name
-        if schema is None:
-            schema = self.query("SELECT current_schema()")[0][0] or ""
         listed = [f"{self.prefix}_{name}" for name in TABLES]
-        rows = self.query(_TABLES, schema=schema, names=listed)
+        rows = self.query(_TABLES, schema=self._options.schema_name, names=listed)
         found = {name for (name,) in rows}
         return [name for name in TABLES if f"{self.prefix}_{name}" in found]
 
@@ -355,6 +357,15 @@ class PostgresDatabase(Database):
         while connection.pgconn.notifies() is not None:
             self._hint()
         return now < self._hinted
+
+    def may_have_changed(self) -> bool:
+        """Return whether the server has sent something, or a notification is still fresh."""
+        if not self._listens or time.monotonic() < self._hinted:
+            return True
+        try:
+            return bool(select.select([self._socket], [], [], 0)[0])
+        except (OSError, ValueError):
+            return True  # it was closed, as the call that is due will find
 
     def _hint(self) -> None:
         self._hinted = time.monotonic() + _HINT

@@ -118,6 +118,7 @@ class SqliteDatabase(Database):
         self._now: int | None = None
         self._last = 0
         self._version: int | None = None
+        self._log_seen: tuple[int, int] | None = None
 
     @staticmethod
     def any_of(name: str) -> str:
@@ -327,9 +328,14 @@ class SqliteDatabase(Database):
 
     def changed(self) -> bool:
         """Compare the number of commits by other connections."""
+        self._log_seen = self.file.log_state()
         (version,) = self._opened.execute("PRAGMA data_version").fetchone()
         before, self._version = self._version, version
         return bool(before != version)
+
+    def may_have_changed(self) -> bool:
+        """Compare the state of the log: each commit writes to it."""
+        return self.file.log_state() != self._log_seen
 
     def notify(self) -> None:
         """Do nothing: others see a new data version."""
@@ -345,10 +351,10 @@ class SqliteDatabase(Database):
             self.file.check_room()
         except NoRoom as error:
             found.append(str(error))
-        log = self.file.path.with_name(f"{self.file.path.name}-wal")
-        if log.exists() and (size := log.stat().st_size) > 2 * _LARGE_LOG:
+        state = self.file.log_state()
+        if state is not None and (size := state[1]) > 2 * _LARGE_LOG:
             found.append(
-                f"{log} has {size:,} bytes: a program reads {self.file.path} in one long "
+                f"{self.file.log} has {size:,} bytes: a program reads {self.file.path} in one long "
                 "transaction. End it, so that SQLite can use the log again from its beginning"
             )
         return found

@@ -24,6 +24,7 @@ class DatabaseFile:
 
     def __init__(self, path: Path, reserve: int) -> None:
         self.path = path
+        self.log = f"{path}-wal"
         self.reserve = reserve
         self._lock: int | None = None
         self._identity: tuple[int, int] | None = None
@@ -67,6 +68,14 @@ class DatabaseFile:
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
+
+    def log_state(self) -> tuple[int, int] | None:
+        """Return when the log was last written, and its size; None when there is none."""
+        try:
+            found = os.stat(self.log)  # noqa: PTH116 - twenty times a second, without a Path
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size
 
     def check(self) -> None:
         """Raise `ConnectionLost` when the file was deleted or replaced.

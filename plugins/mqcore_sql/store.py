@@ -5,7 +5,6 @@ is gone (G3).
 """
 
 import secrets
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,7 +213,7 @@ class Store:
             return 0
         target = self._queues.targets([queue.dead_letter] if queue.dead_letter else [])
         letters = [
-            overflowed(read(meta, body, rank, expires)[0], queue.name, time.time())
+            overflowed(read(meta, body, rank, expires)[0], queue.name, self._clock.now())
             for _, _, meta, body, expires in rows
         ]
         for dead_letter in target.values():
@@ -266,7 +265,7 @@ class Store:
         return [delivery_of(row, token, age) for row in claimed]
 
     def _touch(self, consumer: Consumer) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - consumer.touched > _TOUCH or not consumer.touched:
             consumer.touched = now
             with self.writing(durable=False):

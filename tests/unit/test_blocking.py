@@ -79,6 +79,7 @@ class Driver(BlockingDriver):
         self.gates: dict[str, Gate] = {}
         self.fails: dict[str, Exception] = dict(FAILS)
         self.lost: Callable[[Exception], None]
+        self.is_calm = False
 
     def _call(self, name: str) -> None:
         if (gate := self.gates.get(name)) is not None:
@@ -136,6 +137,10 @@ class Driver(BlockingDriver):
     def count(self, queues: Sequence[str] | None = None) -> Sequence[Any]:
         return [queues]
 
+    def is_quiet(self, queues: Sequence[str]) -> bool:
+        self.calls.append(f"is_quiet {list(queues)}")
+        return self.is_calm
+
     def pending(self, queues: Sequence[str]) -> Collection[str]:
         self.calls.append(f"pending {list(queues)}")
         return queues
@@ -175,9 +180,9 @@ async def idle(backend: Adapted) -> None:
     await backend.run(lambda _: None)
 
 
-async def called(driver: Driver, name: str) -> None:
+async def called(driver: Driver, name: str, times: int = 1) -> None:
     async with asyncio.timeout(LONG):
-        while name not in driver.calls:  # noqa: ASYNC110 - the thread notes it in a list
+        while driver.calls.count(name) < times:  # noqa: ASYNC110 - the thread notes it in a list
             await asyncio.sleep(0)
 
 
@@ -525,6 +530,21 @@ async def test_one_poll_serves_all_idle_consumers_and_a_full_one_is_not_asked_fo
     await backend.close()
     assert await asyncio.gather(*tasks) == [[], [], [], []]
     assert not any("full" in call for call in driver.calls if call.startswith("pending"))
+
+
+async def test_a_driver_that_is_quiet_is_not_asked_until_it_is_not() -> None:
+    backend, driver = await opened()
+    driver.ready, driver.is_calm = [], True
+    consumer = await backend.subscribe("a", prefetch=1, lease=30)
+    task = asyncio.create_task(consumer.receive(1, LONG))
+
+    await called(driver, "is_quiet ['a']", times=3)
+    assert not any(call.startswith("pending") for call in driver.calls)
+    driver.is_calm = False
+    await called(driver, "pending ['a']")
+
+    await backend.close()
+    assert await task == []
 
 
 async def test_a_lease_that_ended_gives_its_room_again_unless_it_was_renewed() -> None:

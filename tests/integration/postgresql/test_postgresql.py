@@ -188,7 +188,7 @@ async def test_many_that_connect_at_once_make_the_tables_once(opened: Open) -> N
 
 
 async def test_a_schema_of_its_own_is_made(opened: Open, admin: Any, prefix: str) -> None:
-    schema = f"s_{prefix}"
+    schema = "user"  # a word that has to be quoted
     try:
         backend = await opened(schema_name=schema)
         await backend.declare([QueueSpec(name="jobs")])
@@ -199,7 +199,7 @@ async def test_a_schema_of_its_own_is_made(opened: Open, admin: Any, prefix: str
         assert number == 1
         await backend.close()
     finally:
-        admin.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        admin.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
 
 
 async def test_of_many_who_declare_at_once_one_makes_the_queue(opened: Open) -> None:
