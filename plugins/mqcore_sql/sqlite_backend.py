@@ -1,6 +1,7 @@
 """The backend of SQLite: its scheme, its options, and its driver."""
 
 from typing import cast
+from urllib.parse import quote
 
 from pydantic import BaseModel
 
@@ -35,5 +36,5 @@ class SqliteBackend(SqlBackend):
     Driver = SqliteDriver
 
     def __init__(self, url: str, options: BaseModel) -> None:
-        super().__init__(url, options)
-        file_of(url)  # a wrong URL is an error at once
+        # A wrong URL is an error at once. A reconnect after `os.chdir` needs the same file.
+        super().__init__(f"sqlite:///{quote(str(file_of(url)))}", options)

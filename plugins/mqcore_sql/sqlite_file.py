@@ -44,11 +44,11 @@ class DatabaseFile:
                     f"for its log, the folder"
                 )
         try:
-            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # All names of a file have one lock file. Reading is enough to lock it: another user may
+            # have made it.
+            self._lock = os.open(f"{path.resolve()}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
         except OSError as error:
-            raise ConfigurationError(
-                f"the lock file {path}.lock cannot be written by this user: {error.strerror}"
-            ) from error
+            raise ConfigurationError(f"{path}.lock cannot be used: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the lock file."""
@@ -102,7 +102,11 @@ class DatabaseFile:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def check_room(self) -> None:
-        """Raise `NoRoom` when the disk is nearly full: acknowledgements need space as well."""
+        """Raise `NoRoom` when the disk is nearly full: acknowledgements need space as well.
+
+        Raises `ConnectionLost` when the file is gone, for its folder may be gone as well.
+        """
+        self.check()
         if (free := self.free()) < self.reserve:
             raise NoRoom(
                 f"the disk of {self.path} has {free:,} bytes left, which is less than "

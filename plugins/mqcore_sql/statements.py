@@ -10,7 +10,11 @@ RANKS = "(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)"
 _EACH_RANK = "(VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9), (10)) AS ranks"
 _READY = f"queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}}"
 _CLAIMED = "id, rank, place, expires, redelivered, takeovers, started, meta, body, {now}"
-_LEASED = "queue = :queue AND token IS NOT NULL AND until > {now}"
+_LEASED = "+queue = :queue AND token IS NOT NULL AND +until > {now}"
+"""For a search by number: the signs keep the index of all leases of the queue out of it."""
+_OF_QUEUES = """id IN (SELECT id FROM {messages} WHERE queue {any:ids} AND token IS NULL
+           UNION ALL SELECT id FROM {messages} WHERE queue {any:ids} AND token IS NOT NULL)"""
+"""Each index holds a part of a queue. A condition that fits neither reads every queue's rows."""
 
 # Queues
 
@@ -37,12 +41,11 @@ OWNED = "SELECT id, name FROM {queues} WHERE owner = :owner"
 IDLE_TEMPORARY = """
     SELECT id, name FROM {queues} WHERE role = 'temporary' AND used < {now} - :idle"""
 EXISTS = "SELECT 1 FROM {queues} WHERE id = :queue"
-HOLDS_ANY = "SELECT 1 FROM {messages} WHERE queue {any:ids} LIMIT 1"
+HOLDS_ANY = f"SELECT 1 FROM {{messages}} WHERE {_OF_QUEUES} LIMIT 1"
 DELETE_QUEUE = "DELETE FROM {queues} WHERE id {any:ids}"
-DELETE_QUEUE_MESSAGES = "DELETE FROM {messages} WHERE queue {any:ids}"
-DELETE_QUEUE_NAMES = (
-    "DELETE FROM {names0} WHERE queue {any:ids}",
-    "DELETE FROM {names1} WHERE queue {any:ids}",
+DELETE_QUEUE_MESSAGES = f"DELETE FROM {{messages}} WHERE {_OF_QUEUES}"
+DELETE_QUEUE_NAMES = tuple(
+    f"DELETE FROM {{{name}}} WHERE queue {{any:ids}}" for name in ("names0", "names1")
 )
 DELETE_QUEUE_BINDINGS = "DELETE FROM {bindings} WHERE queue {any:names}"
 
@@ -85,7 +88,7 @@ SWEEP = f"""
 TAKE = f"""
     UPDATE {{messages}} SET token = :token, until = {{now}} + :lease
     WHERE id IN (SELECT id FROM {{messages}}
-                 WHERE queue = :queue AND token IS NULL AND id {{any:ids}} ORDER BY id {{locked}})
+                 WHERE +queue = :queue AND token IS NULL AND id {{any:ids}} ORDER BY id {{locked}})
     RETURNING {_CLAIMED}"""
 
 # Looking
@@ -103,12 +106,13 @@ NEXT_EVENTS = f"""
 """Of each queue: when its first message is or becomes ready, and when its first lease ends."""
 COUNT_READY = f"""
     SELECT count(*) FROM (SELECT 1 FROM {{messages}} WHERE {_READY} LIMIT :limit) AS ready"""
-COUNT = """
-    SELECT queue,
-           sum(CASE WHEN token IS NULL AND place <= {now} OR until <= {now} THEN 1 ELSE 0 END),
-           sum(CASE WHEN until > {now} THEN 1 ELSE 0 END),
-           sum(CASE WHEN token IS NULL AND place > {now} THEN 1 ELSE 0 END)
-    FROM {messages} WHERE queue {any:ids} GROUP BY queue"""
+_NUMBER = "(SELECT count(*) FROM {messages} WHERE queue = q.id AND token IS"
+COUNT = f"""
+    SELECT id, {_NUMBER} NULL AND rank IN {RANKS} AND place <= {{now}})
+               + {_NUMBER} NOT NULL AND until <= {{now}}),
+           {_NUMBER} NOT NULL AND until > {{now}}),
+           {_NUMBER} NULL AND rank IN {RANKS} AND place > {{now}})
+    FROM {{queues}} AS q WHERE id {{any:ids}}"""
 WORST = """
     SELECT id, rank, meta, body, expires FROM {messages}
     WHERE queue = :queue AND rank = :rank AND token IS NULL AND place <= {now}
@@ -123,7 +127,7 @@ BROWSE_DELAYED = f"""
     WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place > {{now}}
           AND (place, id) > (:place, :id)
     ORDER BY place, id LIMIT :limit"""
-PURGE = "DELETE FROM {messages} WHERE queue {any:ids} AND (token IS NULL OR until <= {now})"
+PURGE = f"DELETE FROM {{messages}} WHERE (token IS NULL OR until <= {{now}}) AND {_OF_QUEUES}"
 HAS_OLD = f"""
     SELECT 1 FROM {{messages}}
     WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}} - :age

@@ -38,7 +38,7 @@ from mqcore.spi import (
     Stored,
 )
 from mqcore.testing import VirtualClock
-from mqcore_sql import SqliteBackend, SqliteOptions
+from mqcore_sql import SqliteBackend, SqliteOptions, statements
 from mqcore_sql.commands import app
 from mqcore_sql.options import file_of
 
@@ -159,6 +159,28 @@ async def test_without_migrate_missing_tables_are_refused(path: Path) -> None:
     assert "mqcore sql upgrade" in await refused(path, migrate=False)
 
 
+async def test_a_reconnect_in_another_folder_opens_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    backend = SqliteBackend("sqlite:///100%25 sure.db", SqliteOptions())
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    await backend.open(lambda _: None)
+    await backend.close()
+    assert (tmp_path / "100% sure.db").exists()
+
+
+async def test_all_names_of_a_file_have_one_lock_file(opened: Open, path: Path) -> None:
+    await (await opened()).close()
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    backend = SqliteBackend(f"sqlite:///{link}", SqliteOptions())
+    await backend.open(lambda _: None)
+    await backend.close()
+    assert not link.with_name("link.db.lock").exists()
+
+
 def test_a_file_that_cannot_be_written_is_refused() -> None:
     program = (
         "import asyncio, os, sys\n"
@@ -217,6 +239,17 @@ async def test_an_idle_instance_notices_that_its_file_is_gone(opened: Open, path
     remove(path)
     await clock.advance(5)
     assert "deleted or replaced" in str(lost[0])
+
+
+async def test_a_folder_that_goes_is_a_loss(opened: Open, path: Path) -> None:
+    lost: list[Exception] = []
+    backend = await opened(lost)
+    await backend.declare([QueueSpec(name="jobs")])
+    shutil.rmtree(path.parent)
+    (outcome,) = await backend.publish([out()], timeout=5)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind is ErrorKind.TRANSIENT
+    assert isinstance(lost[0], ConnectionLost)
 
 
 # A full disk
@@ -355,6 +388,31 @@ async def test_a_clock_that_is_set_back_keeps_the_order(opened: Open) -> None:
     consumer = await backend.subscribe("jobs", prefetch=2, lease=30)
     got = await consumer.receive(2, 0)
     assert [delivery.message.id for delivery in got] == ["first", "second"]
+
+
+# Plans
+
+
+async def test_no_statement_reads_the_rows_of_other_queues(opened: Open) -> None:
+    backend = await opened()
+    names = ["queue", "limit", "rank", "place", "id", "age", "lease", "token", "idle", "now"]
+    values = dict.fromkeys(names, 1)
+    lists = {"ids": "[1]", "queues": "[]", "names": "[]"}
+
+    def plans(driver: Any) -> dict[str, list[str]]:
+        found = {}
+        for name, statement in vars(statements).items():
+            if name.isupper() and "{messages}" in statement and not name.startswith("_"):
+                rows = driver._db._connection.execute(
+                    f"EXPLAIN QUERY PLAN {driver._db.text(statement)}", values | lists
+                )
+                found[name] = [row[3] for row in rows]
+        return found
+
+    found = await backend.run(plans)
+    assert "SCAN mq_messages" not in {step for steps in found.values() for step in steps}
+    for name in ("LOCK", "HELD", "TAKE"):  # what is leased or ready may be a million
+        assert not any("INDEX mq_messages" in step for step in found[name])
 
 
 async def test_a_receipt_of_another_queue_is_stale(opened: Open) -> None:
