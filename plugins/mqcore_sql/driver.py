@@ -92,6 +92,7 @@ class SqlDriver(BlockingDriver):
         self._db.open()
         prepare(self._db, migrate=self.options.migrate)
         self._db.prepared()
+        self._store.prepare()
         self._lost = lost
         self._capabilities = self._probe()
         return self._capabilities

@@ -58,6 +58,12 @@ _MIGRATIONS = {
     """
 }
 _LAST_NUMBER = "UPDATE {meta} SET value = value + :number WHERE key = 'last' RETURNING value"
+_TIME = "SELECT key, value FROM {meta} WHERE key IN ('shift', 'time')"
+_SET_TIME = """
+    INSERT INTO {meta} (key, value) VALUES ('shift', :shift), ('time', :time)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
+_TIME_EVERY = 1_000_000
+"""Microseconds after which the time is written again."""
 _REMEMBER = """
     INSERT INTO {{names{current}}} (queue, name, number, at)
     SELECT :queue, :name, :number, {{now}}
@@ -116,7 +122,8 @@ class SqliteDatabase(Database):
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._now: int | None = None
-        self._last = 0
+        self._last = self._shift = 0
+        self._has_time = False
         self._version: int | None = None
         self._log_seen: tuple[int, int] | None = None
 
@@ -194,6 +201,11 @@ class SqliteDatabase(Database):
         title = f"SQLite {sqlite3.sqlite_version}"
         return title, durability, {"journal_mode": "wal", "synchronous": synchronous}
 
+    def prepared(self) -> None:
+        """Read how far the time of the file is ahead of the clock."""
+        self._has_time = True
+        self._read_time()
+
     # Schema
 
     @contextmanager
@@ -223,8 +235,8 @@ class SqliteDatabase(Database):
         with self.file.turn():
             self._set_synchronous(self._options.synchronous if durable else "normal")
             connection.execute("BEGIN IMMEDIATE")
-            self._now = self._last = max(round(self._clock.now() * 1e6), self._last)
             try:
+                self._now = self._last = self._begin_time()
                 yield
                 self._commit(connection)
             finally:
@@ -232,6 +244,28 @@ class SqliteDatabase(Database):
                 if connection.in_transaction:
                     with suppress(sqlite3.Error):
                         connection.rollback()
+
+    def _begin_time(self) -> int:
+        """Return the time of a transaction.
+
+        The time of the file is the same for all processes. It goes on from where it was when the
+        clock is set back: a process that knew the later time would end the leases of the others.
+        """
+        now = self.now()
+        if not self._has_time:
+            return now
+        time = self._read_time()
+        behind = max(time - round(self._clock.now() * 1e6) - self._shift, 0)
+        self._shift += behind
+        if behind or self.now() - time > _TIME_EVERY:
+            self._run(_SET_TIME, {"shift": self._shift, "time": self.now()})
+        return self.now()
+
+    def _read_time(self) -> int:
+        """Read the time that the file has reached, and how far it is ahead of the clock."""
+        found = dict(self.query(_TIME))
+        self._shift = found.get("shift", 0)
+        return int(found.get("time", 0))
 
     def _commit(self, connection: sqlite3.Connection) -> None:
         try:
@@ -267,7 +301,7 @@ class SqliteDatabase(Database):
         """Return the time: inside a transaction that of its begin, and never an earlier one."""
         if self._now is not None:
             return self._now
-        return max(round(self._clock.now() * 1e6), self._last)
+        return max(round(self._clock.now() * 1e6) + self._shift, self._last)
 
     @property
     def _opened(self) -> sqlite3.Connection:
@@ -317,7 +351,10 @@ class SqliteDatabase(Database):
     def claim(self, queue: int, limit: int, token: int, lease: int) -> list[Claimed]:
         """Look first, without waiting for a turn; then lease."""
         if not self.query(_HAS_SOMETHING, queue=queue):
-            return []
+            shift = self._shift
+            self._read_time()  # another process may have found that the clock was set back
+            if shift == self._shift or not self.query(_HAS_SOMETHING, queue=queue):
+                return []
         # A power cut that undoes the claim ends its owner as well.
         with self.transaction(durable=False):
             self.change(END_LEASES, queue=queue)
@@ -331,6 +368,8 @@ class SqliteDatabase(Database):
         self._log_seen = self.file.log_state()
         (version,) = self._opened.execute("PRAGMA data_version").fetchone()
         before, self._version = self._version, version
+        if before != version:
+            self._read_time()
         return bool(before != version)
 
     def may_have_changed(self) -> bool:

@@ -7,12 +7,17 @@ processes queue at a lock file beside the database, which the system releases wh
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
+from weakref import WeakSet
 
 from mqcore.spi import ConfigurationError, ConnectionLost
 
 __all__ = ["DatabaseFile", "NoRoom"]
+
+_PATIENCE = 10.0
+"""Seconds that opening waits for its turn: another process may be stopped in the middle of its."""
 
 
 class NoRoom(Exception):
@@ -28,12 +33,26 @@ class DatabaseFile:
         self.reserve = reserve
         self._lock: int | None = None
         self._identity: tuple[int, int] | None = None
+        _files.add(self)
 
     def open(self) -> None:
         """Open the lock file. Raises `ConfigurationError` for a path that cannot be a database."""
-        path, folder = self.path, self.path.parent
+        try:
+            path = self.path.resolve()  # all names of a file have one lock file
+            self._check_path(path, path.parent)
+            # Reading is enough to lock it, and another user may have made it.
+            self._lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+        except OSError as error:
+            name = error.filename or self.path
+            raise ConfigurationError(f"{name} cannot be used: {error.strerror}") from error
+        self._check_turn(self._lock)
+
+    @staticmethod
+    def _check_path(path: Path, folder: Path) -> None:
         if path.is_dir():
             raise ConfigurationError(f"{path} is a folder; the URL has to name a file")
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is a device or a pipe; the URL has to name a file")
         if not folder.is_dir():
             raise ConfigurationError(f"the folder {folder} does not exist; create it first")
 
@@ -43,12 +62,19 @@ class DatabaseFile:
                     f"{place} cannot be written by this user. SQLite needs to write the file and, "
                     f"for its log, the folder"
                 )
-        try:
-            # All names of a file have one lock file. Reading is enough to lock it: another user may
-            # have made it.
-            self._lock = os.open(f"{path.resolve()}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ConfigurationError(f"{path}.lock cannot be used: {error.strerror}") from error
+
+    def _check_turn(self, lock: int) -> None:
+        """Raise `ConnectionLost` when no turn comes."""
+        # It waits in the line as the others do. If it never ends, closing the file frees the lock.
+        waiting = Thread(target=_take, args=(lock,), daemon=True)
+        waiting.start()
+        waiting.join(_PATIENCE)
+        if waiting.is_alive():
+            raise ConnectionLost(
+                f"another process has held {self.path}.lock for {_PATIENCE:g} s. It may be "
+                f"stopped: find it with `fuser -v {self.path}.lock`, and continue or end it"
+            )
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the lock file."""
@@ -117,3 +143,20 @@ class DatabaseFile:
         """Return how many bytes are free on the disk."""
         found = os.statvfs(self.path.parent)
         return found.f_bavail * found.f_frsize
+
+
+def _take(lock: int) -> None:
+    with suppress(OSError):  # it was closed meanwhile
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+_files: WeakSet[DatabaseFile] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Close the lock files in a forked child: it would keep a turn that its parent died in."""
+    for file in list(_files):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -41,7 +41,7 @@ from mqcore_sql.records import (
     rank_of,
     read,
 )
-from mqcore_sql.rotation import is_due, rotate
+from mqcore_sql.rotation import is_due, lengthen, rotate
 
 __all__ = ["Consumer", "Store"]
 
@@ -49,6 +49,8 @@ _DUPLICATE = Stored(duplicate=True)
 _TOUCH = 60.0
 """Seconds between two notes that a temporary queue has a consumer."""
 _RANKS = range(11)
+_FOREVER = 1e12
+"""Seconds; what ends later than that never ends, and would not fit into a column."""
 
 
 class Consumer:
@@ -81,7 +83,7 @@ class Store:
         self._clock = clock
         self._queues = queues
         self._options = options
-        self._window = round(options.dedup_window * 1e6)
+        self._window = self._period = round(options.dedup_window * 1e6)
         self.is_dirty = False
         """Whether this connection has changed something since `next_events` was asked."""
 
@@ -99,8 +101,8 @@ class Store:
         self._db.check_room()
         with self.writing():
             targets = self._targets(batch)
-            if self._queues.epoch < self._queues.now // self._window:
-                self._queues.epoch = rotate(self._db, self._window)
+            if self._queues.epoch < self._queues.now // self._period:
+                self._queues.epoch, self._period = rotate(self._db, self._period)
             outcomes: list[Outcome] = [STORED] * len(batch)
             planned: list[_Planned] = []
 
@@ -119,11 +121,15 @@ class Store:
             self._evict(one.queue for one in accepted if one.counts)
             return outcomes
 
+    def prepare(self) -> None:
+        """Let other processes know our window for deduplication."""
+        self._period = lengthen(self._db, self._window)
+
     def forget_names(self) -> None:
         """Empty a table of old names when its time has come, also without a publish."""
-        if is_due(self._db, self._window):
+        if is_due(self._db, self._period):
             with self.writing(durable=False):
-                rotate(self._db, self._window)
+                rotate(self._db, self._period)
 
     def _plan(self, index: int, out: Outgoing, queue: QueueRow) -> _Planned:
         row = _row(out, queue, name_of(out.message))
@@ -445,8 +451,8 @@ def _row(out: Outgoing, queue: QueueRow, name: bytes | None) -> Row:
         queue.id,
         rank_of(message.priority),
         max(round(out.delay * 1e6), 0),
-        None if ttl is None else round(ttl * 1e6),
-        None if expires is None else round(expires * 1e6),
+        None if ttl is None else round(min(ttl, _FOREVER) * 1e6),
+        None if expires is None else round(min(expires, _FOREVER) * 1e6),
         name,
         encode(message),
         bytes(message.body),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -159,6 +160,17 @@ async def test_without_migrate_missing_tables_are_refused(path: Path) -> None:
     assert "mqcore sql upgrade" in await refused(path, migrate=False)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "spool.db/spool.db"])
+async def test_a_path_that_the_system_refuses_is_bad_configuration(
+    tmp_path: Path, name: str
+) -> None:
+    await refused(tmp_path / name)
+
+
+async def test_a_device_is_refused() -> None:
+    assert "is a device" in await refused(Path("/dev/null"))
+
+
 async def test_a_reconnect_in_another_folder_opens_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +191,20 @@ async def test_all_names_of_a_file_have_one_lock_file(opened: Open, path: Path) 
     await backend.open(lambda _: None)
     await backend.close()
     assert not link.with_name("link.db.lock").exists()
+
+
+async def test_a_process_that_keeps_its_turn_is_named_as_the_reason(
+    opened: Open, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore_sql.sqlite_file._PATIENCE", 0.05)
+    lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ConnectionLost, match=r"spool\.db\.lock .*fuser"):
+            await opened()
+    finally:
+        os.close(lock)
+    await (await opened()).declare([QueueSpec(name="jobs")])
 
 
 def test_a_file_that_cannot_be_written_is_refused() -> None:
@@ -334,6 +360,37 @@ async def test_names_end_with_the_window_and_their_tables_are_emptied(
     assert await backend.publish([out()], timeout=5) == [STORED]
 
 
+async def test_a_shorter_window_of_another_process_ends_no_name_early(opened: Open) -> None:
+    clock = VirtualClock()
+    brief = await opened(clock=clock, dedup_window=60.0)
+    await brief.declare([QueueSpec(name="jobs")])
+    await brief.publish([out("z")], timeout=5)
+    long = await opened(clock=clock, dedup_window=6_000.0)
+    assert await long.publish([out()], timeout=5) == [STORED]
+    for _ in range(5):
+        await clock.advance(61)
+        await brief.publish([out("b")], timeout=5)
+    assert await long.publish([out()], timeout=5) == [Stored(duplicate=True)]
+
+
+async def test_names_end_after_the_window_was_lengthened(opened: Open, path: Path) -> None:
+    clock = VirtualClock()
+    brief = await opened(clock=clock, dedup_window=60.0)
+    await brief.declare([QueueSpec(name="jobs")])
+    await brief.publish([out()], timeout=5)
+    await brief.close()
+    backend = await opened(clock=clock, dedup_window=600.0)
+    await backend.publish([out("b")], timeout=5)
+    await clock.advance(3_000)
+    assert names(path) == 0
+
+
+async def test_a_message_that_expires_in_a_million_years_is_stored(opened: Open) -> None:
+    backend = await opened()
+    await backend.declare([QueueSpec(name="jobs")])
+    assert await backend.publish([out(), out("b", ttl=1e15)], timeout=5) == [STORED, STORED]
+
+
 def names(path: Path) -> int:
     with closing(sqlite3.connect(path)) as connection:
         tables = ("SELECT count(*) FROM mq_names0", "SELECT count(*) FROM mq_names1")
@@ -388,6 +445,38 @@ async def test_a_clock_that_is_set_back_keeps_the_order(opened: Open) -> None:
     consumer = await backend.subscribe("jobs", prefetch=2, lease=30)
     got = await consumer.receive(2, 0)
     assert [delivery.message.id for delivery in got] == ["first", "second"]
+
+
+async def test_a_clock_that_is_set_back_ends_no_lease_of_another_process(opened: Open) -> None:
+    clock = VirtualClock()
+    clock._epoch += 3_600  # it is wrong
+    before = await opened(clock=clock)
+    await before.declare([QueueSpec(name="jobs")])
+    await before.publish([out("a")], timeout=5)
+    clock._epoch -= 3_600
+    after = await opened(clock=clock)
+    await after.publish([out("b")], timeout=5)
+
+    consumer = await after.subscribe("jobs", prefetch=5, lease=30)
+    got = await consumer.receive(5, 0)
+    assert [delivery.message.id for delivery in got] == ["a", "b"]
+    other = await before.subscribe("jobs", prefetch=5, lease=30)
+    assert await other.receive(5, 0) == []
+
+    await clock.advance(31)  # the owner of the leases has not renewed them
+    assert len(await other.receive(5, 0)) == 2
+
+
+async def test_a_delay_goes_on_when_the_clock_is_set_back(opened: Open) -> None:
+    clock = VirtualClock()
+    backend = await opened(clock=clock)
+    await backend.declare([QueueSpec(name="jobs")])
+    await backend.publish([out(delay=10)], timeout=5)
+    clock._epoch -= 3_600
+    await backend.publish([out("b")], timeout=5)
+    consumer = await backend.subscribe("jobs", prefetch=5, lease=30)
+    await clock.advance(11)
+    assert len(await consumer.receive(5, 0)) == 2
 
 
 # Plans
