@@ -26,14 +26,11 @@ async def main():
     def in_its_turn(driver):
         with driver._store.writing():
             driver._db.change("UPDATE {queues} SET published = 7")
-            if sys.argv[2] == "fork" and (child := os.fork()) == 0:
-                print("child", flush=True)
+            # with "fork" the child speaks, when it has begun, and the parent is silent
+            if sys.argv[2] == "kill" or os.fork() == 0:
+                os.write(1, f"{os.getpid()}\\n".encode())
+            while True:
                 signal.pause()
-            if sys.argv[2] == "fork":
-                print(child, flush=True)
-            else:
-                print("ready", flush=True)
-            signal.pause()
 
     await backend.run(in_its_turn)
 
@@ -46,9 +43,10 @@ def start(path: Path, how: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def lines(process: subprocess.Popen[str], number: int) -> list[str]:
+def first_number(process: subprocess.Popen[str]) -> int:
+    """Wait until the holder, or its child, has its turn; return the id of that process."""
     assert process.stdout is not None
-    return [process.stdout.readline().strip() for _ in range(number)]
+    return int(process.stdout.readline())
 
 
 def is_free(path: Path) -> bool:
@@ -66,7 +64,7 @@ def is_free(path: Path) -> bool:
 def test_a_child_does_not_keep_the_turn_of_a_parent_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     process = start(path, "fork")
-    (child,) = [int(line) for line in lines(process, 2) if line.isdigit()]
+    child = first_number(process)
     try:
         assert not is_free(path)
         process.kill()
@@ -81,7 +79,7 @@ def test_a_child_does_not_keep_the_turn_of_a_parent_that_was_killed(tmp_path: Pa
 def test_a_process_that_is_killed_in_its_turn_frees_it_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     process = start(path, "kill")
-    lines(process, 1)
+    first_number(process)
     assert not is_free(path)
     process.kill()
     process.communicate()
