@@ -19,7 +19,7 @@ NEEDS = (Capability.DELAY,)
 EARLY = 0.005
 
 
-SLACK = 0.1
+SLACK = 0.5
 """Seconds that a busy machine may add between the broker and this process, in real time."""
 
 
