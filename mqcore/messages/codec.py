@@ -374,6 +374,10 @@ def _write(
 
 def _read_back(body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> object:
     """Return what a consumer will read; `ValidationError` when it could not read it (G17)."""
+    if not isinstance(body, bytes):  # a plugin's codec may do anything
+        raise ValidationError(
+            f"codec {codec.name!r} must encode to bytes, and returned {type(body).__name__}"
+        )
     try:
         return codec.decode(body, adapter)
     except Invalid as error:

@@ -199,6 +199,10 @@ class ContentReader:
             self._properties = Properties.read(buffer[start + _CONTENT.size : end])
             self._chunks = []
         else:
+            if kind != spec.FRAME_BODY or end - start > self._missing:
+                raise InvalidFrameError(f"a frame of type {kind} that no message has")
+            if start == end:  # it may follow a message that is complete
+                return True
             self._missing -= end - start
             self._chunks.append(buffer[start:end])
         if not self._missing:
@@ -267,8 +271,11 @@ def read_frame(buffer: bytes, at: int = 0) -> tuple[int, Any]:
 def content_frames(channel: int, properties: Properties, body: bytes, size: int) -> list[bytes]:
     """Return the frames that follow a `basic.publish`, in pieces: properties, and body chunks.
 
-    Raises an error of pika or `ValueError` for properties that AMQP cannot carry.
+    Raises an error of pika or `ValueError` for properties that AMQP cannot carry, and `TypeError`
+    for a body that is not bytes: it would be found when the frames of others are written with it.
     """
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a body of AMQP is bytes, not {type(body).__name__}")
     encoded = b"".join(properties.encode())
     head = _HEAD.pack(
         spec.FRAME_HEADER, channel, _CONTENT.size + len(encoded), properties.INDEX, 0, len(body)

@@ -72,23 +72,36 @@ class _Services(_AsyncioIOServicesAdapter):
         ssl_context: ssl.SSLContext | None = None,
         server_hostname: str | None = None,
     ) -> AbstractIOReference:
+        is_started = False
+
         async def connect() -> tuple[asyncio.Transport, Any]:
-            loop = asyncio.get_running_loop()
+            nonlocal is_started
+            is_started, loop = True, asyncio.get_running_loop()
             try:
                 sock.getpeername()
             except OSError as error:
                 sock.close()
                 raise ConnectionResetError("the connection was reset while it opened") from error
 
-            transport, stream = await loop.create_connection(
-                _Stream, sock=sock, ssl=ssl_context, server_hostname=server_hostname
-            )
+            try:
+                transport, stream = await loop.create_connection(
+                    _Stream, sock=sock, ssl=ssl_context, server_hostname=server_hostname
+                )
+            except ConnectionResetError as error:  # asyncio's own has no text
+                text = "the connection ended during the TLS handshake: is this the TLS port?"
+                raise ConnectionResetError(text) from error
             stream.pika = protocol_factory()
             stream.pika.connection_made(transport)
             loop.call_soon(transport.resume_reading)  # when pika has the result of this
             return transport, stream.pika
 
-        return _AsyncioIOReference(asyncio.ensure_future(connect()), on_done)
+        def release(_: object) -> None:
+            if not is_started:  # cancelled before its first turn
+                sock.close()
+
+        connecting = asyncio.ensure_future(connect())
+        connecting.add_done_callback(release)
+        return _AsyncioIOReference(connecting, on_done)
 
 
 class _Stream(asyncio.BufferedProtocol):
@@ -100,10 +113,12 @@ class _Stream(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self.pika: Any = None
+        self._transport: asyncio.Transport
         self._buffer = memoryview(bytearray(_LARGEST_READ))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.ReadTransport):
+        if isinstance(transport, asyncio.Transport):
+            self._transport = transport
             transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's own guess
@@ -113,7 +128,9 @@ class _Stream(asyncio.BufferedProtocol):
         self.pika.data_received(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
-        return bool(self.pika.eof_received())
+        # By itself the transport would first write what waits, to a peer that may never read it.
+        asyncio.get_running_loop().call_soon(self._transport.abort)
+        return self.pika is not None and bool(self.pika.eof_received())
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.pika is not None:
@@ -203,8 +220,8 @@ class Channel:
         if (reason := self.closed_reason) is not None:
             _fail(future, reason)
             return future
-        self._waiting[f"{method.NAME}Ok"].append(future)
         self.raw._send_method(method)  # noqa: SLF001 - pika's own calls cannot be pipelined
+        self._waiting[f"{method.NAME}Ok"].append(future)  # after what may raise
         return future
 
     def send(self, method: Any) -> None:

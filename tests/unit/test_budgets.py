@@ -28,7 +28,7 @@ PLUGIN_LINES = 700
 LARGER_PLUGINS = {
     "mqcore_memory": 950,
     "mqcore_redis": 1695,
-    "mqcore_rabbitmq": 3092,
+    "mqcore_rabbitmq": 3111,
     "mqcore_sql": 2000,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""

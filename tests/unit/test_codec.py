@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 from uuid import UUID
 
 import pytest
@@ -524,6 +524,18 @@ def test_an_exception_of_a_plugins_codec_is_a_typed_error() -> None:
 
     with pytest.raises(MessageError, match="raised IndexError"):
         Payload(str, "upper").decode(b"x", None, CODECS.extended([Broken()]))
+
+
+def test_a_plugins_codec_that_returns_no_bytes_is_refused_before_anything_is_sent() -> None:
+    class Text(Upper):
+        def encode(self, value: object, adapter: TypeAdapter[Any]) -> bytes:
+            return cast("bytes", str(value))
+
+        def decode(self, body: bytes, adapter: TypeAdapter[Any]) -> object:
+            return body
+
+    with pytest.raises(ValidationError, match=r"'upper' must encode to bytes, and returned str"):
+        Payload(str, "upper").encode("abc", CODECS.extended([Text()]))
 
 
 def test_the_allow_list_can_be_narrowed() -> None:

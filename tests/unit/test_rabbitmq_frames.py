@@ -13,10 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pika import BasicProperties, ConnectionParameters, frame, spec
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, InvalidFrameError
 
+from mqcore.spi import STORED, ErrorKind, Failed
+from mqcore_rabbitmq.confirms import ConfirmChannel, PlannedMessage
 from mqcore_rabbitmq.frames import ContentReader, Field, Properties, content_frames, read_frame
-from mqcore_rabbitmq.link import _Connection, _Services
+from mqcore_rabbitmq.link import Channel, _Connection, _Services
 from mqcore_rabbitmq.message_format import (
     fit,
     inherit,
@@ -335,3 +337,81 @@ def test_what_a_channel_gets_is_read_in_order_however_it_is_cut(
 )
 def test_properties_that_end_too_soon_are_named(cut: bytes) -> None:
     assert Properties.read(cut).unreadable.startswith("the AMQP properties are malformed: ")
+
+
+class Broker:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.got = b""
+
+    def write(self, data: bytes) -> None:
+        self.got += data
+
+
+async def test_a_body_that_is_not_bytes_takes_no_number_and_no_frame_of_others() -> None:
+    """A codec of a plugin may return text. Later messages keep their own confirms."""
+    broker, connection = Broker(), Received().connection
+    connection._transport, connection._body_max_length = broker, 9  # type: ignore[assignment,attr-defined]  # as after the handshake
+    raw = SimpleNamespace(
+        connection=connection,
+        channel_number=7,
+        is_closed=False,
+        is_closing=False,
+        add_on_close_callback=lambda _: None,
+        _send_method=lambda method: connection._adapter_emit_data(method_frame(method)),
+    )
+    confirms = ConfirmChannel(Channel(raw))
+
+    def planned(name: str, body: Any) -> PlannedMessage:
+        return PlannedMessage("", "q", Properties(message_id=name), body, "q")
+
+    bad = asyncio.ensure_future(confirms.publish([planned("bad", "text")], 5.0))
+    good = asyncio.ensure_future(confirms.publish([planned("good", b"body")], 5.0))
+    await asyncio.sleep(0)
+    connection._on_data_available(method_frame(spec.Basic.Ack(1)))
+    [refused] = await bad
+    assert isinstance(refused, Failed)
+    assert refused.kind is ErrorKind.PERMANENT
+    assert await good == [STORED]
+    assert broker.got.startswith(method_frame(spec.Confirm.Select()))
+    assert broker.got.endswith(content("good", b"body", 9))
+
+
+MESSAGE = method_frame(spec.Basic.Deliver("ours", 1, exchange="", routing_key="q"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (spec.FRAME_HEARTBEAT, b""),  # on a channel: not allowed
+        (spec.FRAME_BODY, b"more"),
+        (4, b""),
+    ],
+)
+async def test_a_frame_that_no_message_has_ends_the_connection_and_delivers_nothing_twice(
+    kind: int, payload: bytes
+) -> None:
+    received = Received()
+    stray = struct.pack(">BHL", kind, 7, len(payload)) + payload + b"\xce"
+    with pytest.raises(InvalidFrameError):
+        received.feed(MESSAGE + content("a", b"b", 9) + stray, [])
+    assert len(received.read) == 1
+
+
+async def test_an_empty_body_frame_delivers_nothing_twice() -> None:
+    received = Received()
+    received.feed(MESSAGE + content("a", b"b", 9) + b"\x03\x00\x07\x00\x00\x00\x00\xce", [])
+    assert len(received.read) == 1
+
+
+@pytest.mark.parametrize(("kind", "payload"), [(spec.FRAME_BODY, b"too long"), (4, b"two")])
+async def test_a_body_that_is_not_as_announced_ends_the_connection(
+    kind: int, payload: bytes
+) -> None:
+    received = Received()
+    head = content("a", b"one" + b"two", 3)[: -2 * 11]
+    stray = struct.pack(">BHL", kind, 7, len(payload)) + payload + b"\xce"
+    with pytest.raises(InvalidFrameError):
+        received.feed(MESSAGE + head + stray, [])
+    assert received.read == []
