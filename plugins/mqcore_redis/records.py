@@ -60,8 +60,8 @@ def read(record: bytes, expires: bytes) -> tuple[Message, str]:
     """
     try:
         return _read(record, expires), ""
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"the record in Redis is malformed: {type(error).__name__}"
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+        what = f"the record in Redis is malformed: {type(e).__name__}"
         return Message(id=f"unreadable-{zlib.crc32(record):08x}", body=record), what
 
 

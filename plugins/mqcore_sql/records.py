@@ -82,8 +82,8 @@ def read(meta: str, body: bytes, rank: int, expires: int | None) -> tuple[Messag
     try:
         message = _read(meta, body, rank, expires)
         _check(message)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"the row in the database is malformed: {type(error).__name__}"
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+        what = f"the row in the database is malformed: {type(e).__name__}"
         name = blake2b(f"{meta}".encode(errors="replace"), digest_size=8).hexdigest()
         return Message(id=f"unreadable-{name}", body=bytes(body or b"")), what
 

@@ -150,7 +150,17 @@ def test_a_dead_letter_that_overflows_once_more_has_a_note_of_each_time() -> Non
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"words", b"[1]\nx", b"{}\nx", b"\xff\n", b"!x\n{}\n", b'!{}\n{"id":"a"}\n', b'"id"\n'],
+    [
+        b"",
+        b"words",
+        b"[1]\nx",
+        b"{}\nx",
+        b"\xff\n",
+        b"!x\n{}\n",
+        b'!{}\n{"id":"a"}\n',
+        b'"id"\n',
+        pytest.param(b'!{"queue":"q","at":"' + 400 * b"9" + b'"}\n{"id":"a"}\n', id="too late"),
+    ],
 )
 def test_a_spoiled_record_is_a_message_that_nobody_can_read(record: bytes) -> None:
     message = decode(record, b"")
