@@ -105,7 +105,7 @@ async def test_settings_of_another_applications_queue_are_not_reported(
     [
         ("redsi", r"mqcore\.toml: \[backends\.redsi\] .*no installed plugin serves 'redsi'.*redis"),
         ("Redis", r"mqcore\.toml: \[backends\.Redis\] .*Did you mean \[backends\.redis\]\?"),
-        ("sqlite", r"\[backends\.sqlite\] .*pip install 'mqcore\[sql\]'"),
+        ("kafka", r"mqcore\.toml: \[backends\.kafka\] .*no installed plugin serves 'kafka'"),
     ],
 )
 def test_options_for_a_backend_that_is_not_installed_are_refused(
