@@ -296,6 +296,8 @@ def _conclude(report: Report, badge: Path | None) -> None:
 
     for waiver in report.waivers:
         print(one_line(f"waived: {waiver.case}: {waiver.reason}"))
+    for result in report.repeated:
+        print(one_line(f"passed when tried again: {result.case.name}: {result.repeated[0]}"))
     hidden = _alike(result for result in report.results if result.status == "not shown")
     if hidden:
         print()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Case", "all_cases", "case"]
 
 _found: list[Case] = []
+_TIMED = ("delay", "lease", "retry", "ttl")
+"""The profiles in which leases, delays and lives of a second or so end."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class Case:
     protocols: tuple[type, ...] = ()
     hooks: tuple[str, ...] = ()
     alone: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether the case checks seconds: on a machine that stands still it shows nothing.
+
+        What may not happen at any speed, such as a loss at a crash, is in other profiles.
+        """
+        return self.profile in _TIMED
 
     @property
     def exclusive(self) -> bool:

@@ -257,6 +257,10 @@ def pytest_terminal_summary(
         )
         for waiver in run.waivers:
             terminalreporter.write_line(f"waived: {waiver.case}: {waiver.reason}")
+        for result in report.repeated:
+            terminalreporter.write_line(
+                f"passed when tried again: {result.case.name}: {result.repeated[0]}"
+            )
         if given := config.getoption("--mqcore-contract-report"):
             path = Path(given)
             if len(reports) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,11 @@ class Report:
             result.status for result in self.results if profile in (None, result.case.profile)
         )
 
+    @property
+    def repeated(self) -> list[Result]:
+        """The cases that passed when they were tried again: the machine stood still before."""
+        return [one for one in self.results if one.repeated and one.status == "passed"]
+
     def data(self) -> dict[str, Any]:
         """Everything, as plain data for JSON."""
         return {
@@ -85,6 +90,7 @@ class Report:
                     "status": result.status,
                     "text": result.text,
                     "seconds": round(result.seconds, 4),
+                    **({"repeated": list(result.repeated)} if result.repeated else {}),
                 }
                 for result in self.results
             ],
@@ -141,6 +147,10 @@ class Report:
             if some:
                 lines += ["", f"## {title}", ""]
                 lines += [_told(result) for result in some]
+
+        if self.repeated:
+            lines += ["", "## Passed when tried again", ""]
+            lines += [_told(replace(one, text="\n".join(one.repeated))) for one in self.repeated]
 
         lines += ["", "## Every case"]
         for profile in dict.fromkeys(result.case.profile for result in self.results):
