@@ -68,6 +68,7 @@ class PostgresOptions(SqlOptions):
             **given,
             **{name: str(path) for name, path in files.items()},
             client_encoding="utf8",
+            target_session_attrs="read-write",  # a standby confirms nothing: try the next host
             keepalives_idle=5,
             keepalives_interval=2,
             keepalives_count=3,

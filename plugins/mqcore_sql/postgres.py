@@ -31,9 +31,12 @@ _VACUUM_EVERY, _DEAD = 5.0, 5_000
 """Seconds between two vacuums, and how many dead rows are worth one."""
 _PINNED = 60.0
 """Seconds after which another transaction is reported: no dead row can be removed meanwhile."""
-_LOST = ("08", "57P", "25006")
-"""Beginnings of error codes after which to reconnect, the last one of a demoted server."""
-_CERTAIN = ("40", "53", "55", "57014")
+_LOST = ("08", "57P", "25006", "25P03", "25P04")
+"""Beginnings of error codes after which to reconnect: the session ended, or its server was demoted.
+
+The last two are time limits of the server for a transaction, which end the session.
+"""
+_CERTAIN = ("40001", "40P01", "53", "55", "57014")
 """Beginnings of error codes of transactions that were rolled back."""
 _KINDS = {
     "53100": ErrorKind.FULL,
@@ -138,11 +141,19 @@ _DEAD_ROWS = """
     SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = to_regclass(:table) AND
         pg_has_role((SELECT relowner FROM pg_class WHERE oid = to_regclass(:table)), 'USAGE')"""
 _SNAPSHOTS = """
-    SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::float8
+    SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::float8, state, usename,
+           coalesce(nullif(application_name, ''), 'unnamed')
     FROM pg_stat_activity
-    WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+    WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
+          AND datname = current_database() AND backend_type = 'client backend'
           AND xact_start < clock_timestamp() - make_interval(secs => :age)
     ORDER BY xact_start LIMIT 3"""
+"""What has written keeps dead rows as well, by its number and without a snapshot."""
+_PREPARED = """
+    SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts
+    WHERE database = current_database()
+          AND prepared < clock_timestamp() - make_interval(secs => :age)
+    ORDER BY prepared LIMIT 3"""
 
 
 class PostgresDatabase(Database):
@@ -197,6 +208,8 @@ class PostgresDatabase(Database):
         self._connection = psycopg.connect(
             self._options.conninfo(self._url), autocommit=True, application_name="mqcore"
         )
+        # A stricter level of the role would let statements fail that wait for each other.
+        self._connection.execute("SET default_transaction_isolation = 'read committed'")
         self._socket = self._connection.pgconn.socket
         if self._connection.info.server_version < _OLDEST:
             raise ConfigurationError(
@@ -257,10 +270,16 @@ class PostgresDatabase(Database):
     def create(self, version: int) -> None:
         """Run a migration, in the transaction that is open."""
         schema = self._options.schema_name
-        # IF NOT EXISTS would ask for the right to create one in any case
-        if schema is not None and not self.query(_SCHEMA, schema=schema):
-            self._opened.execute(names.SQL("CREATE SCHEMA {}").format(names.Identifier(schema)))
-        self._opened.execute(self.text(_MIGRATIONS[version]))
+        try:
+            # IF NOT EXISTS would ask for the right to create one in any case
+            if schema is not None and not self.query(_SCHEMA, schema=schema):
+                self._opened.execute(names.SQL("CREATE SCHEMA {}").format(names.Identifier(schema)))
+            self._opened.execute(self.text(_MIGRATIONS[version]))
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise psycopg.errors.InsufficientPrivilege(
+                f"this role cannot create the tables of mqcore: {error}. Run `mqcore sql upgrade "
+                "URL` once with a role that may"
+            ) from error
 
     def has_tables(self) -> list[str]:
         """Return those of `TABLES` that exist."""
@@ -292,11 +311,13 @@ class PostgresDatabase(Database):
                 connection.execute("ROLLBACK")
             raise
         try:
-            connection.execute("COMMIT")
+            ended = connection.execute("COMMIT").statusmessage
         except psycopg.Error as error:
             if (error.sqlstate or "").startswith(_CERTAIN):
                 raise
             raise CommitUnknown(f"PostgreSQL has not confirmed a commit: {error}") from error
+        if ended != "COMMIT":  # the server answers ROLLBACK when a statement has failed
+            raise psycopg.errors.InFailedSqlTransaction(f"the server answered {ended} to COMMIT")
 
     def query(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
@@ -399,10 +420,17 @@ class PostgresDatabase(Database):
 
     def problems(self) -> list[str]:
         """Report old transactions, which keep dead rows from being removed."""
-        return [
-            f"process {pid} of the server has been in a transaction for {age:.0f} s. Dead rows of "
-            "mqcore's tables cannot be removed meanwhile, and claims get slower. End it"
-            for pid, age in self.query(_SNAPSHOTS, age=_PINNED)
+        effect = "Until it ends, no dead row of mqcore's tables is removed, and claims get slower"
+        sessions = [
+            f"process {pid} of the server (role {role}, application {name}, {state}) has been in "
+            f"a transaction for {age:.0f} s. {effect}. End it with SELECT "
+            f"pg_terminate_backend({pid}), and let the application commit or roll back sooner"
+            for pid, age, state, role, name in self.query(_SNAPSHOTS, age=_PINNED)
+        ]
+        return sessions + [
+            f"the transaction {name!r} has been prepared for {age:.0f} s. {effect}. End it with "
+            f"COMMIT PREPARED or ROLLBACK PREPARED"
+            for name, age in self.query(_PREPARED, age=_PINNED)
         ]
 
     def is_lost(self, error: BaseException) -> bool:

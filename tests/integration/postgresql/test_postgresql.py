@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import pytest
 from support.postgresql import plugins
+from support.waiting import eventually
 
+from mqcore import Settings
 from mqcore.broker import Broker
+from mqcore.cli import main
 from mqcore.contract.brokers import Server
 from mqcore.errors import BrokerError
 from mqcore.messages.message import new_id
@@ -26,11 +30,11 @@ from mqcore.spi import (
     Durability,
     ErrorKind,
     Failed,
-    Message,
-    Outgoing,
     QueueSpec,
     TopologyMismatch,
 )
+
+from .conftest import at, out
 
 psycopg = pytest.importorskip("psycopg", reason="pip install 'mqcore[sql]'")
 from mqcore_sql.options import PostgresOptions  # noqa: E402 - they need psycopg
@@ -38,52 +42,6 @@ from mqcore_sql.postgres_backend import PostgresBackend  # noqa: E402 - as above
 
 Open = Callable[..., Any]
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module")
-def server(broker_server: Callable[[str], Server]) -> Server:
-    return broker_server("postgresql")
-
-
-@pytest.fixture
-def admin(server: Server) -> Iterator[Any]:
-    """A session of the superuser."""
-    with closing(psycopg.connect(server.url, autocommit=True)) as session:
-        yield session
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"t{new_id()[:8]}"
-
-
-@pytest.fixture
-async def opened(server: Server, prefix: str, admin: Any) -> AsyncIterator[Open]:
-    """A function that opens an instance; all are closed at the end, and their tables dropped."""
-    backends: list[PostgresBackend] = []
-
-    async def open_one(
-        lost: list[Exception] | None = None, url: str = "", **options: Any
-    ) -> PostgresBackend:
-        backend = PostgresBackend(url or server.url, PostgresOptions(prefix=prefix, **options))
-        backends.append(backend)
-        await backend.open((lost if lost is not None else []).append)
-        return backend
-
-    yield open_one
-    for backend in backends:
-        await backend.close()
-    for name in ("meta", "queues", "messages", "names0", "names1", "bindings"):
-        admin.execute(f"DROP TABLE IF EXISTS {prefix}_{name}")
-    admin.execute(f"DROP SEQUENCE IF EXISTS {prefix}_numbers")
-
-
-def out(name: str = "a", queue: str = "jobs", **fields: Any) -> Outgoing:
-    return Outgoing(queue, Message(id=name, body=b"body"), **fields)
-
-
-def at(server: Server, user: str = "postgres:postgres", database: str = "postgres") -> str:
-    return f"postgresql://{user}@{server.host}:{server.port}/{database}"
 
 
 # What cannot be connected to
@@ -110,25 +68,42 @@ async def test_a_missing_role_is_denied(server: Server) -> None:
     assert "secret-word" not in text
 
 
-async def test_a_wrong_password_is_denied_and_never_shown(server: Server, admin: Any) -> None:
+async def test_a_wrong_password_is_denied_and_never_shown(
+    server: Server,
+    admin: Any,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(0)
     role = f"guarded_{new_id()[:8]}"
     admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
     ((place,),) = admin.execute("SHOW hba_file").fetchall()
     ((rules,),) = admin.execute("SELECT pg_read_file(%s)", [place]).fetchall()
     guarded = f"host all {role} all scram-sha-256\n{rules}"
+    url = at(server, f"{role}:wrong-word")
     try:
         write(admin, place, guarded)
-        make = lambda: PostgresBackend(at(server, f"{role}:wrong-word"), PostgresOptions())  # noqa: E731 - short
-        with pytest.raises(BrokerError) as caught:
-            await Broker(make_backend=make).open()
-        assert "password authentication failed" in str(caught.value)
-        assert "wrong-word" not in str(caught.value)
+        broker = Broker.connect(url, plugins=plugins(), settings=Settings())
+        with pytest.raises(BrokerError, match="password authentication failed") as caught:
+            await broker.open()
         cause = caught.value.__cause__
         assert isinstance(cause, Exception)
-        assert make().classify(cause) is ErrorKind.DENIED
+        backend = PostgresBackend(url, PostgresOptions())
+        assert backend.classify(cause) is ErrorKind.DENIED
+        assert await asyncio.to_thread(main, ["doctor", url]) == 1
     finally:
         write(admin, place, rules)
         admin.execute(f"DROP ROLE {role}")
+
+    texts = [
+        repr(broker),
+        repr(backend),
+        *capsys.readouterr(),
+        *traceback.format_exception(caught.value),
+    ]
+    texts += [repr(error) for error in (caught.value, cause)]
+    texts += [f"{record.getMessage()} {record.exc_text}" for record in caplog.records]
+    assert not any("wrong-word" in text for text in texts)
 
 
 def write(admin: Any, place: str, text: str) -> None:
@@ -137,6 +112,74 @@ def write(admin: Any, place: str, text: str) -> None:
     copy = psycopg.sql.SQL("COPY (SELECT unnest({}::text[])) TO {}")
     admin.execute(copy.format(psycopg.sql.Literal(lines), psycopg.sql.Literal(place)))
     admin.execute("SELECT pg_reload_conf()")
+
+
+async def test_a_missing_database_ends_the_start_of_an_application(server: Server) -> None:
+    url = at(server, "postgres:secret-word", database="nowhere")
+    with pytest.raises(BrokerError, match='"nowhere" does not exist') as caught:
+        await Broker.connect(url, plugins=plugins(), settings=Settings()).open()
+    assert "secret-word" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("rights", ["SELECT", "SELECT, INSERT"])
+async def test_a_role_that_may_not_write_is_denied_and_told_what_it_lacks(
+    server: Server, admin: Any, opened: Open, prefix: str, rights: str
+) -> None:
+    owner = await opened()
+    await owner.declare([QueueSpec(name="jobs")])
+    await owner.publish([out()], timeout=5)
+    role = f"reader_{prefix}"
+    admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'")
+    names = ("meta", "queues", "messages", "names0", "names1", "bindings")
+    tables = ", ".join(f"{prefix}_{name}" for name in names)
+    admin.execute(f"GRANT {rights} ON {tables} TO {role}")
+    try:
+        backend = await opened(url=at(server, f"{role}:reader"))
+        (outcome,) = await backend.publish([out("b")], timeout=5)
+        assert isinstance(outcome, Failed)
+        assert outcome.kind is ErrorKind.DENIED
+        assert "permission denied for" in outcome.text
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            await backend.subscribe("jobs", prefetch=1, lease=30)
+        assert backend.classify(caught.value) is ErrorKind.DENIED
+        await backend.close()
+        assert (await owner.count(["jobs"]))[0].ready == 1
+    finally:
+        admin.execute(f"DROP OWNED BY {role}")
+        admin.execute(f"DROP ROLE {role}")
+
+
+async def test_a_session_that_may_only_read_is_refused_at_connect(
+    server: Server, admin: Any, opened: Open, prefix: str
+) -> None:
+    await (await opened()).close()
+    role = f"standby_{prefix}"
+    admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'standby'")
+    admin.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+    try:
+        with pytest.raises(psycopg.OperationalError, match="read-only") as caught:
+            await opened(url=at(server, f"{role}:standby"))
+        backend = PostgresBackend(at(server), PostgresOptions())
+        assert backend.classify(caught.value) is ErrorKind.TRANSIENT  # a failover may end it
+    finally:
+        admin.execute(f"DROP ROLE {role}")
+
+
+async def test_a_role_that_may_not_create_tables_is_told_to_upgrade_as_an_owner(
+    server: Server, admin: Any, prefix: str
+) -> None:
+    role = f"plain_{prefix}"
+    admin.execute(f"CREATE SCHEMA s{prefix}")
+    admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
+    admin.execute(f"GRANT USAGE ON SCHEMA s{prefix} TO {role}")
+    try:
+        url = at(server, f"{role}:plain") + f"?schema_name=s{prefix}"
+        with pytest.raises(BrokerError, match="mqcore sql upgrade") as caught:
+            await Broker.connect(url, plugins=plugins(), settings=Settings()).open()
+        assert f"s{prefix}" in str(caught.value)
+    finally:
+        admin.execute(f"DROP SCHEMA s{prefix}")
+        admin.execute(f"DROP ROLE {role}")
 
 
 async def test_a_role_without_rights_is_denied(server: Server, admin: Any) -> None:
@@ -388,16 +431,35 @@ def vacuums(admin: Any, prefix: str) -> int:
     return int(found.fetchall()[0][0])
 
 
+@pytest.mark.parametrize("what", ["a snapshot", "a number"])
 async def test_a_long_transaction_is_a_problem_for_doctor(
-    opened: Open, server: Server, monkeypatch: pytest.MonkeyPatch
+    opened: Open,
+    server: Server,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
 ) -> None:
     monkeypatch.setattr("mqcore_sql.postgres._PINNED", 0.0)
     backend = await opened()
-    with closing(psycopg.connect(server.url)) as session:
-        session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        session.execute("SELECT count(*) FROM pg_class")
-        pid, problems = session.info.backend_pid, await backend.diagnose()
-    assert any(f"process {pid} " in text for text in problems)
+    with closing(psycopg.connect(server.url, application_name="reports")) as session:
+        if what == "a snapshot":
+            session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            session.execute("SELECT count(*) FROM pg_class")
+        else:  # what has written keeps dead rows as well, and has no snapshot between statements
+            session.execute(f"UPDATE {prefix}_meta SET value = value WHERE key = 'epoch'")
+        pid = session.info.backend_pid
+        assert await asyncio.to_thread(main, ["doctor", f"{server.url}?prefix={prefix}"]) == 1
+        problems = await backend.diagnose()
+    (text,) = [text for text in problems if f"process {pid} " in text]
+    assert "application reports, idle in transaction" in text
+    assert f"pg_terminate_backend({pid})" in text
+    assert f"pg_terminate_backend({pid})" in "".join(capsys.readouterr().out.split())
+
+    async def is_over() -> bool:
+        return not any(f"process {pid} " in text for text in await backend.diagnose())
+
+    await eventually(is_over, 20)  # the server notices the end of the session a little later
 
 
 async def test_a_receipt_of_another_queue_is_stale(opened: Open) -> None:
