@@ -14,6 +14,7 @@ One message through the seam: `publish([Outgoing])` stores it and answers `Store
 | `backend` | `Backend` with its 6 methods and `Subscription` with its 3: a minimal driver |
 | `outcomes` | the answers to a batch, and the kinds of errors |
 | `optional` | a `Supports…` protocol for each thing that only some brokers can do |
+| `enlisting` | publishing inside a transaction of the application, for a backend in a database |
 | `toolbox` | what several drivers need: comparing specs, overflow, expiry, hosts, TLS |
 | `blocking` | the adapter for a client library that blocks |
 
@@ -50,6 +51,7 @@ from mqcore.spi.backend import (
     hookimpl,
 )
 from mqcore.spi.blocking import BlockingBackend, BlockingDriver
+from mqcore.spi.enlisting import SupportsEnlist, Transaction
 from mqcore.spi.optional import (
     Alterations,
     Entry,
@@ -147,6 +149,7 @@ __all__ = [
     "SupportsCount",
     "SupportsDelete",
     "SupportsDiagnose",
+    "SupportsEnlist",
     "SupportsPause",
     "SupportsProof",
     "SupportsPurge",
@@ -157,6 +160,7 @@ __all__ = [
     "SupportsUnwrap",
     "SystemClock",
     "TopologyMismatch",
+    "Transaction",
     "Unknown",
     "check_router_kinds",
     "check_spec",

@@ -4,7 +4,8 @@
 that run on a thread. They use `store` (messages) and `queues` (queues and bindings), which know no
 database: `statements` has what they run, `records` what is in a row. `database` says what a
 database has to offer; `sqlite` and `postgres` do. `schema` creates and upgrades the tables,
-`rotation` forgets old names, and `commands` has `mqcore sql upgrade`.
+`rotation` forgets old names, `enlisting` publishes in transactions of the application, and
+`commands` has `mqcore sql upgrade`.
 
 PostgreSQL's backend is a plugin of its own, `mqcore_sql.postgres_backend`: it needs psycopg.
 """

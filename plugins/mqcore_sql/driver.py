@@ -41,9 +41,11 @@ from mqcore.spi import (
     Stored,
     Support,
     SystemClock,
+    Transaction,
     Unknown,
 )
 from mqcore_sql.database import CommitUnknown, Database
+from mqcore_sql.enlisting import Enlister
 from mqcore_sql.options import SqlOptions
 from mqcore_sql.queues import Queues
 from mqcore_sql.schema import prepare
@@ -76,6 +78,7 @@ class SqlDriver(BlockingDriver):
         self._store = Store(self._db, self._queues, self.options, self._clock)
         self._lost: Callable[[Exception], None] = lambda _: None
         self._capabilities: Capabilities
+        self.enlister: Enlister
         self._watched: tuple[str, ...] = ()
         self._quiet_until = -inf
         self.began: float | None = None
@@ -85,6 +88,10 @@ class SqlDriver(BlockingDriver):
     def make_database(self) -> Database:
         """Return the connection to the database of the URL, not yet open."""
 
+    @abstractmethod
+    def make_enlister(self) -> Enlister:
+        """Return what writes in transactions of the application; the database is open."""
+
     # Opening
 
     def open(self, lost: Callable[[Exception], None]) -> Capabilities:
@@ -93,6 +100,7 @@ class SqlDriver(BlockingDriver):
         prepare(self._db, migrate=self.options.migrate)
         self._db.prepared()
         self._store.prepare()
+        self.enlister = self.make_enlister()
         self._lost = lost
         self._capabilities = self._probe()
         return self._capabilities
@@ -155,6 +163,8 @@ class SqlDriver(BlockingDriver):
         for spec in queues:
             if spec.durability is not None:
                 self._capabilities.require_durability(spec.durability)
+        if self._queues.has_all(queues):
+            return  # reading waits for no writer, as the transaction of an application may be one
         with self._changing():
             self._queues.declare(queues)
 
@@ -215,6 +225,10 @@ class SqlDriver(BlockingDriver):
             return self._store.settle(consumer.queue, batch)
         except Exception as error:  # noqa: BLE001 - it is the outcome
             return [self._outcome(error)] * len(batch)
+
+    def notify(self) -> None:
+        """Tell other processes that messages were stored."""
+        self._db.notify()
 
     def _outcome(self, error: Exception) -> Failed | Unknown:
         """Return the outcome of a transaction that raised."""
@@ -324,18 +338,22 @@ class SqlBackend(BlockingBackend):
     def __init__(self, url: str, options: BaseModel) -> None:
         super().__init__(url, options)
         self._beating: asyncio.Task[None] | None = None
+        self._enlister: Enlister | None = None
+        self._notifying: asyncio.Task[None] | None = None
 
     async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
         """Connect, and begin to check the connection."""
         capabilities = await super().open(lost)
+        self._enlister = cast("SqlDriver", self._driver).enlister
         self._beating = asyncio.create_task(self._beat())
         return capabilities
 
     async def close(self) -> None:
         """Stop the checks, and disconnect."""
-        beating, self._beating = self._beating, None
-        if beating is not None:
-            beating.cancel()
+        for task in (self._beating, self._notifying):
+            if task is not None:
+                task.cancel()
+        self._beating = self._notifying = None
         await super().close()
 
     async def publish(self, batch: Sequence[Outgoing], *, timeout: float) -> Sequence[Outcome]:
@@ -349,6 +367,32 @@ class SqlBackend(BlockingBackend):
         for queue in queues:
             self.wake(queue)
         return outcomes
+
+    # Transactions of the application
+
+    def foreign(self, transaction: Transaction) -> str:
+        """Return why a transaction is not in this database, or an empty text."""
+        return self._enlisting().foreign(transaction)
+
+    def enlist(self, transaction: Transaction, batch: Sequence[Outgoing]) -> Sequence[Outcome]:
+        """Store a batch in a transaction of the application."""
+        return self._enlisting().enlist(transaction, batch)
+
+    def _enlisting(self) -> Enlister:
+        if self._enlister is None:
+            raise ConnectionLost("the database was not connected yet; open it first")
+        return self._enlister
+
+    def committed(self, queues: Sequence[str]) -> None:
+        """Wake the consumers of this process, and notify others."""
+        for queue in queues:
+            self.wake(queue)
+        if self._driver is not None and (self._notifying is None or self._notifying.done()):
+            self._notifying = asyncio.create_task(self._notify())
+
+    async def _notify(self) -> None:
+        with suppress(Exception):  # it is a hint
+            await self.run(lambda driver: cast("SqlDriver", driver).notify())
 
     async def run(
         self,

@@ -18,7 +18,7 @@ from mqcore_sql.options import PostgresOptions
 from mqcore_sql.records import Claimed, Row
 from mqcore_sql.statements import END_LEASES
 
-__all__ = ["PostgresDatabase"]
+__all__ = ["STORE_INPUT", "PostgresDatabase"]
 
 _OLDEST = 140000
 """`server_version_num` of the first version that the contract may hold on."""
@@ -91,23 +91,24 @@ _TABLES = """
           AND relnamespace = (SELECT oid FROM pg_namespace
                               WHERE nspname = coalesce(:schema, current_schema()))"""
 _SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = :schema"
-_STORE = """
+_INPUT = """
     WITH input AS MATERIALIZED (
         SELECT nextval('{{numbers}}') AS id, rows.*
         FROM unnest(%(queue)b::bigint[], %(rank)b::smallint[], %(delay)b::bigint[],
                     %(ttl)b::bigint[], %(expires)b::bigint[], %(name)b::bytea[],
                     %(meta)b::text[], %(body)b::bytea[])
-             WITH ORDINALITY AS rows (queue, rank, delay, ttl, ends, name, meta, body, number)),
+             WITH ORDINALITY AS rows (queue, rank, delay, ttl, ends, name, meta, body, number)),"""
+STORE_INPUT = """
     fresh AS (
         INSERT INTO {{names{current}}} AS known (queue, name, number, at)
         SELECT queue, name, id, {{now}} FROM input
         WHERE name IS NOT NULL
               AND NOT EXISTS (SELECT 1 FROM {{names{other}}} AS old
                               WHERE old.queue = input.queue AND old.name = input.name
-                                    AND old.at > {{now}} - %(window)s)
+                                    AND old.at > {{now}} - :window)
         ORDER BY queue, name
         ON CONFLICT (queue, name) DO UPDATE SET number = excluded.number, at = excluded.at
-        WHERE known.at <= {{now}} - %(window)s
+        WHERE known.at <= {{now}} - :window
         RETURNING number),
     chosen AS (
         SELECT *, coalesce({{now}} + ttl, ends) AS expires FROM input
@@ -119,7 +120,10 @@ _STORE = """
                expires, meta, body
         FROM chosen ORDER BY number)
     SELECT number FROM chosen"""
-"""Names in their order, so that two batches with the same ones wait for each other and no more."""
+"""Stores the rows of `input`. `format` fills in which table of names is in use.
+
+Names in their order, so that two batches with the same ones wait for each other and no more.
+"""
 _KNOWN = """
     SELECT asked.number
     FROM unnest(%(queue)b::bigint[], %(name)b::bytea[], %(since)b::bigint[])
@@ -178,7 +182,7 @@ class PostgresDatabase(Database):
         self._ended: dict[int, float] = {}
         self._notified = self._hinted = self._vacuumed = 0.0
         self._listens = False
-        self._empty = "DELETE FROM"
+        self._may_truncate = False
 
     @staticmethod
     def any_of(name: str) -> str:
@@ -219,8 +223,7 @@ class PostgresDatabase(Database):
     def prepared(self) -> None:
         """Ask whether this role may empty a table at once."""
         statement = "SELECT has_table_privilege(:table, 'TRUNCATE')"
-        if self.query(statement, table=self.table("names0"))[0][0]:
-            self._empty = "TRUNCATE"
+        self._may_truncate = bool(self.query(statement, table=self.table("names0"))[0][0])
 
     def close(self) -> None:
         """Disconnect."""
@@ -336,8 +339,24 @@ class PostgresDatabase(Database):
     # Messages
 
     def empty_names(self, number: int) -> None:
-        """Empty a table of names."""
-        self._opened.execute(self.text(f"{self._empty} {{names{number}}}"))
+        """Empty a table of names: at once, unless an application's transaction is using it.
+
+        Waiting for that one would make all publishers wait. What it has not committed yet stays
+        until the next time, and is ignored when it is older than the window.
+        """
+        connection = self._opened
+        if self._may_truncate:
+            connection.execute("SAVEPOINT emptying")
+            try:
+                connection.execute(
+                    self.text(f"LOCK TABLE {{names{number}}} IN ACCESS EXCLUSIVE MODE NOWAIT")
+                )
+            except psycopg.errors.LockNotAvailable:
+                connection.execute("ROLLBACK TO emptying")
+            else:
+                connection.execute(self.text(f"TRUNCATE {{names{number}}}"))
+                return
+        connection.execute(self.text(f"DELETE FROM {{names{number}}}"))
 
     def check_room(self) -> None:
         """Do nothing: the server refuses by itself."""
@@ -347,7 +366,7 @@ class PostgresDatabase(Database):
         if not rows:
             return set()
         columns = dict(zip(Row._fields, map(list, zip(*rows, strict=True)), strict=True))
-        statement = _STORE.format(current=current, other=1 - current)
+        statement = (_INPUT + STORE_INPUT).format(current=current, other=1 - current)
         return {number - 1 for (number,) in self.query(statement, window=window, **columns)}
 
     def known(self, names: Sequence[tuple[int, bytes, int]], window: int) -> set[int]:

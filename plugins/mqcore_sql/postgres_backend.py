@@ -8,8 +8,10 @@ from typing import cast
 from mqcore.spi import Backend, ErrorKind, hookimpl
 from mqcore_sql.database import Database
 from mqcore_sql.driver import SqlBackend, SqlDriver, kind_of
+from mqcore_sql.enlisting import Enlister
 from mqcore_sql.options import PostgresOptions
 from mqcore_sql.postgres import PostgresDatabase
+from mqcore_sql.postgres_enlisting import PostgresEnlister
 
 __all__ = ["PostgresBackend", "mqcore_register_backends"]
 
@@ -20,6 +22,11 @@ class PostgresDriver(SqlDriver):
     def make_database(self) -> Database:
         """Return the server's database."""
         return PostgresDatabase(self.url, cast("PostgresOptions", self.options))
+
+    def make_enlister(self) -> Enlister:
+        """Return what writes in transactions on the server."""
+        schema = cast("PostgresOptions", self.options).schema_name
+        return PostgresEnlister(self._db, self.options, self._clock, schema)
 
     @staticmethod
     def classify(error: Exception) -> ErrorKind:

@@ -117,6 +117,15 @@ class Queues:
             spec=queue.spec(),
         )
 
+    def has_all(self, specs: Sequence[QueueSpec]) -> bool:
+        """Return whether all queues exist. Raises `TopologyMismatch` when one differs."""
+        rows = self._db.query(sql.QUEUES_OF, queues=[spec.name for spec in specs])
+        known = {row[1]: QueueRow(*row[:-2]).spec() for row in rows}
+        for spec in specs:
+            if spec.name in known:
+                check_spec(known[spec.name], spec)
+        return all(spec.name in known for spec in specs)
+
     # Writing, inside a transaction
 
     def declare(self, specs: Sequence[QueueSpec]) -> None:

@@ -1,14 +1,21 @@
 """The versions of the tables: creating them, upgrading them, and refusing what is not ours."""
 
+import secrets
+
 from mqcore.spi import ConfigurationError
 from mqcore_sql.database import TABLES, Database
 
-__all__ = ["VERSION", "prepare"]
+__all__ = ["VERSION", "instance_of", "prepare"]
 
 VERSION = 1
 """The version that this code reads and writes."""
 _VERSION = "SELECT value FROM {meta} WHERE key = 'schema'"
 _SET_VERSION = "UPDATE {meta} SET value = :version WHERE key = 'schema'"
+
+_INSTANCE = "SELECT value FROM {meta} WHERE key = 'instance'"
+_ADD_INSTANCE = """
+    INSERT INTO {meta} (key, value) VALUES ('instance', :instance)
+    ON CONFLICT (key) DO NOTHING"""
 
 
 def prepare(database: Database, *, migrate: bool) -> tuple[int, int]:
@@ -53,3 +60,12 @@ def _version(database: Database) -> int:
             f"this version of mqcore knows {VERSION} at most. Upgrade mqcore in this process"
         )
     return version
+
+
+def instance_of(database: Database) -> int:
+    """Return the random number by which a database is known, in whatever way it is reached."""
+    if not (found := database.query(_INSTANCE)):
+        with database.transaction():
+            database.change(_ADD_INSTANCE, instance=secrets.randbits(62) + 1)
+        found = database.query(_INSTANCE)  # another process may have been faster
+    return int(found[0][0])

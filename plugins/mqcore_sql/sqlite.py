@@ -1,6 +1,7 @@
 """SQLite, by the standard library's `sqlite3`: connecting, and the statements of its own."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from mqcore_sql.records import Claimed, Row
 from mqcore_sql.sqlite_file import DatabaseFile, NoRoom
 from mqcore_sql.statements import END_LEASES, RANKS
 
-__all__ = ["SqliteDatabase"]
+__all__ = ["INSERT", "LAST_NUMBER", "REMEMBER", "SET_TIME", "SqliteDatabase", "placed"]
 
 _OLDEST = (3, 35, 0)
 """The first version with RETURNING."""
@@ -57,14 +58,14 @@ _MIGRATIONS = {
         record TEXT PRIMARY KEY, router TEXT NOT NULL, queue TEXT NOT NULL) WITHOUT ROWID;
     """
 }
-_LAST_NUMBER = "UPDATE {meta} SET value = value + :number WHERE key = 'last' RETURNING value"
+LAST_NUMBER = "UPDATE {meta} SET value = value + :number WHERE key = 'last' RETURNING value"
 _TIME = "SELECT key, value FROM {meta} WHERE key IN ('shift', 'time')"
-_SET_TIME = """
+SET_TIME = """
     INSERT INTO {meta} (key, value) VALUES ('shift', :shift), ('time', :time)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 _TIME_EVERY = 1_000_000
 """Microseconds after which the time is written again."""
-_REMEMBER = """
+REMEMBER = """
     INSERT INTO {{names{current}}} (queue, name, number, at)
     SELECT :queue, :name, :number, {{now}}
     WHERE NOT EXISTS (SELECT 1 FROM {{names{other}}}
@@ -77,9 +78,10 @@ _KNOWN = """
     UNION ALL
     SELECT 1 FROM {names1} WHERE queue = :queue AND name = :name AND number > :since
                                  AND at > {now} - :window"""
-_INSERT = """
+INSERT = """
     INSERT INTO {messages} (id, queue, rank, place, expires, meta, body)
-    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (:id, :queue, :rank, :place, :expires, :meta, :body)"""
+_INSERT = re.sub(r":\w+", "?", INSERT)
 _HAS_SOMETHING = f"""
     SELECT 1 WHERE EXISTS (SELECT 1 FROM {{messages}} WHERE queue = :queue AND rank IN {RANKS}
                                                      AND token IS NULL AND place <= {{now}})
@@ -258,7 +260,7 @@ class SqliteDatabase(Database):
         behind = max(time - round(self._clock.now() * 1e6) - self._shift, 0)
         self._shift += behind
         if behind or self.now() - time > _TIME_EVERY:
-            self._run(_SET_TIME, {"shift": self._shift, "time": self.now()})
+            self._run(SET_TIME, {"shift": self._shift, "time": self.now()})
         return self.now()
 
     def _read_time(self) -> int:
@@ -323,9 +325,9 @@ class SqliteDatabase(Database):
         """Remember the names, and insert the rows whose names are new."""
         if not rows:
             return set()
-        ((last,),) = self.query(_LAST_NUMBER, number=len(rows))
+        ((last,),) = self.query(LAST_NUMBER, number=len(rows))
         numbers = count(last - len(rows) + 1)
-        remember = self.text(_REMEMBER.format(current=current, other=1 - current))
+        remember = self.text(REMEMBER.format(current=current, other=1 - current))
         execute, now = self._opened.execute, self.now()
 
         stored, inserts = set(), []
@@ -336,7 +338,7 @@ class SqliteDatabase(Database):
                 if execute(remember, values).rowcount < 1:
                     continue
             stored.add(index)
-            inserts.append((number, *_placed(row, now)))
+            inserts.append((number, *placed(row, now)))
         self._opened.executemany(self.text(_INSERT), inserts)
         return stored
 
@@ -421,7 +423,7 @@ def _code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def _placed(row: Row, now: int) -> tuple[int, int, int, int | None, str, bytes]:
+def placed(row: Row, now: int) -> tuple[int, int, int, int | None, str, bytes]:
     """Return the columns of a row that is stored now."""
     expires = row.expires if row.ttl is None else now + row.ttl
     place = now + row.delay

@@ -8,8 +8,10 @@ from pydantic import BaseModel
 from mqcore.spi import ErrorKind
 from mqcore_sql.database import Database
 from mqcore_sql.driver import SqlBackend, SqlDriver, kind_of
+from mqcore_sql.enlisting import Enlister
 from mqcore_sql.options import SqliteOptions, file_of
 from mqcore_sql.sqlite import SqliteDatabase
+from mqcore_sql.sqlite_enlisting import SqliteEnlister
 
 __all__ = ["SqliteBackend"]
 
@@ -20,6 +22,11 @@ class SqliteDriver(SqlDriver):
     def make_database(self) -> Database:
         """Return the file's database."""
         return SqliteDatabase(self.url, cast("SqliteOptions", self.options))
+
+    def make_enlister(self) -> Enlister:
+        """Return what writes in transactions on the file."""
+        file = cast("SqliteDatabase", self._db).file
+        return SqliteEnlister(self._db, self.options, self._clock, file)
 
     @staticmethod
     def classify(error: Exception) -> ErrorKind:

@@ -43,7 +43,7 @@ from mqcore_sql.records import (
 )
 from mqcore_sql.rotation import is_due, lengthen, rotate
 
-__all__ = ["Consumer", "Store"]
+__all__ = ["Consumer", "Store", "refusal", "row_of"]
 
 _DUPLICATE = Stored(duplicate=True)
 _TOUCH = 60.0
@@ -132,7 +132,7 @@ class Store:
                 rotate(self._db, self._period)
 
     def _plan(self, index: int, out: Outgoing, queue: QueueRow) -> _Planned:
-        row = _row(out, queue, name_of(out.message))
+        row = row_of(out, queue, name_of(out.message))
         counts = queue.max_length is not None and out.message.hop == 0 and row.delay == 0
         return _Planned(index, queue, row, counts)
 
@@ -224,7 +224,7 @@ class Store:
         ]
         for dead_letter in target.values():
             outs = [Outgoing(dead_letter.name, letter) for letter in letters]
-            self._insert([_row(out, dead_letter, None) for out in outs])
+            self._insert([row_of(out, dead_letter, None) for out in outs])
         self._db.change(sql.DELETE, ids=[row[0] for row in rows])
         return len(rows)
 
@@ -310,7 +310,7 @@ class Store:
                         outcomes.append(target)  # the source stays leased (G3)
                         continue
                     name = name_of(item.to.message)
-                    successors.append((lease[0], _row(item.to, target, None), name))
+                    successors.append((lease[0], row_of(item.to, target, None), name))
                 held.discard(lease)
                 (released if isinstance(item, Release) else gone).append(lease[0])
                 outcomes.append(DONE)
@@ -422,25 +422,31 @@ class Store:
         return self._queues.targets(names) if names else {}
 
     def _target(self, out: Outgoing, targets: dict[str, QueueRow]) -> QueueRow | Failed:
-        if not isinstance(out.to, str):
-            return Failed(
-                ErrorKind.PERMANENT,
-                f"{self._db.product} does not route: {out.to} has to be resolved to queues first",
-            )
-        if out.delay > self._options.max_delay:
-            return Failed(
-                ErrorKind.PERMANENT,
-                f"a delay of {out.delay:g} s is above max_delay={self._options.max_delay:g} s",
-            )
-        if (queue := targets.get(out.to)) is None:
-            return Failed(
-                ErrorKind.NOT_FOUND,
-                f"there is no queue {out.to!r} in this {self._db.product} database",
-            )
-        return queue
+        return refusal(out, targets, self._options, self._db.product)
 
 
-def _row(out: Outgoing, queue: QueueRow, name: bytes | None) -> Row:
+def refusal(
+    out: Outgoing, targets: dict[str, QueueRow], options: SqlOptions, product: str
+) -> QueueRow | Failed:
+    """Return the queue of a message, or why it cannot be stored."""
+    if not isinstance(out.to, str):
+        return Failed(
+            ErrorKind.PERMANENT,
+            f"{product} does not route: {out.to} has to be resolved to queues first",
+        )
+    if out.delay > options.max_delay:
+        return Failed(
+            ErrorKind.PERMANENT,
+            f"a delay of {out.delay:g} s is above max_delay={options.max_delay:g} s",
+        )
+    if (queue := targets.get(out.to)) is None:
+        return Failed(
+            ErrorKind.NOT_FOUND, f"there is no queue {out.to!r} in this {product} database"
+        )
+    return queue
+
+
+def row_of(out: Outgoing, queue: QueueRow, name: bytes | None) -> Row:
     """Return a message as it is stored; the queue's ttl is for publishes only (G6)."""
     message = out.message
     ttl = out.ttl
