@@ -48,6 +48,10 @@ EVENTS = {
     "consumer.started": "consuming; fields: prefetch",
     "consumer.interrupted": "consuming was interrupted; fields: error",
     "consumer.stopped": "consuming ended as requested",
+    "message.relayed": "a message that waited in a spool or an outbox was stored by its broker; "
+    "fields: duplicate",
+    "relay.held": "the broker does not take messages that wait; they are tried again; fields: "
+    "messages, error",
     "reply.failed": "a reply could not be stored; fields: error",
 }
 """Every event and its fields. The names are public, because dashboards use them."""

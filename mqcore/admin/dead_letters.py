@@ -470,7 +470,9 @@ def _redrive(
     message = delivery.message
     if message.death is None and to is None:
         return "it has no failure record: name the queue to send it to"
-    if to is None and letter.queue.startswith(RESERVED_PREFIXES):
+    # what died in a queue of a relay may return; a record of another queue may be forged
+    is_ours = queue.startswith(RESERVED_PREFIXES)
+    if to is None and letter.queue.startswith(RESERVED_PREFIXES) and not is_ours:
         return (
             f"its failure record names the queue {letter.queue!r:.100}, which is reserved: name "
             "the queue to send it to"

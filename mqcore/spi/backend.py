@@ -33,7 +33,7 @@ hookimpl = pluggy.HookimplMarker("mqcore")
         return [AcmeBackend]
 """
 
-Role = Literal["work", "dead_letter", "quarantine", "temporary"]
+Role = Literal["work", "dead_letter", "quarantine", "temporary", "relay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,10 @@ class QueueSpec:
     `role`: a `work` queue comes with a `dead_letter` and a `quarantine` queue of its own, each as a
     spec of the same batch. The quarantine of `jobs` is called `jobs.quarantine`. A `temporary`
     queue has neither. It is removed with its owner (the instance that declared it) or, when the
-    owner dies, after a time without consumers that the driver chooses. `ttl` (seconds) bounds the
+    owner dies, after a time without consumers that the driver chooses. A `relay` queue stores what
+    goes to another broker, in order, and has no quarantine. A claim of it returns nothing while
+    another claim of it holds, also of another process: so several relays never overtake each other.
+    Core declares one only where LEASE has the limit `exclusive`. `ttl` (seconds) bounds the
     life of messages *published* to the queue (hop 0); the shorter of queue and message wins. A Move
     brings its own expiry. `retention` (seconds) is how long a dead-letter queue stores a message.
     `durability` is what the application asked for.

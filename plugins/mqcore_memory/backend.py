@@ -56,7 +56,7 @@ def capabilities(options: MemoryOptions) -> Capabilities:
             native, {"window": options.dedup_window, "size": options.dedup_size}
         ),
         Capability.ATOMIC_MOVE: Support(native),
-        Capability.LEASE: Support(native),
+        Capability.LEASE: Support(native, {"exclusive": True}),
         Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
         Capability.ROUTING: Support(Level.EMULATED),
         Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),

@@ -100,7 +100,7 @@ class MemoryQueue:
 
     def nudge(self) -> None:
         """Wake the consumers that have something to do after a change."""
-        self.waiters.nudge(self.ready, self.next_event())
+        self.waiters.nudge(0 if self._is_taken else self.ready, self.next_event())
 
     def next_event(self) -> float:
         """Return when time will next change what can be claimed."""
@@ -158,12 +158,19 @@ class MemoryQueue:
         A holder never has more than its `prefetch`.
         """
         claimed: list[Delivery] = []
+        if self._is_taken:
+            return claimed
         room = min(limit, holder.prefetch - holder.held)
         until = now + holder.lease
         for level in reversed(self._levels):
             while self.ready and len(claimed) < room and (number := level.pop()) is not None:
                 claimed.append(self._lease(self.copies[number], holder, until, now))
         return claimed
+
+    @property
+    def _is_taken(self) -> bool:
+        """Whether a claim holds on a queue of role `relay`, which gives nothing more then."""
+        return self.spec.role == "relay" and bool(self.leases)
 
     def sweep(self, holder: Holder, limit: int, until: float, now: float) -> list[Delivery]:
         """Lease up to `limit` expired messages, the earliest expiry first."""

@@ -111,8 +111,13 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def claim(self, queue: int, limit: int, token: int, lease: int) -> list[Claimed]:
-        """Lease ready messages, after the leases that have ended have been returned."""
+    def claim(
+        self, queue: int, limit: int, token: int, lease: int, *, alone: bool
+    ) -> list[Claimed]:
+        """Lease ready messages, after the leases that have ended have been returned.
+
+        With `alone`, nothing is leased while another lease of the queue holds.
+        """
 
     @abstractmethod
     def changed(self) -> bool:

@@ -123,7 +123,7 @@ class SqlDriver(BlockingDriver):
             Capability.EXPIRY: Support(native, {"sweep": True}),
             Capability.DEDUP: Support(native, window),
             Capability.ATOMIC_MOVE: Support(native),
-            Capability.LEASE: Support(native),
+            Capability.LEASE: Support(native, {"exclusive": True}),
             Capability.ORDER: Support(native, {"release_in_place": True, "after_delay": "end"}),
             Capability.ROUTING: Support(Level.EMULATED),
             Capability.MAX_LENGTH: Support(native, {"modes": "reject,dead_letter"}),

@@ -16,7 +16,7 @@ from mqcore.spi import ConfigurationError, ConnectionLost, Durability, ErrorKind
 from mqcore_sql.database import TABLES, CommitUnknown, Database
 from mqcore_sql.options import PostgresOptions
 from mqcore_sql.records import Claimed, Row
-from mqcore_sql.statements import END_LEASES
+from mqcore_sql.statements import END_LEASES, HAS_LEASE, LOCK_QUEUES
 
 __all__ = ["STORE_INPUT", "PostgresDatabase"]
 
@@ -375,13 +375,29 @@ class PostgresDatabase(Database):
         found = self.query(_KNOWN, queue=queue, name=name, since=since, window=window)
         return {number - 1 for (number,) in found}
 
-    def claim(self, queue: int, limit: int, token: int, lease: int) -> list[Claimed]:
+    def claim(
+        self, queue: int, limit: int, token: int, lease: int, *, alone: bool
+    ) -> list[Claimed]:
         """Lease in one statement; leases that have ended are looked for now and then."""
+        if alone:
+            return self._claim_alone(queue, limit, token, lease)
         now = time.monotonic()
         if now - self._ended.get(queue, 0.0) > _ENDED_EVERY:
             self._ended[queue] = now
             self.change(END_LEASES, queue=queue)
         rows = self.query(_CLAIM, queue=queue, limit=limit, token=token, lease=lease)
+        return sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
+
+    def _claim_alone(self, queue: int, limit: int, token: int, lease: int) -> list[Claimed]:
+        """Lease while no other consumer does: each locks the queue's row, then looks."""
+        if self.query(HAS_LEASE, queue=queue):
+            return []
+        with self.transaction():
+            self.query(LOCK_QUEUES, ids=[queue])
+            self.change(END_LEASES, queue=queue)
+            if self.query(HAS_LEASE, queue=queue):
+                return []
+            rows = self.query(_CLAIM, queue=queue, limit=limit, token=token, lease=lease)
         return sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
 
     # Watching

@@ -19,7 +19,7 @@ from mqcore_sql.database import TABLES, CommitUnknown, Database
 from mqcore_sql.options import SqliteOptions, file_of
 from mqcore_sql.records import Claimed, Row
 from mqcore_sql.sqlite_file import DatabaseFile, NoRoom
-from mqcore_sql.statements import END_LEASES, RANKS
+from mqcore_sql.statements import END_LEASES, HAS_LEASE, RANKS
 
 __all__ = ["INSERT", "LAST_NUMBER", "REMEMBER", "SET_TIME", "SqliteDatabase", "placed"]
 
@@ -350,8 +350,12 @@ class SqliteDatabase(Database):
             if self.query(_KNOWN, queue=queue, name=name, since=since, window=window)
         }
 
-    def claim(self, queue: int, limit: int, token: int, lease: int) -> list[Claimed]:
+    def claim(
+        self, queue: int, limit: int, token: int, lease: int, *, alone: bool
+    ) -> list[Claimed]:
         """Look first, without waiting for a turn; then lease."""
+        if alone and self.query(HAS_LEASE, queue=queue):
+            return []
         if not self.query(_HAS_SOMETHING, queue=queue):
             shift = self._shift
             self._read_time()  # another process may have found that the clock was set back
@@ -360,6 +364,8 @@ class SqliteDatabase(Database):
         # A power cut that undoes the claim ends its owner as well.
         with self.transaction(durable=False):
             self.change(END_LEASES, queue=queue)
+            if alone and self.query(HAS_LEASE, queue=queue):
+                return []
             rows = self.query(_CLAIM, queue=queue, limit=limit, token=token, lease=lease)
         return sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
 

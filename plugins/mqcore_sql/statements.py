@@ -68,6 +68,9 @@ END_LEASES = """
 LOCK = f"""
     SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}} ORDER BY id {{locked}}"""
 HELD = f"SELECT id, token FROM {{messages}} WHERE {_LEASED} AND id {{any:ids}}"
+HAS_LEASE = """
+    SELECT 1 FROM {messages} WHERE queue = :queue AND token IS NOT NULL AND until > {now}
+    LIMIT 1"""
 DELETE = "DELETE FROM {messages} WHERE id {any:ids}"
 RELEASE = """
     UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, noted = 0

@@ -238,7 +238,9 @@ class Store:
             self._touch(consumer)
 
         token, sent = _new_token(), self._clock.monotonic()
-        rows = self._db.claim(queue.id, limit, token, consumer.lease) if limit > 0 else []
+        alone, rows = queue.role == "relay", []
+        if limit > 0:
+            rows = self._db.claim(queue.id, limit, token, consumer.lease, alone=alone)
         if not rows:
             self._queues.exists(queue)
             return []
