@@ -1,12 +1,12 @@
-"""mqcore beside kombu, FastStream, dramatiq, Celery and the raw clients, in one run.
+"""mqcore beside other libraries and the raw clients, in one run.
 
     python benchmarks/peers.py [--only redis] [--rounds 3] [--scale 1.0] [--page]
 
 Each scenario of each contender runs in a process of its own, one after the other and interleaved: a
 round runs all of them once. A row is the median of its rounds. Compare ratios inside one run, not
 figures of two machines. RabbitMQ is an installed server with durable classic queues, persistent
-messages and confirms; Redis an installed server without persistence. Payloads are JSON of 200
-bytes.
+messages and confirms; Redis an installed server without persistence; PostgreSQL an installed server
+that writes to the disk at each commit, as SQLite does. Payloads are JSON of 200 bytes.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import ast
 import json
 import os
 import platform
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from collections import defaultdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import report
@@ -32,7 +34,8 @@ from mqcore.contract.brokers import Brokers
 HERE = Path(__file__).parent
 METHOD = (
     "JSON payloads of 200 bytes. RabbitMQ has durable classic queues, persistent messages and "
-    "confirms; Redis runs without persistence."
+    "confirms; Redis runs without persistence; PostgreSQL and SQLite write to the disk at each "
+    "commit."
 )
 SCENARIOS = {
     "one by one": 1500,
@@ -57,6 +60,12 @@ CONTENDERS = {
         "dramatiq": "dramatiq_peer",
         "Celery": "celery_peer",
     },
+    "postgresql": {
+        "mqcore": "ours",
+        "psycopg": "raw_psycopg",
+        "procrastinate": "procrastinate_peer",
+    },
+    "sqlite": {"mqcore": "ours", "sqlite3": "raw_sqlite", "huey": "huey_peer"},
     "memory": {"mqcore": "ours", "asyncio.Queue": "raw_memory", "kombu": "kombu_peer"},
 }
 CANNOT = {
@@ -67,11 +76,16 @@ CANNOT = {
     "kombu_peer": {"drain, blocking"},
     "dramatiq_peer": {"drain"},
     "celery_peer": {"drain", "bulk", "latency"},
+    "raw_psycopg": {"drain, blocking", "latency"},
+    "raw_sqlite": {"drain, blocking", "latency"},
+    "huey_peer": {"drain"},
 }
 """What a contender has no way to do."""
-SLOW = {"kombu_peer", "dramatiq_peer", "celery_peer"}
+SLOW = {"kombu_peer", "dramatiq_peer", "celery_peer", "huey_peer"}
 """Contenders that publish a quarter of the messages, so that a run does not wait for them."""
 PUBLISHING = {"one by one", "bulk"}
+SLOW_HANDLING = {"procrastinate_peer", "huey_peer"}
+"""Contenders that handle a quarter of the messages, for the same reason."""
 PACKAGES = (
     "mqcore",
     "pika",
@@ -83,6 +97,9 @@ PACKAGES = (
     "aio-pika",
     "dramatiq",
     "celery",
+    "psycopg",
+    "procrastinate",
+    "huey",
 )
 
 
@@ -137,11 +154,9 @@ def run(kind: str, url: str, options: argparse.Namespace) -> dict[str, dict[str,
             for name, script in CONTENDERS[kind].items():
                 if scenario in CANNOT.get(script, ()):
                     continue
-                where = "memory://" if kind == "memory" else url
-                count = int(
-                    size * options.scale / (4 if script in SLOW and scenario in PUBLISHING else 1)
-                )
-                if figure := measure(script, scenario, where, count):
+                slow = SLOW if scenario in PUBLISHING else SLOW_HANDLING
+                count = int(size * options.scale / (4 if script in slow else 1))
+                if figure := measure(script, scenario, url, count):
                     found[scenario][name].append(figure)
 
     return {
@@ -206,11 +221,18 @@ def main() -> None:
     options = parser.parse_args()
     tables = {}
 
-    with Brokers("local") as brokers:
+    with Brokers("local") as brokers, TemporaryDirectory() as folder:
+        embedded = {
+            "memory": ("In one process", "memory://"),
+            "sqlite": (f"SQLite {sqlite3.sqlite_version}", f"sqlite:///{folder}/mqcore.db"),
+        }
         for kind in options.only or CONTENDERS:
-            server = None if kind == "memory" else brokers.server(kind)
-            title = server.title if server else "In one process"
-            tables[kind] = (title, run(kind, server.url if server else "", options))
+            if kind in embedded:
+                title, url = embedded[kind]
+            else:
+                server = brokers.server(kind)
+                title, url = server.title, server.url
+            tables[kind] = (title, run(kind, url, options))
 
     data = figures_of(tables, options)
     for entry in data["tables"].values():

@@ -12,7 +12,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = DOCS / "benchmarks.json"
-RAW = {"py-amqp, pika", "py-amqp", "pika", "redis-py", "asyncio.Queue"}
+RAW = {"py-amqp, pika", "py-amqp", "pika", "redis-py", "asyncio.Queue", "psycopg", "sqlite3"}
 """Clients without a library: no retries, headers or reconnects. No peers, but the upper bound."""
 SCENARIOS = {
     "one by one": "publish, each confirmed before the next",
@@ -152,8 +152,8 @@ def write(data: dict[str, Any]) -> None:
         (
             "Compare rows of one table only: two machines, or two days on a shared machine, differ "
             "by a factor of two and more. A row in which mqcore loses is printed like any other. "
-            "*Raw* clients (py-amqp, pika, redis-py, asyncio.Queue) send bytes without retries, "
-            "types, headers or reconnects. They are the upper bound."
+            "*Raw* clients (py-amqp, pika, redis-py, psycopg, sqlite3, asyncio.Queue) send bytes "
+            "without retries, types, headers or reconnects. They are the upper bound."
         ),
         "",
         "To measure on your machine: `python3 noxfile.py -s bench`.",
