@@ -52,6 +52,15 @@ _REFUSALS = {
     r'database ".*" does not exist': ErrorKind.PERMANENT,
 }
 """Why a server refuses a session: psycopg has the text of the error alone, and no code."""
+_SESSION = """
+    SET default_transaction_isolation = 'read committed';
+    SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_sort = off;
+    SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+    SET jit = off"""
+"""What each session needs. A stricter level of the role would let statements fail that wait for
+each other. Each statement is made for one index, and is planned once. The statistics of a table of
+queues are always old: by them the server would choose to read all that is ready or leased.
+"""
 _NOW = "(extract(epoch FROM statement_timestamp()) * 1000000)::bigint"
 _MIGRATIONS = {
     1: """
@@ -212,8 +221,7 @@ class PostgresDatabase(Database):
         self._connection = psycopg.connect(
             self._options.conninfo(self._url), autocommit=True, application_name="mqcore"
         )
-        # A stricter level of the role would let statements fail that wait for each other.
-        self._connection.execute("SET default_transaction_isolation = 'read committed'")
+        self._connection.execute(_SESSION)
         self._socket = self._connection.pgconn.socket
         if self._connection.info.server_version < _OLDEST:
             raise ConfigurationError(
