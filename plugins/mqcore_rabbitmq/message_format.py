@@ -20,7 +20,7 @@ from typing import Any
 
 from pika import BasicProperties
 
-from mqcore.spi import Death, Message, Reason, new_id, pack, unpack
+from mqcore.spi import Death, Message, Reason, new_id, pack, unpack_fields
 from mqcore_rabbitmq.frames import Field, Properties
 
 __all__ = [
@@ -263,20 +263,18 @@ def message_of(received: BasicProperties, body: bytes, ttl: float | None, now: f
         elif not name.startswith(_BROKER_PREFIX):
             headers[name] = _text(value)
 
+    fields: dict[str, Any] = {"encoding": _shown(received.content_encoding) or None}
     message = Message(
         id=id_of(received) or new_id(),
         body=body,
         content_type=_shown(received.content_type) or None,
-        encoding=_shown(received.content_encoding) or None,
         headers=MappingProxyType(headers) if headers else _NO_HEADERS,
         priority=level_of(received),
         expires_at=_expires(all_headers),
         correlation_id=_utf8(received.correlation_id),
         reply_to=_utf8(received.reply_to),
+        **(fields | unpack_fields(packed)),
     )
-    if packed:
-        message = unpack(message, packed)
-
     is_ttl_applied = AGELESS not in all_headers and _ATTEMPT in all_headers
     if ttl is None or message.hop or is_ttl_applied:
         return message

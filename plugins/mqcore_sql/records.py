@@ -11,7 +11,7 @@ from struct import Struct
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from mqcore.spi import Delivery, Message, pack, unpack
+from mqcore.spi import Delivery, Message, pack, unpack_fields
 
 __all__ = [
     "Claimed",
@@ -27,8 +27,9 @@ __all__ = [
 
 HIGHEST = 10
 _PLAIN = ("content_type", "correlation_id", "reply_to")
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_TEXTS = ("id", *_PLAIN)
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().decode
 _RECEIPT = Struct(">qq")
 
 
@@ -80,38 +81,37 @@ def read(meta: str, body: bytes, rank: int, expires: int | None) -> tuple[Messag
     Never raises. A row that `encode` did not write becomes a message that core dead-letters.
     """
     try:
-        message = _read(meta, body, rank, expires)
-        _check(message)
+        return _read(meta, body, rank, expires), ""
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
         what = f"the row in the database is malformed: {type(e).__name__}"
         name = blake2b(f"{meta}".encode(errors="replace"), digest_size=8).hexdigest()
         return Message(id=f"unreadable-{name}", body=bytes(body or b"")), what
 
-    return message, ""
-
-
-def _check(message: Message) -> None:
-    """Raise `TypeError` for a field of a wrong type: JSON may contain anything."""
-    texts = [message.id, *message.headers.values()]
-    texts += [text for name in _PLAIN if (text := getattr(message, name)) is not None]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError
-
 
 def _read(meta: str, body: bytes, rank: int, expires: int | None) -> Message:
-    fields = json.loads(meta)
-    headers = fields.get("headers")
-    return unpack(
-        Message(
-            id=fields["id"],
-            body=body,
-            headers=_NO_HEADERS if headers is None else MappingProxyType(headers),
-            priority=HIGHEST - rank,
-            expires_at=None if expires is None else expires / 1e6,
-            **{name: fields[name] for name in _PLAIN if name in fields},
-        ),
-        fields,
+    written = _decode(meta)
+    fields = unpack_fields(written) | {name: written[name] for name in _TEXTS if name in written}
+    if (headers := written.get("headers")) is not None:
+        fields["headers"] = MappingProxyType(headers)
+    _check(fields)
+
+    return Message(
+        body=body,
+        priority=HIGHEST - rank,
+        expires_at=None if expires is None else expires / 1e6,
+        **fields,
     )
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raise for a field that is missing, or of a wrong type: JSON may contain anything."""
+    texts = [fields["id"], *(fields[name] for name in _PLAIN if fields.get(name) is not None)]
+    if "headers" in fields:
+        texts += fields["headers"].values()
+    if (death := fields.get("death")) is not None:
+        texts += (death.queue, death.error_type, death.error, death.traceback)
+    if {*map(type, texts)} != {str}:
+        raise TypeError
 
 
 def delivery_of(claimed: Claimed, token: int, age: float) -> Delivery:
