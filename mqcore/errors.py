@@ -2,8 +2,8 @@
 
 A publish that returns no receipt raises `PublishFailed` (the message is certainly not stored) or
 `PublishUnknown` (it may be stored), so code that catches these two has handled every case (G1). A
-driver's own exception is always the `__cause__`. `Retry` and `Reject` are not errors: a handler
-raises them to decide what happens to its message.
+driver's own exception is always the `__cause__`. `Retry`, `Postpone` and `Reject` are not errors: a
+handler raises them to decide what happens to its message.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "MessageError",
     "MessageTooLarge",
     "MqcoreError",
+    "Postpone",
     "PublishFailed",
     "PublishUnknown",
     "QueueFull",
@@ -180,6 +181,19 @@ class Retry(Exception):
 
     def __init__(self, delay: float | timedelta | None = None) -> None:
         super().__init__("the handler asked for another attempt")
+        self.delay = delay
+
+
+class Postpone(Exception):
+    """A handler raises this to have its message handled later, as if this run had not been.
+
+    The run is not an attempt. The message waits `delay` (seconds or timedelta) in the broker, at
+    most until its expiry, and goes to the end of its priority level (G10). The `max_age` of the
+    retry policy still applies. With `ack_first=True` it has no effect: the message is settled.
+    """
+
+    def __init__(self, delay: float | timedelta) -> None:
+        super().__init__("the handler postponed its message")
         self.delay = delay
 
 

@@ -33,6 +33,7 @@ EVENTS = {
     "message.started": "a handler begins",
     "message.done": "handled and acknowledged; fields: seconds",
     "message.retried": "will be handled again; fields: delay, error",
+    "message.postponed": "its handler wants it later; not an attempt; fields: delay",
     "message.dead": "dead-lettered; fields: reason, error",
     "message.dropped": "lost, because its queue has no dead-letter queue; fields: reason, error",
     "message.released": "returned to the queue unfinished",

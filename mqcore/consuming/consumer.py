@@ -96,6 +96,14 @@ class Received(DeliveryInfo, Generic[T]):
         )
         await self._finish(HandlerResult(Ending.RETRY, Failure.of(error) if error else None, wait))
 
+    async def postpone(self, delay: float | timedelta) -> None:
+        """Handle it again after `delay` seconds, not counted as an attempt (G10).
+
+        The wait ends at the message's expiry at the latest. Raises `LeaseLost` as `ack` does.
+        """
+        wait = check_seconds("delay", delay, f"message {self.id}", zero=True)
+        await self._finish(HandlerResult(Ending.POSTPONED, delay=wait))
+
     async def reject(self, reason: str = "rejected by the consumer") -> None:
         """Dead-letter it without another attempt, with the reason `rejected` (G11)."""
         check_text("reason", reason, f"message {self.id}")

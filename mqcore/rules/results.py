@@ -5,11 +5,13 @@ An exception means the same from a handler in the event loop, in a thread and in
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from mqcore.clock import seconds
-from mqcore.errors import HandlerTimeout, Reject, Retry
+from mqcore.errors import HandlerTimeout, Postpone, Reject, Retry
 from mqcore.rules.retry import Ending, Failure, HandlerResult, exceptions_in
 
 __all__ = ["ChildRunFailed", "result_of"]
@@ -24,7 +26,7 @@ class ChildRunFailed(Exception):
         self.result = result
 
 
-_DECISIONS = (ChildRunFailed, Retry, Reject, HandlerTimeout)
+_DECISIONS = (ChildRunFailed, Retry, Postpone, Reject, HandlerTimeout)
 
 
 def result_of(error: BaseException) -> HandlerResult:
@@ -38,19 +40,39 @@ def result_of(error: BaseException) -> HandlerResult:
         failure = replace(failure, traceback=Failure.of(error).traceback)
 
     if isinstance(decision, Retry):
-        try:
-            asked = getattr(decision, "delay", None)  # a subclass need not call our __init__
-            delay = None if asked is None else seconds(asked)
-        except Exception as wrong:  # noqa: BLE001 - a handler's value; a delay that cannot be read is the handler's failure
-            unusable = Failure.of(wrong)
-            text = f"the delay of Retry is not usable; give seconds or a timedelta: {unusable.text}"
-            return HandlerResult(Ending.FAILED, replace(unusable, text=text))
-        return HandlerResult(Ending.RETRY, failure, delay)
+        return _delayed(Ending.RETRY, decision, failure)
+    if isinstance(decision, Postpone):
+        return _delayed(Ending.POSTPONED, decision, failure)
     if isinstance(decision, Reject):
         return HandlerResult(Ending.REJECTED, failure)
     if isinstance(decision, HandlerTimeout):
         return HandlerResult(Ending.TIMED_OUT, failure)
     return HandlerResult(Ending.FAILED, failure)
+
+
+def _delayed(ending: Ending, decision: Retry | Postpone, failure: Failure) -> HandlerResult:
+    """Return the result with the delay that the handler has asked for.
+
+    A delay that cannot be read is the handler's failure.
+    """
+    try:
+        asked = getattr(decision, "delay", None)  # a subclass need not call our __init__
+        if isinstance(decision, Postpone):
+            # What was postponed has not failed, so its event has no error.
+            return HandlerResult(ending, None, _postponed_by(asked))
+        return HandlerResult(ending, failure, None if asked is None else seconds(asked))
+    except Exception as wrong:  # noqa: BLE001 - a handler's value, and what it raises is its failure
+        unusable = Failure.of(wrong)
+        name = "Retry" if ending is Ending.RETRY else "Postpone"
+        text = f"the delay of {name} is not usable; give seconds or a timedelta: {unusable.text}"
+        return HandlerResult(Ending.FAILED, replace(unusable, text=text))
+
+
+def _postponed_by(asked: Any) -> float:
+    """Return the delay in seconds. NaN raises: the message would come back at once."""
+    if math.isnan(delay := seconds(asked)):
+        raise ValueError("NaN")
+    return delay
 
 
 def _decision_in(error: BaseException) -> BaseException:

@@ -8,9 +8,6 @@ attempt into the message of a Move (G4).
 from __future__ import annotations
 
 import math
-import sys
-import traceback
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
@@ -22,7 +19,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.messages.message import Death, Message, Reason
 from mqcore.rules.checks import check_count, check_seconds
-from mqcore.rules.redact import mask_text
+from mqcore.rules.failure import Failure, exceptions_in, qualified
 
 __all__ = [
     "AfterCrash",
@@ -41,14 +38,11 @@ __all__ = [
     "exponential",
     "fixed",
     "linear",
+    "qualified",
 ]
 
-_TEXT, _TRACE = 2_000, 4_000
-_NAMED = 20
-"""Exceptions of a group whose texts are recorded."""
 _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
-_PROGRAM = ("__main__", "__mp_main__")
 _END_WAIT = 1.0
 """Least seconds before a dead letter that its own consumer failed is delivered again."""
 _FAR = 10.0 * 365 * 86_400
@@ -207,90 +201,6 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-def qualified(cls: type) -> str:
-    """Return the name by which a class is compared across processes; never resolved back to code.
-
-    The program has one name in the worker (`__main__`) and another in the process of a handler:
-    `__mp_main__` for a script, and for `python -m` the module's own. A class has one name in both.
-    """
-    module = cls.__module__
-    if module in _PROGRAM:
-        spec = getattr(sys.modules.get(module), "__spec__", None)
-        module = _PROGRAM[0] if spec is None else spec.name
-    return f"{module}.{cls.__qualname__}"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An exception as data, of bounded size.
-
-    `types` are the qualified names of its class and bases.
-    """
-
-    types: tuple[str, ...]
-    text: str
-    traceback: str = ""
-    members: tuple[tuple[str, ...], ...] = ()
-    """Of an exception group, the `types` of each kind of exception in it."""
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Describe an exception, whatever its class does when it is turned into text."""
-        text = _text_of(error)
-        members: dict[tuple[str, ...], None] = {}
-        if isinstance(error, BaseExceptionGroup):
-            with suppress(Exception):  # a group class of the user's may break what is asked of it
-                inner = [(_names(type(each)), _text_of(each)) for each in exceptions_in(error)]
-                members = dict.fromkeys(names for names, _ in inner)
-                each_text = (
-                    f"{names[0].removeprefix('builtins.')}: {each}"
-                    for names, each in inner[:_NAMED]
-                )
-                text = f"{text}: {'; '.join(each_text)}"
-
-        try:
-            trace = "".join(traceback.format_exception(error))
-        except BaseException:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
-            trace = ""
-        return cls(
-            _names(type(error)), _clean(text)[:_TEXT], _clean(trace)[-_TRACE:], tuple(members)
-        )
-
-    @property
-    def type(self) -> str:
-        """The class's own name, without `builtins.`."""
-        return self.types[0].removeprefix("builtins.") if self.types else ""
-
-
-def exceptions_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """Return what a group holds, and the groups in it, in order."""
-    exceptions: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop()
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(reversed(error.exceptions))
-        else:
-            exceptions.append(error)
-    return exceptions
-
-
-def _names(cls: type[BaseException]) -> tuple[str, ...]:
-    return tuple(qualified(base) for base in cls.__mro__ if base is not object)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as broken:  # noqa: BLE001 - a user's __str__ may raise anything, and must not cost the record
-        return f"<its text is not available: {type(broken).__name__}>"
-
-
-def _clean(text: str) -> str:
-    """Remove what UTF-8 cannot carry, and mask the secrets of URLs."""
-    return mask_text(text.encode("utf-8", "replace").decode())
-
-
 class Ending(Enum):
     """How the handling of a delivery ended, as its consumer reports it."""
 
@@ -298,6 +208,7 @@ class Ending(Enum):
     INTERRUPTED = "interrupted"
     TAKEN_OVER = "taken_over"
     RETRY = "retry"
+    POSTPONED = "postponed"
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     CRASHED = "crashed"
@@ -371,7 +282,16 @@ class Decision:
     """The settlement to send, and what it means, for events, logs and the reply to a request."""
 
     settlement: Settlement
-    verdict: Literal["done", "released", "retried", "taken_over", "quarantined", "dead", "dropped"]
+    verdict: Literal[
+        "done",
+        "released",
+        "retried",
+        "postponed",
+        "taken_over",
+        "quarantined",
+        "dead",
+        "dropped",
+    ]
     reason: Reason | None = None
     delay: float = 0.0
 
@@ -447,6 +367,8 @@ def decide(
     if (reason := _DEAD_IMMEDIATELY.get(ending)) is not None:
         started = ending is Ending.REJECTED
         return _dead_letter(delivery, rules, reason, result.failure, now, started=started)
+    if ending is Ending.POSTPONED:
+        return _postpone(result.delay or 0.0, delivery, rules, now, expires_in)
     return _retry(result, delivery, rules, now=now, expires_in=expires_in, chance=chance)
 
 
@@ -535,6 +457,36 @@ def _retry(
     first = message.failed_at or now
     again = _move(delivery, rules, rules.queue, wait, attempt=message.attempt + 1, failed_at=first)
     return Decision(again, "retried", delay=wait)
+
+
+def _postpone(
+    asked: float, delivery: Delivery, rules: Rules, now: float, expires_in: float | None
+) -> Decision:
+    """Store the message again as it is, with a delay. It is not an attempt and not a failure (G10).
+
+    Nothing that the message is accused of is forgotten: its takeovers stay, and a suspect stays in
+    the quarantine. Else a message that kills its process now and then and postpones itself in
+    between would never be dead-lettered (G4).
+    """
+    if rules.max_delay <= 0 < asked:  # it would come back at once, without an end (G16)
+        return _dead_letter(delivery, rules, Reason.REJECTED, _NO_DELAY, now)
+
+    wait = min(max(0.0, asked), rules.max_delay)  # in this order a NaN means no wait
+    if expires_in is not None:
+        wait = min(wait, max(0.0, expires_in))  # it is found expired then, not before (G6)
+    if _too_old(delivery.message, rules.retry, now + wait):
+        return _dead_letter(delivery, rules, Reason.RETRIES_EXHAUSTED, _TOO_OLD, now)
+
+    is_suspect = rules.source == rules.quarantine
+    # With "count" the takeovers are part of the attempt already.
+    taken = 0 if is_suspect or rules.after_crash == "count" else _takeovers(delivery)
+    return Decision(
+        _move(delivery, rules, rules.source, wait, takeovers=taken), "postponed", delay=wait
+    )
+
+
+_NO_DELAY = Failure((), "it was postponed, and the backend cannot delay a message")
+_TOO_OLD = Failure((), "it was postponed beyond max_age of its retry policy")
 
 
 def _too_old(message: Message, policy: RetryPolicy, then: float) -> bool:

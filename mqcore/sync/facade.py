@@ -298,6 +298,10 @@ class Received(DeliveryInfo, Generic[T]):
         """As `mqcore.Received.retry`."""
         self._settle(self._received.retry(delay, error))
 
+    def postpone(self, delay: float | timedelta) -> None:
+        """As `mqcore.Received.postpone`."""
+        self._settle(self._received.postpone(delay))
+
     def reject(self, reason: str = "rejected by the consumer") -> None:
         """As `mqcore.Received.reject`."""
         self._settle(self._received.reject(reason))

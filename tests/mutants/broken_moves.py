@@ -314,3 +314,32 @@ class WindowOfOne(MemoryQueue):
     def put(self, message: object, now: float, delay: float = 0.0) -> None:
         self.window._numbers.clear()
         super().put(message, now, delay)  # type: ignore[arg-type]  # it is a Message
+
+
+# Postpone
+
+
+@mutant("G10", "retry.a_wait_beyond_the_expiry_ends_at_the_expiry")
+class RefusesADelayThatEndsAtTheExpiry(MemoryStore):
+    """A Move whose delay ends when its message expires is refused."""
+
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        expiry = out.message.expires_at
+        if out.delay and expiry is not None and now + out.delay >= expiry - 0.1:
+            return Failed(ErrorKind.PERMANENT, "it would expire meanwhile")
+        return super()._store_successor(entry, out, now, touched)
+
+
+@mutant("G10", "retry.a_postponed_message_comes_again_as_it_was")
+class CountsEachDelayedMove(MemoryStore):
+    """A Move with a delay is taken for a retry, and adds an attempt."""
+
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        if out.delay and out.message.attempt == entry.message.attempt:
+            counted = replace(out.message, attempt=out.message.attempt + 1)
+            out = replace(out, message=counted)
+        return super()._store_successor(entry, out, now, touched)

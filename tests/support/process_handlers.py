@@ -4,11 +4,12 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from mqcore import App, Queue, Reject, Retry, RetryPolicy, fixed
+from mqcore import App, Postpone, Queue, Reject, Retry, RetryPolicy, fixed
 
 app = App("processes")
 TWICE = RetryPolicy(2, fixed(0))
@@ -40,11 +41,23 @@ def work(job: str, ctx: Any) -> str:
         raise ValueError(rest)
     if word == "reject":
         raise Reject(rest)
-    if word == "retry" and ctx.attempt == 1:
-        raise Retry(delay=5)
+    _ask_for_later(word, rest, ctx.attempt)
     if word == "publish":
         ctx.publish("jobs", "more")
     return f"{rest} by {os.getpid()} attempt {ctx.attempt} of {ctx.id}"
+
+
+def _ask_for_later(word: str, rest: str, attempt: int) -> None:
+    """Raise Retry at the first attempt, or Postpone at the first run of those in a file."""
+    if word == "retry" and attempt == 1:
+        raise Retry(delay=5)
+    if word != "postpone":
+        return
+    began = Path(rest)
+    before = began.read_text() if began.exists() else ""
+    began.write_text(f"{before}{attempt}")
+    if not before:
+        raise Postpone(0.05)
 
 
 @app.consumer(points, process=True, concurrency=2, retry=TWICE)

@@ -122,6 +122,8 @@ def expected(ending: Ending, rules: Rules, attempt: int) -> tuple[str, str | Non
         return "taken_over", rules.queue, attempt
     if ending is Ending.TAKEN_OVER and rules.source == "q":
         return "quarantined", "q.quarantine", attempt
+    if ending is Ending.POSTPONED:
+        return "postponed", rules.source, attempt
     if ending in AT_ONCE or at_end:
         return buried
     if ending is Ending.TAKEN_OVER:
@@ -418,6 +420,104 @@ def test_max_age_counts_from_the_publish_to_the_next_start(
 ) -> None:
     rules = replace(WORK, retry=RetryPolicy(3, fixed(4), max_age=max_age))
     assert judged(Ending.FAILED, rules, published_at=published_at).verdict == verdict
+
+
+def postponed(
+    here: Delivery, rules: Rules, delay: float, expires_in: float | None = None
+) -> Decision:
+    asked = HandlerResult(Ending.POSTPONED, None, delay)
+    return decide(asked, here, rules, now=NOW, expires_in=expires_in)
+
+
+@pytest.mark.parametrize("attempt", [1, 3, 9])
+def test_a_postponed_message_stays_what_it_was(attempt: int) -> None:
+    here = delivery(attempt, failed_at=5.0)
+    decision = postponed(here, WORK, 7)
+    to, message, delay = moved(decision)
+    assert (decision.verdict, decision.reason, decision.final) == ("postponed", None, False)
+    assert (to, delay, decision.delay) == ("q", 7, 7)
+    assert message == here.message.moved("q"), "only the name of the copy is another one (G1)"
+
+
+@pytest.mark.parametrize(
+    ("delay", "expires_in", "wait"),
+    [
+        (7, 7.5, 7),
+        (7, 7, 7),
+        (7, 3, 3),
+        (7, 0, 0),
+        (7, -2, 0),
+        (float("inf"), 3, 3),
+        (float("inf"), None, 100),
+        (-1, None, 0),
+        (float("nan"), None, 0),
+    ],
+)
+def test_the_wait_of_a_postponed_message_ends_at_its_expiry(
+    delay: float, expires_in: float | None, wait: float
+) -> None:
+    decision = postponed(delivery(), replace(WORK, max_delay=100), delay, expires_in)
+    _, message, actual = moved(decision)
+    assert (decision.verdict, actual, message.expires_at) == ("postponed", wait, 777.0)
+
+
+def test_max_age_applies_to_a_postponed_message() -> None:
+    young = replace(WORK, retry=RetryPolicy(3, max_age=60))
+    assert postponed(delivery(), young, 10).verdict == "postponed"
+    late = postponed(delivery(), young, 10.1)
+    assert (late.verdict, late.reason) == ("dead", Reason.RETRIES_EXHAUSTED)
+    death = moved(late)[1].death
+    assert death is not None
+    assert "max_age" in death.error
+
+
+def test_a_backend_without_delays_does_not_postpone_without_an_end() -> None:
+    decision = postponed(delivery(), replace(WORK, max_delay=0.0), 5)
+    assert (decision.verdict, decision.reason) == ("dead", Reason.REJECTED)
+    assert "cannot delay" in (getattr(moved(decision)[1].death, "error", ""))
+
+
+def test_a_postponed_message_keeps_its_takeovers_and_a_suspect_its_quarantine() -> None:
+    once = delivery(taken=1)
+    assert moved(postponed(once, WORK, 1))[1].takeovers == 1
+    assert moved(postponed(delivery(takeovers=1), WORK, 1))[1].takeovers == 1
+    to, message, delay = moved(postponed(delivery(2), ALONE, 5))
+    assert (to, message.attempt, message.takeovers, delay) == ("q.quarantine", 2, 0, 5)
+    counting = replace(WORK, after_crash="count")
+    seen = admit(once, counting)
+    assert seen is not None
+    _, message, _ = moved(postponed(seen, counting, 1))
+    assert (message.attempt, message.takeovers) == (2, 0), "counted as an attempt already"
+
+
+@pytest.mark.parametrize(
+    "counted", [True, False], ids=["the broker counts", "the broker has a flag"]
+)
+@pytest.mark.parametrize("after_crash", ["isolate", "count"])
+def test_a_killer_that_postpones_itself_in_between_is_dead_lettered_all_the_same(
+    after_crash: AfterCrash, *, counted: bool
+) -> None:
+    rules, message, taken = replace(WORK, after_crash=after_crash), delivery().message, 0
+    kills = starts = 0
+    while starts < 100:
+        here = Delivery(message, b"receipt", takeovers=taken, counted=counted)
+        seen = admit(here, rules)
+        if seen is None:
+            asked, here_now = HandlerResult(Ending.TAKEN_OVER), here
+        elif (starts := starts + 1) % 2:
+            kills += 1
+            taken = taken + 1 if counted else 1
+            continue
+        else:
+            asked, here_now = HandlerResult(Ending.POSTPONED, None, 1.0), seen
+        decision = decide(asked, here_now, rules, now=NOW, expires_in=None)
+        to, message, _ = moved(decision)
+        taken = 0
+        if to == "q.dlq":
+            break
+        rules = replace(rules, source=to)
+    assert decision.reason is Reason.CRASHED
+    assert kills == (5 if after_crash == "isolate" else 3)
 
 
 class Base(Exception):

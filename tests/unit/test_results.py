@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mqcore.errors import HandlerTimeout, Reject, Retry
+from mqcore.errors import HandlerTimeout, Postpone, Reject, Retry
 from mqcore.rules.results import ChildRunFailed, result_of
 from mqcore.rules.retry import Ending, Failure, HandlerResult, RetryPolicy
 
@@ -20,6 +20,11 @@ class Unreadable:
 
 
 class Careless(Retry):
+    def __init__(self) -> None:
+        pass
+
+
+class Impatient(Postpone):
     def __init__(self) -> None:
         pass
 
@@ -78,6 +83,28 @@ def test_what_an_exception_means(error: BaseException, ending: Ending, delay: fl
     result = result_of(error)
     assert (result.ending, result.delay) == (ending, delay)
     assert result.failure is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "ending", "delay"),
+    [
+        (Postpone(2), Ending.POSTPONED, 2.0),
+        (Postpone(timedelta(minutes=1)), Ending.POSTPONED, 60.0),
+        (group(ValueError(), group(Postpone(5))), Ending.POSTPONED, 5.0),
+        (group(Postpone(5), Postpone(5)), Ending.FAILED, None),
+        (group(Postpone(5), Retry(delay=5)), Ending.FAILED, None),
+        (Postpone("soon"), Ending.FAILED, None),  # type: ignore[arg-type]  # what is tested
+        (Postpone(float("nan")), Ending.FAILED, None),
+        (Impatient(), Ending.FAILED, None),
+    ],
+    ids=["seconds", "timedelta", "group", "two", "beside retry", "words", "nan", "without a delay"],
+)
+def test_a_postponed_message_has_not_failed(
+    error: BaseException, ending: Ending, delay: float | None
+) -> None:
+    result = result_of(error)
+    assert (result.ending, result.delay) == (ending, delay)
+    assert (result.failure is None) == (ending is Ending.POSTPONED)
 
 
 def test_a_delay_that_cannot_be_used_is_named() -> None:

@@ -311,7 +311,8 @@ NOT_FOR_USERS = {
     "Message": {"copy", "moved"},
     "Middleware": {"handle", "incoming", "on_event", "outgoing"},
     "Queue": {"configured", "specs"},
-    "Received": {"finish", "lose_lease", "reject", "retry"},  # below: they need a message
+    # below: they need a message
+    "Received": {"finish", "lose_lease", "postpone", "reject", "retry"},
     "RetryPolicy": {"retries"},
     "Settings": {
         "model_post_init",
@@ -387,6 +388,9 @@ async def test_a_message_settled_with_a_wrong_argument(broker: Broker, value: An
         if value != "abc":
             with pytest.raises(MqcoreError, match="reason="):
                 await received.reject(value)
+        if value != 5:
+            with pytest.raises(MqcoreError, match="delay="):
+                await received.postpone(value)  # type: ignore[arg-type]  # what is tested
         await received.ack()
 
 
