@@ -117,7 +117,10 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Restart workers under load: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`."""
+    """Restart workers under load: `-s campaign -- redis-7 rabbitmq-4+quorum --restarts 60`.
+
+    The other campaigns are run by hand: `python tests/campaigns/power_cuts.py sqlite postgresql`.
+    """
     install(session, "tests")
     session.run(
         "python", "tests/campaigns/rolling_restarts.py", *(session.posargs or ["redis", "rabbitmq"])

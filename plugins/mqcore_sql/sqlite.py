@@ -27,8 +27,10 @@ _OLDEST = (3, 35, 0)
 """The first version with RETURNING."""
 _WAIT = 5.0
 """Seconds that SQLite waits for a lock of another program, which does not take turns with us."""
-_CHECKPOINT = 4000
+_CHECKPOINT, _PAGE = 4000, 4096
 """Pages after which the log goes into the file. With 1,000 every twentieth batch took 25 ms."""
+_LEAST_LOG = 100
+"""Pages of the log in any case. With a small reserve it stays below that, and acks find room."""
 _LARGE_LOG = 64 * 1024 * 1024
 _MIGRATIONS = {
     1: """
@@ -149,9 +151,11 @@ class SqliteDatabase(Database):
                 self.file.path, _WAIT, isolation_level=None, check_same_thread=False
             )
             mode = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
+            pages = min(_CHECKPOINT, max(self._options.reserve // _PAGE, _LEAST_LOG))
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             self._connection.execute(f"PRAGMA journal_size_limit = {_LARGE_LOG}")
             self._check_damage(self._connection)
+            self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # opens the log
         if mode != "wal":
             raise ConfigurationError(
                 f"SQLite cannot keep a write-ahead log for {self.file.path} (its journal mode is "
@@ -241,11 +245,21 @@ class SqliteDatabase(Database):
                 self._now = self._last = self._begin_time()
                 yield
                 self._commit(connection)
+            except sqlite3.Error as error:
+                self._roll_back(connection)
+                if _code(error) == sqlite3.SQLITE_FULL:  # the log gives its space to the next try
+                    with suppress(sqlite3.Error):
+                        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                raise
             finally:
                 self._now = None
-                if connection.in_transaction:
-                    with suppress(sqlite3.Error):
-                        connection.rollback()
+                self._roll_back(connection)
+
+    @staticmethod
+    def _roll_back(connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.rollback()
 
     def _begin_time(self) -> int:
         """Return the time of a transaction.
@@ -319,7 +333,15 @@ class SqliteDatabase(Database):
 
     def check_room(self) -> None:
         """Refuse to take the reserve of the disk."""
-        self.file.check_room()
+        self.file.check_room(self._content)
+
+    def _content(self) -> int:
+        """Return how many bytes the file has once the log is written into it."""
+        (pages,), (size,) = (
+            self._opened.execute(f"PRAGMA {name}").fetchone()
+            for name in ("page_count", "page_size")
+        )
+        return int(pages * size)
 
     def store(self, rows: Sequence[Row], current: int, window: int) -> set[int]:
         """Remember the names, and insert the rows whose names are new."""
@@ -388,14 +410,15 @@ class SqliteDatabase(Database):
         """Do nothing: others see a new data version."""
 
     def beat(self) -> None:
-        """Raise when the file was deleted or replaced."""
+        """Raise when the file was deleted or replaced, and replace a lock file that was."""
+        self.file.renew_lock()
         self.file.check()
 
     def problems(self) -> list[str]:
         """Report a disk that is nearly full, and a log that a reader keeps from shrinking."""
         found = []
         try:
-            self.file.check_room()
+            self.check_room()
         except NoRoom as error:
             found.append(str(error))
         state = self.file.log_state()

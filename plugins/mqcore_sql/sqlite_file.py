@@ -6,7 +6,7 @@ processes queue at a lock file beside the database, which the system releases wh
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
@@ -19,6 +19,8 @@ __all__ = ["DatabaseFile", "NoRoom"]
 _PATIENCE = 10.0
 """Seconds that opening waits for its turn: another process may be stopped in the middle of its."""
 
+_Identity = tuple[int, int] | None
+
 
 class NoRoom(Exception):
     """The disk has less free space than the reserve."""
@@ -29,23 +31,37 @@ class DatabaseFile:
 
     def __init__(self, path: Path, reserve: int) -> None:
         self.path = path
-        self.log = f"{path}-wal"
+        self.log, self._lock_path = f"{path}-wal", f"{path}.lock"
         self.reserve = reserve
         self._lock: int | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: _Identity = None
+        self._log_identity: _Identity = None
         _files.add(self)
 
     def open(self) -> None:
         """Open the lock file. Raises `ConfigurationError` for a path that cannot be a database."""
         try:
-            path = self.path.resolve()  # all names of a file have one lock file
+            path = self.path.resolve()  # all names of a file have one log and one lock file
+            self.log, self._lock_path = f"{path}-wal", f"{path}.lock"
             self._check_path(path, path.parent)
-            # Reading is enough to lock it, and another user may have made it.
-            self._lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+            self._lock = self._open_lock()
         except OSError as error:
             name = error.filename or self.path
             raise ConfigurationError(f"{name} cannot be used: {error.strerror}") from error
         self._check_turn(self._lock)
+
+    def _open_lock(self) -> int:
+        # Reading is enough to lock it, and another user may have made it.
+        return os.open(self._lock_path, os.O_RDONLY | os.O_CREAT, 0o666)
+
+    def renew_lock(self) -> None:
+        """Open the lock file again if it was deleted: others lock the new one."""
+        lock = self._lock
+        if lock is None or _identity(os.fstat(lock)) == _identity_of(self._lock_path):
+            return
+        with suppress(OSError):  # without one SQLite's own wait is left
+            self._lock = self._open_lock()
+            os.close(lock)
 
     @staticmethod
     def _check_path(path: Path, folder: Path) -> None:
@@ -71,29 +87,25 @@ class DatabaseFile:
         waiting.join(_PATIENCE)
         if waiting.is_alive():
             raise ConnectionLost(
-                f"another process has held {self.path}.lock for {_PATIENCE:g} s. It may be "
-                f"stopped: find it with `fuser -v {self.path}.lock`, and continue or end it"
+                f"another process has held {self._lock_path} for {_PATIENCE:g} s. It may be "
+                f"stopped: find it with `fuser -v {self._lock_path}`, and continue or end it"
             )
         fcntl.flock(lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the lock file."""
         lock, self._lock = self._lock, None
-        self._identity = None
+        self._identity = self._log_identity = None
         if lock is not None:
             os.close(lock)
 
     def remember(self) -> None:
-        """Note which file the path names now."""
-        self._identity = self.identity()
+        """Note which file the path names now, and which log it has."""
+        self._identity, self._log_identity = self.identity(), _identity_of(self.log)
 
     def identity(self) -> tuple[int, int] | None:
         """Return device and inode of the file, None when it is missing."""
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
+        return _identity_of(self.path)
 
     def log_state(self) -> tuple[int, int] | None:
         """Return when the log was last written, and its size; None when there is none."""
@@ -104,14 +116,17 @@ class DatabaseFile:
         return found.st_mtime_ns, found.st_size
 
     def check(self) -> None:
-        """Raise `ConnectionLost` when the file was deleted or replaced.
+        """Raise `ConnectionLost` when the file or its log was deleted or replaced.
 
-        SQLite would go on to confirm what it writes into the deleted file.
+        SQLite would go on to confirm what it writes into the deleted one.
         """
         if self.identity() != self._identity:
             raise ConnectionLost(
                 f"the database file {self.path} was deleted or replaced while it was open"
             )
+        # SQLite itself removes the log when the last connection is closed, and never before.
+        if self._log_identity not in (None, _identity_of(self.log)):
+            raise ConnectionLost(f"the log {self.log} was deleted or replaced while it was open")
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -127,15 +142,20 @@ class DatabaseFile:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
-    def check_room(self) -> None:
+    def check_room(self, content: Callable[[], int]) -> None:
         """Raise `NoRoom` when the disk is nearly full: acknowledgements need space as well.
 
-        Raises `ConnectionLost` when the file is gone, for its folder may be gone as well.
+        `content` returns how many bytes the file has once the log is written into it: that needs
+        space too. Raises `ConnectionLost` when the file is gone, for its folder may be gone as
+        well.
         """
         self.check()
-        if (free := self.free()) < self.reserve:
+        free, log = self.free(), self.log_state()
+        if log is not None and free < self.reserve + log[1]:
+            free -= max(content() - self.path.stat().st_size, 0)
+        if free < self.reserve:
             raise NoRoom(
-                f"the disk of {self.path} has {free:,} bytes left, which is less than "
+                f"the disk of {self.path} has {max(free, 0):,} bytes left, which is less than "
                 f"reserve={self.reserve:,}. Free some space; consuming goes on meanwhile"
             )
 
@@ -143,6 +163,18 @@ class DatabaseFile:
         """Return how many bytes are free on the disk."""
         found = os.statvfs(self.path.parent)
         return found.f_bavail * found.f_frsize
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _identity_of(path: str | Path) -> _Identity:
+    """Return device and inode of a file, None when it is missing."""
+    try:
+        return _identity(os.stat(path))  # noqa: PTH116 - for each transaction, without a Path
+    except FileNotFoundError:
+        return None
 
 
 def _take(lock: int) -> None:
