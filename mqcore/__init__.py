@@ -11,6 +11,7 @@ from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
 from mqcore.config.settings import Settings
 from mqcore.connection.altering import AlterOptions
+from mqcore.consuming.conclusions import Conclusion
 from mqcore.consuming.consumer import Consumer, Received
 from mqcore.consuming.context import BlockingContext, Context, DeliveryInfo
 from mqcore.errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "Capabilities",
     "Capability",
     "Clock",
+    "Conclusion",
     "ConfigurationError",
     "ConnectOptions",
     "ConnectionLost",

@@ -53,6 +53,7 @@ EVENTS = {
     "fields: duplicate",
     "relay.held": "the broker does not take messages that wait; they are tried again; fields: "
     "messages, error",
+    "conclusion.failed": "the conclusion hook failed, so the message is postponed; fields: error",
     "reply.failed": "a reply could not be stored; fields: error",
 }
 """Every event and its fields. The names are public, because dashboards use them."""

@@ -17,8 +17,10 @@ import heapq
 import random
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mqcore.consuming.conclusions import Conclusions
+from mqcore.consuming.final_steps import FinalSteps
 from mqcore.consuming.grace import Grace
 from mqcore.consuming.isolation import Entry
 from mqcore.consuming.quarantine import Quarantine
@@ -33,16 +35,18 @@ from mqcore.rules.retry import (
     admit,
     decide,
     done,
+    recorded,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mqcore.connection.connection import Connection
+    from mqcore.consuming.conclusions import ConclusionHook
     from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.isolation import IsolationLock
     from mqcore.consuming.leases import LeaseKeeper
-    from mqcore.consuming.replies import Replies
+    from mqcore.consuming.replies import EncodedResult, Replies
 
 __all__ = ["CLOSE_GRACE", "Receiver"]
 
@@ -81,7 +85,7 @@ class Receiver:
         """How long `close` may take, where more than this receiver ends with it."""
         self._connection = connection
         self._isolation = isolation
-        self._replies = replies
+        self._final = FinalSteps(replies)
         self._order = count()
         self._buffer: list[tuple[int, int, HeldDelivery]] = []
         self._callers = 0
@@ -111,6 +115,10 @@ class Receiver:
             self._subscriptions.append(subscription(rules.quarantine, 1))
             self._subscriptions[-1].permit = self._quarantine.permit
         isolation.on_change(self._wake.set)
+
+    def conclude_through(self, hook: ConclusionHook, read: Callable[[EncodedResult], Any]) -> None:
+        """Await `hook` before each final outcome of a message is settled."""
+        self._final.conclusions = Conclusions(hook, self._connection, read)
 
     @property
     def consuming(self) -> bool:
@@ -183,9 +191,12 @@ class Receiver:
         Runs for each message: keep it short.
         """
         rules = held.rules
-        if held.expired(self.clock.monotonic()):
-            self._settle_unseen(held, _EXPIRED)
-            return
+        is_expired = held.expired(self.clock.monotonic())
+        if is_expired or held.delivery.message.death is not None:
+            result = recorded(held.delivery) or (_EXPIRED if is_expired else None)
+            if result is not None:
+                self._settle_unseen(held, result)
+                return
 
         # Before the quarantine: no handler ever sees it, so none can crash of it (G11).
         if held.delivery.unreadable:
@@ -211,22 +222,18 @@ class Receiver:
         self._wake.set()
 
     def _settle_unseen(self, held: HeldDelivery, result: HandlerResult) -> None:
-        """Settle a message that no handler has seen, and answer its request if this is final."""
+        """Settle a message that no handler has seen; conclude it first if this is final."""
         decision = self.decide(held, result)
-        is_request = self._replies is not None and held.delivery.message.reply_to is not None
-        if decision.final and is_request:
-            held.subscription.spawn(self._reply_then_settle(held, decision, result))
+        if decision.final and self._final.awaits(held):
+            self.leave(held)  # nothing runs, so no other message waits for it
+            held.subscription.spawn(self._conclude_unseen(held, decision, result))
         else:
             self._send(held, decision, result)
 
-    async def _reply_then_settle(
-        self, held: HeldDelivery, decision: Decision, result: HandlerResult
+    async def _conclude_unseen(
+        self, held: HeldDelivery, decision: Decision, result: HandlerResult, *, replies: bool = True
     ) -> None:
-        try:
-            if self._replies is not None:
-                await self._replies.fail(held.delivery.message, decision, None)
-        except Exception as error:  # noqa: BLE001 - a reply that cannot be sent must not keep the message
-            held.report(error)
+        decision = await self._final.unseen(held, decision, result, replies=replies)
         self._send(held, decision, result)
 
     # Handing out
@@ -378,18 +385,25 @@ class Receiver:
 
         A request is answered first when this result is final: its reply is a successor too (G3).
         """
-        message = held.delivery.message
-        if self._replies is None or message.reply_to is None:
-            self._send(held, self.decide(held, result), result, seconds)
-            return
-
-        result, reply = self._replies.prepared(message, result, value)
-        decision = self.decide(held, result)
-        if reply is not None:
-            await self._replies.succeed(message, reply)
-        elif decision.final:
-            await self._replies.fail(message, decision, result)
+        if self._final.awaits(held):
+            result, reply = self._final.prepared(held, result, value)
+            decision = self.decide(held, result)
+            decision = await self._final.handled(held, decision, result, value, reply)
+        else:
+            decision = self.decide(held, result)
         self._send(held, decision, result, seconds)
+
+    async def conclude_all(
+        self, results: Sequence[tuple[HeldDelivery, HandlerResult]], *, seconds: float = 0.0
+    ) -> None:
+        """Conclude the items of a batch; with a hook together, so that it is called once."""
+        if self._final.conclusions is None:
+            for held, result in results:
+                await self.conclude_safely(held, result, seconds=seconds)
+        else:
+            await asyncio.gather(
+                *(self.conclude_safely(held, result, seconds=seconds) for held, result in results)
+            )
 
     async def conclude_safely(
         self, held: HeldDelivery, result: HandlerResult, *, seconds: float = 0.0
@@ -402,10 +416,10 @@ class Receiver:
 
     def finish(self, held: HeldDelivery, result: HandlerResult) -> None:
         """Settle a message by its result, without waiting for anything."""
-        if self._replies is None or held.delivery.message.reply_to is None:
-            self._send(held, self.decide(held, result), result)
-        else:
+        if self._final.awaits(held):
             held.subscription.spawn(self.conclude_safely(held, result))
+        else:
+            self._send(held, self.decide(held, result), result)
 
     def release(self, held: HeldDelivery) -> None:
         """Give a message back, not counted: no handler has begun it."""
@@ -425,7 +439,12 @@ class Receiver:
 
         try:
             result = HandlerResult(Ending.REJECTED, Failure.of(error))
-            self._send(held, self.decide(held, result), result)
+            decision = self.decide(held, result)
+            if self._final.conclusions is not None:
+                concluding = self._conclude_unseen(held, decision, result, replies=False)
+                held.subscription.spawn(concluding)
+            else:
+                self._send(held, decision, result)
         except Exception as second:  # noqa: BLE001 - where there is a lease, its end settles the message
             held.report(second)
             held.subscription.end(held, Step.LOSE)
@@ -519,6 +538,7 @@ class Receiver:
 
     async def _close(self, until: Grace) -> None:
         await self.stop()
+        await self._final.close(until)
         await asyncio.gather(*(subscription.close(until) for subscription in self._subscriptions))
         self._isolation.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)

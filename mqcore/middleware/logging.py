@@ -32,6 +32,7 @@ _LEVELS = {
     "consumer.started": logging.INFO,
     "consumer.interrupted": logging.WARNING,
     "consumer.stopped": logging.INFO,
+    "conclusion.failed": logging.WARNING,
     "reply.failed": logging.WARNING,
 }
 """What is worth a line; what happens to every message of a healthy system is DEBUG.

@@ -7,7 +7,6 @@ attempt into the message of a Move (G4).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
@@ -18,6 +17,7 @@ from mqcore.defaults import MAX_ATTEMPTS
 from mqcore.errors import ConfigurationError
 from mqcore.messages.delivery import Ack, Delivery, Move, Outgoing, Release, Settlement
 from mqcore.messages.message import Death, Message, Reason
+from mqcore.rules.backoff import LONGEST_WAIT, Backoff, exponential, fixed, linear
 from mqcore.rules.checks import check_count, check_seconds
 from mqcore.rules.failure import Failure, exceptions_in, qualified
 
@@ -38,95 +38,23 @@ __all__ = [
     "exponential",
     "fixed",
     "linear",
+    "postpone_conclusion",
     "qualified",
+    "recorded",
 ]
 
 _SUSPECTED = 2
 """Takeovers of one stored copy from which on it is suspected of killing its process (G4)."""
 _END_WAIT = 1.0
 """Least seconds before a dead letter that its own consumer failed is delivered again."""
-_FAR = 10.0 * 365 * 86_400
-"""Ten years in seconds: the longest wait. An exponential stops there, before a float overflows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How long to wait before the next attempt.
-
-    `base * factor ** (attempt - 1) + step * (attempt - 1)`, at most `cap` seconds.
-
-    With `jitter` the wait is drawn evenly from 0 to that figure ("full jitter"), so that what
-    failed together does not come back together. Made by `fixed`, `linear` and `exponential`.
-    """
-
-    base: float
-    step: float = 0.0
-    factor: float = 1.0
-    cap: float = _FAR
-    jitter: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse figures that cannot be waited for."""
-        figures = (self.base, self.step, self.factor, self.cap)
-        are_numbers = all(
-            isinstance(each, (int, float)) and not isinstance(each, bool) for each in figures
-        )
-        if not (
-            are_numbers
-            and all(0 <= each <= _FAR for each in (self.base, self.step, self.cap))
-            and 1 <= self.factor < math.inf
-            and isinstance(self.jitter, bool)
-        ):
-            raise ConfigurationError(
-                f"backoff {self!r:.200} is not usable: base, step and cap are 0 seconds to ten "
-                "years, the factor is a number "
-                "from 1, and jitter is True or False"
-            )
-
-    def wait(self, attempt: int, chance: float = 1.0) -> float:
-        """Seconds to wait after `attempt` (from 1) failed.
-
-        `chance`, from 0 to 1, is the draw that jitter uses.
-        """
-        try:
-            ceiling = min(
-                self.cap, self.base * self.factor ** (attempt - 1) + self.step * (attempt - 1)
-            )
-        except OverflowError:
-            ceiling = self.cap if self.base else min(self.cap, self.step * (attempt - 1))
-        return ceiling * chance if self.jitter else ceiling
-
-
-def fixed(delay: float | timedelta, *, jitter: bool = False) -> Backoff:
-    """Wait `delay` seconds each time."""
-    return Backoff(_duration("delay", delay), jitter=jitter)
-
-
-def linear(
-    step: float | timedelta, *, cap: float | timedelta = 3600.0, jitter: bool = True
-) -> Backoff:
-    """Wait `step` seconds more each time, at most `cap`."""
-    each = _duration("step", step)
-    return Backoff(each, step=each, cap=_duration("cap", cap), jitter=jitter)
-
-
-def exponential(
-    base: float | timedelta,
-    *,
-    cap: float | timedelta = 60.0,
-    factor: float = 2.0,
-    jitter: bool = True,
-) -> Backoff:
-    """Wait `base` seconds, then `factor` times as long each time, at most `cap`."""
-    return Backoff(_duration("base", base), factor=factor, cap=_duration("cap", cap), jitter=jitter)
-
-
-def _duration(name: str, value: float | timedelta) -> float:
-    return check_seconds(name, value, "backoff", zero=True)
 
 
 _ALONE_WAIT = Backoff(15.0, factor=2.0, cap=60.0)
 """The waits of a suspect that was lost alone, where a lost connection looks like a death."""
+
+
+_BACKOFF = exponential(1.0, cap=60.0)
+"""The waits of a policy that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +68,7 @@ class RetryPolicy:
     """
 
     max_attempts: int = MAX_ATTEMPTS
-    backoff: Backoff = exponential(1.0, cap=60.0)
+    backoff: Backoff = _BACKOFF
     max_age: float | timedelta | None = None
     retry_on: tuple[type[BaseException], ...] = (BaseException,)
     give_up_on: tuple[type[BaseException], ...] = ()
@@ -272,7 +200,7 @@ class Rules:
     retry: RetryPolicy
     dead_letter: str | None = None
     quarantine: str | None = None
-    max_delay: float = _FAR
+    max_delay: float = LONGEST_WAIT
     after_crash: AfterCrash = "isolate"
     notes_starts: bool = False
 
@@ -477,6 +405,10 @@ def _postpone(
     if _too_old(delivery.message, rules.retry, now + wait):
         return _dead_letter(delivery, rules, Reason.RETRIES_EXHAUSTED, _TOO_OLD, now)
 
+    return _later(delivery, rules, wait)
+
+
+def _later(delivery: Delivery, rules: Rules, wait: float) -> Decision:
     is_suspect = rules.source == rules.quarantine
     # With "count" the takeovers are part of the attempt already.
     taken = 0 if is_suspect or rules.after_crash == "count" else _takeovers(delivery)
@@ -512,18 +444,10 @@ def _dead_letter(
     did.
     """
     message = delivery.message
+    death = _record(delivery, rules, reason, failure, now, started=started)
+    reason = death.reason if reason is Reason.EXPIRED else reason
     if rules.dead_letter is None:
         return Decision(Ack(delivery.receipt), "dropped", reason)
-    death = Death(
-        reason=reason,
-        queue=rules.queue,
-        attempts=message.attempt if started else message.attempt - 1,
-        first_at=message.failed_at or now,
-        last_at=now,
-        error_type=failure.type if failure else "",
-        error=failure.text if failure else "",
-        traceback=failure.traceback if failure else "",
-    )
 
     wait = 0.0
     if rules.dead_letter == rules.queue:
@@ -544,6 +468,72 @@ def _dead_letter(
     )
 
     return Decision(move, "dead", reason, wait)
+
+
+def _record(
+    delivery: Delivery,
+    rules: Rules,
+    reason: Reason,
+    failure: Failure | None,
+    now: float,
+    *,
+    started: bool,
+) -> Death:
+    """Return the death record. A message that waited for its conclusion brings its own."""
+    message = delivery.message
+    if message.death is not None and reason is Reason.EXPIRED:
+        return message.death
+    return Death(
+        reason=reason,
+        queue=rules.queue,
+        attempts=message.attempt if started else message.attempt - 1,
+        first_at=message.failed_at or now,
+        last_at=now,
+        error_type=failure.type if failure else "",
+        error=failure.text if failure else "",
+        traceback=failure.traceback if failure else "",
+    )
+
+
+def postpone_conclusion(
+    decision: Decision,
+    delivery: Delivery,
+    rules: Rules,
+    result: HandlerResult,
+    *,
+    now: float,
+    wait: float,
+) -> Decision:
+    """Return what becomes of a message whose final outcome cannot be settled yet.
+
+    A message that was handled is handled again. Any other must not run any more: it keeps its death
+    record and expires at the end of its wait, so it comes back as expired, to any consumer (G6).
+    """
+    wait = min(wait, rules.max_delay)
+    if decision.reason is None:
+        return _later(delivery, rules, wait)
+
+    settlement = decision.settlement
+    death = settlement.to.message.death if isinstance(settlement, Move) else None
+    if death is None:
+        started = decision.reason not in _NEVER_STARTED
+        death = _record(delivery, rules, decision.reason, result.failure, now, started=started)
+    move = _move(delivery, rules, rules.source, wait, death=death)
+    return Decision(replace(move, to=replace(move.to, ttl=wait)), "postponed", delay=wait)
+
+
+_NEVER_STARTED = {Reason.UNDECODABLE, Reason.INVALID, Reason.EXPIRED}
+
+
+def recorded(delivery: Delivery) -> HandlerResult | None:
+    """Return the result of a message that comes back to be concluded; None for any other.
+
+    No other message has both a death record and an expiry: a dead letter never expires.
+    """
+    death = delivery.message.death
+    if death is None or delivery.expires_in is None:
+        return None
+    return HandlerResult(Ending.EXPIRED, Failure((death.error_type,), death.error, death.traceback))
 
 
 def _move(

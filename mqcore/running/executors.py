@@ -141,6 +141,7 @@ class _Processes:
 
     def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:
         self._clock = clock
+        self._wants_results = spec.conclusion is not None
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
         self._slots = [
             ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)
@@ -191,7 +192,7 @@ class _Processes:
     async def run(self, ctx: Context) -> Any:
         slot = self._idle.pop()
         message = ctx.delivery.message
-        wants_result = message.reply_to is not None
+        wants_result = self._wants_results or message.reply_to is not None
         request = SlotRequest(
             queue=ctx.queue, message=message, redelivered=ctx.redelivered, wants_result=wants_result
         )

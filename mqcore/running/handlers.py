@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mqcore.clock import seconds
+from mqcore.consuming.conclusions import ConclusionHook
 from mqcore.defaults import CONCURRENCY, HANDLER_TIMEOUT, LEASE, LINGER, PREFETCH_PER_SLOT
 from mqcore.errors import ConfigurationError
 from mqcore.queue import DLQ, Queue, name_of
@@ -31,6 +32,7 @@ class _AnyHandler(TypedDict, total=False):
     timeout: float | timedelta | None
     lease: float
     after_crash: AfterCrash
+    conclusion: ConclusionHook
     name: str
 
 
@@ -43,8 +45,9 @@ class ConsumerOptions(_AnyHandler, total=False):
     killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
     `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a
     message alone from the second time on that its consumer died, `"count"` takes each such death
-    for a failed attempt and never isolates (G4). `name`: for logs and metrics, the function's own
-    by default.
+    for a failed attempt and never isolates (G4). `conclusion`: an async function of a list of
+    `Conclusion`, awaited before the final outcome of a message is settled. `name`: for logs and
+    metrics, the function's own by default.
     """
 
     process: bool
@@ -88,6 +91,7 @@ class HandlerSpec:
     lease: float = LEASE
     after_crash: AfterCrash = "isolate"
     ack_first: bool = False
+    conclusion: ConclusionHook | None = None
     name: str = ""
     retry: RetryPolicy | None = field(default=None)
 
@@ -150,6 +154,7 @@ class HandlerSpec:
             lease=seconds(options.get("lease", LEASE)),
             after_crash=check_after_crash(options.get("after_crash", "isolate"), where),
             ack_first=options.get("ack_first", False),
+            conclusion=_checked_conclusion(options, where),
             name=name,
             retry=options.get("retry"),
         )
@@ -175,6 +180,10 @@ class HandlerSpec:
                 self.retry is not None and not isinstance(self.retry, RetryPolicy),
                 f"retry={self.retry!r:.60} is not a RetryPolicy; give RetryPolicy(max_attempts=…)",
             ),
+            (
+                self.conclusion is not None and self.ack_first,
+                _SETTLED_FIRST,
+            ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
             (
                 "linger" in self.options and not self.batch,
@@ -187,6 +196,10 @@ class HandlerSpec:
                 raise ConfigurationError(f"{where}: {why}")
 
 
+_SETTLED_FIRST = (
+    "conclusion= is awaited before a message is settled, and ack_first=True settles it before its "
+    "handler starts. Leave one of them out"
+)
 _NESTED = (
     "process=True needs a function at the top level of a module: its process imports it by name"
 )
@@ -199,6 +212,23 @@ def _check_numbers(options: HandlerOptions, where: str) -> None:
     check_seconds("linger", options.get("linger", LINGER), where, zero=True)
     if (timeout := options.get("timeout", HANDLER_TIMEOUT)) is not None:  # None: without limit
         check_seconds("timeout", timeout, where)
+
+
+def _checked_conclusion(options: HandlerOptions, where: str) -> ConclusionHook | None:
+    hook = options.get("conclusion")
+    if hook is None or _is_async(hook):
+        return hook
+    raise ConfigurationError(
+        f"{where}: conclusion={handler_name(hook)} is not usable; give an async function of one "
+        "list of mqcore.Conclusion"
+    )
+
+
+def _is_async(call: object) -> bool:
+    """Whether it is an async function, a partial of one, or an object that is called as one."""
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
+        getattr(call, "__call__", None)  # noqa: B004 - whether it is async, not whether it can be called
+    )
 
 
 def _importable(call: Callable[..., Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mqcore.consuming.consumer import Received, received
 from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
+from mqcore.messages.codec import Payload
 from mqcore.middleware import Middleware, Timeout
 from mqcore.rules.results import result_of
 from mqcore.rules.retry import Ending, HandlerResult
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from mqcore.consuming.grace import Grace
     from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.receiver import Receiver
+    from mqcore.consuming.replies import EncodedResult
     from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
     from mqcore.running.handlers import HandlerSpec
 
 __all__ = ["Runner"]
 
+_ANY: Payload[Any] = Payload(Any)
 _SUCCEEDED, _INTERRUPTED = HandlerResult(Ending.SUCCEEDED), HandlerResult(Ending.INTERRUPTED)
 
 
@@ -68,6 +71,8 @@ class Runner:
         self._interrupted: set[asyncio.Task[None]] = set()
         self._grace_is_over = False
         self._call = self._chain(middleware)
+        if spec.conclusion is not None:
+            receiver.conclude_through(spec.conclusion, self._returned)
 
     def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
         """Nest the middlewares that override `handle`, once."""
@@ -78,6 +83,10 @@ class Runner:
         for each in reversed(around):
             call = partial(_with_next, each, call)
         return call
+
+    def _returned(self, result: EncodedResult) -> Any:
+        """Return what a handler in a process has returned, as plain data."""
+        return _ANY.decode(result.body, result.content_type, self._inbound.codecs)
 
     async def start(self) -> None:
         """Make ready and subscribe. Raises what prevents it."""
@@ -241,14 +250,15 @@ class Runner:
         result, _ = await self._watched([item.held for item in items], ctx)
         took = self._clock.monotonic() - began
 
-        for item in items:
-            if not item.finished:
-                item.finished = True
-                await self.receiver.conclude_safely(item.held, result, seconds=took)
+        unsettled = [item for item in items if not item.finished]
+        for item in unsettled:
+            item.finished = True
+        await self.receiver.conclude_all([(item.held, result) for item in unsettled], seconds=took)
 
     async def _read(self, batch: Sequence[HeldDelivery]) -> list[Received[Any]]:
         """Return the items that can be read, and settle the others."""
         items: list[Received[Any]] = []
+        unreadable: list[tuple[HeldDelivery, HandlerResult]] = []
         for held in batch:
             try:
                 item = received(self.spec.queue, held, self._inbound, self.receiver, self._state)
@@ -257,9 +267,10 @@ class Runner:
                 continue
 
             if isinstance(item, HandlerResult):
-                await self.receiver.conclude_safely(held, item)
+                unreadable.append((held, item))
             else:
                 items.append(item)
+        await self.receiver.conclude_all(unreadable)
         return items
 
     def halt(self) -> None:

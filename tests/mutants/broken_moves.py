@@ -343,3 +343,26 @@ class CountsEachDelayedMove(MemoryStore):
             counted = replace(out.message, attempt=out.message.attempt + 1)
             out = replace(out, message=counted)
         return super()._store_successor(entry, out, now, touched)
+
+
+@mutant("G6", "retry.a_message_that_could_not_be_concluded_comes_back")
+class ForgetsTheDeathOfWhatIsDelayed(MemoryStore):
+    """A Move with a delay drops the death record of its message."""
+
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        if out.delay:
+            out = replace(out, message=replace(out.message, death=None))
+        return super()._store_successor(entry, out, now, touched)
+
+
+@mutant("G6", "retry.a_message_that_could_not_be_concluded_comes_back")
+class IgnoresTheTtlOfADelayedMove(MemoryStore):
+    """A Move with a delay never expires."""
+
+    def _store_successor(
+        self, entry: Copy, out: Outgoing, now: float, touched: Touched
+    ) -> Failed | None:
+        out = replace(out, ttl=None) if out.delay else out
+        return super()._store_successor(entry, out, now, touched)

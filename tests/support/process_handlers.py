@@ -64,3 +64,12 @@ def _ask_for_later(word: str, rest: str, attempt: int) -> None:
 def double(point: Point) -> Point:
     """Answer with twice as much."""
     return Point(x=point.x * 2)
+
+
+returning = Queue("returning", int)
+
+
+@app.consumer(returning, process=True, concurrency=1, retry=TWICE)
+def give(number: int) -> Point:
+    """Return a model."""
+    return Point(x=number)

@@ -28,7 +28,9 @@ from mqcore.rules.retry import (
     exponential,
     fixed,
     linear,
+    postpone_conclusion,
     qualified,
+    recorded,
 )
 
 NOW = 1_000_000.0
@@ -518,6 +520,62 @@ def test_a_killer_that_postpones_itself_in_between_is_dead_lettered_all_the_same
         rules = replace(rules, source=to)
     assert decision.reason is Reason.CRASHED
     assert kills == (5 if after_crash == "isolate" else 3)
+
+
+@pytest.mark.parametrize("rules", ALL_RULES)
+def test_the_conclusion_of_a_done_message_is_postponed_as_the_message_is(rules: str) -> None:
+    result, here = HandlerResult(Ending.SUCCEEDED), delivery(2, failed_at=5.0)
+    decision = decide(result, here, ALL_RULES[rules], now=NOW, expires_in=60.0)
+    later = postpone_conclusion(decision, here, ALL_RULES[rules], result, now=NOW, wait=7)
+    assert moved(later)[0] == ALL_RULES[rules].source
+    assert moved(later)[1] == here.message.moved(ALL_RULES[rules].source)
+    assert (later.verdict, later.final, later.delay) == ("postponed", False, 7)
+
+
+@pytest.mark.parametrize("rules", ALL_RULES)
+@pytest.mark.parametrize(
+    "ending",
+    [Ending.REJECTED, Ending.FAILED, Ending.UNDECODABLE, Ending.EXPIRED, Ending.CRASHED],
+    ids=lambda ending: ending.value,
+)
+def test_a_postponed_conclusion_comes_back_as_it_was_and_never_runs(
+    ending: Ending, rules: str
+) -> None:
+    queue, here = ALL_RULES[rules], delivery(3, failed_at=NOW - 9)
+    result = HandlerResult(ending, BOOM)
+    first = decide(result, here, queue, now=NOW, expires_in=60.0)
+    for wait in (7, 9):  # postponed twice
+        later = postpone_conclusion(first, here, queue, result, now=NOW, wait=wait)
+        assert isinstance(later.settlement, Move)
+        out = later.settlement.to
+        assert (out.to, out.delay, out.ttl, later.delay) == (queue.source, wait, wait, wait)
+        assert out.message.attempt == 3
+
+        here = Delivery(out.message, b"receipt", expires_in=0.0)
+        again = recorded(here)
+        assert again is not None
+        assert again.failure is not None
+        assert (again.failure.type, again.failure.text) == ("ValueError", "boom")
+        result = again
+        last = decide(result, here, queue, now=NOW + 100, expires_in=0.0)
+        assert (last.verdict, last.reason) == (first.verdict, first.reason)
+        if last.verdict == "dead":
+            assert moved(last)[1].death == out.message.death
+            assert moved(last)[1].expires_at is None
+        first = last
+
+
+def test_a_dead_letter_and_a_message_that_has_expired_are_not_taken_for_a_conclusion() -> None:
+    death = Death(reason=Reason.TIMEOUT, queue="q", attempts=3, first_at=1.0, last_at=2.0)
+    assert recorded(Delivery(delivery(death=death).message, b"receipt", expires_in=None)) is None
+    assert recorded(Delivery(delivery().message, b"receipt", expires_in=-1.0)) is None
+
+
+def test_a_postponed_conclusion_waits_no_longer_than_the_backend_can() -> None:
+    limited, result = replace(WORK, max_delay=100.0), HandlerResult(Ending.REJECTED, BOOM)
+    decision = decide(result, delivery(), limited, now=NOW, expires_in=None)
+    later = postpone_conclusion(decision, delivery(), limited, result, now=NOW, wait=1e9)
+    assert later.delay == 100
 
 
 class Base(Exception):

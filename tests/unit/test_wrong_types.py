@@ -108,6 +108,11 @@ CONNECT: dict[str, Any] = {
     "queues": [],
     "routers": [],
 }
+
+
+async def conclude(_: object) -> None: ...
+
+
 CONSUMER: dict[str, Any] = {
     "retry": RetryPolicy(),
     "concurrency": 1,
@@ -115,6 +120,7 @@ CONSUMER: dict[str, Any] = {
     "timeout": 1,
     "lease": 30,
     "after_crash": "count",
+    "conclusion": conclude,
     "name": "x",
 }
 
@@ -311,6 +317,7 @@ NOT_FOR_USERS = {
     "Message": {"copy", "moved"},
     "Middleware": {"handle", "incoming", "on_event", "outgoing"},
     "Queue": {"configured", "specs"},
+    "Conclusion": {"lose_lease", "postpone"},  # tests/integration/test_conclusions.py
     # below: they need a message
     "Received": {"finish", "lose_lease", "postpone", "reject", "retry"},
     "RetryPolicy": {"retries"},

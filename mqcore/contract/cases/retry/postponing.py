@@ -1,18 +1,22 @@
-"""A handler that postpones its message: a Move with a delay that changes nothing else."""
+"""Messages that are postponed, by their handlers or by the hook that concludes them."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from mqcore.contract.case import case
 from mqcore.contract.cases.retry.common import MOVE
 from mqcore.contract.cases.retry.policy import HEADERS, Failing
-from mqcore.errors import Postpone
+from mqcore.errors import Postpone, Reject
 from mqcore.queue import Queue
 from mqcore.rules.retry import RetryPolicy
 from mqcore.spi import Capability, Reason, SupportsCount
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mqcore.consuming.conclusions import Conclusion
     from mqcore.contract.kit import Kit
 
 _DELAYS = (Capability.DELAY,)
@@ -74,3 +78,41 @@ async def a_wait_beyond_the_expiry_ends_at_the_expiry(kit: Kit) -> None:
         MOVE,
     )
     kit.same(len(handler.times), 1, "runs of the handler", MOVE)
+
+
+_OUTCOMES: dict[str, tuple[Exception | None, str, int]] = {
+    "dead": (Reject("no"), "rejected", 1),
+    "done": (None, "", 2),
+}
+
+
+@case("G2", "G6", "G10", needs=(Capability.DELAY, Capability.EXPIRY), each=_OUTCOMES)
+async def a_message_that_could_not_be_concluded_comes_back_to_be_concluded(
+    kit: Kit, expected: tuple[Exception | None, str, int]
+) -> None:
+    """After its hook has failed a dead message has the same outcome, and does not run again."""
+    error, reason, runs = expected
+    jobs, broker = Queue(kit.name(), str), await kit.broker()
+    calls: list[Conclusion] = []
+    handler, concluded = Failing(kit, always=error), asyncio.Event()
+
+    async def hook(conclusions: Sequence[Conclusion]) -> None:
+        calls.extend(conclusions)
+        if len(calls) == 1:
+            conclusions[0].postpone(0.8)
+        else:
+            concluded.set()
+
+    await kit.within(broker.publish(jobs, "x", id="me"))
+    worker = await kit.worker(broker, jobs, handler, retry=_ONCE, concurrency=1, conclusion=hook)
+    await kit.within(concluded.wait(), what="the second call of the hook")
+    await kit.within(worker.drain())
+
+    kit.same([each.id for each in calls], ["me", "me"], "the messages of both calls", MOVE)
+    kit.same([each.reason for each in calls], [reason] * 2, "the reasons", "Message.death")
+    kit.same(len(handler.times), runs, "runs of the handler", "Outgoing.ttl of a Move")
+    if reason:
+        (letter,) = await kit.take(await kit.subscribe(f"{jobs.name}.dlq"), 1)
+        death = letter.message.death
+        actual = death and (death.reason, death.attempts, death.error)
+        kit.same(actual, (Reason.REJECTED, 1, "no"), "the record", "Message.death")
