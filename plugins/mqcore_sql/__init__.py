@@ -12,9 +12,17 @@ PostgreSQL's backend is a plugin of its own, `mqcore_sql.postgres_backend`: it n
 
 from mqcore.spi import Backend, hookimpl
 from mqcore_sql.options import SqliteOptions
+from mqcore_sql.share import SharedConnection, share
 from mqcore_sql.sqlite_backend import SqliteBackend
 
-__all__ = ["SqliteBackend", "SqliteOptions", "mqcore_register_backends", "mqcore_register_cli"]
+__all__ = [
+    "SharedConnection",
+    "SqliteBackend",
+    "SqliteOptions",
+    "mqcore_register_backends",
+    "mqcore_register_cli",
+    "share",
+]
 
 
 @hookimpl

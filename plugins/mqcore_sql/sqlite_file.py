@@ -6,6 +6,7 @@ processes queue at a lock file beside the database, which the system releases wh
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,15 +45,18 @@ class DatabaseFile:
             path = self.path.resolve()  # all names of a file have one log and one lock file
             self.log, self._lock_path = f"{path}-wal", f"{path}.lock"
             self._check_path(path, path.parent)
-            self._lock = self._open_lock()
+            self.open_lock()
         except OSError as error:
             name = error.filename or self.path
             raise ConfigurationError(f"{name} cannot be used: {error.strerror}") from error
-        self._check_turn(self._lock)
+        if not self._waited(_PATIENCE):
+            raise ConnectionLost(self._held_by_another(_PATIENCE))
+        self.give()
 
-    def _open_lock(self) -> int:
+    def open_lock(self) -> None:
+        """Open the lock file, and create it if it is missing."""
         # Reading is enough to lock it, and another user may have made it.
-        return os.open(self._lock_path, os.O_RDONLY | os.O_CREAT, 0o666)
+        self._lock = os.open(self._lock_path, os.O_RDONLY | os.O_CREAT, 0o666)
 
     def renew_lock(self) -> None:
         """Open the lock file again if it was deleted: others lock the new one."""
@@ -60,7 +64,7 @@ class DatabaseFile:
         if lock is None or _identity(os.fstat(lock)) == _identity_of(self._lock_path):
             return
         with suppress(OSError):  # without one SQLite's own wait is left
-            self._lock = self._open_lock()
+            self.open_lock()
             os.close(lock)
 
     @staticmethod
@@ -79,18 +83,41 @@ class DatabaseFile:
                     f"for its log, the folder"
                 )
 
-    def _check_turn(self, lock: int) -> None:
-        """Raise `ConnectionLost` when no turn comes."""
-        # It waits in the line as the others do. If it never ends, closing the file frees the lock.
-        waiting = Thread(target=_take, args=(lock,), daemon=True)
+    def take(self, patience: float) -> None:
+        """Take the turn. Raises `sqlite3.OperationalError` when it does not come in time."""
+        self.renew_lock()
+        try:
+            fcntl.flock(self._opened(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if self._waited(patience):
+                return
+            self.close()  # gives back the turn that may still come
+            self.open_lock()
+            raise sqlite3.OperationalError(self._held_by_another(patience)) from None
+
+    def give(self) -> None:
+        """End the turn, if there is one."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _waited(self, patience: float) -> bool:
+        """Wait for the turn in the line of all, for some seconds; return whether it came."""
+        waiting = Thread(target=_take, args=(self._opened(),), daemon=True)
         waiting.start()
-        waiting.join(_PATIENCE)
-        if waiting.is_alive():
-            raise ConnectionLost(
-                f"another process has held {self._lock_path} for {_PATIENCE:g} s. It may be "
-                f"stopped: find it with `fuser -v {self._lock_path}`, and continue or end it"
-            )
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        waiting.join(patience)
+        return not waiting.is_alive()
+
+    def _held_by_another(self, patience: float) -> str:
+        return (
+            f"another connection or process has held {self._lock_path} for {patience:g} s. A "
+            f"process may be stopped: find it with `fuser -v {self._lock_path}`, and continue or "
+            "end it"
+        )
+
+    def _opened(self) -> int:
+        if self._lock is None:
+            raise ConnectionLost(f"{self.path} is closed; open it first")
+        return self._lock
 
     def close(self) -> None:
         """Close the lock file."""
@@ -131,16 +158,13 @@ class DatabaseFile:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Wait for the turn of this connection among all that write to the file."""
-        if self._lock is None:
-            raise ConnectionLost(f"{self.path} is closed; open it first")
-
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        fcntl.flock(self._opened(), fcntl.LOCK_EX)
         try:
             if self._identity is not None:
                 self.check()
             yield
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self.give()
 
     def check_room(self, content: Callable[[], int]) -> None:
         """Raise `NoRoom` when the disk is nearly full: acknowledgements need space as well.

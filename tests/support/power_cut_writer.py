@@ -9,20 +9,20 @@ import os
 import random
 import sys
 from itertools import count
-from urllib.parse import parse_qsl, urlsplit
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.sql_backend import backend_of
 
 from mqcore.spi import DONE, STORED, Ack, Message, Outgoing, QueueSpec
-from mqcore_sql.commands import _backend
 
 
 class Writer:
     """One connection, its log, and what it publishes."""
 
     def __init__(self, url: str, log: str) -> None:
-        parts = urlsplit(url)
-        kind = _backend(parts.scheme)
-        options = kind.Options.model_validate(dict(parse_qsl(parts.query)))
-        self.backend = kind(url.partition("?")[0], options)
+        self.backend = backend_of(url)
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(self, word: str, names: list[str]) -> None:

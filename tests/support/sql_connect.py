@@ -5,16 +5,17 @@ It says that it is ready, waits for a line, and then connects, declares a queue 
 
 import asyncio
 import sys
-from urllib.parse import parse_qsl, urlsplit
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.sql_backend import backend_of
 
 from mqcore.spi import STORED, Message, Outgoing, QueueSpec
-from mqcore_sql.commands import _backend
 
 
 async def main(url: str, name: str) -> None:
-    parts = urlsplit(url)
-    kind = _backend(parts.scheme)
-    backend = kind(url.partition("?")[0], kind.Options.model_validate(dict(parse_qsl(parts.query))))
+    backend = backend_of(url)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()

@@ -207,7 +207,8 @@ async def test_a_process_that_keeps_its_turn_is_named_as_the_reason(
     await (await opened()).declare([QueueSpec(name="jobs")])
 
 
-def test_a_file_that_cannot_be_written_is_refused() -> None:
+@pytest.mark.parametrize(("of_file", "of_folder"), [(0o444, 0o755), (0o666, 0o555)])
+def test_a_file_or_a_folder_that_cannot_be_written_is_refused(of_file: int, of_folder: int) -> None:
     program = (
         "import asyncio, os, sys\n"
         "from mqcore_sql import SqliteBackend, SqliteOptions\n"
@@ -218,8 +219,8 @@ def test_a_file_that_cannot_be_written_is_refused() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "readonly.db"
         path.touch()
-        path.chmod(0o444)
-        Path(folder).chmod(0o755)
+        path.chmod(of_file)
+        Path(folder).chmod(of_folder)
         ended = subprocess.run(
             [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
         )
