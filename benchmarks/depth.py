@@ -1,10 +1,11 @@
 """What a message costs, and what a worker takes, with 1,000 to 1,000,000 messages in the queue.
 
-    python benchmarks/depth.py [--only redis] [--deepest 1000000]
+    python benchmarks/depth.py [--only redis] [--deepest 1000000] [--rounds 5]
 
-At each depth a process of its own publishes 2,000 messages in bulk, and another one starts a worker
-that handles 2,000. Compare the rows of one run. Memory is the most MiB that the worker's process
-has had, its interpreter included.
+There is a queue of each depth. In a round and at each of them, a process of its own publishes 5,000
+messages in bulk, and another one starts a worker that handles 5,000. What is printed is CPU time,
+as the median of the rounds: compare the rows of one run. Memory is the most MiB that the worker's
+process has had, its interpreter included.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import json
 import subprocess
 import sys
 import uuid
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 
@@ -23,7 +26,7 @@ from ours import fill
 from mqcore import App, Broker, Queue, Worker
 from mqcore.contract.brokers import Brokers
 
-MESSAGES = 2000
+MESSAGES = 5000
 
 
 async def publish(job: Job) -> None:
@@ -60,18 +63,27 @@ def probe(step: str, url: str, queue: str, count: int) -> tuple[float, float]:
     return found["cpu"] / count * 1e6, found["memory"]
 
 
-def measure(kind: str, url: str, deepest: int) -> None:
+def measure(kind: str, url: str, depths: list[int], rounds: int) -> None:
     """Print a row for each depth."""
-    queue = f"depth-{uuid.uuid4().hex[:12]}"
-    there, depth = 0, 1000
+    queues = {depth: f"depth-{uuid.uuid4().hex[:12]}" for depth in depths}
+    for depth, queue in queues.items():
+        probe("publish", url, queue, depth)
+
+    published, handled, memory = (defaultdict[int, list[float]](list) for _ in range(3))
+    for _ in range(rounds):
+        for depth, queue in queues.items():
+            published[depth].append(probe("publish", url, queue, MESSAGES)[0])
+            cpu, mebibytes = probe("drain", url, queue, MESSAGES)
+            handled[depth].append(cpu)
+            memory[depth].append(mebibytes)
+
     print(f"{kind}: depth, us a message published, us a message handled, worker's MiB")
-    while depth <= deepest:
-        probe("publish", url, queue, depth - there)
-        there = depth
-        published, _ = probe("publish", url, queue, MESSAGES)
-        handled, memory = probe("drain", url, queue, MESSAGES)
-        print(f"{depth:9,} {published:7.1f} {handled:7.1f} {memory:6.1f}", flush=True)
-        depth *= 10
+    for depth in depths:
+        print(
+            f"{depth:9,} {median(published[depth]):7.1f} {median(handled[depth]):7.1f} "
+            f"{max(memory[depth]):6.1f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -81,6 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("redis", "rabbitmq"), action="append")
     parser.add_argument("--deepest", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--step", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -90,9 +103,11 @@ def main() -> None:
         asyncio.run({"publish": publish, "drain": drain}[step](job))
         end(job)
 
+    depths = [10**power for power in range(3, 9) if 10**power <= options.deepest]
     with Brokers("local") as brokers:
         for kind in options.only or ("redis", "rabbitmq"):
-            measure(brokers.server(kind).title, brokers.server(kind).url, options.deepest)
+            server = brokers.server(kind)
+            measure(server.title, server.url, depths, options.rounds)
 
 
 if __name__ == "__main__":
