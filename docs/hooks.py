@@ -75,6 +75,7 @@ _TYPES = {
     "Mapping[str, str]": "text by text",
     "dict[str, str]": "text by text",
     "tuple[str, Ellipsis]": "list of text",
+    "Path": "path",
     "str | Path": "path",
     "str | Literal[False]": "text or `false`",
     "BrokerUrl": "URL",

@@ -8,9 +8,10 @@ It is the same on every broker. What it is made of is in `mqcore.session`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from mqcore.defaults import LEASE, PREFETCH
+from mqcore.errors import ConfigurationError
 from mqcore.publishing.producer import Producer
 from mqcore.queue import Queue, queue_name
 from mqcore.rules.checks import check_count, check_kind, check_kinds, check_seconds
@@ -39,6 +40,10 @@ __all__ = ["Broker", "session_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+_ENTER = (
+    "a broker is opened by `async with Broker.connect(…) as broker:`, or by `await broker.open()` "
+    "and `await broker.close()`"
+)
 
 
 class Broker:
@@ -66,6 +71,19 @@ class Broker:
         Raises `ConfigurationError` and `BackendNotFound`.
         """
         return cls(url, **options)
+
+    if not TYPE_CHECKING:  # a type checker refuses `await` and `with` by itself
+
+        def __await__(self) -> NoReturn:
+            """Refuse `await Broker.connect(…)`: nothing would close the broker."""
+            raise ConfigurationError(_ENTER)
+
+        def __enter__(self) -> NoReturn:
+            """Refuse `with Broker.connect(…)`, which cannot wait for the connection."""
+            raise ConfigurationError(f"{_ENTER}. Without asyncio: mqcore.sync.Broker")
+
+        def __exit__(self, *_: object) -> None:
+            """Exist, so that `with` asks `__enter__`, which says what to write."""
 
     async def __aenter__(self) -> Self:
         """Open."""

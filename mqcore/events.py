@@ -48,6 +48,7 @@ EVENTS = {
     "lease.lost": "the claim was lost while the message was held",
     "consumer.started": "consuming; fields: prefetch",
     "consumer.interrupted": "consuming was interrupted; fields: error",
+    "consumer.draining": "running handlers get the rest of the grace to end; fields: handlers",
     "consumer.stopped": "consuming ended as requested",
     "message.relayed": "a message that waited in a spool or an outbox was stored by its broker; "
     "fields: duplicate",

@@ -80,7 +80,7 @@ def doctor(
     try:
         at.run(lambda broker: _examine(broker, settings, user_app, report), demanding=False)
     except BrokerError as error:
-        report.problems.append(f"the broker does not answer as it should: {one_line(str(error))}")
+        report.problems.append(one_line(str(error)))
 
     if json:
         print_json(_data(report))

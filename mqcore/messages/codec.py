@@ -358,11 +358,13 @@ def _write(
             _check_same(value, read, adapter)
         return body, codec.content_types[0]
     except Invalid as error:
+        _check_not_fields(value, adapter, name)
         why = _problems(error).replace(
             "a valid dictionary or instance of", "an instance of"
         )  # no dict is taken for one
         raise ValidationError(f"the payload does not match {name}: {why}") from None
     except ValidationError as error:
+        _check_not_fields(value, adapter, name)
         raise ValidationError(f"the payload cannot be sent as {name}: {error}") from None
     except (ConfigurationError, MemoryError):
         raise
@@ -370,6 +372,14 @@ def _write(
         raise ValidationError(
             f"the payload does not match {name}: its check raised {type(error).__name__}"
         ) from error
+
+
+def _check_not_fields(value: object, adapter: TypeAdapter[Any], name: str) -> None:
+    """Raise `ValidationError` if a dict was given for a model, with or without valid fields."""
+    if isinstance(value, dict) and adapter.core_schema.get("type") == "model":
+        raise ValidationError(
+            f"the payload is to be a {name}, not a dict: give {name}(**fields)"
+        ) from None
 
 
 def _read_back(body: bytes, adapter: TypeAdapter[Any], codec: Codec) -> object:

@@ -31,6 +31,7 @@ _LEVELS = {
     "lease.lost": logging.WARNING,
     "consumer.started": logging.INFO,
     "consumer.interrupted": logging.WARNING,
+    "consumer.draining": logging.INFO,
     "consumer.stopped": logging.INFO,
     "conclusion.failed": logging.WARNING,
     "reply.failed": logging.WARNING,

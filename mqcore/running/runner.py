@@ -286,6 +286,10 @@ class Runner:
         """
         await self.receiver.stop()
         self._freed.set()
+        if self._running and not grace.over:
+            self._events.emit(
+                "consumer.draining", self.spec.queue.name, handlers=len(self._running)
+            )
         await grace.wait(tuple(self._running), 0.0)
 
         self._grace_is_over = True

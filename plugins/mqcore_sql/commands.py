@@ -22,7 +22,7 @@ def group() -> None:
 
 @app.command()
 def upgrade(
-    url: Annotated[str, typer.Argument(help="The URL of the database, sqlite:///spool.db.")],
+    url: Annotated[str, typer.Argument(help="The URL of the database, sqlite:///queue.db.")],
 ) -> None:
     """Create the tables, or upgrade them to this version of mqcore.
 
@@ -32,6 +32,8 @@ def upgrade(
     before, after = _driver(url).upgrade()
     if before == after:
         typer.echo(f"the tables have version {after} already")
+    elif not before:
+        typer.echo(f"the tables were created, with version {after}")
     else:
         typer.echo(f"the tables were upgraded from version {before} to {after}")
 

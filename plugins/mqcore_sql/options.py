@@ -86,12 +86,12 @@ def file_of(url: str) -> Path:
 
     if parts.netloc:
         raise ConfigurationError(
-            "an SQLite URL has no host: write three slashes and a file (sqlite:///spool.db), or "
-            "four slashes and an absolute path (sqlite:////var/lib/shop/spool.db)"
+            "an SQLite URL has no host: write three slashes and a file (sqlite:///queue.db), or "
+            "four slashes and an absolute path (sqlite:////var/lib/shop/queue.db)"
         )
     if path in ("", ":memory:"):
         raise ConfigurationError(
-            "an SQLite URL names a file, for instance sqlite:///spool.db. For a queue in memory "
+            "an SQLite URL names a file, for instance sqlite:///queue.db. For a queue in memory "
             "use memory://"
         )
     return Path(path).absolute()

@@ -18,7 +18,7 @@ SPLIT = next(
     for number, line in enumerate(
         (ROOT / "docs/tutorial.md").read_text(encoding="utf-8").splitlines(), 1
     )
-    if line.startswith("## 6. ")
+    if line.startswith("## 5. ")
 )
 """Where the page goes on with Redis, in several terminals."""
 

@@ -45,6 +45,9 @@ async def test_nothing_new_starts_and_what_runs_may_end(
         await clock.settle()
         draining = asyncio.create_task(worker.drain(30))
         await clock.advance(10)
+        assert broker.events.counts["consumer.draining"] == 1, (
+            "whoever stopped it sees why it waits"
+        )
         await broker.publish(jobs, "e")
         await clock.advance(10)
         assert held.began == ["a", "b"]
