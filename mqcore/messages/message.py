@@ -230,8 +230,8 @@ def check_priority(value: object) -> int:
     """Return the priority; `ValidationError` unless it is a whole number from 0 to 10 (G8)."""
     if isinstance(value, bool) or not isinstance(value, int) or not LOWEST <= value <= HIGHEST:
         raise ValidationError(
-            f"priority {value!r:.60} is not a whole number from {LOWEST} (lowest) to "
-            f"{HIGHEST} (highest), {PRIORITY} by default"
+            f"priority {value!r} is out of range: {LOWEST} (lowest) to {HIGHEST} (highest), "
+            f"{PRIORITY} by default"
         )
     return value
 

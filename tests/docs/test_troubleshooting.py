@@ -57,7 +57,7 @@ def test_a_quoted_command_exists(command: str) -> None:
 
     from mqcore.cli.app import application  # noqa: PLC0415 - only here, as the site's hook does
 
-    group = get_command(application())
+    group = get_command(application(plugins=True))
     for word in command.split()[1:]:
         if not hasattr(group, "commands"):
             break
