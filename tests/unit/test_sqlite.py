@@ -88,7 +88,7 @@ def test_three_slashes_are_relative_and_four_are_absolute(url: str, expected: Pa
 
 @pytest.mark.parametrize("url", ["sqlite://spool.db", "sqlite://", "sqlite:///:memory:"])
 def test_a_url_without_a_file_says_what_to_write(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"sqlite:///spool\.db"):
+    with pytest.raises(ConfigurationError, match=r"sqlite:///queue\.db"):
         SqliteBackend(url, SqliteOptions())
 
 
