@@ -9,6 +9,7 @@ from mqcore.admin.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters,
 from mqcore.app import App
 from mqcore.broker import Broker
 from mqcore.clock import Clock, SystemClock
+from mqcore.config.fallback import Fallback
 from mqcore.config.settings import Settings
 from mqcore.connection.altering import AlterOptions
 from mqcore.consuming.conclusions import Conclusion
@@ -52,7 +53,7 @@ from mqcore.rules.capabilities import Capabilities, Capability, Durability, Leve
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding
 from mqcore.running.handlers import BatchOptions, ConsumerOptions
-from mqcore.session import ConnectOptions, Health
+from mqcore.session import ConnectOptions, Health, SpoolHealth
 from mqcore.spi import Entry, QueueCounts
 from mqcore.worker import Worker, WorkerOptions
 
@@ -86,6 +87,7 @@ __all__ = [
     "DurabilityUnavailable",
     "Entry",
     "Event",
+    "Fallback",
     "HandlerTimeout",
     "Health",
     "LeaseLost",
@@ -117,6 +119,7 @@ __all__ = [
     "RetryPolicy",
     "Router",
     "Settings",
+    "SpoolHealth",
     "Support",
     "SystemClock",
     "TopologyMismatch",

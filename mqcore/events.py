@@ -50,6 +50,9 @@ EVENTS = {
     "consumer.interrupted": "consuming was interrupted; fields: error",
     "consumer.draining": "running handlers get the rest of the grace to end; fields: handlers",
     "consumer.stopped": "consuming ended as requested",
+    "message.spooled": "the broker is away, and the fallback stored a message; fields: duplicate, "
+    "reason",
+    "spool.failed": "the fallback's spool cannot be used; the broker still is; fields: error",
     "message.relayed": "a message that waited in a spool or an outbox was stored by its broker; "
     "fields: duplicate",
     "relay.held": "the broker does not take messages that wait; they are tried again; fields: "

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from mqcore.admin.dead_letters import DeadLetters
 from mqcore.admin.queues import QueueAdmin
 from mqcore.admin.unused_settings import UnusedSections
 from mqcore.clock import Clock, SystemClock
+from mqcore.config.fallback import Fallback
 from mqcore.config.plugins import Plugins, default_plugins
 from mqcore.config.settings import Settings, open_backend
+from mqcore.config.url import BrokerUrl
 from mqcore.connection.connection import Connection
 from mqcore.connection.topology import Topology
 from mqcore.consuming.consumer import Consumer
@@ -33,7 +36,9 @@ from mqcore.messages.message import Limits
 from mqcore.middleware import Logging, Middleware
 from mqcore.middleware.hooks import check_middleware, transforms_of
 from mqcore.publishing.composer import Composer
+from mqcore.publishing.fallback import FallbackPublisher
 from mqcore.publishing.publisher import Publisher
+from mqcore.publishing.standby import Standby
 from mqcore.queue import RESERVED_PREFIXES, Queue, queue_name
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Durability
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
 
     from mqcore.messages.codec import Codecs
 
-__all__ = ["ConnectOptions", "Health", "Session", "check_connect_options"]
+__all__ = ["ConnectOptions", "Health", "Session", "SpoolHealth", "check_connect_options"]
 
 T = TypeVar("T")
 _CONNECTING = "connecting to the broker"
@@ -64,7 +69,8 @@ class ConnectOptions(TypedDict, total=False):
     demanded. `clock`: a virtual clock, for tests. `middleware`: the outermost first; `Logging` is
     always there. `limits`: sizes above which a message is refused. `plugins`: where backends and
     codecs come from. `queues`, `routers`: declared when the broker connects. `make_backend`: makes
-    the backend in place of URL and plugins, for tests.
+    the backend in place of URL and plugins, for tests. `fallback`: where messages are stored while
+    the broker is away, the URL of a spool such as `sqlite:///spool.db`, or a `Fallback`.
     """
 
     settings: Settings
@@ -76,6 +82,21 @@ class ConnectOptions(TypedDict, total=False):
     queues: Sequence[Queue[Any]]
     routers: Sequence[Router[Any]]
     make_backend: Callable[[], Backend]
+    fallback: Fallback | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolHealth:
+    """The state of a fallback's spool, known without asking it.
+
+    `depth`: how many messages wait in it. `age`: for how many seconds the oldest has waited.
+    `usable`: whether it stores messages now. `error`: why not.
+    """
+
+    depth: int
+    age: float
+    usable: bool
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +106,7 @@ class Health:
     `connected`: whether there is a connection. `consuming`: for each queue with a consumer, whether
     it is really consumed. `server`: name and version of the server, empty while not connected.
     `error`: the last connection error, empty after a reconnect. `counts`: how often each event of
-    `mqcore.events.EVENTS` has happened.
+    `mqcore.events.EVENTS` has happened. `spool`: the state of the fallback, None without one.
     """
 
     connected: bool
@@ -93,11 +114,22 @@ class Health:
     server: str
     error: str
     counts: Mapping[str, int]
+    spool: SpoolHealth | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether it is connected and every consumer consumes."""
-        return self.connected and all(self.consuming.values())
+        """Whether messages can be published and every consumer consumes.
+
+        While the broker is away, a fallback takes what is published.
+        """
+        publishes = self.connected or (self.spool is not None and self.spool.usable)
+        return publishes and all(self.consuming.values())
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the fallback is in use, or could not be used now."""
+        spool = self.spool
+        return spool is not None and not (self.connected and spool.usable and not spool.depth)
 
 
 class Session:
@@ -140,14 +172,17 @@ class Session:
         composer = Composer(
             self.connection, self.codecs, limits, transforms_of(self.middleware, "outgoing")
         )
-        self.publisher = Publisher(
-            self.connection, self.topology, composer, settings.publish_timeout
-        )
+        parts = self.connection, self.topology, composer, settings.publish_timeout
+        publisher = self.publisher = Publisher(*parts)
+        self.standby = self._make_standby(options)
+        """The fallback, None without one."""
+        if self.standby is not None:
+            spool, after = self.standby.spool, self.standby.fallback.after
+            self.publisher = FallbackPublisher(*parts, spool, after)
+        # A request and a reply are of use while both ends wait: they are not spooled.
         self.inbound = Inbound(self.codecs, transforms_of(self.middleware, "incoming")[::-1])
-        self.replies = Replies(self.connection, self.publisher, self.codecs)
-        self.requests = Requests(
-            self.connection, self.publisher, self.inbound, self._reply_receiver
-        )
+        self.replies = Replies(self.connection, publisher, self.codecs)
+        self.requests = Requests(self.connection, publisher, self.inbound, self._reply_receiver)
 
         self.is_unconfigured = (
             url is None and self._own_backend is None and "url" not in settings.model_fields_set
@@ -178,22 +213,46 @@ class Session:
             return backend
         return open_backend(self._url, self.settings, self._plugins, self.clock, self._durability)
 
+    def _make_standby(self, options: ConnectOptions) -> Standby | None:
+        """Return the fallback that code or settings name; the code's goes first."""
+        settings = self.settings
+        fallback = options.get("fallback", settings.fallback)
+        if isinstance(fallback, str):
+            fallback = Fallback(url=BrokerUrl(fallback))
+        if fallback is None:
+            if settings.enabled:
+                return None
+            raise ConfigurationError(
+                f"{settings.source_of('enabled')}: enabled=false leaves the application running on "
+                "its fallback, and it has none. Set fallback (MQCORE_FALLBACK), for instance "
+                "sqlite:///spool.db"
+            )
+        backend = open_backend(fallback.url, settings, self._plugins, self.clock)
+        return Standby(self.connection, backend, fallback, is_enabled=settings.enabled)
+
     def check_loop(self, doing: str) -> None:
         """Raise `ConfigurationError` unless called from the event loop that opened this broker."""
         self.connection.check_loop(doing)
 
     async def open(self) -> None:
         """Connect and declare; see `Broker.open`."""
+        if self.standby is not None:
+            await self.standby.open(self._declare_own)
+            return
         await self.connection.open()
         try:
-            if self._durability is not None:
-                self.connection.capabilities.require_durability(
-                    self._durability, self._durability_source
-                )
-            await self.topology.ensure_all(self._queues, self._routers)
+            await self._declare_own()
         except BaseException:
             await self.connection.close()
             raise
+
+    async def _declare_own(self) -> None:
+        """Check and declare what the options name, as soon as there is a connection."""
+        if self._durability is not None:
+            self.connection.capabilities.require_durability(
+                self._durability, self._durability_source
+            )
+        await self.topology.ensure_all(self._queues, self._routers)
 
     async def close(self) -> None:
         """Release what consumers hold, and disconnect; see `Broker.close`."""
@@ -208,6 +267,8 @@ class Session:
         await asyncio.gather(*(receiver.close() for receiver in self._receivers))
         if self._keeper is not None:
             await self._keeper.close()
+        if self.standby is not None:
+            await self.standby.close()
         await self.connection.close(None if leaving is None else leaving.left(DISCONNECTED))
 
     async def declare(self, things: Sequence[Queue[Any] | Router[Any]]) -> None:
@@ -218,10 +279,15 @@ class Session:
                 raise ConfigurationError(
                     f"declare takes Queue(...) and Router(...), not {thing!r:.60}"
                 )
-        await self.topology.ensure_all(
+        declaring = partial(
+            self.topology.ensure_all,
             [thing for thing in things if isinstance(thing, Queue)],
             [thing for thing in things if isinstance(thing, Router)],
         )
+        if self.standby is not None and not self.connection.connected:
+            self.standby.when_connected(declaring)
+        else:
+            await declaring()
 
     def consume(
         self,
@@ -366,6 +432,7 @@ class Session:
             server=connection.capabilities.server if is_open else "",
             error=describe_error(connection.error) if connection.error else "",
             counts=dict(self.events.counts),
+            spool=None if self.standby is None else SpoolHealth(**self.standby.state()),
         )
 
 
@@ -387,6 +454,12 @@ def check_connect_options(options: ConnectOptions) -> None:
     check_kinds("queues", options.get("queues", ()), Queue, _CONNECTING)
     check_kinds("routers", options.get("routers", ()), Router, _CONNECTING)
     check_middleware(options.get("middleware", ()), _CONNECTING)
+    fallback = options.get("fallback")
+    if fallback is not None and not isinstance(fallback, (str, Fallback)):
+        raise ConfigurationError(
+            f"{_CONNECTING}: fallback= takes the URL of a spool or a Fallback(url=...), not "
+            f"{described(fallback)}"
+        )
 
 
 _KINDS: dict[str, tuple[type, str]] = {

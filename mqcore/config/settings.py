@@ -2,7 +2,8 @@
 
     arguments ► environment ► mqcore.toml ► [tool.mqcore] in pyproject.toml ► defaults
 
-The environment has MQCORE_URL, MQCORE_DURABILITY and MQCORE_PUBLISH_TIMEOUT.
+The environment has MQCORE_URL, MQCORE_DURABILITY, MQCORE_PUBLISH_TIMEOUT, MQCORE_FALLBACK and
+MQCORE_ENABLED.
 
 The first source that has a value wins, value by value. A wrong option raises an error at start, in
 one line that names the file and the option and never repeats a value.
@@ -28,6 +29,7 @@ from pydantic import (
 )
 
 from mqcore.clock import Clock
+from mqcore.config.fallback import FallbackOption
 from mqcore.config.plugins import Plugins
 from mqcore.config.url import BrokerUrl, parse_url
 from mqcore.defaults import PUBLISH_TIMEOUT
@@ -58,7 +60,8 @@ __all__ = [
     "parse_url",
 ]
 
-_FROM_ENVIRONMENT = ("url", "durability", "publish_timeout")
+_FROM_ENVIRONMENT = ("url", "durability", "publish_timeout", "fallback", "enabled")
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
 _PREFIX = "MQCORE_"
 _SHOWN = 3
 
@@ -231,15 +234,19 @@ class Settings(_Section, metaclass=_Explaining):
 
     `url`: the broker; write special characters in a password as `%XX`. `durability`: what confirmed
     messages must survive, `memory`, `process`, `machine` or `replicated`; nothing is demanded by
-    default. `publish_timeout`: seconds until a publish ends (G1). `codecs`: the codecs that are
-    allowed; plugins may bring more. `queues`: a table of options for each queue. `routers`: a table
-    of bindings for each router. `backends`: a table of options for each URL scheme; the query of
-    the URL overrides them.
+    default. `publish_timeout`: seconds until a publish ends (G1). `fallback`: where messages are
+    stored while the broker is away, the URL of a spool or a table of options. `enabled`: false
+    leaves the application running on the fallback, without the broker. `codecs`: the codecs that
+    are allowed; plugins may bring more. `queues`: a table of options for each queue. `routers`: a
+    table of bindings for each router. `backends`: a table of options for each URL scheme; the query
+    of the URL overrides them.
     """
 
     url: BrokerUrl = BrokerUrl("memory://")
     durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
     publish_timeout: Seconds = PUBLISH_TIMEOUT
+    fallback: FallbackOption = None
+    enabled: Annotated[bool, Field(strict=True)] = True
     codecs: tuple[str, ...] = ("json", "text", "bytes")
     queues: dict[str, QueueSettings] = {}
     routers: dict[str, RouterSettings] = {}
@@ -417,7 +424,7 @@ def options_for(
 
 
 def _environment(model: type[BaseModel]) -> dict[str, Any]:
-    """Read the three variables. Refuse another variable that looks like a setting."""
+    """Read the variables. Refuse another variable that looks like a setting."""
     names = {f"{_PREFIX}{name.upper()}": name for name in _FROM_ENVIRONMENT}
     others = tuple(
         f"{_PREFIX}{name.upper()}" for name in model.model_fields if name not in _FROM_ENVIRONMENT
@@ -442,6 +449,12 @@ def _environment(model: type[BaseModel]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"{_PREFIX}PUBLISH_TIMEOUT: give a number of seconds"
             ) from None
+    if (enabled := values.get("enabled")) is not None:
+        if enabled.lower() not in _WORDS:
+            raise ConfigurationError(f"{_PREFIX}ENABLED: give true or false")
+        values["enabled"] = _WORDS[enabled.lower()]
+    if "fallback" in values:
+        values["fallback"] = {"url": values["fallback"]}  # options may stand in a file
 
     return values
 

@@ -153,6 +153,20 @@ class Connection:
             durability=self.capabilities.durability.word,
         )
 
+    def open_later(
+        self, capabilities: Capabilities, error: Exception, *, reconnects: bool = True
+    ) -> None:
+        """Go on without the broker, and connect as after a loss.
+
+        `capabilities` hold until then. Without `reconnects` it never connects.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._capabilities = self._capabilities or capabilities
+        self.error = error
+        self.events.emit("connection.lost", error=describe_error(error))
+        if reconnects:
+            self._reconnecting = begin_later(self._reconnect())
+
     def check_loop(self, doing: str, name: str = "") -> None:
         """Raise `ConfigurationError` unless called from the event loop that opened the connection.
 

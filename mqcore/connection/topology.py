@@ -212,6 +212,25 @@ class Topology:
                 f"can only {modes}"
             )
 
+    def missing(
+        self, thing: Queue[Any] | Router[Any]
+    ) -> tuple[tuple[QueueSpec, ...], tuple[Binding, ...]]:
+        """Return what must be declared before a queue or router is used; nothing if it was.
+
+        For a message that goes to the broker later, perhaps by another process.
+        """
+        if self.known(thing) is not None:
+            return (), ()
+        own = [thing] if isinstance(thing, Queue) else list(thing.queues.values())
+        queues = [self.configured(queue) for queue in own]
+        specs = [
+            spec for queue in queues if queue.declare for spec in queue.specs(self._durability)
+        ]
+        if isinstance(thing, Queue):
+            return tuple(specs), ()
+        added = self._settings.router_bindings(thing.name, thing.kind)
+        return tuple(specs), (*thing.bindings, *added)
+
     def declares(self, name: str) -> bool:
         """Whether this process has declared the queue, and declares it again when it is gone."""
         return name in self._queues and self._queues[name][1].declare

@@ -21,6 +21,8 @@ _LEVELS = {
     "publish.failed": logging.WARNING,
     "publish.unknown": logging.WARNING,
     "message.retried": logging.INFO,
+    "spool.failed": logging.ERROR,
+    "relay.held": logging.WARNING,
     "message.dead": logging.WARNING,
     "message.dropped": logging.WARNING,
     "message.taken_over": logging.INFO,

@@ -63,12 +63,14 @@ class Receipt:
 
     `id` is the message's id. `queues` are the queues that stored it; where the broker itself
     routes, it is the router's name. `duplicate`: the message was stored before with this id, and
-    there is still one copy (G1).
+    there is still one copy (G1). `spooled`: the broker is away, and the fallback has stored the
+    message. It goes to the broker when that is back; `queues` names its target until then.
     """
 
     id: str
     queues: tuple[str, ...]
     duplicate: bool = False
+    spooled: bool = False
 
 
 def check_target(to: Target[Any], options: PublishOptions) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from mqcore.errors import (
+    Blocked,
     ConfigurationError,
     ConnectionLost,
     MqcoreError,
@@ -94,8 +95,16 @@ class Publisher:
         self._connection.check_loop("publishing to", name_of(to))
         payloads = check_payloads(payloads, name_of(to))
         messages = [self.composer.message(to, payload, options) for payload in payloads]
+        return await self._publish_all(to, messages, options, self._deadline(to, options))
 
-        deadline = self._deadline(to, options)
+    async def _publish_all(
+        self,
+        to: Target[Any],
+        messages: Sequence[Message],
+        options: PublishOptions,
+        deadline: float,
+    ) -> list[Receipt | MqcoreError]:
+        """Publish messages as one batch, and return how each one ended."""
         try:
             declared = self._known(to) or await self._declared(to, deadline)
             if not isinstance(declared, Router):
@@ -278,7 +287,7 @@ class Publisher:
         except TimeoutError:
             why = f" ({error})" if error else ""
             self._events.emit("publish.failed", name, id, error=f"not connected in time{why}")
-            raise PublishFailed(
+            raise Blocked(
                 f"{doing}: not connected in time, nothing was sent{why}", id=id
             ) from error
 
