@@ -1,0 +1,136 @@
+"""An application that publishes at a fixed rate while its broker is killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mqcore import Broker, MqcoreError, Queue, Settings
+
+if TYPE_CHECKING:
+    from mqcore.contract.brokers.server import Server
+
+__all__ = ["Outage", "outage", "summary"]
+
+_TICK = 0.02
+_SETTLED = 1.0
+"""Seconds of publishing before the outage, and after the spool is empty."""
+_GIVE_UP = 120.0
+
+
+@dataclass
+class Outage:
+    """What came of it."""
+
+    published: list[int] = field(default_factory=list)
+    """What the application has a receipt for, in the order in which it published."""
+    arrived: list[int] = field(default_factory=list)
+    spooled: int = 0
+    first_spooled: int = 0
+    errors: list[str] = field(default_factory=list)
+    deepest: int = 0
+    slowest: float = 0.0
+    """Seconds of the longest publish."""
+    empty_after: float | None = None
+    """Seconds from the server's return until the spool was empty."""
+
+    @property
+    def lost(self) -> int:
+        """How many confirmed messages did not arrive."""
+        return len(set(self.published) - set(self.arrived))
+
+    @property
+    def doubled(self) -> int:
+        """How many messages arrived more than once."""
+        return len(self.arrived) - len(set(self.arrived))
+
+    @property
+    def overtaken(self) -> int:
+        """How many first arrivals came after a later message, from the first that was spooled on.
+
+        In what order a server that was killed gives what it had confirmed before is its own matter.
+        """
+        first = [each for each in dict.fromkeys(self.arrived) if each >= self.first_spooled]
+        return sum(one > other for one, other in zip(first, first[1:], strict=False))
+
+
+async def outage(
+    url: str, server: Server, spool: str, *, rate: float, away: float, name: str = "numbers"
+) -> Outage:
+    """Publish, kill the server for `away` seconds, and publish on until the spool is empty."""
+    result, queue = Outage(), Queue(name, int)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(
+            Broker.connect(url, fallback=spool, settings=Settings())
+        )
+        stop = asyncio.Event()
+        publishing = asyncio.create_task(_publish(app, queue, rate, result, stop))
+        await asyncio.sleep(_SETTLED)
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(away)
+        await asyncio.to_thread(server.start)
+
+        returned = time.monotonic()
+        while app.health().degraded and time.monotonic() - returned < _GIVE_UP:
+            await asyncio.sleep(0.05)
+        if not app.health().degraded:
+            result.empty_after = time.monotonic() - returned
+        await asyncio.sleep(_SETTLED)
+        stop.set()
+        await publishing
+        await _drain(app, queue, result)
+        await app.delete(queue)
+    return result
+
+
+async def _publish(
+    app: Broker, queue: Queue[int], rate: float, result: Outage, stop: asyncio.Event
+) -> None:
+    """Start publishes at the rate, whatever becomes of the earlier ones."""
+    began, number = time.monotonic(), 0
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def publish(value: int) -> None:
+        at = time.monotonic()
+        try:
+            receipt = await app.publish(queue, value)
+        except MqcoreError as error:
+            result.errors.append(f"{type(error).__name__}: {error}")
+            return
+        result.published.append(value)
+        if receipt.spooled and not result.spooled:
+            result.first_spooled = value
+        result.spooled += receipt.spooled
+        result.slowest = max(result.slowest, time.monotonic() - at)
+
+    while not stop.is_set():
+        while number < (time.monotonic() - began) * rate:
+            task = asyncio.create_task(publish(number))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        health = app.health().spool
+        result.deepest = max(result.deepest, health.depth if health is not None else 0)
+        await asyncio.sleep(_TICK)
+    await asyncio.gather(*tasks)
+
+
+async def _drain(app: Broker, queue: Queue[int], result: Outage) -> None:
+    async with app.consume(queue, prefetch=200) as deliveries:
+        while (delivery := await deliveries.get(timeout=3.0)) is not None:
+            result.arrived.append(delivery.value)
+            await delivery.ack()
+
+
+def summary(result: Outage) -> str:
+    """Return the figures in one line."""
+    empty = "never" if result.empty_after is None else f"{result.empty_after:.1f} s"
+    return (
+        f"published {len(result.published):,} (spooled {result.spooled:,}, at most "
+        f"{result.deepest:,} at once), lost {result.lost}, errors {len(result.errors)}, twice "
+        f"{result.doubled}, overtaken {result.overtaken}, slowest publish {result.slowest:.2f} s, "
+        f"spool empty {empty} after the server's return"
+    )
