@@ -29,6 +29,7 @@ from mqcore.consuming.leases import LeaseKeeper
 from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
 from mqcore.consuming.replies import Replies
 from mqcore.consuming.requests import Requests
+from mqcore.consuming.spooled import SpoolConsumers
 from mqcore.defaults import LEASE
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.events import Events
@@ -193,6 +194,7 @@ class Session:
         self.leaving: Grace | None = None
         """The grace of a worker that a signal has ended; `close` ends within it."""
         self._keeper: LeaseKeeper | None = None
+        self._spool_consumers: SpoolConsumers | None = None
         self._consumers: list[Consumer[Any]] = []
         self._receivers: list[Receiver] = []
 
@@ -227,8 +229,8 @@ class Session:
                 "its fallback, and it has none. Set fallback (MQCORE_FALLBACK), for instance "
                 "sqlite:///spool.db"
             )
-        backend = open_backend(fallback.url, settings, self._plugins, self.clock)
-        return Standby(self.connection, backend, fallback, is_enabled=settings.enabled)
+        make = partial(open_backend, fallback.url, settings, self._plugins, self.clock)
+        return Standby(self.connection, make, fallback, is_enabled=settings.enabled)
 
     def check_loop(self, doing: str) -> None:
         """Raise `ConfigurationError` unless called from the event loop that opened this broker."""
@@ -267,6 +269,8 @@ class Session:
         await asyncio.gather(*(receiver.close() for receiver in self._receivers))
         if self._keeper is not None:
             await self._keeper.close()
+        if self._spool_consumers is not None:
+            await self._spool_consumers.close()
         if self.standby is not None:
             await self.standby.close()
         await self.connection.close(None if leaving is None else leaving.left(DISCONNECTED))
@@ -341,6 +345,24 @@ class Session:
         rules = await self.topology.rules(declared, retry, after_crash)
         return self._make_receiver(
             rules, prefetch, lease, isolation, replies=replies, queue=declared
+        )
+
+    async def spool_receiver(
+        self, queue: Queue[Any], retry: RetryPolicy | None, *, prefetch: int, lease: float
+    ) -> Receiver | None:
+        """Return a receiver of what waits for a queue in the spool, or None if it is not consumed.
+
+        It receives while the broker is away.
+        """
+        standby = self.standby
+        if standby is None or not standby.fallback.consume or not standby.spool.is_usable:
+            return None
+        if self._spool_consumers is None:
+            consumers = SpoolConsumers(standby, standby.make_store, self.connection)
+            self._spool_consumers = consumers
+        policy = self.topology.retry(queue, retry)
+        return await self._spool_consumers.receiver(
+            self.topology.configured(queue), policy, prefetch=prefetch, lease=lease
         )
 
     def _make_receiver(

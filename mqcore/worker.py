@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import TracebackType
 
+    from mqcore.consuming.receiver import Receiver
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
 
@@ -104,6 +105,10 @@ class Worker:
         self._options = options
         self._specs = self._chosen(app.handlers, options.get("queues"))
         self._runners: list[Runner] = []
+        self._spool_runners: list[Runner] = []
+        """They handle what is in the spool of a fallback while the broker stays away."""
+        self._late: asyncio.Task[None] | None = None
+        """The rest of a start, which waits for a broker that is away."""
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
         self._stop = asyncio.Event()
@@ -148,7 +153,11 @@ class Worker:
                 f"{', '.join(sorted(consumed))}"
             )
 
-        return [spec for name, spec in consumed.items() if queues is None or name in queues]
+        chosen = [spec for name, spec in consumed.items() if queues is None or name in queues]
+        concurrency = self._options.get("concurrency")
+        if concurrency is None:
+            return chosen
+        return [spec.with_concurrency(concurrency) for spec in chosen]
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -198,10 +207,7 @@ class Worker:
             await self.drain()
             return
 
-        if self._options.get("max_messages") is not None:
-            for runner in self._runners:
-                runner.on_ended = self._recycle_when_spent
-        self._tasks = [asyncio.create_task(self._run(runner)) for runner in self._runners]
+        self._launch([*self._runners, *self._spool_runners])
         self._watch = asyncio.create_task(self._watch_health())
 
     async def _make_ready(self) -> None:
@@ -214,6 +220,13 @@ class Worker:
             lifespan = self.app.lifespan(self.broker)
             check_lifespan_result(lifespan, f"app {self.app.name!r}")
             state = await self._stack.enter_async_context(lifespan)
+        await self._consume_spool(state)
+        if self._session.standby is not None and not self.broker.health().connected:
+            self._late = asyncio.create_task(self._subscribe_later(state))
+        else:
+            await self._subscribe(state)
+
+    async def _subscribe(self, state: Any) -> None:
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
             await self._report_unused_settings()
@@ -223,6 +236,36 @@ class Worker:
         for runner in self._runners:
             if not self._stop.is_set():
                 await runner.start()
+
+    async def _subscribe_later(self, state: Any) -> None:
+        """Subscribe when a broker that is away at the start has come; the fallback serves."""
+        try:
+            await self._session.connection.ready(f"starting a worker of app {self.app.name!r}")
+            await self._subscribe(state)
+        except Exception as error:  # noqa: BLE001 - it ends the worker, as at any other start
+            self._failure = error
+            self._stop.set()
+        else:
+            self._launch(self._runners)
+
+    async def _consume_spool(self, state: Any) -> None:
+        """Start to handle what is in the spool, if the fallback says so."""
+        for spec in self._specs:
+            if spec.batch or self._stop.is_set():
+                continue
+            receiver = await self._session.spool_receiver(
+                spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease
+            )
+            if receiver is not None:
+                runner = self._runner_on(spec, receiver, state)
+                self._spool_runners.append(runner)
+                await runner.start()
+
+    def _launch(self, runners: Sequence[Runner]) -> None:
+        if self._options.get("max_messages") is not None:
+            for runner in runners:
+                runner.on_ended = self._recycle_when_spent
+        self._tasks += [asyncio.create_task(self._run(runner)) for runner in runners]
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.handlers]
@@ -242,9 +285,6 @@ class Worker:
             )
 
     async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
-        concurrency = self._options.get("concurrency")
-        if concurrency is not None:
-            spec = spec.with_concurrency(concurrency)
         self._check_hold(spec)
         receiver = await self._session.receiver(
             spec.queue,
@@ -255,6 +295,9 @@ class Worker:
             after_crash=spec.after_crash,
             replies=self._session.replies,
         )
+        return self._runner_on(spec, receiver, state)
+
+    def _runner_on(self, spec: HandlerSpec, receiver: Receiver, state: Any) -> Runner:
         return Runner(
             spec,
             receiver,
@@ -315,7 +358,11 @@ class Worker:
         until = self._draining
         if self._signals > 1:
             until.hurry()
-        await asyncio.gather(*(runner.drain(until) for runner in self._runners))
+        if self._late is not None:
+            self._late.cancel()
+            await asyncio.gather(self._late, return_exceptions=True)
+        runners = [*self._runners, *self._spool_runners]
+        await asyncio.gather(*(runner.drain(until) for runner in runners))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -345,7 +392,7 @@ class Worker:
         A start that is under way is interrupted.
         """
         self._stop.set()
-        for runner in self._runners:
+        for runner in (*self._runners, *self._spool_runners):
             runner.halt()
         if self._starting is not None and self._starting.when() is None:
             self._starting.reschedule(0)
@@ -392,7 +439,11 @@ class Worker:
 
         These are two things: a worker can be connected and not consume (G14).
         """
-        consuming = {runner.spec.queue.name: runner.receiver.consuming for runner in self._runners}
+        consuming = {
+            runner.spec.queue.name: runner.receiver.consuming
+            for runner in (*self._spool_runners, *self._runners)
+            if runner in self._runners or not self._session.connection.connected
+        }
         return replace(
             self.broker.health(),
             consuming={spec.queue.name: False for spec in self._specs} | consuming,

@@ -40,6 +40,7 @@ class Fallback(BaseModel, metaclass=_Explaining):
     `url`: the spool, `sqlite:///spool.db` or `postgresql://`. `after`: seconds that the broker has
     to confirm a publish; then it goes to the spool, and the broker gets it later. `max_length`: how
     many messages the spool takes for each queue; a publish that finds it full raises `QueueFull`.
+    `consume`: whether workers handle what is in the spool while the broker stays away.
 
     """
 
@@ -48,6 +49,7 @@ class Fallback(BaseModel, metaclass=_Explaining):
     url: BrokerUrl
     after: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     max_length: Annotated[int, Field(ge=1, strict=True)] = 100_000
+    consume: Annotated[bool, Field(strict=True)] = False
 
 
 def _as_table(value: object) -> Any:

@@ -176,8 +176,7 @@ class Lane:
         """Store parcels in the order given. Never raises."""
         connection = self._spool.connection
         try:
-            if not self._is_declared:
-                await self._declare()
+            await self.declare()
             batch = [enclose(parcel, self.name) for parcel in parcels]
             outcomes = await connection.publish(batch, timeout)
         except MqcoreError as error:
@@ -188,7 +187,10 @@ class Lane:
             self._is_declared = False  # an operator has deleted it: the next publish declares it
         return outcomes
 
-    async def _declare(self) -> None:
+    async def declare(self) -> None:
+        """Declare the lane's queue, once."""
+        if self._is_declared:
+            return
         connection, limit = self._spool.connection, self._spool.max_length
         specs = relay_specs(self.name, max_length=limit, dead_letter=DEAD)
         try:
@@ -333,6 +335,11 @@ class Spool:
         if lane is None:
             lane = self._lanes[name] = Lane(self, name)
         return lane
+
+    async def declare(self, queues: Sequence[str]) -> None:
+        """Declare the lanes of queues, for consumers of the spool."""
+        for name in queues:
+            await self.lane(name, is_router=False).declare()
 
     async def _watch(self) -> None:
         clock = self.connection.clock

@@ -31,16 +31,22 @@ class Standby:
     """The fallback of one broker."""
 
     def __init__(
-        self, connection: Connection, backend: Backend, fallback: Fallback, *, is_enabled: bool
+        self,
+        connection: Connection,
+        make_store: Callable[[], Backend],
+        fallback: Fallback,
+        *,
+        is_enabled: bool,
     ) -> None:
-        """`connection` is the broker's, `backend` the spool's.
+        """`connection` is the broker's, `make_store` makes a backend of the spool.
 
         Without `is_enabled` the broker is not used at all.
         """
         self.fallback = fallback
         self._connection = connection
         self._is_enabled = is_enabled
-        store = Connection(backend, clock=connection.clock, events=Events())
+        self.make_store = make_store
+        store = Connection(make_store(), clock=connection.clock, events=Events())
         events, forwarding = connection.events, Forwarding(connection)
         self.spool = Spool(store, forwarding, events, fallback.max_length)
         self._later: set[asyncio.Task[None]] = set()

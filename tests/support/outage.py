@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from support.waiting import eventually
 
 from mqcore import Broker, MqcoreError, Queue, Settings
 
@@ -54,7 +57,7 @@ class Outage:
         In what order a server that was killed gives what it had confirmed before is its own matter.
         """
         first = [each for each in dict.fromkeys(self.arrived) if each >= self.first_spooled]
-        return sum(one > other for one, other in zip(first, first[1:], strict=False))
+        return sum(one > other for one, other in pairwise(first))
 
 
 async def outage(
@@ -74,9 +77,8 @@ async def outage(
         await asyncio.to_thread(server.start)
 
         returned = time.monotonic()
-        while app.health().degraded and time.monotonic() - returned < _GIVE_UP:
-            await asyncio.sleep(0.05)
-        if not app.health().degraded:
+        with suppress(TimeoutError):
+            await eventually(lambda: not app.health().degraded, _GIVE_UP)
             result.empty_after = time.monotonic() - returned
         await asyncio.sleep(_SETTLED)
         stop.set()
@@ -119,10 +121,14 @@ async def _publish(
 
 
 async def _drain(app: Broker, queue: Queue[int], result: Outage) -> None:
-    async with app.consume(queue, prefetch=200) as deliveries:
+    acks: set[asyncio.Task[None]] = set()
+    async with app.consume(queue, prefetch=1000) as deliveries:
         while (delivery := await deliveries.get(timeout=3.0)) is not None:
             result.arrived.append(delivery.value)
-            await delivery.ack()
+            ack = asyncio.create_task(delivery.ack())
+            acks.add(ack)
+            ack.add_done_callback(acks.discard)
+        await asyncio.gather(*acks)
 
 
 def summary(result: Outage) -> str:
