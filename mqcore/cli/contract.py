@@ -19,6 +19,7 @@ import typer
 from rich.text import Text
 
 from mqcore.cli.common import Json, place_of, quiet
+from mqcore.cli.contract_store import run_store
 from mqcore.cli.options import command
 from mqcore.cli.output import amount, console, escaped, one_line, print_json, print_table
 from mqcore.config.plugins import default_plugins
@@ -326,3 +327,4 @@ def _alike(results: Iterable[Result]) -> list[list[Result]]:
 
 
 command(app, "run", run)
+command(app, "run-store", run_store)

@@ -9,8 +9,9 @@ from mqcore.tasks.model.nodes import Kind, Node, Policy, child_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from random import Random
 
-__all__ = ["ChainPlan", "GroupPlan", "Plan", "TaskPlan", "rows_of"]
+__all__ = ["ChainPlan", "GroupPlan", "Plan", "TaskPlan", "drawn", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class ChainPlan:
 
 
 Plan = TaskPlan | GroupPlan | ChainPlan
+
+
+def drawn(choose: Random, share: float) -> bool:
+    """Return True in this share of all calls."""
+    return choose.random() < share
 
 
 def rows_of(plan: Plan, node: str, parent: str = "", index: int = 0) -> list[Node]:

@@ -158,8 +158,7 @@ class MemoryTaskStore(TaskStore):
         slice_size: int = SLICE,
     ) -> None:
         """Open nothing. `tables` replaces those of the URL's name."""
-        super().__init__(url, clock)
-        self.slice_size = slice_size
+        super().__init__(url, clock, slice_size=slice_size)
         with _named_lock:
             self.tables = tables or _named.setdefault(url.partition("://")[2], Tables())
 
@@ -249,6 +248,15 @@ class MemoryTaskStore(TaskStore):
             for node in [node for node in nodes if root_of(node) in roots]:
                 del nodes[node]
         return len(roots)
+
+    async def clear(self) -> None:
+        """Empty the tables."""
+        tables = self.tables
+        with tables.lock:
+            for table in (tables.nodes, tables.entries, tables.claims, tables.schedules):
+                table.clear()
+            tables.beats.clear()
+            tables.open_nodes.clear()
 
 
 @hookimpl

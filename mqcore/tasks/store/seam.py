@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mqcore.clock import SystemClock
 from mqcore.errors import MqcoreError
 from mqcore.tasks.transitions.rows import OutboxEntry, Schedule
+from mqcore.tasks.transitions.walk import SLICE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,13 +79,16 @@ class TaskStore(ABC):
     scheme: ClassVar[str | tuple[str, ...]]
     """The URL schemes of this class. Each is also an entry point in the group `mqcore.stores`."""
 
-    def __init__(self, url: str, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, clock: Clock | None = None, *, slice_size: int = SLICE) -> None:
         """Store what is needed to connect. Must not do I/O; the URL may hold secrets.
 
-        A store whose server has a clock uses that one for the times that processes compare.
+        A store whose server has a clock uses that one for the times that processes compare, unless
+        the given clock is not real. `slice_size` is how many members of a group one transaction
+        treats.
         """
         self.url = url
         self.clock = clock or SystemClock()
+        self.slice_size = slice_size
 
     @abstractmethod
     async def open(self) -> None:
@@ -151,3 +155,7 @@ class TaskStore(ABC):
 
         Returns how many trees were removed, at most `limit`.
         """
+
+    @abstractmethod
+    async def clear(self) -> None:
+        """Remove everything that the store holds. Only tests call it."""

@@ -1,0 +1,365 @@
+"""The cases: what each method of `TaskStore` promises, beyond the transitions.
+
+The transitions themselves are compared with the store in memory (`equality`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from mqcore.contract.kit import ContractError
+from mqcore.contract.store.kit import TOKEN, WORKER, StoreKit
+from mqcore.contract.store.workflows import ChainPlan, GroupPlan, TaskPlan, rows_of
+from mqcore.tasks.model.changes import (
+    Add,
+    Back,
+    Begin,
+    Cancel,
+    Change,
+    End,
+    Fire,
+    Recover,
+    Sent,
+    Spread,
+)
+from mqcore.tasks.model.nodes import Node
+from mqcore.tasks.model.outcomes import (
+    Added,
+    Conflict,
+    Done,
+    Ended,
+    Exists,
+    Fired,
+    Lost,
+    Ok,
+    Outcome,
+    Started,
+    Terminal,
+)
+from mqcore.tasks.model.states import IllegalTransition, State
+from mqcore.tasks.store.seam import Heartbeat
+from mqcore.tasks.store.values import Failure, value_of
+
+__all__ = ["StoreCase", "store_cases"]
+
+StoreCase = Callable[[StoreKit], Awaitable[None]]
+
+_found: list[StoreCase] = []
+_TASK = TaskPlan()
+_CHORD = ChainPlan([GroupPlan([_TASK, _TASK]), _TASK])
+
+
+def case(function: StoreCase) -> StoreCase:
+    """Register a case."""
+    _found.append(function)
+    return function
+
+
+def store_cases() -> list[StoreCase]:
+    """Return all cases."""
+    return list(_found)
+
+
+# T1, T2: one truth, sent atomically
+
+
+@case
+async def a_task_that_was_added_can_be_read(kit: StoreKit) -> None:
+    """Every field of a row comes back as it was added."""
+    row = Node(
+        id="r",
+        name="send",
+        queue="mail",
+        priority=7,
+        payload=b"\x00\xff",
+        delay=2.5,
+        ttl=60.0,
+        unique="key/é",
+    )
+    kit.same(await kit.do(Add([row])), Added(), "the outcome")
+    row.state, row.due = State.SCHEDULED, kit.clock.time + 2.5
+    kit.same(await kit.node("r"), row, "the row", "nodes")
+    kit.same(await kit.store.nodes(["x", "r"]), [None, row], "two rows", "nodes")
+
+
+@case
+async def what_is_returned_is_a_copy(kit: StoreKit) -> None:
+    """A change to a row that was read, or given, changes nothing in the store."""
+    given = rows_of(_TASK, "r")
+    await kit.do(Add(given))
+    given[0].queue = "changed"
+    (await kit.node("r")).queue = "changed"
+    started = await kit.begin("r")
+    if isinstance(started, Started):
+        started.node.queue = "changed"
+    kit.same((await kit.node("r")).queue, "work", "the stored queue", "nodes")
+
+
+@case
+async def a_row_and_its_outbox_entry_are_written_together(kit: StoreKit) -> None:
+    """After `apply`, the entry of each queued task is in the outbox, with its row."""
+    await kit.add(_CHORD)
+    kit.same(kit.keys, ["r.0.0:0", "r.0.1:0"], "the keys that were made")
+    found = await kit.store.outbox()
+    kit.same(sorted(item.entry.key for item in found), kit.keys, "the outbox", "outbox")
+    for item in found:
+        kit.same(item.node, await kit.node(item.entry.node), "the row of the entry", "outbox")
+
+
+@case
+async def a_transaction_that_fails_changes_nothing(kit: StoreKit) -> None:
+    """When one change cannot be made, those before it are not made either."""
+    await kit.add(_TASK, "before")
+    changes: list[Change] = [
+        Add(rows_of(_TASK, "r")),
+        Sent(["before:0"]),
+        Begin("before", 0, 1, TOKEN, WORKER),
+        Back("before", 0, TOKEN, State.SKIPPED),
+    ]
+    try:
+        await kit.store.apply(changes)
+    except IllegalTransition:
+        pass
+    else:
+        raise ContractError("IllegalTransition", "no exception", "TaskStore.apply")
+
+    kit.same(await kit.store.nodes(["r"]), [None], "the row of the first change")
+    kit.same(await kit.states("before"), ["queued"], "the state")
+    kit.same([it.entry.key for it in await kit.store.outbox()], ["before:0"], "the outbox")
+
+
+@case
+async def changes_of_one_transaction_see_each_other(kit: StoreKit) -> None:
+    """Later changes find what earlier ones have written, and one outcome stands for each."""
+    applied = await kit.store.apply(
+        [
+            Add(rows_of(_CHORD, "r")),
+            Begin("r.0.0", 0, 1, TOKEN, WORKER),
+            End("r.0.0", 0, TOKEN, State.SUCCEEDED, b"0"),
+            Begin("r.0.1", 0, 1, TOKEN, WORKER),
+            End("r.0.1", 0, TOKEN, State.SUCCEEDED, b"1"),
+            Sent(["r.0.0:0", "r.0.1:0"]),
+            Add(rows_of(_TASK, "r")),
+        ]
+    )
+    expected = [Added, Started, Ended, Started, Ended, Ok, Exists]
+    kit.same([type(outcome) for outcome in applied.outcomes], expected, "the outcomes")
+    kit.same(list(applied.keys), ["r.1:0"], "the keys that are left")
+    kit.same(await value_of(kit.store, "r.0"), [b"0", b"1"], "the results of the group")
+
+
+@case
+async def nothing_is_a_transaction_too(kit: StoreKit) -> None:
+    """`apply` of no change returns no outcome."""
+    applied = await kit.store.apply([])
+    kit.same((list(applied.outcomes), list(applied.keys)), ([], []), "outcomes and keys")
+
+
+# The outbox
+
+
+@case
+async def the_outbox_returns_the_oldest_first_and_keeps_them(kit: StoreKit) -> None:
+    """Reading removes nothing; `limit` and `written_before` bound what is returned."""
+    for number in range(4):
+        await kit.add(_TASK, f"r{number}")
+        kit.clock.time += 1
+    for _ in range(2):
+        found = await kit.store.outbox(limit=2)
+        kit.same([it.entry.key for it in found], ["r0:0", "r1:0"], "the oldest", "outbox")
+    old = await kit.store.outbox(written_before=kit.clock.time - 3)
+    kit.same([it.entry.key for it in old], ["r0:0"], "those written before a time", "outbox")
+
+
+@case
+async def entries_are_read_by_key_until_they_are_sent(kit: StoreKit) -> None:
+    """`entries` leaves out what is not there; `Sent` may be repeated."""
+    await kit.add(_TASK)
+    found = await kit.store.entries(["x:0", "r:0"])
+    kit.same([it.entry.key for it in found], ["r:0"], "the entries", "entries")
+    kit.same([it.entry.start for it in found], [None], "their start", "entries")
+    for _ in range(2):
+        kit.same(await kit.do(Sent(["r:0", "x:0"])), Ok(), "the outcome")
+    kit.same(list(await kit.store.entries(["r:0"])), [], "the entries after that", "entries")
+
+
+@case
+async def a_large_group_is_an_entry_that_moves(kit: StoreKit) -> None:
+    """The entry of a large group has the start of the next slice."""
+    await kit.add(GroupPlan([_TASK] * 7))
+    for start, stop in ((0, 3), (3, 6), (6, 7)):
+        found = await kit.store.entries(["r:members"])
+        kit.same([it.entry.start for it in found], [start], "the next slice", "entries")
+        kit.same(await kit.do(Spread("r", start)), Ok(), "the outcome")
+        kit.same(await kit.do(Spread("r", start)), Done(), "the outcome of a repetition")
+        states = [row.state for row in await kit.store.children("r", start, stop)]
+        kit.same(states, [State.QUEUED] * (stop - start), "the members of the slice")
+    kit.same(list(await kit.store.entries(["r:members"])), [], "the entry at the end", "entries")
+
+
+# Reading
+
+
+@case
+async def children_come_by_index(kit: StoreKit) -> None:
+    """By number, not by the text of their ids, and without their own children."""
+    await kit.add(GroupPlan([ChainPlan([_TASK])] * 12))
+    found = await kit.store.children("r", 1, 11)
+    expected = [f"r.{index}" for index in range(1, 11)]
+    kit.same([row.id for row in found], expected, "the members", "children")
+    kit.same(list(await kit.store.children("r", 12, 20)), [], "members beyond the end", "children")
+    kit.same(list(await kit.store.children("x", 0, 9)), [], "members of nothing", "children")
+
+
+@case
+async def results_are_read_down_the_tree(kit: StoreKit) -> None:
+    """In the order of the members, whatever the order in which they ended."""
+    await kit.add(GroupPlan([ChainPlan([_TASK, _TASK]), GroupPlan([_TASK])]))
+    await kit.run("r.1.0", "r.0.0", "r.0.1")
+    kit.same(await value_of(kit.store, "r"), [b"r.0.1", [b"r.1.0"]], "the results")
+    kit.same(await value_of(kit.store, "x"), None, "the result of nothing")
+
+
+@case
+async def a_failure_has_the_reason(kit: StoreKit) -> None:
+    """A node that did not succeed has a failure in place of a result."""
+    await kit.add(_TASK)
+    await kit.begin("r")
+    await kit.do(End("r", 0, TOKEN, State.FAILED, None, "no such room"))
+    expected = Failure("r", State.FAILED, "no such room")
+    kit.same(await value_of(kit.store, "r"), expected, "the value")
+
+
+# T7, heartbeats and what is lost
+
+
+@case
+async def a_heartbeat_returns_what_is_to_be_cancelled(kit: StoreKit) -> None:
+    """Only the running tasks of that worker whose cancellation was asked for."""
+    for root in ("a", "b"):
+        await kit.add(_TASK, root)
+        await kit.begin(root)
+    beat = Heartbeat(WORKER, info=b"queues")
+    kit.same(list(await kit.store.heartbeat(beat)), [], "nothing to cancel", "heartbeat")
+    await kit.do(Cancel("b", "not needed"))
+    kit.same(list(await kit.store.heartbeat(beat)), ["b"], "the task to cancel", "heartbeat")
+    other = await kit.store.heartbeat(Heartbeat("another"))
+    kit.same(list(other), [], "the tasks of another worker", "heartbeat")
+
+
+@case
+async def workers_are_those_that_sent_a_heartbeat(kit: StoreKit) -> None:
+    """With the store's time of the last one, by name."""
+    await kit.store.heartbeat(Heartbeat("b", 15.0, b"1"))
+    await kit.store.heartbeat(Heartbeat("a", 15.0, b"2"))
+    kit.clock.time += 5
+    await kit.store.heartbeat(Heartbeat("b", 30.0, b"3"))
+    now = kit.clock.time
+    expected = [Heartbeat("a", 15.0, b"2", now - 5), Heartbeat("b", 30.0, b"3", now)]
+    kit.same(list(await kit.store.workers()), expected, "the workers", "workers")
+
+
+@case
+async def suspects_are_late_and_without_a_living_worker(kit: StoreKit) -> None:
+    """Queued tasks that are late, and running ones whose worker is dead."""
+    for root in ("queued", "alive", "dead", "ended"):
+        await kit.add(_TASK, root)
+    await kit.begin("alive")
+    await kit.do(Begin("dead", 0, 1, TOKEN, "dead"))
+    await kit.run("ended")
+    kit.clock.time += 100
+    await kit.store.heartbeat(Heartbeat(WORKER))
+
+    before = kit.clock.time - 60
+    suspects = sorted(await kit.store.suspects(before))
+    kit.same(suspects, ["dead", "queued"], "the suspects", "suspects")
+    kit.same(len(await kit.store.suspects(before, limit=1)), 1, "at most one", "suspects")
+    for task in suspects:
+        kit.same(await kit.do(Recover(task, before)), Ok(), "the outcome")
+        kit.same(kit.keys, [f"{task}:0:1"], "the key of the further message")
+    kit.same(list(await kit.store.suspects(before)), [], "the suspects after that", "suspects")
+
+
+@case
+async def an_abandoned_group_is_a_suspect(kit: StoreKit) -> None:
+    """When its time to be sealed is over, whatever time is asked for."""
+    await kit.add(GroupPlan([_TASK], is_sealed=False))
+    await kit.run("r.0")
+    kit.same(list(await kit.store.suspects(0.0)), [], "the suspects", "suspects")
+    kit.clock.time += 61
+    kit.same(list(await kit.store.suspects(0.0)), ["r"], "the suspects", "suspects")
+    await kit.do(Recover("r", 0.0))
+    kit.same(await kit.states("r"), ["cancelled"], "the state of the group")
+    kit.same(list(await kit.store.suspects(0.0)), [], "the suspects after that", "suspects")
+
+
+# T9, T11
+
+
+@case
+async def a_unique_key_has_one_holder(kit: StoreKit) -> None:
+    """Until its task has ended, also inside one transaction and after a redrive."""
+    unique = TaskPlan(unique="key")
+    changes = [Add(rows_of(unique, root)) for root in ("a", "b")]
+    applied = await kit.store.apply(changes)
+    kit.same(list(applied.outcomes), [Added(), Conflict("a")], "the outcomes")
+    kit.same(await kit.store.nodes(["b"]), [None], "the row that was refused", "nodes")
+
+    await kit.run("a", state=State.FAILED)
+    kit.same(await kit.add(unique, "b"), Added(), "the outcome when the key is free")
+    kit.same(await kit.begin("a", run=1), Conflict("b"), "the outcome of a redrive")
+    kit.same(await kit.states("a", "b"), ["failed", "queued"], "the states")
+    await kit.run("b")
+    await kit.begin("a", run=1)
+    kit.same(await kit.add(unique, "c"), Conflict("a"), "the outcome during the redriven run")
+
+
+@case
+async def a_schedule_fires_once_for_each_version(kit: StoreKit) -> None:
+    """The second of two schedulers is answered `Lost`, and adds nothing."""
+    planned = Fire("nightly", 0, 60.0, definition=b"30 7 * * 1")
+    kit.same(await kit.do(planned), Fired(), "the outcome")
+    fire = Fire("nightly", 1, 120.0, rows_of(_TASK, "r60"))
+    outcomes: list[Outcome] = [await kit.do(fire), await kit.do(fire)]
+    kit.same(outcomes, [Fired(), Lost()], "the outcomes of two schedulers")
+    kit.same(await kit.states("r60"), ["queued"], "the state of the task")
+    await kit.do(Fire("another", 0, None))
+
+    shown = [(it.name, it.version, it.next_at) for it in await kit.store.schedules()]
+    expected = [("another", 1, None), ("nightly", 2, 120.0)]
+    kit.same(shown, expected, "the schedules by name", "schedules")
+    stored = (await kit.store.schedules())[1].definition
+    kit.same(stored, b"30 7 * * 1", "its definition", "schedules")
+
+
+# Retention
+
+
+@case
+async def old_trees_are_removed_as_a_whole(kit: StoreKit) -> None:
+    """Only those whose root ended before the time, and in which nothing is live."""
+    await kit.add(GroupPlan([_TASK, _TASK]), "old")
+    await kit.run("old.0", "old.1", state=State.FAILED)
+    await kit.add(_TASK, "open")
+    kit.clock.time += 100
+    await kit.add(_TASK, "new")
+    await kit.run("new")
+    before = kit.clock.time - 50
+
+    await kit.begin("old.1", run=1)
+    kit.same(await kit.store.purge(before), 0, "trees removed while one is redriven", "purge")
+    await kit.do(End("old.1", 1, TOKEN, State.SUCCEEDED))
+    kit.same(await kit.store.purge(before), 1, "trees removed", "purge")
+    left = await kit.store.nodes(["old", "old.0", "old.1", "open", "new"])
+    kit.same([row and row.id for row in left], [None, None, None, "open", "new"], "rows", "purge")
+
+
+@case
+async def a_late_redrive_inserts_its_row_again(kit: StoreKit) -> None:
+    """The row comes from the message, and runs without its workflow."""
+    missing = rows_of(_TASK, "r.3", "r", 3)[0]
+    started = await kit.do(Begin("r.3", 2, 1, TOKEN, WORKER, missing))
+    kit.same(type(started), Started, "the outcome")
+    await kit.do(End("r.3", 2, TOKEN, State.SUCCEEDED, b"late"))
+    kit.same(await value_of(kit.store, "r.3"), b"late", "the result")
+    kit.same(await kit.begin("r.3", 2), Terminal(State.SUCCEEDED), "the outcome of a repetition")
