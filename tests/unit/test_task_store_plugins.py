@@ -10,10 +10,14 @@ import pytest
 
 from mqcore.errors import BackendNotFound, ConfigurationError
 from mqcore.spi import hookimpl
+from mqcore.tasks import spi
+from mqcore.tasks.model import nodes, states
 from mqcore.tasks.model.changes import Add
 from mqcore.tasks.model.nodes import Node
+from mqcore.tasks.store import seam
 from mqcore.tasks.store.memory import MemoryTaskStore
 from mqcore.tasks.store.plugins import GROUP, StorePlugins, default_store_plugins
+from mqcore.tasks.transitions import rows
 
 
 class AcmeTaskStore(MemoryTaskStore):
@@ -79,3 +83,9 @@ async def test_one_name_is_one_table_in_a_process() -> None:
     await here.apply([Add([Node(id="r")])])
     assert await there.nodes(["r"]) == await here.nodes(["r"]) != [None]
     assert await MemoryTaskStore("memory://two").nodes(["r"]) == [None]
+
+
+def test_a_store_can_be_written_with_what_the_seam_exports() -> None:
+    """Every name of the seam, the rows and the model is in `mqcore.tasks.spi`."""
+    shown = {name for module in (seam, rows, nodes, states) for name in module.__all__}
+    assert shown | {"apply_changes", "roots_of", "changes", "outcomes"} <= set(spi.__all__)

@@ -41,6 +41,7 @@ class Tables:
     open_nodes: dict[str, None] = field(default_factory=dict)
     """Live tasks and unsealed groups: what can be lost or running."""
     lock: Lock = field(default_factory=Lock)
+    """Event loops in several threads may share the tables of a name."""
 
 
 V = TypeVar("V")
@@ -181,13 +182,16 @@ class MemoryTaskStore(TaskStore):
 
     async def outbox(self, limit: int = 100, written_before: float = math.inf) -> Sequence[Pending]:
         """Return the oldest entries."""
-        old = (entry for entry in self.tables.entries.values() if entry.written < written_before)
-        return [self._pending(entry) for entry in itertools.islice(old, limit)]
+        with self.tables.lock:
+            entries = self.tables.entries.values()
+            old = (entry for entry in entries if entry.written < written_before)
+            return [self._pending(entry) for entry in itertools.islice(old, limit)]
 
     async def entries(self, keys: Sequence[str]) -> Sequence[Pending]:
         """Return these entries."""
-        entries = self.tables.entries
-        return [self._pending(entries[key]) for key in keys if key in entries]
+        with self.tables.lock:
+            entries = self.tables.entries
+            return [self._pending(entries[key]) for key in keys if key in entries]
 
     def _pending(self, entry: OutboxEntry) -> Pending:
         node = self.tables.nodes.get(entry.node)
@@ -195,8 +199,9 @@ class MemoryTaskStore(TaskStore):
 
     async def nodes(self, ids: Sequence[str]) -> Sequence[Node | None]:
         """Return copies of rows."""
-        found = map(self.tables.nodes.get, ids)
-        return [node.copy() if node is not None else None for node in found]
+        with self.tables.lock:
+            found = map(self.tables.nodes.get, ids)
+            return [node.copy() if node is not None else None for node in found]
 
     async def children(self, parent: str, start: int, stop: int) -> Sequence[Node]:
         """Return copies of rows, by index."""
@@ -205,31 +210,35 @@ class MemoryTaskStore(TaskStore):
 
     async def suspects(self, before: float, limit: int = 100) -> Sequence[str]:
         """Look at each open node."""
-        rows = MemoryTransaction(self.tables, self.clock.now())
-        late = (
-            node.id
-            for node in map(self.tables.nodes.__getitem__, list(self.tables.open_nodes))
-            if (node.seal_by < rows.now if not node.is_sealed else node.due < before)
-            and not (node.state is State.RUNNING and rows.is_alive(node.worker))
-        )
-        return list(itertools.islice(late, limit))
+        with self.tables.lock:
+            rows = MemoryTransaction(self.tables, self.clock.now())
+            late = (
+                node.id
+                for node in map(self.tables.nodes.__getitem__, self.tables.open_nodes)
+                if (node.seal_by < rows.now if not node.is_sealed else node.due < before)
+                and not (node.state is State.RUNNING and rows.is_alive(node.worker))
+            )
+            return list(itertools.islice(late, limit))
 
     async def heartbeat(self, beat: Heartbeat) -> Sequence[str]:
         """Store it, with the time of the clock."""
-        self.tables.beats[beat.worker] = replace(beat, at=self.clock.now())
-        return [
-            node.id
-            for node in map(self.tables.nodes.__getitem__, self.tables.open_nodes)
-            if node.worker == beat.worker and node.cancel is not CancelFlag.NO
-        ]
+        with self.tables.lock:
+            self.tables.beats[beat.worker] = replace(beat, at=self.clock.now())
+            return [
+                node.id
+                for node in map(self.tables.nodes.__getitem__, self.tables.open_nodes)
+                if node.worker == beat.worker and node.cancel is not CancelFlag.NO
+            ]
 
     async def workers(self) -> Sequence[Heartbeat]:
         """Return the heartbeats."""
-        return sorted(self.tables.beats.values(), key=lambda beat: beat.worker)
+        with self.tables.lock:
+            return sorted(self.tables.beats.values(), key=lambda beat: beat.worker)
 
     async def schedules(self) -> Sequence[Schedule]:
         """Return the schedules."""
-        return sorted(self.tables.schedules.values(), key=lambda schedule: schedule.name)
+        with self.tables.lock:
+            return sorted(self.tables.schedules.values(), key=lambda schedule: schedule.name)
 
     async def purge(self, ended_before: float, limit: int = 100) -> int:
         """Remove old trees."""

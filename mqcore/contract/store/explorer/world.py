@@ -112,7 +112,7 @@ class World:
         self.store_copy(copy)
 
     def store_copy(self, copy: Copy) -> None:
-        """Store a message or the successor of a Move, which is no duplicate of anything."""
+        """Store a message or the successor of a Move, without a look at the dedup window."""
         if self.happens(self.chances.loss):
             self.lost += 1
             self.note(f"lost {copy.key} attempt {copy.attempt}")

@@ -1,0 +1,62 @@
+"""Everything that a plugin with a task store imports.
+
+A store is a subclass of `TaskStore`, registered by a function marked with `hookimpl`. Inside its
+transaction it calls `apply_changes` with its rows, which are a `Rows`. `mqcore contract run-store
+URL` says what is missing. The store in memory, `mqcore.tasks.store.memory`, is an example.
+"""
+
+from mqcore.spi import Clock, ConfigurationError, hookimpl
+from mqcore.tasks.model import changes, outcomes
+from mqcore.tasks.model.changes import Change, roots_of
+from mqcore.tasks.model.nodes import (
+    CancelFlag,
+    Kind,
+    Node,
+    Policy,
+    child_id,
+    replacement_id,
+    root_of,
+)
+from mqcore.tasks.model.outcomes import Outcome
+from mqcore.tasks.model.states import ENDED, LIVE, NEXT, NEXT_RUN, IllegalTransition, State
+from mqcore.tasks.store.seam import Applied, Heartbeat, Pending, StoreError, TaskStore
+from mqcore.tasks.transitions.apply import SEAL_WITHIN, apply_changes
+from mqcore.tasks.transitions.rows import OutboxEntry, Rows, Schedule, message_key, slice_key
+from mqcore.tasks.transitions.walk import SLICE
+
+__all__ = [
+    "ENDED",
+    "LIVE",
+    "NEXT",
+    "NEXT_RUN",
+    "SEAL_WITHIN",
+    "SLICE",
+    "Applied",
+    "CancelFlag",
+    "Change",
+    "Clock",
+    "ConfigurationError",
+    "Heartbeat",
+    "IllegalTransition",
+    "Kind",
+    "Node",
+    "OutboxEntry",
+    "Outcome",
+    "Pending",
+    "Policy",
+    "Rows",
+    "Schedule",
+    "State",
+    "StoreError",
+    "TaskStore",
+    "apply_changes",
+    "changes",
+    "child_id",
+    "hookimpl",
+    "message_key",
+    "outcomes",
+    "replacement_id",
+    "root_of",
+    "roots_of",
+    "slice_key",
+]
