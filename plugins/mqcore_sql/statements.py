@@ -16,6 +16,20 @@ _OF_QUEUES = """id IN (SELECT id FROM {messages} WHERE queue {any:ids} AND token
            UNION ALL SELECT id FROM {messages} WHERE queue {any:ids} AND token IS NOT NULL)"""
 """Each index holds a part of a queue. A condition that fits neither reads every queue's rows."""
 
+
+def _of_each_rank(condition: str) -> str:
+    """Return a query for the numbers of the first messages of each rank.
+
+    One search for all ranks would read and sort everything that is delayed.
+    """
+    first = f"""
+        SELECT id FROM (
+            SELECT id FROM {{messages}}
+            WHERE queue = :queue AND rank = RANK AND token IS NULL AND {condition}
+            ORDER BY place, id LIMIT :limit) AS firsts"""
+    return " UNION ALL ".join(first.replace("RANK", str(rank)) for rank in range(11))
+
+
 # Queues
 
 _SPEC = "id, name, role, ttl, max_length, overflow, dead_letter, retention"
@@ -121,14 +135,15 @@ WORST = """
     WHERE queue = :queue AND rank = :rank AND token IS NULL AND place <= {now}
     ORDER BY place, id LIMIT :limit {skipping}"""
 """The oldest ready messages of one rank, for `overflow="dead_letter"`."""
+_PAGE = "SELECT id, rank, place, expires, meta, body, {now} FROM {messages}"
+_READY_AFTER = "place <= {now} AND (rank, place, id) > (:rank, :place, :id)"
+_DELAYED_AFTER = "place > {now} AND place >= :place AND (place > :place OR id > :id)"
+"""Not as a comparison of pairs: PostgreSQL would search by that, and read what is ready as well."""
 BROWSE_READY = f"""
-    SELECT id, rank, place, expires, meta, body, {{now}} FROM {{messages}}
-    WHERE {_READY} AND (rank, place, id) > (:rank, :place, :id)
+    {_PAGE} WHERE id IN ({_of_each_rank(_READY_AFTER)})
     ORDER BY rank, place, id LIMIT :limit"""
 BROWSE_DELAYED = f"""
-    SELECT id, rank, place, expires, meta, body, {{now}} FROM {{messages}}
-    WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place > {{now}}
-          AND (place, id) > (:place, :id)
+    {_PAGE} WHERE id IN ({_of_each_rank(_DELAYED_AFTER)})
     ORDER BY place, id LIMIT :limit"""
 PURGE = f"DELETE FROM {{messages}} WHERE (token IS NULL OR until <= {{now}}) AND {_OF_QUEUES}"
 HAS_OLD = f"""
