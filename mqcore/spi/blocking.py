@@ -170,6 +170,14 @@ class BlockingDriver(ABC):
         """
         return False
 
+    def next_look(self, poll: float) -> float:
+        """Return in how many seconds idle consumers are looked after again; `poll` by default.
+
+        Runs on the event loop, as `is_quiet`. A driver that knows when the next message falls due
+        may let an idle process sleep longer.
+        """
+        return poll
+
     def held(self, consumer: Any, receipts: Sequence[bytes]) -> Collection[bytes]:  # noqa: ARG002 - for overriding
         """Return the claims that still hold.
 
@@ -465,7 +473,7 @@ class BlockingBackend(Backend):
     async def _poll(self) -> None:
         """Wake the idle consumers whose queues have something for them."""
         while True:
-            await self.clock.sleep(self.poll)
+            await self.clock.sleep(self._driver.next_look(self.poll) if self._driver else self.poll)
             queues = sorted({it.queue for it in self._subscriptions if it.is_idle})
             if not queues or self._driver is None or self._driver.is_quiet(queues):
                 continue

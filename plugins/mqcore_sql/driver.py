@@ -60,6 +60,8 @@ _SILENCE = 9.0
 """Seconds without an answer after which a connection is cut. A file has nothing to cut."""
 _FLOOR = 1.0
 """Seconds after which an idle consumer's queue is looked at, whatever was noticed."""
+_CALM, _CALM_POLL = 5.0, 0.1
+"""Seconds without a change after which to look for one less often, and how often then."""
 _ANY_NUMBER = 1_000_000_000
 """The window has no bound in ids: they are on the disk."""
 
@@ -80,7 +82,7 @@ class SqlDriver(BlockingDriver):
         self._capabilities: Capabilities
         self.enlister: Enlister
         self._watched: tuple[str, ...] = ()
-        self._quiet_until = -inf
+        self._quiet_until = self._changed_at = -inf
         self.began: float | None = None
         """When the call that is running has begun, in real time."""
 
@@ -271,6 +273,8 @@ class SqlDriver(BlockingDriver):
             return ()
 
         now, watched = self._clock.monotonic(), tuple(queues)
+        if has_changed or self._store.is_dirty:
+            self._changed_at = now
         self._store.is_dirty = False
         events = self._store.next_events(queues)
         self._watched = watched
@@ -280,6 +284,13 @@ class SqlDriver(BlockingDriver):
     def is_quiet(self, queues: Sequence[str]) -> bool:
         """Return whether nothing has changed and nothing falls due; on the event loop."""
         return self._waits(queues) and not self._db.may_have_changed()
+
+    def next_look(self, poll: float) -> float:
+        """Return when to look for changes, at the latest when the next message falls due."""
+        now = self._clock.monotonic()
+        if now - self._changed_at < _CALM:
+            return poll
+        return min(_CALM_POLL, max(self._quiet_until - now, poll))
 
     def _waits(self, queues: Sequence[str]) -> bool:
         """Return whether these queues have nothing to claim unless another connection writes."""

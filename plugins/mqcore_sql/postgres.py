@@ -190,7 +190,7 @@ class PostgresDatabase(Database):
         self._socket = -1
         self._ended: dict[int, float] = {}
         self._notified = self._hinted = self._vacuumed = 0.0
-        self._listens = False
+        self._listens = self._has_written = False
         self._may_truncate = False
 
     @staticmethod
@@ -314,6 +314,7 @@ class PostgresDatabase(Database):
     def transaction(self, *, durable: bool = True) -> Iterator[None]:  # noqa: ARG002 - a claim outlives a restart of the server
         """Commit at the end."""
         connection = self._opened
+        self._has_written = True
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             yield
@@ -448,9 +449,9 @@ class PostgresDatabase(Database):
     def beat(self) -> None:
         """Vacuum the table of messages: the server's own vacuum comes once a minute at most."""
         now = time.monotonic()
-        if now - self._vacuumed < _VACUUM_EVERY:
+        if not self._has_written or now - self._vacuumed < _VACUUM_EVERY:
             return
-        self._vacuumed = now
+        self._vacuumed, self._has_written = now, False
         dead = self.query(_DEAD_ROWS, table=self.table("messages"))
         if not dead or dead[0][0] < _DEAD:
             return

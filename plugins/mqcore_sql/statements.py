@@ -32,9 +32,11 @@ def _of_each_rank(condition: str) -> str:
 
 # Queues
 
+_EPOCH = "(SELECT value FROM {meta} WHERE key = 'epoch')"
+"""The period of the deduplication window; `rotation` explains it."""
 _SPEC = "id, name, role, ttl, max_length, overflow, dead_letter, retention"
 QUEUES = f"""
-    SELECT {_SPEC}, {{now}}, (SELECT value FROM {{meta}} WHERE key = 'epoch')
+    SELECT {_SPEC}, {{now}}, {_EPOCH}
     FROM {{queues}} WHERE name {{any:queues}} ORDER BY id {{shared}}"""
 QUEUES_OF = f"SELECT {_SPEC}, published, settled FROM {{queues}} WHERE name {{any:queues}}"
 QUEUES_ALL = f"SELECT {_SPEC}, published, settled FROM {{queues}} ORDER BY name"
@@ -111,7 +113,7 @@ TAKE = f"""
 # Looking
 
 NEXT_EVENTS = f"""
-    SELECT name, {{now}},
+    SELECT name, {{now}}, {_EPOCH},
            (SELECT min(earliest) FROM (
                 SELECT (SELECT place FROM {{messages}}
                         WHERE queue = q.id AND rank = ranks.column1 AND token IS NULL

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from mqcore.spi import (
     DONE,
@@ -48,6 +49,8 @@ __all__ = ["Consumer", "Store", "refusal", "row_of"]
 _DUPLICATE = Stored(duplicate=True)
 _TOUCH = 60.0
 """Seconds between two notes that a temporary queue has a consumer."""
+_FRESH = 2.0
+"""Seconds for which the period that was read is not read again."""
 _RANKS = range(11)
 _FOREVER = 1e12
 """Seconds; what ends later than that never ends, and would not fit into a column."""
@@ -84,6 +87,8 @@ class Store:
         self._queues = queues
         self._options = options
         self._window = self._period = round(options.dedup_window * 1e6)
+        self._looked = -inf
+        """When `next_events` was asked."""
         self.is_dirty = False
         """Whether this connection has changed something since `next_events` was asked."""
 
@@ -101,7 +106,7 @@ class Store:
         self._db.check_room()
         with self.writing():
             targets = self._targets(batch)
-            if self._queues.epoch < self._queues.now // self._period:
+            if self._is_over():
                 self._queues.epoch, self._period = rotate(self._db, self._period)
             outcomes: list[Outcome] = [STORED] * len(batch)
             planned: list[_Planned] = []
@@ -127,9 +132,15 @@ class Store:
 
     def forget_names(self) -> None:
         """Empty a table of old names when its time has come, also without a publish."""
-        if is_due(self._db, self._period):
+        # An idle process has just read the period, together with what is due next.
+        has_read = self._clock.monotonic() - self._looked < _FRESH
+        if self._is_over() if has_read else is_due(self._db, self._period):
             with self.writing(durable=False):
-                rotate(self._db, self._period)
+                self._queues.epoch, self._period = rotate(self._db, self._period)
+
+    def _is_over(self) -> bool:
+        """Return whether the period that was read last has ended."""
+        return self._queues.epoch < self._queues.now // self._period
 
     def _plan(self, index: int, out: Outgoing, queue: QueueRow) -> _Planned:
         row = row_of(out, queue, name_of(out.message))
@@ -383,7 +394,9 @@ class Store:
         0 or less is: now. Infinite is: not before something is published or released.
         """
         found = {}
-        for name, now, place, until in self._db.query(sql.NEXT_EVENTS, queues=list(names)):
+        self._looked = self._clock.monotonic()
+        for name, now, epoch, place, until in self._db.query(sql.NEXT_EVENTS, queues=list(names)):
+            self._queues.now, self._queues.epoch = now, epoch
             moments = [moment for moment in (place, until) if moment is not None]
             found[name] = min(((moment - now) / 1e6 for moment in moments), default=float("inf"))
         return found
