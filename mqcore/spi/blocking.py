@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from operator import methodcaller
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -479,7 +480,7 @@ class BlockingBackend(Backend):
                 continue
 
             try:
-                found = await self.run(partial(_pending, queues))
+                found = await self.run(methodcaller("pending", queues))
             except Exception:  # noqa: BLE001 - the claims of the consumers raise it where it belongs
                 found = queues
             for queue in found:
@@ -492,8 +493,7 @@ class _BlockingSubscription(Subscription):
     def __init__(
         self, backend: BlockingBackend, queue: str, consumer: Any, prefetch: int, lease: float
     ) -> None:
-        self.queue = queue
-        self._consumer = consumer
+        self.queue, self._consumer = queue, consumer
         self.awake = asyncio.Event()
         self.is_idle = False
         self._backend, self._prefetch, self._lease = backend, prefetch, lease
@@ -620,10 +620,6 @@ def _forwarding(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
 
     method.__name__, method.__doc__ = name, f"As the driver's `{name}`."
     return method
-
-
-def _pending(queues: Sequence[str], driver: BlockingDriver) -> Collection[str]:
-    return driver.pending(queues)
 
 
 def _return_unseen(queue: str, driver: BlockingDriver, claimed: Sequence[Delivery]) -> None:
