@@ -150,6 +150,13 @@ _CLAIM = """
     UPDATE {messages} AS m SET token = :token, until = {now} + :lease
     FROM chosen WHERE m.id = chosen.id
     RETURNING m.id, rank, place, expires, redelivered, takeovers, started, meta, body, {now}"""
+_ACKNOWLEDGE = """
+    WITH held AS (
+        SELECT id FROM {messages}
+        WHERE +queue = :queue AND token IS NOT NULL AND +until > {now} AND id {any:ids}
+              AND token = (:tokens)[array_position(:ids, id)]
+        ORDER BY id FOR UPDATE)
+    DELETE FROM {messages} AS m USING held WHERE m.id = held.id RETURNING m.id, m.token"""
 _DEAD_ROWS = """
     SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = to_regclass(:table) AND
         pg_has_role((SELECT relowner FROM pg_class WHERE oid = to_regclass(:table)), 'USAGE')"""
@@ -322,14 +329,20 @@ class PostgresDatabase(Database):
             with suppress(psycopg.Error):
                 connection.execute("ROLLBACK")
             raise
-        try:
+        with self._committing():
             ended = connection.execute("COMMIT").statusmessage
+        if ended != "COMMIT":  # the server answers ROLLBACK when a statement has failed
+            raise psycopg.errors.InFailedSqlTransaction(f"the server answered {ended} to COMMIT")
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """Return a context for a statement that commits: without an answer it may have done so."""
+        try:
+            yield
         except psycopg.Error as error:
             if (error.sqlstate or "").startswith(_CERTAIN):
                 raise
             raise CommitUnknown(f"PostgreSQL has not confirmed a commit: {error}") from error
-        if ended != "COMMIT":  # the server answers ROLLBACK when a statement has failed
-            raise psycopg.errors.InFailedSqlTransaction(f"the server answered {ended} to COMMIT")
 
     def query(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
@@ -408,6 +421,17 @@ class PostgresDatabase(Database):
                 return []
             rows = self.query(_CLAIM, queue=queue, limit=limit, token=token, lease=lease)
         return sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
+
+    def acknowledge(
+        self, queue: int, leases: Sequence[tuple[int, int]]
+    ) -> set[tuple[int, int]] | None:
+        """Delete in one statement that commits by itself."""
+        ids, tokens = map(list, zip(*leases, strict=True))
+        if len({*ids}) < len(ids):
+            return None  # two claims of one message: the statement would look at the first alone
+        self._has_written = True
+        with self._committing():
+            return set(self.query(_ACKNOWLEDGE, queue=queue, ids=ids, tokens=tokens))
 
     # Watching
 

@@ -14,6 +14,7 @@ from mqcore.spi import (
     DONE,
     STALE,
     STORED,
+    Ack,
     Clock,
     Delivery,
     Entry,
@@ -303,8 +304,13 @@ class Store:
 
     def settle(self, queue: QueueRow, batch: Sequence[Settlement]) -> list[Settled]:
         """Settle a batch in its order; return an outcome for each item."""
+        leases = [lease_of(item.receipt) for item in batch]
+        if all(isinstance(item, Ack) for item in batch):
+            acknowledged = self._db.acknowledge(queue.id, leases)
+            if acknowledged is not None:
+                return [_take(acknowledged, lease) for lease in leases]
+
         with self.writing():
-            leases = [lease_of(item.receipt) for item in batch]
             held = self._held(sql.LOCK, queue, leases)
             moves = [item.to for item in batch if isinstance(item, Move)]
             targets = self._targets(moves)
@@ -478,6 +484,14 @@ def row_of(out: Outgoing, queue: QueueRow, name: bytes | None) -> Row:
         encode(message),
         bytes(message.body),
     )
+
+
+def _take(leases: set[tuple[int, int]], lease: tuple[int, int]) -> Settled:
+    """Answer for a lease, once: a second item with the same receipt comes too late."""
+    if lease not in leases:
+        return STALE
+    leases.discard(lease)
+    return DONE
 
 
 def _new_token() -> int:
