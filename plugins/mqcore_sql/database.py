@@ -34,7 +34,7 @@ class Database(ABC):
 
     product: ClassVar[str]
     words: ClassVar[dict[str, str]]
-    """What stands for `now` and for the row locks in a statement."""
+    """What stands for `now`, for the row locks and for the types of columns in a statement."""
     counts_totals: ClassVar[bool]
     """Whether each queue's row counts what was published and settled."""
 
@@ -58,8 +58,8 @@ class Database(ABC):
         """Ask what can be asked once the tables exist."""
 
     @abstractmethod
-    def create(self, version: int) -> None:
-        """Run the migration to this version of the schema, inside a transaction."""
+    def create(self, statements: str) -> None:
+        """Run a migration, inside a transaction: statements with semicolons between them."""
 
     @abstractmethod
     def migration(self) -> AbstractContextManager[None]:
@@ -173,7 +173,7 @@ class Database(ABC):
             found = _LIST.sub(lambda match: self.any_of(match[1]), statement)
             for table in TABLES:
                 found = found.replace(f"{{{table}}}", self.table(table))
-            for word, text in self.words.items():
+            for word, text in (*self.words.items(), ("prefix", self.prefix)):
                 found = found.replace(f"{{{word}}}", text)
             self._texts[statement] = found
         return found

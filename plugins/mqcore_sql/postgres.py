@@ -62,38 +62,9 @@ each other. Each statement is made for one index, and is planned once. The stati
 queues are always old: by them the server would choose to read all that is ready or leased.
 """
 _NOW = "(extract(epoch FROM statement_timestamp()) * 1000000)::bigint"
-_MIGRATIONS = {
-    1: """
-    CREATE TABLE {meta} (key text PRIMARY KEY, value bigint NOT NULL);
-    INSERT INTO {meta} (key, value) VALUES ('schema', 1), ('epoch', 0);
-    CREATE TABLE {queues} (
-        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE,
-        role text NOT NULL, ttl float8, max_length bigint, overflow text NOT NULL,
-        dead_letter text, retention float8, owner text, used bigint NOT NULL,
-        published bigint NOT NULL, settled bigint NOT NULL);
-    CREATE SEQUENCE {numbers};
-    CREATE TABLE {messages} (
-        id bigint PRIMARY KEY, queue bigint NOT NULL, rank smallint NOT NULL,
-        place bigint NOT NULL, token bigint, until bigint, expires bigint,
-        redelivered smallint NOT NULL DEFAULT 0, takeovers integer NOT NULL DEFAULT 0,
-        noted smallint NOT NULL DEFAULT 0, started smallint NOT NULL DEFAULT 0,
-        meta text NOT NULL, body bytea NOT NULL)
-        WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02,
-              autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
-    CREATE INDEX {prefix}_messages_ready ON {messages} (queue, rank, place, id)
-        WHERE token IS NULL;
-    CREATE INDEX {prefix}_messages_leased ON {messages} (queue, until) WHERE token IS NOT NULL;
-    CREATE INDEX {prefix}_messages_expiring ON {messages} (queue, expires)
-        WHERE expires IS NOT NULL AND token IS NULL;
-    CREATE TABLE {names0} (
-        queue bigint NOT NULL, name bytea NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
-        PRIMARY KEY (queue, name));
-    CREATE TABLE {names1} (
-        queue bigint NOT NULL, name bytea NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
-        PRIMARY KEY (queue, name));
-    CREATE TABLE {bindings} (record text PRIMARY KEY, router text NOT NULL, queue text NOT NULL);
-    """
-}
+_STORAGE = """
+    WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02,
+          autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0)"""
 _TABLES = """
     SELECT relname FROM pg_class
     WHERE relkind IN ('r', 'p') AND relname {any:names}
@@ -187,6 +158,11 @@ class PostgresDatabase(Database):
         "bounded": "FOR NO KEY UPDATE",
         "alone": "FOR UPDATE",
         "skipping": "FOR UPDATE SKIP LOCKED",
+        "number": "bigint",
+        "counted": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+        "bytes": "bytea",
+        "keyed": "",
+        "storage": _STORAGE,
     }
     counts_totals = False
 
@@ -208,9 +184,7 @@ class PostgresDatabase(Database):
     def text(self, statement: str) -> str:
         """Return a statement with psycopg's parameters."""
         if (found := self._texts.get(statement)) is None:
-            found = super().text(statement)
-            for word, text in (("numbers", self.table("numbers")), ("prefix", self.prefix)):
-                found = found.replace(f"{{{word}}}", text)
+            found = super().text(statement).replace("{numbers}", self.table("numbers"))
             found = self._texts[statement] = _PARAMETER.sub(r"%(\1)s", found)
         return found
 
@@ -285,14 +259,15 @@ class PostgresDatabase(Database):
             with suppress(psycopg.Error):
                 self.query("SELECT pg_advisory_unlock(:key)", key=self._key())
 
-    def create(self, version: int) -> None:
+    def create(self, statements: str) -> None:
         """Run a migration, in the transaction that is open."""
         schema = self._options.schema_name
         try:
             # IF NOT EXISTS would ask for the right to create one in any case
             if schema is not None and not self.query(_SCHEMA, schema=schema):
                 self._opened.execute(names.SQL("CREATE SCHEMA {}").format(names.Identifier(schema)))
-            self._opened.execute(self.text(_MIGRATIONS[version]))
+            self._opened.execute(self.text(statements))
+            self._opened.execute(self.text("CREATE SEQUENCE IF NOT EXISTS {numbers}"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise psycopg.errors.InsufficientPrivilege(
                 f"this role cannot create the tables of mqcore: {error}. Run `mqcore sql upgrade "

@@ -9,6 +9,34 @@ __all__ = ["VERSION", "instance_of", "prepare"]
 
 VERSION = 1
 """The version that this code reads and writes."""
+_TABLES = """
+    CREATE TABLE {meta} (key text PRIMARY KEY, value bigint NOT NULL) {keyed};
+    INSERT INTO {meta} (key, value) VALUES ('schema', 1), ('epoch', 0);
+    CREATE TABLE {queues} (
+        id {counted}, name text NOT NULL UNIQUE, role text NOT NULL, ttl double precision,
+        max_length bigint, overflow text NOT NULL, dead_letter text, retention double precision,
+        owner text, used bigint NOT NULL, published bigint NOT NULL, settled bigint NOT NULL);
+    CREATE TABLE {messages} (
+        id {number} PRIMARY KEY, queue bigint NOT NULL, rank smallint NOT NULL,
+        place bigint NOT NULL, token bigint, until bigint, expires bigint,
+        redelivered smallint NOT NULL DEFAULT 0, takeovers integer NOT NULL DEFAULT 0,
+        noted smallint NOT NULL DEFAULT 0, started smallint NOT NULL DEFAULT 0,
+        meta text NOT NULL, body {bytes} NOT NULL) {storage};
+    CREATE INDEX {prefix}_messages_ready ON {messages} (queue, rank, place, id)
+        WHERE token IS NULL;
+    CREATE INDEX {prefix}_messages_leased ON {messages} (queue, until) WHERE token IS NOT NULL;
+    CREATE INDEX {prefix}_messages_expiring ON {messages} (queue, expires)
+        WHERE expires IS NOT NULL AND token IS NULL;
+    CREATE TABLE {names0} (
+        queue bigint NOT NULL, name {bytes} NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
+        PRIMARY KEY (queue, name)) {keyed};
+    CREATE TABLE {names1} (
+        queue bigint NOT NULL, name {bytes} NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
+        PRIMARY KEY (queue, name)) {keyed};
+    CREATE TABLE {bindings} (
+        record text PRIMARY KEY, router text NOT NULL, queue text NOT NULL) {keyed}"""
+"""Version 1. `Database.words` has what the two databases write differently."""
+_MIGRATIONS = {1: _TABLES}
 _VERSION = "SELECT value FROM {meta} WHERE key = 'schema'"
 _SET_VERSION = "UPDATE {meta} SET value = :version WHERE key = 'schema'"
 
@@ -36,7 +64,7 @@ def prepare(database: Database, *, migrate: bool) -> tuple[int, int]:
     with database.migration():
         before = _version(database)  # another process may have been faster
         for version in range(before + 1, VERSION + 1):
-            database.create(version)
+            database.create(_MIGRATIONS[version])
             database.change(_SET_VERSION, version=version)
     return before, VERSION
 

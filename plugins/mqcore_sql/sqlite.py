@@ -32,35 +32,9 @@ _CHECKPOINT, _PAGE = 4000, 4096
 _LEAST_LOG = 100
 """Pages of the log in any case. With a small reserve it stays below that, and acks find room."""
 _LARGE_LOG = 64 * 1024 * 1024
-_MIGRATIONS = {
-    1: """
-    CREATE TABLE {meta} (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT INTO {meta} (key, value) VALUES ('schema', 1), ('epoch', 0), ('last', 0);
-    CREATE TABLE {queues} (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL,
-        ttl REAL, max_length INTEGER, overflow TEXT NOT NULL, dead_letter TEXT, retention REAL,
-        owner TEXT, used INTEGER NOT NULL, published INTEGER NOT NULL, settled INTEGER NOT NULL);
-    CREATE TABLE {messages} (
-        id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, rank INTEGER NOT NULL,
-        place INTEGER NOT NULL, token INTEGER, until INTEGER, expires INTEGER,
-        redelivered INTEGER NOT NULL DEFAULT 0, takeovers INTEGER NOT NULL DEFAULT 0,
-        noted INTEGER NOT NULL DEFAULT 0, started INTEGER NOT NULL DEFAULT 0,
-        meta TEXT NOT NULL, body BLOB NOT NULL);
-    CREATE INDEX {messages}_ready ON {messages} (queue, rank, place, id) WHERE token IS NULL;
-    CREATE INDEX {messages}_leased ON {messages} (queue, until) WHERE token IS NOT NULL;
-    CREATE INDEX {messages}_expiring ON {messages} (queue, expires)
-        WHERE expires IS NOT NULL AND token IS NULL;
-    CREATE TABLE {names0} (
-        queue INTEGER NOT NULL, name BLOB NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL,
-        PRIMARY KEY (queue, name)) WITHOUT ROWID;
-    CREATE TABLE {names1} (
-        queue INTEGER NOT NULL, name BLOB NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL,
-        PRIMARY KEY (queue, name)) WITHOUT ROWID;
-    CREATE TABLE {bindings} (
-        record TEXT PRIMARY KEY, router TEXT NOT NULL, queue TEXT NOT NULL) WITHOUT ROWID;
-    """
-}
-LAST_NUMBER = "UPDATE {meta} SET value = value + :number WHERE key = 'last' RETURNING value"
+LAST_NUMBER = """
+    INSERT INTO {meta} (key, value) VALUES ('last', :number)
+    ON CONFLICT (key) DO UPDATE SET value = value + excluded.value RETURNING value"""
 _TIME = "SELECT key, value FROM {meta} WHERE key IN ('shift', 'time')"
 SET_TIME = """
     INSERT INTO {meta} (key, value) VALUES ('shift', :shift), ('time', :time)
@@ -114,6 +88,11 @@ class SqliteDatabase(Database):
     product = "SQLite"
     words: ClassVar[dict[str, str]] = {
         "now": ":now",
+        "number": "INTEGER",
+        "counted": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "bytes": "BLOB",
+        "keyed": "WITHOUT ROWID",
+        "storage": "",
         **dict.fromkeys(("shared", "locked", "bounded", "alone", "skipping"), ""),
     }
     counts_totals = True
@@ -220,9 +199,9 @@ class SqliteDatabase(Database):
         with self.transaction():
             yield
 
-    def create(self, version: int) -> None:
+    def create(self, statements: str) -> None:
         """Run a migration: several statements, in the transaction that is open."""
-        for statement in self.text(_MIGRATIONS[version]).split(";"):
+        for statement in self.text(statements).split(";"):
             self._opened.execute(statement)
 
     def has_tables(self) -> list[str]:

@@ -29,9 +29,12 @@ LARGER_PLUGINS = {
     "mqcore_memory": 950,
     "mqcore_redis": 1695,
     "mqcore_rabbitmq": 3111,
-    "mqcore_sql": 2000,
+    "mqcore_sql": 2350 + 600,
 }
-"""Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18."""
+"""Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.
+
+SQL has two databases, 300 lines of statements, and 600 lines for outbox and inbox: ADR 27.
+"""
 
 EXCEPTIONS = {
     (
@@ -47,7 +50,7 @@ EXCEPTIONS = {
         "inheritance",
     ): "a backend of SQL adds little to what both share, on the adapter for blocking drivers",
 }
-NOT_YET: set[tuple[str, str]] = {("mqcore_sql", "plugin")}
+NOT_YET: set[tuple[str, str]] = set()
 """What is still over a budget of size. Take yours out when it is not."""
 EXTRAS = {"psycopg"}
 """Libraries that an environment may lack which was made before their plugin was."""
