@@ -2,7 +2,8 @@
 
     python benchmarks/idle.py [--only sqlite] [--queues 20] [--seconds 20]
 
-The worker has waited for 5 s before the measurement begins.
+The worker has waited for 25 s before the measurement begins: until then it looks after what it has
+written while it started.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from mqcore_sql.database import Database
 from mqcore_sql.postgres import PostgresDatabase
 from mqcore_sql.sqlite import SqliteDatabase
 
-SETTLING = 5.0
+SETTLING = 25.0
 
 
 async def measure(url: str, queues: int, seconds: float) -> tuple[float, float]:

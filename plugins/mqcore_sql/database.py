@@ -119,17 +119,6 @@ class Database(ABC):
         With `alone`, nothing is leased while another lease of the queue holds.
         """
 
-    def acknowledge(
-        self,
-        queue: int,  # noqa: ARG002 - for overriding
-        leases: Sequence[tuple[int, int]],  # noqa: ARG002 - for overriding
-    ) -> set[tuple[int, int]] | None:
-        """Delete the messages whose leases are valid, and return these leases: number and token.
-
-        Outside of a transaction, where one statement can do it; None where that saves nothing.
-        """
-        return None
-
     @abstractmethod
     def changed(self) -> bool:
         """Return whether another connection may have changed something since the last call."""

@@ -29,6 +29,8 @@ _NOTIFY_EVERY, _HINT = 0.05, 0.1
 """Seconds between two notifications, and how long one is a reason to look."""
 _VACUUM_EVERY, _DEAD = 5.0, 5_000
 """Seconds between two vacuums, and how many dead rows are worth one."""
+_COUNTED = 20.0
+"""Seconds after a write in which the server counts what it has left, or another process writes."""
 _PINNED = 60.0
 """Seconds after which another transaction is reported: no dead row can be removed meanwhile."""
 _LOST = ("08", "57P", "25006", "25P03", "25P04")
@@ -121,13 +123,6 @@ _CLAIM = """
     UPDATE {messages} AS m SET token = :token, until = {now} + :lease
     FROM chosen WHERE m.id = chosen.id
     RETURNING m.id, rank, place, expires, redelivered, takeovers, started, meta, body, {now}"""
-_ACKNOWLEDGE = """
-    WITH held AS (
-        SELECT id FROM {messages}
-        WHERE +queue = :queue AND token IS NOT NULL AND +until > {now} AND id {any:ids}
-              AND token = (:tokens)[array_position(:ids, id)]
-        ORDER BY id FOR UPDATE)
-    DELETE FROM {messages} AS m USING held WHERE m.id = held.id RETURNING m.id, m.token"""
 _DEAD_ROWS = """
     SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = to_regclass(:table) AND
         pg_has_role((SELECT relowner FROM pg_class WHERE oid = to_regclass(:table)), 'USAGE')"""
@@ -172,8 +167,8 @@ class PostgresDatabase(Database):
         self._connection: psycopg.Connection[Any] | None = None
         self._socket = -1
         self._ended: dict[int, float] = {}
-        self._notified = self._hinted = self._vacuumed = 0.0
-        self._listens = self._has_written = False
+        self._notified = self._hinted = self._vacuumed = self._written = 0.0
+        self._listens = False
         self._may_truncate = False
 
     @staticmethod
@@ -296,7 +291,7 @@ class PostgresDatabase(Database):
     def transaction(self, *, durable: bool = True) -> Iterator[None]:  # noqa: ARG002 - a claim outlives a restart of the server
         """Commit at the end."""
         connection = self._opened
-        self._has_written = True
+        self._written = time.monotonic()
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             yield
@@ -304,20 +299,14 @@ class PostgresDatabase(Database):
             with suppress(psycopg.Error):
                 connection.execute("ROLLBACK")
             raise
-        with self._committing():
-            ended = connection.execute("COMMIT").statusmessage
-        if ended != "COMMIT":  # the server answers ROLLBACK when a statement has failed
-            raise psycopg.errors.InFailedSqlTransaction(f"the server answered {ended} to COMMIT")
-
-    @contextmanager
-    def _committing(self) -> Iterator[None]:
-        """Return a context for a statement that commits: without an answer it may have done so."""
         try:
-            yield
+            ended = connection.execute("COMMIT").statusmessage
         except psycopg.Error as error:
             if (error.sqlstate or "").startswith(_CERTAIN):
                 raise
             raise CommitUnknown(f"PostgreSQL has not confirmed a commit: {error}") from error
+        if ended != "COMMIT":  # the server answers ROLLBACK when a statement has failed
+            raise psycopg.errors.InFailedSqlTransaction(f"the server answered {ended} to COMMIT")
 
     def query(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
@@ -397,17 +386,6 @@ class PostgresDatabase(Database):
             rows = self.query(_CLAIM, queue=queue, limit=limit, token=token, lease=lease)
         return sorted(map(Claimed._make, rows), key=lambda row: (row.rank, row.place, row.id))
 
-    def acknowledge(
-        self, queue: int, leases: Sequence[tuple[int, int]]
-    ) -> set[tuple[int, int]] | None:
-        """Delete in one statement that commits by itself."""
-        ids, tokens = map(list, zip(*leases, strict=True))
-        if len({*ids}) < len(ids):
-            return None  # two claims of one message: the statement would look at the first alone
-        self._has_written = True
-        with self._committing():
-            return set(self.query(_ACKNOWLEDGE, queue=queue, ids=ids, tokens=tokens))
-
     # Watching
 
     def changed(self) -> bool:
@@ -448,9 +426,9 @@ class PostgresDatabase(Database):
     def beat(self) -> None:
         """Vacuum the table of messages: the server's own vacuum comes once a minute at most."""
         now = time.monotonic()
-        if not self._has_written or now - self._vacuumed < _VACUUM_EVERY:
+        if now - self._vacuumed < _VACUUM_EVERY or now - self._written > _COUNTED:
             return
-        self._vacuumed, self._has_written = now, False
+        self._vacuumed = now
         dead = self.query(_DEAD_ROWS, table=self.table("messages"))
         if not dead or dead[0][0] < _DEAD:
             return

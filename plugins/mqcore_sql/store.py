@@ -7,14 +7,13 @@ is gone (G3).
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from mqcore.spi import (
     DONE,
     STALE,
     STORED,
-    Ack,
     Clock,
     Delivery,
     Entry,
@@ -66,11 +65,10 @@ class Consumer:
         self.touched = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A message of a batch that may be stored, and its index in the batch."""
+class _Planned(NamedTuple):
+    """A message of a batch that may be stored, and its position in the batch."""
 
-    index: int
+    position: int
     queue: QueueRow
     row: Row
     counts: bool
@@ -123,7 +121,7 @@ class Store:
             stored = self._insert([one.row for one in accepted])
             for number, one in enumerate(accepted):
                 if number not in stored:
-                    outcomes[one.index] = _DUPLICATE
+                    outcomes[one.position] = _DUPLICATE
             self._evict(one.queue for one in accepted if one.counts)
             return outcomes
 
@@ -162,10 +160,10 @@ class Store:
         for number, one in enumerate(planned):
             name = one.queue.id, one.row.name
             if name in names or number in known:
-                outcomes[one.index] = _DUPLICATE  # also in a full queue (G1)
+                outcomes[one.position] = _DUPLICATE  # also in a full queue (G1)
                 continue
             if one.counts and room.get(one.queue.id, 1) <= 0:
-                outcomes[one.index] = Failed(
+                outcomes[one.position] = Failed(
                     ErrorKind.FULL,
                     f"queue {one.queue.name!r} holds max_length={one.queue.max_length:,} ready "
                     "messages",
@@ -304,13 +302,8 @@ class Store:
 
     def settle(self, queue: QueueRow, batch: Sequence[Settlement]) -> list[Settled]:
         """Settle a batch in its order; return an outcome for each item."""
-        leases = [lease_of(item.receipt) for item in batch]
-        if all(isinstance(item, Ack) for item in batch):
-            acknowledged = self._db.acknowledge(queue.id, leases)
-            if acknowledged is not None:
-                return [_take(acknowledged, lease) for lease in leases]
-
         with self.writing():
+            leases = [lease_of(item.receipt) for item in batch]
             held = self._held(sql.LOCK, queue, leases)
             moves = [item.to for item in batch if isinstance(item, Move)]
             targets = self._targets(moves)
@@ -484,14 +477,6 @@ def row_of(out: Outgoing, queue: QueueRow, name: bytes | None) -> Row:
         encode(message),
         bytes(message.body),
     )
-
-
-def _take(leases: set[tuple[int, int]], lease: tuple[int, int]) -> Settled:
-    """Answer for a lease, once: a second item with the same receipt comes too late."""
-    if lease not in leases:
-        return STALE
-    leases.discard(lease)
-    return DONE
 
 
 def _new_token() -> int:
