@@ -16,6 +16,7 @@ from mqcore.rules.checks import check_kinds, check_text, described
 from mqcore.running.handlers import BatchOptions, ConsumerOptions, HandlerOptions, HandlerSpec
 from mqcore.running.lifespans import check_lifespan
 from mqcore.session import ConnectOptions, check_connect_options
+from mqcore.spi import Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -79,7 +80,9 @@ class App:
 
     `name` is for logs. `routers` are declared when the broker connects. `middleware` runs around
     every handler, the first one outermost. `lifespan` is an async context manager function: a
-    worker enters it with its broker before it consumes, and what it yields is `ctx.state`.
+    worker enters it with its broker before it consumes, and what it yields is `ctx.state`. `inbox`
+    is where consumers with `once=` record what they have handled: an `Inbox`, for instance
+    `SqlInbox`, or the URL of a Redis; by default the broker itself, where it can.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class App:
         routers: Sequence[Router[Any]] = (),
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[Broker], AbstractAsyncContextManager[Any]] | None = None,
+        inbox: Inbox | str | None = None,
     ) -> None:
         """Describe the application. There is no I/O.
 
@@ -99,9 +103,15 @@ class App:
         check_kinds("routers", routers, Router, where)
         check_middleware(middleware, where)
         check_lifespan(lifespan, where)
+        if inbox is not None and not isinstance(inbox, (Inbox, str)):
+            raise ConfigurationError(
+                f"{where}: inbox= takes an Inbox, for instance SqlInbox(sessions), or a URL, not "
+                f"{described(inbox)}"
+            )
         self.routers = list(routers)
         self.middleware = list(middleware)
         self.lifespan = lifespan
+        self.inbox = inbox
         self.handlers: list[HandlerSpec] = []
 
     def __repr__(self) -> str:

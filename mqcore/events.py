@@ -32,6 +32,7 @@ EVENTS = {
     "publish.unknown": "a message was sent without an answer; fields: error",
     "message.started": "a handler begins",
     "message.done": "handled and acknowledged; fields: seconds",
+    "message.skipped": "acknowledged without its handler, which has handled it before (once=)",
     "message.retried": "will be handled again; fields: delay, error",
     "message.postponed": "its handler wants it later; not an attempt; fields: delay",
     "message.dead": "dead-lettered; fields: reason, error",

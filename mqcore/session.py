@@ -24,6 +24,7 @@ from mqcore.connection.connection import Connection
 from mqcore.connection.topology import Topology
 from mqcore.consuming.consumer import Consumer
 from mqcore.consuming.grace import DISCONNECTED, Grace
+from mqcore.consuming.inbox import BackendInbox
 from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
 from mqcore.consuming.receiver import CLOSE_GRACE, Receiver
@@ -47,7 +48,7 @@ from mqcore.rules.checks import check_kind, check_kinds, check_options, describe
 from mqcore.rules.inbound import Inbound
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
-from mqcore.spi import Backend, QueueSpec
+from mqcore.spi import Backend, Inbox, QueueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -406,6 +407,19 @@ class Session:
         )
         await receiver.start()
         return receiver
+
+    def inbox(self, given: Inbox | str | None) -> Inbox:
+        """Return the inbox of an app, not yet open: its own, that of a URL, or the broker's.
+
+        Raises `ConfigurationError` for a URL that cannot be used.
+        """
+        if isinstance(given, Inbox):
+            return given
+        if given is None:
+            return BackendInbox(self.connection, is_own=False)
+        backend = open_backend(given, self.settings, self._plugins, self.clock)
+        connection = Connection(backend, clock=self.clock, events=Events())
+        return BackendInbox(connection, is_own=True)
 
     def _lease_keeper(self) -> LeaseKeeper | None:
         if self._keeper is None and self.connection.capabilities.has(Capability.LEASE):

@@ -23,6 +23,7 @@ from mqcore.log import log
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.checks import check_count, check_options, check_seconds, described
 from mqcore.running.lifespans import check_lifespan_result
+from mqcore.running.once import opened_inbox
 from mqcore.running.runner import Runner
 from mqcore.running.signals import call_at_stop_signals
 from mqcore.running.supervisor import resident_memory
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.receiver import Receiver
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
+    from mqcore.spi import Inbox
 
 __all__ = ["Worker", "WorkerOptions"]
 
@@ -230,9 +232,10 @@ class Worker:
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
             await self._report_unused_settings()
+        inbox = await self._open_inbox()
         for spec in self._specs:
             if not self._stop.is_set():
-                self._runners.append(await self._runner(spec, state))
+                self._runners.append(await self._runner(spec, state, inbox))
         for runner in self._runners:
             if not self._stop.is_set():
                 await runner.start()
@@ -251,7 +254,8 @@ class Worker:
     async def _consume_spool(self, state: Any) -> None:
         """Start to handle what is in the spool, if the fallback says so."""
         for spec in self._specs:
-            if spec.batch or self._stop.is_set():
+            # What is handled once waits for the relay: the broker or its inbox may be away too.
+            if spec.batch or spec.once is not None or self._stop.is_set():
                 continue
             receiver = await self._session.spool_receiver(
                 spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease
@@ -266,6 +270,17 @@ class Worker:
             for runner in runners:
                 runner.on_ended = self._recycle_when_spent
         self._tasks += [asyncio.create_task(self._run(runner)) for runner in runners]
+
+    async def _open_inbox(self) -> Inbox | None:
+        """Open the inbox of the consumers with `once=`, if there are any."""
+        specs = [spec for spec in self._specs if spec.once is not None]
+        if not specs or self._stop.is_set():
+            return None
+        inbox = self._session.inbox(self.app.inbox)
+        backend = self._session.connection.backend
+        return await self._stack.enter_async_context(
+            opened_inbox(inbox, specs, self.broker.clock, backend)
+        )
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.handlers]
@@ -284,7 +299,7 @@ class Worker:
                 self.app.name,
             )
 
-    async def _runner(self, spec: HandlerSpec, state: Any) -> Runner:
+    async def _runner(self, spec: HandlerSpec, state: Any, inbox: Inbox | None) -> Runner:
         self._check_hold(spec)
         receiver = await self._session.receiver(
             spec.queue,
@@ -295,9 +310,11 @@ class Worker:
             after_crash=spec.after_crash,
             replies=self._session.replies,
         )
-        return self._runner_on(spec, receiver, state)
+        return self._runner_on(spec, receiver, state, inbox)
 
-    def _runner_on(self, spec: HandlerSpec, receiver: Receiver, state: Any) -> Runner:
+    def _runner_on(
+        self, spec: HandlerSpec, receiver: Receiver, state: Any, inbox: Inbox | None = None
+    ) -> Runner:
         return Runner(
             spec,
             receiver,
@@ -305,6 +322,7 @@ class Worker:
             inbound=self._session.inbound,
             middleware=self._session.middleware,
             state=state,
+            inbox=inbox,
         )
 
     def _check_hold(self, spec: HandlerSpec) -> None:

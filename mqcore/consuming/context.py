@@ -24,6 +24,8 @@ T = TypeVar("T")
 class DeliveryInfo:
     """The facts of one delivery, read-only."""
 
+    _session: Any = None
+
     def __init__(self, queue: str, delivery: Delivery, state: Any = None) -> None:
         """`queue` is the base queue: a message run from its quarantine names the same one."""
         self._delivery = delivery
@@ -37,6 +39,26 @@ class DeliveryInfo:
     def lose_lease(self) -> None:
         """Record that the message is another consumer's now; called by the runner."""
         self.lease_lost = True
+
+    @property
+    def session(self) -> Any:
+        """The session of the handler's transaction, for a consumer with `once=`.
+
+        With `SqlInbox` a session of SQLAlchemy: an `AsyncSession` for an async handler, a `Session`
+        for a blocking one. Do not commit it: mqcore does, together with the message's id. Raises
+        `ConfigurationError` where there is none.
+        """
+        if self._session is None:
+            raise ConfigurationError(
+                f"message {self.id} of queue {self.queue!r}: ctx.session is not available. Give "
+                "the consumer once=, and its app an inbox with sessions: "
+                "App(..., inbox=SqlInbox(sessions))"
+            )
+        return self._session
+
+    def open_session(self, session: Any) -> None:
+        """Set the session; called by the runner."""
+        self._session = session
 
     @property
     def id(self) -> str:
@@ -118,8 +140,11 @@ class Context(DeliveryInfo):
 
     def blocking(self) -> BlockingContext:
         """Return the context that a handler in a thread gets."""
-        self._blocking = BlockingContext(self.queue, self.delivery, self._publisher, self.state)
-        return self._blocking
+        blocking = BlockingContext(self.queue, self.delivery, self._publisher, self.state)
+        if self._session is not None:
+            blocking.open_session(self._session)
+        self._blocking = blocking
+        return blocking
 
     async def publish(
         self, to: Target[T], payload: T, **options: Unpack[PublishOptions]

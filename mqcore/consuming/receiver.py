@@ -26,6 +26,7 @@ from mqcore.consuming.isolation import Entry
 from mqcore.consuming.quarantine import Quarantine
 from mqcore.consuming.states import Step
 from mqcore.consuming.subscription import LiveSubscription
+from mqcore.messages.delivery import Ack
 from mqcore.rules.retry import (
     Decision,
     Ending,
@@ -420,6 +421,18 @@ class Receiver:
             held.subscription.spawn(self.conclude_safely(held, result))
         else:
             self._send(held, self.decide(held, result), result)
+
+    def skip(self, held: HeldDelivery) -> None:
+        """Acknowledge a message that was handled before, without its handler.
+
+        A request is not answered: what its handler returned then is not stored. It may not have
+        been concluded.
+        """
+        if self._final.conclusions is None:
+            self._send(held, Decision(Ack(held.delivery.receipt), "skipped"))
+        else:
+            concluding = self._conclude_unseen(held, done(held.delivery), _SUCCEEDED, replies=False)
+            held.subscription.spawn(concluding)
 
     def release(self, held: HeldDelivery) -> None:
         """Give a message back, not counted: no handler has begun it."""

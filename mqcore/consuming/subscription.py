@@ -93,6 +93,8 @@ class LiveSubscription:
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
         self._pending: list[tuple[HeldDelivery, Decision]] = []
         self._carried: set[HeldDelivery] = set()
+        self.acknowledged: set[HeldDelivery] = set()
+        """Messages whose acknowledgement was a part of a handler's transaction."""
         """What was being settled when the connection, which is the lease, was lost.
 
         The next subscription does not count these messages.
@@ -311,6 +313,10 @@ class LiveSubscription:
                 if isinstance(result, Done):
                     held.settled_by = subscription
                     self.end(held, Step.CONFIRM)
+                elif isinstance(result, Stale) and held in self.acknowledged:
+                    self.acknowledged.discard(held)
+                    held.settled_by = subscription
+                    self.end(held, Step.CONFIRM)
                 elif isinstance(result, Stale):
                     self._events.emit(
                         "settle.stale",
@@ -397,6 +403,11 @@ class LiveSubscription:
         if not ours:
             held.lose()
         return True
+
+    def stop_renewing(self, held: HeldDelivery) -> None:
+        """Renew this claim no more: it is about to be settled outside of the driver."""
+        if self._keeper is not None:
+            self._keeper.drop(held.delivery.receipt)
 
     def limit(self, held: HeldDelivery, until: float) -> None:
         """Renew this claim no longer than `until` (monotonic)."""

@@ -20,6 +20,7 @@ _LEVELS = {
     "connection.restored": logging.INFO,
     "publish.failed": logging.WARNING,
     "publish.unknown": logging.WARNING,
+    "message.skipped": logging.INFO,
     "message.retried": logging.INFO,
     "spool.failed": logging.ERROR,
     "relay.held": logging.WARNING,

@@ -7,6 +7,7 @@ nothing is silently ignored. No message passes through here.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from math import inf, nan
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_count",
+    "check_duration",
     "check_flag",
     "check_kind",
     "check_kinds",
@@ -123,6 +125,26 @@ def check_text(name: str, value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a text")
     return value
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smhd])")
+
+
+def check_duration(name: str, value: object, where: str) -> float:
+    """Return a duration in seconds: a number, a `timedelta`, or a text such as "24h" or "7d".
+
+    Raises `ConfigurationError` for anything else, 0 included.
+    """
+    number = seconds_or_nan(value)
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        number = float(match[1]) * _UNITS[match[2]]
+    if not 0 < number < inf:
+        raise ConfigurationError(
+            f'{where}: {name}={value!r:.60} is not usable; give a duration above 0: "24h" '
+            "(s, m, h or d), seconds, or a timedelta"
+        )
+    return number
 
 
 def seconds_or_nan(value: object) -> float:

@@ -212,6 +212,7 @@ class Decision:
     settlement: Settlement
     verdict: Literal[
         "done",
+        "skipped",
         "released",
         "retried",
         "postponed",
@@ -226,7 +227,7 @@ class Decision:
     @property
     def final(self) -> bool:
         """Whether no handler will see this message again, except after a redrive."""
-        return self.verdict in {"done", "dead", "dropped"}
+        return self.verdict in {"done", "skipped", "dead", "dropped"}
 
 
 def admit(delivery: Delivery, rules: Rules) -> Delivery | None:

@@ -13,6 +13,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.rules.results import ChildRunFailed
 from mqcore.rules.retry import Ending, Failure, HandlerResult
+from mqcore.running.pinned import current_thread
 from mqcore.running.process_slot import ProcessSlot, SlotDied, SlotRequest
 from mqcore.running.threads import ThreadPool
 
@@ -32,6 +33,10 @@ _FIRST_WAIT, _LAST_WAIT = 0.1, 10.0
 
 class Executor(Protocol):
     """Runs one handler, at most `concurrency` times at once: the runner sees to that."""
+
+    @property
+    def pool(self) -> ThreadPool | None:
+        """The threads of a blocking handler."""
 
     @property
     def stuck(self) -> int:
@@ -57,20 +62,29 @@ class Executor(Protocol):
 
 
 def executor_for(
-    spec: HandlerSpec, clock: Clock, codecs: Codecs, freed: Callable[[], None]
+    spec: HandlerSpec,
+    clock: Clock,
+    codecs: Codecs,
+    freed: Callable[[], None],
+    *,
+    has_sessions: bool = False,
 ) -> Executor:
     """Return the executor for a handler.
 
-    It calls `freed` when a stuck slot may be free again.
+    It calls `freed` when a stuck slot may be free again. With `has_sessions`, a blocking handler
+    runs in the thread of its transaction.
     """
     if spec.mode == "process":
         return _Processes(spec, clock, codecs)
-    return _Threads(spec, clock, freed) if spec.mode == "thread" else _Coroutines(spec)
+    if spec.mode == "async":
+        return _Coroutines(spec)
+    return _PinnedThreads(spec, clock, freed) if has_sessions else _Threads(spec, clock, freed)
 
 
 class _Coroutines:
     """In the event loop."""
 
+    pool = None
     stuck = 0
 
     def __init__(self, spec: HandlerSpec) -> None:
@@ -99,11 +113,12 @@ class _Threads:
     def __init__(self, spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> None:
         self._spec = spec
         self._clock = clock
-        self._pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}", freed)
+        self.pool = ThreadPool(spec.concurrency, f"mqcore-{spec.queue.name}", freed)
+        self._in_thread: Callable[[Callable[[], Any]], Awaitable[Any]] = self.pool.run
 
     @property
     def stuck(self) -> int:
-        return self._pool.stuck
+        return self.pool.stuck
 
     async def start(self) -> None:
         return
@@ -116,7 +131,7 @@ class _Threads:
         if self._spec.takes_context:
             call = partial(self._spec.call, ctx.payload, ctx.blocking())
         with self._clock.busy():
-            result = await self._pool.run(call)
+            result = await self._in_thread(call)
         if result is not None and inspect.isawaitable(result):
             _drop(result)
             raise TypeError(
@@ -126,7 +141,21 @@ class _Threads:
         return result
 
     async def close(self) -> None:
-        self._pool.close()
+        self.pool.close()
+
+
+class _PinnedThreads(_Threads):
+    """In the thread that has entered the handler's transaction (`once=`)."""
+
+    def __init__(self, spec: HandlerSpec, clock: Clock, freed: Callable[[], None]) -> None:
+        super().__init__(spec, clock, freed)
+        self._in_thread = _in_current_thread
+
+
+async def _in_current_thread(call: Callable[[], Any]) -> Any:
+    thread = current_thread.get()
+    assert thread is not None  # noqa: S101 - its transaction has been entered there
+    return await thread.run(call)
 
 
 def _drop(awaitable: Awaitable[object]) -> None:
@@ -137,6 +166,7 @@ def _drop(awaitable: Awaitable[object]) -> None:
 class _Processes:
     """In a process: a run past its limit is killed, and a death costs one attempt and no worker."""
 
+    pool = None
     stuck = 0
 
     def __init__(self, spec: HandlerSpec, clock: Clock, codecs: Codecs) -> None:

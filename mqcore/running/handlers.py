@@ -12,7 +12,14 @@ from mqcore.consuming.conclusions import ConclusionHook
 from mqcore.defaults import CONCURRENCY, HANDLER_TIMEOUT, LEASE, LINGER, PREFETCH_PER_SLOT
 from mqcore.errors import ConfigurationError
 from mqcore.queue import DLQ, Queue, name_of
-from mqcore.rules.checks import check_count, check_flag, check_options, check_seconds, check_text
+from mqcore.rules.checks import (
+    check_count,
+    check_duration,
+    check_flag,
+    check_options,
+    check_seconds,
+    check_text,
+)
 from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
 from mqcore.running.signatures import Signature, handler_name
 
@@ -33,6 +40,7 @@ class _AnyHandler(TypedDict, total=False):
     lease: float
     after_crash: AfterCrash
     conclusion: ConclusionHook
+    once: str | float | timedelta
     name: str
 
 
@@ -46,8 +54,10 @@ class ConsumerOptions(_AnyHandler, total=False):
     `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a
     message alone from the second time on that its consumer died, `"count"` takes each such death
     for a failed attempt and never isolates (G4). `conclusion`: an async function of a list of
-    `Conclusion`, awaited before the final outcome of a message is settled. `name`: for logs and
-    metrics, the function's own by default.
+    `Conclusion`, awaited before the final outcome of a message is settled. `once`: for how long a
+    message that was handled is remembered, so that it is not handled again; `"24h"`, seconds or a
+    timedelta; not set by default. `name`: for logs and metrics, the function's own by default;
+    with `once`, what is remembered belongs to this name.
     """
 
     process: bool
@@ -92,6 +102,7 @@ class HandlerSpec:
     after_crash: AfterCrash = "isolate"
     ack_first: bool = False
     conclusion: ConclusionHook | None = None
+    once: float | None = None
     name: str = ""
     retry: RetryPolicy | None = field(default=None)
 
@@ -155,6 +166,7 @@ class HandlerSpec:
             after_crash=check_after_crash(options.get("after_crash", "isolate"), where),
             ack_first=options.get("ack_first", False),
             conclusion=_checked_conclusion(options, where),
+            once=check_duration("once", options["once"], where) if "once" in options else None,
             name=name,
             retry=options.get("retry"),
         )
@@ -183,6 +195,17 @@ class HandlerSpec:
             (
                 self.conclusion is not None and self.ack_first,
                 _SETTLED_FIRST,
+            ),
+            (
+                self.once is not None and self.ack_first,
+                (
+                    "once= records a message after its handler, and ack_first=True acknowledges it "
+                    "before; leave one of them out"
+                ),
+            ),
+            (
+                self.once is not None and bool(self.batch),
+                "once= does not go with batch=: a batch is one run for many messages",
             ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
             (

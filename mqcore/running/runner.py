@@ -21,6 +21,8 @@ from mqcore.middleware import Middleware, Timeout
 from mqcore.rules.results import result_of
 from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.running.executors import executor_for
+from mqcore.running.once import Once, OnceResult
+from mqcore.spi import Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
     from mqcore.running.handlers import HandlerSpec
+    from mqcore.spi import Inbox
 
 __all__ = ["Runner"]
 
@@ -51,8 +54,12 @@ class Runner:
         inbound: Inbound,
         middleware: Sequence[Middleware] = (),
         state: Any = None,
+        inbox: Inbox | None = None,
     ) -> None:
-        """`middleware` runs around the handler, the first outermost, the time limit innermost."""
+        """`middleware` runs around the handler, the first outermost, the time limit innermost.
+
+        `inbox` is for a handler with `once=`.
+        """
         self.spec = spec
         self.receiver = receiver
         self.handled = 0
@@ -65,7 +72,16 @@ class Runner:
         self._events = receiver.events
         self._loop = asyncio.get_running_loop()
         self._freed = asyncio.Event()
-        self._executor = executor_for(spec, receiver.clock, inbound.codecs, self._freed.set)
+        self._executor = executor_for(
+            spec,
+            receiver.clock,
+            inbound.codecs,
+            self._freed.set,
+            has_sessions=inbox is not None and inbox.has_sessions,
+        )
+        self._once: Once | None = None
+        if spec.once is not None and inbox is not None:
+            self._once = Once(spec, spec.once, inbox, receiver.clock, self._executor.pool)
         self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
@@ -149,6 +165,16 @@ class Runner:
         began = self._clock.monotonic()
         result, value = await self._run_once(held)
         took = self._clock.monotonic() - began
+        if self._once is not None and isinstance(value, OnceResult):
+            if value.recorded is Recorded.DUPLICATE:
+                self.receiver.skip(held)
+                return
+            if value.recorded is Recorded.LOST:
+                held.lose()
+                return
+            if value.recorded is Recorded.ACKNOWLEDGED:
+                held.subscription.acknowledged.add(held)
+            value = value.value
         await self.receiver.conclude(held, result, value, seconds=took)
 
     def _may_start_acknowledged(self, held: HeldDelivery) -> bool:
@@ -190,10 +216,14 @@ class Runner:
             ctx.payload = self._inbound.decoded(self.spec.payload, delivery.message)
             if isinstance(ctx.payload, HandlerResult):
                 return ctx.payload, None
-        return await self._watched([held], ctx)
+        call = self._call if self._once is None else partial(self._once.run, held, self._call)
+        return await self._watched([held], ctx, call)
 
     async def _watched(
-        self, batch: Sequence[HeldDelivery], ctx: Context
+        self,
+        batch: Sequence[HeldDelivery],
+        ctx: Context,
+        call: Callable[[Context], Awaitable[object]],
     ) -> tuple[HandlerResult, object]:
         """Run the chain of middlewares; only a drain or a lost lease may cancel it."""
         task = asyncio.current_task(self._loop)
@@ -205,7 +235,7 @@ class Runner:
 
         self._cancellable.add(task)
         try:
-            result, value = _SUCCEEDED, await self._call(ctx)
+            result, value = _SUCCEEDED, await call(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
             # A handler that cancels itself has failed (G4).
             is_ours = isinstance(error, asyncio.CancelledError) and task in self._interrupted
@@ -247,7 +277,7 @@ class Runner:
 
         ctx = Context(self.spec.queue.name, items[0].delivery, self._publisher, self._state)
         ctx.payload = items
-        result, _ = await self._watched([item.held for item in items], ctx)
+        result, _ = await self._watched([item.held for item in items], ctx, self._call)
         took = self._clock.monotonic() - began
 
         unsettled = [item for item in items if not item.finished]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ThreadPool"]
+__all__ = ["ThreadPool", "presentable"]
 
 R = TypeVar("R")
 
@@ -114,7 +114,7 @@ class ThreadPool:
 
         try:
             if job.error is not None:
-                raise _presentable(job.error)
+                raise presentable(job.error)
             result: R = job.result
             return result
         finally:
@@ -220,7 +220,7 @@ class ThreadPool:
                 self._loop.call_soon_threadsafe(self._take_ended)
 
 
-def _presentable(error: BaseException) -> BaseException:
+def presentable(error: BaseException) -> BaseException:
     """Return an exception that a coroutine can raise without being misunderstood."""
     if isinstance(error, StopIteration | asyncio.CancelledError):
         presentable = RuntimeError(f"the call raised {type(error).__name__}: {error}".rstrip(": "))

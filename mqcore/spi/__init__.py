@@ -16,6 +16,7 @@ One message through the seam: `publish([Outgoing])` stores it and answers `Store
 | `optional` | a `Supports…` protocol for each thing that only some brokers can do |
 | `enlisting` | publishing inside a transaction of the application, for a backend in a database |
 | `toolbox` | what several drivers need: comparing specs, overflow, expiry, hosts, TLS |
+| `inbox` | what records which messages were handled, for consumers with `once=` |
 | `blocking` | the adapter for a client library that blocks |
 
 All names can be imported from `mqcore.spi`.
@@ -52,6 +53,15 @@ from mqcore.spi.backend import (
 )
 from mqcore.spi.blocking import BlockingBackend, BlockingDriver
 from mqcore.spi.enlisting import SupportsEnlist, Transaction
+from mqcore.spi.inbox import (
+    BlockingInboxTransaction,
+    Inbox,
+    InboxEntry,
+    InboxTransaction,
+    Recorded,
+    SupportsInbox,
+    SupportsJoin,
+)
 from mqcore.spi.optional import (
     Alterations,
     Entry,
@@ -111,6 +121,7 @@ __all__ = [
     "Binding",
     "BlockingBackend",
     "BlockingDriver",
+    "BlockingInboxTransaction",
     "Capabilities",
     "Capability",
     "Clock",
@@ -124,6 +135,9 @@ __all__ = [
     "Entry",
     "ErrorKind",
     "Failed",
+    "Inbox",
+    "InboxEntry",
+    "InboxTransaction",
     "Level",
     "Message",
     "Move",
@@ -134,6 +148,7 @@ __all__ = [
     "QueueNotFound",
     "QueueSpec",
     "Reason",
+    "Recorded",
     "Release",
     "Role",
     "Route",
@@ -150,6 +165,8 @@ __all__ = [
     "SupportsDelete",
     "SupportsDiagnose",
     "SupportsEnlist",
+    "SupportsInbox",
+    "SupportsJoin",
     "SupportsPause",
     "SupportsProof",
     "SupportsPurge",

@@ -146,6 +146,14 @@ class MemoryBackend(Backend):
             return ErrorKind.NOT_FOUND
         return ErrorKind.TRANSIENT if isinstance(error, ConnectionLost) else ErrorKind.PERMANENT
 
+    async def was_handled(self, names: Sequence[str]) -> Sequence[bool]:
+        """Return which names are recorded in the inbox of the store."""
+        return self._store.inbox.has(names, self._clock.monotonic())
+
+    async def note_handled(self, names: Sequence[str], window: float) -> None:
+        """Record names in the inbox of the store."""
+        self._store.inbox.add(names, self._clock.monotonic(), window)
+
     async def renew(self, queue: str, receipts: Sequence[bytes], lease: float) -> Sequence[bool]:
         """Extend claims of any instance."""
         return self._store.renew(queue, receipts, lease, self._clock.monotonic())

@@ -42,6 +42,7 @@ from mqcore.spi import (
 )
 from mqcore_memory.bindings import Bindings
 from mqcore_memory.dedup import Window
+from mqcore_memory.inbox import HandledNames
 from mqcore_memory.options import TEN_YEARS
 from mqcore_memory.queue import Copy, MemoryQueue
 from mqcore_memory.waiting import Holder
@@ -71,6 +72,7 @@ class MemoryStore:
         self._lock = Lock()
         self._queues: dict[str, MemoryQueue] = {}
         self._bindings = Bindings()
+        self.inbox = HandledNames()
         self._numbers = count(1)
         self._receipts: Iterator[bytes] = map(
             Struct(">8sQ").pack, repeat(secrets.token_bytes(8)), count(1)

@@ -160,6 +160,18 @@ class RedisBackend(Backend):
         session = self._now.session
         return [it == 1 for it in await session.run("start", session.keys.of(queue), *receipts)]
 
+    async def was_handled(self, names: Sequence[str]) -> Sequence[bool]:
+        """Return which names are recorded: each is a key that expires by itself."""
+        session = self._now.session
+        answers = [session.command("EXISTS", session.keys.handled(name)) for name in names]
+        return [answer == 1 for answer in await asyncio.gather(*answers)]
+
+    async def note_handled(self, names: Sequence[str], window: float) -> None:
+        """Record names for a window."""
+        session, last = self._now.session, max(round(window * 1000), 1)
+        keys = [session.keys.handled(name) for name in names]
+        await asyncio.gather(*(session.command("SET", key, "", "PX", last) for key in keys))
+
     async def count(self, queues: Sequence[str] | None = None) -> Sequence[QueueCounts]:
         """Count the named queues, or all but quarantines and temporary ones, in one write.
 

@@ -47,6 +47,10 @@ class Keys:
         """Return a name for the queues that one call may touch together."""
         return self._split(queue)[0] if self._spread and self._tag is None else ""
 
+    def handled(self, name: str) -> str:
+        """Return the key of a message that a consumer with `once=` has handled."""
+        return f"{self._prefix}:{{{self._tag or name}}}:handled:{name}"
+
     def kick(self, group: str) -> str:
         """Return the beginning of a key that is in the slot of a group."""
         return f"{self._prefix}:{{{self._tag or group}}}:kick"

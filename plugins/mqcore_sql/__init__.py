@@ -5,18 +5,20 @@ that run on a thread. They use `store` (messages) and `queues` (queues and bindi
 database: `statements` has what they run, `records` what is in a row. `database` says what a
 database has to offer; `sqlite` and `postgres` do. `schema` creates and upgrades the tables,
 `rotation` forgets old names, `enlisting` publishes in transactions of the application, and
-`commands` has `mqcore sql upgrade`.
+`commands` has `mqcore sql upgrade`. `inbox` is for handlers with such transactions.
 
 PostgreSQL's backend is a plugin of its own, `mqcore_sql.postgres_backend`: it needs psycopg.
 """
 
 from mqcore.spi import Backend, hookimpl
+from mqcore_sql.inbox import SqlInbox
 from mqcore_sql.options import SqliteOptions
 from mqcore_sql.share import SharedConnection, share
 from mqcore_sql.sqlite_backend import SqliteBackend
 
 __all__ = [
     "SharedConnection",
+    "SqlInbox",
     "SqliteBackend",
     "SqliteOptions",
     "mqcore_register_backends",

@@ -389,6 +389,10 @@ class SqlBackend(BlockingBackend):
         """Store a batch in a transaction of the application."""
         return self._enlisting().enlist(transaction, batch)
 
+    def acknowledge(self, transaction: Transaction, receipt: bytes) -> bool:
+        """Acknowledge a message in a transaction of the application; False when it is lost."""
+        return self._enlisting().acknowledge(transaction, receipt)
+
     def _enlisting(self) -> Enlister:
         if self._enlister is None:
             raise ConnectionLost("the database was not connected yet; open it first")

@@ -25,7 +25,7 @@ from mqcore_sql import statements as sql
 from mqcore_sql.database import Database
 from mqcore_sql.options import SqlOptions
 from mqcore_sql.queues import QueueRow
-from mqcore_sql.records import Row, name_of
+from mqcore_sql.records import Row, lease_of, name_of
 from mqcore_sql.schema import VERSION, instance_of
 from mqcore_sql.store import refusal, row_of
 
@@ -44,6 +44,7 @@ class Enlister(ABC):
 
     def __init__(self, database: Database, options: SqlOptions, clock: Clock) -> None:
         """`database` is open, and used by its thread during this call alone."""
+        self._counts_totals = database.counts_totals
         self._product, self._options, self._clock = database.product, options, clock
         self._window = round(options.dedup_window * 1e6)
         own = _Own(self.dialect, database.query)
@@ -115,6 +116,16 @@ class Enlister(ABC):
         stored = self._store(transaction, [row for _, row in new.values()], epoch % 2)
         accepted = {numbers[position] for position in stored}
         return [STORED if index in accepted else _DUPLICATE for index in range(len(batch))]
+
+    def acknowledge(self, transaction: Transaction, receipt: bytes) -> bool:
+        """Remove a leased message in a transaction; False when the claim is lost.
+
+        A lease that has ended and was not given to another consumer is still a claim.
+        """
+        number, token = lease_of(receipt)
+        if self._counts_totals:
+            self._run(transaction, sql.SETTLED_ONE, id=number, token=token)
+        return bool(self._run(transaction, sql.ACKNOWLEDGE, id=number, token=token))
 
     def _target(self, out: Outgoing, targets: dict[str, QueueRow]) -> QueueRow | Failed:
         queue = refusal(out, targets, self._options, self._product)

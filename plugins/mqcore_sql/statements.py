@@ -88,6 +88,10 @@ HAS_LEASE = """
     SELECT 1 FROM {messages} WHERE queue = :queue AND token IS NOT NULL AND until > {now}
     LIMIT 1"""
 DELETE = "DELETE FROM {messages} WHERE id {any:ids}"
+ACKNOWLEDGE = "DELETE FROM {messages} WHERE id = :id AND token = :token RETURNING id"
+SETTLED_ONE = """
+    UPDATE {queues} SET settled = settled + 1
+    WHERE id = (SELECT queue FROM {messages} WHERE id = :id AND token = :token)"""
 RELEASE = """
     UPDATE {messages} SET token = NULL, until = NULL, redelivered = 1, noted = 0
     WHERE id {any:ids}"""

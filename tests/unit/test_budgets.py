@@ -26,8 +26,8 @@ PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
 LARGER_PLUGINS = {
-    "mqcore_memory": 950,
-    "mqcore_redis": 1695,
+    "mqcore_memory": 980,
+    "mqcore_redis": 1710,
     "mqcore_rabbitmq": 3111,
     "mqcore_sql": 2430 + 600,
 }
@@ -263,6 +263,7 @@ def findings() -> Iterator[Finding]:
     yield from large_plugins()
 
 
+@pytest.mark.timeout(300)  # it reads and imports everything
 def test_shipped_code_keeps_its_budgets() -> None:
     over = [
         f"{name}:{line}: {text}"
@@ -272,6 +273,7 @@ def test_shipped_code_keeps_its_budgets() -> None:
     assert not over, "\n".join(over)
 
 
+@pytest.mark.timeout(300)  # it reads and imports everything
 def test_every_exception_is_still_needed() -> None:
     assert set(EXCEPTIONS) <= {(name, budget) for name, budget, _, _ in findings()}
 

@@ -305,21 +305,21 @@ def _unwrapped(broker: Broker) -> Callable[[Any], object]:
 NOT_FOR_USERS = {
     "Backoff": {"wait"},
     "Binding": {"takes"},
-    "BlockingContext": {"lose_lease", "publish"},  # `publish` is `Broker.publish`
+    "BlockingContext": {"lose_lease", "open_session", "publish"},  # `publish` is `Broker.publish`
     "Broker": {"request"},  # below: it waits for a reply
     "Capabilities": {"require"},
     "Clock": {"busy", "monotonic", "now", "sleep", "timeout"},
     "Consumer": {"close", "get"},
-    "Context": {"blocking", "lose_lease", "publish"},
+    "Context": {"blocking", "lose_lease", "open_session", "publish"},
     "DeadLetter": {"matches"},
-    "DeliveryInfo": {"lose_lease"},
+    "DeliveryInfo": {"lose_lease", "open_session"},
     "Limits": {"check"},
     "Message": {"copy", "moved"},
     "Middleware": {"handle", "incoming", "on_event", "outgoing"},
     "Queue": {"configured", "specs"},
     "Conclusion": {"lose_lease", "postpone"},  # tests/integration/test_conclusions.py
     # below: they need a message
-    "Received": {"finish", "lose_lease", "postpone", "reject", "retry"},
+    "Received": {"finish", "lose_lease", "open_session", "postpone", "reject", "retry"},
     "RetryPolicy": {"retries"},
     "Settings": {
         "model_post_init",

@@ -1,0 +1,380 @@
+"""`SqlInbox`: records which messages were handled in the transaction of the handler, by SQLAlchemy.
+
+    look for the id ─► handler ─► acknowledge, where the queue is in the same database
+                               ─► insert the id ─► commit
+
+The look is a transaction of its own, so a handler that waits for something else holds no lock, and
+on SQLite it does not read from an old snapshot. The insert is what decides: two deliveries of one
+message cannot both commit.
+
+`statements` of SQLAlchemy run on synchronous sessions; an `AsyncSession` runs them by `run_sync`.
+SQLAlchemy is an extra. It is imported when an inbox is made.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from copy import copy
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mqcore.spi import (
+    Backend,
+    Clock,
+    ConfigurationError,
+    Inbox,
+    InboxEntry,
+    Recorded,
+    SupportsJoin,
+    SystemClock,
+    Transaction,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData, Table, TextClause
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+__all__ = ["SqlInbox", "inbox_table"]
+
+_STEP = 1_000
+"""How many ids one step removes."""
+_LONGEST_NAME = 255
+
+
+def inbox_table(
+    metadata: "MetaData", name: str = "mq_inbox", *, schema: str | None = None
+) -> "Table":
+    """Return the table of an inbox, as a part of your metadata, for instance for Alembic."""
+    from sqlalchemy import Column, Double, String, Table  # noqa: PLC0415 - SQLAlchemy is an extra
+
+    return Table(
+        name,
+        metadata,
+        Column("consumer", String(_LONGEST_NAME), primary_key=True),
+        Column("queue", String(_LONGEST_NAME), primary_key=True),
+        Column("id", String(_LONGEST_NAME), primary_key=True),
+        Column("until", Double, nullable=False, index=True),
+        schema=schema,
+    )
+
+
+class SqlInbox(Inbox):
+    """An inbox in the database of the handlers' own sessions.
+
+    `factories`: an `async_sessionmaker` for async handlers, a `sessionmaker` for blocking ones, or
+    both. `table`, `schema`: the name of the table, `mq_inbox`, and its schema. `create`: whether
+    the table is created when a worker starts and it is missing.
+    """
+
+    def __init__(
+        self,
+        *factories: "Callable[[], AsyncSession | Session]",
+        table: str = "mq_inbox",
+        schema: str | None = None,
+        create: bool = True,
+    ) -> None:
+        """There is no I/O. Raises `ConfigurationError` for something that makes no sessions."""
+        try:
+            from sqlalchemy import MetaData  # noqa: PLC0415 - SQLAlchemy is an extra
+        except ImportError as error:
+            raise ConfigurationError(
+                "SqlInbox needs SQLAlchemy: pip install 'mqcore[sqlalchemy]'"
+            ) from error
+        self._async, self._blocking = _sorted(factories)
+        self._create = create
+        self._table = inbox_table(MetaData(), table, schema=schema)
+        self._clock: Clock = SystemClock()
+        self._joined: SupportsJoin | None = None
+
+    def check(self, where: str, *, blocking: bool) -> None:
+        """Raise `ConfigurationError` when there are no sessions for this kind of handler."""
+        if (self._blocking if blocking else self._async) is None:
+            kind, maker = (
+                ("a blocking handler", "sessionmaker(engine)")
+                if blocking
+                else ("an async handler", "async_sessionmaker(engine)")
+            )
+            raise ConfigurationError(
+                f"{where}: its inbox has no sessions for {kind}. Give it some: "
+                f"SqlInbox(..., {maker})"
+            )
+
+    async def open(self, clock: Clock, backend: Backend) -> "SqlInbox":
+        """Create the table when it is missing, and find out whether the queue is in this database.
+
+        Returns a copy for one worker. Raises `ConfigurationError` when the table cannot be used.
+        """
+        return await copy(self).prepare(clock, backend)
+
+    async def prepare(self, clock: Clock, backend: Backend) -> "SqlInbox":
+        """As `open`, and change this object."""
+        self._clock = clock
+        await self._run(self._prepare)
+        if isinstance(backend, SupportsJoin):
+            is_foreign = await self._run(lambda session: backend.foreign(_within(session)))
+            self._joined = None if is_foreign else backend
+        return self
+
+    def _prepare(self, session: "Session") -> None:
+        from sqlalchemy import exc, inspect, select  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        name, table = self._table.fullname, self._table
+        if self._create:
+            try:
+                table.create(session.connection(), checkfirst=True)
+                session.commit()
+            except exc.DBAPIError:  # another worker was faster, or it may not be created
+                session.rollback()
+                if not inspect(session.connection()).has_table(table.name, table.schema):
+                    raise
+        try:
+            session.execute(select(*table.c).limit(1))
+        except exc.DBAPIError as error:
+            raise ConfigurationError(
+                f"the inbox cannot read the table {name}: {_line(error)}. Create it as "
+                "mqcore_sql.inbox.inbox_table(metadata) describes it, or choose another name: "
+                "SqlInbox(..., table=...)"
+            ) from error
+
+    async def _run(self, work: "Callable[[Session], Any]") -> Any:
+        """Run work in a session of its own, in a thread where only blocking sessions exist."""
+        if self._async is not None:
+            async with self._async() as session:
+                result = await session.run_sync(work)
+                await session.commit()
+                return result
+
+        from asyncio import to_thread  # noqa: PLC0415 - only here
+
+        return await to_thread(self._run_blocking, work)
+
+    def _run_blocking(self, work: "Callable[[Session], Any]") -> Any:
+        with self._sessions() as session:
+            result = work(session)
+            session.commit()
+            return result
+
+    def _sessions(self) -> "Session":
+        if self._blocking is None:
+            raise ConfigurationError("this inbox has no sessions for blocking handlers")
+        return self._blocking()
+
+    # Transactions
+
+    @asynccontextmanager
+    async def transaction(self, entry: InboxEntry) -> AsyncIterator["_AsyncTransaction"]:
+        """Return a transaction of an `AsyncSession`."""
+        if self._async is None:
+            raise ConfigurationError("this inbox has no sessions for async handlers")
+        async with self._async() as session:
+            transaction = _Transaction(self, entry, session.sync_session)
+            await session.run_sync(transaction.look)
+            with transaction.guarded():
+                yield _AsyncTransaction(transaction, session)
+
+    @contextmanager
+    def blocking_transaction(self, entry: InboxEntry) -> Iterator["_Transaction"]:
+        """Return a transaction of a `Session`."""
+        with self._sessions() as session:
+            transaction = _Transaction(self, entry, session)
+            transaction.look(session)
+            with transaction.guarded():
+                yield transaction
+
+    # Statements
+
+    def until(self, session: "Session", entry: InboxEntry) -> float | None:
+        """Return until when an id is remembered; None when it is not in the table."""
+        from sqlalchemy import select  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        found: float | None = session.execute(
+            select(self._table.c.until).where(*self._is(entry))
+        ).scalar()
+        return found
+
+    def remembers(self, until: float | None) -> bool:
+        """Return whether the window of an id has not ended."""
+        return until is not None and until > self._clock.now()
+
+    def insert(self, session: "Session", entry: InboxEntry, until: float | None) -> None:
+        """Insert an id, in place of one whose window has ended. Raises `IntegrityError`."""
+        from sqlalchemy import delete, insert  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        if until is not None:
+            session.execute(
+                delete(self._table).where(*self._is(entry), self._table.c.until == until)
+            )
+        values = {"consumer": entry.consumer, "queue": entry.queue, "id": entry.id}
+        until = self._clock.now() + entry.window
+        session.execute(insert(self._table).values(**values, until=until))
+
+    def _is(self, entry: InboxEntry) -> "list[Any]":
+        columns = self._table.c
+        return [
+            columns.consumer == entry.consumer,
+            columns.queue == entry.queue,
+            columns.id == entry.id,
+        ]
+
+    @property
+    def joined(self) -> SupportsJoin | None:
+        """The broker, where its queues are in this database."""
+        return self._joined
+
+    # Retention
+
+    async def forget(self) -> bool:
+        """Remove up to 1,000 ids whose window has ended."""
+        return bool(await self._run(self._forget))
+
+    def _forget(self, session: "Session") -> bool:
+        from sqlalchemy import bindparam, delete, select  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        columns = self._table.c
+        keys = (columns.consumer, columns.queue, columns.id)
+        found = session.execute(
+            select(*(column.label(f"old_{column.name}") for column in (*keys, columns.until)))
+            .where(columns.until <= self._clock.now())
+            .order_by(columns.until, *keys)
+            .limit(_STEP)
+            .with_for_update(skip_locked=True)
+        ).mappings()
+        old = [dict(row) for row in found]
+        if old:
+            statement = delete(self._table).where(
+                *(column == bindparam(f"old_{column.name}") for column in (*keys, columns.until))
+            )
+            session.connection().execute(statement, old)
+        return len(old) == _STEP
+
+
+class _Transaction:
+    """The transaction of one run of a handler, in a synchronous session."""
+
+    def __init__(self, inbox: SqlInbox, entry: InboxEntry, session: "Session") -> None:
+        self.session = session
+        self.was_handled = False
+        self._inbox = inbox
+        self._entry = entry
+        self._until: float | None = None
+        self._may_commit = False
+        self._joined = inbox.joined if entry.receipt else None
+
+    @property
+    def acknowledges(self) -> bool:
+        return self._joined is not None
+
+    def look(self, session: "Session") -> None:
+        """Look for the id in a transaction of its own."""
+        self._until = self._inbox.until(session, self._entry)
+        self.was_handled = self._inbox.remembers(self._until)
+        session.rollback()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Refuse commits of the handler, whose writes would be stored without the id."""
+        from sqlalchemy import event  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        event.listen(self.session, "before_commit", self._check_commit)
+        try:
+            yield
+        finally:  # the factory may give the same session again
+            event.remove(self.session, "before_commit", self._check_commit)
+
+    def _check_commit(self, session: "Session") -> None:
+        if not self._may_commit and not session.in_nested_transaction():
+            raise ConfigurationError(
+                f"message {self._entry.id} of queue {self._entry.queue!r}: the handler committed "
+                "ctx.session. Leave that to mqcore, which commits it together with the message's "
+                "id when the handler has returned; for a part that may fail use begin_nested()"
+            )
+
+    def commit(self) -> Recorded:
+        """Acknowledge where that is possible, insert the id, and commit."""
+        from sqlalchemy.exc import IntegrityError  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        session, joined = self.session, self._joined
+        session.flush()  # what fails here is the handler's own
+        if joined is not None and not joined.acknowledge(_within(session), self._entry.receipt):
+            session.rollback()
+            return Recorded.LOST
+
+        try:
+            self._inbox.insert(session, self._entry, self._until)
+        except IntegrityError:
+            session.rollback()
+            return Recorded.DUPLICATE
+        self._may_commit = True
+        session.commit()
+        return Recorded.RECORDED if joined is None else Recorded.ACKNOWLEDGED
+
+
+class _AsyncTransaction:
+    """The same in an `AsyncSession`."""
+
+    def __init__(self, transaction: _Transaction, session: "AsyncSession") -> None:
+        self.session = session
+        self._transaction = transaction
+
+    @property
+    def was_handled(self) -> bool:
+        return self._transaction.was_handled
+
+    @property
+    def acknowledges(self) -> bool:
+        return self._transaction.acknowledges
+
+    async def commit(self) -> Recorded:
+        return await self.session.run_sync(lambda _: self._transaction.commit())
+
+
+class _Within:
+    """The transaction of a connection of SQLAlchemy, as a backend uses it."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self.dialect = connection.dialect.name
+        self._connection = connection
+
+    def execute(self, statement: str, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        result = self._connection.execute(_text(statement), values)
+        return result.all() if result.returns_rows else ()
+
+
+def _within(session: "Session") -> Transaction:
+    return _Within(session.connection())
+
+
+@cache
+def _text(statement: str) -> "TextClause":
+    from sqlalchemy import text  # noqa: PLC0415 - SQLAlchemy is an extra
+
+    return text(statement)
+
+
+def _sorted(
+    factories: "tuple[Callable[[], AsyncSession | Session], ...]",
+) -> "tuple[Callable[[], AsyncSession] | None, Callable[[], Session] | None]":
+    """Return the factory of async sessions and that of blocking ones."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - SQLAlchemy is an extra
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - as above
+
+    found: dict[type, Any] = {}
+    for factory in factories:
+        session = factory() if callable(factory) else factory
+        kind = next((each for each in (AsyncSession, Session) if isinstance(session, each)), None)
+        if kind is None or not callable(factory) or kind in found:
+            raise ConfigurationError(
+                "SqlInbox takes an async_sessionmaker, a sessionmaker, or one of each, not "
+                f"{type(factory).__name__}"
+            )
+        found[kind] = factory
+    if not found:
+        raise ConfigurationError(
+            "SqlInbox needs the factory of your sessions: SqlInbox(async_sessionmaker(engine))"
+        )
+    return found.get(AsyncSession), found.get(Session)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:200]
