@@ -424,6 +424,7 @@ class Session:
     def _lease_keeper(self) -> LeaseKeeper | None:
         if self._keeper is None and self.connection.capabilities.has(Capability.LEASE):
             self._keeper = LeaseKeeper(self._make_backend, self.connection.backend, self.clock)
+            self.connection.on_lost.add(self._keeper.connection_lost)
         return self._keeper
 
     def dead_letters(self, queue: Queue[Any] | str) -> DeadLetters:

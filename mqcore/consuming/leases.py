@@ -56,6 +56,8 @@ class LeaseKeeper:
         self._every = math.inf
         self._changed = threading.Event()
         self._stopped = False
+        self._is_doubtful = False
+        """Whether the thread's connection may be lost, which it does not notice while it waits."""
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -74,7 +76,7 @@ class LeaseKeeper:
                     target=self._run_thread, name="mqcore-leases", daemon=True
                 )
                 self._thread.start()
-            elif sooner:
+            elif sooner or self._is_doubtful:
                 self._changed.set()
         elif self._task is None or self._task.done() or sooner:
             if self._task is not None:
@@ -92,6 +94,17 @@ class LeaseKeeper:
     def drop(self, receipt: bytes) -> None:
         """Stop renewing a claim: it is settled or lost."""
         self._claims.pop(receipt, None)
+
+    def connection_lost(self) -> None:
+        """The consumers' connection was lost, and ours may be as well.
+
+        While claims are held the next renewal shows it. Otherwise our connection is closed until
+        one is held: SQLite cannot open a file again whose log was deleted while another connection
+        of the process has it open.
+        """
+        if not self._claims:
+            self._is_doubtful = True
+            self._changed.set()
 
     async def close(self) -> None:
         """Stop renewing.
@@ -119,6 +132,10 @@ class LeaseKeeper:
         with asyncio.Runner() as runner:
             while not self._stopped:
                 backend = None
+                if self._is_doubtful and not self._claims:
+                    self._wait(self._every)
+                    continue
+                self._is_doubtful = False
                 try:
                     backend = self._make_backend()
                     runner.run(
@@ -129,6 +146,8 @@ class LeaseKeeper:
                     while not self._stopped:
                         if not failures:  # after a failure the claims are overdue already
                             self._wait(self._every)
+                        if self._is_doubtful:
+                            break
                         runner.run(self._renew(backend))
                         failures = 0
                 except Exception as error:  # noqa: BLE001 - whatever a driver raises: open it again while there is time left

@@ -363,6 +363,52 @@ async def test_a_keeper_that_was_closed_while_it_connects_says_nothing(
     assert [record for record in caplog.records if record.thread == thread.ident] == []
 
 
+async def test_a_keeper_that_renews_nothing_closes_a_doubtful_connection_until_it_is_needed() -> (
+    None
+):
+    """In real time, as above."""
+    made: list[Any] = []
+
+    class Counting(MemoryBackend):
+        def __init__(self) -> None:
+            super().__init__(url, MemoryOptions())
+            self.is_open, self.renewed = threading.Event(), threading.Event()
+            self.is_closed = threading.Event()
+            made.append(self)
+
+        async def open(self, lost: Callable[[Exception], None]) -> Capabilities:
+            capabilities = await super().open(lost)
+            self.is_open.set()
+            return capabilities
+
+        async def close(self) -> None:
+            await super().close()
+            if self.is_open.is_set():
+                self.is_closed.set()
+
+        async def renew(self, queue: str, receipts: Any, lease: float) -> Any:
+            self.renewed.set()
+            return [True] * len(receipts)
+
+    url = memory_url()
+    keeper = LeaseKeeper(Counting, Counting(), SystemClock())
+    keeper.hold(b"a", "jobs", 0.3, lambda: None)
+    await eventually(lambda: len(made) == 2, 10)
+    assert await asyncio.to_thread(made[1].renewed.wait, 10)
+    keeper.connection_lost()  # the next renewal would show it
+    made[1].renewed.clear()
+    assert await asyncio.to_thread(made[1].renewed.wait, 10)
+
+    keeper.drop(b"a")
+    keeper.connection_lost()
+    assert await asyncio.to_thread(made[1].is_closed.wait, 10)
+    assert len(made) == 2
+    keeper.hold(b"b", "jobs", 0.3, lambda: None)
+    await eventually(lambda: len(made) == 3, 10)
+    assert await asyncio.to_thread(made[2].renewed.wait, 10)
+    await keeper.close()
+
+
 @pytest.mark.parametrize("closes", [True, False], ids=["closes", "fails to close"])
 def test_renewal_goes_on_without_hammering_a_server_that_cannot_be_reached(*, closes: bool) -> None:
     """In real time, as above. The lease is short, so the waits are."""
