@@ -84,6 +84,8 @@ class SqlInbox(Inbox):
         self._async, self._blocking = _sorted(factories)
         self._create = create
         self._table = inbox_table(MetaData(), table, schema=schema)
+        self._look, self._insert, self._delete = _statements(self._table)
+        refuse_commits()
         self._clock: Clock = SystemClock()
         self._joined: SupportsJoin | None = None
 
@@ -186,11 +188,7 @@ class SqlInbox(Inbox):
 
     def until(self, session: "Session", entry: InboxEntry) -> float | None:
         """Return until when an id is remembered; None when it is not in the table."""
-        from sqlalchemy import select  # noqa: PLC0415 - SQLAlchemy is an extra
-
-        found: float | None = session.execute(
-            select(self._table.c.until).where(*self._is(entry))
-        ).scalar()
+        found: float | None = session.execute(self._look, _key(entry)).scalar()
         return found
 
     def remembers(self, until: float | None) -> bool:
@@ -199,23 +197,11 @@ class SqlInbox(Inbox):
 
     def insert(self, session: "Session", entry: InboxEntry, until: float | None) -> None:
         """Insert an id, in place of one whose window has ended. Raises `IntegrityError`."""
-        from sqlalchemy import delete, insert  # noqa: PLC0415 - SQLAlchemy is an extra
-
+        connection = session.connection()
         if until is not None:
-            session.execute(
-                delete(self._table).where(*self._is(entry), self._table.c.until == until)
-            )
-        values = {"consumer": entry.consumer, "queue": entry.queue, "id": entry.id}
+            connection.execute(self._delete, {**_key(entry), "the_until": until})
         until = self._clock.now() + entry.window
-        session.execute(insert(self._table).values(**values, until=until))
-
-    def _is(self, entry: InboxEntry) -> "list[Any]":
-        columns = self._table.c
-        return [
-            columns.consumer == entry.consumer,
-            columns.queue == entry.queue,
-            columns.id == entry.id,
-        ]
+        connection.execute(self._insert, {**_key(entry), "the_until": until})
 
     @property
     def joined(self) -> SupportsJoin | None:
@@ -274,15 +260,15 @@ class _Transaction:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Refuse commits of the handler, whose writes would be stored without the id."""
-        from sqlalchemy import event  # noqa: PLC0415 - SQLAlchemy is an extra
-
-        event.listen(self.session, "before_commit", self._check_commit)
+        info = self.session.info
+        info[_GUARD] = self
         try:
             yield
         finally:  # the factory may give the same session again
-            event.remove(self.session, "before_commit", self._check_commit)
+            info.pop(_GUARD, None)
 
-    def _check_commit(self, session: "Session") -> None:
+    def check_commit(self, session: "Session") -> None:
+        """Raise `ConfigurationError` for a commit that is not ours; a savepoint may end."""
         if not self._may_commit and not session.in_nested_transaction():
             raise ConfigurationError(
                 f"message {self._entry.id} of queue {self._entry.queue!r}: the handler committed "
@@ -350,6 +336,41 @@ def _text(statement: str) -> "TextClause":
     from sqlalchemy import text  # noqa: PLC0415 - SQLAlchemy is an extra
 
     return text(statement)
+
+
+_GUARD = "mqcore_once"
+"""The key of a transaction in its session's `info`."""
+
+
+@cache
+def refuse_commits() -> None:
+    """Let the sessions of this process ask their transaction before they commit, once.
+
+    A listener of each session would take longer than the transaction.
+    """
+    from sqlalchemy import event  # noqa: PLC0415 - SQLAlchemy is an extra
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - as above
+
+    def before_commit(session: Session) -> None:
+        if (transaction := session.info.get(_GUARD)) is not None:
+            transaction.check_commit(session)
+
+    event.listen(Session, "before_commit", before_commit)
+
+
+def _statements(table: "Table") -> "tuple[Any, Any, Any]":
+    """Return the statements that look for an id, insert it, and delete an old one."""
+    from sqlalchemy import bindparam, delete, insert, select  # noqa: PLC0415 - SQLAlchemy is an extra
+
+    names = ("consumer", "queue", "id")
+    where = [table.c[name] == bindparam(f"the_{name}") for name in names]
+    values: dict[str, Any] = {name: bindparam(f"the_{name}") for name in (*names, "until")}
+    old = delete(table).where(*where, table.c.until == bindparam("the_until"))
+    return select(table.c.until).where(*where), insert(table).values(values), old
+
+
+def _key(entry: InboxEntry) -> dict[str, str]:
+    return {"the_consumer": entry.consumer, "the_queue": entry.queue, "the_id": entry.id}
 
 
 def _sorted(
