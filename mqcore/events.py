@@ -28,6 +28,8 @@ EVENTS = {
     "queue.altered": "after a reconnect, a queue has other settings than this process declared; "
     "fields: error",
     "message.published": "a message was stored; fields: duplicate",
+    "message.enlisted": "a message was stored in a transaction of the application, which has not "
+    "ended yet; fields: duplicate",
     "publish.failed": "a message was certainly not stored; fields: error",
     "publish.unknown": "a message was sent without an answer; fields: error",
     "message.started": "a handler begins",

@@ -39,6 +39,7 @@ from mqcore.middleware import Logging, Middleware
 from mqcore.middleware.hooks import check_middleware, transforms_of
 from mqcore.publishing.composer import Composer
 from mqcore.publishing.fallback import FallbackPublisher
+from mqcore.publishing.outbox import check_outbox, make_outbox, opened
 from mqcore.publishing.publisher import Publisher
 from mqcore.publishing.standby import Standby
 from mqcore.queue import RESERVED_PREFIXES, Queue, queue_name
@@ -71,8 +72,10 @@ class ConnectOptions(TypedDict, total=False):
     demanded. `clock`: a virtual clock, for tests. `middleware`: the outermost first; `Logging` is
     always there. `limits`: sizes above which a message is refused. `plugins`: where backends and
     codecs come from. `queues`, `routers`: declared when the broker connects. `make_backend`: makes
-    the backend in place of URL and plugins, for tests. `fallback`: where messages are stored while
-    the broker is away, the URL of a spool such as `sqlite:///spool.db`, or a `Fallback`.
+    the backend in place of URL and plugins, for tests. `outbox`: the URL of the database in whose
+    transactions the application publishes with `session=`, when that is not the broker itself.
+    `fallback`: where messages are stored while the broker is away, the URL of a spool such as
+    `sqlite:///spool.db`, or a `Fallback`.
     """
 
     settings: Settings
@@ -84,6 +87,7 @@ class ConnectOptions(TypedDict, total=False):
     queues: Sequence[Queue[Any]]
     routers: Sequence[Router[Any]]
     make_backend: Callable[[], Backend]
+    outbox: str | None
     fallback: Fallback | str | None
 
 
@@ -182,6 +186,7 @@ class Session:
             spool, after = self.standby.spool, self.standby.fallback.after
             self.publisher = FallbackPublisher(*parts, spool, after)
         # A request and a reply are of use while both ends wait: they are not spooled.
+        self.outbox = make_outbox(options, settings, self._plugins, self.publisher)
         self.inbound = Inbound(self.codecs, transforms_of(self.middleware, "incoming")[::-1])
         self.replies = Replies(self.connection, publisher, self.codecs)
         self.requests = Requests(self.connection, publisher, self.inbound, self._reply_receiver)
@@ -239,6 +244,10 @@ class Session:
 
     async def open(self) -> None:
         """Connect and declare; see `Broker.open`."""
+        async with opened(self.outbox):
+            await self._connect()
+
+    async def _connect(self) -> None:
         if self.standby is not None:
             await self.standby.open(self._declare_own)
             return
@@ -274,6 +283,8 @@ class Session:
             await self._spool_consumers.close()
         if self.standby is not None:
             await self.standby.close()
+        if self.outbox is not None:
+            await self.outbox.close()
         await self.connection.close(None if leaving is None else leaving.left(DISCONNECTED))
 
     async def declare(self, things: Sequence[Queue[Any] | Router[Any]]) -> None:
@@ -488,6 +499,7 @@ def check_connect_options(options: ConnectOptions) -> None:
             "Backend, not "
             f"{described(make_backend)}"
         )
+    check_outbox(options.get("outbox"), _CONNECTING)
     check_kinds("queues", options.get("queues", ()), Queue, _CONNECTING)
     check_kinds("routers", options.get("routers", ()), Router, _CONNECTING)
     check_middleware(options.get("middleware", ()), _CONNECTING)

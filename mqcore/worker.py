@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqcore.consuming.receiver import Receiver
+    from mqcore.publishing.outbox import Outbox
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
     from mqcore.spi import Inbox
@@ -210,6 +211,8 @@ class Worker:
             return
 
         self._launch([*self._runners, *self._spool_runners])
+        if self._session.outbox is not None:
+            self._tasks.append(asyncio.create_task(self._relay(self._session.outbox)))
         self._watch = asyncio.create_task(self._watch_health())
 
     async def _make_ready(self) -> None:
@@ -353,6 +356,14 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - any error that ends a consumer ends the worker
             self._failure = error
             self._stop.set()  # `run` drains; in an `async with` block the other consumers go on
+
+    async def _relay(self, outbox: Outbox) -> None:
+        """Publish what the application commits to its outbox, as `mqcore relay` does."""
+        try:
+            await outbox.relay()
+        except Exception as error:  # noqa: BLE001 - as an error that ends a consumer
+            self._failure = error
+            self._stop.set()
 
     async def drain(self, grace: float | timedelta | None = None) -> None:
         """Start no more handlers, wait for those that run, and release the rest (G13).

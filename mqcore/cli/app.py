@@ -22,6 +22,7 @@ from mqcore.cli import (
     messages,
     new_backend,
     queues,
+    relay,
     routes,
     worker,
 )
@@ -68,6 +69,7 @@ def application(*, plugins: bool) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     command(app, "worker", worker.worker)
+    command(app, "relay", relay.relay)
     command(app, "publish", messages.publish)
     command(app, "peek", messages.peek)
     app.add_typer(queues.app)

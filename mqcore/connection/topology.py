@@ -67,6 +67,20 @@ class Topology:
             return known[1] if known is not None and known[0] is thing else None
         return thing if self._routers.get(thing) == len(thing.bindings) else None
 
+    def undeclared(self, thing: Queue[Any] | Router[Any]) -> tuple[list[QueueSpec], list[Binding]]:
+        """Return what `ensure_either` would declare, for a relay to declare it later."""
+        queues = [thing] if isinstance(thing, Queue) else list(thing.queues.values())
+        configured = [self.configured(queue) for queue in queues]
+        specs = [
+            spec for queue in configured if queue.declare for spec in queue.specs(self._durability)
+        ]
+        if isinstance(thing, Queue):
+            return specs, []
+        return specs, [
+            *thing.bindings,
+            *self._settings.router_bindings(thing.name, thing.kind),
+        ]
+
     async def ensure_either(self, thing: Queue[Any] | Router[Any]) -> Queue[Any] | Router[Any]:
         """Call `ensure` or `ensure_router`."""
         return (

@@ -23,6 +23,7 @@ __all__ = [
     "PublishOptions",
     "Receipt",
     "Target",
+    "check_no_id",
     "check_payloads",
     "check_target",
     "check_values",
@@ -45,7 +46,9 @@ class PublishOptions(TypedDict, total=False):
     default (G8). `ttl`: seconds until the message expires (G6). `delay`: seconds before the message
     may be handled (G7). `id`: the message's id, made by mqcore by default; on a backend with DEDUP,
     publishing again with the same id after an unknown outcome stores one copy (G1). `headers`: text
-    for text. `timeout`: seconds until the publish ends, 10 by default.
+    for text. `timeout`: seconds until the publish ends, 10 by default. `session`: a session or
+    connection of SQLAlchemy, or a connection of Django, whose transaction the message joins: it is
+    published when that commits, and never after a rollback.
     """
 
     key: str
@@ -55,6 +58,7 @@ class PublishOptions(TypedDict, total=False):
     id: str
     headers: Mapping[str, str]
     timeout: float | timedelta
+    session: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,15 @@ class Receipt:
     routes, it is the router's name. `duplicate`: the message was stored before with this id, and
     there is still one copy (G1). `spooled`: the broker is away, and the fallback has stored the
     message. It goes to the broker when that is back; `queues` names its target until then.
+    `pending`: the message is in a transaction of the application (`session=`); it is stored when
+    that commits, and gone when it does not.
     """
 
     id: str
     queues: tuple[str, ...]
     duplicate: bool = False
     spooled: bool = False
+    pending: bool = False
 
 
 def check_target(to: Target[Any], options: PublishOptions) -> None:
@@ -81,6 +88,12 @@ def check_target(to: Target[Any], options: PublishOptions) -> None:
         )
     if options:
         check_options(options, PublishOptions, f"publishing to {name_of(to)!r}")
+
+
+def check_no_id(options: PublishOptions) -> None:
+    """Raise `ValidationError` for one id for many messages."""
+    if "id" in options:
+        raise ValidationError("publish_many takes no id: every message needs its own")
 
 
 def check_payloads(payloads: object, target: str) -> Iterable[Any]:
@@ -104,6 +117,11 @@ def check_values(options: PublishOptions, target: str) -> None:
         raise ValidationError(
             f"a producer for {target!r} takes no id: every message needs its own. Give it to "
             "publish(..., id=)"
+        )
+    if "session" in options:
+        raise ValidationError(
+            f"a producer for {target!r} takes no session: each transaction has its own. Give it to "
+            "publish(..., session=)"
         )
     if "headers" in options:
         check_headers(options["headers"])

@@ -20,10 +20,12 @@ from mqcore.router import Router
 from mqcore.spi import ErrorKind, Failed, Outcome, Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mqcore.events import Events
     from mqcore.publishing.outbound import Outbound
 
-__all__ = ["ending", "receipt"]
+__all__ = ["ending", "only", "pending_receipt", "receipt"]
 
 _ERRORS: dict[ErrorKind, type[PublishFailed]] = {
     ErrorKind.NOT_FOUND: QueueNotFound,
@@ -58,10 +60,25 @@ def ending(
     return _unknown(message.id, sent.names, outcomes, events)
 
 
+def only(results: Sequence[Receipt | MqcoreError]) -> Receipt:
+    """Return the receipt of the only message of a batch, or raise its error."""
+    (result,) = results
+    if isinstance(result, MqcoreError):
+        raise result
+    return result
+
+
 def receipt(id: str, names: tuple[str, ...], events: Events, *, duplicate: bool) -> Receipt:
     """Return the receipt of a message that these queues have stored, and emit the event."""
     events.emit("message.published", names[0], id, duplicate=duplicate)
     return Receipt(id, names, duplicate)
+
+
+def pending_receipt(sent: Outbound, names: tuple[str, ...], events: Events) -> Receipt:
+    """Return the receipt of a message that is in a transaction, and emit the event."""
+    duplicate = all(getattr(outcome, "duplicate", False) for outcome in sent.outcomes.values())
+    events.emit("message.enlisted", names[0], sent.message.id, duplicate=duplicate)
+    return Receipt(sent.message.id, names, duplicate, pending=True)
 
 
 def _unknown(

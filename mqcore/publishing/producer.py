@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mqcore.errors import MqcoreError
+    from mqcore.publishing.enlisting import Enlistment
     from mqcore.publishing.options import Receipt, Target
     from mqcore.publishing.publisher import Publisher
 
-__all__ = ["Producer"]
+__all__ = ["Producer", "enlistment_of"]
 
 T = TypeVar("T")
 
@@ -41,3 +42,12 @@ class Producer(Generic[T]):
         """Publish many payloads as `Broker.publish_many` does; options override the defaults."""
         merged: PublishOptions = {**self._defaults, **options}
         return await self._publisher.publish_many(self._to, payloads, **merged)
+
+
+def enlistment_of(
+    producer: Producer[T], payloads: Iterable[T], options: PublishOptions, *, is_one: bool = False
+) -> Enlistment:
+    """Return a producer's publish inside a transaction, for `mqcore.sync`. Private to mqcore."""
+    merged: PublishOptions = {**producer._defaults, **options}  # noqa: SLF001 - as session_of
+    publisher, to = producer._publisher, producer._to  # noqa: SLF001 - as session_of
+    return publisher.enlistment(to, payloads, merged, is_one=is_one)

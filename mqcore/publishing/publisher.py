@@ -22,9 +22,17 @@ from mqcore.errors import (
     ValidationError,
 )
 from mqcore.publishing.composer import Composer
-from mqcore.publishing.options import PublishOptions, check_payloads, check_target, duration
+from mqcore.publishing.enlisting import Enlistment, Place
+from mqcore.publishing.options import (
+    PublishOptions,
+    check_no_id,
+    check_payloads,
+    check_target,
+    duration,
+)
 from mqcore.publishing.outbound import Outbound
-from mqcore.publishing.outcomes import ending, receipt
+from mqcore.publishing.outcomes import ending, only, receipt
+from mqcore.publishing.transactions import handle_of
 from mqcore.queue import Queue, name_of
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Level
@@ -60,6 +68,8 @@ class Publisher:
         self._timeout = timeout
         self._clock = connection.clock
         self._events = connection.events
+        self.places = [Place(connection)]
+        """Where a transaction of the application may be: in the broker, or in its outbox."""
         self.composer = composer
         """Makes and checks the messages; replies are checked by it too."""
 
@@ -67,6 +77,8 @@ class Publisher:
         self, to: Target[T], payload: T, **options: Unpack[PublishOptions]
     ) -> Receipt:
         """Publish one payload; see `Broker.publish`."""
+        if "session" in options:
+            return only(await self.enlistment(to, [payload], options, is_one=True).run())
         return await self.publish_message(to, payload, None, options)
 
     async def publish_message(
@@ -78,19 +90,25 @@ class Publisher:
     ) -> Receipt:
         """Publish one payload; `change` completes its message, for instance with `reply_to`."""
         check_target(to, options)
+        if "session" in options:
+            raise ValidationError(
+                f"a request to {name_of(to)!r} takes no session: its message would be sent after "
+                "the commit, and the reply is waited for before it"
+            )
         self._connection.check_loop("publishing to", name_of(to))
         message = self.composer.message(to, payload, options)
 
         deadline = self._deadline(to, options)
-        declared = self._known(to) or await self._declared(to, deadline, message.id)
+        declared = self.known(to) or await self.declared(to, deadline, message.id)
         return await self._send(declared, change(message) if change else message, options, deadline)
 
     async def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
     ) -> list[Receipt | MqcoreError]:
         """Publish many payloads as one batch; see `Broker.publish_many`."""
-        if "id" in options:
-            raise ValidationError("publish_many takes no id: every message needs its own")
+        if "session" in options:
+            return await self.enlistment(to, payloads, options).run()
+        check_no_id(options)
         check_target(to, options)
         self._connection.check_loop("publishing to", name_of(to))
         payloads = check_payloads(payloads, name_of(to))
@@ -106,16 +124,38 @@ class Publisher:
     ) -> list[Receipt | MqcoreError]:
         """Publish messages as one batch, and return how each one ended."""
         try:
-            declared = self._known(to) or await self._declared(to, deadline)
+            declared = self.known(to) or await self.declared(to, deadline)
             if not isinstance(declared, Router):
                 return await self._send_to_queue(declared, messages, options, deadline)
-            plans = await self._plans(declared, messages, options, deadline)
+            plans = await self.plans(declared, messages, options, deadline)
         except PublishFailed as error:
             return [type(error)(str(error), id=message.id) for message in messages]
 
         batch = [Outbound(*planned) for planned in zip(messages, plans, strict=True)]
         await self._send_all(batch, deadline)
         return await self._endings(declared, batch, options, deadline)
+
+    def enlistment(
+        self,
+        to: Target[T],
+        payloads: Iterable[T],
+        options: PublishOptions,
+        *,
+        is_one: bool = False,
+    ) -> Enlistment:
+        """Return a publish inside the transaction of `session`, which has not begun.
+
+        Raises for a wrong payload or option, as `publish` does, and `ConfigurationError` for
+        something that is not a session.
+        """
+        check_target(to, options)
+        self._connection.check_loop("publishing to", name_of(to))
+        if not is_one:
+            check_no_id(options)
+        handle = handle_of(options.get("session"))
+        payloads = check_payloads(payloads, name_of(to))
+        messages = [self.composer.message(to, payload, options) for payload in payloads]
+        return Enlistment(self, to, messages, options, self._deadline(to, options), handle)
 
     async def send(
         self,
@@ -135,16 +175,14 @@ class Publisher:
         deadline: float,
     ) -> Receipt:
         if isinstance(to, Router):
-            (plan,) = await self._plans(to, [message], options, deadline)
+            (plan,) = await self.plans(to, [message], options, deadline)
             outbound = Outbound(message, plan)
             await self._send_all([outbound], deadline)
             (result,) = await self._endings(to, [outbound], options, deadline)
         else:
             (result,) = await self._send_to_queue(to, [message], options, deadline)
 
-        if isinstance(result, MqcoreError):
-            raise result
-        return result
+        return only([result])
 
     async def _send_to_queue(
         self,
@@ -197,7 +235,7 @@ class Publisher:
                 await self._before_sending(name_of(to), batch[0].message.id, deadline, work)
                 unroutable = [outbound for outbound in batch if outbound.unroutable]
                 messages = [outbound.message for outbound in unroutable]
-                plans = await self._plans(to, messages, options, deadline)
+                plans = await self.plans(to, messages, options, deadline)
                 for outbound, plan in zip(unroutable, plans, strict=True):
                     outbound.plan = plan
             except MqcoreError as error:
@@ -240,6 +278,16 @@ class Publisher:
             self._topology.routes(router, key, outbound.message.headers) for outbound in unrouted
         )
 
+    @property
+    def connection(self) -> Connection:
+        """The connection to the broker."""
+        return self._connection
+
+    @property
+    def topology(self) -> Topology:
+        """The queues and routers that are declared."""
+        return self._topology
+
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
         timeout = self._timeout
         if "timeout" in options:
@@ -249,11 +297,11 @@ class Publisher:
     def _remaining(self, deadline: float) -> float:
         return max(deadline - self._clock.monotonic(), 0.0)
 
-    def _known(self, to: Target[Any]) -> Queue[Any] | Router[Any] | str | None:
+    def known(self, to: Target[Any]) -> Queue[Any] | Router[Any] | str | None:
         """Return a queue or router that is declared as it is configured, and a bare name itself."""
         return to if isinstance(to, str) else self._topology.known(to)
 
-    async def _declared(
+    async def declared(
         self, to: Queue[Any] | Router[Any] | str, deadline: float, id: str = ""
     ) -> Queue[Any] | Router[Any] | str:
         """Declare a queue or router that is not declared yet, and return it as configured."""
@@ -291,7 +339,7 @@ class Publisher:
                 f"{doing}: not connected in time, nothing was sent{why}", id=id
             ) from error
 
-    async def _plans(
+    async def plans(
         self,
         to: Queue[Any] | Router[Any] | str,
         messages: Sequence[Message],
@@ -306,29 +354,40 @@ class Publisher:
         if not isinstance(to, Router):
             return [[out] for out in self._to_queue(to, messages, options)]
 
+        outs = self.unresolved(to, messages, options)
+        if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
+            return [[out] for out in outs]
+
+        if not messages:
+            return []
+        bindings, key = await self._bindings(to, messages[0].id, deadline), options.get("key", "")
+        return [
+            [Outgoing(queue, out.message, out.delay, out.ttl) for queue in queues]
+            if (queues := route(bindings, key, out.message.headers))
+            else _unroutable(to, out.message.id, key, bindings)
+            for out in outs
+        ]
+
+    def unresolved(
+        self,
+        to: Queue[Any] | Router[Any] | str,
+        messages: Sequence[Message],
+        options: PublishOptions,
+    ) -> list[Outgoing]:
+        """Return what is to be sent, with a `Route` for a router. Raises as `plans` does."""
+        if not isinstance(to, Router):
+            return self._to_queue(to, messages, options)
         ttl, delay = self._checked(to, messages, options)
         try:
             key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
         except ConfigurationError as error:
             raise ValidationError(str(error)) from None
-        if self._connection.capabilities[Capability.ROUTING].level is Level.NATIVE:
-            target = Route(to.name, key)
-            return [[Outgoing(target, message, delay, ttl)] for message in messages]
-
-        if not messages:
-            return []
-        bindings = await self._bindings(to, messages[0].id, deadline)
-        return [
-            [Outgoing(queue, message, delay, ttl) for queue in queues]
-            if (queues := route(bindings, key, message.headers))
-            else _unroutable(to, message.id, key, bindings)
-            for message in messages
-        ]
+        return [Outgoing(Route(to.name, key), message, delay, ttl) for message in messages]
 
     def _to_queue(
         self, to: Queue[Any] | str, messages: Sequence[Message], options: PublishOptions
     ) -> list[Outgoing]:
-        """Return what is to be sent to a queue. Raises as `_plans` does."""
+        """Return what is to be sent to a queue. Raises as `plans` does."""
         ttl, delay = self._checked(to, messages, options)
         name = name_of(to)
         if "key" in options:

@@ -25,9 +25,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker as AsyncBroker
+from mqcore.broker import session_of
 from mqcore.consuming.context import DeliveryInfo
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConnectionLost
+from mqcore.publishing.outcomes import only
+from mqcore.publishing.producer import enlistment_of
+from mqcore.publishing.transactions import handle_of
 from mqcore.sync.loop_thread import LoopThread
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.consumer import Consumer as AsyncConsumer
     from mqcore.consuming.consumer import Received as AsyncReceived
     from mqcore.errors import MqcoreError
+    from mqcore.publishing.enlisting import Enlistment
     from mqcore.publishing.options import PublishOptions, Receipt, Target
     from mqcore.publishing.producer import Producer as AsyncProducer
     from mqcore.queue import Queue
@@ -131,8 +136,24 @@ class Broker:
         return self._broker.unwrap(kind)
 
     def publish(self, to: Target[T], payload: T, **options: Unpack[PublishOptions]) -> Receipt:
-        """As `mqcore.Broker.publish` (G1)."""
+        """As `mqcore.Broker.publish` (G1).
+
+        The transaction of `session=` is used in the caller's thread.
+        """
+        if "session" in options:
+            return only(self._enlist(to, [payload], options, is_one=True))
         return self._loop.run(self._broker.publish(to, payload, **options))
+
+    def _enlist(
+        self, to: Target[T], payloads: Iterable[T], options: PublishOptions, *, is_one: bool
+    ) -> list[Receipt | MqcoreError]:
+        options = {**options, "session": handle_of(options.get("session"))}
+
+        async def begin() -> Enlistment:
+            publisher = session_of(self._broker).publisher
+            return publisher.enlistment(to, payloads, options, is_one=is_one)
+
+        return self._loop.run(begin()).run_in_thread(self._loop.run)
 
     def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
@@ -141,6 +162,8 @@ class Broker:
 
         The payloads are gathered here, in the caller's thread.
         """
+        if "session" in options:
+            return self._enlist(to, _gathered(payloads), options, is_one=False)
         return self._loop.run(self._broker.publish_many(to, _gathered(payloads), **options))
 
     def producer(self, to: Target[T], **defaults: Unpack[PublishOptions]) -> Producer[T]:
@@ -252,6 +275,8 @@ class Producer(Generic[T]):
 
     def publish(self, payload: T, **options: Unpack[PublishOptions]) -> Receipt:
         """As `mqcore.Producer.publish`."""
+        if "session" in options:
+            return only(self._enlist([payload], options, is_one=True))
         return self._loop.run(self._producer.publish(payload, **options))
 
     def publish_many(
@@ -261,7 +286,19 @@ class Producer(Generic[T]):
 
         The payloads are gathered here, in the caller's thread.
         """
+        if "session" in options:
+            return self._enlist(_gathered(payloads), options, is_one=False)
         return self._loop.run(self._producer.publish_many(_gathered(payloads), **options))
+
+    def _enlist(
+        self, payloads: Iterable[T], options: PublishOptions, *, is_one: bool
+    ) -> list[Receipt | MqcoreError]:
+        options = {**options, "session": handle_of(options.get("session"))}
+
+        async def begin() -> Enlistment:
+            return enlistment_of(self._producer, payloads, options, is_one=is_one)
+
+        return self._loop.run(begin()).run_in_thread(self._loop.run)
 
 
 def _gathered(payloads: Iterable[T]) -> Iterable[T]:

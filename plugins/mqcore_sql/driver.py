@@ -102,6 +102,7 @@ class SqlDriver(BlockingDriver):
         prepare(self._db, migrate=self.options.migrate)
         self._db.prepared()
         self._store.prepare()
+        self._store.forget_names()  # for names that are enlisted before the first publish
         self.enlister = self.make_enlister()
         self._lost = lost
         self._capabilities = self._probe()

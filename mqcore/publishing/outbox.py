@@ -1,0 +1,106 @@
+"""`Outbox`: the queue of an application's database whose parcels go to the broker.
+
+A publish inside a transaction (`session=`) stores a parcel there, through the transaction. The
+relay publishes what was committed. It runs inside every worker and in `mqcore relay`.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mqcore.config.settings import open_backend
+from mqcore.config.url import BrokerUrl
+from mqcore.connection.connection import Connection
+from mqcore.errors import ConfigurationError
+from mqcore.publishing.destination import Forwarding
+from mqcore.publishing.enlisting import OUTBOX, Place
+from mqcore.publishing.relay import Relay, check_relays, relay_specs
+from mqcore.rules.checks import described
+from mqcore.spi import SupportsEnlist
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from mqcore.config.plugins import Plugins
+    from mqcore.config.settings import Settings
+    from mqcore.publishing.publisher import Publisher
+
+__all__ = ["Outbox", "check_outbox", "make_outbox", "opened"]
+
+
+class Outbox:
+    """The connection to the application's database, and the relay to the broker."""
+
+    def __init__(self, source: Connection, broker: Connection) -> None:
+        """`source` is opened and closed by this object, and `broker` by its owner."""
+        self.source = source
+        self.place = Place(source, is_outbox=True)
+        self._broker = broker
+
+    async def open(self) -> None:
+        """Connect, and declare the queue of parcels.
+
+        Raises `UnsupportedFeature` for a backend that cannot store messages in a transaction.
+        """
+        await self.source.open()
+        try:
+            self.source.supporting(
+                SupportsEnlist, "outbox= needs a database, sqlite:// or postgresql://"
+            )
+            check_relays(self.source, "outbox=")
+            await self.source.declare(relay_specs(OUTBOX))
+        except BaseException:
+            await self.source.close()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.source.close()
+
+    async def relay(self) -> None:
+        """Publish what was committed until the task is cancelled."""
+        await self._make_relay().run()
+
+    async def drain(self) -> None:
+        """Publish what was committed until nothing waits."""
+        await self._make_relay().drain()
+
+    def _make_relay(self) -> Relay:
+        return Relay(self.source, OUTBOX, Forwarding(self._broker))
+
+
+def check_outbox(url: object, where: str) -> None:
+    """Raise `ConfigurationError` for an outbox that is not a URL."""
+    if url is not None and not isinstance(url, (str, BrokerUrl)):
+        raise ConfigurationError(
+            f"{where}: outbox= takes the URL of a database, for instance sqlite:///shop.db, not "
+            f"{described(url)}"
+        )
+
+
+def make_outbox(
+    options: Mapping[str, object], settings: Settings, plugins: Plugins, publisher: Publisher
+) -> Outbox | None:
+    """Return the outbox that code or settings name, not yet connected; the code's goes first."""
+    url, broker = options.get("outbox", settings.outbox), publisher.connection
+    if not isinstance(url, (str, BrokerUrl)):
+        return None
+    backend = open_backend(url, settings, plugins, broker.clock)
+    outbox = Outbox(Connection(backend, clock=broker.clock, events=broker.events), broker)
+    publisher.places.append(outbox.place)
+    return outbox
+
+
+@asynccontextmanager
+async def opened(outbox: Outbox | None) -> AsyncIterator[None]:
+    """Open an outbox, and close it again if the block fails."""
+    if outbox is None:
+        yield
+        return
+    await outbox.open()
+    try:
+        yield
+    except BaseException:
+        await outbox.close()
+        raise
