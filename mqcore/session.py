@@ -283,9 +283,9 @@ class Session:
             await self._spool_consumers.close()
         if self.standby is not None:
             await self.standby.close()
-        if self.outbox is not None:
-            await self.outbox.close()
-        await self.connection.close(None if leaving is None else leaving.left(DISCONNECTED))
+        limit = None if leaving is None else leaving.left(DISCONNECTED)
+        outbox = () if self.outbox is None else (self.outbox.close(limit),)
+        await asyncio.gather(self.connection.close(limit), *outbox)
 
     async def declare(self, things: Sequence[Queue[Any] | Router[Any]]) -> None:
         """Declare queues and routers; see `Broker.declare`."""

@@ -78,7 +78,7 @@ class At:
             with _ended_by_sigterm():
                 async with (
                     asyncio.timeout(patience),
-                    Broker.connect(settings=settings, durability=durability) as broker,
+                    Broker.connect(settings=settings, durability=durability, outbox=None) as broker,
                 ):
                     if demanding and is_local(broker) and not await broker.counts():
                         raise ConfigurationError(LONELY)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from mqcore.errors import ConfigurationError
+from mqcore.publishing.enlisting import enlist_in_thread
+from mqcore.publishing.outcomes import only
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from mqcore.messages.delivery import Delivery
     from mqcore.publishing.options import PublishOptions, Receipt, Target
@@ -178,5 +181,11 @@ class BlockingContext(DeliveryInfo):
                     "the publish of a blocking handler's context would block the worker's event "
                     "loop; call it from a thread"
                 )
-        call = self._publisher.publish(to, payload, **options)
+        if "session" in options:
+            make = partial(self._publisher.enlistment, to, [payload], is_one=True)
+            return only(enlist_in_thread(make, options, self._run))
+        receipt: Receipt = self._run(self._publisher.publish(to, payload, **options))
+        return receipt
+
+    def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()

@@ -21,6 +21,7 @@ from mqcore.errors import ConfigurationError, MqcoreError, PublishFailed
 from mqcore.publishing.outbound import Outbound
 from mqcore.publishing.outcomes import ending, pending_receipt
 from mqcore.publishing.parcel import Parcel, enclose
+from mqcore.publishing.transactions import handle_of
 from mqcore.queue import name_of
 from mqcore.rules.redact import describe_error
 from mqcore.spi import Binding, Outgoing, QueueSpec, SupportsEnlist
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from mqcore.router import Router
     from mqcore.spi import Outcome, Transaction
 
-__all__ = ["OUTBOX", "Enlistment", "Place"]
+__all__ = ["OUTBOX", "Enlistment", "Place", "enlist_in_thread"]
 
 R = TypeVar("R")
 OUTBOX = "mq.outbox"
@@ -221,6 +222,25 @@ class Enlistment:
             f"nothing was stored for {name_of(self.to)!r}: the session's transaction has failed: "
             f"{_explained(error)}"
         )
+
+
+def enlist_in_thread(
+    make: Callable[[PublishOptions], Enlistment],
+    options: PublishOptions,
+    run: Callable[[Coroutine[Any, Any, Any]], Any],
+) -> list[Receipt | MqcoreError]:
+    """Publish in the transaction of `session`, which this thread uses.
+
+    `make` returns the publish, and `run` runs work on the event loop.
+    """
+    # here: what stands for the connection of a thread is another one on the event loop
+    resolved: PublishOptions = {**options, "session": handle_of(options.get("session"))}
+
+    async def begin() -> Enlistment:
+        return make(resolved)
+
+    enlistment: Enlistment = run(begin())
+    return enlistment.run_in_thread(run)
 
 
 def _hint(connection: Connection, queues: Sequence[str]) -> None:

@@ -54,9 +54,9 @@ class Outbox:
             await self.source.close()
             raise
 
-    async def close(self) -> None:
-        """Disconnect."""
-        await self.source.close()
+    async def close(self, limit: float | None = None) -> None:
+        """Disconnect, within `limit` seconds when the process has to end (G13)."""
+        await self.source.close(limit)
 
     async def relay(self) -> None:
         """Publish what was committed until the task is cancelled."""

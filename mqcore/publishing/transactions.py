@@ -124,20 +124,22 @@ def _listen(inner: Any) -> None:
     from sqlalchemy import event  # noqa: PLC0415 - an extra
     from sqlalchemy.orm import Session  # noqa: PLC0415 - an extra
 
-    def ended(_: Any) -> None:
-        calls = _waiting.get(inner, [])
-        while calls:
-            calls.pop()()
-
-    def session_ended(session: Any, transaction: Any) -> None:
-        if transaction.parent is None:
-            ended(session)
-
     if isinstance(inner, Session):
-        event.listen(inner, "after_transaction_end", session_ended)
+        event.listen(inner, "after_transaction_end", _session_ended)
     else:
-        event.listen(inner, "commit", ended)
-        event.listen(inner, "rollback", ended)
+        event.listen(inner, "commit", _ended)
+        event.listen(inner, "rollback", _ended)
+
+
+def _session_ended(session: Any, transaction: Any) -> None:
+    if transaction.parent is None:
+        _ended(session)
+
+
+def _ended(inner: Any) -> None:
+    calls = _waiting.get(inner, [])
+    while calls:
+        calls.pop()()
 
 
 class _AsyncSqlalchemy(_Sqlalchemy):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from mqcore.broker import Broker as AsyncBroker
@@ -29,9 +30,9 @@ from mqcore.broker import session_of
 from mqcore.consuming.context import DeliveryInfo
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConnectionLost
+from mqcore.publishing.enlisting import enlist_in_thread
 from mqcore.publishing.outcomes import only
 from mqcore.publishing.producer import enlistment_of
-from mqcore.publishing.transactions import handle_of
 from mqcore.sync.loop_thread import LoopThread
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from mqcore.consuming.consumer import Consumer as AsyncConsumer
     from mqcore.consuming.consumer import Received as AsyncReceived
     from mqcore.errors import MqcoreError
-    from mqcore.publishing.enlisting import Enlistment
     from mqcore.publishing.options import PublishOptions, Receipt, Target
     from mqcore.publishing.producer import Producer as AsyncProducer
     from mqcore.queue import Queue
@@ -147,13 +147,9 @@ class Broker:
     def _enlist(
         self, to: Target[T], payloads: Iterable[T], options: PublishOptions, *, is_one: bool
     ) -> list[Receipt | MqcoreError]:
-        options = {**options, "session": handle_of(options.get("session"))}
-
-        async def begin() -> Enlistment:
-            publisher = session_of(self._broker).publisher
-            return publisher.enlistment(to, payloads, options, is_one=is_one)
-
-        return self._loop.run(begin()).run_in_thread(self._loop.run)
+        publisher = session_of(self._broker).publisher
+        make = partial(publisher.enlistment, to, payloads, is_one=is_one)
+        return enlist_in_thread(make, options, self._loop.run)
 
     def publish_many(
         self, to: Target[T], payloads: Iterable[T], **options: Unpack[PublishOptions]
@@ -293,12 +289,8 @@ class Producer(Generic[T]):
     def _enlist(
         self, payloads: Iterable[T], options: PublishOptions, *, is_one: bool
     ) -> list[Receipt | MqcoreError]:
-        options = {**options, "session": handle_of(options.get("session"))}
-
-        async def begin() -> Enlistment:
-            return enlistment_of(self._producer, payloads, options, is_one=is_one)
-
-        return self._loop.run(begin()).run_in_thread(self._loop.run)
+        make = partial(enlistment_of, self._producer, payloads, is_one=is_one)
+        return enlist_in_thread(make, options, self._loop.run)
 
 
 def _gathered(payloads: Iterable[T]) -> Iterable[T]:

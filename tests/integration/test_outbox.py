@@ -18,6 +18,7 @@ from support.databases import AppDatabase, app_database
 
 from mqcore import (
     App,
+    BlockingContext,
     Broker,
     ConfigurationError,
     Context,
@@ -210,6 +211,27 @@ async def test_a_worker_handles_what_was_committed(database: AppDatabase) -> Non
                         await asyncio.wait_for(done.wait(), 30)
                         done.clear()
     assert handled == [0, 2, 0, 2]
+
+
+async def test_a_blocking_handler_uses_the_session_in_its_thread(database: AppDatabase) -> None:
+    app, done = App("shop"), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    with database.engine() as engine:
+        scoped = scoped_session(sessionmaker(engine))  # one session for each thread
+
+        @app.consumer(orders)
+        def handle(order: dict[str, int], ctx: BlockingContext) -> None:
+            ctx.publish(bills, order, session=scoped, id="bill-1")
+            scoped.commit()
+            scoped.remove()
+            loop.call_soon_threadsafe(done.set)
+
+        connecting = app.connect(database.url, settings=Settings(), queues=[bills])
+        async with connecting as broker, Worker(app, broker):
+            await broker.publish(orders, {"n": 1})
+            await asyncio.wait_for(done.wait(), 30)
+            assert await ids(broker, "bills") == ["bill-1"]
 
 
 async def test_a_broker_that_is_away_takes_nothing_from_the_publisher(
