@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,8 +10,8 @@ from mqcore.tasks.model.changes import Begin, Gone, Recover, Spread
 from mqcore.tasks.model.nodes import CancelFlag, Kind, Node, Policy
 from mqcore.tasks.model.outcomes import Busy, Done, Ended, Ok, Outcome, Refused, Stale, Terminal
 from mqcore.tasks.model.states import ENDED, LIVE, State
-from mqcore.tasks.store.memory import MemoryTaskStore, MemoryTransaction, Tables
-from mqcore.tasks.store.seam import Pending
+from mqcore.tasks.store.memory import MemoryTaskStore, MemoryTransaction
+from mqcore.tasks.store.seam import Applied, Pending
 from mqcore.tasks.transitions.apply import Transitions
 from mqcore.tasks.transitions.rows import OutboxEntry, message_key, slice_key
 from mqcore.tasks.transitions.walk import Walk
@@ -41,9 +42,11 @@ class StoreMutant:
     async def make(self, clock: StepClock, slice_size: int) -> MemoryTaskStore:
         """Return the broken store, with empty tables."""
         if issubclass(self.broken, MemoryTaskStore):
-            return self.broken(clock=clock, slice_size=slice_size, tables=Tables())
-        store = _WithBrokenTransitions(clock=clock, slice_size=slice_size, tables=Tables())
-        store.broken = self.broken
+            kind = self.broken
+        else:
+            kind = type(self.name, (_WithBrokenTransitions,), {"broken": self.broken})
+        store = kind("memory://mutant", clock, slice_size=slice_size)
+        await store.clear()
         return store
 
 
@@ -343,6 +346,17 @@ class ReadingTheOutboxEmptiesIt(MemoryTaskStore):
         for item in found:
             self.tables.entries.pop(item.entry.key, None)
         return found
+
+
+@mutant("cases")
+class TwoTransactionsAtOnce(MemoryTaskStore):
+    """Two transactions read the same counter, and the second write hides the first."""
+
+    async def apply(self, changes: Sequence[Change]) -> Applied:
+        transaction = MemoryTransaction(self.tables, self.clock.now())
+        outcomes = self.make(transaction, changes)
+        await asyncio.sleep(0)
+        return Applied(outcomes, transaction.commit())
 
 
 # The reconciler

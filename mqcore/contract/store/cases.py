@@ -5,6 +5,7 @@ The transitions themselves are compared with the store in memory (`equality`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from mqcore.contract.kit import ContractError
@@ -37,7 +38,7 @@ from mqcore.tasks.model.outcomes import (
     Terminal,
 )
 from mqcore.tasks.model.states import IllegalTransition, State
-from mqcore.tasks.store.seam import Heartbeat
+from mqcore.tasks.store.seam import Heartbeat, TaskStore
 from mqcore.tasks.store.values import Failure, value_of
 
 __all__ = ["StoreCase", "store_cases"]
@@ -330,6 +331,69 @@ async def a_schedule_fires_once_for_each_version(kit: StoreKit) -> None:
     kit.same(shown, expected, "the schedules by name", "schedules")
     stored = (await kit.store.schedules())[1].definition
     kit.same(stored, b"30 7 * * 1", "its definition", "schedules")
+
+
+# Several processes
+
+_CLIENTS, _MEMBERS = 4, 40
+
+
+@case
+async def members_that_end_at_the_same_time_are_counted_once_each(kit: StoreKit) -> None:
+    """The body of a chord is released by exactly one of the last endings."""
+    await kit.add(ChainPlan([GroupPlan([_CHORD] * _MEMBERS), _TASK]))
+    members = [f"r.0.{index}" for index in range(_MEMBERS)]
+    await kit.treat_slices()
+
+    clients = [kit.store, *[await kit.another() for _ in range(_CLIENTS - 1)]]
+    made = await asyncio.gather(
+        *[_run_chord(clients[place % _CLIENTS], member) for place, member in enumerate(members)]
+    )
+    kit.same([keys.count("r.1:0") for keys in made].count(1), 1, "endings that release the body")
+    group = await kit.node("r.0")
+    kit.same((group.state, group.done, group.bad), (State.SUCCEEDED, _MEMBERS, 0), "the group")
+
+
+async def _run_chord(store: TaskStore, chord: str) -> list[str]:
+    """Run two members at the same time, then their body; return the outbox keys that were made."""
+
+    async def run(task: str) -> list[str]:
+        await store.apply([Begin(task, 0, 1, TOKEN, WORKER)])
+        applied = await store.apply([End(task, 0, TOKEN, State.SUCCEEDED, b"")])
+        return list(applied.keys)
+
+    await asyncio.gather(run(f"{chord}.0.0"), run(f"{chord}.0.1"))
+    return await run(f"{chord}.1")
+
+
+@case
+async def a_cancellation_beside_endings_ends_everything(kit: StoreKit) -> None:
+    """An ending locks upward, a cancellation downward: neither waits for the other without end."""
+    roots = [f"r{number}" for number in range(10)]
+    clients = [kit.store, *[await kit.another() for _ in range(_CLIENTS - 1)]]
+    for root in roots:
+        await kit.add(GroupPlan([_CHORD, _CHORD]), root)
+    await kit.treat_slices()
+
+    async def cancel_beside_endings(place: int) -> Outcome:
+        one, two, three = (clients[(place + shift) % _CLIENTS] for shift in range(3))
+        _, cancelled, _ = await asyncio.gather(
+            _run_chord(one, f"{roots[place]}.0"),
+            two.apply([Cancel(roots[place])]),
+            _run_chord(three, f"{roots[place]}.1"),
+        )
+        return cancelled.outcomes[0]
+
+    outcomes = await asyncio.gather(*map(cancel_beside_endings, range(len(roots))))
+    await kit.treat_slices()
+    for root, outcome in zip(roots, outcomes, strict=True):
+        is_late = outcome == Terminal(State.SUCCEEDED)
+        expected = [State.SUCCEEDED if is_late else State.CANCELLED]
+        kit.same(await kit.states(root), expected, f"the state of {root}")
+        for chord in (f"{root}.0", f"{root}.1"):
+            nodes = await kit.store.nodes([chord, f"{chord}.0", f"{chord}.0.0", f"{chord}.0.1"])
+            ended = [node is not None and node.has_ended for node in nodes]
+            kit.same(ended, [True] * len(nodes), f"whether each node of {chord} has ended")
 
 
 # Retention

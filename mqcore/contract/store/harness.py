@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mqcore.clock import SystemClock
 from mqcore.config.url import BrokerUrl
-from mqcore.tasks.store.memory import MemoryTaskStore, Tables
+from mqcore.tasks.store.memory import MemoryTaskStore
 from mqcore.tasks.store.plugins import default_store_plugins
 from mqcore.tasks.store.seam import TaskStore
 
@@ -57,5 +57,7 @@ def store_of(url: str) -> MakeStore:
 
 
 async def memory_store(clock: StepClock, slice_size: int) -> TaskStore:
-    """Return a store in memory."""
-    return MemoryTaskStore(clock=clock, slice_size=slice_size, tables=Tables())
+    """Return the store in memory."""
+    store = MemoryTaskStore("memory://contract", clock, slice_size=slice_size)
+    await store.clear()
+    return store

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mqcore.contract.kit import ContractError
 from mqcore.contract.store.workflows import Plan, rows_of
-from mqcore.tasks.model.changes import Add, Begin, Change, End
+from mqcore.tasks.model.changes import Add, Begin, Change, End, Spread
 from mqcore.tasks.model.outcomes import Ended, Outcome, Started
 from mqcore.tasks.model.states import State
 
@@ -30,6 +30,20 @@ class StoreKit:
         self.clock = clock
         self.keys: list[str] = []
         """The outbox keys of the last change."""
+        self._others: list[TaskStore] = []
+
+    async def another(self) -> TaskStore:
+        """Open another client of the same store, as another process does."""
+        kind = type(self.store)
+        other = kind(self.store.url, self.clock, slice_size=self.store.slice_size)
+        await other.open()
+        self._others.append(other)
+        return other
+
+    async def close(self) -> None:
+        """Close what the case has opened."""
+        for other in self._others:
+            await other.close()
 
     def same(self, actual: object, expected: object, what: str, look: str = "apply") -> None:
         """Fail unless the two are equal."""
@@ -45,6 +59,15 @@ class StoreKit:
     async def add(self, plan: Plan, root: str = "r") -> Outcome:
         """Add a workflow."""
         return await self.do(Add(rows_of(plan, root)))
+
+    async def treat_slices(self) -> None:
+        """Treat the members of large groups, slice by slice, until none is left."""
+        while True:
+            found = [item.entry for item in await self.store.outbox(1_000)]
+            slices = [Spread(it.node, it.start) for it in found if it.start is not None]
+            if not slices:
+                return
+            await self.do(*slices)
 
     async def begin(self, task: str, run: int = 0) -> Outcome:
         """Start an attempt."""

@@ -88,7 +88,9 @@ async def run_store_case(case: StoreCase, make_store: MakeStore) -> None:
     """Run one case. Raises `ContractError` when it fails."""
     clock = StepClock()
     store = await make_store(clock, StoreKit.slice_size)
+    kit = StoreKit(store, clock)
     try:
-        await case(StoreKit(store, clock))
+        await case(kit)
     finally:
+        await kit.close()
         await store.close()
