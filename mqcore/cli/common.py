@@ -71,7 +71,8 @@ class At:
         this process. Raises the errors of the work, `ConfigurationError`, and `BrokerError` when
         the time is over.
         """
-        settings = self.settings()
+        # A command asks the broker itself, also where the application runs without it.
+        settings = self.settings().model_copy(update={"fallback": None, "enabled": True})
         durability = settings.durability if demanding else None
 
         async def connected() -> R:

@@ -20,6 +20,7 @@ from support.faulty import (
     raised,
 )
 
+import mqcore.sync
 from mqcore import (
     Blocked,
     Broker,
@@ -35,10 +36,13 @@ from mqcore import (
     Receipt,
     Router,
     Settings,
+    UnsupportedFeature,
     ValidationError,
 )
+from mqcore.cli import main
 from mqcore.config.plugins import Plugins
 from mqcore.publishing.spool import DEAD, lane_name
+from mqcore.rules.capabilities import Capability
 from mqcore.spi import ErrorKind
 from mqcore.testing import VirtualClock, memory_url
 
@@ -591,3 +595,74 @@ def test_a_fallback_may_be_a_url_alone(tmp_path: Path) -> None:
     (tmp_path / "mqcore.toml").write_text('fallback = "memory://a"\n')
     settings = Settings.load(directory=tmp_path)
     assert settings.fallback == Fallback(url="memory://a")  # type: ignore[arg-type]  # a text is a URL
+
+
+async def test_a_disk_without_room_is_a_clear_error(
+    connect: Connect, clock: VirtualClock, faults: Faults, tmp_path: Path
+) -> None:
+    where = f"sqlite:///{tmp_path}/spool.db?reserve={10**18}"
+    async with opened(connect(where), clock) as app:
+        assert not (await app.publish(numbers, 1)).spooled
+        is_away(faults)
+        with pytest.raises(QueueFull, match=r"the broker does not take it .*more disk"):
+            await ended(clock, app.publish(numbers, 2))
+        is_back(faults)
+        await until(clock, lambda: app.health().connected)
+        await until(clock, lambda: not app.health().degraded)
+        assert not (await ended(clock, app.publish(numbers, 3))).spooled
+
+
+async def test_a_spool_file_that_is_deleted_is_made_again(
+    connect: Connect, clock: VirtualClock, faults: Faults, tmp_path: Path
+) -> None:
+    async with opened(connect(f"sqlite:///{tmp_path}/spool.db"), clock) as app:
+        await app.publish(numbers, 0)
+        is_away(faults)
+        await ended(clock, app.publish(numbers, 1))
+        for ending in ("", "-wal", "-shm"):
+            (tmp_path / f"spool.db{ending}").unlink()
+        await until(clock, lambda: app.events.counts["spool.failed"] == 1)
+        await until(clock, lambda: app.health().spool and app.health().spool.usable)
+        assert (await ended(clock, app.publish(numbers, 2))).spooled
+
+
+async def test_a_backend_that_keeps_no_order_is_no_spool(
+    clock: VirtualClock, url: str, faults: Faults
+) -> None:
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    faults.without.add(Capability.LEASE)
+    app = Broker.connect(
+        url, clock=clock, plugins=plugins, settings=Settings(), fallback="faulty://spool"
+    )
+    with pytest.raises(UnsupportedFeature, match=r"a fallback: the backend .* Use sqlite://"):
+        await app.open()
+
+
+def test_the_blocking_api_has_it_too(tmp_path: Path, url: str) -> None:
+    where = f"sqlite:///{tmp_path}/spool.db"
+    off = Settings(enabled=False)
+    with mqcore.sync.Broker.connect(url, fallback=where, settings=off) as app:
+        receipt = app.publish(numbers, 1)
+        assert receipt.spooled
+        health = app.health()
+        assert (health.ok, health.degraded) == (True, True)
+    with (
+        mqcore.sync.Broker.connect(url, fallback=where, settings=Settings()) as app,
+        app.consume(numbers) as deliveries,
+    ):
+        delivery = deliveries.get(timeout=30)
+        assert delivery is not None
+        assert delivery.value == 1
+        delivery.ack()
+
+
+def test_commands_ask_the_broker_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MQCORE_FALLBACK", f"sqlite:///{tmp_path}/spool.db")
+    monkeypatch.setenv("MQCORE_ENABLED", "false")
+    status = main(["queues", "--url", f"sqlite:///{tmp_path}/broker.db"])
+    assert status == 0, capsys.readouterr()
+    assert not (tmp_path / "spool.db").exists()
