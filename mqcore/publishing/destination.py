@@ -58,16 +58,23 @@ class Forwarding:
         A parcel for a router that is resolved to several queues is `Stored` when all took it. When
         some refused it, it is delivered to all again: its id is known where it was stored (G1).
         """
-        deadline = self._clock.monotonic() + timeout
-        now = self._clock.now()
+        connection, deadline = self._connection, self._clock.monotonic() + timeout
+        now, generation = self._clock.now(), connection.generation
         plans = [await self._plan(parcel, now, deadline) for parcel in parcels]
 
         outs = [out for plan in plans if isinstance(plan, list) for out in plan]
         remaining = max(deadline - self._clock.monotonic(), 0.0)
-        outcomes = iter(await self._connection.publish(outs, remaining) if outs else ())
-        return [
+        outcomes = iter(await connection.publish(outs, remaining) if outs else ())
+        results = [
             _merged([next(outcomes) for _ in plan]) if isinstance(plan, list) else plan
             for plan in plans
+        ]
+
+        is_same = connection.connected and connection.generation == generation
+        is_answered = is_same and self._clock.monotonic() < deadline
+        return [
+            _final(result) if is_answered and isinstance(parcel.out.to, Route) else result
+            for parcel, result in zip(parcels, results, strict=True)
         ]
 
     async def _plan(self, parcel: Parcel, now: float, deadline: float) -> list[Outgoing] | Failed:
@@ -125,6 +132,18 @@ def _kind_of(error: MqcoreError) -> ErrorKind:
     if isinstance(error, UnsupportedFeature | TopologyMismatch):
         return ErrorKind.PERMANENT
     return ErrorKind.TRANSIENT if isinstance(error, BrokerError) else ErrorKind.PERMANENT
+
+
+def _final(outcome: Outcome) -> Outcome:
+    """Return the outcome of a routed publish that the broker has answered.
+
+    "Unknown" is its answer when one of the router's queues refused what others took (G15). Another
+    try would be stored by those others once more where the broker does not know the id.
+    """
+    if not isinstance(outcome, Unknown):
+        return outcome
+    text = f"a queue of its router refused it, and others may have it: {outcome.text}"
+    return Failed(ErrorKind.PERMANENT, text, outcome.cause)
 
 
 def _merged(outcomes: Sequence[Outcome]) -> Outcome:
