@@ -49,6 +49,15 @@ def is_back(faults: Faults) -> None:
     faults.forget("open")
 
 
+def kept_in(values: list[int]) -> Callable[[int], Any]:
+    """Return a handler that keeps what it gets."""
+
+    async def handler(value: int) -> None:
+        values.append(value)
+
+    return handler
+
+
 @pytest.fixture
 def run(clock: VirtualClock, url: str, faults: Faults, spool: str) -> Run:
     """Run a worker with one handler on a broker whose server fails as the test says."""
@@ -83,7 +92,7 @@ async def test_a_worker_starts_while_the_broker_is_away(
 ) -> None:
     handled: list[int] = []
     is_away(faults)
-    async with run(handled.append, consume=False) as (app, worker):
+    async with run(kept_in(handled), consume=False) as (app, worker):
         assert worker.health().consuming == {"numbers": False}
         await ended(clock, app.publish(numbers, 1))
         await clock.advance(30.0)
@@ -99,7 +108,7 @@ async def test_a_worker_that_still_waits_for_the_broker_ends_at_once(
     run: Run, clock: VirtualClock, faults: Faults
 ) -> None:
     is_away(faults)
-    async with run(lambda _: None, consume=False) as (_, worker):
+    async with run(kept_in([]), consume=False) as (_, worker):
         worker.stop()
 
 
@@ -108,7 +117,7 @@ async def test_what_is_in_the_spool_is_handled_while_the_broker_stays_away(
 ) -> None:
     handled: list[int] = []
     is_away(faults)
-    async with run(handled.append, consume=True, concurrency=1) as (app, worker):
+    async with run(kept_in(handled), consume=True, concurrency=1) as (app, worker):
         for each in range(50):
             await ended(clock, app.publish(numbers, each))
         await until(clock, lambda: len(handled) == 50)
@@ -125,7 +134,7 @@ async def test_the_spool_is_not_consumed_while_the_broker_is_there(
     run: Run, clock: VirtualClock, faults: Faults, broker: Broker
 ) -> None:
     handled: list[int] = []
-    async with run(handled.append, consume=True) as (app, _):
+    async with run(kept_in(handled), consume=True) as (app, _):
         await ended(clock, app.publish(numbers, 1))
         await until(clock, lambda: handled == [1])
         is_away(faults)
@@ -140,7 +149,7 @@ async def test_a_retry_waits_in_the_spool_and_keeps_its_attempts(
 ) -> None:
     attempts: list[tuple[int, float]] = []
 
-    def handler(_: int, ctx: Any) -> None:
+    async def handler(_: int, ctx: Any) -> None:
         attempts.append((ctx.attempt, clock.monotonic()))
         if ctx.attempt < 3:
             raise ValueError("not yet")
@@ -159,7 +168,7 @@ async def test_a_retry_in_the_spool_goes_on_at_the_broker(
 ) -> None:
     attempts: list[int] = []
 
-    def handler(_: int, ctx: Any) -> None:
+    async def handler(_: int, ctx: Any) -> None:
         attempts.append(ctx.attempt)
         if ctx.attempt < 3:
             raise ValueError("not yet")
@@ -178,7 +187,7 @@ async def test_a_retry_in_the_spool_goes_on_at_the_broker(
 async def test_a_dead_letter_in_the_spool_goes_to_the_broker_later(
     run: Run, clock: VirtualClock, faults: Faults, broker: Broker
 ) -> None:
-    def handler(_: int) -> None:
+    async def handler(_: int) -> None:
         raise ValueError("never")
 
     is_away(faults)
@@ -197,7 +206,7 @@ async def test_delay_and_expiry_hold_in_the_spool(
     handled: list[tuple[int, float]] = []
     is_away(faults)
 
-    def handler(value: int) -> None:
+    async def handler(value: int) -> None:
         handled.append((value, clock.monotonic()))
 
     async with run(handler, consume=True) as (app, _):
