@@ -122,7 +122,7 @@ async def _publish(
 
 async def _drain(app: Broker, queue: Queue[int], result: Outage) -> None:
     acks: set[asyncio.Task[None]] = set()
-    async with app.consume(queue, prefetch=1000) as deliveries:
+    async with app.consume(queue, prefetch=100) as deliveries:
         while (delivery := await deliveries.get(timeout=3.0)) is not None:
             result.arrived.append(delivery.value)
             ack = asyncio.create_task(delivery.ack())
