@@ -5,21 +5,26 @@ A task's way: a client publishes a `SegmentationTask` to the router `segmentatio
 `segmentation.tasks`. `segment_image` handles one at a time, and publishes to the same router: a
 `SegmentationResult` as `task.completed`, or a `TaskFailed` as `task.failed`; both come to
 `segmentation.results`. What the storage did not give out is tried again after a growing wait, and
-dead-lettered after the last attempt; an image that is broken is dead-lettered at once.
+dead-lettered after the last attempt; an image that is broken is dead-lettered at once. The task's
+row in the service's database is completed in the transaction of the handler (`tables.py`).
 
 Run it as a service of its own, on any broker: `mqcore worker examples.segmentation.app:app --url
 URL`.
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from examples.segmentation import tables
 from examples.segmentation.images import BrokenImageError, StorageError, Tier, read_image
 from examples.segmentation.segment import Segmentation, save_labels, segment
-from mqcore import App, BlockingContext, Queue, Reject, RetryPolicy, Router, exponential
+from mqcore import App, BlockingContext, Broker, Queue, Reject, RetryPolicy, Router, exponential
+from mqcore_sql import SqlInbox
 
 PRIORITY = {Tier.PREMIUM: 10, Tier.REGULAR: 1}
 
@@ -92,27 +97,41 @@ outcomes = (
     .bind(results, "task.failed")
 )
 
-app = App("segmentation", routers=[requests, outcomes])
+
+@asynccontextmanager
+async def lifespan(_: Broker) -> AsyncIterator[None]:
+    """Have the service's tables before a worker consumes."""
+    tables.create_tables()
+    yield
+
+
+app = App(
+    "segmentation",
+    routers=[requests, outcomes],
+    lifespan=lifespan,
+    inbox=SqlInbox(tables.sessions),
+)
 
 
 # A blocking handler runs in a thread, and NumPy releases the interpreter while it computes. One
 # task at a time, and none held in reserve (prefetch=1): no premium task waits behind a regular one
 # that this worker has taken already.
-@app.consumer(tasks, retry=RETRY, prefetch=1, concurrency=1, timeout=300)
+@app.consumer(tasks, retry=RETRY, prefetch=1, concurrency=1, timeout=300, once="7d")
 def segment_image(task: SegmentationTask, ctx: BlockingContext) -> None:
     """Segment one image and publish what was found, or why it failed.
 
-    Doing a task twice does no harm: the same labels are written to the same file.
+    A task that was completed is not done again (`once=`). One whose worker died in the middle is,
+    and that does no harm: the same labels are written to the same file.
     """
     started_at = time.time()
     try:
         found, labels = segment(read_image(task.image))
         save_labels(labels, task.labels)
     except BrokenImageError as error:
-        _announce_failure(task, ctx, started_at, error, final=True)
+        _note_failure(task, ctx, started_at, error, final=True)
         raise Reject(str(error)) from error
     except StorageError as error:
-        _announce_failure(task, ctx, started_at, error, final=ctx.attempt >= RETRY.max_attempts)
+        _note_failure(task, ctx, started_at, error, final=ctx.attempt >= RETRY.max_attempts)
         raise
     result = SegmentationResult(
         task=ctx.id,
@@ -124,9 +143,11 @@ def segment_image(task: SegmentationTask, ctx: BlockingContext) -> None:
         found=found,
     )
     ctx.publish(outcomes, result, key="task.completed")
+    # Last: queues in the same SQLite file cannot be written to while this transaction is open.
+    tables.complete(ctx.session, ctx.id, time.time() - started_at, found.objects)
 
 
-def _announce_failure(
+def _note_failure(
     task: SegmentationTask,
     ctx: BlockingContext,
     started_at: float,
@@ -134,6 +155,8 @@ def _announce_failure(
     *,
     final: bool,
 ) -> None:
+    """Store a failed attempt, and publish it."""
+    tables.add_failure(ctx.id, ctx.attempt, str(error), final=final)
     failed = TaskFailed(
         task=ctx.id,
         name=task.name,

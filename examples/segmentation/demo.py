@@ -2,7 +2,8 @@
 
 All tasks are published first, regular users' before premium ones', and only then does a worker
 start: that the premium images are done first is the broker's doing. Then the dead letters are
-listed and, once the late upload has arrived, redriven. Exits 0 when every image ended as it should,
+listed and, once the late upload has arrived, redriven. What is missing even then is redriven twice
+more, and has failed for good after that. Exits 0 when every image ended as it should,
 1 when one did not, 2 when the run could not be done.
 """
 
@@ -12,11 +13,13 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from rich.console import Console
 
+from examples.segmentation import tables
 from examples.segmentation.app import PRIORITY, SegmentationTask, app, requests, results, tasks
 from examples.segmentation.images import (
     Picture,
@@ -26,6 +29,7 @@ from examples.segmentation.images import (
     shipped_images,
     troubled_images,
 )
+from examples.segmentation.notices import into_file
 from examples.segmentation.report import (
     Progress,
     RunReport,
@@ -39,7 +43,9 @@ from mqcore import Broker, DeadLetter, MqcoreError, Worker
 
 # Seconds between two looks at the queues; until a run is given up that no worker has touched; and
 # until one is that has begun: one image may take the handler's whole time limit.
-LOOK_EVERY, START, PATIENCE = 2.0, 20.0, 330.0
+LOOK_EVERY, START, PATIENCE = 2.0, 60.0, 330.0
+REDRIVES = 3
+"""How often a task is redriven before it has failed for good."""
 
 
 class RunFailedError(Exception):
@@ -56,8 +62,12 @@ async def publish_all(broker: Broker, pictures: Iterable[Picture], out: Path) ->
         task = SegmentationTask(
             name=picture.name, tier=picture.tier, image=picture.path, labels=labels
         )
-        receipt = await broker.publish(requests, task, key="task.new", priority=PRIORITY[task.tier])
-        published[receipt.id] = picture
+        message = uuid4().hex
+        tables.add_task(message, task.name, task.tier)
+        await broker.publish(
+            requests, task, id=message, key="task.new", priority=PRIORITY[task.tier]
+        )
+        published[message] = picture
     return published
 
 
@@ -132,11 +142,11 @@ async def dead_letters(broker: Broker, run: Run) -> list[DeadLetter]:
     return await broker.dead_letters(tasks).list(limit=len(run.pictures), ids=run.pictures.keys())
 
 
-async def redrive(broker: Broker, run: Run) -> int:
-    """Upload late files, then redrive every dead letter of this run; returns how many."""
-    finish_uploads(run.pictures.values())
-    run.reopen(run.given_up)
-    redriven = await broker.dead_letters(tasks).redrive(ids=run.redriven)
+async def redrive(broker: Broker, run: Run, chosen: Collection[str]) -> int:
+    """Redrive these dead letters; returns how many."""
+    run.reopen(chosen)
+    tables.queue_again(chosen)
+    redriven = await broker.dead_letters(tasks).redrive(ids=chosen)
     if redriven.left:
         message = f"not redriven: {dict(redriven.left)}"
         raise RunFailedError(message)
@@ -146,30 +156,80 @@ async def redrive(broker: Broker, run: Run) -> int:
 async def demonstrate(
     pictures: Sequence[Picture], args: argparse.Namespace, console: Console
 ) -> RunReport:
-    """Publish, work, list the dead letters, redrive them once, and say how it all ended."""
-    async with app.connect(args.url) as broker:
-        run = Run(await publish_all(broker, pictures, args.out))
+    """Publish, work, list the dead letters, redrive them, and say how it all ended."""
+    async with app.connect(args.url, fallback=args.fallback) as broker:
+        run = Run(
+            await publish_all(broker, pictures, args.out),
+            into_file(args.out / "notices.jsonl"),
+        )
+        await until_there(broker, console)
         console.print(
             f"{len(pictures)} tasks published, regular before premium; now a worker starts"
         )
         async with working(broker, args) as check:
             with Progress(console, tiers(run, run.open())) as progress:
-                first = run.dead_letter_rows(await follow(broker, run, progress, check))
+                letters = await follow(broker, run, progress, check)
+            first = run.dead_letter_rows(letters)
             print_images(console, run.image_rows())
             print_dead_letters(console, f"Dead letters of {tasks.name}", first)
-            redriven = await redrive(broker, run)
-            console.print(f"{redriven} dead letters redriven, after the late upload has arrived")
-            with Progress(console, tiers(run, run.redriven)) as progress:
-                last = run.dead_letter_rows(await follow(broker, run, progress, check))
+
+            redriven = len(letters)
+            letters = await redrive_all(broker, run, letters, console, check)
+
+        run.fail(letters)
+        run.rows = {row.message_queue_id: row for row in tables.all_tasks(run.pictures)}
     report = RunReport(
         images=run.image_rows(),
         first_dead_letters=first,
         redriven=redriven,
-        dead_letters=last,
+        dead_letters=run.dead_letter_rows(letters),
         premium_first=run.premium_first(max(1, args.processes)),
         complaints=[],
     )
     return report.model_copy(update={"complaints": complaints(pictures, report)})
+
+
+async def redrive_all(
+    broker: Broker,
+    run: Run,
+    letters: list[DeadLetter],
+    console: Console,
+    check: Callable[[], None],
+) -> list[DeadLetter]:
+    """Redrive the dead letters up to `REDRIVES` times; returns those that have failed for good.
+
+    A redrive does not mend a broken image, so only the first one takes all.
+    """
+    finish_uploads(run.pictures.values())
+    chosen = {letter.id for letter in letters}
+
+    for number in range(1, REDRIVES + 1):
+        if not chosen:
+            break
+        count = await redrive(broker, run, chosen)
+        arrived = "; the late upload has arrived" if number == 1 else ""
+        console.print(f"redrive {number} of {REDRIVES}: dead letters: {count}{arrived}")
+        with Progress(console, tiers(run, chosen)) as progress:
+            letters = await follow(broker, run, progress, check)
+        chosen = {letter.id for letter in letters if letter.reason == "retries_exhausted"}
+
+    return letters
+
+
+async def until_there(broker: Broker, console: Console) -> None:
+    """Wait for a broker that is away, and until it has what waited in the fallback meanwhile.
+
+    Raises `TimeoutError` when it stays away for `PATIENCE` seconds.
+    """
+    health = broker.health()
+    if not health.degraded:
+        return
+    depth = health.spool.depth if health.spool else 0
+    console.print(f"the broker is away: {depth} tasks wait in the fallback")
+    async with asyncio.timeout(PATIENCE):
+        while broker.health().degraded:  # noqa: ASYNC110 - it is asked as a health check asks
+            await asyncio.sleep(0.1)
+    console.print("the broker is there, and has them")
 
 
 def tiers(run: Run, ids: Iterable[str]) -> dict[Tier, int]:
@@ -199,10 +259,25 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--processes",
         type=int,
         metavar="N",
-        default=0,
-        help="N worker processes instead of one inside",
+        help="N worker processes instead of one inside; 2 on sqlite://, 0 elsewhere",
+    )
+    parser.add_argument(
+        "--fallback",
+        metavar="URL",
+        help="where tasks are stored while the broker is away, such as sqlite:///spool.db",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="the service's own tables, as SQLAlchemy names a database; by default those of "
+        "--url sqlite://, or a file in --out",
     )
     args = parser.parse_args(argv)
+    on_sqlite = (args.url or "").startswith("sqlite:")
+    if args.processes is None:
+        args.processes = 2 if on_sqlite else 0
+    if args.database is None and on_sqlite:
+        args.database = args.url.partition("?")[0]
     if args.images is not None and not args.images.is_dir():
         parser.error(f"--images: there is no folder {args.images}")
     if args.processes < 0 or (args.limit is not None and args.limit < 0):
@@ -216,6 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
+    tables.use_database(args.database or f"sqlite:///{args.out / 'segmentation.db'}")
+    tables.create_tables()
     # Beside the live display a log would only be in the way.
     logging.basicConfig(
         filename=args.out / "mqcore.log",
@@ -241,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{sum(row.objects or 0 for row in done)} objects"
     )
     console.print(
-        f"contact-sheet.png, result.json and mqcore.log are in {args.out}",
+        "contact-sheet.png, result.json, notices.jsonl, segmentation.db and mqcore.log are in "
+        f"{args.out}",
         soft_wrap=True,
         highlight=False,
     )

@@ -77,6 +77,7 @@ class Fate(StrEnum):
     BUSY = "segmented at the second attempt"
     BROKEN = "rejected"
     LATE = "dead-lettered after its last attempt, segmented when redriven"
+    LOST = "dead-lettered after its last attempt, redriven three times, and failed for good"
     EITHER = "segmented or rejected"
 
 
@@ -158,8 +159,12 @@ def troubled_images(folder: Path) -> list[Picture]:
     late = Picture(
         "late-upload.png", (folder / "late-upload.png").resolve(), Tier.REGULAR, Fate.LATE
     )
-    late.path.unlink(missing_ok=True)
-    return [*made, busy, late]
+    lost = Picture(
+        "lost-upload.png", (folder / "lost-upload.png").resolve(), Tier.REGULAR, Fate.LOST
+    )
+    for picture in (late, lost):
+        picture.path.unlink(missing_ok=True)
+    return [*made, busy, late, lost]
 
 
 def finish_uploads(pictures: Iterable[Picture]) -> list[Picture]:

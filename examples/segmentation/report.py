@@ -39,7 +39,8 @@ OUTLINE = (1.0, 0.85, 0.0)
 class ImageRow(BaseModel):
     """One image at the end of a run.
 
-    `order` counts from 1; `seconds` is the work of its last attempt.
+    `order` counts from 1; `seconds` is the work of its last attempt. `status`, `retry_count` and
+    `processing_time_ms` are those of the service's table.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,9 @@ class ImageRow(BaseModel):
     seconds: float | None
     labels: Path | None
     redriven: bool = False
+    status: str = ""
+    retry_count: int = 0
+    processing_time_ms: int | None = None
 
 
 class DeadLetterRow(BaseModel):

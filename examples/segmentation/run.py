@@ -7,10 +7,13 @@ message.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from examples.segmentation.app import Outcome, SegmentationResult
 from examples.segmentation.images import Fate, Picture, Tier
+from examples.segmentation.notices import Notice, Notify
 from examples.segmentation.report import DeadLetterRow, ImageRow, Progress, RunReport
+from examples.segmentation.tables import TaskRow
 from mqcore import DeadLetter
 
 # The reasons for which a picture is dead-lettered before and after the redrive; None where it is
@@ -20,8 +23,18 @@ EXPECTED: dict[Fate, tuple[str | None, str | None]] = {
     Fate.BUSY: (None, None),
     Fate.BROKEN: ("rejected", "rejected"),
     Fate.LATE: ("retries_exhausted", None),
+    Fate.LOST: ("retries_exhausted", "retries_exhausted"),
 }
 BUSY_ATTEMPTS = 2
+FAILURES = {Fate.BUSY: 1, Fate.LATE: 3, Fate.LOST: 12}
+"""How many attempts fail in all: three a round, and `LOST` has three rounds more."""
+STATUS = {
+    Fate.SEGMENTED: "completed",
+    Fate.BUSY: "completed",
+    Fate.BROKEN: "failed",
+    Fate.LATE: "completed",
+    Fate.LOST: "failed",
+}
 
 
 @dataclass
@@ -29,11 +42,13 @@ class Run:
     """The pictures by the ids of their tasks' messages, and what is known of each."""
 
     pictures: dict[str, Picture]
+    notify: Notify
     first_seen: dict[str, float] = field(default_factory=dict)
     last_seen: dict[str, float] = field(default_factory=dict)
     done: dict[str, SegmentationResult] = field(default_factory=dict)
     given_up: set[str] = field(default_factory=set)
     redriven: set[str] = field(default_factory=set)
+    rows: dict[str, TaskRow] = field(default_factory=dict)
 
     def open(self) -> set[str]:
         """Return the tasks of which no end is known."""
@@ -51,6 +66,8 @@ class Run:
         self.last_seen[task] = seen
         if isinstance(outcome, SegmentationResult):
             self.done[task] = outcome
+            objects = f"{outcome.found.objects} objects"
+            self._tell(task, "completed", objects)
             progress.segmented(
                 outcome.name, outcome.tier, outcome.found.objects, outcome.found.elapsed
             )
@@ -70,8 +87,20 @@ class Run:
 
     def reopen(self, tasks: Iterable[str]) -> None:
         """Wait for these again: they were redriven."""
-        self.redriven |= set(tasks)
-        self.given_up -= self.redriven
+        chosen = set(tasks)
+        self.redriven |= chosen
+        self.given_up -= chosen
+
+    def fail(self, letters: Iterable[DeadLetter]) -> None:
+        """Tell the users of these that their tasks have failed for good."""
+        for letter in letters:
+            self._tell(letter.id, "failed", letter.death.error)
+
+    def _tell(self, task: str, status: Literal["completed", "failed"], text: str) -> None:
+        picture = self.pictures[task]
+        self.notify(
+            Notice(task=task, name=picture.name, tier=picture.tier, status=status, text=text)
+        )
 
     def order(self) -> list[str]:
         """Return the tasks in the order in which workers first took them up."""
@@ -98,6 +127,7 @@ class Run:
 
     def _image_row(self, task: str, order: int | None) -> ImageRow:
         picture, result = self.pictures[task], self.done.get(task)
+        stored = self.rows.get(task)
         return ImageRow(
             image=picture.name,
             tier=picture.tier,
@@ -108,6 +138,9 @@ class Run:
             seconds=result.found.elapsed if result else None,
             labels=result.labels if result else None,
             redriven=task in self.redriven,
+            status=stored.status if stored else "",
+            retry_count=stored.retry_count if stored else 0,
+            processing_time_ms=stored.processing_time_ms if stored else None,
         )
 
     def dead_letter_rows(self, letters: Iterable[DeadLetter]) -> list[DeadLetterRow]:
@@ -130,6 +163,7 @@ def complaints(pictures: Iterable[Picture], report: RunReport) -> list[str]:
     first = {row.path: row.reason for row in report.first_dead_letters}
     last = {row.path: row.reason for row in report.dead_letters}
     attempts = {row.path: row.attempts for row in report.images}
+    stored = {row.path: row for row in report.images}
     found = [] if report.premium_first else ["regular images were processed before premium ones"]
     for picture in pictures:
         became = (first.get(picture.path), last.get(picture.path))
@@ -142,4 +176,9 @@ def complaints(pictures: Iterable[Picture], report: RunReport) -> list[str]:
                 f"{picture.name} should have taken {BUSY_ATTEMPTS} attempts, not "
                 f"{attempts[picture.path]}"
             )
+        row = stored[picture.path]
+        if row.status != STATUS.get(picture.fate, row.status):
+            found.append(f"{picture.name} is {row.status!r} in the table of tasks")
+        if row.retry_count != FAILURES.get(picture.fate, row.retry_count):
+            found.append(f"{picture.name} has {row.retry_count} failures in the table of tasks")
     return found

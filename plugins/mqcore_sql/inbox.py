@@ -12,7 +12,7 @@ SQLAlchemy is an extra. It is imported when an inbox is made.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -377,13 +377,18 @@ def _sorted(
     factories: "tuple[Callable[[], AsyncSession | Session], ...]",
 ) -> "tuple[Callable[[], AsyncSession] | None, Callable[[], Session] | None]":
     """Return the factory of async sessions and that of blocking ones."""
-    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - SQLAlchemy is an extra
-    from sqlalchemy.orm import Session  # noqa: PLC0415 - as above
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - SQLAlchemy is an extra
 
-    found: dict[type, Any] = {}
+    kinds: dict[str, type] = {"blocking": Session}
+    with suppress(ImportError):  # without greenlet there are no async sessions
+        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - as above
+
+        kinds["async"] = AsyncSession
+
+    found: dict[str, Any] = {}
     for factory in factories:
         session = factory() if callable(factory) else factory
-        kind = next((each for each in (AsyncSession, Session) if isinstance(session, each)), None)
+        kind = next((name for name, each in kinds.items() if isinstance(session, each)), None)
         if kind is None or not callable(factory) or kind in found:
             raise ConfigurationError(
                 "SqlInbox takes an async_sessionmaker, a sessionmaker, or one of each, not "
@@ -394,7 +399,7 @@ def _sorted(
         raise ConfigurationError(
             "SqlInbox needs the factory of your sessions: SqlInbox(async_sessionmaker(engine))"
         )
-    return found.get(AsyncSession), found.get(Session)
+    return found.get("async"), found.get("blocking")
 
 
 def _line(error: Exception) -> str:

@@ -1,8 +1,12 @@
 """The main job on real input: the demo of examples/segmentation, run as a user runs it, on `memory://`."""
 
+import os
 import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +22,8 @@ BROKEN = {
     "truncated.png": "image file is truncated",
 }
 OUTLINE = (255, 216, 0)
+
+pytestmark = pytest.mark.timeout(200)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,91 @@ def test_a_late_upload_exhausts_its_attempts_and_is_segmented_by_the_redrive(dem
     }
 
 
+def test_an_upload_that_never_arrives_is_redriven_three_times_and_has_failed_for_good(
+    demo: Demo,
+) -> None:
+    (letter,) = (row for row in demo.report["dead_letters"] if row["image"] == "lost-upload.png")
+    assert (letter["reason"], letter["attempts"]) == ("retries_exhausted", 3)
+    assert demo.output.count("redrive 3 of 3: dead letters: 1") == 1
+    (task,) = demo.stored(
+        "SELECT message_queue_id, status, retry_count FROM segmentation_tasks "
+        "WHERE name = 'lost-upload.png'"
+    )
+    assert task[1:] == ("failed", 12)
+    failures = demo.stored(
+        "SELECT attempt, final FROM segmentation_failures "
+        "WHERE message_queue_id = ? ORDER BY number",
+        task[0],
+    )
+    assert failures == [(1, 0), (2, 0), (3, 1)] * 4
+
+
+def test_the_tables_say_what_the_messages_say(demo: Demo) -> None:
+    stored = {
+        name: (status, objects, took)
+        for name, status, objects, took in demo.stored(
+            "SELECT name, status, objects, processing_time_ms FROM segmentation_tasks"
+        )
+    }
+    assert stored.keys() == {row["image"] for row in demo.report["images"]}
+    for row in demo.report["images"]:
+        status, objects, took = stored[row["image"]]
+        assert (status, objects) == (
+            "failed" if row["objects"] is None else "completed",
+            row["objects"],
+        )
+        assert (took is None) == (objects is None)
+    assert demo.stored("SELECT count(*) FROM mq_inbox") == [
+        (sum(row["objects"] is not None for row in demo.report["images"]),)
+    ], "what was completed is known as handled"
+
+
+def test_each_user_is_told_once(demo: Demo) -> None:
+    told = {notice["name"]: notice["status"] for notice in demo.notices}
+    assert len(demo.notices) == len(told) == len(demo.report["images"])
+    assert (told["late-upload.png"], told["lost-upload.png"]) == ("completed", "failed")
+
+
+def test_the_demo_runs_on_a_file_with_two_worker_processes(tmp_path: Path) -> None:
+    found = run_demo(tmp_path, "--url", f"sqlite:///{tmp_path / 'demo.db'}", "--limit", "2")
+    assert found.exit_code == 0, found.output + found.errors
+    assert (found.report["premium_first"], found.report["complaints"]) == (True, [])
+    with closing(sqlite3.connect(tmp_path / "demo.db")) as database:
+        handled = database.execute(
+            "SELECT count(*) FROM segmentation_tasks WHERE status = 'completed'"
+        ).fetchall()
+    assert handled == [(4,)], "the queues and the service's tables are in one file"
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs a local redis-server")
+def test_tasks_wait_in_the_fallback_until_the_broker_is_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--url", f"redis://127.0.0.1:{port}/0", "--limit", "0"]
+    options += ["--fallback", f"sqlite:///{tmp_path / 'spool.db'}"]
+    words = [sys.executable, "-m", "examples.segmentation.demo", "--out", str(tmp_path), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+    with subprocess.Popen(words, cwd=ROOT, text=True, **pipes) as demo:
+        assert demo.stdout is not None
+        said = ""
+        while "wait in the fallback" not in said:
+            line = demo.stdout.readline()
+            assert line, said
+            said += line
+        assert "the broker is away: 8 tasks wait in the fallback" in said
+
+        command = ["redis-server", "--port", str(port), "--dir", str(tmp_path), "--save", ""]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            try:
+                said += demo.communicate(timeout=150)[0]
+            finally:
+                server.terminate()
+    assert demo.returncode == 0, said
+    assert "wrong:" not in said
+
+
 def test_a_folder_is_taken_by_what_its_files_claim_to_be(demo: Demo) -> None:
     assert "[red]not one.png" in {row["image"] for row in demo.report["dead_letters"]}
     assert "list.txt" not in {row["image"] for row in demo.report["images"]}
@@ -122,7 +213,7 @@ def test_what_cannot_be_run_is_said_in_a_line(
     assert "Traceback" not in found.errors
 
 
-def test_the_service_runs_by_the_worker_command_and_ends_at_sigterm() -> None:
+def test_the_service_runs_by_the_worker_command_and_ends_at_sigterm(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -132,7 +223,8 @@ def test_the_service_runs_by_the_worker_command_and_ends_at_sigterm() -> None:
         "--url",
         "memory://",
     ]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as worker:
+    own = {**os.environ, "SEGMENTATION_DATABASE": f"sqlite:///{tmp_path / 'own.db'}"}
+    with subprocess.Popen(command, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr is not None
         said = next(line for line in worker.stderr if "consumer.started" in line)
         worker.terminate()

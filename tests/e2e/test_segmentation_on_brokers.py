@@ -10,7 +10,7 @@ from support.demo import run_demo
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(200)
 
 BROKEN = {"blank.png", "dot.png", "empty.png", "notes.jpg", "truncated.png"}
 
@@ -27,8 +27,8 @@ def test_every_image_ends_as_it_does_on_memory(
     late = found.image("late-upload.png")
     assert (late["attempts"], late["redriven"]) == (1, True)
     first = {row["image"]: (row["reason"], row["attempts"]) for row in report["first_dead_letters"]}
-    assert first == {"late-upload.png": ("retries_exhausted", 3)} | dict.fromkeys(
-        BROKEN, ("rejected", 1)
-    )
+    missing = dict.fromkeys(["late-upload.png", "lost-upload.png"], ("retries_exhausted", 3))
+    assert first == missing | dict.fromkeys(BROKEN, ("rejected", 1))
     assert report["redriven"] == len(first)
-    assert {row["image"] for row in report["dead_letters"]} == BROKEN
+    assert {row["image"] for row in report["dead_letters"]} == BROKEN | {"lost-upload.png"}
+    assert found.image("lost-upload.png")["status"] == "failed"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,16 @@ class Demo:
     output: str
     errors: str
     out: Path
+
+    @property
+    def notices(self) -> list[dict[str, Any]]:
+        lines = (self.out / "notices.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def stored(self, query: str, *values: str) -> list[Any]:
+        """Return the rows of a query on the service's own tables."""
+        with closing(sqlite3.connect(self.out / "segmentation.db")) as database:
+            return database.execute(query, values).fetchall()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -54,6 +66,6 @@ def run_demo(out: Path, *options: str) -> Demo:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=150,
     )
     return Demo(done.returncode, done.stdout, done.stderr, out)
