@@ -50,6 +50,7 @@ from mqcore.publishing.producer import Producer
 from mqcore.queue import Queue, QueueOptions
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capabilities, Capability, Durability, Level, Support
+from mqcore.rules.profile import Profile
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding
 from mqcore.running.handlers import BatchOptions, ConsumerOptions
@@ -100,6 +101,7 @@ __all__ = [
     "MqcoreError",
     "Postpone",
     "Producer",
+    "Profile",
     "PublishFailed",
     "PublishOptions",
     "PublishUnknown",

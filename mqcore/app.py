@@ -177,8 +177,9 @@ class App:
                 f"{where} already has a handler for queue {spec.queue.name!r}; a queue "
                 "has one handler"
             )
-        if spec.mode == "process":
-            handler.__mqcore__ = spec  # type: ignore[attr-defined]  # its own process reads the payload type there
+        for each in (spec, *spec.others):
+            if each.mode == "process":
+                each.call.__mqcore__ = each  # type: ignore[attr-defined]  # its own process reads the payload type there
         self.handlers.append(spec)
         return handler
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.consuming.states import TRANSITIONS, DeliveryState, Step
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.isolation import Entry
     from mqcore.consuming.subscription import LiveSubscription
     from mqcore.messages.delivery import Delivery
+    from mqcore.rules.profile import Profile
     from mqcore.rules.retry import Rules
     from mqcore.spi import Subscription
 
@@ -27,6 +29,7 @@ class HeldDelivery:
         "delivery",
         "entry",
         "on_lost",
+        "profile",
         "settled",
         "settled_by",
         "state",
@@ -41,6 +44,8 @@ class HeldDelivery:
         self.state = DeliveryState.BUFFERED
         self.entry: Entry | None = None
         """How it has entered the isolation lock; None when it has not, or has left (G4)."""
+        self.profile: Profile | None = None
+        """How it is run, where that is not as all others of its consumer."""
         self.on_lost: Callable[[], None] | None = None
         """Called when the claim is lost while a handler runs."""
         self.settled: asyncio.Future[None] | None = None
@@ -49,8 +54,11 @@ class HeldDelivery:
 
     @property
     def rules(self) -> Rules:
-        """The rules of the queue that it came from."""
-        return self.subscription.rules
+        """The rules of the queue that it came from, with its own retry policy if it has one."""
+        rules, profile = self.subscription.rules, self.profile
+        if profile is None or profile.retry is None:
+            return rules
+        return replace(rules, retry=profile.retry)
 
     @property
     def is_gone(self) -> bool:

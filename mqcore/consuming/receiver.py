@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from mqcore.consuming.isolation import IsolationLock
     from mqcore.consuming.leases import LeaseKeeper
     from mqcore.consuming.replies import EncodedResult, Replies
+    from mqcore.messages.message import Message
+    from mqcore.rules.profile import Profile
 
 __all__ = ["CLOSE_GRACE", "Receiver"]
 
@@ -84,6 +86,8 @@ class Receiver:
         self.failure: Exception | None = None
         self.grace: Grace | None = None
         """How long `close` may take, where more than this receiver ends with it."""
+        self.choose: Callable[[Message], Profile | None] | None = None
+        """Says how a message is run, where a consumer treats its messages differently."""
         self._connection = connection
         self._isolation = isolation
         self._final = FinalSteps(replies)
@@ -191,7 +195,6 @@ class Receiver:
 
         Runs for each message: keep it short.
         """
-        rules = held.rules
         is_expired = held.expired(self.clock.monotonic())
         if is_expired or held.delivery.message.death is not None:
             result = recorded(held.delivery) or (_EXPIRED if is_expired else None)
@@ -205,7 +208,10 @@ class Receiver:
             self._settle_unseen(held, HandlerResult(Ending.UNDECODABLE, failure))
             return
 
-        admitted = admit(held.delivery, rules)
+        if self.choose is not None:
+            held.profile = self.choose(held.delivery.message)
+
+        admitted = admit(held.delivery, held.rules)
         if admitted is None:
             self._settle_unseen(held, _TAKEN_OVER)
             return
@@ -272,7 +278,7 @@ class Receiver:
             batch = [first]
             if not first.is_suspect and first.delivery.attempt == 1:
                 await self._fill(batch, size, linger)
-            if batch := [held for held in batch if self._may_still_start(held)]:
+            if batch := [held for held in batch if self.may_still_start(held)]:
                 return batch
         return []
 
@@ -290,7 +296,7 @@ class Receiver:
         except TimeoutError:
             pass
 
-    def _may_still_start(self, held: HeldDelivery) -> bool:
+    def may_still_start(self, held: HeldDelivery) -> bool:
         """Check again after a wait (G5, G6, G13).
 
         Nothing starts once it has expired, is another consumer's, or the receiver was stopped.
@@ -309,7 +315,7 @@ class Receiver:
         """Hand out the suspect that is kept, or the first ordinary message, if the lock allows."""
         self._drop_unfit()
         suspect = self._quarantine.take()
-        if suspect is not None and self._may_still_start(suspect):
+        if suspect is not None and self.may_still_start(suspect):
             suspect.apply(Step.START)
             return suspect
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mqcore.clock import seconds
 from mqcore.consuming.conclusions import ConclusionHook
 from mqcore.defaults import CONCURRENCY, HANDLER_TIMEOUT, LEASE, LINGER, PREFETCH_PER_SLOT
 from mqcore.errors import ConfigurationError
+from mqcore.messages.message import Message
 from mqcore.queue import DLQ, Queue, name_of
 from mqcore.rules.checks import (
     check_count,
@@ -20,11 +22,11 @@ from mqcore.rules.checks import (
     check_seconds,
     check_text,
 )
+from mqcore.rules.profile import MODES, Mode, Profile
 from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
 from mqcore.running.signatures import Signature, handler_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import timedelta
 
     from mqcore.messages.codec import Payload
@@ -51,6 +53,9 @@ class ConsumerOptions(_AnyHandler, total=False):
     `prefetch`: how many messages may be held unsettled, twice the concurrency (G12). `timeout`:
     seconds for one run, 300, None for no limit (G4). `process`: run a blocking handler in a
     killable process a slot. `ack_first`: settle before the handler starts: at most once (G2).
+    `profile`: a function of the message as it is stored, which may return a `Profile` for it: its
+    own mode, time limit and retry policy. `modes`: handlers for the modes that profiles name beside
+    the handler's own: `"async"`, `"thread"`, `"process"`.
     `lease`: seconds that a claim holds without renewal, 30 (G5). `after_crash`: `"isolate"` runs a
     message alone from the second time on that its consumer died, `"count"` takes each such death
     for a failed attempt and never isolates (G4). `conclusion`: an async function of a list of
@@ -62,6 +67,8 @@ class ConsumerOptions(_AnyHandler, total=False):
 
     process: bool
     ack_first: bool
+    profile: Callable[[Message], Profile | None]
+    modes: Mapping[Mode, Callable[..., Any]]
 
 
 class BatchOptions(_AnyHandler, total=False):
@@ -91,7 +98,7 @@ class HandlerSpec:
     queue: Queue[Any]
     call: Callable[..., Any]
     options: HandlerOptions
-    mode: Literal["async", "thread", "process"] = "async"
+    mode: Mode = "async"
     takes_context: bool = False
     concurrency: int = CONCURRENCY
     prefetch: int = PREFETCH_PER_SLOT * CONCURRENCY
@@ -103,6 +110,9 @@ class HandlerSpec:
     ack_first: bool = False
     conclusion: ConclusionHook | None = None
     once: float | None = None
+    profile: Callable[[Message], Profile | None] | None = None
+    others: tuple[HandlerSpec, ...] = ()
+    """The handlers for other modes, one each."""
     name: str = ""
     retry: RetryPolicy | None = field(default=None)
 
@@ -167,6 +177,8 @@ class HandlerSpec:
             ack_first=options.get("ack_first", False),
             conclusion=_checked_conclusion(options, where),
             once=check_duration("once", options["once"], where) if "once" in options else None,
+            profile=options.get("profile"),
+            others=_others(queue, options, where),
             name=name,
             retry=options.get("retry"),
         )
@@ -207,6 +219,22 @@ class HandlerSpec:
                 self.once is not None and bool(self.batch),
                 "once= does not go with batch=: a batch is one run for many messages",
             ),
+            (
+                self.once is not None and bool(self.others),
+                "once= does not go with modes=: its transaction is that of one handler",
+            ),
+            (
+                self.profile is not None and (bool(self.batch) or not callable(self.profile)),
+                "profile= is a function of one message, and does not go with a batch",
+            ),
+            (
+                bool(self.others) and self.profile is None,
+                "modes= has no effect without profile=, which chooses among them",
+            ),
+            (
+                self.mode in [other.mode for other in self.others],
+                f"modes= names {self.mode!r}, and this handler is of that mode itself",
+            ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
             (
                 "linger" in self.options and not self.batch,
@@ -235,6 +263,30 @@ def _check_numbers(options: HandlerOptions, where: str) -> None:
     check_seconds("linger", options.get("linger", LINGER), where, zero=True)
     if (timeout := options.get("timeout", HANDLER_TIMEOUT)) is not None:  # None: without limit
         check_seconds("timeout", timeout, where)
+
+
+def _others(queue: Queue[Any], options: HandlerOptions, where: str) -> tuple[HandlerSpec, ...]:
+    """Return the handlers for other modes, as inspected as the consumer's own."""
+    modes = options.get("modes", {})
+    if not isinstance(modes, Mapping) or not set(modes) <= set(MODES):
+        raise ConfigurationError(
+            f"{where}: modes={modes!r:.100} is not usable; give a dict of handlers by mode: "
+            f"{', '.join(MODES)}"
+        )
+
+    found = []
+    for mode, call in modes.items():
+        own: HandlerOptions = {**options, "process": mode == "process"}
+        for name in ("profile", "modes", "name"):
+            own.pop(name, None)  # type: ignore[misc]  # each of them may be left out
+        other = HandlerSpec.of(queue, call, own)
+        if other.mode != mode:
+            raise ConfigurationError(
+                f"{where}: modes= names {other.name} for {mode!r}, and it is a handler of mode "
+                f"{other.mode!r}"
+            )
+        found.append(other)
+    return tuple(found)
 
 
 def _checked_conclusion(options: HandlerOptions, where: str) -> ConclusionHook | None:

@@ -17,10 +17,9 @@ from mqcore.consuming.consumer import Received, received
 from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
 from mqcore.messages.codec import Payload
-from mqcore.middleware import Middleware, Timeout
 from mqcore.rules.results import result_of
 from mqcore.rules.retry import Ending, HandlerResult
-from mqcore.running.executors import executor_for
+from mqcore.running.courses import Courses
 from mqcore.running.once import Once, OnceResult
 from mqcore.spi import Recorded
 
@@ -31,8 +30,10 @@ if TYPE_CHECKING:
     from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.receiver import Receiver
     from mqcore.consuming.replies import EncodedResult
+    from mqcore.middleware import Middleware
     from mqcore.publishing.publisher import Publisher
     from mqcore.rules.inbound import Inbound
+    from mqcore.running.courses import Course
     from mqcore.running.handlers import HandlerSpec
     from mqcore.spi import Inbox
 
@@ -72,33 +73,29 @@ class Runner:
         self._events = receiver.events
         self._loop = asyncio.get_running_loop()
         self._freed = asyncio.Event()
-        self._executor = executor_for(
+        self._courses = Courses(
             spec,
             receiver.clock,
             inbound.codecs,
-            self._freed.set,
+            middleware=middleware,
+            freed=self._freed.set,
             has_sessions=inbox is not None and inbox.has_sessions,
         )
+        self._own = self._courses.own
         self._once: Once | None = None
         if spec.once is not None and inbox is not None:
-            self._once = Once(spec, spec.once, inbox, receiver.clock, self._executor.pool)
+            pool = self._courses.executor.pool
+            self._once = Once(spec, spec.once, inbox, receiver.clock, pool)
+        self._has_profiles = spec.profile is not None
+        self._halted = asyncio.Event()
         self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
         self._interrupted: set[asyncio.Task[None]] = set()
         self._grace_is_over = False
-        self._call = self._chain(middleware)
+        if self._has_profiles:
+            receiver.choose = self._courses.choose
         if spec.conclusion is not None:
             receiver.conclude_through(spec.conclusion, self._returned)
-
-    def _chain(self, middleware: Sequence[Middleware]) -> Callable[[Context], Awaitable[object]]:
-        """Nest the middlewares that override `handle`, once."""
-        around = [each for each in middleware if type(each).handle is not Middleware.handle]
-        if self.spec.timeout is not None:
-            around.append(Timeout(self.spec.timeout, self._clock))
-        call: Callable[[Context], Awaitable[object]] = self._executor.run
-        for each in reversed(around):
-            call = partial(_with_next, each, call)
-        return call
 
     def _returned(self, result: EncodedResult) -> Any:
         """Return what a handler in a process has returned, as plain data."""
@@ -106,7 +103,7 @@ class Runner:
 
     async def start(self) -> None:
         """Make ready and subscribe. Raises what prevents it."""
-        await self._executor.start()
+        await self._courses.start()
         await self.receiver.start()
 
     async def run(self) -> None:
@@ -114,23 +111,25 @@ class Runner:
 
         Raises what ended consuming.
         """
+        slots = self._courses if self._has_profiles else self._courses.executor
+        handle = self._handle_by_profile if self._has_profiles else self._handle
         while True:
             while (
-                len(self._running) + self._executor.stuck >= self.spec.concurrency
+                len(self._running) + slots.stuck >= self.spec.concurrency
                 and not self.receiver.stopped
             ):
                 self._freed.clear()
                 await self._freed.wait()
             if self.receiver.stopped:
                 return
-            await self._executor.ready(len(self._running))
+            await slots.ready(len(self._running))
             if self.spec.batch:
                 batch = await self.receiver.next_batch(self.spec.batch, self.spec.linger)
                 work = self._handle_batch(batch)
             else:
                 held = await self.receiver.next()
                 batch = [held] if held is not None else []
-                work = self._handle(held) if held is not None else _nothing()
+                work = handle(held) if held is not None else _nothing()
             if not batch:
                 work.close()
                 return
@@ -149,6 +148,19 @@ class Runner:
         if not task.cancelled() and (error := task.exception()) is not None:
             for held in batch:
                 self.receiver.fail(held, error)
+
+    async def _handle_by_profile(self, held: HeldDelivery) -> None:
+        """Run one message on the course of its profile.
+
+        Preparing that may take a while, and the message may have expired or be lost by then.
+        """
+        course = self._courses.of(held)
+        await self._courses.enter(course, self._halted)
+        try:
+            if self.receiver.may_still_start(held):
+                await self._handle(held)
+        finally:
+            self._courses.leave(course)
 
     async def _handle(self, held: HeldDelivery) -> None:
         """Run the handler with one message and settle it."""
@@ -212,30 +224,32 @@ class Runner:
             return delivery, None
 
         ctx = Context(self.spec.queue.name, delivery, self._publisher, self._state)
-        if self.spec.mode != "process":  # a process decodes by itself
+        course = self._own if held.profile is None else self._courses.of(held)
+        if course.mode != "process":  # a process decodes by itself
             ctx.payload = self._inbound.decoded(self.spec.payload, delivery.message)
             if isinstance(ctx.payload, HandlerResult):
                 return ctx.payload, None
-        call = self._call if self._once is None else partial(self._once.run, held, self._call)
-        return await self._watched([held], ctx, call)
+        call = None if self._once is None else partial(self._once.run, held, course.call)
+        return await self._watched([held], ctx, course, call)
 
     async def _watched(
         self,
         batch: Sequence[HeldDelivery],
         ctx: Context,
-        call: Callable[[Context], Awaitable[object]],
+        course: Course,
+        call: Callable[[Context], Awaitable[object]] | None = None,
     ) -> tuple[HandlerResult, object]:
         """Run the chain of middlewares; only a drain or a lost lease may cancel it."""
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - we are in one
 
-        longest = None if self.spec.timeout is None else self.spec.timeout + self.spec.lease
+        longest = None if course.timeout is None else course.timeout + self.spec.lease
         for held in batch:
             self.receiver.begin(held, partial(self._lost, task, ctx, held), longest)
 
         self._cancellable.add(task)
         try:
-            result, value = _SUCCEEDED, await call(ctx)
+            result, value = _SUCCEEDED, await (call or course.call)(ctx)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; its message bears it
             # A handler that cancels itself has failed (G4).
             is_ours = isinstance(error, asyncio.CancelledError) and task in self._interrupted
@@ -260,7 +274,7 @@ class Runner:
         """
         ctx.lose_lease()
         self.receiver.leave(held)
-        if self.spec.mode == "async" and task in self._cancellable:
+        if self._courses.of(held).mode == "async" and task in self._cancellable:
             self._interrupt(task)
 
     async def _handle_batch(self, batch: Sequence[HeldDelivery]) -> None:
@@ -277,7 +291,7 @@ class Runner:
 
         ctx = Context(self.spec.queue.name, items[0].delivery, self._publisher, self._state)
         ctx.payload = items
-        result, _ = await self._watched([item.held for item in items], ctx, self._call)
+        result, _ = await self._watched([item.held for item in items], ctx, self._own)
         took = self._clock.monotonic() - began
 
         unsettled = [item for item in items if not item.finished]
@@ -306,6 +320,7 @@ class Runner:
     def halt(self) -> None:
         """Start nothing from now on. `drain` does the rest."""
         self.receiver.halt()
+        self._halted.set()
         self._freed.set()
 
     async def drain(self, grace: Grace) -> int:
@@ -314,6 +329,7 @@ class Runner:
         What remains of the grace is for the broker's answers to settlements. Returns how many
         handlers were unfinished.
         """
+        self._halted.set()
         await self.receiver.stop()
         self._freed.set()
         if self._running and not grace.over:
@@ -330,7 +346,7 @@ class Runner:
             await grace.wait(unfinished, CLEANED_UP)
 
         await self.receiver.close(grace)
-        await self._executor.close()
+        await self._courses.close()
         return len(unfinished)
 
 
@@ -344,9 +360,3 @@ async def _at_rest(task: asyncio.Task[None]) -> None:
         await asyncio.sleep(0)  # one that a handler asked for and returned without meeting
     while task.cancelling():
         task.uncancel()
-
-
-async def _with_next(
-    middleware: Middleware, call_next: Callable[[Context], Awaitable[object]], ctx: Context
-) -> object:
-    return await middleware.handle(ctx, call_next)

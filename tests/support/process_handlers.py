@@ -3,13 +3,14 @@
 import ctypes
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from mqcore import App, Postpone, Queue, Reject, Retry, RetryPolicy, fixed
+from mqcore import App, Postpone, Profile, Queue, Reject, Retry, RetryPolicy, fixed
 
 app = App("processes")
 TWICE = RetryPolicy(2, fixed(0))
@@ -73,3 +74,37 @@ returning = Queue("returning", int)
 def give(number: int) -> Point:
     """Return a model."""
     return Point(x=number)
+
+
+mixed_app = App("mixed")
+mixed = Queue("mixed", str)
+PROFILES = {
+    "thread": Profile(mode="thread"),
+    "process": Profile(mode="process"),
+    "short process": Profile(mode="process", timeout=0.3),
+}
+
+
+def where(job: str) -> list[int]:
+    """Return the process and the thread that it runs in."""
+    if job == "exit":
+        os._exit(3)
+    if job == "hang":
+        time.sleep(60)
+    return [os.getpid(), threading.get_ident()]
+
+
+def isolated(job: str) -> list[int]:
+    """Run in a process of its own."""
+    return where(job)
+
+
+@mixed_app.consumer(
+    mixed,
+    retry=RetryPolicy(1),
+    profile=lambda message: PROFILES.get(message.headers["profile"]),
+    modes={"thread": where, "process": isolated},
+)
+async def anywhere(job: str) -> list[int]:
+    """Run in the event loop."""
+    return where(job)

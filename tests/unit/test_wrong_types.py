@@ -113,6 +113,9 @@ CONNECT: dict[str, Any] = {
 async def conclude(_: object) -> None: ...
 
 
+def profile(_: object) -> None: ...
+
+
 CONSUMER: dict[str, Any] = {
     "retry": RetryPolicy(),
     "concurrency": 1,
@@ -128,7 +131,14 @@ MAKING: dict[str, Call] = {
     "App": Call(App, {"name": "a", "routers": [], "middleware": [], "lifespan": None}),
     "App.consumer": Call(
         lambda **options: App("a").consumer(**options)(handler),
-        {"queue": jobs, **CONSUMER, "process": False, "ack_first": False},
+        {
+            "queue": jobs,
+            **CONSUMER,
+            "process": False,
+            "ack_first": False,
+            "profile": profile,
+            "modes": {},
+        },
     ),
     "App.consumer batch": Call(
         lambda **options: App("a").consumer(**options)(of_batch),
