@@ -20,8 +20,11 @@ from mqcore.consuming.grace import Grace
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
+from mqcore.queue import queue_name
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.checks import check_count, check_options, check_seconds, described
+from mqcore.running.consumers import Consumers
+from mqcore.running.handlers import chosen_handlers
 from mqcore.running.lifespans import check_lifespan_result
 from mqcore.running.once import opened_inbox
 from mqcore.running.runner import Runner
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from mqcore.consuming.receiver import Receiver
     from mqcore.publishing.outbox import Outbox
+    from mqcore.queue import Queue
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
     from mqcore.spi import Inbox
@@ -88,14 +92,15 @@ class Worker:
         self._session = session_of(broker)
         self.recycle = False
         """Whether it stopped because of `max_messages` or `max_memory`."""
-        check_options(options, WorkerOptions, f"worker of app {app.name!r}")
+        where = f"worker of app {app.name!r}"
+        check_options(options, WorkerOptions, where)
         for name in ("concurrency", "max_messages", "max_memory"):
-            check_count(name, options.get(name, 1), f"worker of app {app.name!r}")
+            check_count(name, options.get(name, 1), where)
         self._grace = self._checked_grace(options.get("grace", GRACE))
         path = options.get("health_file")
         if path is not None and not (path and isinstance(path, (str, Path))):
             raise ConfigurationError(
-                f"worker of app {app.name!r}: health_file={path!r:.60} is not usable; give a path"
+                f"{where}: health_file={path!r:.60} is not usable; give a path"
             )
         has_all = {id(each) for each in app.middleware} <= {
             id(each) for each in self._session.middleware
@@ -106,13 +111,15 @@ class Worker:
                 "app.connect(...), or give the same middleware to Broker.connect"
             )
         self._options = options
-        self._specs = self._chosen(app.handlers, options.get("queues"))
+        self._specs = self._chosen(options.get("queues"))
         self._runners: list[Runner] = []
         self._spool_runners: list[Runner] = []
         """They handle what is in the spool of a fallback while the broker stays away."""
         self._late: asyncio.Task[None] | None = None
         """The rest of a start, which waits for a broker that is away."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._state: Any = None
+        self._consumers = Consumers(where, broker.clock, self._runners, self._added, self._launch)
         self._started = False
         self._stop = asyncio.Event()
         self._draining: Grace | None = None
@@ -125,38 +132,8 @@ class Worker:
     def _checked_grace(self, grace: float | timedelta) -> float:
         return check_seconds("grace", grace, f"worker of app {self.app.name!r}", zero=True)
 
-    def _chosen(
-        self, specs: Sequence[HandlerSpec], queues: Sequence[str] | None
-    ) -> list[HandlerSpec]:
-        if queues is not None and not (
-            _is_sequence(queues) and all(isinstance(name, str) for name in queues)
-        ):
-            raise ConfigurationError(
-                f"worker of app {self.app.name!r}: queues={queues!r:.100} is not usable; give a "
-                "list of names"
-            )
-
-        consumed = {spec.queue.name: spec for spec in specs}
-        if not consumed:
-            raise ConfigurationError(
-                f"app {self.app.name!r} has no consumers: decorate a handler with "
-                "@app.consumer(...)"
-            )
-
-        unknown = sorted(set(queues or ()) - set(consumed))
-        if queues is not None and not queues:
-            raise ConfigurationError(
-                f"queues={queues!r} would consume nothing; app {self.app.name!r} consumes "
-                f"{', '.join(sorted(consumed))}"
-            )
-
-        if unknown:
-            raise ConfigurationError(
-                f"app {self.app.name!r} does not consume {', '.join(unknown)}; it consumes "
-                f"{', '.join(sorted(consumed))}"
-            )
-
-        chosen = [spec for name, spec in consumed.items() if queues is None or name in queues]
+    def _chosen(self, queues: Sequence[str] | None) -> list[HandlerSpec]:
+        chosen = chosen_handlers(self.app.name, self.app.handlers, queues)
         concurrency = self._options.get("concurrency")
         if concurrency is None:
             return chosen
@@ -213,6 +190,7 @@ class Worker:
         self._launch([*self._runners, *self._spool_runners])
         if self._session.outbox is not None:
             self._tasks.append(asyncio.create_task(self._relay(self._session.outbox)))
+        self._consumers.is_open = self._late is None
         self._watch = asyncio.create_task(self._watch_health())
 
     async def _make_ready(self) -> None:
@@ -224,7 +202,7 @@ class Worker:
         if self.app.lifespan is not None:
             lifespan = self.app.lifespan(self.broker)
             check_lifespan_result(lifespan, f"app {self.app.name!r}")
-            state = await self._stack.enter_async_context(lifespan)
+            state = self._state = await self._stack.enter_async_context(lifespan)
         await self._consume_spool(state)
         if self._session.standby is not None and not self.broker.health().connected:
             self._late = asyncio.create_task(self._subscribe_later(state))
@@ -235,7 +213,7 @@ class Worker:
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
             await self._report_unused_settings()
-        inbox = await self._open_inbox()
+        inbox = await self._open_inbox(self._specs)
         for spec in self._specs:
             if not self._stop.is_set():
                 self._runners.append(await self._runner(spec, state, inbox))
@@ -253,6 +231,7 @@ class Worker:
             self._stop.set()
         else:
             self._launch(self._runners)
+            self._consumers.is_open = not self._stop.is_set()
 
     async def _consume_spool(self, state: Any) -> None:
         """Start to handle what is in the spool, if the fallback says so."""
@@ -274,9 +253,9 @@ class Worker:
                 runner.on_ended = self._recycle_when_spent
         self._tasks += [asyncio.create_task(self._run(runner)) for runner in runners]
 
-    async def _open_inbox(self) -> Inbox | None:
-        """Open the inbox of the consumers with `once=`, if there are any."""
-        specs = [spec for spec in self._specs if spec.once is not None]
+    async def _open_inbox(self, specs: Sequence[HandlerSpec]) -> Inbox | None:
+        """Open the inbox of those of the consumers that have `once=`, if there are any."""
+        specs = [spec for spec in specs if spec.once is not None]
         if not specs or self._stop.is_set():
             return None
         inbox = self._session.inbox(self.app.inbox)
@@ -284,6 +263,47 @@ class Worker:
         return await self._stack.enter_async_context(
             opened_inbox(inbox, specs, self.broker.clock, backend)
         )
+
+    async def _added(self, spec: HandlerSpec) -> Runner:
+        return await self._runner(spec, self._state, await self._open_inbox([spec]))
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """The concurrency of each consumer that this worker runs now, by the name of its queue."""
+        return self._consumers.queues
+
+    async def resize(
+        self, queue: Queue[Any] | str, concurrency: int, *, prefetch: int | None = None
+    ) -> None:
+        """Change how many handlers of a queue run at once, and how many messages are held.
+
+        Threads, processes and the prefetch grow and shrink with it; without `prefetch` it is what
+        `@app.consumer` gives to such a consumer. What runs is not interrupted, and counts. Raises
+        `ConfigurationError` for a wrong value, and for a queue that this worker does not consume.
+        """
+        await self._consumers.resize(queue, concurrency, prefetch, self._check_hold)
+
+    async def add(self, queue: Queue[Any] | str) -> None:
+        """Start to consume another of the app's queues. Nothing happens when it is consumed.
+
+        Raises what prevents it; the worker goes on then. Raises `ConfigurationError` for a queue
+        that the app does not consume, and while the worker is not running.
+        """
+        name = queue_name(queue, f"worker of app {self.app.name!r}: add")
+        (spec,) = self._chosen([name])
+        if await self._consumers.add(spec):
+            self._specs = [*(each for each in self._specs if each.queue.name != name), spec]
+
+    async def remove(self, queue: Queue[Any] | str, grace: float | timedelta | None = None) -> None:
+        """Stop to consume a queue: its running handlers get `grace` seconds, as in a drain (G13).
+
+        The other consumers go on, and what was handled counts for `max_messages`. Nothing happens
+        when the queue is not consumed. Without any consumer left the worker goes on running.
+        """
+        seconds = self._grace if grace is None else self._checked_grace(grace)
+        name = queue_name(queue, f"worker of app {self.app.name!r}: remove")
+        await self._consumers.remove(name, seconds, self._spool_runners)
+        self._specs = [each for each in self._specs if each.queue.name != name]
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.handlers]
@@ -421,6 +441,7 @@ class Worker:
         A start that is under way is interrupted.
         """
         self._stop.set()
+        self._consumers.is_open = False
         for runner in (*self._runners, *self._spool_runners):
             runner.halt()
         if self._starting is not None and self._starting.when() is None:
@@ -519,11 +540,7 @@ class Worker:
 
     def _is_spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")
-        handled = sum(runner.handled for runner in self._runners)
+        handled = self._consumers.removed + sum(runner.handled for runner in self._runners)
         if messages is not None and handled >= messages:
             return True
         return memory is not None and handled > 0 and (resident_memory() or 0) > memory
-
-
-def _is_sequence(value: object) -> bool:
-    return isinstance(value, (list, tuple, set, frozenset))

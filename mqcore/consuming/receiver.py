@@ -24,6 +24,7 @@ from mqcore.consuming.final_steps import FinalSteps
 from mqcore.consuming.grace import Grace
 from mqcore.consuming.isolation import Entry
 from mqcore.consuming.quarantine import Quarantine
+from mqcore.consuming.retiring import Retiring
 from mqcore.consuming.states import Step
 from mqcore.consuming.subscription import LiveSubscription
 from mqcore.messages.delivery import Ack
@@ -40,7 +41,7 @@ from mqcore.rules.retry import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from mqcore.connection.connection import Connection
     from mqcore.consuming.conclusions import ConclusionHook
@@ -90,7 +91,8 @@ class Receiver:
         """Says how a message is run, where a consumer treats its messages differently."""
         self._connection = connection
         self._isolation = isolation
-        self._final = FinalSteps(replies)
+        self.final = FinalSteps(replies)
+        """What is awaited before a final outcome is settled."""
         self._order = count()
         self._buffer: list[tuple[int, int, HeldDelivery]] = []
         self._callers = 0
@@ -114,7 +116,11 @@ class Receiver:
             )
 
         self._main = subscription(rules.queue, prefetch)
+        self._make = subscription
         self._subscriptions = [self._main]
+        self._retiring = Retiring(connection.clock)
+        self.is_full = False
+        """Whether nothing is handed out, although callers wait: there are too many of them."""
         self._quarantine = Quarantine(self, isolation, connection.clock)
         if rules.quarantine is not None:
             self._subscriptions.append(subscription(rules.quarantine, 1))
@@ -123,7 +129,7 @@ class Receiver:
 
     def conclude_through(self, hook: ConclusionHook, read: Callable[[EncodedResult], Any]) -> None:
         """Await `hook` before each final outcome of a message is settled."""
-        self._final.conclusions = Conclusions(hook, self._connection, read)
+        self.final.conclusions = Conclusions(hook, self._connection, read)
 
     @property
     def consuming(self) -> bool:
@@ -145,7 +151,8 @@ class Receiver:
     @property
     def holding(self) -> int:
         """How many messages are unsettled, buffered ones included."""
-        return sum(len(subscription.held) for subscription in self._subscriptions)
+        held = sum(len(subscription.held) for subscription in self._subscriptions)
+        return held + self._retiring.holding()
 
     @property
     def has_callers(self) -> bool:
@@ -164,6 +171,23 @@ class Receiver:
     def wake(self) -> None:
         """Let those that wait for a message try again."""
         self._wake.set()
+
+    async def resize(self, prefetch: int) -> None:
+        """Hold at most so many unsettled messages from now on, by a new subscription.
+
+        Messages that are held stay, and count. Raises what prevents the subscription; the old one
+        then goes on.
+        """
+        if prefetch == self._main.prefetch or self._stopped:
+            return
+        new = self._make(self.rules.queue, prefetch)
+        new.beside = self._retiring.holding
+        await new.start()
+        self._retiring.add(self._main, self._has_room)
+        self._main = self._subscriptions[0] = new
+
+    def _has_room(self) -> None:
+        self._main.has_room()
 
     # Arrival
 
@@ -231,7 +255,7 @@ class Receiver:
     def _settle_unseen(self, held: HeldDelivery, result: HandlerResult) -> None:
         """Settle a message that no handler has seen; conclude it first if this is final."""
         decision = self.decide(held, result)
-        if decision.final and self._final.awaits(held):
+        if decision.final and self.final.awaits(held):
             self.leave(held)  # nothing runs, so no other message waits for it
             held.subscription.spawn(self._conclude_unseen(held, decision, result))
         else:
@@ -240,7 +264,7 @@ class Receiver:
     async def _conclude_unseen(
         self, held: HeldDelivery, decision: Decision, result: HandlerResult, *, replies: bool = True
     ) -> None:
-        decision = await self._final.unseen(held, decision, result, replies=replies)
+        decision = await self.final.unseen(held, decision, result, replies=replies)
         self._send(held, decision, result)
 
     # Handing out
@@ -314,6 +338,8 @@ class Receiver:
     def _pick(self) -> HeldDelivery | None:
         """Hand out the suspect that is kept, or the first ordinary message, if the lock allows."""
         self._drop_unfit()
+        if self.is_full:
+            return None
         suspect = self._quarantine.take()
         if suspect is not None and self.may_still_start(suspect):
             suspect.apply(Step.START)
@@ -392,25 +418,13 @@ class Receiver:
 
         A request is answered first when this result is final: its reply is a successor too (G3).
         """
-        if self._final.awaits(held):
-            result, reply = self._final.prepared(held, result, value)
+        if self.final.awaits(held):
+            result, reply = self.final.prepared(held, result, value)
             decision = self.decide(held, result)
-            decision = await self._final.handled(held, decision, result, value, reply)
+            decision = await self.final.handled(held, decision, result, value, reply)
         else:
             decision = self.decide(held, result)
         self._send(held, decision, result, seconds)
-
-    async def conclude_all(
-        self, results: Sequence[tuple[HeldDelivery, HandlerResult]], *, seconds: float = 0.0
-    ) -> None:
-        """Conclude the items of a batch; with a hook together, so that it is called once."""
-        if self._final.conclusions is None:
-            for held, result in results:
-                await self.conclude_safely(held, result, seconds=seconds)
-        else:
-            await asyncio.gather(
-                *(self.conclude_safely(held, result, seconds=seconds) for held, result in results)
-            )
 
     async def conclude_safely(
         self, held: HeldDelivery, result: HandlerResult, *, seconds: float = 0.0
@@ -423,7 +437,7 @@ class Receiver:
 
     def finish(self, held: HeldDelivery, result: HandlerResult) -> None:
         """Settle a message by its result, without waiting for anything."""
-        if self._final.awaits(held):
+        if self.final.awaits(held):
             held.subscription.spawn(self.conclude_safely(held, result))
         else:
             self._send(held, self.decide(held, result), result)
@@ -434,7 +448,7 @@ class Receiver:
         A request is not answered: what its handler returned then is not stored. It may not have
         been concluded.
         """
-        if self._final.conclusions is None:
+        if self.final.conclusions is None:
             self._send(held, Decision(Ack(held.delivery.receipt), "skipped"))
         else:
             concluding = self._conclude_unseen(held, done(held.delivery), _SUCCEEDED, replies=False)
@@ -459,7 +473,7 @@ class Receiver:
         try:
             result = HandlerResult(Ending.REJECTED, Failure.of(error))
             decision = self.decide(held, result)
-            if self._final.conclusions is not None:
+            if self.final.conclusions is not None:
                 concluding = self._conclude_unseen(held, decision, result, replies=False)
                 held.subscription.spawn(concluding)
             else:
@@ -519,9 +533,8 @@ class Receiver:
         await asyncio.shield(self._releasing)
 
     async def _stop(self) -> None:
-        await asyncio.gather(
-            *(subscription.stop_receiving() for subscription in self._subscriptions)
-        )
+        subscriptions = [*self._subscriptions, *self._retiring.subscriptions]
+        await asyncio.gather(*(subscription.stop_receiving() for subscription in subscriptions))
 
         # In order: some brokers put messages back in the order of their release (G9).
         waiting = [held for _, _, held in sorted(self._buffer)]
@@ -535,7 +548,7 @@ class Receiver:
             else:
                 self._send(held, self.decide(held, _INTERRUPTED))
 
-        for subscription in self._subscriptions:
+        for subscription in subscriptions:
             subscription.pause()
         self._wake.set()
 
@@ -557,7 +570,8 @@ class Receiver:
 
     async def _close(self, until: Grace) -> None:
         await self.stop()
-        await self._final.close(until)
-        await asyncio.gather(*(subscription.close(until) for subscription in self._subscriptions))
+        await self.final.close(until)
+        subscriptions = [*self._subscriptions, *self._retiring.end()]
+        await asyncio.gather(*(subscription.close(until) for subscription in subscriptions))
         self._isolation.forget(self._wake.set)
         self.events.emit("consumer.stopped", self.rules.queue)

@@ -103,6 +103,8 @@ class LiveSubscription:
         self._proofs = Proofs(connection.events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
         self._stopped = self._paused = False
+        self.beside: Callable[[], int] = lambda: 0
+        """How many messages earlier subscriptions of the same consumer hold: they count (G12)."""
         self._swept = self._clock.monotonic()
         self.permit: Callable[[], Awaitable[float]] = _always
         """Awaited before each receive; returns for how many seconds it may wait."""
@@ -152,7 +154,7 @@ class LiveSubscription:
                 await self._clock.sleep(self._wait.next())
 
     async def _receive(self, subscription: Subscription) -> None:
-        room = self.prefetch - len(self.held)
+        room = self.prefetch - len(self.held) - self.beside()
         if room <= 0 and not self._listens_while_full():
             await self._wait_for_room()
         elif self._clock.monotonic() - self._swept >= _SWEEP_EVERY:
@@ -429,6 +431,22 @@ class LiveSubscription:
                 self._pump is pump
             ):  # else the connection was lost, and another pump subscribes already
                 self._mend_stopped()
+
+    async def retire(self, settled: Callable[[], None]) -> None:
+        """Receive nothing more; return when all that is held here is settled or lost.
+
+        `settled` is called when some of it is.
+        """
+        await self.stop_receiving()
+        self.pause()
+        while self.held:
+            self._room.clear()
+            await self._room.wait()
+            settled()
+
+    def has_room(self) -> None:
+        """A message that counts here has been settled."""
+        self._room.set()
 
     def pause(self) -> None:
         """Make the broker send nothing more (G13), once.

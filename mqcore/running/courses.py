@@ -91,6 +91,11 @@ class Courses:
     async def ready(self, _handed: int, /) -> None:
         """Return at once: which executor the next message needs is not known; see `enter`."""
 
+    def resize(self, concurrency: int) -> None:
+        """Run at most so many messages of each mode at once from now on."""
+        for executor in self._executors.values():
+            executor.resize(concurrency)
+
     async def close(self) -> None:
         """End what is idle, and kill what can be killed."""
         await asyncio.gather(*(executor.close() for executor in self._executors.values()))

@@ -57,6 +57,9 @@ class Executor(Protocol):
         Cancelling ends it as far as that is possible.
         """
 
+    def resize(self, concurrency: int, /) -> None:
+        """Run at most so many at once from now on. What runs goes on."""
+
     async def close(self) -> None:
         """End what is idle, and kill what can be killed."""
 
@@ -103,6 +106,9 @@ class _Coroutines:
             else self._spec.call(ctx.payload)
         )
 
+    def resize(self, _concurrency: int, /) -> None:
+        return
+
     async def close(self) -> None:
         return
 
@@ -140,6 +146,9 @@ class _Threads:
             )
         return result
 
+    def resize(self, concurrency: int, /) -> None:
+        self.pool.resize(concurrency)
+
     async def close(self) -> None:
         self.pool.close()
 
@@ -173,10 +182,11 @@ class _Processes:
         self._clock = clock
         self._wants_results = spec.conclusion is not None
         target = f"{spec.call.__module__}:{spec.call.__qualname__}"
-        self._slots = [
-            ProcessSlot(target, codecs.names, codecs.most) for _ in range(spec.concurrency)
-        ]
+        self._make = partial(ProcessSlot, target, codecs.names, codecs.most)
+        self._slots = [self._make() for _ in range(spec.concurrency)]
+        self._size = spec.concurrency
         self._idle = list(self._slots)
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
 
     async def start(self) -> None:
@@ -232,17 +242,35 @@ class _Processes:
                 answer = await slot.run(request)
         except BaseException as error:
             self._idle.insert(0, slot)  # its process has gone: the next run takes one that is up
+            self._end_surplus()
             if isinstance(error, SlotDied):
                 raise ChildRunFailed(HandlerResult(Ending.CRASHED, Failure.of(error))) from error
             raise
 
         self._idle.append(slot)
+        self._end_surplus()
         if answer.result.ending is not Ending.SUCCEEDED:
             raise ChildRunFailed(answer.result)
         if answer.body is None:
             return None
         return EncodedResult(answer.body, answer.content_type or "")
 
+    def resize(self, concurrency: int, /) -> None:
+        self._size = concurrency
+        missing = [self._make() for _ in range(concurrency - len(self._slots))]
+        self._slots += missing
+        self._idle[:0] = missing  # those that are up are taken first
+        self._end_surplus()
+
+    def _end_surplus(self) -> None:
+        """End the processes of idle slots that are too many; a busy one ends after its run."""
+        while len(self._slots) > self._size and self._idle:
+            slot = self._idle.pop(0)
+            self._slots.remove(slot)
+            ending = asyncio.ensure_future(slot.close())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
     async def close(self) -> None:
         self._closed.set()
-        await asyncio.gather(*(slot.close() for slot in self._slots))
+        await asyncio.gather(*(slot.close() for slot in self._slots), *self._ending)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mqcore.messages.codec import Payload
 
-__all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec"]
+__all__ = ["BatchOptions", "ConsumerOptions", "HandlerOptions", "HandlerSpec", "chosen_handlers"]
 
 
 class _AnyHandler(TypedDict, total=False):
@@ -219,6 +219,19 @@ class HandlerSpec:
                 self.once is not None and bool(self.batch),
                 "once= does not go with batch=: a batch is one run for many messages",
             ),
+            (self.mode == "process" and not _importable(self.call), _NESTED),
+            (
+                "linger" in self.options and not self.batch,
+                "linger= is for batch handlers; give batch= too, or leave it out",
+            ),
+        ]
+
+        for wrong, why in (*checks, *self._checks_of_profiles()):
+            if wrong:
+                raise ConfigurationError(f"{where}: {why}")
+
+    def _checks_of_profiles(self) -> list[tuple[bool, str]]:
+        return [
             (
                 self.once is not None and bool(self.others),
                 "once= does not go with modes=: its transaction is that of one handler",
@@ -235,16 +248,7 @@ class HandlerSpec:
                 self.mode in [other.mode for other in self.others],
                 f"modes= names {self.mode!r}, and this handler is of that mode itself",
             ),
-            (self.mode == "process" and not _importable(self.call), _NESTED),
-            (
-                "linger" in self.options and not self.batch,
-                "linger= is for batch handlers; give batch= too, or leave it out",
-            ),
         ]
-
-        for wrong, why in checks:
-            if wrong:
-                raise ConfigurationError(f"{where}: {why}")
 
 
 _SETTLED_FIRST = (
@@ -324,3 +328,37 @@ def _queue_for(name: str, signature: Signature, where: str) -> Queue[Any]:
         )
     payload = bytes if signature.payload is None else signature.payload
     return Queue(name, payload, declare=not name.endswith(DLQ))
+
+
+def chosen_handlers(
+    app: str, specs: Sequence[HandlerSpec], queues: Sequence[str] | None
+) -> list[HandlerSpec]:
+    """Return the handlers of these queues, or all; `ConfigurationError` where one has none."""
+    if queues is not None and not (
+        isinstance(queues, (list, tuple, set, frozenset))
+        and all(isinstance(name, str) for name in queues)
+    ):
+        raise ConfigurationError(
+            f"worker of app {app!r}: queues={queues!r:.100} is not usable; give a list of names"
+        )
+
+    consumed = {spec.queue.name: spec for spec in specs}
+    if not consumed:
+        raise ConfigurationError(
+            f"app {app!r} has no consumers: decorate a handler with @app.consumer(...)"
+        )
+
+    unknown = sorted(set(queues or ()) - set(consumed))
+    if queues is not None and not queues:
+        raise ConfigurationError(
+            f"queues={queues!r} would consume nothing; app {app!r} consumes "
+            f"{', '.join(sorted(consumed))}"
+        )
+
+    if unknown:
+        raise ConfigurationError(
+            f"app {app!r} does not consume {', '.join(unknown)}; it consumes "
+            f"{', '.join(sorted(consumed))}"
+        )
+
+    return [spec for name, spec in consumed.items() if queues is None or name in queues]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ class Runner:
             receiver.clock,
             inbound.codecs,
             middleware=middleware,
-            freed=self._freed.set,
+            freed=self._free,
             has_sessions=inbox is not None and inbox.has_sessions,
         )
         self._own = self._courses.own
@@ -87,6 +88,7 @@ class Runner:
             pool = self._courses.executor.pool
             self._once = Once(spec, spec.once, inbox, receiver.clock, pool)
         self._has_profiles = spec.profile is not None
+        self._slots = self._courses if self._has_profiles else self._courses.executor
         self._halted = asyncio.Event()
         self._running: dict[asyncio.Task[None], Sequence[HeldDelivery]] = {}
         self._cancellable: set[asyncio.Task[None]] = set()
@@ -111,7 +113,7 @@ class Runner:
 
         Raises what ended consuming.
         """
-        slots = self._courses if self._has_profiles else self._courses.executor
+        slots = self._slots
         handle = self._handle_by_profile if self._has_profiles else self._handle
         while True:
             while (
@@ -137,6 +139,30 @@ class Runner:
             self._running[task] = batch
             task.add_done_callback(self._ended)
 
+    def _free(self) -> None:
+        """A slot may be free again."""
+        self._freed.set()
+        if self.receiver.is_full:
+            self._look_whether_full()
+
+    def _look_whether_full(self) -> None:
+        """After a shrink a message must not be handed out while too many run."""
+        is_full = len(self._running) + self._slots.stuck >= self.spec.concurrency
+        self.receiver.is_full = is_full
+        if not is_full:
+            self.receiver.wake()
+
+    async def resize(self, concurrency: int, prefetch: int) -> None:
+        """Run at most so many handlers at once, and hold at most so many messages, from now on.
+
+        Handlers that run go on. Raises what prevents a new subscription; nothing is changed then.
+        """
+        await self.receiver.resize(prefetch)
+        self.spec = replace(self.spec, concurrency=concurrency, prefetch=prefetch)
+        self._courses.resize(concurrency)
+        self._look_whether_full()
+        self._freed.set()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         batch = self._running.pop(task)
         for held in batch:
@@ -144,7 +170,7 @@ class Runner:
         self.handled += 1
         if self.on_ended is not None:
             self.on_ended()
-        self._freed.set()
+        self._free()
         if not task.cancelled() and (error := task.exception()) is not None:
             for held in batch:
                 self.receiver.fail(held, error)
@@ -297,7 +323,7 @@ class Runner:
         unsettled = [item for item in items if not item.finished]
         for item in unsettled:
             item.finished = True
-        await self.receiver.conclude_all([(item.held, result) for item in unsettled], seconds=took)
+        await self._conclude_all([(item.held, result) for item in unsettled], took)
 
     async def _read(self, batch: Sequence[HeldDelivery]) -> list[Received[Any]]:
         """Return the items that can be read, and settle the others."""
@@ -314,8 +340,22 @@ class Runner:
                 unreadable.append((held, item))
             else:
                 items.append(item)
-        await self.receiver.conclude_all(unreadable)
+        await self._conclude_all(unreadable, 0.0)
         return items
+
+    async def _conclude_all(
+        self, results: Sequence[tuple[HeldDelivery, HandlerResult]], seconds: float
+    ) -> None:
+        """Conclude items of a batch; with a hook together, so that it is called once."""
+        if self.receiver.final.conclusions is None:
+            for held, result in results:
+                await self.receiver.conclude_safely(held, result, seconds=seconds)
+            return
+
+        concluding = (
+            self.receiver.conclude_safely(held, result, seconds=seconds) for held, result in results
+        )
+        await asyncio.gather(*concluding)
 
     def halt(self) -> None:
         """Start nothing from now on. `drain` does the rest."""

@@ -75,12 +75,20 @@ class ThreadPool:
     @property
     def free(self) -> int:
         """How many calls could start now."""
-        return self.size - self._taken
+        return max(self.size - self._taken, 0)
 
     @property
     def stuck(self) -> int:
         """How many threads still run for a caller that is gone."""
         return self._stuck
+
+    def resize(self, size: int) -> None:
+        """Run at most `size` calls at a time from now on.
+
+        Calls that run go on. Threads that are not needed any more stay idle until `close`.
+        """
+        self.size = size
+        self._freed.set()
 
     async def wait_free(self) -> None:
         """Return when a slot is free. It stays so until the caller awaits something else."""

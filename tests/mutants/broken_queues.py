@@ -406,3 +406,14 @@ class BindsOnlyTheLast(MemoryStore):
     def bind(self, bindings: Sequence[Binding]) -> None:
         self.unbind([old for new in bindings for old in self.bindings(new.router)])
         super().bind(bindings[-1:])
+
+
+@mutant("G12", "bounds.a_consumer_is_resized_while_it_holds_messages")
+class OneEndEndsAllConsumers(MemoryStore):
+    """The end of a subscription returns what others of its queue hold."""
+
+    def unsubscribe(self, name: str, holder: Holder, now: float) -> None:
+        queue = self._queues.get(name)
+        for other in list(queue.consumers) if queue is not None else ():
+            queue.abandon(other)  # type: ignore[union-attr]  # there are consumers
+        super().unsubscribe(name, holder, now)

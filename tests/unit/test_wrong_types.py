@@ -327,6 +327,7 @@ NOT_FOR_USERS = {
     "Message": {"copy", "moved"},
     "Middleware": {"handle", "incoming", "on_event", "outgoing"},
     "Queue": {"configured", "specs"},
+    "Worker": {"add", "remove", "resize"},  # tests/integration/test_resize.py: while it runs
     "Conclusion": {"lose_lease", "postpone"},  # tests/integration/test_conclusions.py
     # below: they need a message
     "Received": {"finish", "lose_lease", "open_session", "postpone", "reject", "retry"},

@@ -1,0 +1,116 @@
+"""The consumers of a running worker: they are resized, added and removed, one change at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mqcore.consuming.grace import Grace
+from mqcore.errors import ConfigurationError
+from mqcore.queue import queue_name
+from mqcore.rules.checks import check_count
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from mqcore.clock import Clock
+    from mqcore.queue import Queue
+    from mqcore.running.handlers import HandlerSpec
+    from mqcore.running.runner import Runner
+
+__all__ = ["Consumers"]
+
+
+class Consumers:
+    """Changes the list of a worker's runners."""
+
+    def __init__(
+        self,
+        where: str,
+        clock: Clock,
+        runners: list[Runner],
+        make: Callable[[HandlerSpec], Awaitable[Runner]],
+        launch: Callable[[Sequence[Runner]], None],
+    ) -> None:
+        """`where` names the worker in errors. `make` makes a runner, `launch` lets it run."""
+        self.is_open = False
+        """Whether the worker runs, so that its consumers may be changed."""
+        self.removed = 0
+        """Runs of handlers whose consumers were removed: `max_messages` does not forget them."""
+        self._where = where
+        self._clock = clock
+        self._runners = runners
+        self._make = make
+        self._launch = launch
+        self._changing = asyncio.Lock()
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """The concurrency of each consumer, by the name of its queue."""
+        return {runner.spec.queue.name: runner.spec.concurrency for runner in self._runners}
+
+    async def resize(
+        self,
+        queue: Queue[Any] | str,
+        concurrency: int,
+        prefetch: int | None,
+        check: Callable[[HandlerSpec], None],
+    ) -> None:
+        """Resize the consumer of a queue; `check` may warn of the new one."""
+        where = f"{self._where}: resizing queue {queue_name(queue, self._where)!r}"
+        check_count("concurrency", concurrency, where)
+        check_count("prefetch", 1 if prefetch is None else prefetch, where)
+
+        async with self._changing:
+            runner = self._find(queue_name(queue, self._where), where)
+            spec = runner.spec.with_concurrency(concurrency)
+            if prefetch is not None:
+                spec = replace(spec, prefetch=max(prefetch, spec.batch))
+            check(spec)
+            await runner.resize(spec.concurrency, spec.prefetch)
+
+    async def add(self, spec: HandlerSpec) -> bool:
+        """Add a consumer; False when the queue is consumed already."""
+        async with self._changing:
+            self._check_open(f"{self._where}: adding queue {spec.queue.name!r}")
+            if spec.queue.name in self.queues:
+                return False
+
+            runner = await self._make(spec)
+            self._runners.append(runner)
+            try:
+                await runner.start()
+            except BaseException:
+                self._runners.remove(runner)
+                raise
+            self._launch([runner])
+            if not self.is_open:  # the worker was stopped meanwhile, and may not have seen this one
+                await runner.drain(Grace(self._clock, 0.0))
+            return True
+
+    async def remove(self, name: str, grace: float, beside: list[Runner]) -> None:
+        """Drain and forget the consumer of a queue, and those in `beside` that handle it too."""
+        async with self._changing:
+            self._check_open(f"{self._where}: removing queue {name!r}")
+            found = [each for each in (*self._runners, *beside) if each.spec.queue.name == name]
+            until = Grace(self._clock, grace)
+            await asyncio.gather(*(runner.drain(until) for runner in found))
+
+            for runner in found:
+                (beside if runner in beside else self._runners).remove(runner)
+                self.removed += runner.handled
+
+    def _find(self, name: str, where: str) -> Runner:
+        self._check_open(where)
+        for runner in self._runners:
+            if runner.spec.queue.name == name:
+                return runner
+        raise ConfigurationError(
+            f"{where}: this worker does not consume it. It consumes "
+            f"{', '.join(sorted(self.queues)) or 'nothing'}; see Worker.add"
+        )
+
+    def _check_open(self, where: str) -> None:
+        if not self.is_open:
+            raise ConfigurationError(f"{where}: the worker is not running, or its broker is away")
