@@ -41,6 +41,19 @@ ON_SERVERS = (
     "tests/e2e/test_segmentation_on_brokers.py",
 )
 """Folders and files of tests that mostly wait for servers, those that take longest first."""
+LONG = (
+    "tests/contract/test_task_stores.py",
+    "tests/mutants/test_task_mutants.py",
+    "tests/integration/test_inbox_transactions.py",
+    "tests/integration/test_inbox_killed.py",
+    "tests/integration/test_enlist.py",
+    "tests/integration/test_outbox.py",
+    "tests/integration/test_outbox_campaign.py",
+    "tests/integration/test_django.py",
+    "tests/integration/test_outage.py",
+    "tests/integration/sqlite",
+)
+"""Folders and files that take a minute or more: they run beside the others, which mostly wait."""
 LOGS = ROOT / ".nox" / "logs"
 _AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
@@ -178,7 +191,7 @@ def counted(counts: Counter[str]) -> str:
 def on_servers() -> list[tuple[str, str]]:
     """Return name and goal of each run on a server."""
     found = []
-    for place in ON_SERVERS:
+    for place in (*ON_SERVERS, *LONG):
         for file in sorted((ROOT / place).glob("test_*.py")) or [ROOT / place]:
             name, goal = file.stem.removeprefix("test_"), str(file.relative_to(ROOT))
             parts = ("test_contract", "test_model") if place == CONTRACTS else ()
@@ -221,7 +234,9 @@ def main(options: Sequence[str]) -> int:
         options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
     runs = [
         run(
-            "without-a-server", [*(f"--ignore={place}" for place in ON_SERVERS), *plain], aloud=True
+            "without-a-server",
+            [*(f"--ignore={place}" for place in (*ON_SERVERS, *LONG)), *plain],
+            aloud=True,
         )
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
