@@ -1,4 +1,4 @@
-"""All the tests: those without a server, then a pytest run for each server, in parallel.
+"""All the tests: those without a server, beside the long ones; then a run for each server.
 
     python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
 
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,7 @@ LONG = (
     "tests/integration/test_outage.py",
     "tests/integration/sqlite",
 )
-"""Folders and files that take a minute or more: they run beside the others, which mostly wait."""
+"""Folders and files that take a minute or more: a second core has time for them."""
 LOGS = ROOT / ".nox" / "logs"
 _AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
@@ -172,6 +172,14 @@ def tell(run: Run) -> None:
     say(run.text if run.code not in _FINE else "\n".join(_TOLD.findall(run.text)))
 
 
+def told(runs: Iterable[Run]) -> Iterator[Run]:
+    """Print the result of each run as it comes."""
+    for done in runs:
+        if done.seconds:
+            tell(done)
+        yield done
+
+
 def counted(counts: Counter[str]) -> str:
     """Return counts in the order in which pytest tells them."""
     order = (
@@ -191,7 +199,7 @@ def counted(counts: Counter[str]) -> str:
 def on_servers() -> list[tuple[str, str]]:
     """Return name and goal of each run on a server."""
     found = []
-    for place in (*ON_SERVERS, *LONG):
+    for place in ON_SERVERS:
         for file in sorted((ROOT / place).glob("test_*.py")) or [ROOT / place]:
             name, goal = file.stem.removeprefix("test_"), str(file.relative_to(ROOT))
             parts = ("test_contract", "test_model") if place == CONTRACTS else ()
@@ -232,18 +240,16 @@ def main(options: Sequence[str]) -> int:
     plain = [option for option in options if not option.startswith("--mqcore-contract-reports")]
     if plain == options:
         options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
-    runs = [
-        run(
-            "without-a-server",
-            [*(f"--ignore={place}" for place in (*ON_SERVERS, *LONG)), *plain],
-            aloud=True,
-        )
-    ]
+    runs = []
+    with ThreadPoolExecutor(1) as beside:
+        found = [place for place in LONG if (ROOT / place).exists()]
+        long = beside.map(lambda place: run(Path(place).stem, [place, *plain], aloud=False), found)
+        short = [*(f"--ignore={place}" for place in (*ON_SERVERS, *LONG)), *plain]
+        runs.append(run("without-a-server", short, aloud=True))
+        runs += told(long)
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()):
-            if done.seconds:
-                tell(done)
-            runs.append(done)
+        runs += told(pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()))
     failed = [run.name for run in runs if run.code not in _FINE]
     if failed:
         say(f"\nfailed: {', '.join(failed)}; the logs are in {LOGS.relative_to(ROOT)}/")
