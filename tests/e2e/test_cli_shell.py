@@ -304,6 +304,7 @@ def test_a_worker_lets_a_running_handler_end_and_starts_no_other(
     assert [line.split()[1:4] for line in err.splitlines()] == [
         ["INFO", "mqcore", "connection.opened"],
         ["INFO", "mqcore", "consumer.started"],
+        ["INFO", "mqcore", "consumer.draining"],
         ["INFO", "mqcore", "consumer.stopped"],
     ]
 

@@ -250,6 +250,12 @@ def test_an_unknown_scheme_lists_the_installed_ones_and_guesses() -> None:
         Plugins([]).backend_for("xyz")
 
 
+def test_a_url_of_sqlalchemy_is_told_its_name_here() -> None:
+    plugins = Plugins([point("sqlite", Plugin(backend("sqlite")))])
+    with pytest.raises(BackendNotFound, match=r"Write sqlite://, without the name of a client"):
+        plugins.backend_for("sqlite+aiosqlite")
+
+
 def test_an_entry_point_that_does_not_serve_its_name_is_told() -> None:
     plugins = Plugins([point("kafka", Plugin(backend("kafkas")))])
     with pytest.raises(
