@@ -102,7 +102,9 @@ class DatabaseFile:
 
     def _waited(self, patience: float) -> bool:
         """Wait for the turn in the line of all, for some seconds; return whether it came."""
-        waiting = Thread(target=_take, args=(self._opened(),), daemon=True)
+        lock = os.dup(self._opened())  # its number stays the thread's own when this file is closed
+        _waiting.add(lock)
+        waiting = Thread(target=_take, args=(lock,), daemon=True)
         waiting.start()
         waiting.join(patience)
         return not waiting.is_alive()
@@ -202,17 +204,27 @@ def _identity_of(path: str | Path) -> _Identity:
 
 
 def _take(lock: int) -> None:
-    with suppress(OSError):  # it was closed meanwhile
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Wait for the turn. It stays with the file that `lock` is a duplicate of, if that is open."""
+    try:
+        with suppress(OSError):  # the system cannot lock: SQLite's own wait is left
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        _waiting.discard(lock)
+        os.close(lock)
 
 
 _files: WeakSet[DatabaseFile] = WeakSet()
+_waiting: set[int] = set()
+"""The duplicates with which threads wait."""
 
 
 def _after_fork() -> None:
     """Close the lock files in a forked child: it would keep a turn that its parent died in."""
     for file in list(_files):
         file.close()
+    for lock in list(_waiting):
+        os.close(lock)
+    _waiting.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

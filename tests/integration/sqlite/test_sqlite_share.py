@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -220,6 +221,25 @@ def test_a_cursor_class_of_the_application_takes_turns_as_well(
     connection.rollback()
     with pytest.raises(ConfigurationError, match=r"sqlite3\.Cursor"):
         connection.cursor(lambda _: cursor)
+
+
+def test_a_connection_that_does_not_wait_leaves_no_turn_to_nobody(
+    connection: SharedConnection, path: Path
+) -> None:
+    for _ in range(100):
+        connection.execute("UPDATE totals SET value = 1")
+        before = set(threading.enumerate())
+        with closing(sqlite3.connect(path, timeout=0, factory=SharedConnection)) as other:
+            with pytest.raises(sqlite3.OperationalError, match="has held"):
+                other.execute("UPDATE totals SET value = 2")
+            waiting = set(threading.enumerate()) - before
+            connection.commit()
+            for thread in waiting:
+                thread.join()
+            assert is_free(path)
+            other.execute("UPDATE totals SET value = 3")
+            other.commit()
+    assert is_free(path)
 
 
 def test_a_database_in_memory_cannot_be_shared() -> None:
