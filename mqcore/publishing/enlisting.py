@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mqcore.errors import ConfigurationError, MqcoreError, PublishFailed
+from mqcore.errors import ConfigurationError, ConnectionLost, MqcoreError, PublishFailed
 from mqcore.publishing.outbound import Outbound
 from mqcore.publishing.outcomes import ending, pending_receipt
 from mqcore.publishing.parcel import Parcel, enclose
@@ -125,16 +125,26 @@ class Enlistment:
             )
 
     def choose(self, transaction: Transaction) -> None:
-        """Find out in which database the transaction is. Raises `ConfigurationError`."""
-        reasons = []
+        """Find out in which database the transaction is.
+
+        Raises `ConfigurationError` for another one, and `ConnectionLost` when it may be that of a
+        broker that was never connected.
+        """
+        reasons, away = [], None
         for place in self.publisher.places:
             backend = place.connection.backend
             if isinstance(backend, SupportsEnlist):
-                why = backend.foreign(transaction)
+                try:
+                    why = backend.foreign(transaction)
+                except ConnectionLost as error:
+                    away = error
+                    continue
                 if not why:
                     self.place = place
                     return
                 reasons.append(why)
+        if away is not None:
+            raise away
 
         name = name_of(self.to)
         seen = (

@@ -52,7 +52,7 @@ class SupportsEnlist(Protocol):
         Decides by something that is stored in the database, never by comparing URLs. A database
         without the backend's tables is foreign, and the text says how to create them. A missing
         table must not make the transaction fail. Raises `ConfigurationError` when this database's
-        tables are newer than the code.
+        tables are newer than the code, and `ConnectionLost` when the instance was never open.
         """
         ...
 

@@ -21,6 +21,7 @@ from mqcore import (
     BlockingContext,
     Broker,
     ConfigurationError,
+    ConnectionLost,
     Context,
     PublishFailed,
     Queue,
@@ -248,6 +249,28 @@ async def test_a_broker_that_is_away_takes_nothing_from_the_publisher(
         session_of(broker).connection.connected_event.set()
         assert await ids(broker) == [known.id]
         assert await ids(broker, "bills") == [unknown.id]  # its parcel declared the queue
+
+
+async def test_a_database_as_broker_that_was_away_from_the_start(
+    database: AppDatabase, tmp_path: Path
+) -> None:
+    pytest.importorskip("psycopg", reason="pip install 'mqcore[sql]'")
+    away = {
+        "url": "postgresql://me@127.0.0.1:9/app",
+        "settings": Settings(),
+        "fallback": f"sqlite:///{tmp_path / 'spool.db'}",
+    }
+    with database.engine() as engine, Session(engine) as session:
+        async with Broker.connect(**away, outbox=database.url) as broker:  # type: ignore[arg-type]
+            receipt = await broker.publish(orders, {"n": 1}, session=session)
+            assert receipt.pending
+            session.commit()
+        async with Broker.connect(**away) as broker:  # type: ignore[arg-type]
+            with pytest.raises(ConnectionLost, match="not connected yet"):
+                await broker.publish(orders, {"n": 2}, session=session)
+
+    async with Broker.connect(memory_url(), settings=Settings(), outbox=database.url) as broker:
+        assert await ids(broker) == [receipt.id]
 
 
 async def test_relays_of_two_processes_and_the_command(
