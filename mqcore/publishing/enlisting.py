@@ -52,6 +52,10 @@ _LOCKED = (
     ". Another connection writes to the file. Begin with the write lock: pass the engine to "
     "mqcore_sql.share, or begin with BEGIN IMMEDIATE"
 )
+_DELETED = (
+    ". It was deleted; a worker or `mqcore relay` declares it again within seconds. Start one if "
+    "none runs, and publish again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +204,16 @@ class Enlistment:
         return [
             pending_receipt(each, shown or each.names, publisher.connection.events)
             if each.is_stored
-            else ending(self.to, each, "", publisher.connection.events)
+            else self._ending(each)
             for each in self.batch
         ]
+
+    def _ending(self, sent: Outbound) -> Receipt | MqcoreError:
+        """Return the error of a message that is not stored."""
+        events = self.publisher.connection.events
+        if self.place is not None and self.place.is_outbox and sent.missing():
+            return ending(OUTBOX, sent, _DELETED, events)
+        return ending(self.to, sent, "", events)
 
     def _ended(self, hint: Callable[[], None]) -> None:
         """Give a hint on the event loop, from any thread, when the transaction has ended."""

@@ -49,7 +49,7 @@ class Outbox:
                 SupportsEnlist, "outbox= needs a database, sqlite:// or postgresql://"
             )
             check_relays(self.source, "outbox=")
-            await self.source.declare(relay_specs(OUTBOX))
+            await self._declare()
         except BaseException:
             await self.source.close()
             raise
@@ -67,7 +67,10 @@ class Outbox:
         await self._make_relay().drain()
 
     def _make_relay(self) -> Relay:
-        return Relay(self.source, OUTBOX, Forwarding(self._broker))
+        return Relay(self.source, OUTBOX, Forwarding(self._broker), redeclare=self._declare)
+
+    async def _declare(self) -> None:
+        await self.source.declare(relay_specs(OUTBOX))
 
 
 def check_outbox(url: object, where: str) -> None:

@@ -41,7 +41,7 @@ from mqcore.spi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mqcore.connection.connection import Connection
     from mqcore.publishing.destination import Destination
@@ -110,8 +110,11 @@ class Relay:
         *,
         dead_letter: str | None = None,
         full_patience: float | None = 60.0,
+        redeclare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`queue` is declared already, as `relay_specs` says; `dead_letter` as there.
+
+        `redeclare` declares it again when it was deleted; None leaves that to its publishers.
 
         A parcel that its queue at the broker refuses as full is tried again, and blocks those
         behind it. When a target has taken nothing for `full_patience` seconds, its parcels are
@@ -123,6 +126,7 @@ class Relay:
         self._destination = destination
         self._dead_letter = dead_letter or queue + DLQ
         self._full_patience = full_patience
+        self._redeclare = redeclare
         self._clock, self._events = source.clock, source.events
         self._subscription: Subscription | None = None
         self._generation = 0
@@ -169,7 +173,7 @@ class Relay:
         try:
             deliveries = await self._receive(patience)
         except QueueNotFound:
-            await self.close()  # it was deleted; its owner declares it with the next publish
+            await self._revive()
             deliveries = []
         except MqcoreError:
             await self.close()
@@ -185,6 +189,13 @@ class Relay:
         await self._settle(verdicts.settlements)
         await self._pace(verdicts)
         return len(deliveries)
+
+    async def _revive(self) -> None:
+        """The queue was deleted: declare it again, or wait until its publishers do."""
+        await self.close()
+        if self._redeclare is not None:
+            with suppress(MqcoreError):  # it is still missing in the next turn
+                await self._redeclare()
 
     async def _receive(self, patience: float) -> Sequence[Delivery]:
         source, doing = self._source, f"relaying the queue {self._queue!r}"

@@ -203,6 +203,11 @@ class Lane:
             await connection.declare(specs)
         self._is_declared = True
 
+    async def declare_again(self) -> None:
+        """Declare the lane's queue, which may have been deleted."""
+        self._is_declared = False
+        await self.declare()
+
     async def _relay_all(self) -> None:
         """Relay until the lane is empty; waits while the broker is away."""
         relay = Relay(
@@ -337,9 +342,9 @@ class Spool:
         return lane
 
     async def declare(self, queues: Sequence[str]) -> None:
-        """Declare the lanes of queues, for consumers of the spool."""
+        """Declare the lanes of queues, for consumers of the spool, also one that was deleted."""
         for name in queues:
-            await self.lane(name, is_router=False).declare()
+            await self.lane(name, is_router=False).declare_again()
 
     async def _watch(self) -> None:
         clock = self.connection.clock

@@ -10,6 +10,7 @@ import pytest
 from support.faulty import Broken, Faults, plugin_for, raised
 
 from mqcore import App, Broker, Fallback, Queue, RetryPolicy, Settings, Worker
+from mqcore.broker import session_of
 from mqcore.config.plugins import Plugins
 from mqcore.rules.backoff import STEADY
 from mqcore.rules.retry import fixed
@@ -128,6 +129,24 @@ async def test_what_is_in_the_spool_is_handled_while_the_broker_stays_away(
         await until(clock, lambda: not app.health().degraded)
         assert app.events.counts["message.relayed"] == 0
         assert (await broker.counts("numbers"))[0].total == 0
+
+
+async def test_a_lane_that_was_deleted_is_declared_again_by_its_consumer(
+    run: Run, clock: VirtualClock, faults: Faults
+) -> None:
+    handled: list[int] = []
+    is_away(faults)
+    async with run(kept_in(handled), consume=True) as (app, _):
+        await ended(clock, app.publish(numbers, 1))
+        await until(clock, lambda: handled == [1])
+        standby = session_of(app).standby
+        assert standby is not None
+        store: Any = standby.spool.connection.backend
+        await ended(clock, store.delete("mq.spool.numbers"))
+        await until(clock, lambda: app.events.counts["consumer.interrupted"])
+        await clock.advance(5.0)
+        assert (await ended(clock, app.publish(numbers, 2))).spooled
+        await until(clock, lambda: handled == [1, 2])
 
 
 async def test_the_spool_is_not_consumed_while_the_broker_is_there(

@@ -273,6 +273,33 @@ async def test_a_database_as_broker_that_was_away_from_the_start(
         assert await ids(broker) == [receipt.id]
 
 
+async def test_an_outbox_that_was_deleted_is_declared_again_by_a_relay(
+    database: AppDatabase,
+) -> None:
+    router = Router("events", dict[str, int])
+    router.bind(orders, "new")
+    async with Broker.connect(
+        memory_url(), settings=Settings(), queues=[orders], outbox=database.url
+    ) as broker:
+        async with Broker.connect(database.url, settings=Settings()) as admin:
+            await admin.delete("mq.outbox")
+        with database.engine() as engine, Session(engine) as session:
+            targets: list[tuple[Any, dict[str, Any]]] = [
+                (orders, {}),
+                (router, {"key": "new"}),
+            ]
+            for to, options in targets:
+                with pytest.raises(
+                    QueueNotFound, match=r"'mq\.outbox'.*`mqcore relay` declares it"
+                ):
+                    await broker.publish(to, {"n": 1}, session=session, **options)
+            session.rollback()
+            assert await ids(broker) == []
+            receipt = await broker.publish(orders, {"n": 2}, session=session)
+            session.commit()
+        assert await ids(broker) == [receipt.id]
+
+
 async def test_relays_of_two_processes_and_the_command(
     database: AppDatabase, tmp_path: Path
 ) -> None:

@@ -361,6 +361,29 @@ async def test_what_was_published_and_not_removed_is_one_copy(
     assert await waiting(store) == 0
 
 
+async def test_a_queue_of_parcels_that_was_deleted_is_declared_again(
+    store: Broker, broker: Broker, clock: VirtualClock
+) -> None:
+    await broker.declare(numbers)
+    source = source_of(store)
+    declared = asyncio.Event()
+
+    async def redeclare() -> None:
+        await source.declare(relay_specs(WAITING))
+        declared.set()
+
+    async with running(Relay(source, WAITING, Forwarding(source_of(broker)), redeclare=redeclare)):
+        await put(store, number(1))
+        while await ids_in(broker) != ["1"]:
+            await clock.advance(0.1)
+        await store.delete(WAITING)
+        while not declared.is_set():
+            await clock.advance(0.1)
+        await put(store, number(2))
+        while await ids_in(broker) != ["1", "2"]:
+            await clock.advance(0.1)
+
+
 async def test_the_source_may_be_lost_while_it_is_relayed(
     clock: VirtualClock, broker: Broker, faulty: Broker, faults: Faults
 ) -> None:
