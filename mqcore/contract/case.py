@@ -8,7 +8,7 @@ The profile is the name of the module, or of the folder that the module is in. T
 line is printed in reports and when the case fails. `needs` are capabilities without which the case
 means nothing; that they are refused then is another case. `hooks` are what the harness must be able
 to do. A case that is `alone` measures the whole process or the whole server: no other case may run
-at the same time.
+at the same time. A case that is `prompt` checks that something happens within parts of a second.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Case:
     protocols: tuple[type, ...] = ()
     hooks: tuple[str, ...] = ()
     alone: bool = False
+    prompt: bool = False
 
     @property
     def timed(self) -> bool:
@@ -58,7 +59,7 @@ class Case:
 
         What may not happen at any speed, such as a loss at a crash, is in other profiles.
         """
-        return self.profile in _TIMED
+        return self.prompt or self.profile in _TIMED
 
     @property
     def exclusive(self) -> bool:
@@ -76,6 +77,7 @@ def case(
     protocols: Sequence[type] = (),
     hooks: Sequence[str] = (),
     alone: bool = False,
+    prompt: bool = False,
     each: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., Awaitable[None]]]:
     """Register a function as a case.
@@ -99,6 +101,7 @@ def case(
             protocols=tuple(protocols),
             hooks=tuple(hooks),
             alone=alone,
+            prompt=prompt,
         )
         if each is None:
             _found.append(plain)

@@ -103,11 +103,14 @@ LOSE = """
 RENEW = "UPDATE {messages} SET until = {now} + :lease WHERE id {any:ids}"
 NOTE_START = "UPDATE {messages} SET noted = 1 WHERE id {any:ids}"
 SWEEP = f"""
+    WITH expired AS MATERIALIZED (
+        SELECT id FROM {{messages}}
+        WHERE queue = :queue AND token IS NULL AND expires <= {{now}}
+        ORDER BY expires LIMIT :limit {{skipping}})
     UPDATE {{messages}} SET token = :token, until = {{now}} + :lease
-    WHERE id IN (SELECT id FROM {{messages}}
-                 WHERE queue = :queue AND token IS NULL AND expires <= {{now}}
-                 ORDER BY expires LIMIT :limit {{skipping}})
+    WHERE id IN (SELECT id FROM expired)
     RETURNING {_CLAIMED}"""
+"""Materialized: PostgreSQL may run a subquery again for each row, and so exceed its limit."""
 TAKE = f"""
     UPDATE {{messages}} SET token = :token, until = {{now}} + :lease
     WHERE id IN (SELECT id FROM {{messages}}

@@ -112,7 +112,7 @@ async def what_a_cancelled_receive_claimed_comes_with_the_next_ones(kit: Kit) ->
     kit.same(await kit.contents(queue), Counter(), "messages left in the queue", _CANCELLED)
 
 
-@case("G2", ids="C07")
+@case("G2", ids="C07", prompt=True)
 async def what_is_on_its_way_when_the_time_ends_comes_with_the_next_receive(kit: Kit) -> None:
     """A claim under way when a receive times out is handed out by the next receive, unmarked."""
     queue, look = (
@@ -181,7 +181,7 @@ def _all_prompt(kit: Kit, late: list[float], limit: float, what: str, look: str)
     )
 
 
-@case("G2", ids="C23 C09")
+@case("G2", ids="C23 C09", prompt=True)
 async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
     """When a woken consumer closes, the next waiting consumer gets the message at once.
 
@@ -216,6 +216,7 @@ async def who_goes_after_it_was_woken_wakes_the_next(kit: Kit) -> None:
     ids="C23 C07 D03",
     needs=(Capability.DELAY,),
     each={"closed": True, "cancelled": False},
+    prompt=True,
 )
 async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed: bool) -> None:  # noqa: FBT001 - a variant
     """When consumers go before a delay ends, the remaining one still gets the message in time."""
@@ -266,6 +267,7 @@ async def who_goes_before_a_delay_ends_leaves_that_to_the_next(kit: Kit, closed:
     ids="D03 X03",
     needs=(Capability.DELAY, Capability.BROWSE),
     protocols=(SupportsBrowse, SupportsTake),
+    prompt=True,
 )
 async def what_was_taken_before_its_time_and_released_is_due_as_before(kit: Kit) -> None:
     """A delayed message that was taken and released still arrives when it is due."""
