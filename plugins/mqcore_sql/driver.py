@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar, cast
 from pydantic import BaseModel
 
 from mqcore.spi import (
+    Ack,
     Alterations,
     Binding,
     BlockingBackend,
@@ -225,9 +226,12 @@ class SqlDriver(BlockingDriver):
         if not batch:
             return []
         try:
-            return self._store.settle(consumer.queue, batch)
+            settled = self._store.settle(consumer.queue, batch)
         except Exception as error:  # noqa: BLE001 - it is the outcome
             return [self._outcome(error)] * len(batch)
+        if not all(isinstance(item, Ack) for item in batch):
+            self._db.notify()  # what was released or moved is for others
+        return settled
 
     def notify(self) -> None:
         """Tell other processes that messages were stored."""
@@ -253,11 +257,13 @@ class SqlDriver(BlockingDriver):
     def give_back(self, queue: str, receipts: Sequence[bytes]) -> None:
         """Return claims unmarked."""
         self._store.give_back(queue, receipts)
+        self._db.notify()
 
     def unsubscribe(self, consumer: Consumer, receipts: Sequence[bytes]) -> None:
         """Return claims as taken over."""
         if receipts:
             self._store.lose(consumer.queue.name, receipts)
+            self._db.notify()
 
     def held(self, consumer: Consumer, receipts: Sequence[bytes]) -> Collection[bytes]:
         """Return the claims that hold."""
