@@ -59,6 +59,8 @@ parcels took a minute on one with twelve times the load that it can carry.
 _TIMEOUT = 10.0
 """Seconds that the broker has to confirm a batch. It must be well below the lease."""
 _SETTLING = 5.0
+_RELEASING = 1.0
+"""Seconds that a relay which ends waits for the release of what it holds."""
 _LOOK = 1.0
 """Seconds of one wait for parcels."""
 _FIRST_WAIT, _LAST_WAIT = 0.05, 2.0
@@ -129,6 +131,8 @@ class Relay:
         self._redeclare = redeclare
         self._clock, self._events = source.clock, source.events
         self._subscription: Subscription | None = None
+        self._claimed: list[bytes] = []
+        """What is being delivered. It is released when that ends too early."""
         self._generation = 0
         self._size, self._failures = _BATCH, 0
         self._full_since: dict[str, float] = {}
@@ -161,11 +165,21 @@ class Relay:
             await self.close()
 
     async def close(self) -> None:
-        """Return what is claimed to the queue at once. May be called again."""
+        """Return what is claimed to the queue at once. May be called again.
+
+        It is released first: what a closed subscription holds counts as taken over, and a consumer
+        of the same queue would take that for a crash (G4).
+        """
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            with suppress(Exception):  # its claims end with their lease
-                await subscription.close()
+        claimed, self._claimed = self._claimed, []
+        if subscription is None:
+            return
+        if claimed:
+            with suppress(Exception):
+                releases = [Release(receipt) for receipt in claimed]
+                await subscription.settle(releases, timeout=_RELEASING)
+        with suppress(Exception):  # its claims end with their lease
+            await subscription.close()
 
     async def _turn(self, patience: float) -> int:
         """Deliver one batch. Returns how many parcels it had, after a wait if none was taken."""
@@ -185,8 +199,10 @@ class Relay:
                 await self._clock.sleep(_LOOK)
             return 0
 
+        self._claimed = [delivery.receipt for delivery in deliveries]
         verdicts = await self._deliver(deliveries)
         await self._settle(verdicts.settlements)
+        self._claimed = []
         await self._pace(verdicts)
         return len(deliveries)
 

@@ -24,6 +24,7 @@ from mqcore.spi import (
     Outcome,
     Outgoing,
     QueueSpec,
+    Release,
     Route,
     Stored,
     Unknown,
@@ -339,6 +340,11 @@ async def test_a_cancelled_relay_gives_back_at_once(store: Broker, broker: Broke
     with suppress(asyncio.CancelledError):
         await first
     before = store.clock.monotonic()
+    subscription = await source_of(store).subscribe(WAITING, 10, 30.0)
+    claimed = await subscription.receive(10, 5.0)
+    assert [each.takeovers for each in claimed] == [0, 0]  # its end is not a crash (G4)
+    await subscription.settle([Release(each.receipt) for each in claimed], timeout=5.0)
+    await subscription.close()
     await drained(relay_of(store, broker))
     assert await ids_in(broker) == ["1", "2"]
     assert store.clock.monotonic() - before < 5.0
