@@ -12,6 +12,7 @@ So a retry waits in the spool, a dead letter goes to the broker later, and lease
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from mqcore.events import Events
 from mqcore.publishing.parcel import Parcel, enclose, unpack_parcel
 from mqcore.publishing.spool import lane_name
 from mqcore.rules.retry import Rules
-from mqcore.spi import Backend, Move, Outgoing, Subscription, SupportsRenew
+from mqcore.spi import Backend, Move, Outgoing, Release, Subscription, SupportsRenew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,6 +114,7 @@ class _SpoolSubscription(Subscription):
         self._backend, self._inner, self._lane = backend, inner, lane
         self._is_away, self._clock = is_away, clock
         self._away_since: float | None = None
+        self._returning: set[asyncio.Task[None]] = set()
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return messages while the broker is away."""
@@ -121,14 +123,29 @@ class _SpoolSubscription(Subscription):
             return []
         deliveries = await self._inner.receive(limit, min(timeout, _STAYS))
 
-        ready: list[Delivery] = []
-        for delivery in deliveries:
-            opened = self._opened(delivery)
-            if isinstance(opened, Move):
-                await self._inner.settle([opened], timeout=_SETTLING)
-            else:
-                ready.append(opened)
+        opened = [self._opened(delivery) for delivery in deliveries]
+        ready = [each for each in opened if not isinstance(each, Move)]
+        later = [each for each in opened if isinstance(each, Move)]
+        if later:
+            try:
+                await asyncio.shield(self._give_back(later))
+            except asyncio.CancelledError:
+                if ready:  # nobody gets them: as a claim that ends they would count as crashed
+                    self._give_back([Release(delivery.receipt) for delivery in ready])
+                raise
         return ready
+
+    def _give_back(self, batch: Sequence[Settlement]) -> asyncio.Task[None]:
+        """Settle in the background; `close` waits for it."""
+
+        async def settle() -> None:
+            with suppress(Exception):  # the claims end with their lease
+                await self._inner.settle(batch, timeout=_SETTLING)
+
+        task = asyncio.create_task(settle())
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        return task
 
     def _stays_away(self) -> bool:
         now = self._clock.monotonic()
@@ -174,7 +191,9 @@ class _SpoolSubscription(Subscription):
         )
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop, after what was given back."""
+        if self._returning:
+            await asyncio.wait(self._returning)
         await self._inner.close()
 
 

@@ -1,7 +1,7 @@
 """Workers whose broker is away: they start, wait for it, and may handle what is in the spool."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,14 @@ from support.faulty import Broken, Faults, plugin_for, raised
 from mqcore import App, Broker, Fallback, Queue, RetryPolicy, Settings, Worker
 from mqcore.broker import session_of
 from mqcore.config.plugins import Plugins
+from mqcore.consuming.spooled import SpoolBackend
+from mqcore.messages.message import Message
+from mqcore.publishing.parcel import Parcel, enclose
+from mqcore.publishing.relay import relay_specs
+from mqcore.publishing.spool import lane_name
 from mqcore.rules.backoff import STEADY
 from mqcore.rules.retry import fixed
+from mqcore.spi import Outgoing
 from mqcore.testing import VirtualClock, memory_url
 
 numbers = Queue("numbers", int)
@@ -261,3 +267,40 @@ async def test_what_a_worker_holds_from_the_spool_is_not_relayed_meanwhile(
         await until(clock, lambda: handled == [1, 2])
         assert app.events.counts["message.relayed"] == 1
         await until(clock, lambda: app.events.counts["message.done"] == 2)
+
+
+async def test_a_stop_while_a_delayed_message_is_put_back_is_no_crash_of_the_others(
+    faulty: Broker, faults: Faults, clock: VirtualClock
+) -> None:
+    lane, began, gate = lane_name("numbers", is_router=False), asyncio.Event(), asyncio.Event()
+
+    async def slow(_backend: object, do: Callable[..., Any], batch: Sequence[Any]) -> Any:
+        began.set()
+        await gate.wait()
+        return await do(batch)
+
+    store = session_of(faulty).connection
+    await store.declare(relay_specs(lane))
+    outs = [
+        Outgoing("numbers", Message(id="now", body=b"1")),
+        Outgoing("numbers", Message(id="later", body=b"2"), delay=60.0),
+    ]
+    await store.publish([enclose(Parcel(out, clock.now()), lane) for out in outs], 5.0)
+    spool = SpoolBackend(store.backend, lambda: True, clock)
+    subscription = await spool.subscribe("numbers", prefetch=10, lease=30.0)
+    assert await ended(clock, subscription.receive(10, 5.0)) == []  # it has just begun to be away
+    await clock.advance(1.0)
+
+    faults.next("settle", slow)
+    receiving = asyncio.create_task(subscription.receive(10, 5.0))
+    await began.wait()
+    receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
+    closing = asyncio.create_task(subscription.close())
+    gate.set()
+    await closing
+
+    (delivery,) = await (await store.subscribe(lane, 10, 30.0)).receive(10, 0.0)
+    assert (delivery.message.correlation_id, delivery.takeovers) == ("now", 0)
+    (counts,) = await faulty.counts(lane)
+    assert counts.delayed == 1
