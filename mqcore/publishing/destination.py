@@ -138,9 +138,10 @@ def _final(outcome: Outcome) -> Outcome:
     """Return the outcome of a routed publish that the broker has answered.
 
     "Unknown" is its answer when one of the router's queues refused what others took (G15). Another
-    try would be stored by those others once more where the broker does not know the id.
+    try would be stored by those others once more where the broker does not know the id. With a
+    cause it is none: the driver has lost the answer.
     """
-    if not isinstance(outcome, Unknown):
+    if not isinstance(outcome, Unknown) or outcome.cause is not None:
         return outcome
     text = f"a queue of its router refused it, and others may have it: {outcome.text}"
     return Failed(ErrorKind.PERMANENT, text, outcome.cause)

@@ -186,12 +186,12 @@ class FallbackPublisher(Publisher):
         """Whether a message is to be spooled: the broker is not there, or does not answer.
 
         With `is_final` an answer that says "unknown" is reported. A router gives it when one of its
-        queues refused what others took, and would give it again.
+        queues refused what others took, and would give it again. With a cause it is no answer.
         """
         if not self._spool.is_usable or self._connection.is_closed:
             return False
         if isinstance(result, PublishUnknown):
-            return not is_final
+            return not is_final or result.__cause__ is not None
         return isinstance(result, Blocked)
 
     def _plan(self, to: Target[Any], messages: Sequence[Message], options: PublishOptions) -> _Plan:

@@ -18,6 +18,7 @@ from support.faulty import (
     lost_answer,
     plugin_for,
     raised,
+    unclear,
 )
 
 import mqcore.sync
@@ -143,6 +144,18 @@ async def test_a_publish_without_an_answer_is_spooled_and_arrives_once(
         await until(clock, lambda: not app.health().degraded)
         assert await numbers_in(broker) == [0, 1]
         assert app.events.counts["publish.failed"] == app.events.counts["publish.unknown"] == 0
+
+
+async def test_a_lost_answer_of_a_router_is_spooled(
+    connect: Connect, broker: Broker, clock: VirtualClock, faults: Faults
+) -> None:
+    router = Router("events", int, kind="fanout")
+    router.bind(numbers)
+    async with opened(connect(routers=[router]), clock) as app:
+        faults.next("publish", unclear())
+        assert (await ended(clock, app.publish(router, 1))).spooled
+        await until(clock, lambda: not app.health().degraded)
+        assert await numbers_in(broker) == [1]
 
 
 async def test_publishes_while_the_broker_is_away_arrive_in_order_when_it_is_back(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.faulty import Faults, dropped_answer, failed, lost, lost_answer
+from support.faulty import Faults, dropped_answer, failed, lost, lost_answer, unclear
 
 from mqcore import Broker, DeadLetter, Queue, Router, Settings, UnsupportedFeature
 from mqcore.broker import session_of
@@ -275,6 +275,19 @@ async def test_a_route_is_resolved_when_it_is_delivered(store: Broker, broker: B
     await drained(relay_of(store, broker))
     assert await ids_in(broker) == ["1"]
     assert await ids_in(broker, "audit") == ["1"]
+
+
+async def test_a_lost_answer_about_a_route_is_no_refusal(
+    store: Broker, broker: Broker, faulty: Broker, faults: Faults
+) -> None:
+    router = Router("events", kind="fanout")
+    router.bind(numbers)
+    await broker.declare(router)
+    faults.next("publish", unclear())
+    await put(store, number(1, to=Route("events")))
+    await drained(relay_of(store, faulty))
+    assert await ids_in(broker) == ["1"]
+    assert await dead(store) == []
 
 
 async def test_a_route_that_no_binding_takes_is_a_dead_letter(

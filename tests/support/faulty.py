@@ -205,6 +205,16 @@ def hung() -> Fault:
     return fault
 
 
+def unclear() -> Fault:
+    """The connection stays, and the driver has no answer for a reason that it names."""
+
+    async def fault(_backend: FaultyBackend, _do: Do, batch: Sequence[Any]) -> Any:
+        error = Broken("the channel was closed")
+        return [Unknown(str(error), error) for _ in batch]
+
+    return fault
+
+
 class FaultyBackend(MemoryBackend):
     scheme = "faulty"
     faults: Faults
