@@ -65,6 +65,8 @@ _LOOK = 1.0
 """Seconds of one wait for parcels."""
 _FIRST_WAIT, _LAST_WAIT = 0.05, 2.0
 """Seconds between two tries while the broker does not take what it is given."""
+_FORGOTTEN = 2 * _TIMEOUT
+"""Seconds after which a target that was full and was not tried again is as good as any other."""
 _KEPT = 2_000
 """Characters of an error's text in a dead letter (G11)."""
 _REASONS = {ErrorKind.NOT_FOUND: Reason.UNROUTABLE, ErrorKind.FULL: Reason.OVERFLOW}
@@ -135,8 +137,8 @@ class Relay:
         """What is being delivered. It is released when that ends too early."""
         self._generation = 0
         self._size, self._failures = _BATCH, 0
-        self._full_since: dict[str, float] = {}
-        """Targets that were full, and took nothing since this moment."""
+        self._full: dict[str, tuple[float, float]] = {}
+        """Targets that are full: since when they took nothing, and when they last said so."""
 
     async def run(self) -> None:
         """Relay until the task is cancelled.
@@ -249,7 +251,7 @@ class Relay:
     ) -> None:
         """Add the settlement of one parcel."""
         if isinstance(outcome, Stored):
-            self._full_since.pop(parcel.target, None)
+            self._full.pop(parcel.target, None)
             id_, duplicate = parcel.out.message.id, outcome.duplicate
             self._events.emit("message.relayed", parcel.target, id_, duplicate=duplicate)
             verdicts.settlements.append(Ack(delivery.receipt))
@@ -332,7 +334,10 @@ class Relay:
     def _is_stuck(self, target: str) -> bool:
         """Note that a target is full; whether it took nothing for longer than is allowed."""
         now = self._clock.monotonic()
-        since = self._full_since.setdefault(target, now)
+        since, last = self._full.get(target, (now, now))
+        if now - last > _FORGOTTEN:
+            since = now
+        self._full[target] = since, now
         return self._full_patience is not None and now - since >= self._full_patience
 
     async def _is_empty(self) -> bool:

@@ -266,6 +266,23 @@ async def test_a_queue_that_stays_full_stops_the_others_for_a_minute_only(
     assert reasons == {"overflow"}
 
 
+async def test_a_queue_that_was_full_once_is_waited_for_the_next_time(
+    store: Broker, broker: Broker, clock: VirtualClock
+) -> None:
+    await broker.declare(Queue("numbers", int, max_length=1))
+    await put(store, number(0), number(1))
+    async with running(relay_of(store, broker)):
+        while not await dead(store):
+            await clock.advance(1.0)
+        await clock.advance(60.0)
+        await put(store, number(2))
+        await clock.advance(30.0)
+        assert len(await dead(store)) == 1
+        await broker.purge("numbers")
+        await clock.advance(5.0)
+        assert await ids_in(broker) == ["2"]
+
+
 async def test_a_route_is_resolved_when_it_is_delivered(store: Broker, broker: Broker) -> None:
     router = Router("events", kind="topic")
     await put(store, number(1, to=Route("events", "order.new")))
