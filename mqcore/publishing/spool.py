@@ -349,12 +349,13 @@ class Spool:
     async def _watch(self) -> None:
         clock = self.connection.clock
         while True:
-            await clock.sleep(_LOOK)
-            if self.error is not None:
-                await self._open_again()
+            # at once: a relay that began before the broker was connected to has ended
             if self.is_usable:
                 with suppress(MqcoreError):
                     await self._look()
+            await clock.sleep(_LOOK)
+            if self.error is not None:
+                await self._open_again()
 
     async def _open_again(self) -> None:
         try:

@@ -447,6 +447,20 @@ async def test_what_a_crashed_application_left_is_relayed_by_the_next_one(
         assert await numbers_in(broker) == [0, 1, 2, 3]
 
 
+async def test_what_waits_is_relayed_as_soon_as_the_application_has_started(
+    connect: Connect, broker: Broker, clock: VirtualClock, faults: Faults
+) -> None:
+    is_away(faults)
+    async with opened(connect(), clock) as app:
+        await app.declare(numbers)
+        await ended(clock, app.publish(numbers, 1))
+    is_back(faults)
+    began = clock.monotonic()
+    async with opened(connect(), clock) as app:
+        await until(clock, lambda: app.events.counts["message.relayed"] == 1)
+        assert clock.monotonic() - began < 2.0
+
+
 async def test_what_another_process_left_is_found(
     connect: Connect, broker: Broker, clock: VirtualClock, faults: Faults
 ) -> None:
