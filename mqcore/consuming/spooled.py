@@ -130,7 +130,7 @@ class _SpoolSubscription(Subscription):
             try:
                 await asyncio.shield(self._give_back(later))
             except asyncio.CancelledError:
-                if ready:  # nobody gets them: as a claim that ends they would count as crashed
+                if ready:  # no consumer gets them: a claim that ends would count as a crash
                     self._give_back([Release(delivery.receipt) for delivery in ready])
                 raise
         return ready

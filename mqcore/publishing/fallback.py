@@ -186,7 +186,7 @@ class FallbackPublisher(Publisher):
         """Whether a message is to be spooled: the broker is not there, or does not answer.
 
         With `is_final` an answer that says "unknown" is reported. A router gives it when one of its
-        queues refused what others took, and would give it again. With a cause it is no answer.
+        queues refused what others took, and would give it again. With a cause, there was no answer.
         """
         if not self._spool.is_usable or self._connection.is_closed:
             return False
