@@ -152,8 +152,9 @@ class Relay:
             await self.close()
 
     async def drain(self) -> None:
-        """Relay until the queue is empty: nothing waits in it, and nothing is claimed.
+        """Relay until nothing waits in the queue for the broker, and nothing is claimed.
 
+        What is delayed in it, a retry of a consumer of the spool, does not wait for the broker.
         Raises as `run` does.
         """
         try:
@@ -350,7 +351,7 @@ class Relay:
             )
         except MqcoreError:
             return False
-        return not counts or not counts[0].total
+        return not counts or not (counts[0].ready or counts[0].leased)
 
 
 def _parcel_in(delivery: Delivery) -> Parcel:

@@ -379,9 +379,9 @@ class Spool:
                 await self._note(self._lane(counts.name), counts)
 
     async def _note(self, lane: Lane, counts: QueueCounts) -> None:
-        lane.depth = counts.total
-        if not counts.total:
-            return
+        lane.depth = counts.ready + (counts.leased or 0)
+        if not lane.depth:
+            return  # a retry that is not due yet holds up no publish; it is noted when it is due
         lane.expect()
         backend = self.connection.backend
         if isinstance(backend, SupportsBrowse):

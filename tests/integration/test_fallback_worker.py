@@ -209,6 +209,30 @@ async def test_a_retry_in_the_spool_goes_on_at_the_broker(
         await until(clock, lambda: not app.health().degraded)
 
 
+async def test_a_retry_that_waits_in_the_spool_holds_up_no_publish(
+    run: Run, clock: VirtualClock, faults: Faults
+) -> None:
+    attempts: list[tuple[int, int]] = []
+
+    async def handler(value: int, ctx: Any) -> None:
+        attempts.append((value, ctx.attempt))
+        if (value, ctx.attempt) == (1, 1):
+            raise ValueError("not yet")
+
+    is_away(faults)
+    retry = RetryPolicy(3, backoff=fixed(300.0))
+    async with run(handler, consume=True, retry=retry) as (app, _):
+        await ended(clock, app.publish(numbers, 1))
+        await until(clock, lambda: app.events.counts["message.retried"] == 1)
+        is_back(faults)
+        await until(clock, lambda: not app.health().degraded)
+        assert not (await ended(clock, app.publish(numbers, 2))).spooled
+        await until(clock, lambda: attempts == [(1, 1), (2, 1)])
+        await clock.advance(300.0)
+        await until(clock, lambda: attempts == [(1, 1), (2, 1), (1, 2)])
+        await until(clock, lambda: not app.health().degraded)
+
+
 async def test_a_dead_letter_in_the_spool_goes_to_the_broker_later(
     run: Run, clock: VirtualClock, faults: Faults, broker: Broker
 ) -> None:
