@@ -55,8 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["CLOSE_GRACE", "Receiver"]
 
 _SUCCEEDED, _EXPIRED = HandlerResult(Ending.SUCCEEDED), HandlerResult(Ending.EXPIRED)
-_INTERRUPTED = HandlerResult(Ending.INTERRUPTED)
-_TAKEN_OVER = HandlerResult(Ending.TAKEN_OVER)
+_INTERRUPTED, _TAKEN_OVER = HandlerResult(Ending.INTERRUPTED), HandlerResult(Ending.TAKEN_OVER)
 CLOSE_GRACE = 5.0
 """Seconds that a close waits for answers to settlements, where no drain says how long."""
 
@@ -183,6 +182,9 @@ class Receiver:
         new = self._make(self.rules.queue, prefetch)
         new.beside = self._retiring.holding
         await new.start()
+        if self._stopped:  # a drain was faster, and has not seen this one
+            await new.close(Grace(self.clock, 0.0))
+            return
         self._retiring.add(self._main, self._has_room)
         self._main = self._subscriptions[0] = new
 

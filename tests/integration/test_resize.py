@@ -10,6 +10,7 @@ from support.process_handlers import jobs as of_processes
 from support.waiting import eventually
 
 from mqcore import App, Broker, ConfigurationError, Queue, Settings, Worker
+from mqcore.broker import session_of
 from mqcore.testing import VirtualClock, memory_url
 
 Suspect = Callable[[Queue[Any], int], Awaitable[None]]
@@ -278,6 +279,29 @@ async def test_a_drain_ends_what_is_being_resized(
         await worker.drain(0)
     (counts,) = await broker.counts(jobs)
     assert (counts.ready, counts.leased) == (50, 0)
+
+
+async def test_a_drain_beside_a_resize_leaves_no_subscription(
+    broker: Broker, clock: VirtualClock, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = session_of(broker).connection
+    subscribe, go = connection.subscribe, asyncio.Event()
+
+    async def slow(*given: Any) -> Any:
+        await go.wait()
+        return await subscribe(*given)
+
+    async with serve(jobs, Counting()) as worker:
+        monkeypatch.setattr(connection, "subscribe", slow)
+        resizing = asyncio.create_task(worker.resize(jobs, 5))
+        await clock.settle()
+        await worker.drain(0)
+        go.set()
+        await resizing
+        await broker.publish_many(jobs, ["x"] * 3)
+        await clock.settle()
+        (counts,) = await broker.counts(jobs)
+        assert (counts.ready, counts.leased) == (3, 0)
 
 
 async def test_what_cannot_be_done_is_refused(
