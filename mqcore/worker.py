@@ -213,7 +213,7 @@ class Worker:
         if not self._stop.is_set():
             await self.broker.declare(*self.app.routers)
             await self._report_unused_settings()
-        inbox = await self._open_inbox(self._specs)
+        inbox = None if self._stop.is_set() else await self._open_inbox(self._specs)
         for spec in self._specs:
             if not self._stop.is_set():
                 self._runners.append(await self._runner(spec, state, inbox))
@@ -256,7 +256,7 @@ class Worker:
     async def _open_inbox(self, specs: Sequence[HandlerSpec]) -> Inbox | None:
         """Open the inbox of those of the consumers that have `once=`, if there are any."""
         specs = [spec for spec in specs if spec.once is not None]
-        if not specs or self._stop.is_set():
+        if not specs:
             return None
         inbox = self._session.inbox(self.app.inbox)
         backend = self._session.connection.backend

@@ -243,6 +243,29 @@ async def test_a_removed_consumer_is_drained_and_others_go_on(
     assert (slow.ended, counts.ready, counts.leased) == (1, 1, 0)
 
 
+async def test_after_another_consumer_has_failed_an_added_one_still_handles_once(
+    broker: Broker, clock: VirtualClock
+) -> None:
+    seen: list[str] = []
+    app = App("shop")
+
+    async def handler(job: str) -> None:
+        seen.append(job)
+
+    app.register(jobs, handler, {})
+    app.register(mails, handler, {"once": "24h"})
+    worker = Worker(app, broker, queues=["jobs"])
+    await worker.start()
+    worker._runners[0].receiver._fail(ValueError("the queue is gone"))
+    await clock.settle()
+    await worker.add(mails)
+    for _ in range(2):
+        await broker.publish(mails, "x", id="same")
+        await clock.advance(700)
+    await worker.drain(0)
+    assert seen == ["x"]
+
+
 async def test_max_messages_counts_what_a_removed_consumer_has_handled(
     broker: Broker, clock: VirtualClock
 ) -> None:
