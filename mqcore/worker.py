@@ -119,7 +119,9 @@ class Worker:
         """The rest of a start, which waits for a broker that is away."""
         self._tasks: list[asyncio.Task[None]] = []
         self._state: Any = None
-        self._consumers = Consumers(where, broker.clock, self._runners, self._added, self._launch)
+        self._consumers = Consumers(
+            where, broker.clock, self._specs, self._runners, self._added, self._launch
+        )
         self._started = False
         self._stop = asyncio.Event()
         self._draining: Grace | None = None
@@ -291,19 +293,18 @@ class Worker:
         """
         name = queue_name(queue, f"worker of app {self.app.name!r}: add")
         (spec,) = self._chosen([name])
-        if await self._consumers.add(spec):
-            self._specs = [*(each for each in self._specs if each.queue.name != name), spec]
+        await self._consumers.add(spec)
 
     async def remove(self, queue: Queue[Any] | str, grace: float | timedelta | None = None) -> None:
         """Stop to consume a queue: its running handlers get `grace` seconds, as in a drain (G13).
 
         The other consumers go on, and what was handled counts for `max_messages`. Nothing happens
-        when the queue is not consumed. Without any consumer left the worker goes on running.
+        when the queue is not consumed. Without any consumer left the worker goes on running. When
+        the caller is cancelled, the consumer is removed all the same.
         """
         seconds = self._grace if grace is None else self._checked_grace(grace)
         name = queue_name(queue, f"worker of app {self.app.name!r}: remove")
         await self._consumers.remove(name, seconds, self._spool_runners)
-        self._specs = [each for each in self._specs if each.queue.name != name]
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.handlers]

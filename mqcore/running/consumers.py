@@ -29,21 +29,27 @@ class Consumers:
         self,
         where: str,
         clock: Clock,
+        specs: list[HandlerSpec],
         runners: list[Runner],
         make: Callable[[HandlerSpec], Awaitable[Runner]],
         launch: Callable[[Sequence[Runner]], None],
     ) -> None:
-        """`where` names the worker in errors. `make` makes a runner, `launch` lets it run."""
+        """`where` names the worker in errors, and `specs` are what it consumes, or tries to.
+
+        `make` makes a runner, `launch` lets it run.
+        """
         self.is_open = False
         """Whether the worker runs, so that its consumers may be changed."""
         self.removed = 0
         """Runs of handlers whose consumers were removed: `max_messages` does not forget them."""
         self._where = where
         self._clock = clock
+        self._specs = specs
         self._runners = runners
         self._make = make
         self._launch = launch
         self._changing = asyncio.Lock()
+        self._removing: set[asyncio.Task[None]] = set()
 
     @property
     def queues(self) -> dict[str, int]:
@@ -70,12 +76,12 @@ class Consumers:
             check(spec)
             await runner.resize(spec.concurrency, spec.prefetch)
 
-    async def add(self, spec: HandlerSpec) -> bool:
-        """Add a consumer; False when the queue is consumed already."""
+    async def add(self, spec: HandlerSpec) -> None:
+        """Add a consumer, unless the queue is consumed already."""
         async with self._changing:
             self._check_open(f"{self._where}: adding queue {spec.queue.name!r}")
             if spec.queue.name in self.queues:
-                return False
+                return
 
             runner = await self._make(spec)
             self._runners.append(runner)
@@ -85,12 +91,21 @@ class Consumers:
                 self._runners.remove(runner)
                 raise
             self._launch([runner])
+            self._specs.append(spec)
             if not self.is_open:  # the worker was stopped meanwhile, and may not have seen this one
                 await runner.drain(Grace(self._clock, 0.0))
-            return True
 
     async def remove(self, name: str, grace: float, beside: list[Runner]) -> None:
-        """Drain and forget the consumer of a queue, and those in `beside` that handle it too."""
+        """Drain and forget the consumer of a queue, and those in `beside` that handle it too.
+
+        When the caller is cancelled, this goes on: a consumer is removed whole.
+        """
+        removing = asyncio.create_task(self._remove(name, grace, beside))
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
+        await asyncio.shield(removing)
+
+    async def _remove(self, name: str, grace: float, beside: list[Runner]) -> None:
         async with self._changing:
             self._check_open(f"{self._where}: removing queue {name!r}")
             found = [each for each in (*self._runners, *beside) if each.spec.queue.name == name]
@@ -100,6 +115,7 @@ class Consumers:
             for runner in found:
                 (beside if runner in beside else self._runners).remove(runner)
                 self.removed += runner.handled
+            self._specs[:] = [spec for spec in self._specs if spec.queue.name != name]
 
     def _find(self, name: str, where: str) -> Runner:
         self._check_open(where)

@@ -243,6 +243,32 @@ async def test_a_removed_consumer_is_drained_and_others_go_on(
     assert (slow.ended, counts.ready, counts.leased) == (1, 1, 0)
 
 
+async def test_a_removal_whose_caller_is_cancelled_goes_on(
+    broker: Broker, clock: VirtualClock
+) -> None:
+    handler = Counting()
+    app = App("shop")
+    app.register(jobs, handler, {})
+    await broker.publish(jobs, "running")
+    async with Worker(app, broker) as worker:
+        await clock.settle()
+        removing = asyncio.create_task(worker.remove(jobs, grace=60))
+        await clock.settle()
+        removing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await removing
+        adding = asyncio.create_task(worker.add(jobs))
+        await clock.settle()
+        assert not adding.done(), "the removal is first"
+        handler.end(2)
+        await adding
+        await broker.publish(jobs, "x")
+        await clock.settle()
+        assert (handler.ended, worker.health().consuming) == (2, {"jobs": True})
+        await worker.remove(jobs)
+        assert (worker.queues, worker.health().consuming) == ({}, {})
+
+
 async def test_after_another_consumer_has_failed_an_added_one_still_handles_once(
     broker: Broker, clock: VirtualClock
 ) -> None:
