@@ -26,18 +26,17 @@ from mqcore.rules.checks import check_count, check_options, check_seconds, descr
 from mqcore.running.consumers import Consumers
 from mqcore.running.handlers import chosen_handlers
 from mqcore.running.lifespans import check_lifespan_result
-from mqcore.running.once import opened_inbox
+from mqcore.running.once import check_inbox, opened_inbox
 from mqcore.running.runner import Runner
 from mqcore.running.signals import call_at_stop_signals
 from mqcore.running.supervisor import resident_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from mqcore.consuming.receiver import Receiver
-    from mqcore.publishing.outbox import Outbox
     from mqcore.queue import Queue
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
@@ -119,16 +118,16 @@ class Worker:
         """The rest of a start, which waits for a broker that is away."""
         self._tasks: list[asyncio.Task[None]] = []
         self._state: Any = None
+        self._inbox: Inbox | None = None
         self._consumers = Consumers(
             where, broker.clock, self._specs, self._runners, self._added, self._launch
         )
         self._started = False
-        self._stop = asyncio.Event()
         self._draining: Grace | None = None
         self._starting: asyncio.Timeout | None = None
         self._signals = 0
         self._failure: BaseException | None = None
-        self._stack = AsyncExitStack()
+        self._stop, self._stack = asyncio.Event(), AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
 
     def _checked_grace(self, grace: float | timedelta) -> float:
@@ -191,7 +190,8 @@ class Worker:
 
         self._launch([*self._runners, *self._spool_runners])
         if self._session.outbox is not None:
-            self._tasks.append(asyncio.create_task(self._relay(self._session.outbox)))
+            # Publishes what the application commits to its outbox, as `mqcore relay` does.
+            self._tasks.append(asyncio.create_task(self._run(self._session.outbox.relay)))
         self._consumers.is_open = self._late is None
         self._watch = asyncio.create_task(self._watch_health())
 
@@ -253,18 +253,19 @@ class Worker:
         if self._options.get("max_messages") is not None:
             for runner in runners:
                 runner.on_ended = self._recycle_when_spent
-        self._tasks += [asyncio.create_task(self._run(runner)) for runner in runners]
+        self._tasks += [asyncio.create_task(self._run(runner.run)) for runner in runners]
 
     async def _open_inbox(self, specs: Sequence[HandlerSpec]) -> Inbox | None:
         """Open the inbox of those of the consumers that have `once=`, if there are any."""
         specs = [spec for spec in specs if spec.once is not None]
         if not specs:
             return None
-        inbox = self._session.inbox(self.app.inbox)
-        backend = self._session.connection.backend
-        return await self._stack.enter_async_context(
-            opened_inbox(inbox, specs, self.broker.clock, backend)
-        )
+        inbox = self._inbox or self._session.inbox(self.app.inbox)
+        check_inbox(inbox, specs)
+        if self._inbox is None:
+            opened = opened_inbox(inbox, self.broker.clock, self._session.connection.backend)
+            self._inbox = await self._stack.enter_async_context(opened)
+        return self._inbox
 
     async def _added(self, spec: HandlerSpec) -> Runner:
         return await self._runner(spec, self._state, await self._open_inbox([spec]))
@@ -371,20 +372,13 @@ class Worker:
                 *(self.broker.capabilities.server, limit),
             )
 
-    async def _run(self, runner: Runner) -> None:
+    async def _run(self, part: Callable[[], Awaitable[object]]) -> None:
+        """Run a consumer or the relay."""
         try:
-            await runner.run()
+            await part()
         except Exception as error:  # noqa: BLE001 - any error that ends a consumer ends the worker
             self._failure = error
             self._stop.set()  # `run` drains; in an `async with` block the other consumers go on
-
-    async def _relay(self, outbox: Outbox) -> None:
-        """Publish what the application commits to its outbox, as `mqcore relay` does."""
-        try:
-            await outbox.relay()
-        except Exception as error:  # noqa: BLE001 - as an error that ends a consumer
-            self._failure = error
-            self._stop.set()
 
     async def drain(self, grace: float | timedelta | None = None) -> None:
         """Start no more handlers, wait for those that run, and release the rest (G13).

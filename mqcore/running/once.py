@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mqcore.running.threads import ThreadPool
     from mqcore.spi import Backend, BlockingInboxTransaction
 
-__all__ = ["Once", "OnceResult", "opened_inbox"]
+__all__ = ["Once", "OnceResult", "check_inbox", "opened_inbox"]
 
 _LONGEST = 10.0
 """Seconds that one step of the inbox may take, or a third of the lease where that is shorter."""
@@ -161,14 +161,8 @@ def _shown(entry: InboxEntry) -> str:
     return f"message {entry.id} of queue {entry.queue!r}"
 
 
-@asynccontextmanager
-async def opened_inbox(
-    inbox: Inbox, specs: Sequence[HandlerSpec], clock: Clock, backend: Backend
-) -> AsyncIterator[Inbox]:
-    """Open an inbox for these consumers, and remove old ids while it is open.
-
-    Raises `ConfigurationError` for a consumer that it cannot serve.
-    """
+def check_inbox(inbox: Inbox, specs: Sequence[HandlerSpec]) -> None:
+    """Raise `ConfigurationError` for a consumer that the inbox cannot serve."""
     for spec in specs:
         where = f"handler {spec.name} of queue {spec.queue.name!r}"
         if spec.mode == "process" and inbox.has_sessions:
@@ -179,6 +173,10 @@ async def opened_inbox(
             )
         inbox.check(where, blocking=spec.mode == "thread")
 
+
+@asynccontextmanager
+async def opened_inbox(inbox: Inbox, clock: Clock, backend: Backend) -> AsyncIterator[Inbox]:
+    """Open an inbox, and remove old ids while it is open."""
     inbox = await inbox.open(clock, backend)
     forgetting = asyncio.create_task(_forget(inbox, clock))
     try:

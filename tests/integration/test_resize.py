@@ -11,6 +11,8 @@ from support.waiting import eventually
 
 from mqcore import App, Broker, ConfigurationError, Queue, Settings, Worker
 from mqcore.broker import session_of
+from mqcore.consuming.inbox import BackendInbox
+from mqcore.spi import Inbox
 from mqcore.testing import VirtualClock, memory_url
 
 Suspect = Callable[[Queue[Any], int], Awaitable[None]]
@@ -241,6 +243,34 @@ async def test_a_removed_consumer_is_drained_and_others_go_on(
         await removing
     (counts,) = await broker.counts(jobs)
     assert (slow.ended, counts.ready, counts.leased) == (1, 1, 0)
+
+
+async def test_a_worker_has_one_inbox_however_often_its_consumers_change(
+    broker: Broker, clock: VirtualClock
+) -> None:
+    opened: list[Inbox] = []
+
+    class Counted(BackendInbox):
+        async def open(self, clock: Any, backend: Any) -> Inbox:
+            opened.append(self)
+            return await super().open(clock, backend)
+
+    handler = Counting()
+    app = App("shop", inbox=Counted(session_of(broker).connection, is_own=False))
+    app.register(jobs, handler, {"once": "24h"})
+    app.register(mails, handler, {"once": "24h"})
+    async with Worker(app, broker, queues=["jobs"]) as worker:
+        for _ in range(3):
+            await worker.add(mails)
+            await worker.remove(jobs)
+            await worker.add(jobs)
+            await worker.remove(mails)
+        assert len(opened) == 1
+        handler.end(2)
+        for _ in range(2):
+            await broker.publish(jobs, "x", id="same")
+            await clock.advance(700)
+        assert handler.ended == 1
 
 
 async def test_a_removal_whose_caller_is_cancelled_goes_on(
