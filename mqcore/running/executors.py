@@ -226,11 +226,15 @@ class _Processes:
                     async with self._clock.timeout(wait):
                         await self._closed.wait()
                 wait = min(wait * 2, _LAST_WAIT)
+            except RuntimeError:
+                if slot in self._idle and not self._closed.is_set():
+                    raise
+                return  # a shrink has closed it
             else:
                 break
 
     async def run(self, ctx: Context) -> Any:
-        slot = self._idle.pop()
+        slot = self._take()
         message = ctx.delivery.message
         wants_result = self._wants_results or message.reply_to is not None
         request = SlotRequest(
@@ -254,6 +258,14 @@ class _Processes:
         if answer.body is None:
             return None
         return EncodedResult(answer.body, answer.content_type or "")
+
+    def _take(self) -> ProcessSlot:
+        """Take an idle slot, or a new one: a shrink may have ended that of a message on its way."""
+        if self._idle or self._closed.is_set():
+            return self._idle.pop()
+        slot = self._make()
+        self._slots.append(slot)  # one too many, which ends after its run
+        return slot
 
     def resize(self, concurrency: int, /) -> None:
         self._size = concurrency

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import processed
@@ -70,6 +71,33 @@ async def test_each_message_that_is_handed_out_finds_its_process_up(
     assert len(started) == 2
     await executor.ready(0)
     assert len(started) == 2
+
+
+async def test_a_shrink_closes_a_slot_that_a_message_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slot:
+        def __init__(self, *_: object) -> None:
+            self.closed = asyncio.Event()
+
+        async def start(self) -> None:
+            await self.closed.wait()
+            raise RuntimeError("the process slot is closed")
+
+        async def close(self) -> None:
+            self.closed.set()
+
+    monkeypatch.setattr("mqcore.running.executors.ProcessSlot", Slot)
+    [spec] = [spec for spec in processed.app.handlers if spec.queue.name == "deeds"]
+    executor: Any = executor_for(
+        replace(spec, concurrency=2), SystemClock(), default_plugins().codecs([]), lambda: None
+    )
+    executor._idle.pop()  # a run has this one
+    ready = asyncio.create_task(executor.ready(0))
+    await asyncio.sleep(0)
+    executor.resize(1)
+    async with asyncio.timeout(10):
+        await ready
 
 
 async def test_neighbours_go_on_beside_the_dying(url: str, tmp_path: Path) -> None:

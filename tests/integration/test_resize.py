@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 from support.process_handlers import app as in_processes
 from support.process_handlers import jobs as of_processes
+from support.process_handlers import work
 from support.waiting import eventually
 
-from mqcore import App, Broker, ConfigurationError, Queue, Settings, Worker
+from mqcore import (
+    App,
+    Broker,
+    ConfigurationError,
+    Middleware,
+    Queue,
+    RetryPolicy,
+    Settings,
+    Worker,
+)
 from mqcore.broker import session_of
 from mqcore.consuming.inbox import BackendInbox
 from mqcore.spi import Inbox
@@ -184,6 +194,32 @@ async def test_processes_grow_and_shrink() -> None:
         await eventually(lambda: len(executor._slots) == 1 and not executor._ending, 10)
         assert (await broker.request(of_processes, "echo last", result=str)).startswith("last")
         assert {executor._slots[0].pid} <= pids, "a process that is up is kept"
+
+
+async def test_a_shrink_leaves_a_process_to_each_message_on_its_way() -> None:
+    waiting, go = 0, asyncio.Event()
+
+    class Gate(Middleware):
+        async def handle(self, ctx: Any, call_next: Any) -> Any:
+            nonlocal waiting
+            waiting += 1
+            await go.wait()
+            return await call_next(ctx)
+
+    app = App("shop", middleware=[Gate()])
+    app.register(of_processes, work, {"process": True, "concurrency": 3, "retry": RetryPolicy(1)})
+    async with (
+        app.connect(memory_url(), settings=Settings()) as broker,
+        Worker(app, broker, grace=0) as worker,
+    ):
+        executor: Any = worker._runners[0]._courses.executor
+        asked = [broker.request(of_processes, f"echo {n}", result=str) for n in range(3)]
+        answers = asyncio.gather(*asked)
+        await eventually(lambda: waiting == 3, 30)
+        await worker.resize(of_processes, 1)
+        go.set()
+        assert all("attempt 1" in answer for answer in await answers)
+        await eventually(lambda: len(executor._slots) == 1 and not executor._ending, 10)
 
 
 async def test_consumers_are_added_and_removed(broker: Broker, clock: VirtualClock) -> None:
