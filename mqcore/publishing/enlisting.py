@@ -52,6 +52,8 @@ _LOCKED = (
     ". Another connection writes to the file. Begin with the write lock: pass the engine to "
     "mqcore_sql.share, or begin with BEGIN IMMEDIATE"
 )
+_DECLARING = 1.0
+"""Seconds that the transaction waits for a declaration, which its parcel can bring as well."""
 _DELETED = (
     ". It was deleted; a worker or `mqcore relay` declares it again within seconds. Start one if "
     "none runs, and publish again"
@@ -122,11 +124,24 @@ class Enlistment:
 
         A broker that is away declares nothing; a parcel brings what is missing with it.
         """
-        publisher = self.publisher
-        if publisher.connection.connected:
-            self.to = publisher.known(self.to) or await publisher.declared(
-                self.to, self.deadline, self.messages[0].id if self.messages else ""
-            )
+        publisher, to = self.publisher, self.to
+        if (known := publisher.known(to)) is not None:
+            self.to = known
+        elif publisher.connection.connected and not isinstance(to, str):
+            if self._only_outbox:
+                with suppress(ConnectionLost, TimeoutError):  # as one that is away
+                    async with publisher.connection.clock.timeout(_DECLARING):
+                        self.to = await publisher.topology.ensure_either(to)
+            else:
+                id = self.messages[0].id if self.messages else ""
+                self.to = await publisher.declared(to, self.deadline, id)
+
+    @property
+    def _only_outbox(self) -> bool:
+        """Whether the transaction can be in no other database than that of the outbox."""
+        places = self.publisher.places
+        able = [each for each in places if isinstance(each.connection.backend, SupportsEnlist)]
+        return bool(able) and all(each.is_outbox for each in able)
 
     def choose(self, transaction: Transaction) -> None:
         """Find out in which database the transaction is.

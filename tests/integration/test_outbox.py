@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support.databases import AppDatabase, app_database
+from support.faulty import Broken, Faults, lost, plugin_for, raised
 
 from mqcore import (
     App,
@@ -36,6 +37,7 @@ from mqcore import (
 )
 from mqcore import sync as blocking
 from mqcore.broker import session_of
+from mqcore.config.plugins import Plugins
 from mqcore.contract.brokers import Server
 from mqcore.testing import memory_url
 
@@ -249,6 +251,28 @@ async def test_a_broker_that_is_away_takes_nothing_from_the_publisher(
         session_of(broker).connection.connected_event.set()
         assert await ids(broker) == [known.id]
         assert await ids(broker, "bills") == [unknown.id]  # its parcel declared the queue
+
+
+async def test_a_broker_that_is_lost_while_it_declares_takes_nothing_from_the_publisher(
+    database: AppDatabase, faults: Faults, url: str
+) -> None:
+    plugins = Plugins()
+    plugins.register(plugin_for(faults))
+    async with Broker.connect(
+        url.replace("memory://", "faulty://"),
+        plugins=plugins,
+        settings=Settings(),
+        outbox=database.url,
+    ) as broker:
+        faults.next("declare", lost())
+        faults.next("open", *[raised(Broken("no server"))] * 1_000)
+        with database.engine() as engine, Session(engine) as session:
+            receipt = await broker.publish(bills, {"n": 1}, session=session)
+            session.commit()
+        assert receipt.pending
+        assert broker.events.counts["publish.failed"] == 0
+        faults.forget("open")
+        assert await ids(broker, "bills") == [receipt.id]  # its parcel declared the queue
 
 
 async def test_a_database_as_broker_that_was_away_from_the_start(
