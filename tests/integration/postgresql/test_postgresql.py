@@ -114,8 +114,12 @@ def write(admin: Any, place: str, text: str) -> None:
     admin.execute("SELECT pg_reload_conf()")
 
 
-async def test_a_missing_database_ends_the_start_of_an_application(server: Server) -> None:
-    url = at(server, "postgres:secret-word", database="nowhere")
+async def test_a_missing_database_ends_the_start_of_an_application(
+    server: Server, admin: Any
+) -> None:
+    role = f"visitor_{new_id()[:8]}"
+    admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'")
+    url = at(server, f"{role}:secret-word", database="nowhere")
     with pytest.raises(BrokerError, match='"nowhere" does not exist') as caught:
         await Broker.connect(url, plugins=plugins(), settings=Settings()).open()
     assert "secret-word" not in "".join(traceback.format_exception(caught.value))
