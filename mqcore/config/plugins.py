@@ -291,10 +291,10 @@ class Plugins:
 
         if extra := _BUILT_IN_EXTRAS.get(scheme):
             return f"{text}. It comes with: pip install 'mqcore[{extra}]'"
-        if (database := scheme.partition("+")[0]) != scheme and database in serving:
-            return f"{text}. Write {database}://, without the name of a client library"
         if own_name := _OTHER_NAMES.get(scheme):
             return f"{text}. Write {own_name}:// for this broker"
+        if (database := scheme.partition("+")[0]) != scheme and database in serving:
+            return f"{text}. Write {database}://, without the name of a client library"
         if close := closest(scheme, {*serving, *_BUILT_IN_EXTRAS}):
             return f"{text}. Did you mean {close!r}?"
         return text + self._unusable()
