@@ -5,7 +5,7 @@
             socket.send_json(notice.model_dump())
 
 Each task ends once for its user: with its objects, or failed for good. An attempt that will be
-repeated is no news.
+repeated is not told.
 """
 
 from collections.abc import Callable

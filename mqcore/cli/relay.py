@@ -43,7 +43,7 @@ def relay(
     outbox = settings.outbox if database is None else BrokerUrl(database)
     if outbox is None:
         raise ConfigurationError(
-            "there is no outbox to relay: give the URL of its database, for instance `mqcore relay "
+            "no outbox is configured: give the URL of its database, for instance `mqcore relay "
             "sqlite:///shop.db`, or set MQCORE_OUTBOX"
         )
     with logging_set_up(sys.stdout if at.json else None):

@@ -16,10 +16,10 @@ TEN_YEARS = 10.0 * 365 * 86_400
 class SqlOptions(Options):
     """Options of both databases; times in seconds.
 
-    `prefix`: begins the name of every table. `dedup_window`: how long each queue remembers the ids
-    that were published to it. `max_delay`: a longer delay is refused. `migrate`: whether tables are
-    created, and upgraded when this version of mqcore needs it, at connect; without it an operator
-    runs `mqcore sql upgrade URL`.
+    `prefix`: begins the name of every table. `dedup_window`: how many seconds each queue remembers
+    the ids that were published to it. `max_delay`: the longest delay that is accepted, in seconds;
+    the default is ten years. `migrate`: whether tables are created, and upgraded when this version
+    of mqcore needs it, at connect; without it an operator runs `mqcore sql upgrade URL`.
     """
 
     prefix: str = Field(default="mq", pattern=r"^[a-z][a-z0-9_]{0,19}$")

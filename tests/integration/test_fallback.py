@@ -205,7 +205,7 @@ async def test_publishes_beside_the_relay_do_not_overtake_it(
         await publishing
         await until(clock, lambda: not app.health().degraded)
         assert await numbers_in(broker) == list(range(400))
-        assert True in spooled
+        assert any(spooled), "some went through the spool"
         assert spooled[-1] is False
 
 
