@@ -8,6 +8,9 @@ are runs of their own. Each writes a log, of which the summary is shown when it 
 when it fails. The last line adds all of them up, in pytest's own form. Each contract run leaves its
 report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many run at once,
 `MQCORE_TESTS_AT_ONCE` says.
+
+A few tests that fail beside others are run once more at the end, alone. One that passes then is
+flaky, not wrong: the last lines name it, its first failure is printed, and it is a defect to mend.
 """
 
 from __future__ import annotations
@@ -63,12 +66,15 @@ _COUNT = re.compile(
 )
 _TOLD = re.compile(r"^=+ mqcore .*(?:\n(?!=).*)*", re.MULTILINE)
 """The sections that mqcore's own plugin writes."""
+_TESTS_FAILED = 1
 _FINE = (0, 5)
-"""Exit codes of pytest: all passed, or there was nothing to run."""
+"""Exit codes of pytest: some tests failed; all passed, or there was nothing to run."""
 _WIDTH = 80
 _PATIENCE = 60
 """Seconds that the runs have to remove what they started."""
 _INTERRUPTED = 130
+_SECOND_TRIES = 3
+"""How many tests in all may be run again. More than that fail for a reason."""
 
 
 class Going:
@@ -123,6 +129,12 @@ class Run(NamedTuple):
     code: int
     text: str
     seconds: float
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no test failed."""
+        return self.code in _FINE
 
     @property
     def counts(self) -> Counter[str]:
@@ -138,6 +150,32 @@ class Run(NamedTuple):
         return counts
 
 
+class SecondTry(NamedTuple):
+    """A run of which some tests failed, and a run of those alone."""
+
+    first: Run
+    second: Run
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.first.name
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that had failed has passed now. Nothing to run is no pass."""
+        return self.second.code == 0
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Count what was run again by its second result, and how many these were."""
+        counts, again = self.first.counts, self.second.counts
+        counts["rerun"] = counts["failed"] + counts["errors"]
+        counts["failed"], counts["errors"] = again["failed"], again["errors"]
+        counts["passed"] += again["passed"]
+        return counts
+
+
 def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
     """Run pytest to its end.
 
@@ -145,7 +183,8 @@ def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
     """
     began, log = time.monotonic(), LOGS / f"{name}.log"
     color = ["--color=yes"] if aloud and sys.stdout.isatty() else []
-    command = [sys.executable, "-m", "pytest", *color, *arguments]
+    cache = ("-o", f"cache_dir={LOGS / 'cache' / name}")  # of its own: for a second try
+    command = [sys.executable, "-m", "pytest", *color, *cache, *arguments]
     if GOING.stopping:
         return Run(name, _INTERRUPTED, "interrupted before it began", 0.0)
     with log.open("w") as kept:
@@ -156,7 +195,29 @@ def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
                 if aloud:
                     say(line, end="")
         GOING.ended(process)
-    return Run(name, process.returncode, log.read_text(), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Run(name, process.returncode, log.read_text(), seconds, tuple(arguments))
+
+
+def tried_again(runs: Sequence[Run]) -> list[Run | SecondTry]:
+    """Run what has failed once more, alone, unless it is too much to be an accident."""
+    failed = [run for run in runs if not run.passed]
+    number = sum(run.counts["failed"] + run.counts["errors"] for run in failed)
+    broken = any(run.code != _TESTS_FAILED for run in failed)
+    if GOING.stopping or broken or number > _SECOND_TRIES:
+        return list(runs)
+    return [run if run.passed else SecondTry(run, second_try(run)) for run in runs]
+
+
+def second_try(first: Run) -> Run:
+    """Run the tests of a run that have failed, and print the result."""
+    # their report stays that of the first run
+    words = [word for word in first.arguments if not word.startswith("--mqcore-contract-reports")]
+    failed_ones = [*words, "--last-failed", "--last-failed-no-failures=none"]
+    cache = ("-o", f"cache_dir={LOGS / 'cache' / first.name}")
+    again = run(f"{first.name}-again", [*failed_ones, *cache], aloud=False)
+    tell(again)
+    return again
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -167,9 +228,9 @@ def say(text: str, end: str = "\n") -> None:
 
 def tell(run: Run) -> None:
     """Print the result of a run on a server."""
-    ended = "passed" if run.code in _FINE else f"FAILED with {run.code}"
+    ended = "passed" if run.passed else f"FAILED with {run.code}"
     say(f"\n--- {run.name}: {ended} in {run.seconds:.0f} s: {counted(run.counts)}")
-    say(run.text if run.code not in _FINE else "\n".join(_TOLD.findall(run.text)))
+    say("\n".join(_TOLD.findall(run.text)) if run.passed else run.text)
 
 
 def told(runs: Iterable[Run]) -> Iterator[Run]:
@@ -250,11 +311,15 @@ def main(options: Sequence[str]) -> int:
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         runs += told(pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()))
-    failed = [run.name for run in runs if run.code not in _FINE]
+    results = tried_again(runs)
+    failed = [result.name for result in results if not result.passed]
+    flaky = [result.name for result in results if isinstance(result, SecondTry) and result.passed]
+    if flaky:
+        say(f"\nFLAKY, and to be mended: {', '.join(flaky)} passed at the second try, alone")
     if failed:
         say(f"\nfailed: {', '.join(failed)}; the logs are in {LOGS.relative_to(ROOT)}/")
     seconds = time.monotonic() - began
-    total = sum((run.counts for run in runs), Counter[str]())
+    total = sum((result.counts for result in results), Counter[str]())
     say(f" {counted(total)} in {seconds:.2f}s ({int(seconds) // 60} min) ".center(_WIDTH, "="))
     return _INTERRUPTED if GOING.stopping else int(bool(failed))
 

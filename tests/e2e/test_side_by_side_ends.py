@@ -1,8 +1,9 @@
-"""The runner of all tests is ended: its pytest runs clean up, and none is left."""
+"""The runner of all tests: how it ends, and what it does about a test that fails."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,25 @@ def test_slow(container):
     time.sleep(600)
 """
 QUICK = "def test_quick(): pass\n"
+FLAKY = """
+from pathlib import Path
+
+def test_quick(): pass
+
+def test_flaky():
+    before = Path(__file__).with_suffix(".before")
+    was_there = before.exists()
+    before.touch()
+    assert was_there
+"""
+WRONG = """
+import pytest
+
+def test_quick(): pass
+
+@pytest.mark.parametrize("number", range(NUMBER))
+def test_wrong(number): assert False
+"""
 
 
 def tree(folder: Path, slow: tuple[str, ...]) -> None:
@@ -101,3 +121,35 @@ def test_a_runner_that_is_told_to_end_leaves_nothing(
     for path in up:
         assert path.with_suffix(".down").exists(), out.decode()
         assert not exists(int(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "ends"),
+    [
+        (FLAKY, 0, ["FLAKY, and to be mended: one passed at the second try, alone", "1 rerun"]),
+        (WRONG.replace("NUMBER", "2"), 1, ["failed: one", "2 failed", "2 rerun"]),
+        (WRONG.replace("NUMBER", "4"), 1, ["failed: one", "4 failed"]),
+    ],
+    ids=["flaky", "wrong", "too many to be flaky"],
+)
+def test_a_failure_is_tried_again_alone_and_never_silent(
+    tmp_path: Path, text: str, code: int, ends: list[str]
+) -> None:
+    tree(tmp_path, ())
+    runner = tmp_path / "tests" / "side_by_side.py"
+    places = 'ON_SERVERS = ("tests/e2e/servers", CONTRACTS)'
+    runner.write_text(
+        re.sub(r"ON_SERVERS = \(.*?\n\)", places, RUNNER.read_text(), flags=re.DOTALL)
+    )
+    (tmp_path / "tests/contract/servers/test_one.py").write_text(text)
+
+    command = [sys.executable, str(runner)]
+    environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:randomly"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == code, done.stdout
+    for end in ends:
+        assert end in done.stdout
+    assert "assert" in done.stdout  # the first failure is printed in any case

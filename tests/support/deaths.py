@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from support.logs import whole_lines
+
 from mqcore import App, Context, Queue, RetryPolicy, fixed
 
 NAME, LOG = os.environ.get("DEATHS_QUEUE", "deaths"), os.environ.get("DEATHS_LOG", os.devnull)
@@ -97,7 +99,7 @@ class Workers:
 
     def at_work(self) -> list[int]:
         """Return the places of those that have started a message."""
-        pids = {int(line.rsplit(" ", 1)[1]) for line in self.log.read_text().splitlines()}
+        pids = {int(line.rsplit(" ", 1)[1]) for line in whole_lines(self.log)}
         return [place for place, process in enumerate(self.running) if process.pid in pids]
 
     def reap(self) -> int:
@@ -108,7 +110,7 @@ class Workers:
 
     def lines(self, word: str) -> list[tuple[float, str, int]]:
         """Time, payload and attempt of each line that begins with this word."""
-        rows = [line.split(" ") for line in self.log.read_text().splitlines()]
+        rows = [line.split(" ") for line in whole_lines(self.log)]
         return [(float(row[1]), row[2], int(row[3])) for row in rows if row[0] == word]
 
     def did(self) -> set[str]:

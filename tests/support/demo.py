@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.logs import whole_lines
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,7 +28,7 @@ class Demo:
 
     @property
     def notices(self) -> list[dict[str, Any]]:
-        lines = (self.out / "notices.jsonl").read_text().splitlines()
+        lines = whole_lines(self.out / "notices.jsonl")
         return [json.loads(line) for line in lines]
 
     def stored(self, query: str, *values: str) -> list[Any]:

@@ -11,6 +11,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from support.deaths import Workers
+from support.logs import whole_lines
 
 from mqcore import Broker, MqcoreError, Queue
 from mqcore.messages.message import new_id
@@ -78,7 +79,7 @@ class Ledger:
         """Count what the workers wrote."""
         started: dict[str, list[tuple[float, int]]] = {}
         done: dict[str, float] = {}
-        for line in log.read_text().splitlines():
+        for line in whole_lines(log):
             word, moment, what, _, pid = line.split(" ")
             if word == "started":
                 started.setdefault(what, []).append((float(moment), int(pid)))

@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.logs import whole_lines
 from support.loop_disk import LoopDisk
 
 from mqcore.contract.brokers.processes import Command, Processes
@@ -136,7 +137,7 @@ def _cut(database: Database, disk: LoopDisk, writer: Processes, log: Path) -> Cu
     database.pause()
     try:
         known: dict[str, set[str]] = {"published": set(), "settling": set(), "settled": set()}
-        for line in log.read_text().splitlines():
+        for line in whole_lines(log):
             word, name = line.split()
             known[word].add(name)
         with disk.after_a_power_cut() as copy:

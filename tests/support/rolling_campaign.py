@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.logs import whole_lines
 from support.slow_proxy import SlowProxy
 
 from mqcore import Broker, MqcoreError, PublishUnknown, Queue
@@ -52,7 +53,7 @@ class Ledger:
         """Count what the workers wrote."""
         self.started.clear()
         self.events.clear()
-        for line in log.read_text().splitlines():
+        for line in whole_lines(log):
             _, _, what, *words = line.split(" ")
             if what == "started":
                 self.started[words[0]] += 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.logs import whole_lines
 
 from mqcore.spi import QueueSpec
 from mqcore_sql import SqliteBackend, SqliteOptions
@@ -46,7 +47,7 @@ class Processes:
         return process
 
     def handled(self) -> Counter[str]:
-        lines = [path.read_text().split() for path in self.folder.glob("consume*.log")]
+        lines = [whole_lines(path) for path in self.folder.glob("consume*.log")]
         return Counter(name for names in lines for name in names)
 
 
