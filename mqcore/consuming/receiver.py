@@ -414,14 +414,17 @@ class Receiver:
         result: HandlerResult,
         value: object = None,
         *,
+        reply: EncodedResult | None = None,
         seconds: float = 0.0,
     ) -> None:
         """Settle a message by its result; `value` is what its handler returned.
 
-        A request is answered first when this result is final: its reply is a successor too (G3).
+        A request is answered first when this result is final: its reply is a successor too (G3). A
+        `reply` that is given is encoded already.
         """
         if self.final.awaits(held):
-            result, reply = self.final.prepared(held, result, value)
+            if reply is None:
+                result, reply = self.final.prepared(held, result, value)
             decision = self.decide(held, result)
             decision = await self.final.handled(held, decision, result, value, reply)
         else:

@@ -1,6 +1,7 @@
 """Runs a handler inside a transaction of the inbox, for consumers with `once=`.
 
-    look for the id ─► middleware, time limit, handler ─► record the id, commit ─► settle
+    look for the id ─► middleware, time limit, handler ─► encode the reply
+                                                       ─► record the id, commit ─► settle
 
 It is around the middleware. So what decides about the message decides about the transaction, and a
 middleware may use the session too. The inbox has a time limit of its own, because the time limit of
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mqcore.errors import ConfigurationError, MqcoreError
 from mqcore.log import log
 from mqcore.rules.redact import describe_error
+from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.running.pinned import PinnedThread, current_thread
 from mqcore.spi import Inbox, InboxEntry, InboxTransaction, Recorded
 
@@ -26,9 +28,14 @@ if TYPE_CHECKING:
     from mqcore.clock import Clock
     from mqcore.consuming.context import Context
     from mqcore.consuming.held import HeldDelivery
+    from mqcore.consuming.replies import EncodedResult
     from mqcore.running.handlers import HandlerSpec
     from mqcore.running.threads import ThreadPool
     from mqcore.spi import Backend, BlockingInboxTransaction
+
+    Prepare = Callable[
+        [HeldDelivery, HandlerResult, object], tuple[HandlerResult, EncodedResult | None]
+    ]
 
 __all__ = ["Once", "OnceResult", "check_inbox", "opened_inbox"]
 
@@ -45,7 +52,11 @@ class OnceResult:
     """What the handler returned, and how its transaction ended."""
 
     value: object
-    recorded: Recorded
+    recorded: Recorded | None
+    """None: it was rolled back, because the reply cannot be sent; `failed` says why."""
+    reply: EncodedResult | None = None
+    """The reply to a request, encoded before the commit."""
+    failed: HandlerResult | None = None
 
 
 class Once:
@@ -63,9 +74,16 @@ class Once:
         self._pool = pool if inbox.has_sessions else None
 
     async def run(
-        self, held: HeldDelivery, call: Callable[[Context], Awaitable[object]], ctx: Context
+        self,
+        held: HeldDelivery,
+        call: Callable[[Context], Awaitable[object]],
+        prepare: Prepare,
+        ctx: Context,
     ) -> OnceResult:
-        """Run the handler unless its message was handled. Raises what the handler raises."""
+        """Run the handler unless its message was handled. Raises what the handler raises.
+
+        `prepare` encodes the reply to a request, if there is one.
+        """
         # A hook is awaited before the acknowledgement, so that is not a part of the transaction.
         receipt = held.delivery.receipt if self._spec.conclusion is None else b""
         entry = InboxEntry(self._spec.name, ctx.queue, ctx.id, self._window, receipt)
@@ -78,13 +96,19 @@ class Once:
             if ctx.lease_lost and self._inbox.has_sessions:
                 return OnceResult(None, Recorded.LOST)  # a thread's: the rest rolls back (G5)
 
+            # Before the commit: a reply that cannot be sent is the handler's failure, and a retry
+            # of what is recorded would be skipped and never answered.
+            result, reply = prepare(held, HandlerResult(Ending.SUCCEEDED), value)
+            if result.ending is not Ending.SUCCEEDED:
+                return OnceResult(None, None, failed=result)
+
             if transaction.acknowledges:
                 # A renewal that finds it gone would take the commit for the loss of the claim.
                 held.subscription.stop_renewing(held)
             recorded = await self._limited(
                 f"recording {_shown(entry)} in the inbox", transaction.commit()
             )
-        return OnceResult(value, recorded)
+        return OnceResult(value, recorded, reply)
 
     @asynccontextmanager
     async def _transaction(self, entry: InboxEntry) -> AsyncIterator[InboxTransaction]:

@@ -203,6 +203,7 @@ class Runner:
         began = self._clock.monotonic()
         result, value = await self._run_once(held)
         took = self._clock.monotonic() - began
+        reply = None
         if self._once is not None and isinstance(value, OnceResult):
             if value.recorded is Recorded.DUPLICATE:
                 self.receiver.skip(held)
@@ -212,8 +213,8 @@ class Runner:
                 return
             if value.recorded is Recorded.ACKNOWLEDGED:
                 held.subscription.acknowledged.add(held)
-            value = value.value
-        await self.receiver.conclude(held, result, value, seconds=took)
+            result, reply, value = value.failed or result, value.reply, value.value
+        await self.receiver.conclude(held, result, value, reply=reply, seconds=took)
 
     def _may_start_acknowledged(self, held: HeldDelivery) -> bool:
         """Check again after the acknowledgement: expiry and the grace may be over (G6, G13).
@@ -255,7 +256,10 @@ class Runner:
             ctx.payload = self._inbound.decoded(self.spec.payload, delivery.message)
             if isinstance(ctx.payload, HandlerResult):
                 return ctx.payload, None
-        call = None if self._once is None else partial(self._once.run, held, course.call)
+        call = None
+        if self._once is not None:
+            prepare = self.receiver.final.prepared
+            call = partial(self._once.run, held, course.call, prepare)
         return await self._watched([held], ctx, course, call)
 
     async def _watched(

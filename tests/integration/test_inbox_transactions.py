@@ -12,7 +12,17 @@ import pytest
 from support.process_handlers import Point, double
 from support.waiting import eventually
 
-from mqcore import App, Broker, ConfigurationError, Queue, RetryPolicy, Settings, Worker, fixed
+from mqcore import (
+    App,
+    Broker,
+    ConfigurationError,
+    Queue,
+    RemoteError,
+    RetryPolicy,
+    Settings,
+    Worker,
+    fixed,
+)
 from mqcore.messages.message import new_id
 from mqcore.testing import memory_url
 
@@ -49,6 +59,8 @@ class Bank:
             connection.execute(text("CREATE TABLE bookings (n INTEGER UNIQUE)"))
         self.inside: Callable[[Any], None] = lambda _: None
         """What a handler does besides, before it books."""
+        self.answer: object = None
+        """What a handler returns."""
         self.may_write = threading.Event()
         self.may_write.set()
         self.runs: Counter[int] = Counter()
@@ -64,21 +76,23 @@ class Bank:
         app.register(jobs, self.book if self.kind == "async" else self.book_blocking, options)
         return app
 
-    async def book(self, number: int, ctx: Any) -> None:
+    async def book(self, number: int, ctx: Any) -> Any:
         self.runs[number] += 1
         self.last = number
         self.in_handler.set()
         await eventually(self.may_write.is_set, 30)
         await ctx.session.execute(INSERT, {"n": number})
         await ctx.session.run_sync(self.inside)
+        return self.answer
 
-    def book_blocking(self, number: int, ctx: Any) -> None:
+    def book_blocking(self, number: int, ctx: Any) -> Any:
         self.runs[number] += 1
         self.last = number
         self.in_handler.set()
         assert self.may_write.wait(30)
         ctx.session.execute(INSERT, {"n": number})
         self.inside(ctx.session)
+        return self.answer
 
     def joins(self, worker: Worker) -> bool:
         """Whether the acknowledgement is a part of the transaction."""
@@ -187,6 +201,21 @@ async def test_a_failure_rolls_back_and_the_retry_commits(bank: Bank) -> None:
         await handled(broker)
         assert broker.events.counts["message.retried"] == 1
     assert (bank.rows(), bank.ids(), bank.runs[1]) == ([1], ["a"], 2)
+
+
+async def test_a_reply_that_cannot_be_sent_rolls_back(bank: Bank) -> None:
+    bank.answer = object()
+    async with bank.serving() as (broker, _):
+        with pytest.raises(RemoteError, match="cannot be sent"):
+            await broker.request(jobs, 1, timeout=60)
+        assert bank.runs == {1: 2}
+        assert bank.rows() == []
+        assert bank.ids() == []
+
+        bank.answer = 7
+        assert await broker.request(jobs, 1, timeout=60) == 7
+        assert bank.rows() == [1]
+        assert len(bank.ids()) == 1
 
 
 async def test_an_error_of_the_database_is_the_handlers_failure(bank: Bank) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import BaseModel, model_serializer
 from support.process_handlers import Point, double
 from support.waiting import eventually
 
@@ -19,6 +20,7 @@ from mqcore import (
     Middleware,
     Queue,
     Received,
+    RemoteError,
     RequestTimeout,
     RetryPolicy,
     Settings,
@@ -205,6 +207,58 @@ async def test_a_request_that_was_handled_gets_no_second_answer(
         with pytest.raises(RequestTimeout):
             await again
         assert broker.events.counts["message.skipped"] == 1
+
+
+class _Unsendable:
+    """A value that cannot be written."""
+
+
+@pytest.mark.parametrize("form", ["once", "plain"])
+async def test_a_return_value_that_cannot_be_sent_is_the_handlers_failure(
+    clock: VirtualClock, url: str, form: str
+) -> None:
+    app = App("shop")
+    runs: list[int] = []
+
+    @app.consumer(
+        jobs,
+        **({"once": "24h"} if form == "once" else {}),
+        retry=RetryPolicy(max_attempts=2, backoff=fixed(1)),
+    )
+    async def handle(value: int) -> _Unsendable:
+        runs.append(value)
+        return _Unsendable()
+
+    async with app.connect(url, clock=clock) as broker, Worker(app, broker):
+        asking = asyncio.ensure_future(broker.request(jobs, 1, timeout=20))
+        await clock.advance(5)
+        assert asking.done()
+        with pytest.raises(RemoteError, match="_Unsendable"):
+            await asking
+        assert runs == [1, 1]
+        assert broker.events.counts["message.skipped"] == 0
+        assert broker.events.counts["message.dead"] == 1
+
+
+async def test_a_reply_is_encoded_once(clock: VirtualClock, url: str) -> None:
+    app = App("shop")
+    given: list[object] = []
+
+    class Answer(BaseModel):
+        number: int
+
+        @model_serializer
+        def _written(self) -> dict[str, int]:
+            given.append(self)
+            return {"number": self.number}
+
+    @app.consumer(jobs, once="24h")
+    async def handle(value: int) -> Answer:
+        return Answer(number=value)
+
+    async with app.connect(url, clock=clock) as broker, Worker(app, broker):
+        assert await broker.request(jobs, 7, timeout=20) == {"number": 7}
+    assert len(given) == 1
 
 
 async def test_an_inbox_of_another_url(clock: VirtualClock, url: str) -> None:
