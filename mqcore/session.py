@@ -23,7 +23,7 @@ from mqcore.config.url import BrokerUrl
 from mqcore.connection.connection import Connection
 from mqcore.connection.topology import Topology
 from mqcore.consuming.consumer import Consumer
-from mqcore.consuming.grace import DISCONNECTED, Grace
+from mqcore.consuming.grace import CLOSED, DISCONNECTED, Grace
 from mqcore.consuming.inbox import BackendInbox
 from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
@@ -280,9 +280,9 @@ class Session:
         if self._keeper is not None:
             await self._keeper.close()
         if self._spool_consumers is not None:
-            await self._spool_consumers.close()
+            await self._spool_consumers.close(leaving)
         if self.standby is not None:
-            await self.standby.close()
+            await self.standby.close(None if leaving is None else leaving.left(CLOSED))
         limit = None if leaving is None else leaving.left(DISCONNECTED)
         outbox = () if self.outbox is None else (self.outbox.close(limit),)
         await asyncio.gather(self.connection.close(limit), *outbox)

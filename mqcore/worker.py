@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.app import App
 from mqcore.broker import Broker, session_of
-from mqcore.consuming.grace import Grace
+from mqcore.consuming.grace import UNSUBSCRIBED, Grace
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
@@ -409,7 +409,8 @@ class Worker:
         await asyncio.gather(*(runner.drain(until) for runner in runners))
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A relay returns what it holds, and its database may not answer (G13).
+        await until.wait_for_answers(self._tasks, UNSUBSCRIBED)
 
         await self._close_lifespan(until.for_closing)
 

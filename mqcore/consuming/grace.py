@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mqcore.clock import Clock
 
-__all__ = ["ANSWERED", "CLEANED_UP", "DISCONNECTED", "UNSUBSCRIBED", "Grace"]
+__all__ = ["ANSWERED", "CLEANED_UP", "CLOSED", "DISCONNECTED", "UNSUBSCRIBED", "Grace"]
 
 CLEANED_UP, ANSWERED, UNSUBSCRIBED, CLOSED, DISCONNECTED = 0.25, 0.5, 0.65, 0.75, 0.85
 """Seconds after the grace by which each step has ended: handlers that were cancelled, answers to

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mqcore.connection.connection import Connection
+from mqcore.consuming.grace import UNSUBSCRIBED
 from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
 from mqcore.consuming.receiver import Receiver
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mqcore.clock import Clock
+    from mqcore.consuming.grace import Grace
     from mqcore.publishing.standby import Standby
     from mqcore.queue import Queue
     from mqcore.rules.capabilities import Capabilities
@@ -269,10 +271,10 @@ class SpoolConsumers:
         clock = self._broker.clock
         return SpoolBackend(self._make_store(), lambda: not self._broker.connected, clock)
 
-    async def close(self) -> None:
-        """Release what is held, and close the store."""
-        await asyncio.gather(*(receiver.close() for receiver in self._receivers))
+    async def close(self, leaving: Grace | None = None) -> None:
+        """Release what is held, and close the store, within a grace that is given (G13)."""
+        await asyncio.gather(*(receiver.close(leaving) for receiver in self._receivers))
         if self._keeper is not None:
             await self._keeper.close()
         if self._connection is not None:
-            await self._connection.close()
+            await self._connection.close(None if leaving is None else leaving.left(UNSUBSCRIBED))

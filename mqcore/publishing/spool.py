@@ -35,7 +35,7 @@ from mqcore.spi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Iterator, Sequence
 
     from mqcore.connection.connection import Connection
     from mqcore.events import Event, Events
@@ -320,16 +320,26 @@ class Spool:
         """Begin to look for what waits, also what other processes have left."""
         self._watching = begin_later(self._watch())
 
-    async def close(self) -> None:
-        """Stop relaying, answer what is being stored, and close the store."""
+    async def close(self, limit: float | None = None) -> None:
+        """Stop relaying, answer what is being stored, and close the store.
+
+        With `limit` a store that does not answer is left after so many seconds (G13). Its relays'
+        claims end with their lease.
+        """
+        loop = asyncio.get_running_loop()
+        until = None if limit is None else loop.time() + limit
+
+        def left() -> float | None:
+            return None if until is None else max(until - loop.time(), 0.0)
+
         if self._watching is not None:
             self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await asyncio.wait([self._watching], timeout=left())
         lanes = list(self._lanes.values())
-        await asyncio.gather(*(lane.stop() for lane in lanes))
+        await _ended([lane.stop() for lane in lanes], None if limit is None else limit / 2)
         flushing = asyncio.gather(*(lane.flush() for lane in lanes))
-        await self.connection.close()
-        await flushing
+        await self.connection.close(left())
+        await _ended([flushing], left())
 
     def lane(self, target: str, *, is_router: bool) -> Lane:
         """Return the lane of a queue or router."""
@@ -399,6 +409,15 @@ class Spool:
             )
         elif event.name == "connection.lost":
             self._events.emit("spool.failed", error=event.fields.get("error", ""))
+
+
+async def _ended(work: Sequence[Awaitable[object]], limit: float | None) -> None:
+    """Wait until all of it has ended, and cancel what has not after `limit` seconds."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=limit)
+        for task in pending:
+            task.cancel()
 
 
 def _is_missing(outcome: Outcome) -> bool:

@@ -116,10 +116,10 @@ class Standby:
             "error": spool.why_unusable,
         }
 
-    async def close(self) -> None:
-        """Stop relaying and close the spool."""
+    async def close(self, limit: float | None = None) -> None:
+        """Stop relaying and close the spool, within `limit` seconds when the process ends (G13)."""
         tasks = list(self._later)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.spool.close()
+        await self.spool.close(limit)
