@@ -38,11 +38,18 @@ class FinalSteps:
         return self._replies is not None and held.delivery.message.reply_to is not None
 
     def prepared(
-        self, held: HeldDelivery, result: HandlerResult, value: object
+        self,
+        held: HeldDelivery,
+        result: HandlerResult,
+        value: object,
+        reply: EncodedResult | None = None,
     ) -> tuple[HandlerResult, EncodedResult | None]:
-        """Return the result, and the reply; a value that cannot be sent is a failure."""
-        if self._replies is None or not self._is_answered(held):
-            return result, None
+        """Return the result, and the reply, unless that is given; it is encoded once.
+
+        A value that cannot be sent is a failure.
+        """
+        if reply is not None or self._replies is None or not self._is_answered(held):
+            return result, reply
         return self._replies.prepared(held.delivery.message, result, value)
 
     async def handled(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -309,7 +310,7 @@ class Receiver:
         return []
 
     async def _fill(self, batch: list[HeldDelivery], size: int, linger: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with self.clock.timeout(linger):
                 while len(batch) < size and not self._stopped and not self._quarantine.is_awaited:
                     if self._buffer and self._buffer[0][2].delivery.attempt > 1:
@@ -319,8 +320,6 @@ class Receiver:
                     else:
                         self._wake.clear()
                         await self._wake.wait()
-        except TimeoutError:
-            pass
 
     def may_still_start(self, held: HeldDelivery) -> bool:
         """Check again after a wait (G5, G6, G13).
@@ -423,8 +422,7 @@ class Receiver:
         `reply` that is given is encoded already.
         """
         if self.final.awaits(held):
-            if reply is None:
-                result, reply = self.final.prepared(held, result, value)
+            result, reply = self.final.prepared(held, result, value, reply)
             decision = self.decide(held, result)
             decision = await self.final.handled(held, decision, result, value, reply)
         else:
