@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from mqcore.contract.store.explorer.actors import Actor, Actors, Steps
 from mqcore.contract.store.explorer.explorer import Schedule
+from mqcore.contract.store.explorer.plans import TICK, tick_id
 from mqcore.contract.store.explorer.world import Copy
-from mqcore.tasks.model.changes import Change, Sent
-from mqcore.tasks.model.outcomes import Terminal
+from mqcore.contract.store.workflows import TaskPlan, rows_of
+from mqcore.tasks.model.changes import Add, Change, Fire, Sent
+from mqcore.tasks.model.outcomes import Added, Fired, Terminal
 from mqcore.tasks.model.states import State
 from mqcore.tasks.store.seam import Applied
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from mqcore.tasks.model.changes import More
     from mqcore.tasks.model.nodes import Node
-    from mqcore.tasks.store.seam import Pending
+    from mqcore.tasks.store import seam
 
 __all__ = ["schedules_with_mutants"]
 
@@ -49,7 +51,7 @@ class ForgetsTheOutbox(Actors):
 class RemovesTheEntryFirst(Actors):
     """The outbox entry is removed, then its message is published."""
 
-    def _publish(self, pending: Pending) -> Generator[Any, Any, Sequence[str]]:
+    def _publish(self, pending: seam.Pending) -> Generator[Any, Any, Sequence[str]]:
         if pending.entry.start is None:
             yield from self.apply(Sent([pending.entry.key]))
         return (yield from super()._publish(pending))
@@ -89,7 +91,21 @@ class ForgetsTheSuccessor(Actors):
         yield from super()._later(actor, copy, again, state)
 
 
+class MovesTheScheduleOnFirst(Actors):
+    """The schedule moves on in one transaction, and its task is added in the next one."""
+
+    def _tick(self, schedule: seam.Schedule, planned: float) -> Steps:
+        fire = Fire(schedule.name, schedule.version, planned + TICK)
+        applied = yield from self.apply(fire)
+        if applied.outcomes[0] == Fired():
+            rows = rows_of(TaskPlan(), tick_id(planned))
+            applied = yield from self.apply(Add(rows))
+            self.world.ticks[rows[0].id] += applied.outcomes[0] == Added()
+            yield from self.publish(applied.keys)
+
+
 _MUTANTS = (
+    MovesTheScheduleOnFirst,
     PublishesBeforeTheCommit,
     ForgetsTheOutbox,
     RemovesTheEntryFirst,

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mqcore.tasks.model.changes import Begin, Gone, Recover, Spread
+from mqcore.tasks.model.changes import Add, Begin, Fire, Gone, Recover, Spread
 from mqcore.tasks.model.nodes import CancelFlag, Kind, Node, Policy
-from mqcore.tasks.model.outcomes import Busy, Done, Ended, Ok, Outcome, Refused, Stale, Terminal
+from mqcore.tasks.model.outcomes import (
+    Busy,
+    Done,
+    Ended,
+    Fired,
+    Lost,
+    Ok,
+    Outcome,
+    Refused,
+    Stale,
+    Terminal,
+)
 from mqcore.tasks.model.states import ENDED, LIVE, State
 from mqcore.tasks.store.memory import MemoryTaskStore, MemoryTransaction
 from mqcore.tasks.store.seam import Applied, Pending
@@ -424,3 +435,54 @@ class RedriveTakesTheKey(Transitions):
 
     def _claim(self, root: Node) -> Any:
         return None if root.has_ended else super()._claim(root)
+
+
+# Schedules
+
+
+@mutant("cases", "equality", "explorer")
+class FireIgnoresTheVersion(Transitions):
+    """Two schedulers that have read the same version both move the schedule on."""
+
+    def fire(self, change: Fire) -> Fired | Lost:
+        known = self.rows.schedule(change.schedule)
+        return super().fire(replace(change, version=known.version if known else 0))
+
+
+@mutant("cases", "equality", "explorer")
+class FireForgetsTheRows(Transitions):
+    """A schedule moves on, and its task is not sent."""
+
+    def fire(self, change: Fire) -> Fired | Lost:
+        return super().fire(replace(change, rows=()))
+
+
+@mutant("cases", "equality")
+class LostFireSendsItsTask(Transitions):
+    """The late one of two schedulers sends its task all the same."""
+
+    def fire(self, change: Fire) -> Fired | Lost:
+        outcome = super().fire(change)
+        if outcome == Lost() and change.rows:
+            self.add(Add(change.rows))
+        return outcome
+
+
+@mutant("cases", "equality")
+class FireForgetsTheDefinition(Transitions):
+    """A schedule that fires without a new definition loses the one it has."""
+
+    def fire(self, change: Fire) -> Fired | Lost:
+        return super().fire(replace(change, definition=change.definition or b""))
+
+
+@mutant("cases")
+class ScheduleIsReadBeforeTheTransaction(MemoryTaskStore):
+    """The version is compared with what was read before other transactions."""
+
+    async def apply(self, changes: Sequence[Change]) -> Applied:
+        transaction = MemoryTransaction(self.tables, self.clock.now())
+        outcomes = self.make(transaction, changes)
+        if any(isinstance(change, Fire) for change in changes):
+            await asyncio.sleep(0)
+        return Applied(outcomes, transaction.commit())

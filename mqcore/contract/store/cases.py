@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from mqcore.contract.kit import ContractError
 from mqcore.contract.store.kit import TOKEN, WORKER, StoreKit
+from mqcore.contract.store.schedule_cases import SCHEDULE_CASES
 from mqcore.contract.store.workflows import ChainPlan, GroupPlan, TaskPlan, rows_of
 from mqcore.tasks.model.changes import (
     Add,
@@ -58,7 +59,7 @@ def case(function: StoreCase) -> StoreCase:
 
 def store_cases() -> list[StoreCase]:
     """Return all cases."""
-    return list(_found)
+    return [*_found, *SCHEDULE_CASES]
 
 
 # T1, T2: one truth, sent atomically

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mqcore.contract.store.explorer.checks import check_order
-from mqcore.contract.store.explorer.plans import random_plan
+from mqcore.contract.store.explorer.plans import TICK, random_plan, tick_id
 from mqcore.contract.store.explorer.world import Copy, World
 from mqcore.contract.store.workflows import drawn, rows_of
 from mqcore.tasks.model.changes import (
@@ -21,6 +21,7 @@ from mqcore.tasks.model.changes import (
     Cancel,
     Change,
     End,
+    Fire,
     Gone,
     More,
     Recover,
@@ -36,6 +37,7 @@ from mqcore.tasks.model.outcomes import (
     Cancelled,
     Conflict,
     Ended,
+    Fired,
     Ok,
     Outcome,
     Started,
@@ -43,7 +45,7 @@ from mqcore.tasks.model.outcomes import (
     Unknown,
 )
 from mqcore.tasks.model.states import State
-from mqcore.tasks.store.seam import Applied, Pending
+from mqcore.tasks.store.seam import Applied, Pending, Schedule
 from mqcore.tasks.store.values import value_of
 
 if TYPE_CHECKING:
@@ -106,6 +108,9 @@ class Actors:
 
         match change, outcome:
             case (Add(rows=rows), Added()) | ((More(rows=rows) | Replace(rows=rows)), Ok()):
+                world.nodes.update((row.id, row) for row in rows)
+            case Fire(rows=rows), Fired() if rows:
+                world.ticks[rows[0].id] += 1
                 world.nodes.update((row.id, row) for row in rows)
             case ((End() | Gone()), Ended()):
                 self._observe_ending(change)
@@ -227,6 +232,25 @@ class Actors:
                 yield from self.publish(applied.keys)
 
         return Actor(self._new_name("reconciler"), steps())
+
+    def scheduler(self) -> Actor:
+        """Fire the schedule once if it is due, or create it."""
+
+        def steps() -> Steps:
+            found: Sequence[Schedule] = yield self.store.schedules()
+            now = self.world.clock.time
+            if not found:
+                yield from self.apply(Fire("ticks", 0, now + TICK, definition=b"%d" % now))
+            elif found[0].next_at is not None and found[0].next_at <= now:
+                yield from self._tick(found[0], found[0].next_at)
+
+        return Actor(self._new_name("scheduler"), steps())
+
+    def _tick(self, schedule: Schedule, planned: float) -> Steps:
+        rows = rows_of(random_plan(self.world.choose, 1), tick_id(planned))
+        fire = Fire(schedule.name, schedule.version, planned + TICK, rows)
+        applied = yield from self.apply(fire)
+        yield from self.publish(applied.keys)
 
     # Workers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mqcore.contract.store.explorer.plans import TICK, tick_id
 from mqcore.contract.store.workflows import TaskPlan, rows_of
 from mqcore.tasks.model.changes import Add
 from mqcore.tasks.model.nodes import Kind, Node, Policy, child_id, replacement_id
@@ -77,7 +78,18 @@ async def check_end(world: World) -> None:
     for key, count in world.made.items():
         if count > 1 and not key.endswith(":members"):
             world.fail(f"the message {key} is made once", count)
+    await _check_ticks(world)
     await _check_nothing_is_left(world)
+
+
+async def _check_ticks(world: World) -> None:
+    """Fail unless each instant of the schedule was sent once."""
+    for schedule in await world.store.schedules():
+        planned = float(schedule.definition) + TICK
+        while schedule.next_at is not None and planned < schedule.next_at:
+            if (count := world.ticks[tick_id(planned)]) != 1:
+                world.fail(f"{tick_id(planned)} is sent once", count)
+            planned += TICK
 
 
 async def _check_nothing_is_left(world: World) -> None:

@@ -60,6 +60,7 @@ class Schedule:
             cancel=choose.choice((0.0, 0.02, 0.04)),
             redrive=choose.choice((0.0, 0.1)),
         )
+        self.has_schedule = drawn(choose, 0.25)
         self.is_logged = is_logged
         self.running: list[Actor] = []
         self.roots: list[str] = []
@@ -108,11 +109,13 @@ class Schedule:
                 return
 
     async def _disturb(self) -> None:
-        """Cancel, redrive, reconcile, or let time pass."""
+        """Start schedulers, cancel, redrive, reconcile, or let time pass."""
         choose, world = self.choose, self.world
         chances = self.chances
 
-        if drawn(choose, chances.cancel * 10) and world.nodes:
+        if self.has_schedule and drawn(choose, 0.3):
+            self.running += [self.actors.scheduler() for _ in range(choose.randint(1, 3))]
+        elif drawn(choose, chances.cancel * 10) and world.nodes:
             node = choose.choice([*world.nodes, *self.roots])
             self.running.append(self.actors.canceller(node))
         elif drawn(choose, chances.redrive * 6) and world.dead_letters:

@@ -10,8 +10,10 @@ from mqcore.tasks.model.nodes import Policy
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["random_plan", "random_workflow"]
+__all__ = ["TICK", "random_plan", "random_workflow", "tick_id"]
 
+TICK = 50.0
+"""Seconds between two instants of the schedule."""
 _BEHAVIORS = ("ok", "fail", "broken", "flaky", "postponed", "poison", "expiring", "replaced")
 """What a task does. `fail` succeeds after a redrive, `broken` never."""
 _WEIGHTS = (50, 8, 5, 9, 7, 5, 5, 9)
@@ -50,3 +52,8 @@ def _group(choose: Random, depth: int) -> GroupPlan:
 
 def _behavior(choose: Random) -> str:
     return choose.choices(_BEHAVIORS, _WEIGHTS)[0]
+
+
+def tick_id(planned: float) -> str:
+    """Return the id of the run of an instant, the same for every scheduler."""
+    return f"tick{planned:.0f}"

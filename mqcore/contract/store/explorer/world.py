@@ -78,6 +78,8 @@ class World:
     """The roots that have claimed the unique key."""
     made: Counter[str] = field(default_factory=Counter)
     """How often an outbox entry of this key was made."""
+    ticks: Counter[str] = field(default_factory=Counter)
+    """How often each run of the schedule was sent, as the store answered."""
     has_abandoned: bool = False
     """Whether a sender died between two batches."""
     lost: int = 0
