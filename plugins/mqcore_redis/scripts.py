@@ -1,4 +1,4 @@
-"""The scripts as the server gets them: the line with the flags, the common part, the script.
+"""The scripts as the server gets them: the line with the flags, the common parts, the script.
 
 The name of a script is the digest of its text, so two versions of this library never share one.
 """
@@ -10,12 +10,23 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-__all__ = ["NAMES", "Call", "Script", "script"]
+__all__ = ["NAMES", "TASK_NAMES", "Call", "Script", "script"]
 
 _FOLDER = files(__package__) / "lua"
 NAMES = tuple(
-    sorted(it.name.removesuffix(".lua") for it in _FOLDER.iterdir() if it.name != "common.lua")
+    sorted(
+        it.name.removesuffix(".lua")
+        for it in _FOLDER.iterdir()
+        if it.name.endswith(".lua") and it.name != "common.lua"
+    )
 )
+"""The scripts of the backend."""
+_TRANSITIONS = ("tasks/rows", "tasks/walk", "tasks/changes")
+TASK_NAMES = (
+    *("tasks/send", "tasks/change", "tasks/read", "tasks/entries"),
+    *("tasks/suspects", "tasks/heartbeat", "tasks/purge"),
+)
+"""The scripts of the task store, without the one that only tests call."""
 
 
 class Call(NamedTuple):
@@ -55,7 +66,17 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """Return one of the scripts."""
-    flags, _, text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    common = (_FOLDER / "common.lua").read_text(encoding="utf-8")
-    whole = f"{flags}\n{common}\n{text}".encode()
+    flags, _, text = _read(name).partition("\n")
+    whole = "\n".join([flags, *map(_read, _common(name)), text]).encode()
     return Script(whole, sha1(whole, usedforsecurity=False).hexdigest())
+
+
+def _common(name: str) -> tuple[str, ...]:
+    """Return what goes before a script."""
+    if name in {"tasks/send", "tasks/change"}:
+        return _TRANSITIONS
+    return ("tasks/rows",) if name.startswith("tasks/") else ("common",)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")

@@ -24,11 +24,16 @@ __all__ = ["Session", "raise_if_error"]
 class Session:
     """The connections to one server, made by `open`.
 
-    `lost` is called once, when the first of them breaks.
+    `lost` is called once, when the first of them breaks. `scripts` are loaded at the start.
     """
 
-    def __init__(self, place: Place, lost: Callable[[Exception], None]) -> None:
-        self.place = place
+    def __init__(
+        self,
+        place: Place,
+        lost: Callable[[Exception], None],
+        scripts: Sequence[str] = NAMES,
+    ) -> None:
+        self.place, self._scripts = place, scripts
         self.keys = Keys(place.options.prefix, place.options.tag, spread=place.kind == "cluster")
         self.error: Exception | None = None
         self.on_broken: Callable[[], None] = lambda: None
@@ -44,7 +49,7 @@ class Session:
         Raises the driver's own exception; the caller closes then.
         """
         self.main = await self.connect()
-        loading = [("SCRIPT LOAD", script(name).text) for name in NAMES]
+        loading = [("SCRIPT LOAD", script(name).text) for name in self._scripts]
         for answers in await self.main.everywhere(*loading):
             for answer in answers:
                 raise_if_error(answer)
