@@ -5,9 +5,10 @@ It holds no connection.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
-from mqcore.broker import Broker
+from mqcore.broker import Broker, companions_of
 from mqcore.errors import ConfigurationError
 from mqcore.middleware.hooks import check_middleware
 from mqcore.queue import queue_name
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from mqcore.consuming.consumer import Received
     from mqcore.consuming.context import BlockingContext, Context
     from mqcore.middleware import Middleware
+    from mqcore.middleware.companions import Companion
     from mqcore.queue import Queue
 
-__all__ = ["App", "BatchRegistration", "Registration"]
+__all__ = ["App", "AppPart", "BatchRegistration", "Registration"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +77,21 @@ class BatchRegistration(Generic[T]):
         return self._app.register(self._queue, handler, self._options)
 
 
+class AppPart(ABC):
+    """What brings consumers of its own into an app: `mqcore.tasks.Tasks`."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def handlers(self) -> Sequence[HandlerSpec]:
+        """Its consumers. They are asked for when the app connects or a worker is made."""
+
+    @abstractmethod
+    def attach(self) -> Companion:
+        """Return what accompanies one broker of the app."""
+
+
 class App:
     """The consumers, routers and middleware of an application.
 
@@ -82,7 +99,8 @@ class App:
     every handler, the first one outermost. `lifespan` is an async context manager function: a
     worker enters it with its broker before it consumes, and what it yields is `ctx.state`. `inbox`
     is where consumers with `once=` record what they have handled: an `Inbox`, for instance
-    `SqlInbox`, or the URL of a Redis; by default the broker itself, where it can.
+    `SqlInbox`, or the URL of a Redis; by default the broker itself, where it can. `tasks` are
+    `mqcore.tasks.Tasks`, whose queues a worker consumes beside the app's own.
     """
 
     def __init__(
@@ -93,6 +111,7 @@ class App:
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[Broker], AbstractAsyncContextManager[Any]] | None = None,
         inbox: Inbox | str | None = None,
+        tasks: Sequence[AppPart] = (),
     ) -> None:
         """Describe the application. There is no I/O.
 
@@ -108,18 +127,36 @@ class App:
                 f"{where}: inbox= takes an Inbox, for instance SqlInbox(sessions), or a URL, not "
                 f"{described(inbox)}"
             )
+        check_kinds("tasks", tasks, AppPart, where)
         self.routers = list(routers)
         self.middleware = list(middleware)
         self.lifespan = lifespan
         self.inbox = inbox
+        self.tasks = list(tasks)
         self.handlers: list[HandlerSpec] = []
+        """The app's own consumers, without those of its tasks."""
 
     def __repr__(self) -> str:
-        """Name and what it consumes."""
+        """Name and what it consumes, without the queues of its tasks."""
         return (
             f"App({self.name!r}, consumes "
             f"{', '.join(spec.queue.name for spec in self.handlers) or 'nothing'})"
         )
+
+    def consumers(self) -> list[HandlerSpec]:
+        """Return all consumers, those of its tasks included, whose modules are imported for it.
+
+        Raises `ConfigurationError` for a queue with two handlers.
+        """
+        found: dict[str, HandlerSpec] = {}
+        for spec in (*self.handlers, *(each for part in self.tasks for each in part.handlers)):
+            if found.setdefault(spec.queue.name, spec) is not spec:
+                raise ConfigurationError(
+                    f"app {self.name!r} has two handlers for queue {spec.queue.name!r}, "
+                    f"{found[spec.queue.name].name} and {spec.name}; a queue has one handler. "
+                    "Give tasks a queue of their own"
+                )
+        return list(found.values())
 
     @overload
     def consumer(self, queue: Queue[T], **options: Unpack[ConsumerOptions]) -> Registration[T]: ...
@@ -191,10 +228,15 @@ class App:
         `ConnectOptions`.
         """
         check_connect_options(options)
+        companions = [part.attach() for part in self.tasks]
+        around = (companion.middleware for companion in companions)
         merged: ConnectOptions = {
             **options,
-            "queues": [*(spec.queue for spec in self.handlers), *options.get("queues", ())],
+            "queues": [*(spec.queue for spec in self.consumers()), *options.get("queues", ())],
             "routers": [*self.routers, *options.get("routers", ())],
-            "middleware": [*self.middleware, *options.get("middleware", ())],
+            "middleware": [*around, *self.middleware, *options.get("middleware", ())],
         }
-        return Broker(url, **merged)
+        broker = Broker(url, **merged)
+        for companion in companions:
+            companions_of(broker).add(companion, broker)
+        return broker

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from mqcore.defaults import LEASE, PREFETCH
 from mqcore.errors import ConfigurationError
+from mqcore.middleware.companions import Companions
 from mqcore.publishing.producer import Producer
 from mqcore.queue import Queue, queue_name
 from mqcore.rules.checks import check_count, check_kind, check_kinds, check_seconds
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mqcore.rules.capabilities import Capabilities
     from mqcore.spi import Entry, QueueCounts
 
-__all__ = ["Broker", "session_of"]
+__all__ = ["Broker", "companions_of", "session_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +62,7 @@ class Broker:
         no installed plugin serves the URL.
         """
         self._session = Session(url, options)
+        self._companions = Companions()
 
     @classmethod
     def connect(cls, url: str | None = None, **options: Unpack[ConnectOptions]) -> Broker:
@@ -107,6 +109,11 @@ class Broker:
         `TopologyMismatch` when a queue or router exists with other settings.
         """
         await self._session.open()
+        try:
+            await self._companions.open()
+        except BaseException:
+            await self._session.close()
+            raise
 
     async def close(self) -> None:
         """Release the messages that consumers hold, and disconnect. May be called again.
@@ -114,7 +121,10 @@ class Broker:
         Settlements that are under way get up to 5 s to be answered. After a signal has ended a
         worker, closing ends within the worker's grace and 1 s (G13).
         """
-        await self._session.close()
+        try:
+            await self._session.close()
+        finally:
+            await self._companions.close()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -343,3 +353,8 @@ class Broker:
 def session_of(broker: Broker) -> Session:
     """Return the parts of a broker, for the worker and the command line. Private to mqcore."""
     return broker._session  # noqa: SLF001 - the one door to it, so that users see no machinery
+
+
+def companions_of(broker: Broker) -> Companions:
+    """Return what accompanies a broker, for the app and the worker. Private to mqcore."""
+    return broker._companions  # noqa: SLF001 - as above

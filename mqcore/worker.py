@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.app import App
-from mqcore.broker import Broker, session_of
+from mqcore.broker import Broker, companions_of, session_of
 from mqcore.consuming.grace import UNSUBSCRIBED, Grace
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
@@ -104,10 +104,10 @@ class Worker:
         has_all = {id(each) for each in app.middleware} <= {
             id(each) for each in self._session.middleware
         }
-        if not has_all:
+        if not has_all or len(app.tasks) != len(companions_of(broker).all):
             raise ConfigurationError(
-                f"app {app.name!r} has middleware that this broker does not run: connect with "
-                "app.connect(...), or give the same middleware to Broker.connect"
+                f"app {app.name!r} has middleware or tasks that this broker does not run: connect "
+                "with app.connect(...), or give the same middleware to Broker.connect"
             )
         self._options = options
         self._specs = self._chosen(options.get("queues"))
@@ -134,7 +134,7 @@ class Worker:
         return check_seconds("grace", grace, f"worker of app {self.app.name!r}", zero=True)
 
     def _chosen(self, queues: Sequence[str] | None) -> list[HandlerSpec]:
-        chosen = chosen_handlers(self.app.name, self.app.handlers, queues)
+        chosen = chosen_handlers(self.app.name, self.app.consumers(), queues)
         concurrency = self._options.get("concurrency")
         if concurrency is None:
             return chosen
@@ -205,6 +205,8 @@ class Worker:
             lifespan = self.app.lifespan(self.broker)
             check_lifespan_result(lifespan, f"app {self.app.name!r}")
             state = self._state = await self._stack.enter_async_context(lifespan)
+        for companion in companions_of(self.broker).all:
+            await self._stack.enter_async_context(companion.serving())
         await self._consume_spool(state)
         if self._session.standby is not None and not self.broker.health().connected:
             self._late = asyncio.create_task(self._subscribe_later(state))
@@ -308,7 +310,7 @@ class Worker:
         await self._consumers.remove(name, seconds, self._spool_runners)
 
     async def _report_unused_settings(self) -> None:
-        queues = [spec.queue for spec in self.app.handlers]
+        queues = [spec.queue for spec in self.app.consumers()]
         for text in await self._session.unused_settings(self.app.name, queues, self.app.routers):
             log().warning("%s", text)
 

@@ -113,7 +113,7 @@ async def _examine(
     await _check_bindings(broker, settings, report, user_app)
     if user_app is not None:
         report.problems += await session_of(broker).unused_settings(
-            user_app.name, [spec.queue for spec in user_app.handlers], user_app.routers
+            user_app.name, [spec.queue for spec in user_app.consumers()], user_app.routers
         )
 
 
@@ -144,7 +144,7 @@ async def _check_queues(broker: Broker, report: Report, user_app: App | None) ->
 
     if user_app is not None:
         there = {counts.name for counts in report.queues}
-        missing = [spec.queue.name for spec in user_app.handlers if spec.queue.name not in there]
+        missing = [spec.queue.name for spec in user_app.consumers() if spec.queue.name not in there]
         if missing:
             report.notes.append(
                 f"queues that do not exist yet; a worker declares them: {', '.join(missing)}"

@@ -1,5 +1,51 @@
 """Tasks on any broker: results, workflows and schedules, with one table that holds the truth.
 
-`model` is what is stored, `transitions` is what may happen to it, and `store` is where it is
-stored. A user's interface is built on these three and does not exist yet.
+`Tasks` is where to start. `model` is what is stored, `transitions` is what may happen to it, and
+`store` is where it is stored.
 """
+
+from mqcore.tasks.api import Registration, Tasks
+from mqcore.tasks.calls import Call, Partial, Step, chain, group
+from mqcore.tasks.context import TaskContext
+from mqcore.tasks.errors import (
+    DuplicateTask,
+    ResultTimeout,
+    SoftTimeout,
+    TaskCancelled,
+    TaskExpired,
+    TaskFailed,
+    UnknownTask,
+    WouldDeadlock,
+)
+from mqcore.tasks.job import Change, Job
+from mqcore.tasks.model.states import State
+from mqcore.tasks.store.values import Failure
+from mqcore.tasks.task import AsyncTask, SendOptions, Task, TaskOptions, Unique
+
+__all__ = [
+    "AsyncTask",
+    "Call",
+    "Change",
+    "DuplicateTask",
+    "Failure",
+    "Job",
+    "Partial",
+    "Registration",
+    "ResultTimeout",
+    "SendOptions",
+    "SoftTimeout",
+    "State",
+    "Step",
+    "Task",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskOptions",
+    "Tasks",
+    "Unique",
+    "UnknownTask",
+    "WouldDeadlock",
+    "chain",
+    "group",
+]

@@ -55,7 +55,9 @@ def test_every_exported_name_exists_and_is_described() -> None:
 REFERENCE = ROOT / "docs" / "reference"
 
 
-@pytest.mark.parametrize("module", ["mqcore", "mqcore.middleware", "mqcore.sync", "mqcore.testing"])
+@pytest.mark.parametrize(
+    "module", ["mqcore", "mqcore.middleware", "mqcore.sync", "mqcore.tasks", "mqcore.testing"]
+)
 def test_every_exported_name_is_on_a_page_of_the_reference(module: str) -> None:
     text = "\n".join(page.read_text("utf-8") for page in REFERENCE.glob("*.md"))
     documented = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))

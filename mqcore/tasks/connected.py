@@ -1,0 +1,228 @@
+"""`Connected`: the tasks of an application on one open broker and its task store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mqcore.broker import Broker, session_of
+from mqcore.errors import UnsupportedFeature
+from mqcore.messages.message import new_id
+from mqcore.rules.checks import check_seconds
+from mqcore.rules.retry import HandlerResult
+from mqcore.tasks.errors import DuplicateTask
+from mqcore.tasks.job import Job
+from mqcore.tasks.model.changes import Add, Cancel, More
+from mqcore.tasks.model.nodes import Kind
+from mqcore.tasks.model.outcomes import Conflict, Outcome
+from mqcore.tasks.plans import STEP
+from mqcore.tasks.results import Results
+from mqcore.tasks.run import TaskCall
+from mqcore.tasks.runs import TaskRuns
+from mqcore.tasks.store.plugins import default_store_plugins
+from mqcore.tasks.upkeep import Upkeep
+from mqcore.tasks.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import timedelta
+
+    from mqcore.clock import Clock
+    from mqcore.consuming.context import Context
+    from mqcore.messages.delivery import Delivery
+    from mqcore.publishing.options import PublishOptions
+    from mqcore.tasks.api import Tasks
+    from mqcore.tasks.model.changes import Change
+    from mqcore.tasks.model.nodes import Node
+    from mqcore.tasks.plans import Plan
+    from mqcore.tasks.store.seam import Pending, TaskStore
+
+__all__ = ["HEADER", "Connected"]
+
+HEADER = "mqcore-task"
+"""The header with the name of a task: the worker chooses by it how the message is run."""
+_LARGE = 100_000
+"""Bytes of arguments from which on it is checked whether a message can carry them."""
+_REPLACED = 30.0
+"""Seconds that a running task with the same unique key gets to end."""
+
+
+class Connected:
+    """One open broker with its store. Sends, waits, and serves a worker."""
+
+    broker: Broker
+    store: TaskStore
+    writer: Writer
+    results: Results
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, tasks: Tasks) -> None:
+        """Made when an app connects; `opened` does the rest."""
+        self.tasks = tasks
+        self.has_store = tasks.store is not None
+        self.runs = TaskRuns(self)
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._upkeep: Upkeep | None = None
+
+    @property
+    def middleware(self) -> TaskRuns:
+        """What runs around the handlers of the app."""
+        return self.runs
+
+    @asynccontextmanager
+    async def opened(self, broker: Broker) -> AsyncIterator[None]:
+        """Open the store while the broker is open."""
+        self.broker, self.clock = broker, broker.clock
+        self.loop = asyncio.get_running_loop()
+        self.tasks.load()
+        url = self.tasks.store
+        if url is not None:
+            scheme = url.partition("://")[0]
+            self.store = default_store_plugins().store_for(scheme)(url, self.clock)
+            await self.store.open()
+            self.results = Results(self.store, self.clock)
+            self.writer = Writer(self.store, self.publish, self._changed)
+        self.tasks.connections.append(self)
+        try:
+            yield
+        finally:
+            self.tasks.connections.remove(self)
+            if url is not None:
+                await self.results.close()
+                await self.writer.close()
+                await self.store.close()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Do the background work of a worker."""
+        if not self.has_store:
+            yield
+            return
+        upkeep = self._upkeep = Upkeep(self)
+        await upkeep.start()
+        try:
+            yield
+        finally:
+            self._upkeep = None
+            await upkeep.stop()
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        self.results.notice(changes)
+        if any(isinstance(change, Cancel) for change in changes):
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Have the workers of this process look for runs that are to be cancelled."""
+        for each in self.tasks.connections:
+            if each._upkeep is not None:  # noqa: SLF001 - the same class
+                each._upkeep.hurry()  # noqa: SLF001 - the same class
+
+    def seconds(self, name: str, value: float | timedelta | None) -> float | None:
+        """Return a duration in seconds. Raises `ConfigurationError`."""
+        where = f"tasks {self.tasks.name!r}"
+        return None if value is None else check_seconds(name, value, where, zero=True)
+
+    # Messages
+
+    async def publish(self, pending: Pending) -> None:
+        """Publish the message of an outbox entry, under its key as its id."""
+        node, entry = pending.node, pending.entry
+        if node is None or node.has_ended:
+            return  # it was cancelled, or removed, meanwhile
+        options: PublishOptions = {"id": entry.key}
+        if (delay := self._delay(node)) > 0:
+            options["delay"] = delay
+        await self._send(node, entry.run, options)
+
+    def _delay(self, node: Node) -> float:
+        if node.delay <= 0 or node.copies:
+            return 0.0
+        return min(node.delay, max(node.due - self.clock.now(), 0.0))
+
+    async def _send(self, node: Node, run: int, more: PublishOptions) -> None:
+        call, options = self._message(node, run)
+        await self.broker.publish(self.tasks.queue(node.queue), call, **(options | more))
+
+    def _message(self, node: Node, run: int) -> tuple[TaskCall, PublishOptions]:
+        payload = node.payload.decode()
+        is_step = payload.startswith(STEP)
+        call = TaskCall(node.id, node.name, run, payload.removeprefix(STEP), is_step)
+        options: PublishOptions = {"headers": {HEADER: node.name}}
+        if node.priority is not None:
+            options["priority"] = node.priority
+        if node.ttl is not None:
+            options["ttl"] = node.ttl
+        return call, options
+
+    def call_of(self, ctx: Context) -> TaskCall | HandlerResult:
+        """Return what a message says, or why it cannot be read."""
+        if isinstance(ctx.payload, TaskCall):
+            return ctx.payload
+        payload = self.tasks.queue(ctx.queue).payload
+        found: Any = session_of(self.broker).inbound.decoded(payload, ctx.delivery.message)
+        return found  # type: ignore[no-any-return]  # of the queue's own type, or a HandlerResult
+
+    def with_call(self, delivery: Delivery, call: TaskCall) -> Delivery:
+        """Return the delivery with another call, for a process of its own."""
+        payload = self.tasks.queue("").payload
+        body, kind = payload.encode(call, session_of(self.broker).codecs)
+        message = replace(delivery.message, body=body, content_type=kind, encoding=None)
+        return replace(delivery, message=message)
+
+    # Sending
+
+    def check(self, rows: Sequence[Node]) -> None:
+        """Raise what publishing these tasks would, before they are stored."""
+        composer = session_of(self.broker).publisher.composer
+        for node in rows:
+            if node.ttl is not None or node.delay > 0 or len(node.payload) > _LARGE:
+                call, options = self._message(node, 0)
+                if node.delay > 0:
+                    options["delay"] = node.delay
+                composer.message(self.tasks.queue(node.queue), call, options)
+
+    async def add(self, rows: Sequence[Node]) -> Outcome:
+        """Insert the rows of a workflow, and return the outcome."""
+        return (await self.writer.apply(Add(rows)))[0]
+
+    async def replace(self, row: Node, holder: str, plan: Plan) -> Job[Any]:
+        """Cancel the open task with the same unique key, and send this one when that has ended."""
+        try:
+            async with self.clock.timeout(_REPLACED):
+                while True:
+                    _, outcome = await self.writer.apply(
+                        Cancel(holder, f"replaced by {row.id}"), Add([row])
+                    )
+                    if not isinstance(outcome, Conflict):
+                        return Job(self.tasks, row.id, plan)
+                    holder = outcome.holder
+                    await self.results.changed(holder, lambda node: node.has_ended)
+        except TimeoutError:
+            raise DuplicateTask(
+                f"task {row.name!r} is not sent: {holder} has the same unique key, and has not "
+                f"ended {_REPLACED:g} s after it was cancelled",
+                holder,
+            ) from None
+
+    async def send_batches(self, batches: Sequence[tuple[str, Sequence[Node], bool]]) -> None:
+        """Add the members of large groups. Each batch is one transaction."""
+        for group, rows, is_last in batches:
+            await self.writer.apply(More(group, rows, is_last))
+
+    async def send_unstored(self, rows: Sequence[Node]) -> None:
+        """Publish a task that no store knows."""
+        (node, *others) = rows
+        if others or node.unique or node.kind is not Kind.TASK:
+            raise UnsupportedFeature(
+                f"tasks {self.tasks.name!r}: workflows and unique= need a store: "
+                'Tasks(..., store="sqlite:///tasks.db")'
+            )
+        options: PublishOptions = {"id": f"{node.id}:0"}
+        if node.delay > 0:
+            options["delay"] = node.delay
+        await self._send(node, 0, options)

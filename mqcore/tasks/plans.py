@@ -1,0 +1,126 @@
+"""What is to be done, as data: a task, a group or a chain, and the rows that each becomes. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mqcore.tasks.model.nodes import Kind, Node, Policy, child_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["STEP", "ChainPlan", "GroupPlan", "Plan", "TaskPlan", "rows_of"]
+
+STEP = ">"
+"""Begins the payload of a row that takes the result of the step before as its first argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One task with its arguments as JSON."""
+
+    name: str
+    queue: str
+    arguments: str
+    is_step: bool = False
+    priority: int | None = None
+    delay: float = 0.0
+    ttl: float | None = None
+    unique: str = ""
+
+    def node(self, id: str, parent: str, index: int) -> Node:
+        """Return its row."""
+        return Node(
+            id=id,
+            parent=parent,
+            index=index,
+            name=self.name,
+            queue=self.queue,
+            payload=f"{STEP if self.is_step else ''}{self.arguments}".encode(),
+            priority=self.priority,
+            delay=self.delay,
+            ttl=self.ttl,
+            unique="" if parent else self.unique,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Members that run beside each other."""
+
+    members: Sequence[Plan]
+    policy: Policy = Policy.FAIL
+
+    def node(self, id: str, parent: str, index: int) -> Node:
+        """Return its own row, without its members."""
+        return Node(
+            id=id,
+            kind=Kind.GROUP,
+            parent=parent,
+            index=index,
+            size=len(self.members),
+            policy=self.policy,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    """Steps, each of which takes the result of the one before."""
+
+    steps: Sequence[Plan] = field(default_factory=tuple)
+
+    def node(self, id: str, parent: str, index: int) -> Node:
+        """Return its own row, without its steps."""
+        return Node(id=id, kind=Kind.CHAIN, parent=parent, index=index, size=len(self.steps))
+
+
+Plan = TaskPlan | GroupPlan | ChainPlan
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of a workflow: those that are inserted at once, and the members of large groups."""
+
+    first: list[Node]
+    batches: list[tuple[str, list[Node], bool]]
+    """Group, rows, and whether they are its last ones."""
+
+
+def rows_of(plan: Plan, id: str, parent: str = "", index: int = 0, *, at_once: int = 1_000) -> Rows:
+    """Return the rows of a plan, the root first.
+
+    The members of a group with more than `at_once` of them come in batches.
+    """
+    rows = Rows([], [])
+    for node in _walk(plan, id, parent, index, rows, at_once):
+        rows.first.append(node)
+    return rows
+
+
+def _walk(
+    plan: Plan,
+    id: str,
+    parent: str,
+    index: int,
+    rows: Rows,
+    at_once: int,
+) -> Iterator[Node]:
+    node = plan.node(id, parent, index)
+    yield node
+    if isinstance(plan, TaskPlan):
+        return
+
+    children = plan.steps if isinstance(plan, ChainPlan) else plan.members
+    if isinstance(plan, ChainPlan) or len(children) <= at_once:
+        for place, child in enumerate(children):
+            yield from _walk(child, child_id(id, place), id, place, rows, at_once)
+        return
+
+    node.size, node.is_sealed = 0, False
+    for start in range(0, len(children), at_once):
+        batch: list[Node] = []
+        stop = start + at_once
+        for place, child in enumerate(children[start:stop], start):
+            batch += _walk(child, child_id(id, place), id, place, rows, at_once)
+        rows.batches.append((id, batch, stop >= len(children)))

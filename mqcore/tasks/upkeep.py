@@ -1,0 +1,118 @@
+"""What a worker does for tasks beside running them: heartbeats, the relay, and recovery.
+
+every 5 s    heartbeat: this worker is alive, and which of its runs are to be cancelled
+every 2 s    relay: publishes what has been in the outbox for 2 s
+every 15 s   recovery: publishes tasks again whose messages seem to be lost
+every 60 s   removes tasks that ended longer than `result_ttl` ago
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+from mqcore.errors import MqcoreError
+from mqcore.log import log
+from mqcore.tasks.model.changes import Recover
+from mqcore.tasks.store.seam import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mqcore.tasks.connected import Connected
+
+__all__ = ["Upkeep"]
+
+HEARTBEAT, RELAY, RECOVERY, PURGE = 5.0, 2.0, 15.0, 60.0
+_LATE = 300.0
+"""Seconds after which a task that should have been ready, and is not running, counts as lost.
+
+A queue may have a backlog. A task that is published again before its turn is published once too
+often; its second message finds that it runs, or has ended.
+"""
+_MOST = 1_000
+
+
+class Upkeep:
+    """The background work of one worker."""
+
+    def __init__(self, connected: Connected) -> None:
+        self._connected = connected
+        self._hurry = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Send the first heartbeat, so that this worker counts as alive, and start the rest."""
+        await self.beat()
+        loop = asyncio.get_running_loop()
+        for name, every, work in (
+            ("heartbeat", HEARTBEAT, self.beat),
+            ("relay", RELAY, self.relay),
+            ("recovery", RECOVERY, self.recover),
+            ("purge", PURGE, self.purge),
+        ):
+            self._tasks.append(loop.create_task(self._repeat(name, every, work)))
+
+    async def stop(self) -> None:
+        """End everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hurry(self) -> None:
+        """Look now for runs that are to be cancelled."""
+        self._hurry.set()
+
+    async def _repeat(self, name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:
+        clock = self._connected.clock
+        while True:
+            try:
+                async with clock.timeout(every):
+                    if name == "heartbeat":
+                        await self._hurry.wait()
+                        self._hurry.clear()
+                    else:
+                        await clock.sleep(every)
+            except TimeoutError:
+                pass
+            try:
+                await work()
+            except MqcoreError as error:
+                log().warning("tasks: the %s failed, and is tried again: %s", name, error)
+
+    async def beat(self) -> None:
+        """Store the heartbeat, and cancel what is to be cancelled."""
+        connected = self._connected
+        running = connected.runs.running
+        info = {
+            "tasks": connected.tasks.name,
+            "queues": sorted(connected.tasks.queues),
+            "running": [run.context.id for run in running.values()],
+        }
+        beat = Heartbeat(connected.worker, info=json.dumps(info).encode())
+        asked = set(await connected.store.heartbeat(beat))
+        for run in list(running.values()):
+            if run.context.id in asked and not run.is_cancelled:
+                run.cancel()
+
+    async def relay(self) -> None:
+        """Publish what others have left in the outbox."""
+        connected = self._connected
+        before = connected.clock.now() - RELAY
+        pending = await connected.store.outbox(_MOST, before)
+        if pending:
+            await connected.writer.publish(await connected.writer.publish_entries(pending))
+
+    async def recover(self) -> None:
+        """Publish lost tasks again, and give up groups whose senders have died."""
+        connected = self._connected
+        before = connected.clock.now() - _LATE
+        suspects = await connected.store.suspects(before)
+        if suspects:
+            await connected.writer.apply(*(Recover(node, before) for node in suspects))
+
+    async def purge(self) -> None:
+        """Remove what ended longer than `result_ttl` ago (T5)."""
+        connected = self._connected
+        await connected.store.purge(connected.clock.now() - connected.tasks.result_ttl, _MOST)

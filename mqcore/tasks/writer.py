@@ -1,0 +1,165 @@
+"""`Writer`: makes changes in the store, and publishes what they have put into the outbox.
+
+    apply ──► all changes of a loop turn in one transaction ──► outcomes
+                          └── the keys of their outbox entries ──► published ──► Sent
+
+What cannot be published stays in the outbox, and a relay publishes it later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mqcore.errors import MqcoreError
+from mqcore.log import log
+from mqcore.tasks.model.changes import Begin, Change, Progress, Sent, Spread
+from mqcore.tasks.store.seam import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from mqcore.tasks.model.outcomes import Outcome
+    from mqcore.tasks.store.seam import Pending, TaskStore
+
+__all__ = ["Writer"]
+
+_Batch = list[tuple["Sequence[Change]", "asyncio.Future[Sequence[Outcome]]"]]
+_AT_ONCE = 500
+"""Messages that are published side by side."""
+
+
+class Writer:
+    """All changes of one connection go through it."""
+
+    def __init__(
+        self,
+        store: TaskStore,
+        publish: Callable[[Pending], Awaitable[None]],
+        changed: Callable[[Sequence[Change]], None],
+    ) -> None:
+        """`publish` publishes the message of an entry; `changed` is called after each commit."""
+        self.store = store
+        self._publish = publish
+        self._changed = changed
+        self._next: _Batch = []
+        self._published: asyncio.Future[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def apply(self, *changes: Change) -> Sequence[Outcome]:
+        """Make the changes in one transaction; return when what they published is published.
+
+        Raises `StoreError` when it is not known whether they were made.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Sequence[Outcome]] = loop.create_future()
+        if self._published is None:
+            self._published = loop.create_future()
+            loop.call_soon(self._flush)
+        published = self._published
+        self._next.append((changes, answered))
+
+        outcomes = await answered
+        if not all(isinstance(change, (Begin, Progress, Sent)) for change in changes):
+            await asyncio.shield(published)
+        return outcomes
+
+    def _flush(self) -> None:
+        batch, self._next = self._next, []
+        published, self._published = self._published, None
+        if published is not None:
+            self._spawn(self._write(batch, published))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _write(self, batch: _Batch, published: asyncio.Future[None]) -> None:
+        try:
+            keys = await self._commit(batch)
+            if keys:
+                await self.publish(keys)
+        except MqcoreError as error:
+            log().warning("tasks wait in the outbox for the relay: %s", error)
+        except BaseException as error:
+            for _, answered in batch:
+                if not answered.done():
+                    answered.set_exception(error)
+            raise
+        finally:
+            if not published.done():
+                published.set_result(None)
+
+    async def _commit(self, batch: _Batch) -> Sequence[str]:
+        """Commit a batch, and answer each caller. Return the keys of the outbox entries."""
+        changes = [change for each, _ in batch for change in each]
+        try:
+            applied = await self.store.apply(changes)
+        except Exception as error:  # noqa: BLE001 - each caller gets it
+            if len(batch) > 1 and not isinstance(error, StoreError):
+                # One wrong change must not fail the others, and nothing was committed.
+                return [key for each in batch for key in await self._commit([each])]
+            for _, answered in batch:
+                if not answered.done():
+                    answered.set_exception(error)
+            return ()
+
+        start = 0
+        for each, answered in batch:
+            if not answered.done():
+                answered.set_result(applied.outcomes[start : start + len(each)])
+            start += len(each)
+        self._changed(changes)
+        return applied.keys
+
+    async def publish(self, keys: Sequence[str]) -> None:
+        """Publish what the outbox has under these keys, slice by slice."""
+        waiting = list(keys)
+        while waiting:
+            waiting = await self.publish_entries(await self.store.entries(waiting))
+
+    async def publish_entries(self, pending: Sequence[Pending]) -> list[str]:
+        """Publish these entries; return the keys of further ones, where they were slices."""
+        keys: list[str] = []
+        messages = [each for each in pending if each.entry.start is None]
+        for start in range(0, len(messages), _AT_ONCE):
+            await self._publish_messages(messages[start : start + _AT_ONCE])
+
+        for each in pending:
+            if each.entry.start is not None:
+                change = Spread(each.entry.node, each.entry.start)
+                applied = await self.store.apply([change])
+                self._changed([change])
+                keys += applied.keys
+        return keys
+
+    async def _publish_messages(self, pending: Sequence[Pending]) -> None:
+        results = await asyncio.gather(
+            *(self._publish(each) for each in pending), return_exceptions=True
+        )
+        errors = [error for error in results if isinstance(error, BaseException)]
+        sent = [
+            each.entry.key
+            for each, error in zip(pending, results, strict=True)
+            if not isinstance(error, BaseException)
+        ]
+        if sent:
+            self._spawn(self._remove(sent))
+        if errors:
+            log().warning(
+                "%d of %d messages of tasks wait in the outbox for the relay: %s",
+                *(len(errors), len(pending), errors[0]),
+            )
+
+    async def _remove(self, keys: Sequence[str]) -> None:
+        try:
+            await self.apply(Sent(keys))
+        except MqcoreError as error:  # the relay publishes them again, under the same ids
+            log().warning("outbox entries of tasks could not be removed: %s", error)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._running or self._next:
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.sleep(0)
