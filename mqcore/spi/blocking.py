@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from mqcore.clock import Clock, SystemClock
 from mqcore.errors import ConnectionLost, QueueNotFound
 from mqcore.spi.backend import Backend, Subscription
+from mqcore.spi.gathered import Gathered, Group
 from mqcore.spi.outcomes import Done, ErrorKind, Failed, Stale, Unknown
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class BlockingDriver(ABC):
     def settle(
         self, consumer: Any, batch: Sequence[Settlement], timeout: float
     ) -> Sequence[Settled]:
-        """As `Subscription.settle`."""
+        """As `Subscription.settle`. Settlements that waited for the thread together are one call."""
 
     @abstractmethod
     def give_back(self, queue: str, receipts: Sequence[bytes]) -> None:
@@ -502,6 +503,7 @@ class _BlockingSubscription(Subscription):
         self._unseen: Sequence[Delivery] = []
         """What the thread has claimed and the loop has not handed out yet."""
         self._is_open = True
+        self._settling = Gathered(self._settle)
 
     async def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Claim, or wait until there may be something to claim."""
@@ -524,19 +526,27 @@ class _BlockingSubscription(Subscription):
         return []
 
     async def settle(self, batch: Sequence[Settlement], *, timeout: float) -> Sequence[Settled]:
-        """As `BlockingDriver.settle`; what the thread has not begun in time is `Failed`."""
-        copies = list(batch)
+        """As `BlockingDriver.settle`; what the thread has not begun in time is `Failed`.
 
+        Settlements that wait for the thread at the same time are one call of the driver.
+        """
+        if not batch:
+            return []
+        settled = await self._settling.add(list(batch), timeout)
+        self.awake.set()
+        return settled
+
+    async def _settle(self, group: Group[Settlement, Settled], timeout: float) -> Sequence[Settled]:
         def work(driver: BlockingDriver) -> Sequence[Settled]:
-            outcomes = driver.settle(self._consumer, copies, timeout)
+            items = group.close()
+            outcomes = driver.settle(self._consumer, items, timeout)
             # here, on the thread: a caller that is cancelled frees its room all the same
-            for item, outcome in zip(copies, outcomes, strict=True):
+            for item, outcome in zip(items, outcomes, strict=True):
                 if isinstance(outcome, (Done, Stale)):
                     self._held.pop(item.receipt, None)
             return outcomes
 
-        settled: Sequence[Settled] = await _answered(copies, self._backend.run(work, timeout))
-        self.awake.set()
+        settled: Sequence[Settled] = await _answered(group.items, self._backend.run(work, timeout))
         return settled
 
     async def close(self) -> None:

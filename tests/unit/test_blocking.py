@@ -361,6 +361,62 @@ async def test_a_settlement_whose_caller_is_cancelled_frees_its_room() -> None:
     await backend.close()
 
 
+async def settling_behind_a_busy_thread(
+    backend: Adapted, driver: Driver
+) -> tuple[Gate, list[asyncio.Task[Sequence[Settled]]]]:
+    """Three settlements, of which the first is at work and the others wait."""
+    consumer = await backend.subscribe("q", prefetch=9, lease=30)
+    held = await consumer.receive(3, LONG)
+    gate = driver.gates["settle"] = Gate()
+    tasks = []
+    for delivery in held:
+        settling = consumer.settle([Ack(delivery.receipt)], timeout=LONG)
+        tasks.append(asyncio.create_task(settling))
+        await gate.begun()
+    return gate, tasks
+
+
+async def test_settlements_that_wait_at_the_same_time_are_one_call() -> None:
+    backend, driver = await opened()
+    gate, tasks = await settling_behind_a_busy_thread(backend, driver)
+    gate.open()
+
+    assert await asyncio.gather(*tasks) == [[DONE]] * 3
+    assert driver.calls.count("settle") == 2
+    assert not driver.held_now
+    await backend.close()
+
+
+async def test_a_caller_that_is_cancelled_takes_nobody_elses_settlement_along() -> None:
+    backend, driver = await opened()
+    gate, (first, second, third) = await settling_behind_a_busy_thread(backend, driver)
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    gate.open()
+
+    assert [await first, await third] == [[DONE], [DONE]]
+    await backend.close()
+
+
+async def test_settlements_whose_callers_are_all_cancelled_never_begin() -> None:
+    backend, driver = await opened()
+    gate, (first, *others) = await settling_behind_a_busy_thread(backend, driver)
+    await asyncio.sleep(0)
+    for task in others:
+        task.cancel()
+    ended = await asyncio.gather(*others, return_exceptions=True)
+    gate.open()
+
+    assert [type(error) for error in ended] == [asyncio.CancelledError] * 2
+    assert await first == [DONE]
+    await idle(backend)
+    assert driver.calls.count("settle") == 1
+    assert len(driver.held_now) == 2
+    await backend.close()
+
+
 async def test_a_settlement_under_way_counts_before_the_close() -> None:
     backend, driver = await opened()
     consumer = await backend.subscribe("q", prefetch=2, lease=30)
