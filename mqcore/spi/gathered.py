@@ -63,7 +63,7 @@ class Gathered(Generic[T, R]):
         """Return the results of this batch, with the time limit of the call that it joins.
 
         That one began to wait earlier, so it ends earlier as well. A caller that is cancelled
-        leaves its batch in the call, unless nobody else waits for it.
+        leaves its batch in the call, unless it was the only one.
         """
         group, place = self._group, None
         if group is not None:
