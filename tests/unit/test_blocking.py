@@ -33,6 +33,7 @@ from mqcore.spi import (
     SupportsTake,
     Unknown,
     blocking,
+    calls,
 )
 from mqcore.spi.blocking import (
     BlockingBackend,
@@ -244,19 +245,19 @@ async def test_a_call_that_has_begun_is_undone_and_its_caller_goes_on(how: str) 
 async def test_a_call_whose_caller_is_cancelled_in_the_moment_of_the_answer_is_undone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, undone, end = thread(), list[str](), blocking._Call._end
+    running, undone, end = thread(), list[str](), calls._Call._end
 
     def end_and_cancel(call: Any) -> None:
         end(call)
         task.cancel()
 
-    monkeypatch.setattr(blocking._Call, "_end", end_and_cancel)
-    task = asyncio.create_task(calls.run(lambda: "claimed", undo=undone.append))
+    monkeypatch.setattr(calls._Call, "_end", end_and_cancel)
+    task = asyncio.create_task(running.run(lambda: "claimed", undo=undone.append))
     with pytest.raises(asyncio.CancelledError):
         await task
 
     monkeypatch.undo()
-    await calls.run(lambda: None)
+    await running.run(lambda: None)
     assert undone == ["claimed"]
 
 
