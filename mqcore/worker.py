@@ -120,7 +120,13 @@ class Worker:
         self._state: Any = None
         self._inbox: Inbox | None = None
         self._consumers = Consumers(
-            where, broker.clock, self._specs, self._runners, self._added, self._launch
+            where,
+            broker.clock,
+            self._specs,
+            self._runners,
+            self._spool_runners,
+            self._added,
+            self._launch,
         )
         self._started = False
         self._draining: Grace | None = None
@@ -207,7 +213,10 @@ class Worker:
             state = self._state = await self._stack.enter_async_context(lifespan)
         for companion in companions_of(self.broker).all:
             await self._stack.enter_async_context(companion.serving())
-        await self._consume_spool(state)
+        for spec in self._specs:
+            if not self._stop.is_set() and (runner := await self._spool_runner(spec)) is not None:
+                self._spool_runners.append(runner)
+                await runner.start()
         if self._session.standby is not None and not self.broker.health().connected:
             self._late = asyncio.create_task(self._subscribe_later(state))
         else:
@@ -237,19 +246,15 @@ class Worker:
             self._launch(self._runners)
             self._consumers.is_open = not self._stop.is_set()
 
-    async def _consume_spool(self, state: Any) -> None:
-        """Start to handle what is in the spool, if the fallback says so."""
-        for spec in self._specs:
-            # What is handled once waits for the relay: the broker or its inbox may be away too.
-            if spec.batch or spec.once is not None or self._stop.is_set():
-                continue
-            receiver = await self._session.spool_receiver(
-                spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease
-            )
-            if receiver is not None:
-                runner = self._runner_on(spec, receiver, state)
-                self._spool_runners.append(runner)
-                await runner.start()
+    async def _spool_runner(self, spec: HandlerSpec) -> Runner | None:
+        """Return a runner of what waits for a queue in the spool, if the fallback says so."""
+        # What is handled once waits for the relay: the broker or its inbox may be away too.
+        if spec.batch or spec.once is not None:
+            return None
+        receiver = await self._session.spool_receiver(
+            spec.queue, spec.retry, prefetch=spec.prefetch, lease=spec.lease
+        )
+        return None if receiver is None else self._runner_on(spec, receiver, self._state)
 
     def _launch(self, runners: Sequence[Runner]) -> None:
         if self._options.get("max_messages") is not None:
@@ -269,8 +274,10 @@ class Worker:
             self._inbox = await self._stack.enter_async_context(opened)
         return self._inbox
 
-    async def _added(self, spec: HandlerSpec) -> Runner:
-        return await self._runner(spec, self._state, await self._open_inbox([spec]))
+    async def _added(self, spec: HandlerSpec) -> list[Runner]:
+        runner = await self._runner(spec, self._state, await self._open_inbox([spec]))
+        beside = await self._spool_runner(spec)
+        return [runner] if beside is None else [runner, beside]
 
     @property
     def queues(self) -> dict[str, int]:
@@ -307,7 +314,7 @@ class Worker:
         """
         seconds = self._grace if grace is None else self._checked_grace(grace)
         name = queue_name(queue, f"worker of app {self.app.name!r}: remove")
-        await self._consumers.remove(name, seconds, self._spool_runners)
+        await self._consumers.remove(name, seconds)
 
     async def _report_unused_settings(self) -> None:
         queues = [spec.queue for spec in self.app.consumers()]

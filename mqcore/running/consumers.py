@@ -31,12 +31,14 @@ class Consumers:
         clock: Clock,
         specs: list[HandlerSpec],
         runners: list[Runner],
-        make: Callable[[HandlerSpec], Awaitable[Runner]],
+        beside: list[Runner],
+        make: Callable[[HandlerSpec], Awaitable[Sequence[Runner]]],
         launch: Callable[[Sequence[Runner]], None],
     ) -> None:
         """`where` names the worker in errors, and `specs` are what it consumes, or tries to.
 
-        `make` makes a runner, `launch` lets it run.
+        `runners` consume the broker, those in `beside` a spool. `make` makes the runner of a
+        consumer, and one for its spool if that is consumed; `launch` lets them run.
         """
         self.is_open = False
         """Whether the worker runs, so that its consumers may be changed."""
@@ -46,6 +48,7 @@ class Consumers:
         self._clock = clock
         self._specs = specs
         self._runners = runners
+        self._beside = beside
         self._make = make
         self._launch = launch
         self._changing = asyncio.Lock()
@@ -83,38 +86,49 @@ class Consumers:
             if spec.queue.name in self.queues:
                 return
 
-            runner = await self._make(spec)
+            made = await self._make(spec)
+            runner, *beside = made
             self._runners.append(runner)
+            self._beside += beside
             try:
-                await runner.start()
+                for each in made:
+                    await each.start()
             except BaseException:
-                self._runners.remove(runner)
+                self._forget(made)
+                await self._drain(made, 0.0)
                 raise
-            self._launch([runner])
+            self._launch(made)
             self._specs.append(spec)
             if not self.is_open:  # the worker was stopped meanwhile, and may not have seen this one
-                await runner.drain(Grace(self._clock, 0.0))
+                await self._drain(made, 0.0)
 
-    async def remove(self, name: str, grace: float, beside: list[Runner]) -> None:
-        """Drain and forget the consumer of a queue, and those in `beside` that handle it too.
+    async def _drain(self, runners: Sequence[Runner], grace: float) -> None:
+        until = Grace(self._clock, grace)
+        await asyncio.gather(*(runner.drain(until) for runner in runners))
+
+    def _forget(self, runners: Sequence[Runner]) -> None:
+        for runner in runners:
+            (self._beside if runner in self._beside else self._runners).remove(runner)
+
+    async def remove(self, name: str, grace: float) -> None:
+        """Drain and forget the consumer of a queue, and that of its spool.
 
         When the caller is cancelled, this goes on: a consumer is removed whole.
         """
-        removing = asyncio.create_task(self._remove(name, grace, beside))
+        removing = asyncio.create_task(self._remove(name, grace))
         self._removing.add(removing)
         removing.add_done_callback(self._removing.discard)
         await asyncio.shield(removing)
 
-    async def _remove(self, name: str, grace: float, beside: list[Runner]) -> None:
+    async def _remove(self, name: str, grace: float) -> None:
         async with self._changing:
             self._check_open(f"{self._where}: removing queue {name!r}")
-            found = [each for each in (*self._runners, *beside) if each.spec.queue.name == name]
-            until = Grace(self._clock, grace)
-            await asyncio.gather(*(runner.drain(until) for runner in found))
+            runners = (*self._runners, *self._beside)
+            found = [runner for runner in runners if runner.spec.queue.name == name]
+            await self._drain(found, grace)
 
-            for runner in found:
-                (beside if runner in beside else self._runners).remove(runner)
-                self.removed += runner.handled
+            self._forget(found)
+            self.removed += sum(runner.handled for runner in found)
             self._specs[:] = [spec for spec in self._specs if spec.queue.name != name]
 
     def _find(self, name: str, where: str) -> Runner:

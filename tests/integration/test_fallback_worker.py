@@ -137,6 +137,24 @@ async def test_what_is_in_the_spool_is_handled_while_the_broker_stays_away(
         assert (await broker.counts("numbers"))[0].total == 0
 
 
+async def test_a_consumer_that_is_added_handles_what_is_in_the_spool_too(
+    run: Run, clock: VirtualClock, faults: Faults, broker: Broker
+) -> None:
+    handled: list[int] = []
+    async with run(kept_in(handled), consume=True) as (app, worker):
+        await ended(clock, worker.remove(numbers))
+        await ended(clock, worker.add(numbers))
+        is_away(faults)
+        await ended(clock, app.publish(numbers, 1))
+        await until(clock, lambda: handled == [1])
+
+        is_back(faults)
+        await until(clock, lambda: not app.health().degraded)
+        await ended(clock, worker.remove(numbers))
+        assert worker._spool_runners == []
+        assert (await broker.counts("numbers"))[0].total == 0
+
+
 async def test_a_lane_that_was_deleted_is_declared_again_by_its_consumer(
     run: Run, clock: VirtualClock, faults: Faults
 ) -> None:
