@@ -8,7 +8,7 @@ isolation lock, receivers. It gets them from `Broker`'s session, with `session_o
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -343,10 +343,12 @@ class Session:
         isolation: IsolationLock,
         after_crash: AfterCrash = "isolate",
         replies: Replies | None = None,
+        notes_each: bool = False,
     ) -> Receiver:
         """Declare a queue and return a receiver that is not started yet.
 
-        Consumers and workers are built on it. With `replies` it answers requests.
+        Consumers and workers are built on it. With `replies` it answers requests. `notes_each`: the
+        consumer notes each start of a handler, if the backend takes such notes.
         """
         self.check_loop(f"consuming {queue!r}")
         try:
@@ -355,6 +357,7 @@ class Session:
             raise ConfigurationError(f"queue {queue.name!r}: {error}") from None
         declared = await self.topology.ensure(queue)
         rules = await self.topology.rules(declared, retry, after_crash)
+        rules = replace(rules, notes_each=notes_each and rules.notes_starts)
         return self._make_receiver(
             rules, prefetch, lease, isolation, replies=replies, queue=declared
         )

@@ -119,15 +119,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._state: Any = None
         self._inbox: Inbox | None = None
-        self._consumers = Consumers(
-            where,
-            broker.clock,
-            self._specs,
-            self._runners,
-            self._spool_runners,
-            self._added,
-            self._launch,
-        )
+        changed = self._specs, self._runners, self._spool_runners
+        self._consumers = Consumers(where, broker.clock, *changed, self._added, self._launch)
         self._started = False
         self._draining: Grace | None = None
         self._starting: asyncio.Timeout | None = None
@@ -343,6 +336,7 @@ class Worker:
             isolation=self._session.isolation,
             after_crash=spec.after_crash,
             replies=self._session.replies,
+            notes_each=spec.after_crash == "count" and not spec.ack_first,
         )
         return self._runner_on(spec, receiver, state, inbox)
 

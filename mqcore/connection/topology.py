@@ -8,6 +8,7 @@ reconnect.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mqcore.connection.adopted import check_adopted, given
@@ -381,7 +382,7 @@ class Topology:
             ):
                 quarantine = None  # a queue that another client has made has none
 
-        return Rules(
+        rules = Rules(
             queue=queue.name,
             source=queue.name,
             retry=policy,
@@ -389,8 +390,8 @@ class Topology:
             quarantine=quarantine,
             after_crash=after_crash,
             notes_starts=isinstance(self._connection.backend, SupportsStart),
-            **({"max_delay": float(delay)} if delay is not None else {}),
         )
+        return rules if delay is None else replace(rules, max_delay=float(delay))
 
 
 def _same(first: Queue[Any], second: Queue[Any]) -> bool:

@@ -26,7 +26,7 @@ from mqcore.events import Events
 from mqcore.publishing.parcel import Parcel, enclose, unpack_parcel
 from mqcore.publishing.spool import lane_name
 from mqcore.rules.retry import Rules
-from mqcore.spi import Backend, Move, Outgoing, Release, Subscription, SupportsRenew
+from mqcore.spi import Backend, Move, Outgoing, Release, Subscription, SupportsRenew, SupportsStart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,6 +88,12 @@ class SpoolBackend(Backend):
         if not isinstance(self._store, SupportsRenew):
             return [True] * len(receipts)
         return await self._store.renew(lane_name(queue, is_router=False), receipts, lease)
+
+    async def note_start(self, queue: str, receipts: Sequence[bytes]) -> Sequence[bool]:
+        """Note that handlers start with claims on a queue's lane."""
+        if not isinstance(self._store, SupportsStart):
+            return [True] * len(receipts)
+        return await self._store.note_start(lane_name(queue, is_router=False), receipts)
 
     def enclosed(self, out: Outgoing) -> Outgoing:
         """Return what stores a message in the lane of its target.
@@ -238,6 +244,8 @@ class SpoolConsumers:
             await self._standby.spool.declare(targets)
 
         await declare()
+        # A relay that is killed with the message in its hands has started no handler.
+        notes = isinstance(self._standby.spool.connection.backend, SupportsStart)
         receiver = Receiver(
             connection,
             Rules(
@@ -246,6 +254,8 @@ class SpoolConsumers:
                 retry=retry,
                 dead_letter=queue.dead_letter,
                 after_crash="count",
+                notes_starts=notes,
+                notes_each=notes,
             ),
             prefetch=prefetch,
             lease=lease,

@@ -389,8 +389,8 @@ class LiveSubscription:
             held.settled.set_result(None)
         self._room.set()
 
-    async def note_start(self, held: HeldDelivery) -> bool:
-        """Record at the broker that a handler starts; False when that failed.
+    async def note_start(self, *batch: HeldDelivery) -> bool:
+        """Record at the broker that handlers start; False when that failed.
 
         A backend without such notes needs none.
         """
@@ -398,11 +398,13 @@ class LiveSubscription:
         if not isinstance(backend, SupportsStart):
             return True
         try:
-            (ours,) = await backend.note_start(self.rules.source, [held.delivery.receipt])
+            receipts = [held.delivery.receipt for held in batch]
+            answers = await backend.note_start(self.rules.source, receipts)
+            lost = [held for held, is_ours in zip(batch, answers, strict=True) if not is_ours]
         except Exception as error:  # noqa: BLE001 - whatever a driver raises: what is not noted is not started
             self._events.emit("consumer.interrupted", self.rules.queue, error=describe_error(error))
             return False
-        if not ours:
+        for held in lost:
             held.lose()
         return True
 

@@ -192,7 +192,8 @@ class Rules:
     `dead_letter`: what fails there goes to its end after a while, never away (G11). `max_delay` is
     the backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its
     second one on, `count` takes each for a failed attempt (G4). `notes_starts`: the backend keeps a
-    note of each suspect that is started (`SupportsStart`).
+    note of each suspect that is started (`SupportsStart`). `notes_each`: with `count` each start is
+    noted, so that a takeover counts only after one.
     """
 
     queue: str
@@ -203,6 +204,7 @@ class Rules:
     max_delay: float = LONGEST_WAIT
     after_crash: AfterCrash = "isolate"
     notes_starts: bool = False
+    notes_each: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,7 @@ def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
     A first takeover raises no suspicion: the message runs at once among the others, as soon as the
     takeover is on record.
     """
-    message, taken = delivery.message, _takeovers(delivery)
+    message, taken = delivery.message, _takeovers(delivery, rules)
     if rules.source == rules.quarantine:
         # The Move that brought it here began a new copy, which is marked as new.
         return None if _may_have_started(delivery, rules) else replace(delivery, redelivered=True)
@@ -247,28 +249,45 @@ def admit(delivery: Delivery, rules: Rules) -> Delivery | None:
         return delivery
 
     if rules.after_crash == "count":
-        if not _is_recorded(delivery) or message.attempt + taken > rules.retry.max_attempts:
+        if not _is_recorded(delivery, rules) or message.attempt + taken > rules.retry.max_attempts:
             return None
         message = replace(message, attempt=message.attempt + taken, takeovers=0)
 
-    elif rules.quarantine is not None and (not _is_recorded(delivery) or taken >= _SUSPECTED):
+    elif rules.quarantine is not None and (
+        not _is_recorded(delivery, rules) or taken >= _SUSPECTED
+    ):
         return None
 
     return replace(delivery, message=message, redelivered=True)
 
 
-def _takeovers(delivery: Delivery) -> int:
-    """How often the message was taken over since it was published, retried or redriven."""
+def _takeovers(delivery: Delivery, rules: Rules) -> int:
+    """How often the message was taken over since it was published, retried or redriven.
+
+    Where each start is noted, only a takeover after a start counts. Its Move begins a new copy, so
+    a copy has at most one.
+    """
+    if rules.notes_each:
+        return delivery.message.takeovers + _may_have_started(delivery, rules)
     return delivery.message.takeovers + delivery.takeovers
+
+
+_UNSTARTED = 10
+"""Takeovers of one copy after which it counts as started: something ends each of its consumers
+before the note, for instance while its body is read, and it must not come back indefinitely."""
 
 
 def _may_have_started(delivery: Delivery, rules: Rules) -> bool:
     """Whether a handler was started with this copy, or may have been."""
-    return delivery.started if rules.notes_starts else delivery.takeovers > 0
+    if rules.notes_starts:
+        return delivery.started or delivery.takeovers >= _UNSTARTED
+    return delivery.takeovers > 0
 
 
-def _is_recorded(delivery: Delivery) -> bool:
+def _is_recorded(delivery: Delivery, rules: Rules) -> bool:
     """Whether the next consumer will know the takeovers so far if this one dies too."""
+    if rules.notes_each:
+        return not _may_have_started(delivery, rules)
     return delivery.counted or not delivery.takeovers
 
 
@@ -322,7 +341,7 @@ def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float 
 
     Record the takeover, count it as an attempt, or isolate the message.
     """
-    taken = _takeovers(delivery)
+    taken = _takeovers(delivery, rules)
     if rules.source == rules.quarantine:
         return _died_alone(delivery, rules, now, expires_in)
 
@@ -331,6 +350,10 @@ def _taken_over(delivery: Delivery, rules: Rules, now: float, expires_in: float 
         if started >= rules.retry.max_attempts:
             counted = replace(delivery, message=replace(delivery.message, attempt=started))
             return _dead_letter(counted, rules, Reason.CRASHED, _CRASHED, now)
+        if rules.notes_each:
+            first = delivery.message.failed_at or now
+            again = _move(delivery, rules, rules.source, attempt=started + 1, failed_at=first)
+            return Decision(again, "taken_over")
 
     elif rules.quarantine is not None and taken >= _SUSPECTED:
         return Decision(_move(delivery, rules, rules.quarantine), "quarantined")
@@ -412,7 +435,7 @@ def _postpone(
 def _later(delivery: Delivery, rules: Rules, wait: float) -> Decision:
     is_suspect = rules.source == rules.quarantine
     # With "count" the takeovers are part of the attempt already.
-    taken = 0 if is_suspect or rules.after_crash == "count" else _takeovers(delivery)
+    taken = 0 if is_suspect or rules.after_crash == "count" else _takeovers(delivery, rules)
     return Decision(
         _move(delivery, rules, rules.source, wait, takeovers=taken), "postponed", delay=wait
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mqcore.consuming.consumer import Received, received
 from mqcore.consuming.context import Context
 from mqcore.consuming.grace import CLEANED_UP
+from mqcore.consuming.starts import note_starts
 from mqcore.messages.codec import Payload
 from mqcore.rules.results import result_of
 from mqcore.rules.retry import Ending, HandlerResult
@@ -199,6 +200,8 @@ class Runner:
             if await self.receiver.acknowledge(held) and self._may_start_acknowledged(held):
                 await self._run_once(held)
             return
+        if self.receiver.rules.notes_each and not await note_starts(self.receiver, [held]):
+            return
 
         began = self._clock.monotonic()
         result, value = await self._run_once(held)
@@ -313,6 +316,8 @@ class Runner:
             for held in batch:
                 self.receiver.release(held)
             return
+        if self.receiver.rules.notes_each:
+            batch = await note_starts(self.receiver, batch)
 
         began = self._clock.monotonic()
         items = await self._read(batch)

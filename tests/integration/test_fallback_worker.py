@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.faulty import Broken, Faults, plugin_for, raised
 
-from mqcore import App, Broker, Fallback, Queue, RetryPolicy, Settings, Worker
+from mqcore import App, Broker, Context, Fallback, Queue, RetryPolicy, Settings, Worker
 from mqcore.broker import session_of
 from mqcore.config.plugins import Plugins
 from mqcore.consuming.spooled import SpoolBackend
@@ -309,6 +309,31 @@ async def test_what_a_worker_holds_from_the_spool_is_not_relayed_meanwhile(
         await until(clock, lambda: handled == [1, 2])
         assert app.events.counts["message.relayed"] == 1
         await until(clock, lambda: app.events.counts["message.done"] == 2)
+
+
+async def test_a_relay_that_is_killed_is_no_crash_of_a_handler(
+    run: Run, clock: VirtualClock, faults: Faults, spool: str
+) -> None:
+    attempts: list[int] = []
+
+    async def handler(_: int, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+
+    lane = lane_name("numbers", is_router=False)
+    async with Broker.connect(spool, clock=clock, settings=Settings()) as store:
+        connection = session_of(store).connection
+        await connection.declare(relay_specs(lane, dead_letter="mq.spooled.dlq"))
+        parcel = Parcel(Outgoing("numbers", Message(id="a", body=b"1")), clock.now())
+        await connection.publish([enclose(parcel, lane)], 10.0)
+        for _ in range(3):
+            relay = await connection.subscribe(lane, 10, 30.0)
+            assert await relay.receive(10, 1.0)
+            await relay.close()  # what it holds counts as taken over, as after a death
+
+        is_away(faults)
+        async with run(handler, consume=True, retry=RetryPolicy(max_attempts=1)) as (app, _):
+            await until(clock, lambda: attempts == [1])
+            assert app.events.counts["message.dead"] == 0
 
 
 async def test_a_stop_while_a_delayed_message_is_put_back_is_no_crash_of_the_others(

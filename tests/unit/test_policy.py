@@ -1,6 +1,6 @@
 """What becomes of a message: G2 to G6, G10 and G11 as tables, without a broker or a clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -847,3 +847,46 @@ def test_a_policys_durations_may_be_timedeltas() -> None:
     assert linear(timedelta(seconds=2), cap=timedelta(minutes=1)) == linear(2, cap=60)
     assert exponential(timedelta(seconds=2), cap=timedelta(minutes=1)) == exponential(2, cap=60)
     assert RetryPolicy(max_age=timedelta(hours=1)).max_age == timedelta(hours=1)
+
+
+def noted_run(rules: Rules, starts: Sequence[bool]) -> tuple[list[int], str]:
+    """Let a consumer die at each turn, after a start or before; return the attempts that were
+    started, and where the message went at the end."""
+    message, taken, started, seen = delivery().message, 0, False, list[int]()
+    for begins in starts:
+        while True:
+            here = Delivery(
+                message, b"receipt", redelivered=taken > 0, takeovers=taken, started=started
+            )
+            if (admitted := admit(here, rules)) is not None:
+                break
+            decision = decide(
+                HandlerResult(Ending.TAKEN_OVER), here, rules, now=NOW, expires_in=None
+            )
+            to, message, _ = moved(decision)
+            taken, started = 0, False
+            if to != rules.source:
+                return seen, to
+        if begins:
+            seen.append(admitted.attempt)
+        taken, started = taken + 1, started or begins
+    return seen, rules.source
+
+
+NOTING = replace(WORK, after_crash="count", notes_starts=True, notes_each=True)
+
+
+def test_with_count_only_a_noted_start_is_an_attempt() -> None:
+    assert noted_run(NOTING, [True] * 10) == ([1, 2, 3], "q.dlq")
+    assert noted_run(NOTING, [False] * 9 + [True, True]) == ([1, 2], "q")
+    mixed = [False, True, False, False, True, False, True, False]
+    assert noted_run(NOTING, mixed) == ([1, 2, 3], "q.dlq")
+
+
+def test_what_ends_its_consumers_before_the_note_is_dead_lettered_too() -> None:
+    """Ten takeovers of one copy count as one attempt, so it does not come back for ever (G4)."""
+    assert noted_run(NOTING, [False] * 30) == ([], "q")
+    assert noted_run(NOTING, [False] * 31) == ([], "q.dlq")
+    alone = replace(ALONE, notes_starts=True)
+    assert noted_run(alone, [False] * 30) == ([], "q.quarantine")
+    assert noted_run(alone, [False] * 31) == ([], "q.dlq")

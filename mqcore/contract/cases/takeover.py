@@ -141,6 +141,32 @@ async def who_dies_before_a_suspect_starts_is_not_counted(kit: Kit) -> None:
     kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "dead letters", _COUNT)
 
 
+@case("G4", "G11", ids="X07 R01", protocols=(SupportsStart,))
+async def with_after_crash_count_only_a_start_is_an_attempt(kit: Kit) -> None:
+    """With `after_crash="count"` a death before the handler's start is not an attempt.
+
+    It is not while the deaths are few: after ten the message counts as started.
+    """
+    jobs, broker, attempts = Queue(kit.name(), str), await kit.broker(), list[int]()
+    ended = asyncio.Event()
+
+    async def handler(_: str, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        ended.set()
+
+    await kit.within(broker.publish(jobs, "held"))
+    for _ in range(3):
+        victim = await kit.open()
+        await kit.take(await kit.subscribe(jobs.name, lease=LEASE, backend=victim), 1)
+        await kit.kill(victim)
+
+    worker = await kit.worker(broker, jobs, handler, retry=TWICE, after_crash="count")
+    await kit.within(ended.wait(), what="what dead consumers held, handled")
+    await kit.within(worker.drain(0))
+    kit.same(attempts, [1], "attempts", _COUNT)
+    kit.same(await kit.contents(f"{jobs.name}.dlq"), Counter(), "dead letters", _COUNT)
+
+
 @case("G4", "G5", ids="X07 C73")
 async def a_first_takeover_runs_at_once_among_others(kit: Kit) -> None:
     """A message taken over for the first time runs beside other handlers, without isolation."""
