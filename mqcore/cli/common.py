@@ -21,10 +21,11 @@ from typing import Annotated, TypeVar
 import typer
 
 from mqcore.app import App
-from mqcore.broker import Broker
+from mqcore.broker import Broker, session_of
 from mqcore.config.settings import Settings
 from mqcore.config.url import BrokerUrl
 from mqcore.errors import BrokerError, ConfigurationError
+from mqcore.spi import SupportsExists
 
 __all__ = ["LONELY", "At", "Json", "confirm", "is_local", "load_app", "place_of", "quiet"]
 
@@ -68,8 +69,8 @@ class At:
 
         `patience` is the limit in seconds for everything, None for no limit. With `demanding=False`
         any broker will do: one with less durability than the settings ask for, and an empty one in
-        this process. Raises the errors of the work, `ConfigurationError`, and `BrokerError` when
-        the time is over.
+        this process. Storage that is missing, such as a file, is not created. Raises the errors of
+        the work, `ConfigurationError`, and `BrokerError` when the time is over.
         """
         # A command asks the broker itself, also where the application runs without it.
         settings = self.settings().model_copy(update={"fallback": None, "enabled": True})
@@ -77,10 +78,9 @@ class At:
 
         async def connected() -> R:
             with _ended_by_sigterm():
-                async with (
-                    asyncio.timeout(patience),
-                    Broker.connect(settings=settings, durability=durability, outbox=None) as broker,
-                ):
+                broker = Broker.connect(settings=settings, durability=durability, outbox=None)
+                _check_exists(broker)
+                async with asyncio.timeout(patience), broker:
                     if demanding and is_local(broker) and not await broker.counts():
                         raise ConfigurationError(LONELY)
                     return await work(broker)
@@ -94,6 +94,16 @@ class At:
                 raise BrokerError(
                     f"no answer from {settings.url} within {patience or 0:g} s"
                 ) from error
+
+
+def _check_exists(broker: Broker) -> None:
+    """Raise `BrokerError` where connecting would create the storage."""
+    backend = session_of(broker).connection.backend
+    if isinstance(backend, SupportsExists) and not backend.exists():
+        raise BrokerError(
+            f"there is nothing at {backend.url} yet. It is created by the first application that "
+            "connects. Check the URL if one has connected"
+        )
 
 
 def is_local(broker: Broker) -> bool:

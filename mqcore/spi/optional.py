@@ -26,6 +26,7 @@ __all__ = [
     "SupportsCount",
     "SupportsDelete",
     "SupportsDiagnose",
+    "SupportsExists",
     "SupportsPause",
     "SupportsProof",
     "SupportsPurge",
@@ -291,4 +292,15 @@ class SupportsDiagnose(Protocol):
         """Return what is wrong with the driver's own data at the broker.
 
         One sentence for each problem, with what to do. Must change nothing.
+        """
+
+
+@runtime_checkable
+class SupportsExists(Protocol):
+    """For a backend that creates its storage when it connects, such as a file."""
+
+    def exists(self) -> bool:
+        """Return whether the storage is there, before `open`. Must not create it.
+
+        Commands that only read ask this first.
         """

@@ -45,3 +45,7 @@ class SqliteBackend(SqlBackend):
     def __init__(self, url: str, options: BaseModel) -> None:
         # A wrong URL is an error at once. A reconnect after `os.chdir` needs the same file.
         super().__init__(f"sqlite:///{quote(str(file_of(url)))}", options)
+
+    def exists(self) -> bool:
+        """Return whether the file is there."""
+        return file_of(self.url).exists()

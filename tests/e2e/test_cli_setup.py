@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.commands import CANARY, SHOP, on, write
 
-from mqcore import Broker, BrokerError, Router
+from mqcore import Broker, BrokerError, Queue, Router
 from mqcore.cli import main
 from mqcore.cli.common import At
 from mqcore.config.plugins import Plugins
@@ -491,3 +491,31 @@ def test_logging_is_left_as_it_was(run: Run, filled: str) -> None:
     before = [logging.getLogger(name).handlers[:] for name in (None, "mqcore")]
     run("publish", "nowhere", "1", "--url", filled)
     assert [logging.getLogger(name).handlers for name in (None, "mqcore")] == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queues",),
+        ("peek", "orders"),
+        ("doctor",),
+        ("dlq", "list", "orders"),
+        ("routes",),
+        ("dlq", "purge", "orders", "--all", "--yes"),
+        ("queues", "delete", "orders", "--yes"),
+        ("publish", "orders", "1"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_creates_no_file(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    url = f"sqlite:///{place / 'queue.db'}"
+    options = (url,) if command == ("doctor",) else ("--url", url)
+    said = run(*command, *options)
+    assert said.code != 0
+    assert "there is nothing at" in said.out + said.err
+    assert list(place.iterdir()) == []
+
+    on(url, lambda broker: broker.declare(Queue("orders", int)))
+    assert "there is nothing at" not in run(*command, *options).err
