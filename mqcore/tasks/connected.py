@@ -16,10 +16,11 @@ from mqcore.rules.checks import check_seconds
 from mqcore.rules.retry import HandlerResult
 from mqcore.tasks.errors import DuplicateTask
 from mqcore.tasks.job import Job
-from mqcore.tasks.model.changes import Add, Cancel, More
-from mqcore.tasks.model.nodes import Kind
+from mqcore.tasks.model.changes import Add, Cancel, End, Gone, More
+from mqcore.tasks.model.nodes import Kind, root_of
 from mqcore.tasks.model.outcomes import Conflict, Outcome
-from mqcore.tasks.plans import STEP
+from mqcore.tasks.model.states import State
+from mqcore.tasks.plans import STEP, check_depth
 from mqcore.tasks.results import Results
 from mqcore.tasks.run import TaskCall
 from mqcore.tasks.runs import TaskRuns
@@ -49,6 +50,13 @@ _LARGE = 100_000
 """Bytes of arguments from which on it is checked whether a message can carry them."""
 _REPLACED = 30.0
 """Seconds that a running task with the same unique key gets to end."""
+
+
+def _may_cancel(change: Change) -> bool:
+    """Whether runs may have to be cancelled now. A member that fails may cancel the others."""
+    if isinstance(change, (End, Gone)):
+        return change.state is not State.SUCCEEDED and root_of(change.task) != change.task
+    return isinstance(change, Cancel)
 
 
 class Connected:
@@ -113,7 +121,7 @@ class Connected:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         self.results.notice(changes)
-        if any(isinstance(change, Cancel) for change in changes):
+        if any(map(_may_cancel, changes)):
             self.hurry()
 
     def hurry(self) -> None:
@@ -178,6 +186,7 @@ class Connected:
 
     def check(self, rows: Sequence[Node]) -> None:
         """Raise what publishing these tasks would, before they are stored."""
+        check_depth(rows)
         composer = session_of(self.broker).publisher.composer
         for node in rows:
             if node.ttl is not None or node.delay > 0 or len(node.payload) > _LARGE:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mqcore.errors import ConfigurationError
 from mqcore.tasks.model.nodes import Kind, Node, Policy, child_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["STEP", "ChainPlan", "GroupPlan", "Plan", "TaskPlan", "rows_of"]
+__all__ = ["STEP", "ChainPlan", "GroupPlan", "Plan", "TaskPlan", "check_depth", "rows_of"]
 
 STEP = ">"
 """Begins the payload of a row that takes the result of the step before as its first argument."""
@@ -76,6 +77,24 @@ class ChainPlan:
 
 
 Plan = TaskPlan | GroupPlan | ChainPlan
+
+
+_LONGEST = 110
+"""Characters of a row's id, which is the beginning of its message's id."""
+
+
+def check_depth(rows: Sequence[Node]) -> None:
+    """Raise `ConfigurationError` for a workflow that nests too deep, or replaces itself for long.
+
+    The id of a row has the place on each level above it.
+    """
+    for node in rows:
+        if len(node.id) > _LONGEST:
+            raise ConfigurationError(
+                f"a workflow nests too deep: the id {node.id[:40]}… has {len(node.id)} characters, "
+                f"and at most {_LONGEST} are possible. A task may be replaced about 70 times, one "
+                "replacement by the next"
+            )
 
 
 @dataclass(slots=True)

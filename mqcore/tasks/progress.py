@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,16 @@ class ProgressReports:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._number = node.progress_number
-        self._newest: bytes | None = None
+        self._newest: deque[bytes] = deque(maxlen=1)
         self._writing: asyncio.Task[None] | None = None
 
     def report(self, value: dict[str, Any]) -> None:
         """Store a report soon."""
-        text = json.dumps(value, allow_nan=False).encode()
+        self._newest.append(json.dumps(value, allow_nan=False).encode())
         with suppress(RuntimeError):  # the loop is closed: the worker has gone
-            self._loop.call_soon_threadsafe(self._take, text)
+            self._loop.call_soon_threadsafe(self._wake)
 
-    def _take(self, text: bytes) -> None:
-        self._newest = text
+    def _wake(self) -> None:
         if self._writing is None or self._writing.done():
             self._writing = self._loop.create_task(self._write())
 
@@ -52,9 +52,9 @@ class ProgressReports:
 
     def last(self) -> list[Progress]:
         """Return the change for a report that is not stored yet, to be made before the ending."""
-        if self._newest is None:
+        if not self._newest:
             return []
-        value, self._newest = self._newest, None
+        value = self._newest.pop()
         self._number += 1
         node = self._node
         return [Progress(node.id, node.run, node.token, self._number, value)]

@@ -27,7 +27,7 @@ from mqcore.tasks.model.changes import (
     Replace,
     Spread,
 )
-from mqcore.tasks.model.nodes import Kind
+from mqcore.tasks.model.nodes import Kind, replacement_id
 from mqcore.tasks.model.states import State
 from mqcore.tasks.store.seam import StoreError
 from mqcore.tasks.store.values import Failure, value_of
@@ -178,6 +178,16 @@ def json_of(value: Value) -> str:
     return "null" if value is None else value.decode()
 
 
+async def _failed(store: TaskStore, node: Node) -> Node | None:
+    """Return what has failed below a node that has no reason of its own."""
+    if node.kind is Kind.REPLACED:
+        return (await store.nodes([replacement_id(node.id)]))[0]
+    # A chain ends with the step that fails, so that is the last one that it has counted.
+    first = node.done - 1 if node.kind is Kind.CHAIN else 0
+    children = await store.children(node.id, first, min(first + _AT_ONCE, node.size))
+    return next((each for each in children if each.state is State.FAILED), None)
+
+
 _ERRORS: dict[State, type[TaskFailed]] = {
     State.CANCELLED: TaskCancelled,
     State.SKIPPED: TaskCancelled,
@@ -188,12 +198,8 @@ _ERRORS: dict[State, type[TaskFailed]] = {
 async def error_of(store: TaskStore, node: Node) -> TaskFailed:
     """Return the error of a node that has not succeeded; of a group, that of a member."""
     id_ = node.id
-    while not node.reason and node.kind is Kind.GROUP and node.state is State.FAILED:
-        members = await store.children(node.id, 0, min(node.size, _AT_ONCE))
-        failed = [each for each in members if each.state is State.FAILED]
-        if not failed:
-            break
-        node = failed[0]
+    while not node.reason and node.state is State.FAILED and (below := await _failed(store, node)):
+        node = below
 
     parts: list[Any] = node.reason.split(": ", 2) if node.state is State.FAILED else [node.reason]
     return _ERRORS.get(node.state, TaskFailed)(id_, node.state, *parts)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.consuming.replies import EncodedResult
-from mqcore.errors import Postpone, Reject
+from mqcore.errors import MqcoreError, Postpone, Reject
 from mqcore.messages.message import Reason, new_id
 from mqcore.middleware import Middleware
 from mqcore.rules.results import ChildRunFailed, result_of
@@ -54,8 +54,6 @@ _STORE_AWAY = 2.0
 """Seconds after which a message comes back that found the store away."""
 _BUSY = 15.0
 """Seconds until a message is concluded again while another copy of it is running."""
-_DEEPEST = 100
-"""How often a task may be replaced, one replacement by the next."""
 _RETRIED = {Ending.FAILED, Ending.RETRY, Ending.TIMED_OUT, Ending.CRASHED}
 
 
@@ -155,7 +153,7 @@ class TaskRuns(Middleware):
         except BaseException as error:  # noqa: BLE001 - a task may raise anything; its message bears it
             await self._failed(run, ctx, error)
         else:
-            await self._succeeded(run, value)
+            await self._succeeded(run, ctx, value)
         finally:
             del self.running[token]
             if soft is not None:
@@ -187,21 +185,23 @@ class TaskRuns(Middleware):
         except StoreError as error:
             raise Postpone(_STORE_AWAY) from error
 
-    async def _succeeded(self, run: Run, value: object) -> None:
+    async def _succeeded(self, run: Run, ctx: Context, value: object) -> None:
         node = run.node
         if node is None:
             return
         if isinstance(value, Replacement):
-            await self._replaced(run, node, value)
+            await self._replaced(run, ctx, node, value)
             return
         result = value.body if isinstance(value, EncodedResult) else value
         assert isinstance(result, bytes)  # noqa: S101 - our own handlers return nothing else
         await self._apply(run, End(node.id, node.run, node.token, State.SUCCEEDED, result))
 
-    async def _replaced(self, run: Run, node: Node, value: Replacement) -> None:
-        if node.id.count("~") >= _DEEPEST:
-            raise Reject(f"task {node.id[:40]}… was replaced {_DEEPEST} times, one by the next")
+    async def _replaced(self, run: Run, ctx: Context, node: Node, value: Replacement) -> None:
         rows = rows_of(value.call.plan, replacement_id(node.id), node.id)
+        try:
+            self._connected.check(rows.first)
+        except MqcoreError as error:
+            await self._failed(run, ctx, Reject(str(error)))
         await self._apply(run, Replace(node.id, node.run, node.token, rows.first))
         await self._connected.send_batches(rows.batches)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqcore import App, Broker, Settings, Worker
+from mqcore import App, Broker, DeadLetter, Settings, Worker
 from mqcore.tasks import Tasks
 from mqcore.testing import VirtualClock, memory_url
 
@@ -40,3 +40,8 @@ class Shop:
 @pytest.fixture
 def shop(clock: VirtualClock) -> Shop:
     return Shop(clock)
+
+
+async def letters(broker: Broker, queue: str = "default") -> list[DeadLetter]:
+    """Return the dead letters of a queue."""
+    return await broker.dead_letters(queue).list()

@@ -3,10 +3,10 @@
 import pytest
 from pydantic import BaseModel
 
-from mqcore import Broker, DeadLetter, RetryPolicy, ValidationError, fixed
+from mqcore import RetryPolicy, ValidationError, fixed
 from mqcore.tasks import State, TaskContext, TaskFailed, UnknownTask
 
-from .conftest import Shop
+from .conftest import Shop, letters
 
 
 class Invoice(BaseModel):
@@ -77,16 +77,12 @@ async def test_a_task_that_fails_for_good_raises_its_error_for_the_caller(shop: 
         await shop.clock.advance(2)
         with pytest.raises(TaskFailed) as caught:
             await job.result()
-        letters = await dead(worker.broker)
+        dead = await letters(worker.broker)
     error = caught.value
     assert (error.reason, error.type, error.text) == ("retries_exhausted", "ValueError", "no: that")
-    assert [(letter.reason, letter.error.partition(":")[0]) for letter in letters] == [
+    assert [(letter.reason, letter.error.partition(":")[0]) for letter in dead] == [
         ("retries_exhausted", "ValueError")
     ]
-
-
-async def dead(broker: Broker) -> list[DeadLetter]:
-    return await broker.dead_letters("default").list()
 
 
 async def test_an_id_that_the_store_does_not_know_is_an_error(shop: Shop) -> None:
