@@ -56,7 +56,7 @@ async def check() -> None:
 
     await send_invoice.send("42")  # type: ignore[arg-type]
     await send_invoice.send()  # type: ignore[call-arg]
-    await send_invoice.using(priority=8).send(1, 2)  # type: ignore[arg-type]
+    await send_invoice.using(priority=8).send(1, 2)  # type: ignore[call-arg, arg-type]
     await send_invoice.using(prio=8).send(1)  # type: ignore[call-arg]
     tasks.task(queu="mail")  # type: ignore[call-arg]
 
