@@ -5,7 +5,8 @@ transaction it calls `apply_changes` with its rows, which are a `Rows`. `mqcore 
 URL` says what is missing. The store in memory, `mqcore.tasks.store.memory`, is an example.
 """
 
-from mqcore.spi import Clock, ConfigurationError, hookimpl
+from mqcore.spi import Clock, ConfigurationError, SystemClock, hookimpl
+from mqcore.spi.blocking import CallNotBegun, CallNotEnded, CallThread
 from mqcore.tasks.model import changes, outcomes
 from mqcore.tasks.model.changes import Change, roots_of
 from mqcore.tasks.model.nodes import (
@@ -32,6 +33,9 @@ __all__ = [
     "SEAL_WITHIN",
     "SLICE",
     "Applied",
+    "CallNotBegun",
+    "CallNotEnded",
+    "CallThread",
     "CancelFlag",
     "Change",
     "Clock",
@@ -48,6 +52,7 @@ __all__ = [
     "Schedule",
     "State",
     "StoreError",
+    "SystemClock",
     "TaskStore",
     "apply_changes",
     "changes",

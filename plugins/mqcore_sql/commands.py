@@ -1,13 +1,12 @@
 """`mqcore sql upgrade URL`: the tables, created or upgraded by an operator."""
 
 from typing import Annotated
-from urllib.parse import parse_qsl
 
 import typer
-from pydantic import ValidationError
 
 from mqcore.spi import ConfigurationError, split_url
 from mqcore_sql.driver import SqlBackend, SqlDriver
+from mqcore_sql.options import read_options
 from mqcore_sql.sqlite_backend import SqliteBackend
 
 __all__ = ["app"]
@@ -40,16 +39,8 @@ def upgrade(
 
 def _driver(url: str) -> SqlDriver:
     """Return the driver for a URL. Raises `ConfigurationError`, without secrets."""
-    parts = split_url(url)
-    backend = _backend(parts.scheme)
-    try:
-        options = backend.Options.model_validate(dict(parse_qsl(parts.query)))
-    except ValidationError as error:
-        wrong = ", ".join(str(found["loc"][0]) for found in error.errors())
-        raise ConfigurationError(
-            f"the database's URL has options that are not valid: {wrong}"
-        ) from None
-    return backend.Driver(url, options)
+    backend = _backend(split_url(url).scheme)
+    return backend.Driver(url, read_options(backend.Options, url))
 
 
 def _backend(scheme: str) -> type[SqlBackend]:

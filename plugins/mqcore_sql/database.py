@@ -3,7 +3,7 @@
 A statement is written once, with fields in braces for what the two databases write differently, and
 with named parameters (`:queue`):
 
-    {messages} {queues} {names0} {names1} {bindings} {meta}   the tables
+    {messages} {queues} {names0} {names1} {bindings} {meta}   the tables, and those of tasks
     {now}                                                     the database's time, in microseconds
     {any:ids}                                                 a comparison with a list parameter
     {shared} {locked} {bounded} {alone} {skipping}            row locks, where the database has them
@@ -11,17 +11,21 @@ with named parameters (`:queue`):
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from mqcore.spi import Durability, ErrorKind
 from mqcore_sql.records import Claimed, Row
 
-__all__ = ["TABLES", "CommitUnknown", "Database"]
+__all__ = ["TABLES", "TASK_TABLES", "Columns", "CommitUnknown", "Database"]
 
 TABLES = ("meta", "queues", "messages", "names0", "names1", "bindings")
-"""The tables, without their prefix. `state` is reserved for the state of handlers."""
+"""The tables of queues, without their prefix. `state` is reserved for the state of handlers."""
+TASK_TABLES = ("tasks", "task_outbox", "task_claims", "task_schedules", "task_workers")
+"""The tables of the task store."""
+Columns = Mapping[str, tuple[str, Sequence[Any]]]
+"""Names of columns, with their types and the values of all rows."""
 _LIST = re.compile(r"\{any:(\w+)\}")
 
 
@@ -78,6 +82,10 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def time(self) -> float:
+        """Return the time of the database, in seconds."""
+
+    @abstractmethod
     def query(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
 
@@ -87,6 +95,17 @@ class Database(ABC):
 
     def lock_topology(self) -> None:  # noqa: B027 - one writer needs no lock
         """Wait until no other process changes queues or bindings, inside a transaction."""
+
+    @abstractmethod
+    def insert(self, table: str, columns: Columns, *, replace: bool = False) -> None:
+        """Insert rows, inside a transaction.
+
+        With `replace`, a row whose first column is in the table is written over.
+        """
+
+    @abstractmethod
+    def update(self, table: str, columns: Columns) -> int:
+        """Write columns of rows that exist; the first column is the key. Return how many rows."""
 
     @abstractmethod
     def empty_names(self, number: int) -> None:
@@ -156,11 +175,18 @@ class Database(ABC):
     def any_of(name: str) -> str:
         """Return a comparison with the list parameter `name`."""
 
+    @staticmethod
+    def replacing(columns: Columns) -> str:
+        """Return the end of an INSERT that writes over rows with the same first column."""
+        key, *names = columns
+        changes = ", ".join(f"{name} = excluded.{name}" for name in names)
+        return f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
+
     def text(self, statement: str) -> str:
         """Return a statement as this database reads it."""
         if (found := self._texts.get(statement)) is None:
             found = _LIST.sub(lambda match: self.any_of(match[1]), statement)
-            for table in TABLES:
+            for table in (*TABLES, *TASK_TABLES):
                 found = found.replace(f"{{{table}}}", self.table(table))
             for word, text in (*self.words.items(), ("prefix", self.prefix)):
                 found = found.replace(f"{{{word}}}", text)

@@ -1,15 +1,16 @@
 """The options of a URL such as `sqlite:///spool.db?synchronous=normal`, and the file in it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import unquote
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import parse_qsl, unquote
 
-from pydantic import Field, SkipValidation
+from pydantic import BaseModel, Field, SkipValidation, ValidationError
 
 from mqcore.spi import Clock, ConfigurationError, Options, SystemClock, split_url
 
-__all__ = ["TEN_YEARS", "PostgresOptions", "SqlOptions", "SqliteOptions", "file_of"]
+__all__ = ["TEN_YEARS", "PostgresOptions", "SqlOptions", "SqliteOptions", "file_of", "read_options"]
 
+M = TypeVar("M", bound=BaseModel)
 TEN_YEARS = 10.0 * 365 * 86_400
 
 
@@ -95,3 +96,14 @@ def file_of(url: str) -> Path:
             "use memory://"
         )
     return Path(path).absolute()
+
+
+def read_options(kind: type[M], url: str) -> M:
+    """Return the options in a URL. Raises `ConfigurationError`, without secrets."""
+    try:
+        return kind.model_validate(dict(parse_qsl(split_url(url).query)))
+    except ValidationError as error:
+        wrong = ", ".join(str(found["loc"][0]) for found in error.errors())
+        raise ConfigurationError(
+            f"the database's URL has options that are not valid: {wrong}"
+        ) from None

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql as names
 
 from mqcore.spi import ConfigurationError, ConnectionLost, Durability, ErrorKind
-from mqcore_sql.database import TABLES, CommitUnknown, Database
+from mqcore_sql.database import TABLES, Columns, CommitUnknown, Database
 from mqcore_sql.options import PostgresOptions
 from mqcore_sql.records import Claimed, Row
 from mqcore_sql.statements import END_LEASES, HAS_LEASE, LOCK_QUEUES
@@ -156,6 +156,8 @@ class PostgresDatabase(Database):
         "number": "bigint",
         "counted": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         "bytes": "bytea",
+        "exact": 'COLLATE "C"',
+        "empty": "''",
         "keyed": "",
         "storage": _STORAGE,
     }
@@ -315,6 +317,33 @@ class PostgresDatabase(Database):
     def change(self, statement: str, **values: Any) -> int:
         """Run a statement and return how many rows it has changed."""
         return self._opened.execute(self.text(statement), values).rowcount
+
+    def time(self) -> float:
+        """Return the time of the server."""
+        return float(self.query("SELECT {now}")[0][0]) / 1e6
+
+    def insert(self, table: str, columns: Columns, *, replace: bool = False) -> None:
+        """Insert rows in one statement."""
+        named, rows = ", ".join(columns), self._unnested(columns)
+        statement = f"INSERT INTO {{{table}}} ({named}) SELECT * FROM {rows}"
+        if replace:
+            statement += self.replacing(columns)
+        self.change(statement, **{name: list(values) for name, (_, values) in columns.items()})
+
+    def update(self, table: str, columns: Columns) -> int:
+        """Write columns of rows in one statement."""
+        key, *names = columns
+        changes = ", ".join(f"{name} = given.{name}" for name in names)
+        rows = f"{self._unnested(columns)} AS given ({', '.join(columns)})"
+        statement = f"UPDATE {{{table}}} AS t SET {changes} FROM {rows} WHERE t.{key} = given.{key}"
+        return self.change(
+            statement, **{name: list(values) for name, (_, values) in columns.items()}
+        )
+
+    @staticmethod
+    def _unnested(columns: Columns) -> str:
+        arrays = (f":{name}::{kind}[]" for name, (kind, _) in columns.items())
+        return f"unnest({', '.join(arrays)})"
 
     @property
     def _opened(self) -> psycopg.Connection[Any]:

@@ -7,7 +7,7 @@ from mqcore_sql.database import TABLES, Database
 
 __all__ = ["VERSION", "instance_of", "prepare"]
 
-VERSION = 1
+VERSION = 2
 """The version that this code reads and writes."""
 _TABLES = """
     CREATE TABLE {meta} (key text PRIMARY KEY, value bigint NOT NULL) {keyed};
@@ -36,7 +36,42 @@ _TABLES = """
     CREATE TABLE {bindings} (
         record text PRIMARY KEY, router text NOT NULL, queue text NOT NULL) {keyed}"""
 """Version 1. `Database.words` has what the two databases write differently."""
-_MIGRATIONS = {1: _TABLES}
+_TASK_TABLES = """
+    CREATE TABLE {tasks} (
+        id text {exact} PRIMARY KEY, kind text NOT NULL DEFAULT 'task',
+        parent text NOT NULL DEFAULT '', place integer NOT NULL DEFAULT 0,
+        state text NOT NULL DEFAULT 'waiting', run integer NOT NULL DEFAULT 0,
+        name text NOT NULL DEFAULT '', queue text NOT NULL DEFAULT '', priority integer,
+        payload {bytes} NOT NULL DEFAULT {empty}, delay double precision NOT NULL DEFAULT 0,
+        ttl double precision, unique_key text NOT NULL DEFAULT '',
+        attempt integer NOT NULL DEFAULT 0, token text NOT NULL DEFAULT '',
+        worker text NOT NULL DEFAULT '', copies integer NOT NULL DEFAULT 0,
+        due double precision NOT NULL DEFAULT 0, progress {bytes} NOT NULL DEFAULT {empty},
+        progress_number integer NOT NULL DEFAULT 0, size integer NOT NULL DEFAULT 0,
+        done integer NOT NULL DEFAULT 0, bad integer NOT NULL DEFAULT 0,
+        is_sealed integer NOT NULL DEFAULT 1, seal_by double precision NOT NULL DEFAULT 0,
+        policy text NOT NULL DEFAULT 'fail', cancel text NOT NULL DEFAULT 'no',
+        is_counted integer NOT NULL DEFAULT 0, input text NOT NULL DEFAULT '',
+        result {bytes}, reason text NOT NULL DEFAULT '',
+        ended double precision NOT NULL DEFAULT 0) {storage};
+    CREATE INDEX {prefix}_tasks_open ON {tasks} (due)
+        WHERE kind = 'task' AND state IN ('scheduled', 'queued', 'running', 'retrying');
+    CREATE INDEX {prefix}_tasks_unsealed ON {tasks} (seal_by) WHERE is_sealed = 0;
+    CREATE INDEX {prefix}_tasks_asked ON {tasks} (worker) WHERE cancel <> 'no' AND worker <> '';
+    CREATE INDEX {prefix}_tasks_ended ON {tasks} (ended) WHERE parent = '' AND ended > 0;
+    CREATE TABLE {task_outbox} (
+        key text {exact} PRIMARY KEY, node text NOT NULL, run integer NOT NULL, start integer,
+        written double precision NOT NULL) {keyed};
+    CREATE INDEX {prefix}_task_outbox_written ON {task_outbox} (written, key);
+    CREATE TABLE {task_claims} (key text {exact} PRIMARY KEY, task text NOT NULL) {keyed};
+    CREATE TABLE {task_schedules} (
+        name text {exact} PRIMARY KEY, version bigint NOT NULL, next_at double precision,
+        definition {bytes} NOT NULL);
+    CREATE TABLE {task_workers} (
+        name text {exact} PRIMARY KEY, ttl double precision NOT NULL, info {bytes} NOT NULL,
+        at double precision NOT NULL) {keyed}"""
+"""Version 2: the task store. A default is that of the field of a `Node`, so it is not written."""
+_MIGRATIONS = {1: _TABLES, 2: _TASK_TABLES}
 _VERSION = "SELECT value FROM {meta} WHERE key = 'schema'"
 _SET_VERSION = "UPDATE {meta} SET value = :version WHERE key = 'schema'"
 

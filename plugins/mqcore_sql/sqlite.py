@@ -15,7 +15,7 @@ from mqcore.spi import (
     Durability,
     ErrorKind,
 )
-from mqcore_sql.database import TABLES, CommitUnknown, Database
+from mqcore_sql.database import TABLES, Columns, CommitUnknown, Database
 from mqcore_sql.options import SqliteOptions, file_of
 from mqcore_sql.records import Claimed, Row
 from mqcore_sql.sqlite_file import DatabaseFile, NoRoom
@@ -91,6 +91,8 @@ class SqliteDatabase(Database):
         "number": "INTEGER",
         "counted": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "bytes": "BLOB",
+        "exact": "",
+        "empty": "x''",
         "keyed": "WITHOUT ROWID",
         "storage": "",
         **dict.fromkeys(("shared", "locked", "bounded", "alone", "skipping"), ""),
@@ -285,12 +287,34 @@ class SqliteDatabase(Database):
         """Run a statement and return how many rows it has changed."""
         return self._run(statement, values).rowcount
 
+    def insert(self, table: str, columns: Columns, *, replace: bool = False) -> None:
+        """Insert rows with one statement that is run for each."""
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO {{{table}}} ({', '.join(columns)}) VALUES ({marks})"
+        if replace:
+            statement += self.replacing(columns)
+        rows = zip(*(values for _, values in columns.values()), strict=True)
+        self._opened.executemany(self.text(statement), rows)
+
+    def update(self, table: str, columns: Columns) -> int:
+        """Write columns with one statement that is run for each row."""
+        key, *names = columns
+        changes = ", ".join(f"{name} = ?" for name in names)
+        statement = self.text(f"UPDATE {{{table}}} SET {changes} WHERE {key} = ?")
+        given = [values for _, values in columns.values()]
+        rows = zip(*given[1:], given[0], strict=True)
+        return self._opened.executemany(statement, rows).rowcount
+
     def _run(self, statement: str, values: dict[str, Any]) -> sqlite3.Cursor:
         for name, value in values.items():
             if type(value) is list:
                 values[name] = json.dumps(value)
         values["now"] = self.now()
         return self._opened.execute(self.text(statement), values)
+
+    def time(self) -> float:
+        """Return the time of the file."""
+        return self.now() / 1e6
 
     def now(self) -> int:
         """Return the time: inside a transaction that of its begin, and never an earlier one."""

@@ -13,6 +13,7 @@ from mqcore.messages.message import new_id
 from mqcore.spi import Message, Outgoing
 
 psycopg = pytest.importorskip("psycopg", reason="pip install 'mqcore[sql]'")
+from mqcore_sql.database import TABLES, TASK_TABLES  # noqa: E402 - after the skip
 from mqcore_sql.options import PostgresOptions  # noqa: E402 - they need psycopg
 from mqcore_sql.postgres_backend import PostgresBackend  # noqa: E402 - as above
 
@@ -53,7 +54,7 @@ async def opened(server: Server, prefix: str) -> AsyncIterator[Open]:
     for backend in backends:
         await backend.close()
     with closing(psycopg.connect(server.url, autocommit=True)) as admin:
-        for name in ("meta", "queues", "messages", "names0", "names1", "bindings"):
+        for name in (*TABLES, *TASK_TABLES):
             admin.execute(f"DROP TABLE IF EXISTS {prefix}_{name}")
         admin.execute(f"DROP SEQUENCE IF EXISTS {prefix}_numbers")
 
