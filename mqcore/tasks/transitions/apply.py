@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from mqcore.tasks.model.changes import (
     Add,
@@ -46,7 +46,7 @@ from mqcore.tasks.transitions.rows import Schedule, slice_key
 from mqcore.tasks.transitions.walk import SLICE, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.transitions.rows import Rows
@@ -55,6 +55,9 @@ __all__ = ["SEAL_WITHIN", "Transitions", "apply_changes"]
 
 SEAL_WITHIN = 60.0
 """Seconds between two batches of a group after which its sender counts as dead."""
+
+_METHODS = {kind: kind.__name__.lower() for kind in get_args(Change)}
+"""The method of each kind of change."""
 
 
 def apply_changes(rows: Rows, changes: Sequence[Change], slice_size: int = SLICE) -> list[Outcome]:
@@ -72,25 +75,10 @@ class Transitions:
     def __init__(self, rows: Rows, slice_size: int = SLICE) -> None:
         self.rows = rows
         self.walk = Walk(rows, slice_size)
-        self._functions: dict[type, Callable[[Any], Outcome]] = {
-            Add: self.add,
-            More: self.more,
-            Begin: self.begin,
-            End: self.end,
-            Gone: self.gone,
-            Back: self.back,
-            Replace: self.replace,
-            Cancel: self.cancel,
-            Progress: self.progress,
-            Spread: self.spread,
-            Recover: self.recover,
-            Fire: self.fire,
-            Sent: self.sent,
-        }
 
     def make(self, change: Change) -> Outcome:
         """Make one change with all that follows from it."""
-        outcome = self._functions[type(change)](change)
+        outcome: Outcome = getattr(self, _METHODS[type(change)])(change)
         self.walk.run()
 
         # Whether a node has been cancelled is known when everything below it was visited.
