@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from mqcore.tasks.spi import CancelFlag, Kind, Node, Policy, State
@@ -33,14 +33,21 @@ _CHOICES = ("kind", "state", "policy", "cancel")
 _KIND, _STATE, _POLICY, _CANCEL = map(_FIELDS.index, _CHOICES)
 _SEALED, _COUNTED = map(_FIELDS.index, ("is_sealed", "is_counted"))
 
-values_of: Callable[[Node], Values] = attrgetter(*_FIELDS)
+_values: Callable[[dict[str, Any]], Values] = itemgetter(*_FIELDS)
+
+
+def values_of(node: Node) -> Values:
+    """Return the values of a node's fields."""
+    return _values(node.__dict__)
+
+
 DEFAULTS = values_of(Node(id=""))
 
 
 def node_of(values: Values) -> Node:
     """Return the node of a row."""
     node = object.__new__(Node)
-    node.__dict__.update(zip(_FIELDS, values, strict=True))
+    node.__dict__.update(zip(_FIELDS, values))  # noqa: B905 - the columns are the fields
     node.kind = _KINDS[values[_KIND]]
     node.state = _STATES[values[_STATE]]
     node.policy = _POLICIES[values[_POLICY]]

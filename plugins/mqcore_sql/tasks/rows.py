@@ -34,8 +34,9 @@ class RowsChanged(Exception):
 class SqlRows:
     """The `Rows` of a transaction that is open. `write` writes what was changed."""
 
-    def __init__(self, database: Database, now: float) -> None:
-        self.now = now
+    def __init__(self, database: Database, now: float | None = None) -> None:
+        """`now` is the time by a test's clock; without it `prepare` asks the database."""
+        self.now = now or 0.0
         self._db = database
         self._read: dict[str, Node | None] = {}
         self._stored: dict[str, Values] = {}
@@ -54,9 +55,10 @@ class SqlRows:
     def prepare(self, given: Sequence[Change]) -> None:
         """Lock the roots of the changes, and read what the changes will need."""
         roots = roots_of(given)
-        if self._db.words["locked"]:
-            self._load(roots, sql.LOCK_ROOTS)
-            roots = []
+        if roots and self._db.words["locked"]:
+            self._lock(roots)
+        if roots and not self.now:
+            self.now = self._db.time()
         self._load([*roots, *_needed(given)])
 
         fired = sorted({it.schedule for it in given if isinstance(it, changes.Fire)})
@@ -78,15 +80,24 @@ class SqlRows:
                     yield child_id(parent.id, node.index + 1)
                 node = parent
 
-    def _load(self, ids: Iterable[str], statement: str = sql.NODES) -> None:
+    def _lock(self, roots: Sequence[str]) -> None:
+        """Lock and read the roots. The server's time comes with them."""
+        self._read.update(dict.fromkeys(roots))
+        for *values, now in self._db.query(sql.LOCK_ROOTS, ids=roots):
+            self._keep(tuple(values))
+            self.now = self.now or now / 1e6
+
+    def _load(self, ids: Iterable[str]) -> None:
         """Read the rows that were not read yet, with one statement."""
         unread = [node for node in dict.fromkeys(ids) if node not in self._read]
-        if not unread:
-            return
-        self._read.update(dict.fromkeys(unread))
-        for values in self._db.query(statement, ids=unread):
-            self._stored[values[0]] = values
-            self._read[values[0]] = node_of(values)
+        if unread:
+            self._read.update(dict.fromkeys(unread))
+            for values in self._db.query(sql.NODES, ids=unread):
+                self._keep(values)
+
+    def _keep(self, values: Values) -> None:
+        self._stored[values[0]] = values
+        self._read[values[0]] = node_of(values)
 
     def _load_below(self, nodes: Iterable[Node]) -> None:
         """Read what a release, a cancellation or a skip of these nodes goes through."""

@@ -12,7 +12,8 @@ _LIVE = "kind = 'task' AND state IN ('scheduled', 'queued', 'running', 'retrying
 _ENDED = f"state IN ({', '.join(sorted(repr(str(state)) for state in ENDED))})"
 _NODE = ", ".join(f"t.{name}" for name in COLUMNS)
 NODES = f"SELECT {_NODE} FROM {{tasks}} AS t WHERE t.id {{any:ids}}"
-LOCK_ROOTS = f"{NODES} ORDER BY t.id {{locked}}"
+LOCK_ROOTS = f"""
+    SELECT {_NODE}, {{now}} FROM {{tasks}} AS t WHERE t.id {{any:ids}} ORDER BY t.id {{locked}}"""
 """The first statement of a transaction: what it reads afterwards is not changed by others."""
 
 # The outbox

@@ -255,7 +255,7 @@ class SqlTaskStore(TaskStore):
         made: list[tuple[list[Outcome], list[str]]] = []
 
         with database.transaction(durable=is_durable):
-            rows = SqlRows(database, self._now(database))
+            rows = SqlRows(database, None if self.clock.real else self.clock.now())
             rows.prepare(every)
             for changes in given:
                 outcomes = apply_changes(rows, changes, self.slice_size)

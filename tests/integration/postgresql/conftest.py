@@ -65,3 +65,8 @@ def out(name: str = "a", queue: str = "jobs", **fields: Any) -> Outgoing:
 
 def at(server: Server, user: str = "postgres:postgres", database: str = "postgres") -> str:
     return f"postgresql://{user}@{server.host}:{server.port}/{database}"
+
+
+def waits_for_a_lock(admin: Any, pid: int) -> Callable[[], bool]:
+    statement = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s"
+    return lambda: admin.execute(statement, [pid]).fetchone() == ("Lock",)

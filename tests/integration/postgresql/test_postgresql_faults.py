@@ -23,7 +23,7 @@ from mqcore.spi import (
     Unknown,
 )
 
-from .conftest import out
+from .conftest import out, waits_for_a_lock
 
 psycopg = pytest.importorskip("psycopg", reason="pip install 'mqcore[sql]'")
 
@@ -57,11 +57,6 @@ async def claimed(backend: Any, number: int) -> tuple[Any, list[Delivery]]:
     assert await backend.publish(batch, timeout=5) == [STORED] * number
     consumer = await backend.subscribe("jobs", prefetch=number + 5, lease=60)
     return consumer, list(await consumer.receive(number, 5))
-
-
-def waits_for_a_lock(admin: Any, pid: int) -> Callable[[], bool]:
-    statement = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s"
-    return lambda: admin.execute(statement, [pid]).fetchone() == ("Lock",)
 
 
 def ids(admin: Any, prefix: str) -> list[int]:
