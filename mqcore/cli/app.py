@@ -24,6 +24,7 @@ from mqcore.cli import (
     queues,
     relay,
     routes,
+    schedule,
     worker,
 )
 from mqcore.cli.common import place_of
@@ -38,10 +39,19 @@ from mqcore.errors import (
     QueueNotFound,
 )
 from mqcore.rules.redact import mask_text
+from mqcore.tasks.errors import UnknownTask
+from mqcore.tasks.schedules.errors import UnknownSchedule
 
 __all__ = ["application", "run"]
 
-_BAD_INPUT = (ConfigurationError, MessageError, QueueNotFound, MessageTooLarge)
+_BAD_INPUT = (
+    ConfigurationError,
+    MessageError,
+    QueueNotFound,
+    MessageTooLarge,
+    UnknownSchedule,
+    UnknownTask,
+)
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
 _TRACEBACK = "MQCORE_TRACEBACK"
 
@@ -69,12 +79,14 @@ def application(*, plugins: bool) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     command(app, "worker", worker.worker)
+    command(app, "scheduler", schedule.scheduler)
     command(app, "relay", relay.relay)
     command(app, "publish", messages.publish)
     command(app, "peek", messages.peek)
     app.add_typer(queues.app)
     app.add_typer(dlq.app)
     app.add_typer(routes.app)
+    app.add_typer(schedule.app)
     command(app, "backends", backends.backends)
     command(app, "doctor", doctor.doctor)
     app.add_typer(contract.app)

@@ -23,6 +23,7 @@ from mqcore.app import App
 from mqcore.cli.common import At, load_app
 from mqcore.cli.health import PID, check_health_file, keep_health_file
 from mqcore.cli.logs import json_stream, logging_set_up
+from mqcore.cli.tasks_of import stored_tasks
 from mqcore.config.plugins import default_plugins
 from mqcore.config.settings import Settings
 from mqcore.defaults import GRACE
@@ -78,6 +79,14 @@ class How:
         int | None,
         typer.Option(min=1, metavar="BYTES", help="Stop above this size, with exit code 75."),
     ] = None
+    scheduler: Annotated[
+        bool,
+        typer.Option(
+            "--scheduler",
+            help="Also fire the schedules of the app's tasks. Any number of workers may: each "
+            "instant is sent once.",
+        ),
+    ] = False
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 
     def options(self) -> WorkerOptions:
@@ -120,6 +129,7 @@ class How:
             target,
             "--supervised",
             *(["--json"] if json else []),
+            *(["--scheduler"] if self.scheduler else []),
         ]
         return words + [
             word
@@ -153,16 +163,25 @@ def worker(
         )
     if how.processes > 1:
         with json_stream(enabled=at.json):
-            app = load_app(target)
+            app = _loaded(target, how)
         with logging_set_up(sys.stdout if at.json else None):
             # Report wrong options once, not in each process.
             Worker(app, app.connect(settings=settings), **how.options())
             return asyncio.run(_supervise(how, target, settings, json=at.json))
 
     with json_stream(enabled=at.json) as stream:
-        app = load_app(target)
+        app = _loaded(target, how)
         with logging_set_up(stream), _deadline(how.grace) as at_signal:
             return asyncio.run(_work(app, how, settings, at_signal))
+
+
+def _loaded(target: str, how: How) -> App:
+    app = load_app(target)
+    if how.scheduler:
+        for tasks in stored_tasks(app):
+            tasks.schedules.specs()  # refuses wrong schedules before it connects
+            tasks.schedules.in_worker = True
+    return app
 
 
 @contextmanager

@@ -19,6 +19,11 @@ from mqcore.tasks.errors import (
 )
 from mqcore.tasks.job import Change, Job
 from mqcore.tasks.model.states import State
+from mqcore.tasks.schedules.api import Scheduled, ScheduleOptions, TaskSchedules
+from mqcore.tasks.schedules.definition import Missed, Overlap
+from mqcore.tasks.schedules.errors import InvalidSchedule, UnknownSchedule
+from mqcore.tasks.schedules.manage import ScheduleEntry
+from mqcore.tasks.schedules.triggers import Cron, Every, Solar, cron, every, solar
 from mqcore.tasks.store.values import Failure
 from mqcore.tasks.task import AsyncTask, SendOptions, Task, TaskOptions, Unique
 
@@ -26,14 +31,23 @@ __all__ = [
     "AsyncTask",
     "Call",
     "Change",
+    "Cron",
     "DuplicateTask",
+    "Every",
     "Failure",
+    "InvalidSchedule",
     "Job",
+    "Missed",
+    "Overlap",
     "Partial",
     "Registration",
     "ResultTimeout",
+    "ScheduleEntry",
+    "ScheduleOptions",
+    "Scheduled",
     "SendOptions",
     "SoftTimeout",
+    "Solar",
     "State",
     "Step",
     "Task",
@@ -42,10 +56,15 @@ __all__ = [
     "TaskExpired",
     "TaskFailed",
     "TaskOptions",
+    "TaskSchedules",
     "Tasks",
     "Unique",
+    "UnknownSchedule",
     "UnknownTask",
     "WouldDeadlock",
     "chain",
+    "cron",
+    "every",
     "group",
+    "solar",
 ]

@@ -31,6 +31,7 @@ from mqcore.tasks.plans import ChainPlan, GroupPlan, TaskPlan, rows_of
 from mqcore.tasks.results import json_of
 from mqcore.tasks.run import TaskCall, in_process, run_async, run_in_thread
 from mqcore.tasks.runs import conclude
+from mqcore.tasks.schedules.api import Scheduled, ScheduleOptions, TaskSchedules
 from mqcore.tasks.store.values import Failure
 from mqcore.tasks.task import AsyncTask, BaseTask, Task, TaskOptions
 
@@ -42,12 +43,14 @@ if TYPE_CHECKING:
     from mqcore.messages.message import Message
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.plans import Plan
+    from mqcore.tasks.schedules.triggers import Trigger
     from mqcore.tasks.store.values import Value
 
 __all__ = ["Registration", "Tasks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T", bound=BaseTask[Any, Any])
 _ANY: Payload[Any] = json_payload(Any, "a result")
 
 
@@ -85,7 +88,8 @@ class Tasks(AppPart):
     are sent and forgotten. `routes` gives queues by name or glob (`{"shop.media.*": "media"}`); the
     first that matches counts, and every other task goes to the queue `default`. `include` names
     modules with tasks, which are imported when the app connects or a worker starts. `result_ttl`
-    is how long an ended task is kept, a day by default.
+    is how long an ended task is kept, a day by default. `schedules` are tasks that are sent by
+    themselves (`{"nightly": Scheduled("shop.report", cron("0 2 * * *"))}`).
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Tasks(AppPart):
         default: str = "default",
         include: Sequence[str] = (),
         result_ttl: str | float | timedelta = 86_400.0,
+        schedules: Mapping[str, Scheduled] | None = None,
     ) -> None:
         """Describe the tasks. There is no I/O. Raises `ConfigurationError`."""
         self.name = check_text("name", name, "Tasks(...)")
@@ -118,6 +123,7 @@ class Tasks(AppPart):
         self._registered: dict[str, BaseTask[Any, Any]] = {}
         self._queues: dict[str, Queue[TaskCall]] = {}
         self._loaded = False
+        self.schedules = TaskSchedules(self, schedules or {})
 
     def __repr__(self) -> str:
         return f"Tasks({self.name!r})"
@@ -127,6 +133,22 @@ class Tasks(AppPart):
     def task(self, **options: Unpack[TaskOptions]) -> Registration:
         """Return the decorator for a task. For the options see `TaskOptions`."""
         return Registration(self, options)
+
+    def schedule(
+        self,
+        trigger: Trigger,
+        *,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[T], T]:
+        """Return the decorator for a task that is sent by itself; it stands above `@tasks.task()`.
+
+        `trigger` is `every(...)`, `cron(...)` or `solar(...)`; `name` is the task's name by
+        default. For the other options see `ScheduleOptions`.
+        """
+        return self.schedules.decorator(trigger, name, args, kwargs or {}, options)
 
     def register(self, function: Callable[..., Any], options: TaskOptions) -> BaseTask[Any, Any]:
         """Register a function without the decorator, and return its task."""

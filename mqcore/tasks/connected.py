@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +113,10 @@ class Connected:
             return
         upkeep = self._upkeep = Upkeep(self)
         await upkeep.start()
+        schedules = self.tasks.schedules
         try:
-            yield
+            async with schedules.serve() if schedules.in_worker else nullcontext():
+                yield
         finally:
             self._upkeep = None
             await upkeep.stop()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mqcore.clock import SystemClock
 from mqcore.tasks.model.nodes import Node
 from mqcore.tasks.schedules.definition import Missed, root_id
-from mqcore.tasks.schedules.manage import Plan, Schedules
+from mqcore.tasks.schedules.manage import Schedules, ScheduleSpec
 from mqcore.tasks.schedules.scheduler import Scheduler
 from mqcore.tasks.schedules.triggers import cron, every
 from mqcore.tasks.store.memory import MemoryTaskStore, Tables
@@ -186,7 +186,7 @@ class Fleet:
         clock = SetClock(self.time)
         schedules = Schedules(self._store(clock), rows=one_row, publish=self._publish, clock=clock)
         for name, trigger in self.triggers.items():
-            putting = schedules.put(name, Plan(trigger, name, Missed.ALL, 1_000))
+            putting = schedules.put(name, ScheduleSpec(trigger, name, Missed.ALL, 1_000))
             _finish(putting)
 
     def _moment(self) -> None:

@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mqcore.clock import Clock
+from mqcore.log import log
+from mqcore.tasks.calls import shown
 from mqcore.tasks.model.changes import Fire
 from mqcore.tasks.model.outcomes import Fired
+from mqcore.tasks.schedules.calls import plan_of
 from mqcore.tasks.schedules.definition import (
     Definition,
     Last,
@@ -29,14 +32,14 @@ if TYPE_CHECKING:
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.schedules.scheduler import MakeRows, Publish
 
-__all__ = ["Plan", "ScheduleEntry", "Schedules"]
+__all__ = ["ScheduleEntry", "ScheduleSpec", "Schedules"]
 
 _LONGEST_NAME = 200
 _MOST_INSTANTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScheduleSpec:
     """What a schedule is to be: when, what, and its policies."""
 
     trigger: Trigger
@@ -46,7 +49,7 @@ class Plan:
     overlap: Overlap = Overlap.ALLOW
 
     def of(self, definition: Definition) -> Definition:
-        """Return a stored definition with this plan in it."""
+        """Return a stored definition with this in it."""
         return replace(
             definition,
             trigger=self.trigger,
@@ -78,6 +81,11 @@ class ScheduleEntry:
     """The id of that run's task; empty when there was none."""
     skipped_at: datetime | None
     """The last instant that was left out."""
+
+    @property
+    def task(self) -> str:
+        """What it sends, without the arguments, which may be secrets."""
+        return shown(plan_of(self.call))
 
     def instants(self, count: int = 10, *, after: datetime | None = None) -> list[datetime]:
         """Return the next instants, also of a paused schedule; with `after`, those later than it.
@@ -129,9 +137,17 @@ class Schedules:
         self._changed = changed
 
     async def list(self) -> list[ScheduleEntry]:
-        """Return all schedules, by name. Raises `InvalidSchedule` for one that cannot be read."""
-        found = [_entry(each, decode(each)) for each in await self._store.schedules()]
-        return [entry for entry in found if entry is not None]
+        """Return all schedules, by name, without those that another version has written."""
+        found = []
+        for schedule in await self._store.schedules():
+            try:
+                entry = _entry(schedule, decode(schedule))
+            except InvalidSchedule as error:
+                log().warning("%s", error)
+                continue
+            if entry is not None:
+                found.append(entry)
+        return found
 
     async def get(self, name: str) -> ScheduleEntry:
         """Return a schedule. Raises `UnknownSchedule`."""
@@ -141,7 +157,7 @@ class Schedules:
             raise UnknownSchedule(_unknown(name))
         return entry
 
-    async def put(self, name: str, plan: Plan, *, owner: str = "") -> ScheduleEntry:
+    async def put(self, name: str, spec: ScheduleSpec, *, owner: str = "") -> ScheduleEntry:
         """Create a schedule, or replace what it is.
 
         A paused one stays paused. Its next instant changes only when its trigger does. Raises
@@ -151,10 +167,10 @@ class Schedules:
         while True:
             known = await self._stored(name)
             if known is None:
-                definition = plan.of(Definition(plan.trigger, plan.call, owner=owner))
-                changed = Schedule(name, 0, plan.trigger.following(self._clock.now()))
+                definition = spec.of(Definition(spec.trigger, spec.call, owner=owner))
+                changed = Schedule(name, 0, spec.trigger.following(self._clock.now()))
             else:
-                definition, changed = self._replaced(known, plan, owner)
+                definition, changed = self._replaced(known, spec, owner)
             if changed.next_at == (known and known.next_at) and definition == (
                 known and decode(known)
             ):
@@ -162,9 +178,11 @@ class Schedules:
             if await self._change(changed, definition):
                 return await self.get(name)
 
-    def _replaced(self, known: Schedule, plan: Plan, owner: str) -> tuple[Definition, Schedule]:
+    def _replaced(
+        self, known: Schedule, spec: ScheduleSpec, owner: str
+    ) -> tuple[Definition, Schedule]:
         before = decode(known)
-        definition = replace(plan.of(before), owner=owner)
+        definition = replace(spec.of(before), owner=owner)
         if before.status is Status.REMOVED:
             definition = replace(definition, status=Status.ACTIVE, last=Last())
 
@@ -174,15 +192,19 @@ class Schedules:
             next_at = definition.trigger.following(self._clock.now())
         return definition, replace(known, next_at=next_at)
 
-    async def declare(self, owner: str, plans: Mapping[str, Plan]) -> None:
-        """Store the schedules that the code of `owner` defines, and remove those it had before."""
-        for name, plan in plans.items():
-            await self.put(name, plan, owner=owner)
-        for schedule in await self._store.schedules():
-            definition = decode(schedule)
-            is_ours = definition.owner == owner and definition.status is not Status.REMOVED
-            if is_ours and schedule.name not in plans:
-                await self.remove(schedule.name)
+    async def declare(self, owner: str, specs: Mapping[str, ScheduleSpec]) -> None:
+        """Store the schedules that the code of `owner` defines, and remove those it had before.
+
+        One that another version has written stays as it is, with an error in the log.
+        """
+        for name, spec in specs.items():
+            try:
+                await self.put(name, spec, owner=owner)
+            except InvalidSchedule as error:
+                log().error("%s", error)
+        for entry in await self.list():
+            if entry.owner == owner and entry.name not in specs:
+                await self.remove(entry.name)
 
     async def pause(self, name: str) -> ScheduleEntry:
         """Stop firing a schedule until it is resumed. Raises `UnknownSchedule`."""

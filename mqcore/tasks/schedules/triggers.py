@@ -66,7 +66,7 @@ class Cron:
     kind: Literal["cron"] = "cron"
 
     def __str__(self) -> str:
-        return f"cron {self.expression} {self.tz}"
+        return f"{self.expression} {self.tz}"
 
     def following(self, after: float, planned: float | None = None) -> float:  # noqa: ARG002 - an instant does not depend on the one before
         """Return the first instant later than `after`."""
@@ -91,7 +91,7 @@ class Solar:
     kind: Literal["solar"] = "solar"
 
     def __str__(self) -> str:
-        return f"{self.event} at {self.latitude:g}, {self.longitude:g}"
+        return f"{self.event} at {self.latitude:.2f}, {self.longitude:.2f}"
 
     def following(self, after: float, planned: float | None = None) -> float:  # noqa: ARG002 - an instant does not depend on the one before
         """Return the first instant later than `after`."""

@@ -10,12 +10,12 @@ from support.scheduling import SetClock, one_row
 
 from mqcore.tasks.schedules.definition import Missed, Overlap
 from mqcore.tasks.schedules.errors import InvalidSchedule, UnknownSchedule
-from mqcore.tasks.schedules.manage import Plan, Schedules
+from mqcore.tasks.schedules.manage import Schedules, ScheduleSpec
 from mqcore.tasks.schedules.scheduler import Scheduler
 from mqcore.tasks.schedules.triggers import cron, every
 from mqcore.tasks.store.memory import MemoryTaskStore, Tables
 
-NIGHTLY = Plan(cron("30 2 * * *", tz="Europe/Oslo"), "report")
+NIGHTLY = ScheduleSpec(cron("30 2 * * *", tz="Europe/Oslo"), "report")
 BEGIN = datetime(2026, 3, 27, 12, tzinfo=UTC).timestamp()
 
 
@@ -59,7 +59,7 @@ async def test_a_schedule_is_created_and_listed(at: Store) -> None:
     )
     assert entry.next_at == moment("2026-03-28 01:30")
     assert (entry.last_at, entry.last_task, entry.skipped_at) == (None, "", None)
-    assert str(entry.trigger) == "cron 30 2 * * * Europe/Oslo"
+    assert str(entry.trigger) == "30 2 * * * Europe/Oslo"
     assert at.changes == 1
 
 
@@ -87,27 +87,27 @@ async def test_a_paused_schedule_shows_its_instants_too(at: Store) -> None:
 
 
 async def test_the_same_plan_again_changes_nothing(at: Store) -> None:
-    await at.schedules.put("often", Plan(every(60), "task"))
+    await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     at.clock.time += 30
-    entry = await at.schedules.put("often", Plan(every(60), "task"))
+    entry = await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     assert (await at.version(), at.changes) == (1, 1)
     assert entry.next_at == datetime.fromtimestamp(BEGIN + 60, UTC)
 
 
 async def test_other_arguments_keep_the_instant_and_another_trigger_does_not(at: Store) -> None:
-    await at.schedules.put("often", Plan(every(60), "task"))
+    await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     at.clock.time += 30
-    entry = await at.schedules.put("often", Plan(every(60), "other", Missed.SKIP))
+    entry = await at.schedules.put("often", ScheduleSpec(every(60), "other", Missed.SKIP))
     assert (entry.call, entry.missed) == ("other", Missed.SKIP)
     assert entry.next_at == datetime.fromtimestamp(BEGIN + 60, UTC)
-    entry = await at.schedules.put("often", Plan(every(90), "other"))
+    entry = await at.schedules.put("often", ScheduleSpec(every(90), "other"))
     assert entry.next_at == datetime.fromtimestamp(BEGIN + 120, UTC)
 
 
 async def test_a_pause_outlives_the_next_start_of_the_program(at: Store) -> None:
     await at.schedules.declare("shop", {"nightly": NIGHTLY})
     await at.schedules.pause("nightly")
-    other = Plan(every(60), "task", overlap=Overlap.SKIP)
+    other = ScheduleSpec(every(60), "task", overlap=Overlap.SKIP)
     await at.schedules.declare("shop", {"nightly": other})
     entry = await at.schedules.get("nightly")
     assert (entry.is_paused, entry.next_at, entry.overlap) == (True, None, Overlap.SKIP)
@@ -117,10 +117,12 @@ async def test_a_pause_outlives_the_next_start_of_the_program(at: Store) -> None
 
 
 async def test_what_the_code_no_longer_defines_is_removed(at: Store) -> None:
-    await at.schedules.declare("shop", {"nightly": NIGHTLY, "often": Plan(every(60), "task")})
+    await at.schedules.declare(
+        "shop", {"nightly": NIGHTLY, "often": ScheduleSpec(every(60), "task")}
+    )
     await at.schedules.put("mine", NIGHTLY)
     await at.schedules.declare("other", {"theirs": NIGHTLY})
-    await at.schedules.declare("shop", {"often": Plan(every(60), "task")})
+    await at.schedules.declare("shop", {"often": ScheduleSpec(every(60), "task")})
     assert [entry.name for entry in await at.schedules.list()] == ["mine", "often", "theirs"]
     with pytest.raises(UnknownSchedule, match=r"'nightly'.*there are: mine, often, theirs"):
         await at.schedules.get("nightly")
@@ -131,10 +133,10 @@ async def test_what_the_code_no_longer_defines_is_removed(at: Store) -> None:
 
 async def test_a_removed_schedule_keeps_its_version(at: Store) -> None:
     """A scheduler that has read it before cannot fire a later one of that name by its version."""
-    await at.schedules.put("often", Plan(every(60), "task"))
+    await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     await at.schedules.remove("often")
     assert await at.schedules.list() == []
-    await at.schedules.put("often", Plan(every(60), "task"))
+    await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     assert await at.version() == 3
     for call in (at.schedules.pause, at.schedules.remove, at.schedules.run, at.schedules.resume):
         with pytest.raises(UnknownSchedule, match="no schedule 'other'"):
@@ -152,7 +154,7 @@ async def test_a_run_by_hand_is_sent_at_once(at: Store) -> None:
 
 
 async def test_a_change_while_a_scheduler_fires_is_made_after_it(at: Store) -> None:
-    await at.schedules.put("often", Plan(every(60), "task"))
+    await at.schedules.put("often", ScheduleSpec(every(60), "task"))
     scheduler = Scheduler(at.store, rows=one_row, publish=at.publish)
     stored = at.store.schedules
     is_late = True

@@ -15,14 +15,14 @@ from mqcore.tasks.model.changes import Begin, Change, End
 from mqcore.tasks.model.nodes import Node
 from mqcore.tasks.model.states import State
 from mqcore.tasks.schedules.definition import Missed, Overlap, root_id
-from mqcore.tasks.schedules.manage import Plan, Schedules
+from mqcore.tasks.schedules.manage import Schedules, ScheduleSpec
 from mqcore.tasks.schedules.scheduler import MakeRows, Scheduler
 from mqcore.tasks.schedules.triggers import cron, every
 from mqcore.tasks.store.memory import MemoryTaskStore, Tables
 from mqcore.tasks.store.seam import Applied, Schedule, StoreError
 from mqcore.testing import VirtualClock
 
-MINUTE = Plan(every(60), "task")
+MINUTE = ScheduleSpec(every(60), "task")
 
 
 class Runs:
@@ -87,7 +87,7 @@ async def test_a_run_is_sent_at_its_instant_and_published() -> None:
 
 async def test_a_cron_schedule_is_on_time() -> None:
     async with running() as runs:
-        await runs.schedules.put("quarter", Plan(cron("*/15 * * * *"), "task"))
+        await runs.schedules.put("quarter", ScheduleSpec(cron("*/15 * * * *"), "task"))
         await runs.clock.advance(3_600)
         assert runs.times() == [900, 1_800, 2_700, 3_600]
 
@@ -95,7 +95,7 @@ async def test_a_cron_schedule_is_on_time() -> None:
 async def test_what_another_program_changes_is_noticed_within_five_seconds() -> None:
     async with running() as runs:
         await runs.clock.advance(1)
-        await runs.others.put("often", Plan(every(0.5), "task"))
+        await runs.others.put("often", ScheduleSpec(every(0.5), "task"))
         await runs.clock.advance(4.5)
         assert runs.times()[0] <= 5.0
         seen = len(runs.times())
@@ -178,7 +178,7 @@ async def test_a_schedule_that_cannot_be_fired_here_holds_up_no_other(
         return one_row(call, root)
 
     async with running(rows=rows) as runs:
-        await runs.schedules.put("another", Plan(every(60), "unknown"))
+        await runs.schedules.put("another", ScheduleSpec(every(60), "unknown"))
         await runs.schedules.put("minute", MINUTE)
         await runs.clock.advance(310)
         assert runs.times() == [60, 120, 180, 240, 300]
@@ -208,7 +208,7 @@ async def test_a_defect_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_a_queued_run_starts_when_the_one_before_has_ended() -> None:
     async with running() as runs:
-        plan = Plan(every(60), "task", Missed.ALL, 10, Overlap.QUEUE)
+        plan = ScheduleSpec(every(60), "task", Missed.ALL, 10, Overlap.QUEUE)
         await runs.schedules.put("minute", plan)
         await runs.clock.advance(200)
         assert runs.times() == [60]
@@ -221,7 +221,7 @@ async def test_a_queued_run_starts_when_the_one_before_has_ended() -> None:
 
 async def test_an_overlapping_run_is_left_out_and_shown() -> None:
     async with running() as runs:
-        await runs.schedules.put("minute", Plan(every(60), "task", overlap=Overlap.SKIP))
+        await runs.schedules.put("minute", ScheduleSpec(every(60), "task", overlap=Overlap.SKIP))
         await runs.clock.advance(190)
         entry = await runs.schedules.get("minute")
         assert runs.times() == [60]
@@ -252,7 +252,7 @@ async def test_a_clock_that_jumps_back_fires_nothing_again(
 ) -> None:
     clock = SetClock()
     scheduler, schedules, store = _fleet_of_one(clock)
-    await schedules.put("hourly", Plan(every(3_600), "task"))
+    await schedules.put("hourly", ScheduleSpec(every(3_600), "task"))
 
     clock.time += 6
     clock.skew = 5 * 3_600  # it is in the future
@@ -274,7 +274,7 @@ async def test_a_wait_is_never_longer_than_the_look() -> None:
     clock = SetClock()
     scheduler, schedules, _ = _fleet_of_one(clock)
     assert await scheduler.turn() == 5
-    await schedules.put("soon", Plan(every(2), "task"))
+    await schedules.put("soon", ScheduleSpec(every(2), "task"))
     scheduler.wake()
     assert await scheduler.turn() == 2
     clock.time += 2.5
