@@ -106,7 +106,8 @@ class QueueOptions(TypedDict, total=False):
     default, or None or False for none (G11). `retention`: seconds that the dead-letter queue keeps
     a message. `retry`: the policy of its consumers (G10). `codec`: the name of the codec; by
     default the payload's type decides. `declare=False`: use a queue that exists, and only check its
-    settings.
+    settings. `temporary=True`: the queue ends with the connection that declared it, and its
+    bindings with it (G15). It has no dead-letter queue.
     """
 
     ttl: float | timedelta | None
@@ -117,6 +118,7 @@ class QueueOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     codec: str | None
     declare: bool
+    temporary: bool
 
 
 class Queue(Generic[T]):
@@ -149,7 +151,10 @@ class Queue(Generic[T]):
         self.retention = _seconds("retention", options.get("retention"), name)
         self.retry = options.get("retry")
         self.declare = options.get("declare", True)
-        letters = options.get("dead_letter", name if name.endswith(DLQ) else name + DLQ)
+        self.temporary = options.get("temporary", False)
+        check_flag("temporary", self.temporary, f"queue {name!r}")
+        own = None if self.temporary else name if name.endswith(DLQ) else name + DLQ
+        letters = options.get("dead_letter", own)
         self.dead_letter: str | None = None if letters is False else letters
         self._check()
 
@@ -162,6 +167,12 @@ class Queue(Generic[T]):
                 f"queue {name!r}: names that end in {DLQ!r} or {QUARANTINE!r}, or begin with 'mq.' "
                 "or 'amq.', are reserved for mqcore and the brokers. Choose another name, or use "
                 "declare=False for a queue that exists"
+            )
+
+        if self.temporary and (self.dead_letter is not None or not self.declare):
+            raise ConfigurationError(
+                f"queue {name!r}: temporary=True does not go with dead_letter= or declare=False: "
+                "the queue ends with the connection that declares it. Leave them out"
             )
 
         if self.dead_letter is not None:
@@ -200,8 +211,12 @@ class Queue(Generic[T]):
 
     @property
     def quarantine(self) -> str | None:
-        """The queue from which suspected messages run alone (G4); None for a dead-letter queue."""
-        return None if self.dead_letter == self.name else self.name + QUARANTINE
+        """The queue from which suspected messages run alone (G4).
+
+        None for a dead-letter queue and a temporary one.
+        """
+        has_none = self.temporary or self.dead_letter == self.name
+        return None if has_none else self.name + QUARANTINE
 
     def configured(self, **options: Unpack[QueueOptions]) -> Queue[T]:
         """Return the queue with these settings in place of its own."""
@@ -222,6 +237,9 @@ class Queue(Generic[T]):
             dead_letter=self.dead_letter,
             durability=durability,
         )
+        if self.temporary:
+            return [replace(main, role="temporary", durability=None)]
+
         specs = [
             main,
             replace(

@@ -8,6 +8,8 @@ from mqcore.errors import Unroutable
 from mqcore.spi import ErrorKind, Failed, Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mqcore.messages.message import Message
     from mqcore.spi import Outcome, Outgoing, Route
 
@@ -55,6 +57,19 @@ class Outbound:
             for to, outcome in self.outcomes.items()
             if isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
         ]
+
+    def missing_queues(self) -> list[str]:
+        """Return the queues that do not exist, of those that core has chosen."""
+        return [to for to in self.missing() if isinstance(to, str)]
+
+    def without(self, queues: Sequence[str]) -> bool:
+        """Take queues out of the plan; False when none is left."""
+        if isinstance(self.plan, Unroutable):
+            return False
+        self.plan = [out for out in self.plan if out.to not in queues]
+        for name in queues:
+            self.outcomes.pop(name, None)
+        return bool(self.plan)
 
     def unsent(self) -> list[Outgoing]:
         """Return what is to be sent: what has no outcome, and what did not find its queue."""

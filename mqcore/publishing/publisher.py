@@ -9,6 +9,7 @@ endings: stored, certainly not stored, unknown (G1).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -243,7 +244,33 @@ class Publisher:
             else:
                 await self._send_all(batch, deadline)
 
+        if isinstance(to, Router):
+            await self._drop_unbound(to, batch, options, deadline)
         return [ending(to, outbound, hint, self._events) for outbound in batch]
+
+    async def _drop_unbound(
+        self,
+        router: Router[Any],
+        batch: Sequence[Outbound],
+        options: PublishOptions,
+        deadline: float,
+    ) -> None:
+        """Take queues out of the plans that are missing because they have just ended (G15).
+
+        A temporary queue ends with its owner, and its bindings end with it. They were read before.
+        """
+        late = [outbound for outbound in batch if outbound.missing_queues()]
+        if not late:
+            return
+        with suppress(MqcoreError):  # the queues stay in the plans, and are reported as missing
+            bindings = await self._bindings(router, late[0].message.id, deadline)
+            bound = {binding.queue for binding in bindings}
+            for outbound in late:
+                gone = [name for name in outbound.missing_queues() if name not in bound]
+                if gone and not outbound.without(gone):
+                    outbound.plan = _unroutable(
+                        router, outbound.message.id, options.get("key", ""), bindings
+                    )
 
     async def _send_all(self, batch: Sequence[Outbound], deadline: float) -> None:
         """Send as one batch what has no outcome yet, and what did not find its queue or router."""

@@ -200,7 +200,7 @@ class MemoryBackend(Backend):
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
         """Return the bindings of one router, or all."""
-        return self._store.bindings(router)
+        return self._store.bindings(router, self._clock.monotonic())
 
     @property
     def _store(self) -> MemoryStore:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, repeat
+from math import inf
 from struct import Struct
 from threading import Lock
 
@@ -130,9 +131,10 @@ class MemoryStore:
         with self._lock:
             self._bindings.remove(bindings)
 
-    def bindings(self, router: str | None = None) -> list[Binding]:
-        """Return the bindings of one router, or all."""
+    def bindings(self, router: str | None = None, now: float = -inf) -> list[Binding]:
+        """Return the bindings of one router, or all. Those of an ended queue have ended."""
         with self._lock:
+            self._end_idle(now)
             return self._bindings.of(router)
 
     # Messages

@@ -1,6 +1,6 @@
 """Routers are exchanges of the broker; the registry stores their bindings (G15)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pika import spec
@@ -18,14 +18,18 @@ __all__ = ["Routes"]
 class Routes:
     """Binds and unbinds for one open instance."""
 
-    def __init__(self, registry: Registry, rpc: Rpc) -> None:
+    def __init__(self, registry: Registry, rpc: Rpc, is_own: Callable[[str], bool]) -> None:
+        """`is_own`: whether this instance has declared a temporary queue of this name."""
         self._registry = registry
         self._rpc = rpc
+        self._is_own = is_own
+        self._own: dict[Binding, None] = {}
+        """Bindings to own temporary queues. RabbitMQ ends them with the queue, and no record."""
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
         picture = await self._registry.refresh()
-        check_router_kinds(picture.bound, bindings)
+        check_router_kinds([*picture.bound, *self._own], bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             await self._declare(router, kind, used=bool(picture.bindings(router)))
 
@@ -39,19 +43,29 @@ class Routes:
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
 
-        fresh = [binding for binding in dict.fromkeys(bindings) if binding not in picture.bound]
+        own = [binding for binding in bindings if self._is_own(binding.queue)]
+        self._own.update(dict.fromkeys(own))
+        fresh = [
+            binding
+            for binding in dict.fromkeys(bindings)
+            if binding not in picture.bound and binding not in self._own
+        ]
         await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings that exist."""
         known = (await self._registry.refresh()).bound
-        there = [binding for binding in bindings if binding in known]
+        there = [binding for binding in bindings if binding in known or binding in self._own]
         await self._rpc.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
-        await self._registry.append([{"unbind": record_of(binding)} for binding in there])
+        for binding in there:
+            self._own.pop(binding, None)
+        lasting = [binding for binding in there if binding in known]
+        await self._registry.append([{"unbind": record_of(binding)} for binding in lasting])
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
         """Return the bindings of one router, or all."""
-        return (await self._registry.refresh()).bindings(router)
+        own = [each for each in self._own if router in (None, each.router)]
+        return [*(await self._registry.refresh()).bindings(router), *own]
 
     async def _declare(self, router: str, kind: str, *, used: bool) -> None:
         """Declare the exchange; one of another kind without bindings is replaced."""

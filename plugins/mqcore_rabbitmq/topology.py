@@ -56,6 +56,10 @@ class Topology:
         """Return the layout of a queue as far as it is known; None for a foreign queue."""
         return self._own.get(queue) or self.registry.picture.queues.get(queue)
 
+    def is_own(self, queue: str) -> bool:
+        """Whether it is a temporary queue of this instance."""
+        return queue in self._own and queue != LOST
+
     def ttl(self, queue: str) -> float | None:
         """Return the ttl of a queue as far as it is known."""
         layout = self.layout(queue)

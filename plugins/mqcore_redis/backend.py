@@ -24,6 +24,7 @@ from mqcore.spi import (
     Delivery,
     Entry,
     ErrorKind,
+    Failed,
     Outcome,
     Outgoing,
     QueueCounts,
@@ -116,6 +117,7 @@ class RedisBackend(Backend):
             opened.session.ask("delete", name, 0, also=quarantine_of(name))
             for name in opened.temporary
         ]
+        queues += [opened.bindings.forget(name) for name in opened.temporary]
         try:
             with suppress(Exception):
                 async with asyncio.timeout(_LAST_CALLS):
@@ -141,7 +143,19 @@ class RedisBackend(Backend):
 
         A message is confirmed when the script has answered (G1).
         """
-        return await self._now.batches.publish(batch, asyncio.get_running_loop().time() + timeout)
+        now, until = self._now, asyncio.get_running_loop().time() + timeout
+        outcomes = await now.batches.publish(batch, until)
+        if now.bindings.temporary:
+            for out, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Failed) and out.to in now.bindings.temporary:
+                    await self._end_bindings(str(out.to), outcome)
+        return outcomes
+
+    async def _end_bindings(self, queue: str, failed: Failed) -> None:
+        """Remove the bindings of a temporary queue that Redis has ended."""
+        if failed.kind is ErrorKind.NOT_FOUND:
+            with suppress(Exception):  # the next publish finds it missing again
+                await self._now.bindings.forget(queue)
 
     async def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Subscription:
         """Start to consume. Raises `QueueNotFound`."""
@@ -263,7 +277,7 @@ class RedisBackend(Backend):
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`."""
-        await self._now.bindings.add(bindings)
+        await self._now.bindings.add(bindings, self._now.temporary)
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings."""

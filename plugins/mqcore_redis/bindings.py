@@ -4,7 +4,7 @@ They are needed at each routed publish. They come from memory after one look at 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 
@@ -22,20 +22,26 @@ class Bindings:
         self._keys = self._key, self._version_key = session.keys.bindings
         self._version: bytes | None = None
         self._known: list[Binding] = []
+        self.temporary: set[str] = set()
+        """Temporary queues that are bound. Redis ends an idle one without its bindings."""
         self.unreadable = 0
         """The number of records that mqcore did not write."""
 
-    async def add(self, bindings: Sequence[Binding]) -> None:
-        """Add all, or none and raise `TopologyMismatch` when a router would have two kinds."""
+    async def add(self, bindings: Sequence[Binding], temporary: Collection[str]) -> None:
+        """Add all, or none and raise `TopologyMismatch` when a router would have two kinds.
+
+        `temporary` are queues whose bindings are to be removed when they are found missing.
+        """
         if not bindings:
             return
-        clash = await self._session.run("bind", self._keys, *map(_text, bindings))
+        texts = [_text(each, temporary=each.queue in temporary) for each in bindings]
+        clash = await self._session.run("bind", self._keys, *texts)
         if clash:
             raise router_mismatch(*(word.decode() for word in clash))
 
     async def remove(self, bindings: Iterable[Binding]) -> None:
         """Remove bindings. Those that do not exist are ignored."""
-        texts = [_text(binding) for binding in bindings]
+        texts = [_text(each, temporary=kind) for each in bindings for kind in (False, True)]
         if texts:
             await self._session.run("unbind", self._keys, *texts)
 
@@ -45,7 +51,8 @@ class Bindings:
         if version is None or version != self._version:
             texts = await self._session.command("ZRANGE", self._key, 0, -1)
             found = [_binding(text) for text in texts]
-            self._known = [binding for binding in found if binding is not None]
+            self._known = [each[0] for each in found if each is not None]
+            self.temporary = {each[0].queue for each in found if each is not None and each[1]}
             self.unreadable = len(found) - len(self._known)
             # It was read before the bindings: what changed in between is read again.
             self._version = version
@@ -56,18 +63,23 @@ class Bindings:
         await self.remove([binding for binding in await self.of() if binding.queue == queue])
 
 
-def _text(binding: Binding) -> str:
-    return json.dumps(asdict(binding), sort_keys=True)
+def _text(binding: Binding, *, temporary: bool) -> str:
+    mark = {"temporary": True} if temporary else {}
+    return json.dumps(asdict(binding) | mark, sort_keys=True)
 
 
-def _binding(text: bytes) -> Binding | None:
-    """Read a record; None for one that mqcore did not write, which must not stop all routing."""
+def _binding(text: bytes) -> tuple[Binding, bool] | None:
+    """Read a record, and whether its queue is temporary.
+
+    None for one that mqcore did not write, which must not stop all routing.
+    """
     try:
         fields = json.loads(text)
+        is_temporary = fields.pop("temporary", False) is True
         headers = tuple((name, value) for name, value in fields.pop("headers"))
         binding = Binding(**fields, headers=headers)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigurationError):
         return None
 
     texts = [binding.router, binding.kind, binding.queue, binding.pattern, *chain(*headers)]
-    return binding if all(isinstance(text, str) for text in texts) else None
+    return (binding, is_temporary) if all(isinstance(text, str) for text in texts) else None

@@ -16,15 +16,19 @@ from mqcore import (
     Queue,
     QueueFull,
     Receipt,
+    RetryPolicy,
     Router,
     Settings,
     TopologyMismatch,
     Unroutable,
     ValidationError,
     Worker,
+    fixed,
 )
+from mqcore.broker import session_of
 from mqcore.spi import ErrorKind, Unknown
 from mqcore.testing import VirtualClock
+from mqcore_memory.store import IDLE_LIMIT
 
 Ready = Callable[..., Awaitable[dict[str, int]]]
 one, two, three = (Queue(name, str) for name in ("one", "two", "three"))
@@ -268,6 +272,92 @@ async def test_a_bound_queue_that_is_missing_is_told(broker: Broker, other: Brok
     with pytest.raises((PublishUnknown, PublishFailed)) as caught:
         await broker.publish(bare, "x")
     assert "nowhere" in str(caught.value)
+
+
+async def test_a_temporary_queue_that_has_expired_is_not_published_to(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
+    passing = Queue("passing", str, temporary=True)
+    await broker.declare(Router("r", str, kind="fanout").bind(one))
+    await other.declare(Router("r", str, kind="fanout").bind(passing))
+    bare = Router("r", str, kind="fanout")
+    assert sorted((await broker.publish(bare, "x")).queues) == ["one", "passing"]
+    assert {counts.name for counts in await broker.counts()} == {"one", "one.dlq"}
+    await clock.advance(IDLE_LIMIT)
+    assert (await broker.publish(bare, "y")).queues == ("one",)
+    assert (await ready(broker))["one"] == 2
+
+
+async def test_a_queue_that_ends_while_it_is_published_to_does_not_count(
+    broker: Broker, other: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = Queue("passing", str, temporary=True)
+    await broker.declare(Router("r", str, kind="fanout").bind(one))
+    await other.declare(Router("r", str, kind="fanout").bind(passing))
+    connection = session_of(broker).connection
+    publish = connection.publish
+
+    async def after_the_end(batch: Any, timeout: float) -> Any:
+        await other.close()  # the bindings were read before
+        return await publish(batch, timeout)
+
+    bare = Router("r", str, kind="fanout")
+    monkeypatch.setattr(connection, "publish", after_the_end)
+    assert (await broker.publish(bare, "x")).queues == ("one",)
+    await broker.unbind(bare.binding("one"))
+    with pytest.raises(Unroutable):
+        await broker.publish(bare, "y")
+
+
+async def test_the_only_queue_that_ends_while_it_is_published_to(
+    broker: Broker, other: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Router("r", str, kind="fanout")
+    await other.declare(Router("r", str, kind="fanout").bind(Queue("p", str, temporary=True)))
+    connection = session_of(broker).connection
+    publish = connection.publish
+
+    async def after_the_end(batch: Any, timeout: float) -> Any:
+        await other.close()
+        return await publish(batch, timeout)
+
+    monkeypatch.setattr(connection, "publish", after_the_end)
+    with pytest.raises(Unroutable):
+        await broker.publish(bare, "x")
+
+
+async def test_a_temporary_queue_comes_back_with_its_bindings(
+    faulty: Broker, faults: Faults, clock: VirtualClock, other: Broker
+) -> None:
+    passing = Queue("passing", str, temporary=True)
+    await faulty.declare(Router("r", str, kind="fanout").bind(passing))
+    faults.lose()
+    await clock.advance(5.0)
+    assert (await other.publish(Router("r", str, kind="fanout"), "x")).queues == ("passing",)
+
+
+async def test_a_worker_consumes_a_temporary_queue(
+    broker: Broker, other: Broker, clock: VirtualClock
+) -> None:
+    passing, app, seen = Queue("passing", str, temporary=True), App("shop"), list[str]()
+
+    @app.consumer(passing, retry=RetryPolicy(max_attempts=2, backoff=fixed(0)))
+    async def handler(text: str) -> None:
+        seen.append(text)
+        raise OSError("on purpose")
+
+    await broker.declare(Router("r", str, kind="fanout").bind(passing))
+    async with Worker(app, broker):
+        await other.publish(Router("r", str, kind="fanout"), "x")
+        await clock.settle()
+        assert seen == ["x", "x"]
+        assert broker.events.counts["message.dropped"] == 1
+
+
+@pytest.mark.parametrize("options", [{"dead_letter": "x"}, {"declare": False}, {"retention": 5}])
+async def test_what_a_temporary_queue_cannot_have(broker: Broker, options: Any) -> None:
+    with pytest.raises(ConfigurationError, match="Leave"):
+        await broker.declare(Queue("passing", str, temporary=True, **options))
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,16 @@ class DeleteKeepsBindings(MemoryStore):
         self._bindings.add(kept)
 
 
+@mutant("G15", "routing.the_bindings_of_a_temporary_queue_end_with_it")
+class ATemporaryQueueLeavesItsBindings(MemoryStore):
+    """Bindings to a temporary queue stay when it ends with its owner."""
+
+    def leave(self, owner: Holder, now: float) -> None:
+        kept = self._bindings.of(None)
+        super().leave(owner, now)
+        self._bindings.add(kept)
+
+
 @mutant("G14", "browse.the_consumers_of_a_deleted_queue_learn_it")
 class ConsumersOfADeletedQueueWaitOn(MemoryStore):
     """Consumers of a deleted queue are not notified."""

@@ -44,6 +44,7 @@ def limits(**options: Any) -> object:
 
 WRONG: list[tuple[Callable[..., object], str, tuple[object, ...]]] = [
     (queue, "declare", NO_FLAG),
+    (queue, "temporary", NO_FLAG),
     (queue, "codec", (True, 7, "", b"x", [])),
     (queue, "max_length", NO_COUNT),
     (queue, "ttl", NO_SECONDS),

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import redis as plain_redis
 
-from mqcore.spi import DONE, STORED, Ack, ConnectionLost, Move, Outgoing, QueueSpec, Release, new_id
+from mqcore import Broker, Queue, Router, Settings
+from mqcore.broker import session_of
+from mqcore.spi import (
+    DONE,
+    STORED,
+    Ack,
+    ConnectionLost,
+    Move,
+    Outgoing,
+    QueueSpec,
+    Release,
+    SupportsBind,
+    new_id,
+)
 from mqcore_redis import RedisBackend, RedisOptions
 
 from .conftest import a_queue, opened, outgoing
@@ -220,6 +233,29 @@ async def test_nothing_of_a_temporary_queue_stays_for_ever(private: Callable[...
         assert await consumer.settle([Release(delivery.receipt)], timeout=5) == [DONE]
         with server.client() as client:
             assert {key: client.ttl(key) for key in client.scan_iter() if client.ttl(key) < 0} == {}
+
+
+async def test_the_bindings_of_a_temporary_queue_that_expired_are_removed(
+    private: Callable[..., Private],
+) -> None:
+    server, name = private(), f"t.{new_id()[:12]}"
+    async with (
+        Broker.connect(server.url, settings=Settings()) as broker,
+        Broker.connect(server.url, settings=Settings()) as owner,
+    ):
+        lasting, passing = Queue("lasting", str), Queue(name, str, temporary=True)
+        await broker.declare(Router("r", str, kind="fanout").bind(lasting))
+        await owner.declare(Router("r", str, kind="fanout").bind(passing))
+        bare = Router("r", str, kind="fanout")
+        assert sorted((await broker.publish(bare, "x")).queues) == sorted([name, "lasting"])
+        with server.client() as client:  # its keys expire when its owner has died
+            for key in list(client.scan_iter()):
+                if client.ttl(key) >= 0 and name.encode() in key:
+                    client.delete(key)
+        assert (await broker.publish(bare, "y")).queues == ("lasting",)
+        backend = session_of(broker).connection.backend
+        assert isinstance(backend, SupportsBind)
+        assert [binding.queue for binding in await backend.bindings("r")] == ["lasting"]
 
 
 async def test_an_idle_look_at_a_temporary_queue_writes_nothing(

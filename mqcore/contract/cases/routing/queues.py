@@ -10,6 +10,7 @@ from mqcore.contract.cases.routing.common import topic_binding
 from mqcore.contract.kit import NotShown
 from mqcore.errors import ConfigurationError, QueueNotFound
 from mqcore.queue import Queue
+from mqcore.router import Router
 from mqcore.spi import (
     Capability,
     Durability,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mqcore.contract.kit import Kit
 
 
+_BIND = "SupportsBind.bind: role temporary"
 _CLOSE = 2.0
 """Seconds that a close may take."""
 
@@ -206,6 +208,39 @@ async def a_temporary_queue_goes_with_its_owner(kit: Kit) -> None:
         "owner's close"
     )
     kit.true(isinstance(outcome, Failed), gone, outcome, "Backend.close: role temporary")
+
+
+@case("G1", "G15", ids="C12", protocols=(SupportsBind,))
+async def the_bindings_of_a_temporary_queue_end_with_it(kit: Kit) -> None:
+    """A router is published to as before when a temporary queue that is bound to it has ended."""
+    router: Router[str] = Router(kit.name(), str)
+    jobs, broker, owner = Queue(kit.name(), str), await kit.broker(), await kit.broker()
+    passing = Queue(kit.name(), str, temporary=True)
+    await kit.within(broker.declare(router.bind(jobs, "#")))
+    own: Router[str] = Router(router.name, str)
+    await kit.within(owner.declare(own.bind(passing, "#")))
+
+    await kit.within(broker.publish(router, "both", key="a"))
+    async with owner.consume(passing) as consumer:
+        received = await kit.within(anext(consumer), what="a message in the temporary queue")
+        kit.same(received.value, "both", "the message in the temporary queue", _BIND)
+        await kit.within(received.ack())
+    await kit.within(owner.close(), _CLOSE)
+
+    receipt = await kit.within(broker.publish(router, "one", key="a"))
+    kit.true(receipt is not None, "a receipt", receipt, _BIND)
+    backend = cast("SupportsBind", kit.backend)
+    deadline = kit.now + kit.harness.patience
+    while passing.name in (found := await _bound(kit, backend, router.name)) and (
+        kit.now < deadline
+    ):
+        await kit.advance(0.1)
+    kit.same(found, [jobs.name], "queues that are bound to the router", "SupportsBind.bindings")
+    kit.same(len(await kit.contents(jobs.name)), 2, "messages in the other queue", _BIND)
+
+
+async def _bound(kit: Kit, backend: SupportsBind, router: str) -> list[str]:
+    return [binding.queue for binding in await kit.within(backend.bindings(router))]
 
 
 @case("G1", "G15", ids="C12", protocols=(SupportsDelete,))
