@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mqcore.tasks.spi import SLICE, Clock, Pending, TaskStore, child_id
+from mqcore.tasks.spi import Clock, Pending, TaskStore, child_id
 from mqcore_redis.tasks.gather import Gatherer
 from mqcore_redis.tasks.server import Server, place_of
 from mqcore_redis.tasks.words import heartbeat_of, node_of, outbox_entry_of, schedule_of
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisTaskStore"]
 
+_SLICE = 500
+"""Members of a group that one call treats: half as many as elsewhere, as other clients wait."""
 _PAGE = 500
 """Rows that one call reads."""
 _BYTES = 1_048_576
@@ -35,7 +37,7 @@ class RedisTaskStore(TaskStore):
         "redis+cluster",
     )
 
-    def __init__(self, url: str, clock: Clock | None = None, *, slice_size: int = SLICE) -> None:
+    def __init__(self, url: str, clock: Clock | None = None, *, slice_size: int = _SLICE) -> None:
         """Read the URL. Raises `ConfigurationError`."""
         super().__init__(url, clock, slice_size=slice_size)
         self._server = Server(place_of(url))

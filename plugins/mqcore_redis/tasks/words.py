@@ -240,12 +240,10 @@ def outcome_of(change: Change, answer: Any) -> Outcome:
     return outcomes.Conflict(given[0].decode())
 
 
-def outbox_entry_of(key: str, packed: bytes) -> OutboxEntry:
+def outbox_entry_of(key: str, stored: bytes) -> OutboxEntry:
     """Return an outbox entry."""
-    found = _json(packed)
-    return OutboxEntry(
-        key, found["node"], found["run"], found.get("start"), float(found["written"])
-    )
+    run, start, written, node = stored.decode().split(" ", 3)
+    return OutboxEntry(key, node, int(run), None if start == "-" else int(start), float(written))
 
 
 def schedule_of(name: bytes, stored: bytes) -> Schedule:

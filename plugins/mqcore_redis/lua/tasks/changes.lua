@@ -160,7 +160,7 @@ end
 function changes.begin()
   local begin = { task = take(), run = take_number(), attempt = take_number(), token = take(),
     worker = take(), missing = take_rows()[1] }
-  local node = get(begin.task)
+  local node = get_with_texts(begin.task)
   if not node and begin.run > 0 then
     node = restore(begin.missing, begin.run)
   end
@@ -262,7 +262,7 @@ function changes.progress()
     return 'refused'
   end
   node.progress_number = number
-  set_text(node.id, 'g', value)
+  texts.g[node.id] = value
   save(node)
   return 'ok'
 end
@@ -285,8 +285,8 @@ end
 function changes.spread()
   local id, first = take(), take_number()
   local key = slice_key(id)
-  local entry, group = entry_of(key), get(id)
-  if not entry or entry.start ~= first then
+  local group = get(id)
+  if start_of(key) ~= first then
     return 'done'
   end
   if not group then

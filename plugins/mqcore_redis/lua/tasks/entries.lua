@@ -8,7 +8,7 @@ for place = 3, #ARGV do
   end
   local entry, row = call('HGET', KEY.entries, ARGV[place]), false
   if entry then
-    row, size = stored_row(cjson.decode(entry).node, size + #entry)
+    row, size = stored_row(entry:match('^%S+ %S+ %S+ (.*)$'), size + #entry)
   end
   found[place - 2] = entry and { entry, row }
 end

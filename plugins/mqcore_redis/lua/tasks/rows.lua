@@ -67,29 +67,31 @@ local function tree(root)
   return KEYS[1] .. 't:' .. root
 end
 
-local function field(kind, id)
-  return kind .. id:sub(#root_of(id) + 1)
+-- The name of a row's field in the hash of its tree. The root is given where it is known.
+local function field(kind, id, root)
+  return kind .. id:sub(#(root or root_of(id)) + 1)
 end
 
 local function is_live(node)
   return node.kind == 'task' and LIVE[node.state]
 end
 
--- What the indexes have of a row. `late`: when a live task is due. `unsealed`: when an unsealed
--- group counts as abandoned. `asked`: the worker that is to cancel it. `ended`: when a tree ended.
-local function marks_of(node)
-  local live, ended = is_live(node), ENDED[node.state]
-  local unsealed = not node.is_sealed and not ended
-  return {
-    late = live and node.due or nil,
-    unsealed = unsealed and node.seal_by or nil,
-    asked = live and node.cancel ~= 'no' and node.worker ~= '' and node.worker or nil,
-    ended = ended and node.parent == '' and node.ended or nil,
-    open = (live or unsealed) and 1 or 0,
-  }
-end
-
-local NO_MARKS = { open = 0 }
+-- What an index has of a row. `late`: when a live task is due. `unsealed`: when an unsealed group
+-- counts as abandoned. `asked`: the worker that is to cancel it. `ended`: when a tree ended.
+local INDEXED = {
+  late = function(node)
+    return is_live(node) and node.due
+  end,
+  unsealed = function(node)
+    return not node.is_sealed and not ENDED[node.state] and node.seal_by
+  end,
+  asked = function(node)
+    return node.cancel ~= 'no' and node.worker ~= '' and is_live(node) and node.worker
+  end,
+  ended = function(node)
+    return node.parent == '' and ENDED[node.state] and node.ended
+  end,
+}
 
 local function decode(id, packed)
   local node = setmetatable(cjson.decode(packed), ROW)
@@ -97,25 +99,37 @@ local function decode(id, packed)
   return node
 end
 
+local packed_rows = {} -- by id, until the row is saved again
+
 local function encode(node)
   local id, parent = node.id, node.parent
+  if packed_rows[id] then
+    return packed_rows[id]
+  end
   node.id = nil
   if parent == parent_of(id) then
     node.parent = nil
   end
   local packed = cjson.encode(node)
   node.id, node.parent = id, parent
+  packed_rows[id] = packed
   return packed
 end
 
 -- The transaction's own copies. A row that was added and not read yet is still its text.
-local read, marks = {}, {}
+local read = {}
+local stored = { late = {}, unsealed = {}, asked = {}, ended = {} } -- what the indexes have, by id
 local saved, is_saved = {}, {}
-local texts = {} -- by id: what `p`, `r` and `g` are to be; false removes the field
+local texts = { p = {}, r = {}, g = {} } -- what they are to be, by id; false removes the field
 
 local function keep(id, packed)
   local node = packed and decode(id, packed)
-  read[id], marks[id] = node, node and marks_of(node)
+  read[id] = node
+  if node and node.state ~= 'waiting' or node and not node.is_sealed then
+    for name, value_of in pairs(INDEXED) do
+      stored[name][id] = value_of(node) or nil
+    end
+  end
 end
 
 -- Reads rows that are not read yet with one command for many of them.
@@ -123,7 +137,7 @@ local function load(root, ids)
   for first = 1, #ids, PART do
     local fields = {}
     for place = first, math.min(first + PART - 1, #ids) do
-      fields[#fields + 1] = field('n', ids[place])
+      fields[#fields + 1] = field('n', ids[place], root)
     end
     for place, packed in ipairs(call('HMGET', tree(root), unpack(fields))) do
       keep(ids[first + place - 1], packed)
@@ -142,55 +156,67 @@ end
 
 -- The existing rows with start <= index < stop below a node, by index.
 local function children(parent, start, stop)
-  local unread, found = {}, {}
+  local ids, unread, found = {}, {}, {}
   for index = start, stop - 1 do
     local id = parent .. '.' .. index
+    ids[#ids + 1] = id
     if read[id] == nil then
       unread[#unread + 1] = id
     end
   end
   load(root_of(parent), unread)
 
-  for index = start, stop - 1 do
-    found[#found + 1] = get(parent .. '.' .. index)
+  for _, id in ipairs(ids) do
+    found[#found + 1] = get(id)
   end
   return found
 end
 
 local function save(node)
+  packed_rows[node.id] = nil
   if not is_saved[node.id] then
     is_saved[node.id] = true
     saved[#saved + 1] = node.id
   end
 end
 
-local function set_text(id, kind, value)
-  texts[id] = texts[id] or {}
-  texts[id][kind] = value
-end
-
 local function add(row)
-  read[row.id], marks[row.id] = row.packed, NO_MARKS
+  read[row.id] = row.packed
   if row.payload ~= '' then
-    set_text(row.id, 'p', row.payload)
+    texts.p[row.id] = row.payload
   end
   save(row)
 end
 
+-- Reads a row with its texts; `with_texts` needs no further command then.
+local read_texts = {}
+
+local function get_with_texts(id)
+  if read[id] == nil then
+    local root = root_of(id)
+    local row = call('HMGET', tree(root), field('n', id, root), field('p', id, root),
+      field('r', id, root), field('g', id, root))
+    keep(id, row[1])
+    read_texts[id] = { p = row[2], r = row[3], g = row[4] }
+  end
+  return get(id)
+end
+
 -- A row as Python reads it: its JSON, payload, result and progress.
 local function with_texts(node)
-  local id, found = node.id, {}
-  local stored = call('HMGET', tree(root_of(id)), field('p', id), field('r', id), field('g', id))
+  local id, root, found = node.id, root_of(node.id), {}
   for place, kind in ipairs({ 'p', 'r', 'g' }) do
-    found[place] = stored[place]
-    if texts[id] and texts[id][kind] ~= nil then
-      found[place] = texts[id][kind]
+    found[place] = texts[kind][id]
+    if found[place] == nil and read_texts[id] then
+      found[place] = read_texts[id][kind]
+    elseif found[place] == nil then
+      found[place] = call('HGET', tree(root), field(kind, id, root))
     end
   end
   return encode(node), found[1], found[2], found[3]
 end
 
--- The same, as it is stored, and how many bytes were read with it.
+-- A row as it is stored, with its texts, and how many bytes were read with it.
 local function stored_row(id, size)
   local key = tree(root_of(id))
   local row = call('HMGET', key, field('n', id), field('p', id), field('r', id), field('g', id))
@@ -209,20 +235,21 @@ local function next_caller()
   made[#made + 1] = keys
 end
 
+-- `start` is nil for a message. An entry is stored as text: run, start, time and node.
 local function put_entry(key, node, run, start)
   if not keys[key] then
     keys[key] = true
     keys[#keys + 1] = key
   end
-  entries[key] = { node = node, run = run, start = start, written = now_text }
+  entries[key] = format('%d %s %s %s', run, start or '-', now_text, node)
 end
 
-local function entry_of(key)
-  if entries[key] == nil then
-    local stored = call('HGET', KEY.entries, key)
-    return stored and cjson.decode(stored)
+local function start_of(key)
+  local entry = entries[key]
+  if entry == nil then
+    entry = call('HGET', KEY.entries, key)
   end
-  return entries[key]
+  return entry and tonumber(entry:match('^%d+ (%S+)'))
 end
 
 local function remove_entry(key)
@@ -246,8 +273,8 @@ local function unclaim(unique, id)
 end
 
 -- A value with a line of JSON before it.
-local function head_of(stored)
-  return cjson.decode(stored:match('^[^\n]*'))
+local function head_of(value)
+  return cjson.decode(value:match('^[^\n]*'))
 end
 
 local function schedule_of(name)
@@ -255,8 +282,8 @@ local function schedule_of(name)
 end
 
 local function is_alive(worker)
-  local stored = call('HGET', KEY.beats, worker)
-  local beat = stored and head_of(stored)
+  local found = call('HGET', KEY.beats, worker)
+  local beat = found and head_of(found)
   return beat and now < tonumber(beat.at) + tonumber(beat.ttl)
 end
 
@@ -272,39 +299,53 @@ local function push(list, one, two)
   list[#list + 1] = two
 end
 
--- Writes the changed rows of the trees, and notes how the indexes change.
-local function commit_rows()
-  local trees, indexes = {}, {}
-  for _, name in ipairs({ 'late', 'unsealed', 'asked', 'ended' }) do
-    indexes[name] = { put = {}, gone = {} }
-  end
-
-  local function index(node, root)
-    local was, is = marks[node.id], marks_of(node)
-    for name, change in pairs(indexes) do
-      local member = name == 'ended' and root or node.id
-      if is[name] and is[name] ~= was[name] then
-        local by_member = name == 'asked'
-        push(change.put, by_member and member or is[name], by_member and is[name] or member)
-      elseif was[name] and not is[name] then
-        push(change.gone, member)
+-- Writes what the indexes have of the saved rows.
+local function commit_index(name, value_of)
+  local was, put, gone = stored[name], {}, {}
+  for _, id in ipairs(saved) do
+    local node = read[id]
+    if type(node) ~= 'string' then
+      local value = value_of(node)
+      local member = name == 'ended' and root_of(id) or id
+      if not value then
+        gone[#gone + 1] = was[id] and member
+      elseif value ~= was[id] then
+        push(put, name == 'asked' and member or value, name == 'asked' and value or member)
       end
     end
-    return node.id ~= root and is.open - was.open or 0
   end
+  each(name == 'asked' and 'HSET' or 'ZADD', KEY[name], put)
+  each(name == 'asked' and 'HDEL' or 'ZREM', KEY[name], gone)
+end
 
+local function count_of(value)
+  return value and 1 or 0
+end
+
+-- How the number of open rows below a root changes.
+local function opened(id, node)
+  local is = count_of(INDEXED.late(node)) + count_of(INDEXED.unsealed(node))
+  return is - count_of(stored.late[id]) - count_of(stored.unsealed[id])
+end
+
+-- Writes the saved rows into their trees.
+local function commit_rows()
+  local trees = {}
   for _, id in ipairs(saved) do
     local root, node = root_of(id), read[id]
     local writes = trees[root] or { put = {}, gone = {}, open = 0 }
     trees[root] = writes
+
     local is_read = type(node) ~= 'string'
-    push(writes.put, field('n', id), is_read and encode(node) or node)
-    writes.open = writes.open + (is_read and index(node, root) or 0)
-    for kind, value in pairs(texts[id] or {}) do
-      if value then
-        push(writes.put, field(kind, id), value)
-      else
-        push(writes.gone, field(kind, id))
+    push(writes.put, field('n', id, root), is_read and encode(node) or node)
+    if is_read and id ~= root then
+      writes.open = writes.open + opened(id, node)
+    end
+    for kind, values in pairs(texts) do
+      if values[id] then
+        push(writes.put, field(kind, id, root), values[id])
+      elseif values[id] == false then
+        push(writes.gone, field(kind, id, root))
       end
     end
   end
@@ -316,22 +357,20 @@ local function commit_rows()
       call('HINCRBY', tree(root), 'open', writes.open)
     end
   end
-  for name, change in pairs(indexes) do
-    local is_hash = name == 'asked'
-    each(is_hash and 'HSET' or 'ZADD', KEY[name], change.put)
-    each(is_hash and 'HDEL' or 'ZREM', KEY[name], change.gone)
-  end
 end
 
 -- Writes everything. Returns for each caller the keys of the outbox entries that are left.
 local function commit()
   commit_rows()
+  for name, value_of in pairs(INDEXED) do
+    commit_index(name, value_of)
+  end
 
   local order, about, gone = {}, {}, {}
   for key, entry in pairs(entries) do
     if entry then
-      push(order, entry.written, key)
-      push(about, key, cjson.encode(entry))
+      push(order, now_text, key)
+      push(about, key, entry)
     else
       push(gone, key)
     end
@@ -341,8 +380,8 @@ local function commit()
   each('ZREM', KEY.outbox, gone)
   each('HDEL', KEY.entries, gone)
 
-  for name, stored in pairs(schedules) do
-    call('HSET', KEY.schedules, name, stored)
+  for name, schedule in pairs(schedules) do
+    call('HSET', KEY.schedules, name, schedule)
   end
   for unique, id in pairs(claims) do
     if id then

@@ -63,7 +63,7 @@ function walk.finish(node, state, reason, result)
   reason = reason or ''
   move_to(node, state)
   if result or node.result then
-    set_text(node.id, 'r', result or false) -- also removes that of an earlier run
+    texts.r[node.id] = result or false -- also removes that of an earlier run
     node.result = result ~= nil
   end
   if reason ~= '' or node.cancel == 'no' then
@@ -186,7 +186,7 @@ function walk.release(node)
   end
   if node.kind == 'task' then
     local delay = tonumber(node.delay)
-    node.due = text(now + delay)
+    node.due = delay > 0 and text(now + delay) or now_text
     move_to(node, delay > 0 and 'scheduled' or 'queued')
     save(node)
     walk.publish(node)
