@@ -105,13 +105,14 @@ class Server:
             return session
 
         async with self._connecting:
-            if not self._is_open:
+            session = self._session
+            if self._is_open and (session is None or session.error is not None):
+                session = self._session = await self._connect(session)
+            if session is None or not self._is_open:
+                await self.close()  # also when it was closed while it connected
                 raise StoreError(
                     f"the task store at {self._place.shown} is closed. Call open() first"
                 )
-            session = self._session
-            if session is None or session.error is not None:
-                session = self._session = await self._connect(session)
             return session
 
     async def _connect(self, old: Session | None) -> Session:

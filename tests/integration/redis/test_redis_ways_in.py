@@ -18,6 +18,9 @@ from support.waiting import eventually
 
 from mqcore import Broker, ConfigurationError, Queue
 from mqcore.contract.brokers.server import free_port
+from mqcore.contract.store.cases import store_cases
+from mqcore.contract.store.harness import store_of
+from mqcore.contract.store.run import run_store_case
 from mqcore.spi import DONE, STORED, Ack, Capability, Durability, ErrorKind, Move, Outgoing
 from mqcore_redis import RedisBackend, RedisOptions
 
@@ -348,6 +351,12 @@ async def test_a_cluster_serves_queues_of_many_slots(cluster: list[Private]) -> 
             assert await consumer.settle([move], timeout=5) == [DONE]
         (count,) = await backend.count([there])
         assert count.ready == 1
+
+
+async def test_a_cluster_serves_a_task_store(cluster: list[Private]) -> None:
+    make_store = store_of(f"redis+cluster://127.0.0.1:{cluster[0].port}?tag=shop")
+    for case in store_cases():
+        await run_store_case(case, make_store)
 
 
 async def test_a_node_of_a_cluster_is_no_server_by_itself(cluster: list[Private]) -> None:
