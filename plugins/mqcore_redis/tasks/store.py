@@ -71,8 +71,8 @@ class RedisTaskStore(TaskStore):
         found: list[Pending] = []
         for key, answer in zip(keys, await self._read("tasks/entries", keys), strict=True):
             if answer is not None:
-                packed, row = answer
-                entry = outbox_entry_of(key, packed)
+                *about, row = answer
+                entry = outbox_entry_of(key, about)
                 found.append(Pending(entry, node_of(entry.node, row) if row else None))
         return found
 

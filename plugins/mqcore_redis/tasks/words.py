@@ -240,9 +240,9 @@ def outcome_of(change: Change, answer: Any) -> Outcome:
     return outcomes.Conflict(given[0].decode())
 
 
-def outbox_entry_of(key: str, stored: bytes) -> OutboxEntry:
-    """Return an outbox entry."""
-    run, start, written, node = stored.decode().split(" ", 3)
+def outbox_entry_of(key: str, answer: Sequence[bytes]) -> OutboxEntry:
+    """Return an outbox entry from its time, run, start and node."""
+    written, run, start, node = (word.decode() for word in answer)
     return OutboxEntry(key, node, int(run), None if start == "-" else int(start), float(written))
 
 

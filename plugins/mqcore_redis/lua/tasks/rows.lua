@@ -226,7 +226,8 @@ local function stored_row(id, size)
   return row[1] and row, size
 end
 
--- The outbox: a sorted set by time, and what an entry is about.
+-- The outbox is a sorted set of keys by time. `entries` has what the key NODE:RUN does not say: run,
+-- start and node of a slice, and of a further copy of a message.
 local entries, made, keys = {}, {}, {}
 
 -- Begins the list of the keys that a caller's changes make.
@@ -235,13 +236,14 @@ local function next_caller()
   made[#made + 1] = keys
 end
 
--- `start` is nil for a message. An entry is stored as text: run, start, time and node.
+-- `start` is nil for a message.
 local function put_entry(key, node, run, start)
   if not keys[key] then
     keys[key] = true
     keys[#keys + 1] = key
   end
-  entries[key] = format('%d %s %s %s', run, start or '-', now_text, node)
+  local is_plain = not start and key == node .. ':' .. run
+  entries[key] = is_plain or format('%d %s %s', run, start or '-', node)
 end
 
 local function start_of(key)
@@ -249,7 +251,7 @@ local function start_of(key)
   if entry == nil then
     entry = call('HGET', KEY.entries, key)
   end
-  return entry and tonumber(entry:match('^%d+ (%S+)'))
+  return type(entry) == 'string' and tonumber(entry:match('^%d+ (%S+)'))
 end
 
 local function remove_entry(key)
@@ -370,7 +372,9 @@ local function commit()
   for key, entry in pairs(entries) do
     if entry then
       push(order, now_text, key)
-      push(about, key, entry)
+      if entry ~= true then
+        push(about, key, entry)
+      end
     else
       push(gone, key)
     end
