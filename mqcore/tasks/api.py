@@ -23,6 +23,7 @@ from mqcore.running.handlers import HandlerSpec
 from mqcore.tasks.calls import Call
 from mqcore.tasks.connected import HEADER, Connected
 from mqcore.tasks.context import TaskContext
+from mqcore.tasks.eager import eager
 from mqcore.tasks.errors import DuplicateTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.outcomes import Conflict
@@ -36,6 +37,7 @@ from mqcore.tasks.store.values import Failure
 from mqcore.tasks.task import AsyncTask, BaseTask, Task, TaskOptions
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
 
     from mqcore.consuming.conclusions import Conclusion
@@ -271,6 +273,14 @@ class Tasks(AppPart):
 
     # Connections
 
+    def eager(self) -> AbstractAsyncContextManager[None]:
+        """Run what is sent inside `async with tasks.eager():` here and now, without a broker.
+
+        The arguments, results and states are the same as with a worker; delays and the waits before
+        retries are left out.
+        """
+        return eager(self)
+
     def attach(self) -> Connected:
         """Return what serves these tasks on one broker; called by the app."""
         return Connected(self)
@@ -335,7 +345,7 @@ class Tasks(AppPart):
         """Return the job of a task or workflow that was sent before, by its id."""
         return Job(self, check_text("id", id, f"tasks {self.name!r}: job"))
 
-    def read(self, value: Value, plan: Plan | None, name: str = "") -> Any:
+    def read(self, value: Value, plan: Plan | None, name: str = "", arguments: str = "") -> Any:
         """Return the value of a stored result, by the types of the tasks that it came from."""
         if isinstance(value, Failure):
             return value
@@ -345,10 +355,12 @@ class Tasks(AppPart):
             return [
                 self.read(each, member) for each, member in zip(value, plan.members, strict=True)
             ]
-        task = self.find(plan.name if isinstance(plan, TaskPlan) else name)
         text = json_of(value)
-        return (
-            _ANY.decode(text.encode(), None, JSON)
-            if task is None
-            else task.parameters.decode_result(text)
-        )
+        if isinstance(plan, TaskPlan):
+            name, arguments = plan.name, plan.arguments
+        if (task := self.find(name)) is None:
+            return _ANY.decode(text.encode(), None, JSON)
+        parameters = task.parameters
+        if arguments.startswith("["):
+            return parameters.decode_results(text)
+        return parameters.decode_result(text)

@@ -94,7 +94,10 @@ class Job(Generic[R_co]):
         if node.state is not State.SUCCEEDED:
             raise await error_of(connected.store, node)
         value: R_co = self._tasks.read(
-            await value_of(connected.store, node.id), self._plan, node.name
+            await value_of(connected.store, node.id),
+            self._plan,
+            node.name,
+            node.payload[:1].decode(),
         )
         return value
 

@@ -7,6 +7,7 @@ signature and checked strictly when the task is sent, and read by the same types
 from __future__ import annotations
 
 import inspect
+import json
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -106,6 +107,10 @@ class Parameters:
     def decode_result(self, result: str) -> Any:
         """Return the value of a result."""
         return self._result.decode(result.encode(), _TYPE, JSON)
+
+    def decode_results(self, results: str) -> list[Any]:
+        """Return the values of a list of results."""
+        return [self.decode_result(json.dumps(each)) for each in json.loads(results)]
 
     def _checked(self, payload: Payload[Any], value: object) -> bytes:
         try:

@@ -6,9 +6,10 @@ It is the same in the event loop, in a thread, in a process, and in eager mode.
 from __future__ import annotations
 
 import asyncio
-import inspect
+import json
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import Reject, ValidationError
@@ -17,7 +18,7 @@ from mqcore.tasks.context import Replacement, TaskContext, current_context
 from mqcore.tasks.errors import SoftTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
     from types import FrameType
 
     from mqcore.consuming.context import DeliveryInfo
@@ -67,24 +68,40 @@ class Run:
         if self.task.mode != "thread" and self.running is not None:
             self.running.cancel()
 
-    def arguments(self) -> inspect.BoundArguments:
-        """Return what the function is called with. Raises `Reject` when it does not fit any more.
+    def calls(self) -> Iterator[Callable[[], Any]]:
+        """Yield what to call: the function once, or for a list of arguments once for each.
 
-        Then the code has changed since the task was sent, and another attempt would not help.
+        Raises `Reject` for arguments that do not fit any more. Then the code has changed since the
+        task was sent, and another attempt would not help.
         """
-        try:
-            return self.task.parameters.decode(self.call.arguments, self.call.given)
-        except ValidationError as error:
-            raise Reject(str(error)) from error
+        current_context.set(self.context)
+        context = (self.context,) if self.task.parameters.takes_context else ()
+        for arguments in self._arguments():
+            try:
+                bound = self.task.parameters.decode(arguments, self.call.given)
+            except ValidationError as error:
+                raise Reject(str(error)) from error
+            yield partial(self.task.function, *context, *bound.args, **bound.kwargs)
 
-    def finished(self, value: object) -> bytes | Replacement:
-        """Return a result as JSON. Raises `Reject` for one that cannot be stored."""
-        if isinstance(value, Replacement):
-            return value
+    @property
+    def is_list(self) -> bool:
+        """Whether the function runs once for each of a list of arguments."""
+        return self.call.arguments.startswith("[")
+
+    def _arguments(self) -> list[str]:
+        if not self.is_list:
+            return [self.call.arguments]
+        return [json.dumps(each) for each in json.loads(self.call.arguments)]
+
+    def finished(self, values: Sequence[object]) -> bytes | Replacement:
+        """Return the result as JSON. Raises `Reject` for one that cannot be stored."""
+        if not self.is_list and isinstance(values[0], Replacement):
+            return values[0]
         try:
-            result = self.task.parameters.encode_result(value)
+            encoded = [self.task.parameters.encode_result(value) for value in values]
         except ValidationError as error:
             raise Reject(str(error)) from error
+        result = b"[%s]" % b",".join(encoded) if self.is_list else encoded[0]
         if len(result) > _MOST:
             raise Reject(
                 f"task {self.task.name!r}: its result has {len(result):,} bytes, and at most "
@@ -92,24 +109,20 @@ class Run:
             )
         return result
 
-    def called(self) -> Any:
-        """Call the function; of an async one this is a coroutine."""
-        bound = self.arguments()
-        context = (self.context,) if self.task.parameters.takes_context else ()
-        current_context.set(self.context)
-        return self.task.function(*context, *bound.args, **bound.kwargs)
-
 
 async def run_async(run: Any) -> Any:
     """Run an async task in the event loop."""
-    interruptible = Interruptible(run.called())
-    run.parts.append(interruptible)
-    return run.finished(await interruptible)
+    values = []
+    for call in run.calls():
+        interruptible = Interruptible(call())
+        run.parts[:] = [interruptible]
+        values.append(await interruptible)
+    return run.finished(values)
 
 
 def run_in_thread(run: Any) -> Any:
     """Run a blocking task in a thread."""
-    return run.finished(run.called())
+    return run.finished([call() for call in run.calls()])
 
 
 def in_process(task: BaseTask[Any, Any], call: TaskCall, info: DeliveryInfo) -> bytes:
@@ -122,7 +135,7 @@ def in_process(task: BaseTask[Any, Any], call: TaskCall, info: DeliveryInfo) -> 
         signal.signal(signal.SIGALRM, _soft_timeout)
         signal.setitimer(signal.ITIMER_REAL, task.soft_timeout)
     try:
-        result = run.finished(run.called())
+        result = run_in_thread(run)
     finally:
         if task.soft_timeout is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -70,14 +70,20 @@ class TaskRuns(Middleware):
         self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
     ) -> object:
         """Run a message of a task; pass on every other one."""
-        tasks = self._connected.tasks
-        if ctx.queue not in tasks.queues:
+        if ctx.queue not in self._connected.tasks.queues:
             return await call_next(ctx)
 
         call = self._connected.call_of(ctx)
         if isinstance(call, HandlerResult):
             raise ChildRunFailed(call)
-        task = tasks.find(call.name)
+        await self.run_call(call, ctx, call_next)
+        return None
+
+    async def run_call(
+        self, call: TaskCall, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
+    ) -> None:
+        """Run a task. Raises what settles its message; returns when that is acknowledged."""
+        task = self._connected.tasks.find(call.name)
         if task is None:
             raise Reject(
                 f"no task named {call.name!r:.100} is registered in this worker. Deploy its "
@@ -93,10 +99,8 @@ class TaskRuns(Middleware):
             state=ctx.state,
         )
         run = Run(task, call, context)
-        if self._connected.has_store and not await self._begin(run, ctx):
-            return None
-        await self._run(run, ctx, call_next)
-        return None
+        if not self._connected.has_store or await self._begin(run, ctx):
+            await self._run(run, ctx, call_next)
 
     # Beginning
 

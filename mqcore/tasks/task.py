@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -26,7 +26,7 @@ from mqcore.clock import seconds
 from mqcore.errors import ConfigurationError, ValidationError
 from mqcore.messages.message import check_priority
 from mqcore.queue import check_queue_name
-from mqcore.rules.checks import check_flag, check_kind, check_options, check_seconds
+from mqcore.rules.checks import check_count, check_flag, check_kind, check_options, check_seconds
 from mqcore.rules.retry import RetryPolicy
 from mqcore.tasks.calls import Call, Partial, Step, group
 from mqcore.tasks.context import TaskContext
@@ -172,21 +172,30 @@ class BaseTask(Generic[P, R]):
         """Return the task with some of its arguments."""
         return Partial(self, args, kwargs)
 
-    def map(self: BaseTask[[A], T], items: list[A]) -> Call[list[T]]:
-        """Return a group with a member for each item."""
-        return group([self.s(item) for item in items], tasks=self.tasks)
+    def map(self: BaseTask[[A], T], items: Iterable[A]) -> Call[list[T]]:
+        """Return one task that runs the function with each item, one after the other."""
+        return self.starmap((item,) for item in items)
 
-    def starmap(self, items: list[tuple[Any, ...]]) -> Call[list[R]]:
-        """Return a group with a member for each tuple of arguments."""
-        calls = [Call[R](self.tasks, self.plan(item, {})) for item in items]
-        return group(calls, tasks=self.tasks)
+    def starmap(self, items: Iterable[tuple[Any, ...]]) -> Call[list[R]]:
+        """Return one task that runs the function with each tuple of arguments."""
+        encoded = [self.parameters.encode(item, {}) for item in items]
+        return Call(self.tasks, self._plan(f"[{','.join(encoded)}]"))
+
+    def chunks(self, items: Iterable[tuple[Any, ...]], size: int) -> Call[list[list[R]]]:
+        """Return a group of tasks, each of which runs the function with `size` of the tuples."""
+        check_count("size", size, f"task {self.name!r}: chunks")
+        rest = list(items)
+        parts = [self.starmap(rest[at : at + size]) for at in range(0, len(rest), size)]
+        return group(parts, tasks=self.tasks)
 
     def plan(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_step: bool = False
     ) -> TaskPlan:
         """Return what to do as data. Raises `ValidationError` for wrong arguments."""
+        return self._plan(self.parameters.encode(args, kwargs, is_step=is_step), is_step=is_step)
+
+    def _plan(self, arguments: str, *, is_step: bool = False) -> TaskPlan:
         options = self._options
-        arguments = self.parameters.encode(args, kwargs, is_step=is_step)
         delay, ttl = seconds(options.get("delay", 0.0)), options.get("expires")
         ttl = None if ttl is None else seconds(ttl)
         if ttl is not None and delay >= ttl:
@@ -204,7 +213,7 @@ class BaseTask(Generic[P, R]):
             options.get("priority"),
             delay,
             ttl,
-            self._key(arguments) if self.unique and not is_step else "",
+            self._key(arguments) if self.unique and arguments[0] == "{" else "",
         )
 
     def _key(self, arguments: str) -> str:

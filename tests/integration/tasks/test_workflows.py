@@ -116,6 +116,11 @@ async def test_map_starmap_and_chunks(shop: Shop, sums: Sums) -> None:
         assert await (await sums.mul.map([1, 2, 3]).send()).result() == [2, 4, 6]
         pairs = [(number, number) for number in range(5)]
         assert await (await sums.add.starmap(pairs).send()).result() == [0, 2, 4, 6, 8]
+        chunks = await sums.add.chunks(pairs, 2).send()
+        assert await chunks.result() == [[0, 2], [4, 6], [8]]
+        assert await shop.tasks.job(f"{chunks.id}.0").result() == [0, 2]
+        total = await (sums.add.starmap(pairs) | sums.xsum.step()).send()
+        assert await total.result() == 20
 
 
 async def test_a_failing_step_skips_the_rest_and_names_its_error(shop: Shop, sums: Sums) -> None:
