@@ -55,7 +55,7 @@ class Results:
         self._store = store
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, set[asyncio.Future[Node | None]]] = {}
+        self._waiting: dict[str, dict[asyncio.Future[Node | None], Callable[[Node], bool]]] = {}
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -70,23 +70,20 @@ class Results:
         return node
 
     async def changed(self, id: str, is_new: Callable[[Node], bool]) -> Node:
-        """Wait until the row of a task is new to the caller, and return it."""
-        while not is_new(node := await self._next(id)):
-            pass
-        return node
+        """Wait until the row of a task is new to the caller, and return it.
 
-    async def _next(self, id: str) -> Node:
-        """Return the row when it may have changed."""
+        Raises `UnknownTask` when it is removed.
+        """
         found: asyncio.Future[Node | None] = self._loop.create_future()
-        self._waiting.setdefault(id, set()).add(found)
+        self._waiting.setdefault(id, {})[found] = is_new
         self._wait = _FIRST_WAIT
         if self._watch is None or self._watch.done():
             self._watch = self._loop.create_task(self._poll())
         try:
             node = await found
         finally:
-            futures = self._waiting.get(id, set())
-            futures.discard(found)
+            futures = self._waiting.get(id, {})
+            futures.pop(found, None)
             if not futures:
                 self._waiting.pop(id, None)
         if node is None:
@@ -113,8 +110,8 @@ class Results:
         except StoreError:
             return  # it is away; the callers have time limits of their own
         for id_, node in zip(ids, nodes, strict=True):
-            for future in self._waiting.get(id_, ()):
-                if not future.done():
+            for future, is_new in self._waiting.get(id_, {}).items():
+                if not future.done() and (node is None or is_new(node)):
                     future.set_result(node)
 
     def notice(self, changes: Sequence[Change]) -> None:

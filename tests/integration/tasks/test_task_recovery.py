@@ -88,7 +88,7 @@ async def test_a_group_whose_sender_died_is_given_up(shop: Shop) -> None:
     async def work(number: int) -> int:
         return number
 
-    call = group(work.s(number) for number in range(1_500))
+    call = group(work.s(number) for number in range(1_200))
     async with shop.serve(concurrency=50):
         rows = rows_of(call.plan, "big")
         connected = shop.tasks.connected()
