@@ -201,7 +201,7 @@ async def test_a_schedule_sends_a_complete_call(shop: Shop, runs: Runs) -> None:
         with pytest.raises(InvalidSchedule, match=r"for instance clean_up\.s\(7\)"):
             await shop.tasks.schedules.put("a", every(5), double)
         with pytest.raises(InvalidSchedule, match="more than 1,000 members"):
-            await shop.tasks.schedules.put("a", every(5), double.map([1] * 1_001))
+            await shop.tasks.schedules.put("a", every(5), group([double.s(1)] * 1_001))
 
 
 async def test_schedules_need_a_store(clock: VirtualClock) -> None:
