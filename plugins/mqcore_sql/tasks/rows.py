@@ -22,7 +22,7 @@ from mqcore_sql.tasks.columns import COLUMNS, DEFAULTS, Values, columns_of, node
 
 __all__ = ["RowsChanged", "SqlRows"]
 
-_AHEAD = 4_000
+_AHEAD = 10_000
 """How many rows below a group are read ahead of the transitions, which may need fewer."""
 _PLACES = range(len(COLUMNS))
 
@@ -103,10 +103,11 @@ class SqlRows:
         """Read what a release, a cancellation or a skip of these nodes goes through."""
         left, level = _AHEAD, list(nodes)
         while level:
-            ids = [below for node in level for below in _below(node)]
-            if not ids or len(ids) > left:
-                return
-            left -= len(ids)
+            ids: list[str] = []
+            for flow in level:
+                if flow.size <= left:
+                    ids += _below(flow)
+                    left -= flow.size
             self._load(ids)
             level = [node for below in ids if (node := self._read[below]) is not None]
 

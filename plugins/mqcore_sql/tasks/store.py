@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Event
 from typing import ClassVar, TypeVar
 
 from mqcore.tasks.spi import (
@@ -147,10 +148,14 @@ class SqlTaskStore(TaskStore):
         """Run `work(database)` on the thread."""
         if self._thread is None:
             raise self._closed()
+        given_up = Event()
         try:
-            return await self._thread.run(lambda: self._repeated(what, work), timeout=_PATIENCE)
+            return await self._thread.run(
+                lambda: self._repeated(what, work, given_up), timeout=_PATIENCE
+            )
         except (CallNotBegun, CallNotEnded) as error:
-            if (database := self._db) is not None:
+            given_up.set()
+            if isinstance(error, CallNotEnded) and (database := self._db) is not None:
                 database.abort()
             raise StoreError(
                 f"{what}: {self.product} has not answered in {_PATIENCE:g} s. Another transaction "
@@ -158,8 +163,8 @@ class SqlTaskStore(TaskStore):
                 "is safe to repeat"
             ) from error
 
-    def _repeated(self, what: str, work: Callable[[Database], R]) -> R:
-        """Do the work; again if it was certainly undone, and nothing else is wrong."""
+    def _repeated(self, what: str, work: Callable[[Database], R], given_up: Event) -> R:
+        """Do the work; again if it was certainly undone, and its caller still waits."""
         for left in reversed(range(_TRIES)):
             was_open = self._db is not None
             try:
@@ -170,7 +175,7 @@ class SqlTaskStore(TaskStore):
                 is_lost = self._was_lost(error)
                 is_certain = not isinstance(error, CommitUnknown)
                 has_reason = (is_lost and was_open) or self._is_in_the_way(error)
-                if not (left and is_certain and has_reason):
+                if not (left and is_certain and has_reason) or given_up.is_set():
                     raise self._explained(what, error) from error
         raise AssertionError  # pragma: no cover - the last try returns or raises
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mqcore.tasks.spi import Change
 
 psycopg = pytest.importorskip("psycopg", reason="pip install 'mqcore[sql]'")
+from mqcore_sql.tasks import store as seam_store  # noqa: E402 - after the skip
 from mqcore_sql.tasks.postgres import PostgresTaskStore  # noqa: E402 - it needs psycopg
 
 pytestmark = pytest.mark.timeout(600)  # it commits thousands of times
@@ -148,6 +149,22 @@ async def test_a_transaction_that_is_ended_in_the_middle(
         with pytest.raises(StoreError, match=r"Nothing was changed\. Repeat the call"):
             await begin
     assert (await store.apply([make.Cancel("r")])).outcomes == [made.Cancelled()]
+
+
+async def test_a_call_without_an_answer_is_given_up_and_not_made_later(
+    stores: list[PostgresTaskStore], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stores[0].apply([add("r")])
+    with closing(psycopg.connect(url)) as other:
+        other.execute("SELECT 1 FROM mq_tasks WHERE id = 'r' FOR UPDATE")
+        with monkeypatch.context() as impatient:
+            impatient.setattr(seam_store, "_PATIENCE", 1.0)
+            with pytest.raises(StoreError, match="has not answered"):
+                await stores[0].apply([make.Begin("r", 0, 1, "token", "worker")])
+    assert (await stores[0].apply([make.Cancel("r")])).outcomes == [made.Cancelled()]
+    (node,) = await stores[1].nodes(["r"])
+    assert node is not None
+    assert node.attempt == 0
 
 
 def _waits(admin: Any, holder: int) -> bool:

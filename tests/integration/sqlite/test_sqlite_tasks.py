@@ -12,7 +12,7 @@ from support.task_kills import run_and_kill
 
 from mqcore import Broker, Queue
 from mqcore.errors import ConfigurationError
-from mqcore.tasks.spi import IllegalTransition, Node, State, StoreError
+from mqcore.tasks.spi import IllegalTransition, Kind, Node, State, StoreError
 from mqcore.tasks.spi import changes as make
 from mqcore.tasks.spi import outcomes as made
 from mqcore_sql import schema
@@ -94,6 +94,28 @@ async def test_a_caller_that_goes_away_takes_no_other_with_it(store: SqliteTaskS
     ended = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(ended[1], asyncio.CancelledError)
     assert (await states(store, "a", "c")) == ["queued", "queued"]
+
+
+async def test_a_batch_of_endings_reads_neither_the_other_members_nor_one_by_one(
+    store: SqliteTaskStore,
+) -> None:
+    members = [Node(id=f"g.{index}", parent="g", index=index) for index in range(500)]
+    group = Node(id="g", kind=Kind.GROUP, size=len(members))
+    await store.apply([make.Add([group, *members])])
+    names = [f"g.{index}" for index in range(100, 150)]
+    await store.apply([begin(name) for name in names])
+
+    statements: list[str] = []
+    await store._run("test", lambda it: it._opened.set_trace_callback(statements.append))  # type: ignore[attr-defined]  # it is SQLite's
+    ends = [make.End(name, 0, "token", State.SUCCEEDED) for name in names]
+    applied = await asyncio.gather(*[store.apply([end]) for end in ends])
+    assert [list(it.outcomes) for it in applied] == [[made.Ended()]] * 50
+
+    reads = [text for text in statements if "FROM mq_task" in text and "SELECT" in text]
+    writes = [text for text in statements if text.startswith("UPDATE mq_tasks")]
+    assert len(reads) == 1
+    assert '"g.99"' not in reads[0]
+    assert len(writes) == 51  # each member, and the counter of the group once
 
 
 # A queue in the same file
