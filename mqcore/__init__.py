@@ -54,7 +54,7 @@ from mqcore.rules.profile import Profile
 from mqcore.rules.retry import Backoff, RetryPolicy, exponential, fixed, linear
 from mqcore.rules.routing import Binding
 from mqcore.running.handlers import BatchOptions, ConsumerOptions
-from mqcore.session import ConnectOptions, Health, SpoolHealth
+from mqcore.session import ConnectOptions, Health, OutboxHealth, SpoolHealth
 from mqcore.spi import Entry, QueueCounts
 from mqcore.worker import Worker, WorkerOptions
 
@@ -99,6 +99,7 @@ __all__ = [
     "MessageTooLarge",
     "Middleware",
     "MqcoreError",
+    "OutboxHealth",
     "Postpone",
     "Producer",
     "Profile",

@@ -8,7 +8,7 @@ isolation lock, receivers. It gets them from `Broker`'s session, with `session_o
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -46,17 +46,25 @@ from mqcore.queue import RESERVED_PREFIXES, Queue, queue_name
 from mqcore.router import Router
 from mqcore.rules.capabilities import Capability, Durability
 from mqcore.rules.checks import check_kind, check_kinds, check_options, described, takes_nothing
+from mqcore.rules.health import Health, OutboxHealth, SpoolHealth
 from mqcore.rules.inbound import Inbound
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import AfterCrash, RetryPolicy, Rules
 from mqcore.spi import Backend, Inbox, QueueSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mqcore.messages.codec import Codecs
 
-__all__ = ["ConnectOptions", "Health", "Session", "SpoolHealth", "check_connect_options"]
+__all__ = [
+    "ConnectOptions",
+    "Health",
+    "OutboxHealth",
+    "Session",
+    "SpoolHealth",
+    "check_connect_options",
+]
 
 T = TypeVar("T")
 _CONNECTING = "connecting to the broker"
@@ -89,53 +97,6 @@ class ConnectOptions(TypedDict, total=False):
     make_backend: Callable[[], Backend]
     outbox: str | None
     fallback: Fallback | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolHealth:
-    """The state of a fallback's spool, known without asking it.
-
-    `depth`: how many messages wait in it. `age`: for how many seconds the oldest has waited.
-    `usable`: whether it stores messages now. `error`: why not.
-    """
-
-    depth: int
-    age: float
-    usable: bool
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The state of a broker, known without asking it (G14).
-
-    `connected`: whether there is a connection. `consuming`: for each queue with a consumer, whether
-    it is really consumed. `server`: name and version of the server, empty while not connected.
-    `error`: the last connection error, empty after a reconnect. `counts`: how often each event of
-    `mqcore.events.EVENTS` has happened. `spool`: the state of the fallback, None without one.
-    """
-
-    connected: bool
-    consuming: Mapping[str, bool]
-    server: str
-    error: str
-    counts: Mapping[str, int]
-    spool: SpoolHealth | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether messages can be published and every consumer consumes.
-
-        While the broker is away, a fallback takes what is published.
-        """
-        publishes = self.connected or (self.spool is not None and self.spool.usable)
-        return publishes and all(self.consuming.values())
-
-    @property
-    def degraded(self) -> bool:
-        """Whether the fallback is in use, or could not be used now."""
-        spool = self.spool
-        return spool is not None and not (self.connected and spool.usable and not spool.depth)
 
 
 class Session:
@@ -423,15 +384,18 @@ class Session:
         return receiver
 
     def inbox(self, given: Inbox | str | None) -> Inbox:
-        """Return the inbox of an app, not yet open: its own, that of a URL, or the broker's.
+        """Return the inbox of an app, not yet open.
+
+        It is its own, that of a URL, that of the settings, or the broker's.
 
         Raises `ConfigurationError` for a URL that cannot be used.
         """
         if isinstance(given, Inbox):
             return given
-        if given is None:
+        url = self.settings.inbox if given is None else given
+        if url is None:
             return BackendInbox(self.connection, is_own=False)
-        backend = open_backend(given, self.settings, self._plugins, self.clock)
+        backend = open_backend(url, self.settings, self._plugins, self.clock)
         connection = Connection(backend, clock=self.clock, events=Events())
         return BackendInbox(connection, is_own=True)
 
@@ -484,6 +448,7 @@ class Session:
             error=describe_error(connection.error) if connection.error else "",
             counts=dict(self.events.counts),
             spool=None if self.standby is None else SpoolHealth(**self.standby.state()),
+            outbox=None if self.outbox is None else OutboxHealth(**self.outbox.state()),
         )
 
 

@@ -20,6 +20,9 @@ from mqcore.cli.output import amount, one_line, print_facts, print_json, print_t
 from mqcore.cli.routes import data_of, describe, leftovers
 from mqcore.config.settings import Settings
 from mqcore.errors import BrokerError, UnsupportedFeature
+from mqcore.publishing.enlisting import OUTBOX
+from mqcore.publishing.outbox import look_at
+from mqcore.queue import DLQ
 from mqcore.rules.capabilities import WARNING, Capabilities, Capability, Durability
 from mqcore.rules.routing import Binding
 from mqcore.spi import QueueCounts
@@ -37,6 +40,8 @@ _NO_REASON = {
     False: "nothing is kept outside the broker's process",
 }
 _MOST_LETTERS = 1000
+_WAITS_LONG = 60.0
+"""Seconds after which a message that waits in an outbox is a problem."""
 
 
 @dataclass
@@ -50,6 +55,8 @@ class Report:
     dead: dict[str, dict[str, int]] = field(default_factory=dict)
     """For each dead-letter queue that holds messages: how many for each reason."""
     leftovers: list[Binding] = field(default_factory=list)
+    outbox: dict[str, float] | None = None
+    """How many messages wait in the outbox, for how many seconds, and how many are dead."""
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -79,6 +86,9 @@ def doctor(
     report = Report(str(settings.url))
     try:
         at.run(lambda broker: _examine(broker, settings, user_app, report), demanding=False)
+        if settings.outbox is not None:
+            there = At(settings.outbox.reveal())
+            there.run(lambda database: _check_outbox(database, report), demanding=False)
     except BrokerError as error:
         report.problems.append(one_line(str(error)))
 
@@ -114,6 +124,24 @@ async def _examine(
     if user_app is not None:
         report.problems += await session_of(broker).unused_settings(
             user_app.name, [spec.queue for spec in user_app.consumers()], user_app.routers
+        )
+
+
+async def _check_outbox(database: Broker, report: Report) -> None:
+    """Look at what the application has committed and no relay has published."""
+    depth, since = await look_at(session_of(database).connection)
+    dead = sum(counts.total or 0 for counts in await database.counts(OUTBOX + DLQ))
+    age = 0.0 if since is None else max(database.clock.now() - since, 0.0)
+    report.outbox = {"waiting": depth, "age": round(age, 1), "dead_letters": dead}
+
+    if age > _WAITS_LONG:
+        report.problems.append(
+            f"{amount(depth, 'message')} of the outbox wait, the oldest for {age:.0f} s: does a "
+            "worker or `mqcore relay` run?"
+        )
+    if dead:
+        report.problems.append(
+            f"the outbox has {amount(dead, 'dead letter')}: mqcore dlq list {OUTBOX} --url OUTBOX"
         )
 
 
@@ -206,6 +234,7 @@ def _data(report: Report) -> dict[str, object]:
             for counts in report.queues
         ],
         "dead_letters": report.dead,
+        "outbox": report.outbox,
         "leftover_bindings": [data_of(binding) for binding in report.leftovers],
         "notes": report.notes,
         "problems": report.problems,
@@ -224,6 +253,10 @@ def _print(report: Report) -> None:
             or _NO_REASON[capabilities.has(Capability.DURABLE)]
         )
 
+    if (outbox := report.outbox) is not None:
+        facts["outbox"] = (
+            f"{amount(int(outbox['waiting']), 'message')} wait, the oldest for {outbox['age']:g} s"
+        )
     print_facts(facts)
     if capabilities is not None:
         rows = [

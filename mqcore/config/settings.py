@@ -60,7 +60,10 @@ __all__ = [
     "parse_url",
 ]
 
-_FROM_ENVIRONMENT = ("url", "durability", "publish_timeout", "outbox", "fallback", "enabled")
+_FROM_ENVIRONMENT = (
+    *("url", "durability", "publish_timeout", "outbox", "inbox"),
+    *("fallback", "enabled"),
+)
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 _PREFIX = "MQCORE_"
 _SHOWN = 3
@@ -235,18 +238,20 @@ class Settings(_Section, metaclass=_Explaining):
     `url`: the broker; write special characters in a password as `%XX`. `durability`: what confirmed
     messages must survive, `memory`, `process`, `machine` or `replicated`; nothing is demanded by
     default. `publish_timeout`: seconds until a publish ends (G1). `outbox`: the database in whose
-    transactions the application publishes, when that is not the broker itself. `fallback`: where
-    messages are stored while the broker is away, the URL of a spool or a table of options.
-    `enabled`: false leaves the application running on the fallback, without the broker. `codecs`:
-    the codecs that are allowed; plugins may bring more. `queues`: a table of options for each
-    queue. `routers`: a table of bindings for each router. `backends`: a table of options for each
-    URL scheme; the query of the URL overrides them.
+    transactions the application publishes, when that is not the broker itself. `inbox`: where
+    consumers with `once=` record what they have handled, when the application names no inbox and it
+    is not the broker. `fallback`: where messages are stored while the broker is away, the URL of a
+    spool or a table of options. `enabled`: false leaves the application running on the fallback,
+    without the broker. `codecs`: the codecs that are allowed; plugins may bring more. `queues`: a
+    table of options for each queue. `routers`: a table of bindings for each router. `backends`: a
+    table of options for each URL scheme; the query of the URL overrides them.
     """
 
     url: BrokerUrl = BrokerUrl("memory://")
     durability: Annotated[Durability | None, BeforeValidator(_durability)] = None
     publish_timeout: Seconds = PUBLISH_TIMEOUT
     outbox: BrokerUrl | None = None
+    inbox: BrokerUrl | None = None
     fallback: FallbackOption = None
     enabled: Annotated[bool, Field(strict=True)] = True
     codecs: tuple[str, ...] = ("json", "text", "bytes")

@@ -6,18 +6,21 @@ relay publishes what was committed. It runs inside every worker and in `mqcore r
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from mqcore.config.settings import open_backend
 from mqcore.config.url import BrokerUrl
 from mqcore.connection.connection import Connection
-from mqcore.errors import ConfigurationError
+from mqcore.connection.tasks import begin_later
+from mqcore.errors import ConfigurationError, MqcoreError, QueueNotFound
 from mqcore.publishing.destination import Forwarding
 from mqcore.publishing.enlisting import OUTBOX, Place
 from mqcore.publishing.relay import Relay, check_relays, relay_specs
 from mqcore.rules.checks import described
-from mqcore.spi import SupportsEnlist
+from mqcore.rules.redact import describe_error
+from mqcore.spi import SupportsBrowse, SupportsCount, SupportsEnlist
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
     from mqcore.config.settings import Settings
     from mqcore.publishing.publisher import Publisher
 
-__all__ = ["Outbox", "check_outbox", "make_outbox", "opened"]
+__all__ = ["Outbox", "check_outbox", "look_at", "make_outbox", "opened"]
+
+_LOOK = 5.0
+"""Seconds between two looks at what waits."""
 
 
 class Outbox:
@@ -37,6 +43,8 @@ class Outbox:
         self.source = source
         self.place = Place(source, is_outbox=True)
         self._broker = broker
+        self._watching: asyncio.Task[None] | None = None
+        self._depth, self._since = 0, 0.0
 
     async def open(self) -> None:
         """Connect, and declare the queue of parcels.
@@ -50,13 +58,40 @@ class Outbox:
             )
             check_relays(self.source, "outbox=")
             await self._declare()
+            await self._look()
         except BaseException:
             await self.source.close()
             raise
+        self._watching = begin_later(self._watch())
 
     async def close(self, limit: float | None = None) -> None:
         """Disconnect, within `limit` seconds when the process has to end (G13)."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching], timeout=limit)
         await self.source.close(limit)
+
+    def state(self) -> dict[str, Any]:
+        """Return the fields of `OutboxHealth`."""
+        source, error = self.source, self.source.error
+        return {
+            "depth": self._depth,
+            "age": max(source.clock.now() - self._since, 0.0) if self._depth else 0.0,
+            "usable": source.connected,
+            "error": "" if source.connected or error is None else describe_error(error),
+        }
+
+    async def _watch(self) -> None:
+        """Look at what waits; also what other processes have committed."""
+        while True:
+            await self.source.clock.sleep(_LOOK)
+            if self.source.connected:
+                with suppress(MqcoreError):  # it is looked at again
+                    await self._look()
+
+    async def _look(self) -> None:
+        self._depth, since = await look_at(self.source)
+        self._since = self.source.clock.now() if since is None else since
 
     async def relay(self) -> None:
         """Publish what was committed until the task is cancelled."""
@@ -71,6 +106,21 @@ class Outbox:
 
     async def _declare(self) -> None:
         await self.source.declare(relay_specs(OUTBOX))
+
+
+async def look_at(source: Connection) -> tuple[int, float | None]:
+    """Return how many messages wait in an outbox, and when the oldest was stored."""
+    doing, backend = f"looking at {OUTBOX!r}", source.backend
+    if not isinstance(backend, SupportsCount):
+        return 0, None
+    found = await source.call(doing, lambda: backend.count([OUTBOX]))
+    depth = sum(counts.ready + (counts.leased or 0) for counts in found)
+
+    if depth and isinstance(backend, SupportsBrowse):
+        with suppress(QueueNotFound):
+            entries = await source.call(doing, lambda: backend.browse(OUTBOX, 1))
+            return depth, entries[0].message.published_at if entries else None
+    return depth, None
 
 
 def check_outbox(url: object, where: str) -> None:

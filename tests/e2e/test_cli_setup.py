@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from dataclasses import replace
 from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.commands import CANARY, SHOP, on, write
 
-from mqcore import Broker, BrokerError, Queue, Router
+from mqcore import Broker, BrokerError, Queue, Router, Settings
 from mqcore.cli import main
 from mqcore.cli.common import At
 from mqcore.config.plugins import Plugins
-from mqcore.spi import Capabilities, Capability, ErrorKind, Level, Support, hookimpl
+from mqcore.messages.message import Message
+from mqcore.publishing.parcel import Parcel, enclose
+from mqcore.spi import Capabilities, Capability, ErrorKind, Level, Outgoing, Support, hookimpl
 from mqcore.testing import memory_url
 from mqcore_memory import MemoryBackend
 
@@ -519,3 +522,28 @@ def test_a_command_creates_no_file(run: Run, tmp_path: Path, command: tuple[str,
 
     on(url, lambda broker: broker.declare(Queue("orders", int)))
     assert "there is nothing at" not in run(*command, *options).err
+
+
+async def _enlisted(url: str) -> None:
+    async with Broker.connect(memory_url(), outbox=url, settings=Settings()):
+        pass
+    async with Broker.connect(url, settings=Settings()) as database:
+        parcel = Parcel(Outgoing("orders", Message(id="a", body=b"1")), time.time() - 100)
+        stored = enclose(parcel, "mq.outbox")
+        old = replace(stored, message=replace(stored.message, published_at=time.time() - 100))
+        await database._session.connection.publish([old], 10.0)
+
+
+def test_doctor_shows_the_outbox_of_the_settings(
+    run: Run, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    monkeypatch.setenv("MQCORE_OUTBOX", url)
+    assert "there is nothing at" in run("doctor", filled).out
+    asyncio.run(_enlisted(url))
+    report = run("doctor", filled, "--json").data
+    assert (report["outbox"]["waiting"], report["outbox"]["dead_letters"]) == (1, 0)
+    assert report["outbox"]["age"] >= 99
+    (problem,) = report["problems"]
+    assert "mqcore relay" in problem
+    assert "1 message wait" in run("doctor", filled).out

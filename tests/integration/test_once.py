@@ -27,6 +27,7 @@ from mqcore import (
     Worker,
     fixed,
 )
+from mqcore.config.url import BrokerUrl
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:
@@ -288,6 +289,23 @@ class _Swap(Middleware):
 
     def outgoing(self, message: Message) -> Message:
         return message
+
+
+async def test_an_inbox_of_the_settings(clock: VirtualClock, url: str) -> None:
+    app, inbox = App("shop"), memory_url()
+    handled: list[int] = []
+
+    @app.consumer(jobs, once="24h")
+    async def handle(value: int) -> None:
+        handled.append(value)
+
+    settings = Settings(inbox=BrokerUrl(inbox))
+    for where in (url, memory_url()):  # two brokers, and one inbox
+        connecting = app.connect(where, clock=clock, settings=settings)
+        async with connecting as broker, Worker(app, broker):
+            await broker.publish(jobs, 1, id="a")
+            await clock.settle()
+    assert handled == [1]
 
 
 async def test_middleware_runs_for_what_is_handled_only(clock: VirtualClock, url: str) -> None:

@@ -400,6 +400,33 @@ async def test_where_a_session_makes_no_sense(broker: Broker, database: AppDatab
             await broker.publish(orders, {"n": "x"}, session=session)  # type: ignore[dict-item]
 
 
+async def test_health_shows_what_waits_in_the_outbox(database: AppDatabase) -> None:
+    connecting = Broker.connect(
+        memory_url(), settings=Settings(), queues=[orders], outbox=database.url
+    )
+    async with connecting as broker:
+        outbox = session_of(broker).outbox
+        assert outbox is not None
+
+        def health() -> tuple[int, bool, str]:
+            found = broker.health().outbox
+            assert found is not None
+            assert (found.age > 0) == (found.depth > 0)
+            return found.depth, found.usable, found.error
+
+        assert health() == (0, True, "")
+        with database.engine() as engine, Session(engine) as session:
+            await broker.publish(orders, {"n": 1}, session=session)
+            await broker.publish(orders, {"n": 2}, session=session)
+            session.commit()
+        await outbox._look()
+        assert health() == (2, True, "")
+
+        await outbox.drain()
+        await outbox._look()
+        assert health() == (0, True, "")
+
+
 async def test_a_database_without_tables(broker: Broker, tmp_path: Path) -> None:
     bare = AppDatabase("sqlite", str(tmp_path / "bare.db"))
     with (
