@@ -25,6 +25,7 @@ from mqcore.cli import (
     relay,
     routes,
     schedule,
+    tasks,
     worker,
 )
 from mqcore.cli.common import place_of
@@ -87,6 +88,7 @@ def application(*, plugins: bool) -> typer.Typer:
     app.add_typer(dlq.app)
     app.add_typer(routes.app)
     app.add_typer(schedule.app)
+    app.add_typer(tasks.app)
     command(app, "backends", backends.backends)
     command(app, "doctor", doctor.doctor)
     app.add_typer(contract.app)

@@ -15,6 +15,7 @@ from mqcore.clock import SystemClock
 from mqcore.config.settings import Settings
 from mqcore.config.url import BrokerUrl
 from mqcore.errors import BrokerError, ConfigurationError
+from mqcore.spi import SupportsExists
 from mqcore.tasks.api import Tasks
 from mqcore.tasks.store.plugins import default_store_plugins
 from mqcore.tasks.store.seam import TaskStore
@@ -63,7 +64,8 @@ def _one(target: str) -> Tasks:
 async def opened_store(tasks: Tasks) -> AsyncIterator[TaskStore]:
     """Open the store of tasks, without their broker.
 
-    Raises `ConfigurationError` for a store in memory, which another process cannot see.
+    Raises `ConfigurationError` for a store in memory, which another process cannot see, and for one
+    that opening would create.
     """
     url = tasks.store or ""
     scheme = BrokerUrl(url).scheme
@@ -73,6 +75,11 @@ async def opened_store(tasks: Tasks) -> AsyncIterator[TaskStore]:
             'processes share, for instance store="sqlite:///tasks.db"'
         )
     store = default_store_plugins().store_for(scheme)(url, SystemClock())
+    if isinstance(store, SupportsExists) and not store.exists():
+        raise ConfigurationError(
+            f"there is nothing at {BrokerUrl(url)} yet. The first application that connects makes "
+            "it. If one has connected, check the URL and the working directory"
+        )
     try:
         await store.open()
         yield store

@@ -12,6 +12,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
+from mqcore.broker import session_of
 from mqcore.errors import MqcoreError
 from mqcore.log import log
 from mqcore.tasks.model.changes import Recover
@@ -32,6 +33,8 @@ A queue may have a backlog. A task that is published again before its turn is pu
 often; its second message finds that it runs, or has ended.
 """
 _MOST = 1_000
+_COUNTS = ("started", "done", "retried", "postponed", "dead")
+"""The events that a heartbeat counts, of all queues of the worker."""
 
 
 class Upkeep:
@@ -85,16 +88,27 @@ class Upkeep:
         """Store the heartbeat, and cancel what is to be cancelled."""
         connected = self._connected
         running = connected.runs.running
-        info = {
-            "tasks": connected.tasks.name,
-            "queues": sorted(connected.tasks.queues),
-            "running": [run.context.id for run in running.values()],
-        }
-        beat = Heartbeat(connected.worker, info=json.dumps(info).encode())
+        beat = Heartbeat(connected.worker, info=json.dumps(self._info()).encode())
         asked = set(await connected.store.heartbeat(beat))
         for run in list(running.values()):
             if run.context.id in asked and not run.is_cancelled:
                 run.cancel()
+
+    def _info(self) -> dict[str, object]:
+        """Return what `mqcore tasks inspect` shows of this worker."""
+        connected = self._connected
+        contexts = [run.context for run in connected.runs.running.values()]
+        counts = session_of(connected.broker).events.counts
+        return {
+            "tasks": connected.tasks.name,
+            "queues": sorted(connected.tasks.queues),
+            "active": [
+                {"id": each.id, "name": each.name, "queue": each.queue, "attempt": each.attempt}
+                for each in contexts
+            ],
+            "registered": sorted(connected.tasks.registered),
+            "counts": {name: counts[f"message.{name}"] for name in _COUNTS},
+        }
 
     async def relay(self) -> None:
         """Publish what others have left in the outbox."""

@@ -1,4 +1,4 @@
-"""`mqcore schedule`: each command in this process, on a store that is shared by name."""
+"""`mqcore schedule`: each command in this process, on a store in a file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.commands import write
-
-from mqcore.tasks.spi import hookimpl
-from mqcore.tasks.store.memory import MemoryTaskStore
-from mqcore.tasks.store.plugins import default_store_plugins
 
 if TYPE_CHECKING:
     from support.commands import Refused, Run
@@ -21,7 +17,7 @@ SHOP = """
 from mqcore import App
 from mqcore.tasks import Tasks, cron, every
 
-tasks = Tasks("shop", store="shared://{store}")
+tasks = Tasks("shop", store="sqlite:///tasks.db")
 app = App("shop", tasks=[tasks])
 bare = App("bare")
 forgetful = App("forgetful", tasks=[Tasks("forgetful")])
@@ -44,27 +40,11 @@ asyncio.run(fill())
 """
 
 
-class SharedStore(MemoryTaskStore):
-    """The store in memory under a scheme of its own, which the commands do not refuse."""
-
-    scheme = "shared"
-
-
-class Plugin:
-    @staticmethod
-    @hookimpl
-    def mqcore_register_stores() -> list[type[MemoryTaskStore]]:
-        return [SharedStore]
-
-
 @pytest.fixture
 def shop(own_folder: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Write an application, store its schedules, and return the name of the module."""
-    plugins = default_store_plugins()
-    if "shared" not in plugins._stores():
-        plugins.register(Plugin)
     module = f"shop_{abs(hash(request.node.nodeid))}"
-    write(f"{module}.py", SHOP.format(store=module))
+    write(f"{module}.py", SHOP)
     monkeypatch.syspath_prepend(".")
     exec(compile(FILL.format(module=module), "fill", "exec"), {})  # noqa: S102 - a program of this test
     return module

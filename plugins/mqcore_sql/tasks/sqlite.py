@@ -26,6 +26,10 @@ class SqliteTaskStore(SqlTaskStore):
         self._options = options.model_copy(update={"clock": own_clock})
         self._file = f"sqlite:///{quote(str(file_of(url)))}"  # the same after `os.chdir`
 
+    def exists(self) -> bool:
+        """Return whether the file is there: a command that only reads does not create it."""
+        return file_of(self._file).exists()
+
     def make_database(self) -> Database:
         """Return the file."""
         return SqliteDatabase(self._file, self._options)

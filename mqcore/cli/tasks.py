@@ -1,0 +1,387 @@
+"""`mqcore tasks`: list, show, cancel, retry and send tasks, and inspect their workers.
+
+All but `send` and `retry` read and write the store alone, so they answer while every worker is busy
+and while the broker is away.
+"""
+
+from __future__ import annotations
+
+import json as json_
+import time
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import typer
+
+from mqcore.cli.common import At, Json
+from mqcore.cli.options import DefaultToList, command
+from mqcore.cli.output import ago, amount, escaped, iso, print_facts, print_json, print_table, span
+from mqcore.cli.tasks_of import Target, connected_to, with_store
+from mqcore.errors import ConfigurationError, MqcoreError
+from mqcore.tasks.api import Tasks
+from mqcore.tasks.calls import Call
+from mqcore.tasks.errors import UnknownTask
+from mqcore.tasks.job import Job
+from mqcore.tasks.model.changes import Cancel
+from mqcore.tasks.model.nodes import Kind, Node
+from mqcore.tasks.model.outcomes import Terminal, Unknown
+from mqcore.tasks.model.states import State
+from mqcore.tasks.results import value_text
+from mqcore.tasks.store.seam import Heartbeat, TaskStore
+from mqcore.tasks.task import SendOptions
+from mqcore.tasks.transitions.rows import message_key
+
+__all__ = ["app"]
+
+_MOST = 10_000
+"""Open tasks that are read before the filters."""
+_MOST_MEMBERS = 1_000
+_FAR = 3_155_760_000.0
+"""A hundred years: `suspects` of that future are all that wait."""
+_FORGOTTEN = 3_600.0
+"""Seconds after which a worker that is gone is not shown any more."""
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The task's id.", show_default=False)]
+
+app = typer.Typer(
+    name="tasks",
+    cls=DefaultToList,
+    help="Tasks: list, show, cancel, retry and send them, and inspect their workers.",
+)
+
+
+def list_tasks(
+    target: Target,
+    *,
+    state: Annotated[
+        list[State] | None, typer.Option(help="Only tasks in this state; may be repeated.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Only tasks whose name matches.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    json: Json = False,
+) -> None:
+    """List the open tasks: scheduled, queued, running and retrying ones.
+
+    A task that has ended is shown by its id: `mqcore tasks show`.
+    """
+    found = [
+        node
+        for node in with_store(target, lambda _, store: _open(store))
+        if (not state or node.state in state) and (name is None or fnmatchcase(node.name, name))
+    ]
+    shown = found[:limit]
+    if json:
+        print_json([_data(node) for node in shown])
+        return
+    rows = [
+        (it.id, it.name, it.state, it.attempt or None, _wait(it), it.queue, it.worker or None)
+        for it in shown
+    ]
+    columns = ("id", "task", "state", "attempt", "since", "queue", "worker")
+    print_table(columns, rows, empty="no open tasks")
+    if len(found) > limit:
+        print(f"{len(found) - limit:,} more: --limit")
+
+
+async def _open(store: TaskStore) -> list[Node]:
+    ids = dict.fromkeys(await store.suspects(time.time() + _FAR, _MOST))
+    for beat in await store.workers():
+        if _is_alive(beat):
+            ids |= dict.fromkeys(each["id"] for each in _info(beat)["active"])
+    nodes = [node for node in await store.nodes(list(ids)) if node is not None]
+    return sorted((node for node in nodes if not node.has_ended), key=lambda node: node.due)
+
+
+def show(target: Target, task: Id, *, json: Json = False) -> None:
+    """Show a task or a workflow: state, progress, result or error, and its members."""
+
+    async def read(_: Tasks, store: TaskStore) -> tuple[Node, str | None, Sequence[Node]]:
+        node = await _node(store, task)
+        result = None
+        if node.state is State.SUCCEEDED:
+            try:
+                result = await value_text(store, node)
+            except MqcoreError as error:
+                result = str(error)
+        return node, result, await store.children(node.id, 0, min(node.size, _MOST_MEMBERS))
+
+    node, result, members = with_store(target, read)
+    if json:
+        value = None if result is None else _value(result)
+        print_json(
+            _data(node) | {"result": value, "members": [_data(member) for member in members]}
+        )
+        return
+
+    print_facts(_facts(node) | ({} if result is None else {"result": result}))
+    if members:
+        rows = [(it.id, it.name or it.kind, it.state, it.reason or None) for it in members]
+        print()
+        print_table(("id", "task", "state", "reason"), rows, empty="")
+
+
+def cancel(
+    target: Target,
+    task: Id,
+    *,
+    reason: Annotated[str, typer.Option(help="Why; shown with the task.")] = "by an operator",
+    json: Json = False,
+) -> None:
+    """Cancel a task, or a workflow with all that is open in it.
+
+    What has not started never starts. What runs is asked to stop within five seconds.
+    """
+
+    async def ask(_: Tasks, store: TaskStore) -> object:
+        applied = await store.apply([Cancel(task, reason)])
+        if isinstance(applied.outcomes[0], Unknown):
+            await _node(store, task)  # raises
+        return applied.outcomes[0]
+
+    outcome = with_store(target, ask)
+    ended = outcome.state if isinstance(outcome, Terminal) else None
+    if json:
+        print_json({"id": task, "cancelled": ended is None, "ended_as": ended})
+    elif ended is None:
+        print(f"{task} is being cancelled")
+    else:
+        print(f"{task} has ended before: {ended}")
+    if ended is not None:
+        raise typer.Exit(1)
+
+
+def retry(target: Target, task: Id, at: At) -> None:
+    """Run a failed or expired task once more: its dead letter goes back to its queue."""
+
+    async def redrive(tasks: Tasks) -> Mapping[str, str]:
+        connected = tasks.connected()
+        node = await _node(connected.store, task)
+        if node.state not in {State.FAILED, State.EXPIRED} or node.kind is not Kind.TASK:
+            raise ConfigurationError(
+                f"task {task} is {node.state}, and only a failed or expired task can be retried"
+            )
+        letters = connected.broker.dead_letters(tasks.queue(node.queue))
+        done = await letters.redrive(ids=[message_key(node)])
+        if done.moved:
+            return {}
+        return dict(done.left) or {message_key(node): "no dead letter has this id"}
+
+    left = connected_to(target, at.settings(), redrive)
+    if at.json:
+        print_json({"id": task, "retried": not left, "left": left})
+    elif left:
+        print(f"{task} is not retried: {', '.join(left.values())}")
+    else:
+        print(f"{task} is sent again")
+    if left:
+        raise typer.Exit(1)
+
+
+def send(
+    target: Target,
+    name: Annotated[
+        str, typer.Argument(metavar="TASK", help="Its registered name.", show_default=False)
+    ],
+    arguments: Annotated[
+        str, typer.Argument(metavar="JSON", help="Its arguments by name: '{\"days\": 7}'.")
+    ] = "{}",
+    *,
+    queue: Annotated[str | None, typer.Option(help="Another queue than its own.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=10, help="0 to 10.")] = None,
+    delay: Annotated[float, typer.Option(min=0, help="Seconds before it may start.")] = 0.0,
+    wait: Annotated[
+        float, typer.Option(min=0, max=25, help="Seconds to wait for its result.")
+    ] = 0.0,
+    at: At,
+) -> None:
+    """Send a task, and print its id, or with --wait its result."""
+    options: SendOptions = {}
+    if queue is not None:
+        options["queue"] = queue
+    if priority is not None:
+        options["priority"] = priority
+    if delay:
+        options["delay"] = delay
+
+    async def work(tasks: Tasks) -> tuple[Job[Any], str | None]:
+        job = await _call(tasks, name, arguments, options).send()
+        if not wait:
+            return job, None
+        await job.result(wait)
+        connected = tasks.connected()
+        return job, await value_text(connected.store, await _node(connected.store, job.id))
+
+    job, result = connected_to(target, at.settings(), work)
+    if at.json:
+        print_json({"id": job.id} | ({} if result is None else {"result": _value(result)}))
+    else:
+        print(job.id if result is None else escaped(result))
+
+
+def _call(tasks: Tasks, name: str, arguments: str, options: SendOptions) -> Call[Any]:
+    task = tasks.find(name)
+    if task is None:
+        known = ", ".join(sorted(tasks.registered)) or "none"
+        raise ConfigurationError(
+            f"there is no task {name!r:.100}; the registered ones are: {known}"
+        )
+    bound = task.parameters.decode(arguments)
+    return Call(tasks, task.using(**options).plan(bound.args, dict(bound.kwargs)))
+
+
+def inspect(
+    target: Target,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also workers that have been gone for an hour.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show the workers: whether they live, what they run and consume, and what they have done."""
+
+    async def read(_: Tasks, store: TaskStore) -> tuple[Sequence[Heartbeat], dict[str, Node]]:
+        beats = [
+            beat
+            for beat in await store.workers()
+            if everything or time.time() - beat.at - beat.ttl < _FORGOTTEN
+        ]
+        ids = [each["id"] for beat in beats if _is_alive(beat) for each in _info(beat)["active"]]
+        nodes = await store.nodes(ids)
+        return beats, {node.id: node for node in nodes if node is not None}
+
+    beats, nodes = with_store(target, read)
+    if json:
+        print_json([_worker_data(beat, nodes) for beat in beats])
+        return
+
+    rows = []
+    for beat in beats:
+        info, counts = _info(beat), _info(beat)["counts"]
+        state = "alive" if _is_alive(beat) else "gone"
+        queues = ", ".join(info["queues"])
+        done = counts.get("done"), counts.get("retried"), counts.get("dead")
+        rows.append((beat.worker, state, ago(beat.at), len(info["active"]), *done, queues))
+    columns = ("worker", "state", "seen", "active", "done", "retried", "dead", "queues")
+    print_table(columns, rows, empty="no worker has sent a heartbeat")
+
+    active = [
+        (each["id"], each["name"], each["attempt"], _since(nodes.get(each["id"])), beat.worker)
+        for beat in beats
+        if _is_alive(beat)
+        for each in _info(beat)["active"]
+    ]
+    if active:
+        print()
+        print_table(("id", "active task", "attempt", "for", "worker"), active, empty="")
+
+
+command(app, "list", list_tasks)
+command(app, "show", show)
+command(app, "cancel", cancel)
+command(app, "retry", retry)
+command(app, "send", send)
+command(app, "inspect", inspect)
+
+
+async def _node(store: TaskStore, task: str) -> Node:
+    node = (await store.nodes([task]))[0]
+    if node is None:
+        raise UnknownTask(
+            f"the store has no task {task!r:.140}: it never existed, or its retention is over"
+        )
+    return node
+
+
+def _is_alive(beat: Heartbeat) -> bool:
+    return time.time() < beat.at + beat.ttl
+
+
+def _info(beat: Heartbeat) -> dict[str, Any]:
+    info: dict[str, Any] = {"queues": [], "active": [], "registered": [], "counts": {}}
+    info |= json_.loads(beat.info or b"{}")
+    return info
+
+
+def _since(node: Node | None) -> str | None:
+    return None if node is None else ago(node.due)
+
+
+def _wait(node: Node) -> str | None:
+    left = node.due - time.time()
+    return f"in {span(left)}" if left > 0 else ago(node.due)
+
+
+def _value(text: str) -> object:
+    try:
+        return json_.loads(text)
+    except ValueError:
+        return text
+
+
+def _progress(node: Node) -> str | None:
+    report: dict[str, Any] = json_.loads(node.progress or b"{}")
+    if not report:
+        return None
+    total = report.get("total")
+    done = f"{report.get('done'):g}" + ("" if total is None else f" of {total:g}")
+    return f"{done} {report.get('text', '')}".rstrip()
+
+
+def _facts(node: Node) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "id": node.id,
+        "task": node.name or node.kind,
+        "state": node.state,
+        "queue": node.queue or None,
+        "attempt": node.attempt or None,
+        "worker": node.worker or None,
+        "progress": _progress(node),
+        "reason": node.reason or None,
+        "ended": iso(node.ended or None),
+    }
+    if node.kind is not Kind.TASK:
+        facts["members"] = (
+            f"{amount(node.size, 'member')}, {node.done:,} ended, {node.bad:,} failed"
+        )
+    return facts
+
+
+def _data(node: Node) -> dict[str, object]:
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "task": node.name or None,
+        "state": node.state,
+        "queue": node.queue or None,
+        "attempt": node.attempt,
+        "run": node.run,
+        "priority": node.priority,
+        "due": iso(node.due or None),
+        "ended": iso(node.ended or None),
+        "worker": node.worker or None,
+        "progress": json_.loads(node.progress or b"null"),
+        "reason": node.reason or None,
+        "size": node.size,
+        "done": node.done,
+        "failed": node.bad,
+    }
+
+
+def _worker_data(beat: Heartbeat, nodes: Mapping[str, Node]) -> dict[str, object]:
+    info = _info(beat)
+    active = [
+        each | {"since": iso(nodes[each["id"]].due) if each["id"] in nodes else None}
+        for each in info["active"]
+    ]
+    return {
+        "worker": beat.worker,
+        "alive": _is_alive(beat),
+        "seen": iso(beat.at),
+        "queues": info["queues"],
+        "registered": info["registered"],
+        "active": active,
+        "counts": info["counts"],
+    }
