@@ -1,4 +1,4 @@
-"""All the tests: those without a server, beside the long ones; then a run for each server.
+"""All the tests: those without a server, two runs at a time; then a run for each server.
 
     python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
 
@@ -46,7 +46,11 @@ ON_SERVERS = (
 """Folders and files of tests that mostly wait for servers, those that take longest first."""
 LONG = (
     "tests/contract/test_task_stores.py",
+    "tests/contract/test_task_store_sqlite.py",
     "tests/mutants/test_task_mutants.py",
+    "tests/integration/schedules",
+    "tests/integration/sqlite",
+    "tests/integration/tasks",
     "tests/integration/test_inbox_transactions.py",
     "tests/integration/test_inbox_killed.py",
     "tests/integration/test_enlist.py",
@@ -54,11 +58,20 @@ LONG = (
     "tests/integration/test_outbox_campaign.py",
     "tests/integration/test_django.py",
     "tests/integration/test_outage.py",
-    "tests/integration/sqlite",
 )
-"""Folders and files that take a minute or more: a second core has time for them."""
+"""Folders and files that take a minute or more without a server: each is a run of its own."""
+FOLDERS = (
+    "tests/integration",
+    "tests/e2e",
+    "tests/contract",
+    "tests/unit",
+    "tests/docs",
+    "tests/mutants",
+)
+"""What else needs no server, that which takes longest first."""
 LOGS = ROOT / ".nox" / "logs"
-_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * (os.cpu_count() or 2))
+_CORES = os.cpu_count() or 2
+_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * _CORES)
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _SUMMARY = re.compile(r"^=+ (?P<counts>.* in [\d.]+s).* =+$", re.MULTILINE)
 _COUNT = re.compile(
@@ -176,15 +189,11 @@ class SecondTry(NamedTuple):
         return counts
 
 
-def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
-    """Run pytest to its end.
-
-    With `aloud` its output is passed on at once; otherwise it is only logged.
-    """
+def run(name: str, arguments: Sequence[str]) -> Run:
+    """Run pytest to its end, and log its output."""
     began, log = time.monotonic(), LOGS / f"{name}.log"
-    color = ["--color=yes"] if aloud and sys.stdout.isatty() else []
     cache = ("-o", f"cache_dir={LOGS / 'cache' / name}")  # of its own: for a second try
-    command = [sys.executable, "-m", "pytest", *color, *cache, *arguments]
+    command = [sys.executable, "-m", "pytest", *cache, *arguments]
     if GOING.stopping:
         return Run(name, _INTERRUPTED, "interrupted before it began", 0.0)
     with log.open("w") as kept:
@@ -192,8 +201,6 @@ def run(name: str, arguments: Sequence[str], *, aloud: bool) -> Run:
         with process:
             for line in process.stdout or ():
                 kept.write(line)
-                if aloud:
-                    say(line, end="")
         GOING.ended(process)
     seconds = time.monotonic() - began
     return Run(name, process.returncode, log.read_text(), seconds, tuple(arguments))
@@ -215,7 +222,7 @@ def second_try(first: Run) -> Run:
     words = [word for word in first.arguments if not word.startswith("--mqcore-contract-reports")]
     failed_ones = [*words, "--last-failed", "--last-failed-no-failures=none"]
     cache = ("-o", f"cache_dir={LOGS / 'cache' / first.name}")
-    again = run(f"{first.name}-again", [*failed_ones, *cache], aloud=False)
+    again = run(f"{first.name}-again", [*failed_ones, *cache])
     tell(again)
     return again
 
@@ -227,7 +234,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def tell(run: Run) -> None:
-    """Print the result of a run on a server."""
+    """Print the result of a run."""
     ended = "passed" if run.passed else f"FAILED with {run.code}"
     say(f"\n--- {run.name}: {ended} in {run.seconds:.0f} s: {counted(run.counts)}")
     say("\n".join(_TOLD.findall(run.text)) if run.passed else run.text)
@@ -257,8 +264,20 @@ def counted(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[word]} {word}" for word in order if counts[word]) or "no tests ran"
 
 
-def on_servers() -> list[tuple[str, str]]:
-    """Return name and goal of each run on a server."""
+def without_a_server() -> list[tuple[str, list[str]]]:
+    """Return name and arguments of each run that needs no server."""
+    others = [f"--ignore={place}" for place in (*ON_SERVERS, *LONG)]
+    folders = [place for place in FOLDERS if (ROOT / place).is_dir()]
+    rest = [f"--ignore={place}" for place in FOLDERS]
+    return [
+        *((Path(place).name, [place, *others]) for place in folders),
+        *((Path(place).stem, [place]) for place in LONG if (ROOT / place).exists()),
+        ("the-rest", ["tests", *rest]),
+    ]
+
+
+def on_servers() -> list[tuple[str, list[str]]]:
+    """Return name and arguments of each run on a server."""
     found = []
     for place in ON_SERVERS:
         for file in sorted((ROOT / place).glob("test_*.py")) or [ROOT / place]:
@@ -266,8 +285,8 @@ def on_servers() -> list[tuple[str, str]]:
             parts = ("test_contract", "test_model") if place == CONTRACTS else ()
             inside = [part for part in parts if f'"{part}"' in file.read_text()]
             found += [
-                (f"{name}-{part.removeprefix('test_')}", f"{goal}::{part}") for part in inside
-            ] or [(name, goal)]
+                (f"{name}-{part.removeprefix('test_')}", [f"{goal}::{part}"]) for part in inside
+            ] or [(name, [goal])]
     return found
 
 
@@ -301,16 +320,14 @@ def main(options: Sequence[str]) -> int:
     plain = [option for option in options if not option.startswith("--mqcore-contract-reports")]
     if plain == options:
         options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
-    runs = []
-    with ThreadPoolExecutor(1) as beside:
-        found = [place for place in LONG if (ROOT / place).exists()]
-        long = beside.map(lambda place: run(Path(place).stem, [place, *plain], aloud=False), found)
-        short = [*(f"--ignore={place}" for place in (*ON_SERVERS, *LONG)), *plain]
-        runs.append(run("without-a-server", short, aloud=True))
-        runs += told(long)
+    runs: list[Run] = []
+    for at_once, goals, words in (
+        (_CORES, without_a_server(), plain),
+        (_AT_ONCE, on_servers(), options),
+    ):
+        with ThreadPoolExecutor(at_once) as pool:
+            runs += told(pool.map(lambda it, words=words: run(it[0], [*it[1], *words]), goals))
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        runs += told(pool.map(lambda it: run(it[0], [it[1], *options], aloud=False), on_servers()))
     results = tried_again(runs)
     failed = [result.name for result in results if not result.passed]
     flaky = [result.name for result in results if isinstance(result, SecondTry) and result.passed]
