@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(400)  # each starts several pytests
+
 RUNNER = Path(__file__).parents[1] / "side_by_side.py"
 SLOW = """
 import os, time
@@ -105,7 +107,7 @@ def test_a_runner_that_is_told_to_end_leaves_nothing(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
-            deadline = time.monotonic() + 40
+            deadline = time.monotonic() + 150
             up = [(tmp_path / name).with_suffix(".up") for name in slow]
             while not all(path.exists() and path.read_text() for path in up):
                 assert time.monotonic() < deadline
@@ -114,7 +116,7 @@ def test_a_runner_that_is_told_to_end_leaves_nothing(
             for number in numbers:
                 process.send_signal(number)
                 time.sleep(0.1)
-            out, _ = process.communicate(timeout=40)
+            out, _ = process.communicate(timeout=100)
         finally:
             process.kill()
     assert process.returncode not in {0, -signal.SIGTERM}, out.decode()
@@ -146,7 +148,7 @@ def test_a_failure_is_tried_again_alone_and_never_silent(
     command = [sys.executable, str(runner)]
     environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:randomly"}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
     assert done.returncode == code, done.stdout
