@@ -120,6 +120,8 @@ class Tasks(AppPart):
             check_queue_name(queue, f"{where}: routes: queue")
 
         self.connections: list[Connected] = []
+        self.eager_connections: list[Connected] = []
+        """They serve what is sent inside `eager`, and no worker."""
         self._include = list(include)
         self._module = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - where a process finds it
         self._registered: dict[str, BaseTask[Any, Any]] = {}
@@ -248,7 +250,9 @@ class Tasks(AppPart):
 
     async def _conclude(self, items: Sequence[Conclusion]) -> None:
         if self.store is not None:
-            await conclude(self.connected(), items)
+            loop = asyncio.get_running_loop()
+            here = [each for each in self.connections if each.loop is loop]
+            await conclude(here[-1], items)
 
     @cached_property
     def process(self) -> Callable[..., bytes]:
@@ -301,7 +305,7 @@ class Tasks(AppPart):
     def connection(self) -> Connected:
         """Return the newest open connection of this event loop. Raises `ConfigurationError`."""
         loop = asyncio.get_running_loop()
-        for each in reversed(self.connections):
+        for each in reversed([*self.connections, *self.eager_connections]):
             if each.loop is loop:
                 return each
         raise ConfigurationError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,10 @@ class Connected:
 
     def hurry(self) -> None:
         """Have the workers of this process look for runs that are to be cancelled."""
-        for each in self.tasks.connections:
-            if each._upkeep is not None:  # noqa: SLF001 - the same class
-                each._upkeep.hurry()  # noqa: SLF001 - the same class
+        for each in [*self.tasks.connections]:
+            if (upkeep := each._upkeep) is not None:  # noqa: SLF001 - the same class
+                with suppress(RuntimeError):  # its loop, in another thread, is closed
+                    each.loop.call_soon_threadsafe(upkeep.hurry)
 
     def seconds(self, name: str, value: float | timedelta | None) -> float | None:
         """Return a duration in seconds. Raises `ConfigurationError`."""

@@ -102,10 +102,10 @@ async def eager(tasks: Tasks) -> AsyncIterator[None]:
     """Run what is sent inside the block here; see `Tasks.eager`."""
     tasks.load()
     connected = _Eager(tasks)
-    tasks.connections.append(connected)
+    tasks.eager_connections.append(connected)
     try:
         yield
     finally:
-        tasks.connections.remove(connected)
+        tasks.eager_connections.remove(connected)
         await connected.results.close()
         await connected.writer.close()

@@ -11,6 +11,7 @@ import json
 import re
 import weakref
 from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mqcore.tasks.errors import TaskCancelled, TaskExpired, TaskFailed, UnknownTask
@@ -46,6 +47,8 @@ _FIRST_WAIT, _LAST_WAIT = 0.01, 0.5
 _AT_ONCE = 1_000
 _ABOVE = re.compile(r"[.~][^.~]*$")
 _all: weakref.WeakSet[Results] = weakref.WeakSet()
+_lock = Lock()
+"""Event loops in several threads may come and go."""
 
 
 class Results:
@@ -60,7 +63,8 @@ class Results:
         self._wake = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._wait = _FIRST_WAIT
-        _all.add(self)
+        with _lock:
+            _all.add(self)
 
     async def node(self, id: str) -> Node:
         """Return the row of a task. Raises `UnknownTask`."""
@@ -116,7 +120,9 @@ class Results:
 
     def notice(self, changes: Sequence[Change]) -> None:
         """Take note of changes that were committed in this process."""
-        for results in [each for each in _all if each._loop is self._loop]:  # noqa: SLF001 - the same class
+        with _lock:
+            here = [each for each in _all if each._loop is self._loop]  # noqa: SLF001 - the same class
+        for results in here:
             results._notice(changes)  # noqa: SLF001 - the same class
 
     def _notice(self, changes: Sequence[Change]) -> None:
@@ -129,7 +135,8 @@ class Results:
 
     async def close(self) -> None:
         """Stop to wait, and cancel the calls that wait."""
-        _all.discard(self)
+        with _lock:
+            _all.discard(self)
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

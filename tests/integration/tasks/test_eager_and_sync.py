@@ -22,7 +22,7 @@ from mqcore import (
     Worker,
     fixed,
 )
-from mqcore.tasks import Job, State, TaskContext, TaskFailed, Tasks, Unique, group
+from mqcore.tasks import Job, State, TaskCancelled, TaskContext, TaskFailed, Tasks, Unique, group
 from mqcore.testing import memory_url
 
 from .conftest import Shop
@@ -87,6 +87,10 @@ async def app_with_a_worker() -> AsyncIterator[tuple[App, str, Any]]:
     async def add(x: int, y: int) -> int:
         return x + y
 
+    @tasks.task(name="stuck")
+    async def stuck() -> None:
+        await asyncio.Event().wait()
+
     async with app.connect(url, settings=Settings()) as broker, Worker(app, broker, grace=0):
         yield app, url, add
 
@@ -101,6 +105,13 @@ async def test_a_blocking_program_sends_and_waits(app_with_a_worker: tuple[App, 
             assert job.state() is State.SUCCEEDED
             assert [change.state for change in job.changes()] == [State.SUCCEEDED]
             assert not client.job(add.tasks, job.id).cancel()
+
+            stuck = client.send(add.tasks.registered["stuck"].s())
+            while stuck.state() is not State.RUNNING:
+                pass
+            assert stuck.cancel("from another thread")
+            with pytest.raises(TaskCancelled, match="from another thread"):
+                stuck.result(timeout=60)
 
     await asyncio.to_thread(program)
 
