@@ -31,7 +31,6 @@ from mqcore.tasks.spi import (
     Pending,
     Schedule,
     StoreError,
-    SystemClock,
     TaskStore,
     apply_changes,
     changes,
@@ -101,7 +100,7 @@ class SqlTaskStore(TaskStore):
     async def open(self) -> None:
         """Connect, and create or upgrade the tables."""
         await self.close()
-        self._thread = CallThread(f"mqcore-{type(self).__name__}", SystemClock())
+        self._thread = CallThread(f"mqcore-{type(self).__name__}", self.clock)
         try:
             await self._run("open", lambda _: None)
         except BaseException:
