@@ -74,7 +74,7 @@ async def test_schedules_by_the_name_of_their_task(clock: VirtualClock) -> None:
     found = []
 
     @tasks.task(name="shop.clean")
-    def clean(days: int) -> None:
+    async def clean(days: int) -> None:
         found.append(days)
 
     app = App("shop", tasks=[tasks])
