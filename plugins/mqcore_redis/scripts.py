@@ -21,7 +21,6 @@ NAMES = tuple(
     )
 )
 """The scripts of the backend."""
-_TRANSITIONS = ("tasks/rows", "tasks/walk", "tasks/changes")
 TASK_NAMES = (
     *("tasks/send", "tasks/change", "tasks/read", "tasks/entries"),
     *("tasks/suspects", "tasks/heartbeat", "tasks/purge"),
@@ -67,15 +66,24 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """Return one of the scripts."""
     flags, _, text = _read(name).partition("\n")
-    whole = "\n".join([flags, *map(_read, _common(name)), text]).encode()
+    whole = "\n".join([flags, *_common(name), text]).encode()
     return Script(whole, sha1(whole, usedforsecurity=False).hexdigest())
 
 
 def _common(name: str) -> tuple[str, ...]:
-    """Return what goes before a script."""
-    if name in {"tasks/send", "tasks/change"}:
-        return _TRANSITIONS
-    return ("tasks/rows",) if name.startswith("tasks/") else ("common",)
+    """Return what goes before a script.
+
+    The transitions are inside a function of their own. Lua looks for a variable that a function
+    takes from around it in a list of all of them, and this list is shorter there: with only one
+    level a call that changed nothing took half as long again.
+    """
+    if not name.startswith("tasks/"):
+        return (_read("common"),)
+    rows = _read("tasks/rows")
+    if name not in {"tasks/send", "tasks/change"}:
+        return (rows,)
+    inside = (_read("tasks/walk"), _read("tasks/changes"))
+    return (rows, "local function apply()", *inside, "return apply()\nend")
 
 
 def _read(name: str) -> str:

@@ -82,15 +82,11 @@ class Gatherer:
 
     def _rows_of(self, change: Change) -> int:
         match change:
-            case changes.Add(rows=rows) | changes.More(rows=rows) | changes.Replace(rows=rows):
-                return 1 + len(rows)
-            case changes.Fire(rows=rows):
-                return 1 + len(rows)
             case changes.Spread():
                 return self._slice_size
             case changes.Sent(keys=keys):
                 return len(keys)
-        return 1
+        return 1 + len(getattr(change, "rows", ()))
 
     async def _run(self) -> None:
         """Send what waits, until nothing does."""

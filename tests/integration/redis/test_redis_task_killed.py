@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .conftest import Private
 
 PROGRAM = Path(__file__).parents[2] / "support" / "task_worker.py"
-WORKERS, KILLS, LINES = 3, 8, 60
-ROOTS, MEMBERS = 30, 20
+WORKERS, KILLS, LINES = 3, 5, 40
+ROOTS, MEMBERS = 16, 20
 PATIENCE = 120.0
 
 pytestmark = pytest.mark.timeout(300)  # ten seconds on a quiet machine

@@ -33,17 +33,9 @@ end
 
 local now_text = text(now)
 
-local function set_of(...)
-  local found = {}
-  for _, name in ipairs({ ... }) do
-    found[name] = true
-  end
-  return found
-end
-
 -- The states, as in `mqcore.tasks.model.states`.
-local ENDED = set_of('succeeded', 'failed', 'cancelled', 'expired', 'skipped')
-local LIVE = set_of('scheduled', 'queued', 'running', 'retrying')
+local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true, skipped = true }
+local LIVE = { scheduled = true, queued = true, running = true, retrying = true }
 
 -- A row's fields and what they are when they are not stored: `Node` of `mqcore.tasks.model.nodes`.
 -- `result` says only whether there is one.

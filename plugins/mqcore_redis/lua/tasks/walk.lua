@@ -9,14 +9,15 @@ local ABANDONED = 'cancelled before its last members were added'
 local BY_WORKFLOW = 'its workflow was cancelled'
 
 -- What may follow a state inside a run: `NEXT` of `mqcore.tasks.model.states`.
+local OPEN = { running = true, failed = true, cancelled = true, expired = true }
 local NEXT = {
-  waiting = set_of('scheduled', 'queued', 'running', 'cancelled', 'skipped'),
-  scheduled = set_of('running', 'failed', 'cancelled', 'expired'),
-  queued = set_of('running', 'failed', 'cancelled', 'expired'),
-  running = set_of('running', 'queued', 'retrying', 'delegated', 'succeeded', 'failed',
-    'cancelled', 'expired'),
-  retrying = set_of('running', 'failed', 'cancelled', 'expired'),
-  delegated = set_of('succeeded', 'failed', 'cancelled', 'expired'),
+  waiting = { scheduled = true, queued = true, running = true, cancelled = true, skipped = true },
+  scheduled = OPEN,
+  queued = OPEN,
+  running = { running = true, queued = true, retrying = true, delegated = true, succeeded = true,
+    failed = true, cancelled = true, expired = true },
+  retrying = OPEN,
+  delegated = { succeeded = true, failed = true, cancelled = true, expired = true },
 }
 
 local walk = {}
