@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Never, ParamSpec, TypeVar, Unpack, overload
 
 from mqcore.app import AppPart
 from mqcore.consuming.context import BlockingContext
@@ -134,8 +134,12 @@ class Tasks(AppPart):
 
     # Registering
 
-    def task(self, **options: Unpack[TaskOptions]) -> Registration:
+    def task(self, /, *function: Never, **options: Unpack[TaskOptions]) -> Registration:
         """Return the decorator for a task. For the options see `TaskOptions`."""
+        if function:
+            raise ConfigurationError(
+                f"tasks {self.name!r}: the decorator is made by a call: write @tasks.task()"
+            )
         return Registration(self, options)
 
     def schedule(
@@ -163,10 +167,10 @@ class Tasks(AppPart):
         kind = AsyncTask if inspect.iscoroutinefunction(function) else Task
         task: BaseTask[Any, Any] = kind(self, function, options)
         known = self._registered.get(task.name)
-        if known is not None and known.function.__module__ != function.__module__:
+        if known is not None and _place(known.function) != _place(function):
             raise ConfigurationError(
-                f"tasks {self.name!r}: two tasks have the name {task.name!r}, in "
-                f"{known.function.__module__} and {function.__module__}. Give one of them name="
+                f"tasks {self.name!r}: two tasks have the name {task.name!r}: "
+                f"{_place(known.function)} and {_place(function)}. Give one of them another name="
             )
         self._registered[task.name] = task
         return task
@@ -368,3 +372,8 @@ class Tasks(AppPart):
         if arguments.startswith("["):
             return parameters.decode_results(text)
         return parameters.decode_result(text)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Return where a function is defined; a module that is loaded again defines it again."""
+    return f"{function.__module__}.{function.__qualname__}"

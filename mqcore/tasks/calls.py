@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from mqcore.errors import ConfigurationError
 from mqcore.rules.checks import described
@@ -21,15 +21,18 @@ from mqcore.tasks.plans import ChainPlan, GroupPlan, Plan, TaskPlan
 if TYPE_CHECKING:
     from mqcore.tasks.api import Tasks
     from mqcore.tasks.job import Job
+    from mqcore.tasks.store.values import Failure
     from mqcore.tasks.task import BaseTask
 
 __all__ = ["Call", "Partial", "Step", "chain", "group"]
 
 A = TypeVar("A")
 B = TypeVar("B")
+C = TypeVar("C")
 T = TypeVar("T")
 A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+_POLICIES = tuple(policy.value for policy in Policy)
 
 
 class Call(Generic[R_co]):
@@ -109,21 +112,45 @@ class Partial(Generic[R_co]):
 
 @overload
 def group(
-    *members: Call[T], policy: Policy | str = ..., tasks: Tasks | None = ...
+    *members: Call[T], policy: Literal["fail", "cancel"] = ..., tasks: Tasks | None = ...
 ) -> Call[list[T]]: ...
 @overload
 def group(
-    members: Iterable[Call[T]], /, *, policy: Policy | str = ..., tasks: Tasks | None = ...
+    *members: Call[T], policy: Literal["collect"], tasks: Tasks | None = ...
+) -> Call[list[T | Failure]]: ...
+@overload
+def group(
+    members: Iterable[Call[T]],
+    /,
+    *,
+    policy: Literal["fail", "cancel"] = ...,
+    tasks: Tasks | None = ...,
 ) -> Call[list[T]]: ...
 @overload
 def group(
-    *members: Step[A, T], policy: Policy | str = ..., tasks: Tasks | None = ...
+    members: Iterable[Call[T]], /, *, policy: Literal["collect"], tasks: Tasks | None = ...
+) -> Call[list[T | Failure]]: ...
+@overload
+def group(
+    *members: Step[A, T], policy: Literal["fail", "cancel"] = ..., tasks: Tasks | None = ...
 ) -> Step[A, list[T]]: ...
 @overload
 def group(
-    members: Iterable[Step[A, T]], /, *, policy: Policy | str = ..., tasks: Tasks | None = ...
+    *members: Step[A, T], policy: Literal["collect"], tasks: Tasks | None = ...
+) -> Step[A, list[T | Failure]]: ...
+@overload
+def group(
+    members: Iterable[Step[A, T]],
+    /,
+    *,
+    policy: Literal["fail", "cancel"] = ...,
+    tasks: Tasks | None = ...,
 ) -> Step[A, list[T]]: ...
-def group(*members: Any, policy: Policy | str = Policy.FAIL, tasks: Tasks | None = None) -> Any:
+@overload
+def group(
+    members: Iterable[Step[A, T]], /, *, policy: Literal["collect"], tasks: Tasks | None = ...
+) -> Step[A, list[T | Failure]]: ...
+def group(*members: Any, policy: str = "fail", tasks: Tasks | None = None) -> Any:
     """Return a group of calls, or of steps that all take the same result.
 
     Its result is the list of the members' results, in their order. `policy` says what happens when
@@ -138,6 +165,10 @@ def group(*members: Any, policy: Policy | str = Policy.FAIL, tasks: Tasks | None
             raise ConfigurationError(
                 f"group takes calls such as add.s(1, 2), or steps, not {described(member)}"
             )
+    if policy not in _POLICIES:
+        raise ConfigurationError(
+            f"group: policy={policy!r:.50} is not known; there are {', '.join(_POLICIES)}"
+        )
     if tasks is None and not members:
         raise ConfigurationError("an empty group does not know where to go: group([], tasks=tasks)")
 
@@ -151,9 +182,24 @@ def chain(first: Call[A], second: Step[A, T], /) -> Call[T]: ...
 @overload
 def chain(first: Call[A], second: Step[A, B], third: Step[B, T], /) -> Call[T]: ...
 @overload
-def chain(first: Call[Any], /, *steps: Any) -> Call[Any]: ...
+def chain(
+    first: Call[A], second: Step[A, B], third: Step[B, C], fourth: Step[C, T], /
+) -> Call[T]: ...
+@overload
+def chain(
+    first: Call[Any],
+    second: Step[Any, Any] | Call[Any],
+    third: Step[Any, Any] | Call[Any],
+    fourth: Step[Any, Any] | Call[Any],
+    fifth: Step[Any, Any] | Call[Any],
+    /,
+    *further: Step[Any, Any] | Call[Any],
+) -> Call[Any]: ...
 def chain(first: Call[Any], /, *steps: Any) -> Call[Any]:
-    """Return the chain of a call and the steps after it, as `first | second | …`."""
+    """Return the chain of a call and the steps after it, as `first | second | …`.
+
+    mypy checks up to four members; a call that ignores the result before it is joined by `|`.
+    """
     for step in steps:
         first = first | step
     return first

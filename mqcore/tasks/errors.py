@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mqcore.errors import MqcoreError
+from mqcore.errors import MqcoreError, Reject
 
 if TYPE_CHECKING:
     from mqcore.tasks.model.states import State
@@ -25,8 +25,11 @@ class UnknownTask(MqcoreError):
     """The store has no task with this id: it never existed, or its `result_ttl` is over (T1)."""
 
 
-class WouldDeadlock(MqcoreError):
-    """A task waits for another one that could need the same worker (T5)."""
+class WouldDeadlock(MqcoreError, Reject):
+    """A task waits for another one that could need the same worker (T5).
+
+    The task is rejected: another attempt would wait for the same.
+    """
 
 
 class ResultTimeout(MqcoreError, TimeoutError):
@@ -41,8 +44,12 @@ class DuplicateTask(MqcoreError):
     """Another task with the same unique key is open (T9). `holder` is its id."""
 
     def __init__(self, text: str, holder: str) -> None:
-        super().__init__(text)
+        super().__init__(text, holder)
+        self.text = text
         self.holder = holder
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class TaskFailed(MqcoreError):
@@ -54,13 +61,16 @@ class TaskFailed(MqcoreError):
     """
 
     def __init__(self, id: str, state: State, reason: str, type: str = "", text: str = "") -> None:  # noqa: A002 - the task's id, and the remote exception's type name
-        detail = ": ".join(part for part in (reason, type, text) if part)
-        super().__init__(f"task {id} is {state}: {detail}" if detail else f"task {id} is {state}")
+        super().__init__(id, state, reason, type, text)
         self.id = id
         self.state = state
         self.reason = reason
         self.type = type
         self.text = text
+
+    def __str__(self) -> str:
+        detail = ": ".join(part for part in (self.reason, self.type, self.text) if part)
+        return f"task {self.id} is {self.state}" + (f": {detail}" if detail else "")
 
 
 class TaskCancelled(TaskFailed):

@@ -87,7 +87,8 @@ class TaskRuns(Middleware):
         if task is None:
             raise Reject(
                 f"no task named {call.name!r:.100} is registered in this worker. Deploy its "
-                "code here, then redrive the dead letter"
+                "code here, name its module in Tasks(..., include=[...]), then redrive the dead "
+                "letter"
             )
 
         context = TaskContext(

@@ -47,6 +47,7 @@ P2 = ParamSpec("P2")
 A = TypeVar("A")
 R = TypeVar("R")
 T = TypeVar("T")
+_POLICIES = ("existing", "reject", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,14 @@ class Unique:
 
     by: tuple[str, ...] | None = None
     policy: Literal["existing", "reject", "replace"] = "existing"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.by, str):
+            raise ConfigurationError(f"Unique: by= takes a tuple of names: by=({self.by!r},)")
+        if self.policy not in _POLICIES:
+            raise ConfigurationError(
+                f"Unique: policy={self.policy!r:.50} is not known; there are {', '.join(_POLICIES)}"
+            )
 
 
 class TaskOptions(TypedDict, total=False):
@@ -172,10 +181,6 @@ class BaseTask(Generic[P, R]):
         """Return the task with some of its arguments."""
         return Partial(self, args, kwargs)
 
-    def map(self: BaseTask[[A], T], items: Iterable[A]) -> Call[list[T]]:
-        """Return one task that runs the function with each item, one after the other."""
-        return self.starmap((item,) for item in items)
-
     def starmap(self, items: Iterable[tuple[Any, ...]]) -> Call[list[R]]:
         """Return one task that runs the function with each tuple of arguments."""
         encoded = [self.parameters.encode(item, {}) for item in items]
@@ -239,6 +244,11 @@ class Task(BaseTask[P, R]):
         result: R = self.function(*self._inline(args), **kwargs)
         return result
 
+    def map(self: Callable[[A], T], items: Iterable[A]) -> Call[list[T]]:
+        """Return one task that runs the function with each item, one after the other."""
+        task = cast("BaseTask[..., T]", self)
+        return task.starmap((item,) for item in items)
+
     def step(
         self: Callable[Concatenate[A, P2], T], *rest: P2.args, **kwargs: P2.kwargs
     ) -> Step[A, T]:
@@ -254,6 +264,11 @@ class AsyncTask(BaseTask[P, R]):
         """Run the function here, without a worker."""
         result: R = await self.function(*self._inline(args), **kwargs)
         return result
+
+    def map(self: Callable[[A], Coroutine[Any, Any, T]], items: Iterable[A]) -> Call[list[T]]:
+        """Return one task that runs the function with each item, one after the other."""
+        task = cast("BaseTask[..., T]", self)
+        return task.starmap((item,) for item in items)
 
     def step(
         self: Callable[Concatenate[A, P2], Coroutine[Any, Any, T]],

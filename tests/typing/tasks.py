@@ -71,6 +71,15 @@ def check_workflows() -> None:
     assert_type(chain(add.s(1, 2), add.step(1), neg.step()), Call[float])
     assert_type(xsum.s([1]) | add.step(2) | neg.step(), Call[float])
 
+    assert_type(neg.map([1, 2]), Call[list[float]])
+    assert_type(group(add.s(1, 2), policy="collect"), Call[list[int | Failure]])
+    assert_type(group(add.s(1, 2), policy="collect") | report.step(), Call[str])
+    assert_type(chain(add.s(1, 2), add.step(1), add.step(2), neg.step()), Call[float])
+
+    neg.map(["1"])  # type: ignore[list-item]
+    chain(neg.s(1), add.step(1))  # type: ignore[misc]
+    group(add.s(1, 2), policy="collect") | xsum.step()  # type: ignore[operator]
+    group(add.s(1, 2), policy="ignore")  # type: ignore[call-overload]
     add.s(1)  # type: ignore[call-arg]
     add.s(1, "2")  # type: ignore[arg-type]
     add.step("8")  # type: ignore[arg-type]

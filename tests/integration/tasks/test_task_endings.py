@@ -311,6 +311,28 @@ async def test_waiting_for_a_task_of_the_same_queue_is_refused(shop: Shop) -> No
         assert await (await outer.send()).result() == 3
 
 
+async def test_a_wait_that_could_block_its_own_queue_is_not_tried_again(shop: Shop) -> None:
+    starts = 0
+
+    @shop.tasks.task()
+    async def inner() -> int:
+        return 1
+
+    @shop.tasks.task(retry=RetryPolicy(5, backoff=fixed(0)))
+    async def outer() -> int:
+        nonlocal starts
+        starts += 1
+        return await (await inner.using(delay=3600).send()).result()
+
+    async with shop.serve():
+        job = await outer.send()
+        with pytest.raises(
+            TaskFailed, match=r"rejected: .*WouldDeadlock.* may need the same queue"
+        ):
+            await job.result()
+    assert starts == 1
+
+
 # Unique keys
 
 
