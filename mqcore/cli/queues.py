@@ -204,7 +204,7 @@ def delete(
             "messages?",
             yes=yes,
         )
-    gone = at.run(work)
+    gone = at.run(work, patience=None)
     if at.json:
         print_json({"queue": queue, "deleted": gone})
     elif gone:

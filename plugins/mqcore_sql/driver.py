@@ -45,6 +45,7 @@ from mqcore.spi import (
     Transaction,
     Unknown,
 )
+from mqcore_sql import statements as sql
 from mqcore_sql.database import CommitUnknown, Database
 from mqcore_sql.enlisting import Enlister
 from mqcore_sql.options import SqlOptions
@@ -63,6 +64,10 @@ _FLOOR = 1.0
 """Seconds after which an idle consumer's queue is looked at, whatever was noticed."""
 _CALM, _CALM_POLL = 5.0, 0.1
 """Seconds without a change after which to look for one less often, and how often then."""
+_STEP, _LEAST_STEP = 10_000, 100
+"""How many rows one transaction of a purge removes at most, and at least on a slow server."""
+_SLOW = 1.0
+"""Seconds of such a transaction after which the next one is half as large."""
 _ANY_NUMBER = 1_000_000_000
 """The window has no bound in ids: they are on the disk."""
 
@@ -175,7 +180,19 @@ class SqlDriver(BlockingDriver):
     def delete(self, queue: str, *, if_empty: bool = False) -> bool:
         """Remove a queue with its quarantine and bindings."""
         with self._changing():
-            return self._queues.delete(queue, if_empty=if_empty)
+            return self._queues.delete(queue, if_empty=if_empty, keeps_names=True)
+
+    def family(self, queue: str) -> list[int]:
+        """Return the ids of a queue and its quarantine. Raises `QueueNotFound`."""
+        return [each.id for each in self._queues.family(queue)]
+
+    def forget_some(self, ids: Sequence[int], limit: int) -> int:
+        """Forget names of deleted queues, at most `limit` in each table; return how many."""
+        with self._store.writing():
+            return max(
+                self._db.change(statement, ids=list(ids), limit=limit)
+                for statement in sql.FORGET_SOME_NAMES
+            )
 
     def alter(self, queue: str, settings: Alterations) -> None:
         """Change settings of a queue."""
@@ -337,6 +354,15 @@ class SqlDriver(BlockingDriver):
         """Remove what is not leased. Raises `QueueNotFound`."""
         return self._store.purge(queue)
 
+    def newest(self) -> int:
+        """Return the highest number of a message."""
+        return int(self._db.query(sql.NEWEST)[0][0])
+
+    def purge_some(self, ids: Sequence[int], last: int, limit: int) -> int:
+        """Remove at most `limit` messages that are not leased, up to a number; return how many."""
+        with self._store.writing():
+            return self._db.change(sql.PURGE_SOME, ids=list(ids), id=last, limit=limit)
+
     def diagnose(self) -> Sequence[str]:
         """Return what an operator should know."""
         return self._db.problems()
@@ -385,6 +411,57 @@ class SqlBackend(BlockingBackend):
         for queue in queues:
             self.wake(queue)
         return outcomes
+
+    # Many messages
+
+    async def purge(self, queue: str) -> int:
+        """Remove what is not leased, in short transactions. Raises `QueueNotFound`.
+
+        A call that is interrupted has removed a part; calling it again removes the rest. What is
+        published meanwhile may be removed or not.
+        """
+        removed = await self._empty(queue)
+        return removed + await self._ask(lambda driver: driver.purge(queue))
+
+    async def delete(self, queue: str, *, if_empty: bool = False) -> bool:
+        """Remove a queue with its quarantine and bindings. Raises `QueueNotFound`.
+
+        Its messages go first, in short transactions: a call that is interrupted leaves the queue
+        with the rest of them. The names of its messages go last; what is left of them after an
+        interruption ends with the deduplication window.
+        """
+        ids = await self._ask(lambda driver: driver.family(queue))
+        if not if_empty:
+            await self._empty(queue)
+        if not await self._ask(lambda driver: driver.delete(queue, if_empty=if_empty)):
+            return False
+        with suppress(Exception):  # the queue is gone, which is what was asked for
+            await self._in_steps(lambda driver, limit: driver.forget_some(ids, limit))
+        return True
+
+    async def _empty(self, queue: str) -> int:
+        """Remove the messages that are there now, so that few are left for one transaction."""
+        ids = await self._ask(lambda driver: driver.family(queue))
+        last = await self._ask(SqlDriver.newest)
+        return await self._in_steps(lambda driver, limit: driver.purge_some(ids, last, limit))
+
+    async def _in_steps(self, step: Callable[[SqlDriver, int], int]) -> int:
+        """Repeat a step until it finds less than its limit, which follows the pace of the server.
+
+        One transaction for all would be cut by the watchdog, and hold up others meanwhile.
+        """
+        total, limit = 0, _STEP
+        while True:
+            began = time.monotonic()
+            found = await self._ask(partial(_limited, step, limit))
+            total += found
+            if found < limit:
+                return total
+            is_slow = time.monotonic() - began > _SLOW
+            limit = max(limit // 2, _LEAST_STEP) if is_slow else limit
+
+    async def _ask(self, work: Callable[[SqlDriver], R]) -> R:
+        return await self.run(lambda driver: work(cast("SqlDriver", driver)))
 
     # Transactions of the application
 
@@ -443,6 +520,10 @@ class SqlBackend(BlockingBackend):
     async def _beat_once(self) -> None:
         with suppress(Exception):  # a loss is reported by the driver
             await self.run(lambda driver: cast("SqlDriver", driver).beat())
+
+
+def _limited(step: Callable[[SqlDriver, int], int], limit: int, driver: SqlDriver) -> int:
+    return step(driver, limit)
 
 
 def _reported(work: Callable[[BlockingDriver], R], driver: BlockingDriver) -> R:

@@ -167,8 +167,11 @@ class Queues:
             return [queue]
         return [queue, quarantine]
 
-    def delete(self, name: str, *, if_empty: bool = False) -> bool:
-        """Remove a queue, its quarantine and the bindings to it. Raises `QueueNotFound`."""
+    def delete(self, name: str, *, if_empty: bool = False, keeps_names: bool = False) -> bool:
+        """Remove a queue, its quarantine and the bindings to it. Raises `QueueNotFound`.
+
+        With `keeps_names` those of its messages stay. Another queue never finds them.
+        """
         family = self.family(name)
         ids, names = [queue.id for queue in family], [queue.name for queue in family]
         self._db.query(sql.LOCK_QUEUES_TO_DELETE, ids=ids)
@@ -177,7 +180,7 @@ class Queues:
 
         self._db.change(sql.DELETE_QUEUE, ids=ids)
         self._db.change(sql.DELETE_QUEUE_MESSAGES, ids=ids)
-        for statement in sql.DELETE_QUEUE_NAMES:
+        for statement in () if keeps_names else sql.DELETE_QUEUE_NAMES:
             self._db.change(statement, ids=ids)
         self._db.change(sql.DELETE_QUEUE_BINDINGS, names=names)
         return True

@@ -63,6 +63,14 @@ DELETE_QUEUE_MESSAGES = f"DELETE FROM {{messages}} WHERE {_OF_QUEUES}"
 DELETE_QUEUE_NAMES = tuple(
     f"DELETE FROM {{{name}}} WHERE queue {{any:ids}}" for name in ("names0", "names1")
 )
+FORGET_SOME_NAMES = tuple(
+    f"""
+    DELETE FROM {{{name}}} WHERE (queue, name) IN (
+        WITH chosen AS MATERIALIZED (
+            SELECT queue, name FROM {{{name}}} WHERE queue {{any:ids}} LIMIT :limit)
+        SELECT queue, name FROM chosen)"""
+    for name in ("names0", "names1")
+)
 DELETE_QUEUE_BINDINGS = "DELETE FROM {bindings} WHERE queue {any:names}"
 
 # Bindings
@@ -155,6 +163,14 @@ BROWSE_DELAYED = f"""
     {_PAGE} WHERE id IN ({_of_each_rank(_DELAYED_AFTER)})
     ORDER BY place, id LIMIT :limit"""
 PURGE = f"DELETE FROM {{messages}} WHERE (token IS NULL OR until <= {{now}}) AND {_OF_QUEUES}"
+NEWEST = "SELECT COALESCE(max(id), 0) FROM {messages}"
+PURGE_SOME = """
+    DELETE FROM {messages} WHERE id IN (
+        WITH chosen AS MATERIALIZED (
+            SELECT id FROM {messages}
+            WHERE queue {any:ids} AND token IS NULL AND id <= :id LIMIT :limit {skipping})
+        SELECT id FROM chosen)"""
+"""Materialized: PostgreSQL would choose again for each row."""
 HAS_OLD = f"""
     SELECT 1 FROM {{messages}}
     WHERE queue = :queue AND rank IN {RANKS} AND token IS NULL AND place <= {{now}} - :age

@@ -29,7 +29,7 @@ LARGER_PLUGINS = {
     "mqcore_memory": 985,
     "mqcore_redis": 1745 + 500,
     "mqcore_rabbitmq": 3125,
-    "mqcore_sql": 2430 + 600 + 740,
+    "mqcore_sql": 2490 + 600 + 740,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.
 

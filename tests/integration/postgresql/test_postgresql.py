@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -480,3 +481,67 @@ async def test_a_receipt_of_another_queue_is_stale(opened: Open) -> None:
 def test_the_schemes_are_registered() -> None:
     found = plugins()
     assert found.backend_for("postgresql") is found.backend_for("postgres") is PostgresBackend
+
+
+async def test_many_messages_are_purged_and_deleted_in_short_transactions(
+    opened: Open, admin: Any, prefix: str
+) -> None:
+    backend = await opened()
+    await backend.declare([QueueSpec(name="q"), QueueSpec(name="other")])
+    outs = [out(f"{number}", "q") for number in range(900)] + [out("a", "other")]
+    await backend.publish(outs, timeout=60)
+    consumer = await backend.subscribe("q", prefetch=1, lease=60)
+    held = await consumer.receive(1, 30)
+    assert held
+
+    steps: list[int] = []
+    purge_some = type(backend).Driver.purge_some
+
+    def counted(driver: Any, *given: Any) -> int:
+        steps.append(found := purge_some(driver, *given))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mqcore_sql.driver._STEP", 200)
+        patch.setattr(type(backend).Driver, "purge_some", counted)
+        assert await backend.purge("q") == 900 - len(held)
+        assert steps == [200, 200, 200, 200, 100 - len(held)]
+        (counts,) = await backend.count(["q"])
+        assert (counts.ready, counts.leased) == (0, len(held))
+
+        await backend.publish([out(f"more {number}", "q") for number in range(500)], timeout=60)
+        assert await backend.delete("q")
+    assert await backend.count(["q"]) == []
+    (counts,) = await backend.count(["other"])
+    assert counts.ready == 1
+    names = [
+        admin.execute(f"SELECT count(*) FROM {prefix}_{table}").fetchone()[0]
+        for table in ("messages", "names0", "names1")
+    ]
+    assert (names[0], names[1] + names[2]) == (1, 1)
+
+
+async def test_a_purge_that_is_interrupted_has_removed_a_part(opened: Open) -> None:
+    backend, begun = await opened(), asyncio.Event()
+    loop, go_on = asyncio.get_running_loop(), threading.Event()
+    await backend.declare([QueueSpec(name="q")])
+    await backend.publish([out(f"{number}", "q") for number in range(300)], timeout=60)
+    purge_some = type(backend).Driver.purge_some
+
+    def slow(driver: Any, *given: Any) -> int:
+        found = purge_some(driver, *given)
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(60)
+        return int(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mqcore_sql.driver._STEP", 100)
+        patch.setattr(type(backend).Driver, "purge_some", slow)
+        purging = asyncio.create_task(backend.purge("q"))
+        await begun.wait()
+        purging.cancel()
+        go_on.set()
+        await asyncio.gather(purging, return_exceptions=True)
+    (counts,) = await backend.count(["q"])
+    assert counts.ready == 200
+    assert await backend.purge("q") == 200
