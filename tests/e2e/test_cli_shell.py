@@ -18,6 +18,8 @@ from support.commands import CANARY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.timeout(300)  # the first test runs some thirty commands
+
 COMMAND = [sys.executable, "-W", "error", "-m", "mqcore"]
 USES = {
     (): "worker",
@@ -162,7 +164,7 @@ def ended(place: Path, environment: dict[str, str]) -> Callable[..., Ended]:
             env={**environment, **changes},
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=120,
             check=False,
             stdin=subprocess.DEVNULL,
         )
@@ -246,7 +248,7 @@ class Worker:
         """Send a signal, and return what came after it."""
         if number is not None:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=60)
         assert "Traceback" not in out + err
         assert CANARY not in out + err
         return Ended(self.process.returncode, out, err)
