@@ -39,6 +39,11 @@ _MOST_RUNS = 1_000
 """How often a task runs that postpones itself again and again."""
 
 
+@dataclass(frozen=True)
+class _Delivery:
+    redelivered: bool = False
+
+
 @dataclass
 class _Facts:
     """What a run needs of the context of its message."""
@@ -49,8 +54,7 @@ class _Facts:
     priority: int = 0
     state: Any = None
     payload: Any = None
-    delivery: Any = None
-    lease_lost: bool = False
+    delivery: _Delivery = _Delivery()
 
 
 class _Eager(Connected):

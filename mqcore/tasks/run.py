@@ -57,6 +57,10 @@ class Run:
     node: Node | None = None
     """The row as it began; None without a store."""
     progress: ProgressReports | None = None
+    begun: asyncio.Future[Any] | None = None
+    """The store's answer to its beginning."""
+    has_left: bool = False
+    """Whether the store has confirmed its end, or that it does not start."""
     running: asyncio.Task[Any] | None = None
     """Where it is cancelled: that of an async task, or that which waits for a process."""
     is_cancelled: bool = False
@@ -159,13 +163,21 @@ class Interruptible:
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
         self._is_late = False
+        self._has_ended = False
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Raise `SoftTimeout` where the coroutine waits."""
-        self._is_late = True
-        task.cancel()
+        if not self._has_ended:
+            self._is_late = True
+            task.cancel()
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            return (yield from self._driven())
+        finally:
+            self._has_ended = True
+
+    def _driven(self) -> Generator[Any, Any, Any]:
         error: BaseException | None = None
         while True:
             try:

@@ -22,13 +22,17 @@ from mqcore.middleware import Middleware
 from mqcore.rules.results import ChildRunFailed, result_of
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.tasks.context import Replacement, TaskContext
-from mqcore.tasks.errors import TaskCancelled, TaskFailed
+from mqcore.tasks.errors import TaskCancelled, TaskFailed, UnknownTask
+from mqcore.tasks.leftovers import Leftovers
 from mqcore.tasks.model.changes import Back, Begin, Change, End, Gone, Replace
-from mqcore.tasks.model.nodes import Node, replacement_id
+from mqcore.tasks.model.nodes import Kind, Node, replacement_id
 from mqcore.tasks.model.outcomes import (
     Busy,
-    Cancelled,
     Conflict,
+    Ended,
+    Ok,
+    Refused,
+    Stale,
     Started,
     Terminal,
     Unknown,
@@ -53,7 +57,7 @@ __all__ = ["TaskRuns", "conclude"]
 _STORE_AWAY = 2.0
 """Seconds after which a message comes back that found the store away."""
 _BUSY = 15.0
-"""Seconds until a message is concluded again while another copy of it is running."""
+"""Seconds until a message comes again whose task is running elsewhere, or is concluded again."""
 _RETRIED = {Ending.FAILED, Ending.RETRY, Ending.TIMED_OUT, Ending.CRASHED}
 
 
@@ -65,6 +69,7 @@ class TaskRuns(Middleware):
         self._connected = connected
         self.running: dict[str, Run] = {}
         """The runs under way, by their tokens."""
+        self.leftovers = Leftovers()
 
     async def handle(
         self, ctx: Context, call_next: Callable[[Context], Awaitable[object]]
@@ -100,45 +105,65 @@ class TaskRuns(Middleware):
             state=ctx.state,
         )
         run = Run(task, call, context)
-        if not self._connected.has_store or await self._begin(run, ctx):
+        if not self._connected.has_store:
             await self._run(run, ctx, call_next)
+            return
+
+        token = new_id()
+        try:
+            if await self._begin(run, ctx, token):
+                await self._run(run, ctx, call_next)
+        finally:
+            if not run.has_left:
+                back = Back(call.task, context.run, token, State.QUEUED)
+                self.leftovers.add(back, run.begun)
 
     # Beginning
 
-    async def _begin(self, run: Run, ctx: Context) -> bool:
+    async def _begin(self, run: Run, ctx: Context, token: str) -> bool:
         """Begin the attempt; whether it is to run. Raises what settles the message otherwise."""
         call, context = run.call, run.context
         begin = Begin(
             call.task,
             context.run,
             ctx.attempt,
-            new_id(),
+            token,
             self._connected.worker,
             _missing(call, ctx) if context.run else None,
+            ctx.delivery.redelivered,
         )
+        before = self.leftovers.due(call.task)
+        run.begun = self._connected.writer.begin(*before, begin)
         try:
-            (outcome,) = await self._connected.writer.apply(begin)
-            if isinstance(outcome, Started):
-                run.node = outcome.node
-                await self._fill(run, ctx)
-                return True
+            outcome = (await asyncio.shield(run.begun))[-1]
         except StoreError as error:
             raise Postpone(_STORE_AWAY) from error
+
+        self.leftovers.confirm(before)
+        if isinstance(outcome, Started):
+            run.node = outcome.node
+            return True
+        run.has_left = True
+        if isinstance(outcome, Busy):
+            raise Postpone(_BUSY)
         _check_outcome(outcome, call)
         return False
 
     async def _fill(self, run: Run, ctx: Context) -> None:
         """Give the run what comes from the store: the result of the step before."""
         node = run.node
-        assert node is not None  # noqa: S101 - it has begun
+        if node is None:
+            return
         connected = self._connected
         run.progress = ProgressReports(node, connected.writer, connected.clock)
         run.context._report = run.progress.report  # noqa: SLF001 - the worker completes it
         if run.call.is_step and node.input:
-            before = await connected.results.node(node.input)
             try:
+                before = await connected.results.node(node.input)
                 run.call = replace(run.call, given=await value_text(connected.store, before))
-            except TaskFailed as error:
+            except StoreError as error:
+                raise Postpone(_STORE_AWAY) from error
+            except (TaskFailed, UnknownTask) as error:
                 raise Reject(f"the step before has no result: {error}") from error
             if run.task.mode == "process":
                 ctx.delivery = connected.with_call(ctx.delivery, run.call)
@@ -154,15 +179,18 @@ class TaskRuns(Middleware):
         ctx.payload = run
         soft = self._watch_soft_timeout(run)
         try:
-            value = await call_next(ctx)
+            try:
+                await self._fill(run, ctx)
+                value = await call_next(ctx)
+            finally:  # what ends the run is not to be interrupted
+                del self.running[token]
+                if soft is not None:
+                    soft.cancel()
         except BaseException as error:  # noqa: BLE001 - a task may raise anything; its message bears it
             await self._failed(run, ctx, error)
         else:
             await self._succeeded(run, ctx, value)
         finally:
-            del self.running[token]
-            if soft is not None:
-                soft.cancel()
             if run.progress is not None:
                 run.progress.close()
 
@@ -186,9 +214,30 @@ class TaskRuns(Middleware):
         """Make the change that ends the attempt, after the last report of its progress."""
         last = [] if run.progress is None else run.progress.last()
         try:
-            return (await self._connected.writer.apply(*last, change))[-1]
+            outcome = (await self._connected.writer.apply(*last, change))[-1]
         except StoreError as error:
             raise Postpone(_STORE_AWAY) from error
+        run.has_left = True
+        return outcome
+
+    async def _leave(self, run: Run, change: Change) -> Outcome:
+        """End the attempt. One that has lost its task is answered with what the row says.
+
+        While that goes on elsewhere the message is postponed: it may be the only one that is left.
+        """
+        outcome = await self._apply(run, change)
+        if not isinstance(outcome, Refused):
+            return outcome
+        try:
+            (node,) = await self._connected.store.nodes([run.call.task])
+        except StoreError as error:
+            raise Postpone(_STORE_AWAY) from error
+
+        if node is None or node.kind is not Kind.TASK or node.run != run.context.run:
+            return Stale()
+        if not node.has_ended:
+            raise Postpone(_BUSY)
+        return Terminal(node.state)
 
     async def _succeeded(self, run: Run, ctx: Context, value: object) -> None:
         node = run.node
@@ -199,7 +248,7 @@ class TaskRuns(Middleware):
             return
         result = value.body if isinstance(value, EncodedResult) else value
         assert isinstance(result, bytes)  # noqa: S101 - our own handlers return nothing else
-        await self._apply(run, End(node.id, node.run, node.token, State.SUCCEEDED, result))
+        await self._leave(run, End(node.id, node.run, node.token, State.SUCCEEDED, result))
 
     async def _replaced(self, run: Run, ctx: Context, node: Node, value: Replacement) -> None:
         rows = rows_of(value.call.plan, replacement_id(node.id), node.id)
@@ -207,8 +256,10 @@ class TaskRuns(Middleware):
             self._connected.check(rows.first)
         except MqcoreError as error:
             await self._failed(run, ctx, Reject(str(error)))
-        await self._apply(run, Replace(node.id, node.run, node.token, rows.first))
-        await self._connected.send_batches(rows.batches)
+            return
+        outcome = await self._leave(run, Replace(node.id, node.run, node.token, rows.first))
+        if isinstance(outcome, Ok):
+            await self._connected.send_batches(rows.batches)
 
     async def _failed(self, run: Run, ctx: Context, error: BaseException) -> None:
         """Leave or end the attempt as core will settle its message. Raises, unless it is done."""
@@ -218,21 +269,20 @@ class TaskRuns(Middleware):
         is_asked = isinstance(error, (asyncio.CancelledError, TaskCancelled))
         if run.is_cancelled and is_asked:
             _uncancel()
-            await self._apply(run, End(node.id, node.run, node.token, State.CANCELLED))
+            await self._leave(run, End(node.id, node.run, node.token, State.CANCELLED))
             return
 
         if isinstance(error, asyncio.CancelledError):
-            if not ctx.lease_lost:  # the worker stops; the message goes to another one
-                with suppress(StoreError, Postpone):
-                    await self._apply(run, Back(node.id, node.run, node.token, State.QUEUED))
+            # The worker stops, or its lease is lost. The message goes to another one.
+            with suppress(StoreError, Postpone):
+                await self._apply(run, Back(node.id, node.run, node.token, State.QUEUED))
             raise error
 
         result = result_of(error)
         if result.ending is Ending.POSTPONED:
             delay = result.delay or 0.0
             back = Back(node.id, node.run, node.token, State.QUEUED, delay)
-            if not isinstance(await self._apply(run, back), Cancelled):
-                raise error
+            self._settle(await self._leave(run, back), run, error)
             return
 
         policy = run.task.retry
@@ -240,15 +290,22 @@ class TaskRuns(Middleware):
         if not retries or ctx.attempt >= policy.max_attempts or result.ending not in _RETRIED:
             reason = _reason(result, retries=retries)
             failed = End(node.id, node.run, node.token, State.FAILED, None, reason)
-            await self._apply(run, failed)
-            raise error
+            self._settle(await self._leave(run, failed), run, error)
+            return
 
         wait = result.delay
         if wait is None:
             wait = policy.backoff.wait(ctx.attempt, random.random())
         back = Back(node.id, node.run, node.token, State.RETRYING, wait)
-        if not isinstance(await self._apply(run, back), Cancelled):
-            raise ChildRunFailed(replace(result, delay=wait)) from error
+        again = ChildRunFailed(replace(result, delay=wait))
+        again.__cause__ = error
+        self._settle(await self._leave(run, back), run, again)
+
+    def _settle(self, outcome: Outcome, run: Run, error: BaseException) -> None:
+        """Raise the error, unless the task was cancelled or has ended elsewhere."""
+        if isinstance(outcome, (Ok, Ended)):
+            raise error
+        _check_outcome(outcome, run.call)
 
 
 def _uncancel() -> None:

@@ -94,6 +94,10 @@ class Upkeep:
             if run.context.id in asked and not run.is_cancelled:
                 run.cancel()
 
+        if leftovers := connected.runs.leftovers.due():
+            await connected.writer.apply(*leftovers)
+            connected.runs.leftovers.confirm(leftovers)
+
     def _info(self) -> dict[str, object]:
         """Return what `mqcore tasks inspect` shows of this worker."""
         connected = self._connected

@@ -51,18 +51,26 @@ class Writer:
 
         Raises `StoreError` when it is not known whether they were made.
         """
+        answered, published = self._put(changes)
+        outcomes = await answered
+        if not all(isinstance(change, (Begin, Progress, Sent)) for change in changes):
+            await asyncio.shield(published)
+        return outcomes
+
+    def begin(self, *changes: Change) -> asyncio.Future[Sequence[Outcome]]:
+        """Make the changes as `apply` does, and return their answer. They publish nothing."""
+        return self._put(changes)[0]
+
+    def _put(
+        self, changes: Sequence[Change]
+    ) -> tuple[asyncio.Future[Sequence[Outcome]], asyncio.Future[None]]:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Sequence[Outcome]] = loop.create_future()
         if self._published is None:
             self._published = loop.create_future()
             loop.call_soon(self._flush)
-        published = self._published
         self._next.append((changes, answered))
-
-        outcomes = await answered
-        if not all(isinstance(change, (Begin, Progress, Sent)) for change in changes):
-            await asyncio.shield(published)
-        return outcomes
+        return answered, self._published
 
     def _flush(self) -> None:
         batch, self._next = self._next, []

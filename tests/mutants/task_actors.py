@@ -67,6 +67,13 @@ class AcknowledgesAFailedRedelivery(Actors):
         return applied
 
 
+class AcknowledgesAFurtherCopy(Actors):
+    """A copy that finds its task running is acknowledged, not postponed."""
+
+    def _postpone(self, actor: Actor, copy: Copy) -> None:
+        actor.held = None
+
+
 class AcknowledgesBeforeTheEnd(Actors):
     """The message is acknowledged when the attempt has begun."""
 
@@ -110,6 +117,7 @@ _MUTANTS = (
     ForgetsTheOutbox,
     RemovesTheEntryFirst,
     AcknowledgesAFailedRedelivery,
+    AcknowledgesAFurtherCopy,
     AcknowledgesBeforeTheEnd,
     ForgetsTheHook,
     ForgetsTheSuccessor,

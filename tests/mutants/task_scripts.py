@@ -127,6 +127,27 @@ _FENCES = (
         "not opens_next_run then\n    return { 'terminal', 'succeeded' }",
     ),
     ScriptMutant(
+        "CopyTakesOverALivingRun",
+        "cases",
+        "changes",
+        "  if begin.is_redelivered or node.state ~= 'running' then",
+        "  if true then",
+    ),
+    ScriptMutant(
+        "RedeliveryIsACopy",
+        "cases",
+        "changes",
+        "  if begin.is_redelivered or node.state ~= 'running' then",
+        "  if node.state ~= 'running' then",
+    ),
+    ScriptMutant(
+        "RecoverIgnoresTheOutbox",
+        "cases",
+        "changes",
+        "  if may_wait and has_entry",
+        "  if false and has_entry",
+    ),
+    ScriptMutant(
         "HookKillsALivingRun",
         "equality",
         "changes",

@@ -190,6 +190,22 @@ class LostDeadLetter(Transitions):
         return Terminal(State.SUCCEEDED) if isinstance(outcome, Terminal) else outcome
 
 
+@mutant("cases", "equality", "explorer")
+class CopyTakesOverALivingRun(Transitions):
+    """A further copy of a message starts its task beside the run of the first one."""
+
+    def begin(self, change: Begin) -> Any:
+        return super().begin(replace(change, is_redelivered=True))
+
+
+@mutant("cases", "equality")
+class RedeliveryIsACopy(Transitions):
+    """A message that comes again waits until its worker counts as dead."""
+
+    def begin(self, change: Begin) -> Any:
+        return super().begin(replace(change, is_redelivered=False))
+
+
 @mutant("equality", "explorer")
 class HookKillsALivingRun(Transitions):
     """A duplicate that expires ends the task that is running."""
@@ -398,6 +414,17 @@ class RecoverForgetsAbandonedGroups(MemoryTaskStore):
     async def suspects(self, *given: Any, **options: Any) -> Sequence[str]:
         found = await super().suspects(*given, **options)
         return [node for node in found if self.tables.nodes[node].kind is Kind.TASK]
+
+
+@mutant("cases", "equality")
+class RecoverIgnoresTheOutbox(Transitions):
+    """A task whose message waits for its broker is published again and again."""
+
+    def recover(self, change: Recover) -> Any:
+        node = self.rows.get(change.node)
+        if node is not None:
+            self.rows.remove_entry(message_key(node))
+        return super().recover(change)
 
 
 @mutant("equality")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from mqcore.contract.kit import ContractError
 from mqcore.contract.store.kit import TOKEN, WORKER, StoreKit
@@ -27,6 +28,7 @@ from mqcore.tasks.model.changes import (
 from mqcore.tasks.model.nodes import Node
 from mqcore.tasks.model.outcomes import (
     Added,
+    Busy,
     Conflict,
     Done,
     Ended,
@@ -35,6 +37,7 @@ from mqcore.tasks.model.outcomes import (
     Lost,
     Ok,
     Outcome,
+    Refused,
     Started,
     Terminal,
 )
@@ -269,6 +272,7 @@ async def suspects_are_late_and_without_a_living_worker(kit: StoreKit) -> None:
     await kit.begin("alive")
     await kit.do(Begin("dead", 0, 1, TOKEN, "dead"))
     await kit.run("ended")
+    await kit.do(Sent(["queued:0"]))
     kit.clock.time += 100
     await kit.store.heartbeat(Heartbeat(WORKER))
 
@@ -280,6 +284,38 @@ async def suspects_are_late_and_without_a_living_worker(kit: StoreKit) -> None:
         kit.same(await kit.do(Recover(task, before)), Ok(), "the outcome")
         kit.same(kit.keys, [f"{task}:0:1"], "the key of the further message")
     kit.same(list(await kit.store.suspects(before)), [], "the suspects after that", "suspects")
+
+
+@case
+async def what_waits_in_the_outbox_is_not_lost(kit: StoreKit) -> None:
+    """`Recover` makes no further copy of it, and copies of what is lost get rarer."""
+    await kit.add(_TASK)
+    late = [100.0, 150.0, 1.0, 100.0]
+    expected: list[Outcome] = [Refused(), Ok(), Refused(), Ok()]
+    for seconds, outcome in zip(late, expected, strict=True):
+        kit.clock.time += seconds
+        kit.same(await kit.do(Recover("r", kit.clock.time - 60)), outcome, "the outcome")
+        await kit.do(Sent([f"r:0:{(await kit.node('r')).copies}", "r:0"]))
+    kit.same((await kit.node("r")).due, kit.clock.time + 60, "when it should be ready")
+
+
+@case
+async def a_further_copy_of_a_running_task_is_busy(kit: StoreKit) -> None:
+    """As long as its worker is alive, unless it is the same message that comes again."""
+    await kit.add(_TASK)
+    await kit.store.heartbeat(Heartbeat(WORKER, 15.0))
+    first, other = (
+        Begin("r", 0, 1, token, WORKER, is_redelivered=False) for token in (TOKEN, "other")
+    )
+    expected = [Started, Started, Busy]
+    types = [type(await kit.do(change)) for change in (first, first, other)]
+    kit.same(types, expected, "the outcomes of a start, of its repetition, and of a copy")
+
+    kit.same(
+        type(await kit.do(replace(other, is_redelivered=True))), Started, "when it is the same"
+    )
+    kit.clock.time += 20
+    kit.same(type(await kit.do(first)), Started, "when the worker is dead")
 
 
 @case

@@ -169,10 +169,12 @@ class Comparison:
     def _begin(self) -> Change:
         redrivable = (State.FAILED, State.EXPIRED)
         node = self._node(*LIVE, *redrivable)
-        run = node.run + 1 if node.state in redrivable else self._run(node)
+        is_redriven = node.state in redrivable and drawn(self.choose, 0.8)
+        run = node.run + 1 if is_redriven else self._run(node)
         token, worker = self.choose.choice(_TOKENS), self.choose.choice(_WORKERS)
         missing = Node(id=node.id) if node.id == "unknown" and self._roots % 2 else None
-        return Begin(node.id, run, self.choose.randint(1, 3), token, worker, missing)
+        attempt, is_redelivered = self.choose.randint(1, 3), drawn(self.choose, 0.6)
+        return Begin(node.id, run, attempt, token, worker, missing, is_redelivered)
 
     def _end(self) -> Change:
         node, state = self._node(State.RUNNING), self.choose.choice(_ENDINGS)

@@ -64,8 +64,14 @@ class Begin:
 
     `run` is how often the message was redriven. A higher one than the row's opens the next run of
     a failed or expired row. `missing` is the row as the message describes it, for a redriven
-    message whose row was removed at the end of its retention. Outcomes: `Started`, `Terminal`,
-    `Cancelled`, `Stale`, `Unknown`, `Conflict` (the unique key belongs to another task meanwhile).
+    message whose row was removed at the end of its retention.
+
+    `is_redelivered`: the message was handed out before, so the attempt that the row shows has lost
+    it, and this one takes over. A message that comes for the first time is a further copy if the
+    task is running in a living worker: `Busy`.
+
+    Outcomes: `Started`, `Terminal`, `Cancelled`, `Stale`, `Unknown`, `Busy`, `Conflict` (the unique
+    key belongs to another task meanwhile).
     """
 
     task: str
@@ -74,6 +80,7 @@ class Begin:
     token: str
     worker: str
     missing: Node | None = None
+    is_redelivered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,9 @@ class Spread:
 class Recover:
     """Publish a task whose message seems to be lost again, or give up an abandoned group.
 
-    The store checks again whether that is so. Outcomes: `Ok`, `Refused`.
+    The store checks again whether that is so. A task whose message still waits in the outbox is
+    left alone. After each further copy it takes longer until the task counts as lost. Outcomes:
+    `Ok`, `Refused`.
     """
 
     node: str

@@ -42,7 +42,7 @@ from mqcore.tasks.model.outcomes import (
     Unknown,
 )
 from mqcore.tasks.model.states import LIVE, NEXT_RUN, State
-from mqcore.tasks.transitions.rows import Schedule, slice_key
+from mqcore.tasks.transitions.rows import Schedule, message_key, slice_key
 from mqcore.tasks.transitions.walk import SLICE, Walk
 
 if TYPE_CHECKING:
@@ -168,7 +168,9 @@ class Transitions:
 
     # Running
 
-    def begin(self, change: Begin) -> Started | Terminal | Cancelled | Stale | Unknown | Conflict:
+    def begin(
+        self, change: Begin
+    ) -> Started | Terminal | Cancelled | Stale | Unknown | Busy | Conflict:
         """Start an attempt.
 
         The number of the attempt does not matter: after a crash between a retry and its message,
@@ -180,6 +182,10 @@ class Transitions:
             node = self._restore(change)
         if node is None:
             return Unknown()
+        return self._refusal(node, change) or self._claim(node) or self._start(node, change)
+
+    def _refusal(self, node: Node, change: Begin) -> Terminal | Stale | Busy | Cancelled | None:
+        """Return why an attempt must not start."""
         if node.kind is not Kind.TASK:
             return Terminal(State.DELEGATED)
         if change.run < node.run or node.state is State.WAITING:
@@ -188,11 +194,20 @@ class Transitions:
         is_next_run = change.run > node.run
         if node.has_ended and not (is_next_run and node.state in NEXT_RUN):
             return Terminal(node.state)
+        if self._runs_elsewhere(node, change):
+            return Busy()
         if self.walk.is_cancelled(node):
             if not node.has_ended:
                 self.walk.finish(node, State.CANCELLED)
             return Cancelled()
-        return self._claim(node) or self._start(node, change)
+        return None
+
+    def _runs_elsewhere(self, node: Node, change: Begin) -> bool:
+        """Whether the message is a further copy of one whose attempt is running."""
+        if change.is_redelivered or node.state is not State.RUNNING:
+            return False
+        is_repeated = node.token == change.token  # the answer to the first one was lost
+        return node.run == change.run and not is_repeated and self.rows.is_alive(node.worker)
 
     def _restore(self, change: Begin) -> Node | None:
         """Insert the row of a redriven task again, which was removed at the end of its retention.
@@ -337,8 +352,18 @@ class Transitions:
         is_late = node.kind is Kind.TASK and node.state in LIVE and node.due < change.before
         if not is_late or (node.state is State.RUNNING and self.rows.is_alive(node.worker)):
             return Refused()
+
+        # What waits in the outbox is not lost; the broker may be away. The first message of a task
+        # that is running was published, whether or not its entry has been removed.
+        may_wait = node.copies > 0 or node.state is not State.RUNNING
+        if may_wait and self.rows.entry(message_key(node)) is not None:
+            node.due = self.rows.now
+            self.rows.save(node)
+            return Refused()
+
+        # A queue without a consumer must not fill up with copies.
+        node.due = self.rows.now + node.copies * max(self.rows.now - change.before, 0.0)
         node.copies += 1
-        node.due = self.rows.now
         self.rows.save(node)
         self.walk.publish(node)
         return Ok()

@@ -137,7 +137,8 @@ def _more(it: changes.More) -> _Words:
 
 def _begin(it: changes.Begin) -> _Words:
     missing = [] if it.missing is None else [it.missing]
-    return ["begin", it.task, it.run, it.attempt, it.token, it.worker, *_rows(missing)]
+    words = (it.task, it.run, it.attempt, it.token, it.worker)
+    return ["begin", *words, "1" if it.is_redelivered else "", *_rows(missing)]
 
 
 def _end(it: changes.End) -> _Words:

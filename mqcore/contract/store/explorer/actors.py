@@ -29,7 +29,7 @@ from mqcore.tasks.model.changes import (
     Sent,
     Spread,
 )
-from mqcore.tasks.model.nodes import Node, replacement_id
+from mqcore.tasks.model.nodes import Kind, Node, replacement_id
 from mqcore.tasks.model.outcomes import (
     Added,
     Asked,
@@ -40,6 +40,7 @@ from mqcore.tasks.model.outcomes import (
     Fired,
     Ok,
     Outcome,
+    Refused,
     Started,
     Terminal,
     Unknown,
@@ -115,15 +116,28 @@ class Actors:
             case ((End() | Gone()), Ended()):
                 self._observe_ending(change)
             case Back(), (Ok() | Cancelled()):
+                self._check_token(change.task, change.token)
                 world.running.pop(change.task, None)
             case Begin(), Terminal(state=state):
                 self._observe_terminal(change, state)
             case Begin(), Started():
-                world.running[change.task] = change.worker
+                self._observe_start(change)
                 if world.is_below_cancelled(change.task):
                     world.fail(f"{change.task} does not start: it was cancelled", outcome)
             case Cancel(node=node), (Cancelled() | Asked()):
                 world.cancelled.append(node)
+
+    def _observe_start(self, change: Begin) -> None:
+        world, task = self.world, change.task
+        if not change.is_redelivered and world.is_running(task, change.run):
+            world.fail(f"{task} is left to {world.running[task][1]}, which is alive", change)
+        world.running[task] = (change.run, change.worker)
+
+    def _check_token(self, task: str, token: str) -> None:
+        """Check that the attempt is the newest one. Its token is the name of its worker."""
+        known = self.world.running.get(task)
+        if known is not None and known[1] != token:
+            self.world.fail(f"{task} is left by {known[1]}, which holds it", token)
 
     def _observe_ending(self, change: End | Gone) -> None:
         world, ending = self.world, (change.task, change.run)
@@ -131,10 +145,12 @@ class Actors:
             world.fail(f"{ending} ends once", f"{world.endings[ending]}, {change.state}")
         world.endings[ending] = change.state
 
-        worker = world.running.pop(change.task, None)
-        is_alive = worker is not None and world.clock.time < world.beats[worker]
-        if isinstance(change, Gone) and is_alive:
+        if isinstance(change, End):
+            self._check_token(change.task, change.token)
+        if isinstance(change, Gone) and world.is_running(change.task, change.run):
+            worker = world.running[change.task][1]
             world.fail(f"{change.task} goes on: {worker} is alive and runs it", change)
+        world.running.pop(change.task, None)
 
     def _observe_terminal(self, change: Begin, state: State) -> None:
         known = self.world.endings.get((change.task, change.run))
@@ -214,7 +230,8 @@ class Actors:
         """Send a dead letter back to its queue, for the next run: a Move."""
 
         def steps() -> Steps:
-            self.world.ready.append(replace(copy, run=copy.run + 1, attempt=1, deaths=0))
+            fresh = replace(copy, run=copy.run + 1, attempt=1, deaths=0, is_redelivered=False)
+            self.world.ready.append(fresh)
             yield None
             if copy in self.world.dead_letters:
                 self.world.dead_letters.remove(copy)
@@ -270,13 +287,18 @@ class Actors:
             yield from self._gone(actor, copy, State.EXPIRED)
             return
 
-        begin = Begin(copy.task, copy.run, copy.attempt, actor.name, actor.name)
+        begin = Begin(
+            *(copy.task, copy.run, copy.attempt, actor.name, actor.name),
+            is_redelivered=copy.is_redelivered,
+        )
         applied = yield from self.apply(begin)
         match applied.outcomes[0]:
             case Started(node=node):
                 yield from self._run(actor, copy, node)
             case Terminal(state=State.FAILED | State.EXPIRED) | Conflict():
                 yield from self._dead_letter(actor, copy)
+            case Busy():
+                self._postpone(actor, copy)
             case Unknown():
                 self.world.fail(f"a row for the message {copy.key}", "Unknown")
         actor.held = None  # acknowledged
@@ -285,19 +307,31 @@ class Actors:
         """End a message without a run here, as core's hook does."""
         applied = yield from self.apply(Gone(copy.task, copy.run, state, "gone"))
         if isinstance(applied.outcomes[0], Busy):
-            self._release(actor, copy)
+            self._postpone(actor, copy)
             return
         yield from self.publish(applied.keys)
         yield from self._dead_letter(actor, copy)
         actor.held = None
 
     def _release(self, actor: Actor, copy: Copy) -> None:
+        if actor.held is not None:
+            self.world.redeliver(copy)
         actor.held = None
-        self.world.ready.append(copy)
+
+    def _postpone(self, actor: Actor, copy: Copy) -> None:
+        """Store the message as a new one, for later."""
+        if actor.held is not None:
+            self.world.ready.append(replace(copy, is_redelivered=False))
+        actor.held = None
+
+    def _store_successor(self, actor: Actor, again: Copy) -> None:
+        if actor.held is not None:
+            self.world.store_copy(again)
 
     def _dead_letter(self, actor: Actor, copy: Copy) -> Steps:
         """Store the dead letter first, then remove the message (G3)."""
-        self.world.dead_letter(replace(copy))
+        if actor.held is not None:
+            self.world.dead_letter(replace(copy))
         yield None
         actor.held = None
 
@@ -317,18 +351,29 @@ class Actors:
             case "fail" if copy.run == 0:
                 yield from self._fail(actor, copy)
             case "flaky" if copy.attempt == 1:
-                again = replace(copy, attempt=2)
+                again = replace(copy, attempt=2, is_redelivered=False)
                 yield from self._later(actor, copy, again, State.RETRYING)
             case "postponed" if not copy.is_postponed:
-                again = replace(copy, is_postponed=True)
+                again = replace(copy, is_postponed=True, is_redelivered=False)
                 yield from self._later(actor, copy, again, State.QUEUED)
             case "replaced" if copy.task.count("~") < _MOST_DEATHS:
                 yield from self._replace(actor, copy)
             case _:
                 result = copy.task.encode()
                 end = End(copy.task, copy.run, actor.name, State.SUCCEEDED, result)
-                applied = yield from self.apply(end)
-                yield from self.publish(applied.keys)
+                yield from self._leave(actor, copy, end)
+
+    def _leave(self, actor: Actor, copy: Copy, change: Change) -> Generator[Any, Any, Outcome]:
+        """Leave an attempt; one that has lost its task comes again until that has ended."""
+        applied = yield from self.apply(change)
+        yield from self.publish(applied.keys)
+        if isinstance(applied.outcomes[0], Refused):
+            (node,) = yield self.store.nodes([copy.task])
+            if node.kind is Kind.TASK and node.run == copy.run and not node.has_ended:
+                self._postpone(actor, copy)
+            elif node.state in {State.FAILED, State.EXPIRED}:
+                yield from self._dead_letter(actor, copy)
+        return applied.outcomes[0]
 
     def _check_input(self, node: Node) -> Steps:
         value = yield value_of(self.store, node.input)
@@ -336,32 +381,29 @@ class Actors:
 
     def _fail(self, actor: Actor, copy: Copy) -> Steps:
         end = End(copy.task, copy.run, actor.name, State.FAILED, None, "failed")
-        applied = yield from self.apply(end)
-        yield from self.publish(applied.keys)
-        if isinstance(applied.outcomes[0], Ended):
+        outcome = yield from self._leave(actor, copy, end)
+        if isinstance(outcome, Ended):
             yield from self._dead_letter(actor, copy)
 
     def _later(self, actor: Actor, copy: Copy, again: Copy, state: State) -> Steps:
         """Leave the attempt; the row is written first, or the successor of the message."""
         back = Back(copy.task, copy.run, actor.name, state)
         if drawn(self.world.choose, 0.5):
-            self.world.store_copy(again)
+            self._store_successor(actor, again)
             yield None
             applied = yield from self.apply(back)
             yield from self.publish(applied.keys)
             return
 
-        applied = yield from self.apply(back)
-        yield from self.publish(applied.keys)
-        if isinstance(applied.outcomes[0], Ok):
-            self.world.store_copy(again)
+        outcome = yield from self._leave(actor, copy, back)
+        if isinstance(outcome, Ok):
+            self._store_successor(actor, again)
             yield None
 
     def _replace(self, actor: Actor, copy: Copy) -> Steps:
         plan = random_plan(self.world.choose, 1)
         rows = rows_of(plan, replacement_id(copy.task), copy.task)
-        applied = yield from self.apply(Replace(copy.task, copy.run, actor.name, rows))
-        yield from self.publish(applied.keys)
+        yield from self._leave(actor, copy, Replace(copy.task, copy.run, actor.name, rows))
 
 
 def _shown(what: Change | Outcome) -> str:

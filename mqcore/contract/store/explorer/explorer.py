@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
@@ -126,11 +126,20 @@ class Schedule:
             self.running.append(self.actors.reconciler())
 
     async def _pass_time(self, seconds: float) -> None:
-        """Let time pass. Most living workers send a heartbeat; one that does not looks dead."""
+        """Let time pass. Most living workers send a heartbeat; one that does not looks dead.
+
+        The broker may hand out the message of such a worker to another one, and it goes on.
+        """
         self.clock.time += seconds
         for actor in self.running:
-            if actor.held is not None and drawn(self.choose, 0.8):
+            if actor.held is None:
+                continue
+            if drawn(self.choose, 0.8):
                 await self.world.beat(actor.name)
+            elif drawn(self.choose, 0.3):
+                self.world.note(f"{actor.name} has lost its message")
+                self.world.redeliver(replace(actor.held))
+                actor.held = None
 
     def _start_worker(self) -> None:
         """Give one of the ready messages, in any order, to a new worker."""
@@ -157,7 +166,7 @@ class Schedule:
         self.running.remove(actor)
         actor.steps.close()
         if actor.held is not None:
-            self.world.ready.append(actor.held)
+            self.world.redeliver(actor.held)
         self.world.has_abandoned |= actor.is_batch_sender
 
     # The end

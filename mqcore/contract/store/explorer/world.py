@@ -43,6 +43,8 @@ class Copy:
     deaths: int = 0
     """How many workers died while they held it."""
     is_postponed: bool = False
+    is_redelivered: bool = False
+    """Whether the broker hands it out again, because its worker died or released it."""
 
 
 @dataclass
@@ -70,8 +72,8 @@ class World:
     """How each run of a task ended, as the store answered."""
     cancelled: list[str] = field(default_factory=list)
     """The nodes whose cancellation the store has accepted."""
-    running: dict[str, str] = field(default_factory=dict)
-    """The worker of each running attempt."""
+    running: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """The run and the worker of each running attempt."""
     beats: dict[str, float] = field(default_factory=dict)
     """Until when each worker counts as alive."""
     unique: list[str] = field(default_factory=list)
@@ -103,6 +105,11 @@ class World:
         self.beats[worker] = self.clock.time + ttl
         await self.store.heartbeat(Heartbeat(worker, ttl))
 
+    def is_running(self, task: str, run: int) -> bool:
+        """Whether this run of a task is running in a worker that is alive."""
+        known, worker = self.running.get(task, (run, ""))
+        return known == run and self.clock.time < self.beats.get(worker, 0.0)
+
     # The broker
 
     def publish(self, copy: Copy) -> None:
@@ -123,6 +130,11 @@ class World:
         if self.happens(self.chances.duplicate):
             self.ready.append(replace(copy))
         self.note(f"stored {copy.key} attempt {copy.attempt}")
+
+    def redeliver(self, copy: Copy) -> None:
+        """Hand a message out again: its worker died, or released it."""
+        copy.is_redelivered = True
+        self.ready.append(copy)
 
     def dead_letter(self, copy: Copy) -> None:
         """Store a dead letter."""

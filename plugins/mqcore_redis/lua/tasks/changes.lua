@@ -157,9 +157,18 @@ local function start(node, begin)
   return { 'started', with_texts(node) }
 end
 
+-- Whether the message is a further copy of one whose attempt is running.
+local function runs_elsewhere(node, begin)
+  if begin.is_redelivered or node.state ~= 'running' then
+    return false
+  end
+  local is_repeated = node.token == begin.token
+  return node.run == begin.run and not is_repeated and is_alive(node.worker)
+end
+
 function changes.begin()
   local begin = { task = take(), run = take_number(), attempt = take_number(), token = take(),
-    worker = take(), missing = take_rows()[1] }
+    worker = take(), is_redelivered = take() == '1', missing = take_rows()[1] }
   local node = get_with_texts(begin.task)
   if not node and begin.run > 0 then
     node = restore(begin.missing, begin.run)
@@ -178,6 +187,9 @@ function changes.begin()
     and (node.state == 'failed' or node.state == 'expired')
   if ENDED[node.state] and not opens_next_run then
     return { 'terminal', node.state }
+  end
+  if runs_elsewhere(node, begin) then
+    return 'busy'
   end
   if walk.is_cancelled(node) then
     if not ENDED[node.state] then
@@ -316,8 +328,14 @@ function changes.recover()
     or (node.state == 'running' and is_alive(node.worker)) then
     return 'refused'
   end
+  local may_wait = node.copies > 0 or node.state ~= 'running'
+  if may_wait and has_entry(message_key(node)) then
+    node.due = now_text
+    save(node)
+    return 'refused'
+  end
+  node.due = text(now + node.copies * math.max(now - before, 0))
   node.copies = node.copies + 1
-  node.due = now_text
   save(node)
   walk.publish(node)
   return 'ok'

@@ -246,6 +246,13 @@ local function start_of(key)
   return type(entry) == 'string' and tonumber(entry:match('^%d+ (%S+)'))
 end
 
+local function has_entry(key)
+  if entries[key] == nil then
+    return call('ZSCORE', KEY.outbox, key) and true or false
+  end
+  return entries[key] ~= false
+end
+
 local function remove_entry(key)
   entries[key] = false
 end
