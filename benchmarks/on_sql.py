@@ -57,7 +57,7 @@ async def queue_of(url: str) -> AsyncIterator[tuple[SqlBackend, str]]:
     await backend.open(print)
     await backend.declare([QueueSpec(name=name)])
     yield backend, name
-    await backend.run(partial(_delete, name))
+    await backend.delete(name)
     await backend.close()
 
 
@@ -232,18 +232,14 @@ async def claims(url: str, deepest: int) -> None:
                     await backend.run(partial(_browse, name))
                     pages.append(time.perf_counter() - began)
 
-    shortest = min(queues[0][2])
-    for (depth, delayed), (_, _, waits, pages) in zip(kinds, queues, strict=True):
-        print(
-            f"  {depth:9,} ready, {delayed:9,} delayed of a higher priority: a claim "
-            f"{1000 * min(waits):6.2f} ms, {min(waits) / shortest:.2f} times the first; a page of "
-            f"browse {1000 * min(pages):6.2f} ms",
-            flush=True,
-        )
-
-
-def _delete(name: str, driver: Any) -> None:
-    driver.delete(name)
+        shortest = min(queues[0][2])
+        for (depth, delayed), (_, _, waits, pages) in zip(kinds, queues, strict=True):
+            print(
+                f"  {depth:9,} ready, {delayed:9,} delayed of a higher priority: a claim "
+                f"{1000 * min(waits):6.2f} ms, {min(waits) / shortest:.2f} times the first; "
+                f"a page of browse {1000 * min(pages):6.2f} ms",
+                flush=True,
+            )
 
 
 def _claim(name: str, driver: Any) -> list[bytes]:
