@@ -323,12 +323,12 @@ class Tasks(AppPart):
         """Send a call; see `Call.send`."""
         connected, rows = self.connection(), rows_of(call.plan, new_id())
         job: Job[R] = Job(self, rows.first[0].id, call.plan)
-        connected.check(rows.first)
+        connected.check(rows)
         if not connected.has_store:
             await connected.send_unstored(rows.first)
             return job
 
-        outcome = await connected.add(rows.first)
+        outcome = await connected.add(rows.first, has_more=bool(rows.batches))
         if isinstance(outcome, Conflict):
             return await self._conflict(connected, rows.first[0], outcome.holder, call)
         await connected.send_batches(rows.batches)

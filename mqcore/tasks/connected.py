@@ -18,13 +18,14 @@ from mqcore.tasks.errors import DuplicateTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.changes import Add, Cancel, End, Gone, More
 from mqcore.tasks.model.nodes import Kind, root_of
-from mqcore.tasks.model.outcomes import Conflict, Outcome
+from mqcore.tasks.model.outcomes import Closed, Conflict, Outcome
 from mqcore.tasks.model.states import State
 from mqcore.tasks.plans import STEP, check_depth
-from mqcore.tasks.results import Results
+from mqcore.tasks.results import Results, error_of
 from mqcore.tasks.run import TaskCall
 from mqcore.tasks.runs import TaskRuns
 from mqcore.tasks.store.plugins import default_store_plugins
+from mqcore.tasks.transitions.apply import ABANDONED, SEAL_WITHIN
 from mqcore.tasks.upkeep import Upkeep
 from mqcore.tasks.writer import Writer
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mqcore.tasks.api import Tasks
     from mqcore.tasks.model.changes import Change
     from mqcore.tasks.model.nodes import Node
-    from mqcore.tasks.plans import Plan
+    from mqcore.tasks.plans import Plan, Rows
     from mqcore.tasks.store.seam import Pending, TaskStore
 
 __all__ = ["HEADER", "Connected"]
@@ -48,6 +49,8 @@ HEADER = "mqcore-task"
 """The header with the name of a task: the worker chooses by it how the message is run."""
 _LARGE = 100_000
 """Bytes of arguments from which on it is checked whether a message can carry them."""
+_BATCH = SEAL_WITHIN / 3
+"""Seconds that the next batch of a large group waits at most until one is published."""
 _REPLACED = 30.0
 """Seconds that a running task with the same unique key gets to end."""
 
@@ -187,8 +190,12 @@ class Connected:
 
     # Sending
 
-    def check(self, rows: Sequence[Node]) -> None:
+    def check(self, rows: Rows) -> None:
         """Raise what publishing these tasks would, before they are stored."""
+        for part in rows.parts:
+            self._check(part)
+
+    def _check(self, rows: Sequence[Node]) -> None:
         check_depth(rows)
         composer = session_of(self.broker).publisher.composer
         for node in rows:
@@ -198,9 +205,22 @@ class Connected:
                     options["delay"] = node.delay
                 composer.message(self.tasks.queue(node.queue), call, options)
 
-    async def add(self, rows: Sequence[Node]) -> Outcome:
+    async def add(self, rows: Sequence[Node], *, has_more: bool = False) -> Outcome:
         """Insert the rows of a workflow, and return the outcome."""
-        return (await self.writer.apply(Add(rows)))[0]
+        return await self._send_part(Add(rows), has_more=has_more)
+
+    async def _send_part(self, change: Change, *, has_more: bool) -> Outcome:
+        """Make a change, and wait until it is published.
+
+        When more follows, not for long: a slow broker must not keep the next batch of a group back
+        until the group counts as abandoned.
+        """
+        answered, published = self.writer.put(change)
+        (outcome,) = await answered
+        with suppress(TimeoutError):
+            async with self.clock.timeout(_BATCH if has_more else None):
+                await asyncio.shield(published)
+        return outcome
 
     async def replace(self, row: Node, holder: str, plan: Plan) -> Job[Any]:
         """Cancel the open task with the same unique key, and send this one when that has ended."""
@@ -222,9 +242,21 @@ class Connected:
             ) from None
 
     async def send_batches(self, batches: Sequence[tuple[str, Sequence[Node], bool]]) -> None:
-        """Add the members of large groups. Each batch is one transaction."""
-        for group, rows, is_last in batches:
-            await self.writer.apply(More(group, rows, is_last))
+        """Add the members of large groups. Each batch is one transaction.
+
+        Raises `TaskCancelled` when the group was given up, because this took too long.
+        """
+        for number, (group, rows, is_last) in enumerate(batches, 1):
+            more = More(group, rows, is_last)
+            outcome = await self._send_part(more, has_more=number < len(batches))
+            if isinstance(outcome, Closed):
+                await self._check_given_up(group)
+
+    async def _check_given_up(self, group: str) -> None:
+        """Raise unless a group takes no more members because it was cancelled or has ended."""
+        node = await self.results.node(group)
+        if node.reason == ABANDONED:
+            raise await error_of(self.store, node)
 
     async def send_unstored(self, rows: Sequence[Node]) -> None:
         """Publish a task that no store knows."""

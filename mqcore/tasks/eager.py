@@ -69,8 +69,7 @@ class _Eager(Connected):
         self.results = Results(self.store, self.clock)
         self.writer = Writer(self.store, self.publish, self._changed)
 
-    def check(self, rows: Sequence[Node]) -> None:
-        """Raise what sending these tasks would."""
+    def _check(self, rows: Sequence[Node]) -> None:
         check_depth(rows)
 
     async def publish(self, pending: Pending) -> None:

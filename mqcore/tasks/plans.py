@@ -105,6 +105,13 @@ class Rows:
     batches: list[tuple[str, list[Node], bool]]
     """Group, rows, and whether they are its last ones."""
 
+    @property
+    def parts(self) -> Iterator[Sequence[Node]]:
+        """All rows, piece by piece."""
+        yield self.first
+        for _, batch, _ in self.batches:
+            yield batch
+
 
 def rows_of(plan: Plan, id: str, parent: str = "", index: int = 0, *, at_once: int = 1_000) -> Rows:
     """Return the rows of a plan, the root first.
@@ -140,6 +147,6 @@ def _walk(
     for start in range(0, len(children), at_once):
         batch: list[Node] = []
         stop = start + at_once
+        rows.batches.append((id, batch, stop >= len(children)))  # before those of a group in it
         for place, child in enumerate(children[start:stop], start):
             batch += _walk(child, child_id(id, place), id, place, rows, at_once)
-        rows.batches.append((id, batch, stop >= len(children)))

@@ -133,7 +133,7 @@ class TaskRuns(Middleware):
             ctx.delivery.redelivered,
         )
         before = self.leftovers.due(call.task)
-        run.begun = self._connected.writer.begin(*before, begin)
+        run.begun = self._connected.writer.put(*before, begin)[0]
         try:
             outcome = (await asyncio.shield(run.begun))[-1]
         except StoreError as error:
@@ -253,7 +253,7 @@ class TaskRuns(Middleware):
     async def _replaced(self, run: Run, ctx: Context, node: Node, value: Replacement) -> None:
         rows = rows_of(value.call.plan, replacement_id(node.id), node.id)
         try:
-            self._connected.check(rows.first)
+            self._connected.check(rows)
         except MqcoreError as error:
             await self._failed(run, ctx, Reject(str(error)))
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import TYPE_CHECKING
 
 from mqcore.broker import session_of
@@ -32,6 +33,11 @@ _LATE = 300.0
 A queue may have a backlog. A task that is published again before its turn is published once too
 often; its second message finds that it runs, or has ended.
 """
+_GAP, _STEADY = 10.0, 20.0
+"""Seconds without a heartbeat after which this worker's view is not trusted, and until it is again.
+
+After the store was away, workers that have not sent a heartbeat yet look dead.
+"""
 _MOST = 1_000
 _COUNTS = ("started", "done", "retried", "postponed", "dead")
 """The events that a heartbeat counts, of all queues of the worker."""
@@ -43,6 +49,7 @@ class Upkeep:
     def __init__(self, connected: Connected) -> None:
         self._connected = connected
         self._hurry = asyncio.Event()
+        self._beaten = self._steady_since = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -83,13 +90,18 @@ class Upkeep:
                 await work()
             except MqcoreError as error:
                 log().warning("tasks: the %s failed, and is tried again: %s", name, error)
+            except Exception:  # noqa: BLE001 - a defect of a driver must not end it for good
+                log().exception("tasks: the %s failed, and is tried again", name)
 
     async def beat(self) -> None:
         """Store the heartbeat, and cancel what is to be cancelled."""
         connected = self._connected
-        running = connected.runs.running
+        running, started = connected.runs.running, connected.clock.monotonic()
         beat = Heartbeat(connected.worker, info=json.dumps(self._info()).encode())
         asked = set(await connected.store.heartbeat(beat))
+        if started - self._beaten > _GAP:
+            self._steady_since = started
+        self._beaten = started
         for run in list(running.values()):
             if run.context.id in asked and not run.is_cancelled:
                 run.cancel()
@@ -125,6 +137,9 @@ class Upkeep:
     async def recover(self) -> None:
         """Publish lost tasks again, and give up groups whose senders have died."""
         connected = self._connected
+        now = connected.clock.monotonic()
+        if now - self._beaten > _GAP or now - self._steady_since < _STEADY:
+            return
         before = connected.clock.now() - _LATE
         suspects = await connected.store.suspects(before)
         if suspects:

@@ -51,19 +51,16 @@ class Writer:
 
         Raises `StoreError` when it is not known whether they were made.
         """
-        answered, published = self._put(changes)
+        answered, published = self.put(*changes)
         outcomes = await answered
         if not all(isinstance(change, (Begin, Progress, Sent)) for change in changes):
             await asyncio.shield(published)
         return outcomes
 
-    def begin(self, *changes: Change) -> asyncio.Future[Sequence[Outcome]]:
-        """Make the changes as `apply` does, and return their answer. They publish nothing."""
-        return self._put(changes)[0]
-
-    def _put(
-        self, changes: Sequence[Change]
+    def put(
+        self, *changes: Change
     ) -> tuple[asyncio.Future[Sequence[Outcome]], asyncio.Future[None]]:
+        """Make the changes as `apply` does. Return their answer, and what waits for publishing."""
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Sequence[Outcome]] = loop.create_future()
         if self._published is None:

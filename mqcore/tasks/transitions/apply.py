@@ -51,10 +51,12 @@ if TYPE_CHECKING:
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.transitions.rows import Rows
 
-__all__ = ["SEAL_WITHIN", "Transitions", "apply_changes"]
+__all__ = ["ABANDONED", "SEAL_WITHIN", "Transitions", "apply_changes"]
 
 SEAL_WITHIN = 60.0
 """Seconds between two batches of a group after which its sender counts as dead."""
+
+ABANDONED = "abandoned: its sender has stopped adding members"
 
 _METHODS = {kind: kind.__name__.lower() for kind in get_args(Change)}
 """The method of each kind of change."""
@@ -346,7 +348,7 @@ class Transitions:
         if node is None:
             return Refused()
         if not node.is_sealed and not node.has_ended and node.seal_by < self.rows.now:
-            self.walk.cancel(node, "abandoned: its sender has stopped adding members")
+            self.walk.cancel(node, ABANDONED)
             return Ok()
 
         is_late = node.kind is Kind.TASK and node.state in LIVE and node.due < change.before
