@@ -59,7 +59,8 @@ class Call(Generic[R_co]):
     async def send(self) -> Job[R_co]:
         """Store the workflow in one transaction, then publish its first messages (T2).
 
-        A group of more than 1,000 members is sent in batches of that many.
+        A group of more than 1,000 members is sent in batches of that many. A call of `send` that is
+        cancelled may have sent the task.
         """
         job: Job[R_co] = await self.tasks.send(self)
         return job

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mqcore.broker import Broker, session_of
 from mqcore.errors import UnsupportedFeature
-from mqcore.messages.message import new_id
+from mqcore.messages.message import Reason, new_id
 from mqcore.rules.checks import check_seconds
 from mqcore.rules.retry import HandlerResult
-from mqcore.tasks.errors import DuplicateTask
+from mqcore.tasks.errors import DuplicateTask, UnknownTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.changes import Add, Cancel, End, Gone, More
 from mqcore.tasks.model.nodes import Kind, root_of
@@ -149,9 +149,22 @@ class Connected:
         if node is None or node.has_ended:
             return  # it was cancelled, or removed, meanwhile
         options: PublishOptions = {"id": entry.key}
+        if node.ttl is not None and not node.copies:
+            left = node.ttl - (self.clock.now() - entry.written)
+            if left <= 0:
+                await self._expire(pending)
+                return
+            options["ttl"] = left
         if (delay := self._delay(node)) > 0:
             options["delay"] = delay
         await self._send(node, entry.run, options)
+
+    async def _expire(self, pending: Pending) -> None:
+        """End a task whose message waited in the outbox until its expiry."""
+        node = pending.node
+        if node is not None and node.state in {State.SCHEDULED, State.QUEUED}:
+            reason = f"{Reason.EXPIRED}: it waited in the outbox for {node.ttl:g} s"
+            await self.writer.apply(Gone(node.id, pending.entry.run, State.EXPIRED, reason))
 
     def _delay(self, node: Node) -> float:
         if node.delay <= 0 or node.copies:
@@ -224,16 +237,22 @@ class Connected:
 
     async def replace(self, row: Node, holder: str, plan: Plan) -> Job[Any]:
         """Cancel the open task with the same unique key, and send this one when that has ended."""
+        while True:
+            cancel = Cancel(holder, f"replaced by {row.id}")
+            _, outcome = await self.writer.apply(cancel, Add([row]))
+            if not isinstance(outcome, Conflict):
+                return Job(self.tasks, row.id, plan)
+            if outcome.holder != holder:  # another sender was faster: its task is replaced too
+                holder = outcome.holder
+                continue
+
+            with suppress(UnknownTask):  # removed meanwhile, so the key is free
+                await self._wait_for_end(row, holder)
+
+    async def _wait_for_end(self, row: Node, holder: str) -> None:
         try:
             async with self.clock.timeout(_REPLACED):
-                while True:
-                    _, outcome = await self.writer.apply(
-                        Cancel(holder, f"replaced by {row.id}"), Add([row])
-                    )
-                    if not isinstance(outcome, Conflict):
-                        return Job(self.tasks, row.id, plan)
-                    holder = outcome.holder
-                    await self.results.changed(holder, lambda node: node.has_ended)
+                await self.results.changed(holder, lambda node: node.has_ended)
         except TimeoutError:
             raise DuplicateTask(
                 f"task {row.name!r} is not sent: {holder} has the same unique key, and has not "

@@ -82,8 +82,9 @@ class Job(Generic[R_co]):
         """Wait until the task has ended, and return its result.
 
         Raises `TaskFailed` or one of its kinds when it did not succeed, `ResultTimeout` after
-        `timeout` seconds, and `UnknownTask`. Inside a task it raises `WouldDeadlock` where the
-        other one could need the same queue, unless `allow_wait` is set (T5).
+        `timeout` seconds, `UnknownTask`, and `ConnectionLost` when the connection is closed. Inside
+        a task it raises `WouldDeadlock` where the other one could need the same queue, unless
+        `allow_wait` is set (T5).
         """
         connected = self._tasks.connected()
         node = await connected.results.node(self.id)
@@ -93,8 +94,11 @@ class Job(Generic[R_co]):
             node = await self._wait(timeout)
         if node.state is not State.SUCCEEDED:
             raise await error_of(connected.store, node)
+        stored = await value_of(connected.store, node.id)
+        if stored is None:
+            await connected.results.node(self.id)  # raises, if it was removed meanwhile
         value: R_co = self._tasks.read(
-            await value_of(connected.store, node.id),
+            stored,
             self._plan,
             node.name,
             node.payload[:1].decode(),

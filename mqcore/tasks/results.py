@@ -14,6 +14,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from mqcore.errors import ConnectionLost
 from mqcore.tasks.errors import TaskCancelled, TaskExpired, TaskFailed, UnknownTask
 from mqcore.tasks.model.changes import (
     Back,
@@ -63,6 +64,7 @@ class Results:
         self._wake = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._wait = _FIRST_WAIT
+        self._is_closed = False
         with _lock:
             _all.add(self)
 
@@ -78,6 +80,8 @@ class Results:
 
         Raises `UnknownTask` when it is removed.
         """
+        if self._is_closed:
+            raise _closed()
         found: asyncio.Future[Node | None] = self._loop.create_future()
         self._waiting.setdefault(id, {})[found] = is_new
         self._wait = _FIRST_WAIT
@@ -134,14 +138,16 @@ class Results:
             self._wake.set()
 
     async def close(self) -> None:
-        """Stop to wait, and cancel the calls that wait."""
+        """Stop to wait. The calls that wait raise `ConnectionLost`."""
+        self._is_closed = True
         with _lock:
             _all.discard(self)
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         for future in [each for futures in self._waiting.values() for each in futures]:
-            future.cancel()
+            if not future.done():
+                future.set_exception(_closed())
 
 
 def _touched(change: Change) -> Iterator[str]:
@@ -207,6 +213,13 @@ async def error_of(store: TaskStore, node: Node) -> TaskFailed:
 
     parts: list[Any] = node.reason.split(": ", 2) if node.state is State.FAILED else [node.reason]
     return _ERRORS.get(node.state, TaskFailed)(id_, node.state, *parts)
+
+
+def _closed() -> ConnectionLost:
+    return ConnectionLost(
+        "the connection was closed while a task was waited for. The task goes on: wait for it on "
+        "another connection, by tasks.job(id)"
+    )
 
 
 def _unknown(id: str) -> UnknownTask:

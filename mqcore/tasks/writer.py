@@ -115,7 +115,10 @@ class Writer:
             if not answered.done():
                 answered.set_result(applied.outcomes[start : start + len(each)])
             start += len(each)
-        self._changed(changes)
+        try:
+            self._changed(changes)
+        except Exception:  # noqa: BLE001 - what was committed must be published all the same
+            log().exception("tasks: a change could not be noticed in this process")
         return applied.keys
 
     async def publish(self, keys: Sequence[str]) -> None:
