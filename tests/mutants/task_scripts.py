@@ -148,6 +148,13 @@ _FENCES = (
         "  if false and has_entry",
     ),
     ScriptMutant(
+        "RecoverForgetsTheExpiry",
+        "cases",
+        "changes",
+        "  if has_expired(node) then",
+        "  if false then",
+    ),
+    ScriptMutant(
         "HookKillsALivingRun",
         "equality",
         "changes",

@@ -427,6 +427,14 @@ class RecoverIgnoresTheOutbox(Transitions):
         return super().recover(change)
 
 
+@mutant("cases")
+class RecoverForgetsTheExpiry(Transitions):
+    """A task that was lost starts long after its expiry."""
+
+    def _has_expired(self, node: Node) -> bool:
+        return False
+
+
 @mutant("equality")
 class RecoverTakesAnAbandonedGroupAsItIs(Transitions):
     """A group that was given up succeeds with the members that it has."""

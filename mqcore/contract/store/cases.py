@@ -300,6 +300,19 @@ async def what_waits_in_the_outbox_is_not_lost(kit: StoreKit) -> None:
 
 
 @case
+async def a_lost_task_that_is_too_late_expires(kit: StoreKit) -> None:
+    """`Recover` publishes it before its expiry, which counts from its release, and not after it."""
+    ttls = {"early": (0.0, 99.0), "late": (30.0, 101.0), "delayed": (30.0, 99.0)}
+    for root, (delay, ttl) in ttls.items():
+        await kit.do(Add([Node(id=root, name="ok", queue="work", delay=delay, ttl=ttl)]))
+        await kit.do(Sent([f"{root}:0"]))
+    kit.clock.time += 100
+    for root in ttls:
+        kit.same(await kit.do(Recover(root, kit.clock.time - 60)), Ok(), "the outcome")
+    kit.same(await kit.states(*ttls), ["expired", "scheduled", "expired"], "the states")
+
+
+@case
 async def a_further_copy_of_a_running_task_is_busy(kit: StoreKit) -> None:
     """As long as its worker is alive, unless it is the same message that comes again."""
     await kit.add(_TASK)

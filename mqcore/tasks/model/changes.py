@@ -176,8 +176,8 @@ class Recover:
     """Publish a task whose message seems to be lost again, or give up an abandoned group.
 
     The store checks again whether that is so. A task whose message still waits in the outbox is
-    left alone. After each further copy it takes longer until the task counts as lost. Outcomes:
-    `Ok`, `Refused`.
+    left alone, and one that was to start before now ends as expired. After each further copy it
+    takes longer until the task counts as lost. Outcomes: `Ok`, `Refused`.
     """
 
     node: str

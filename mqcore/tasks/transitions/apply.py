@@ -58,6 +58,8 @@ SEAL_WITHIN = 60.0
 
 ABANDONED = "abandoned: its sender has stopped adding members"
 
+EXPIRED = "expired: its message was lost"
+
 _METHODS = {kind: kind.__name__.lower() for kind in get_args(Change)}
 """The method of each kind of change."""
 
@@ -363,9 +365,22 @@ class Transitions:
             self.rows.save(node)
             return Refused()
 
+        if self._has_expired(node):
+            self.walk.finish(node, State.EXPIRED, EXPIRED)
+            return Ok()
+
         # A queue without a consumer must not fill up with copies.
         node.due = self.rows.now + node.copies * max(self.rows.now - change.before, 0.0)
         node.copies += 1
         self.rows.save(node)
         self.walk.publish(node)
         return Ok()
+
+    def _has_expired(self, node: Node) -> bool:
+        """Whether the message of a task that has not started, if there is one, has expired.
+
+        A redrive clears the expiry.
+        """
+        if node.ttl is None or node.run or node.state not in {State.SCHEDULED, State.QUEUED}:
+            return False
+        return node.due - node.delay + node.ttl <= self.rows.now

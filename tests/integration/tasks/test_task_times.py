@@ -81,6 +81,22 @@ async def test_the_expiry_counts_from_the_send_while_the_broker_is_away(
                 await job.result()
 
 
+async def test_a_lost_task_does_not_start_after_its_expiry(shop: Shop) -> None:
+    started: list[float] = []
+
+    @shop.tasks.task(expires=60)
+    async def work() -> None:
+        started.append(shop.clock.monotonic())
+
+    async with shop.open() as broker:
+        job = await work.send()
+        await broker.purge("default")
+    async with shop.serve():
+        await shop.clock.advance(700)
+        assert await job.state() is State.EXPIRED
+    assert not started
+
+
 async def test_an_expiry_counts_from_the_send_in_the_queue_too(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

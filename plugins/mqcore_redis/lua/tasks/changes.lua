@@ -315,6 +315,13 @@ function changes.spread()
   return 'ok'
 end
 
+local function has_expired(node)
+  if not node.ttl or node.run > 0 or node.state ~= 'scheduled' and node.state ~= 'queued' then
+    return false
+  end
+  return tonumber(node.due) - tonumber(node.delay) + tonumber(node.ttl) <= now
+end
+
 function changes.recover()
   local node, before = get(take()), take_number()
   if not node then
@@ -333,6 +340,10 @@ function changes.recover()
     node.due = now_text
     save(node)
     return 'refused'
+  end
+  if has_expired(node) then
+    walk.finish(node, 'expired', 'expired: its message was lost')
+    return 'ok'
   end
   node.due = text(now + node.copies * math.max(now - before, 0))
   node.copies = node.copies + 1
