@@ -688,8 +688,11 @@ def test_commands_ask_the_broker_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    url = f"sqlite:///{tmp_path}/broker.db"
+    with mqcore.sync.Broker.connect(url):
+        pass  # a command creates no file
     monkeypatch.setenv("MQCORE_FALLBACK", f"sqlite:///{tmp_path}/spool.db")
     monkeypatch.setenv("MQCORE_ENABLED", "false")
-    status = main(["queues", "--url", f"sqlite:///{tmp_path}/broker.db"])
+    status = main(["queues", "--url", url])
     assert status == 0, capsys.readouterr()
     assert not (tmp_path / "spool.db").exists()

@@ -210,7 +210,7 @@ async def a_temporary_queue_goes_with_its_owner(kit: Kit) -> None:
     kit.true(isinstance(outcome, Failed), gone, outcome, "Backend.close: role temporary")
 
 
-@case("G1", "G15", ids="C12", protocols=(SupportsBind,))
+@case("G1", "G15", ids="C12", needs=(Capability.ROUTING,), protocols=(SupportsBind,))
 async def the_bindings_of_a_temporary_queue_end_with_it(kit: Kit) -> None:
     """A router is published to as before when a temporary queue that is bound to it has ended."""
     router: Router[str] = Router(kit.name(), str)
