@@ -6,7 +6,7 @@ from typing import Any
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Binding, TopologyMismatch, check_router_kinds
+from mqcore.spi import Binding, ConfigurationError, TopologyMismatch, check_router_kinds
 from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by, missing
 from mqcore_rabbitmq.message_format import escaped
 from mqcore_rabbitmq.registry import Registry, record_of
@@ -18,8 +18,15 @@ __all__ = ["Routes"]
 class Routes:
     """Binds and unbinds for one open instance."""
 
-    def __init__(self, registry: Registry, rpc: Rpc, is_own: Callable[[str], bool]) -> None:
-        """`is_own`: whether this instance has declared a temporary queue of this name."""
+    def __init__(
+        self, registry: Registry, rpc: Rpc, is_own: Callable[[str], bool], *, native: bool
+    ) -> None:
+        """`is_own`: whether this instance has declared a temporary queue of this name.
+
+        `native`: whether the broker's exchanges route. Where mqcore does, other processes would not
+        learn of a binding that is in no registry.
+        """
+        self._native = native
         self._registry = registry
         self._rpc = rpc
         self._is_own = is_own
@@ -27,7 +34,11 @@ class Routes:
         """Bindings to own temporary queues. RabbitMQ ends them with the queue, and no record."""
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
-        """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
+        """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind.
+
+        Raises `ConfigurationError` for a temporary queue beside quorum queues.
+        """
+        self._check_temporary(bindings)
         picture = await self._registry.refresh()
         check_router_kinds([*picture.bound, *self._own], bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
@@ -51,6 +62,16 @@ class Routes:
             if binding not in picture.bound and binding not in self._own
         ]
         await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
+
+    def _check_temporary(self, bindings: Sequence[Binding]) -> None:
+        for binding in bindings:
+            if not self._native and self._is_own(binding.queue):
+                raise ConfigurationError(
+                    f"the temporary queue {binding.queue!r} is not bound to router "
+                    f"{binding.router!r}: with quorum queues mqcore routes, out of bindings that "
+                    "outlive their process. Leave out temporary=True and delete the queue at the "
+                    "end, or use classic queues (durability=process)"
+                )
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings that exist."""

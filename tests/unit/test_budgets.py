@@ -28,7 +28,7 @@ PLUGIN_LINES = 700
 LARGER_PLUGINS = {
     "mqcore_memory": 985,
     "mqcore_redis": 1745 + 500,
-    "mqcore_rabbitmq": 3125,
+    "mqcore_rabbitmq": 3140,
     "mqcore_sql": 2490 + 600 + 740,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.

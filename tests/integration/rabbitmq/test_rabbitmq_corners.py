@@ -8,7 +8,7 @@ import pytest
 from pika import BasicProperties, spec
 from support.waiting import eventually
 
-from mqcore import App, Broker, MqcoreError, Queue, Settings, Worker
+from mqcore import App, Broker, ConfigurationError, MqcoreError, Queue, Router, Settings, Worker
 from mqcore.messages.message import new_id
 from mqcore.spi import STALE, STORED, Binding, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
@@ -88,6 +88,19 @@ async def test_a_band_outlives_its_queue_and_sends_to_no_ended_consumer(
         await consumer.sees_all(broker, range(11, 44))
     async with Broker.connect(url, settings=Settings()) as operator:
         assert await operator.delete(name, if_empty=True)
+
+
+async def test_a_temporary_queue_is_not_bound_where_others_would_not_learn_of_it(
+    rabbitmq_url: str, name: str
+) -> None:
+    """With quorum queues mqcore routes, out of a registry that outlives the queue."""
+    url, news = f"{rabbitmq_url}?durability=machine", Router(f"{name}.news", str)
+    async with Broker.connect(url, settings=Settings()) as broker:
+        with pytest.raises(ConfigurationError, match="quorum queues mqcore routes"):
+            await broker.declare(news.bind(Queue(name, str, temporary=True)))
+        kept = Queue(f"{name}.kept", str)
+        await broker.declare(Router(f"{name}.news", str).bind(kept))
+        await broker.delete(kept)
 
 
 async def test_headers_of_any_type_break_nothing_while_a_message_moves(
