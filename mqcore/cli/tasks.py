@@ -225,9 +225,7 @@ def _call(tasks: Tasks, name: str, arguments: str, options: SendOptions) -> Call
     task = tasks.find(name)
     if task is None:
         known = ", ".join(sorted(tasks.registered)) or "none"
-        raise ConfigurationError(
-            f"there is no task {name!r:.100}; the registered ones are: {known}"
-        )
+        raise ConfigurationError(f"no task is registered as {name!r:.100}; registered are: {known}")
     bound = task.parameters.decode(arguments)
     return Call(tasks, task.using(**options).plan(bound.args, dict(bound.kwargs)))
 
