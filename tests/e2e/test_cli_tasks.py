@@ -179,7 +179,7 @@ def test_a_workflow_is_shown_with_its_members(run: Run, shop: Any) -> None:
 
 def test_what_cannot_be_done_is_one_line(refused: Refused, run: Run, shop: Any) -> None:
     app = f"{shop.__name__}:app"
-    assert "the registered ones are: add, fail, slow" in refused(
+    assert "no task is registered as 'ad'; registered are: add, fail, slow" in refused(
         "tasks", "send", app, "ad", "--url", URL
     )
     text = refused("tasks", "send", app, "add", '{"x": "two", "y": 1}', "--url", URL)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqcore import App, Broker, DeadLetter, Settings, Worker
+from mqcore import App, Broker, DeadLetter, PublishFailed, Settings, Worker
 from mqcore.tasks import Tasks
 from mqcore.testing import VirtualClock, memory_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 class Shop:
@@ -40,6 +40,18 @@ class Shop:
 @pytest.fixture
 def shop(clock: VirtualClock) -> Shop:
     return Shop(clock)
+
+
+@contextmanager
+def broker_away(broker: Broker) -> Iterator[None]:
+    """Let every publish fail for certain, as while a broker is away."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise PublishFailed("away")
+
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr(broker, "publish", refuse)
+        yield
 
 
 async def letters(broker: Broker, queue: str = "default") -> list[DeadLetter]:

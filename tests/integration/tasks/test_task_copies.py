@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from mqcore import PublishFailed, RetryPolicy, Worker
+from mqcore import RetryPolicy, Worker
 from mqcore.consuming.held import HeldDelivery
 from mqcore.tasks import State, TaskContext
 from mqcore.tasks.model.changes import Begin, End
 from mqcore.tasks.store.memory import MemoryTaskStore
 from mqcore.tasks.store.seam import Applied, StoreError
 
-from .conftest import Shop, letters
+from .conftest import Shop, broker_away, letters
 
 pytestmark = pytest.mark.timeout(120)  # hours of virtual time, on a busy machine
 LONG = RetryPolicy(1)
@@ -74,9 +74,7 @@ async def test_a_queue_without_a_consumer_does_not_fill_up(shop: Shop) -> None:
     assert (runs.started, runs.most) == ({0: 1}, 1)
 
 
-async def test_a_broker_that_is_away_for_long_gets_one_message(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broker_that_is_away_for_long_gets_one_message(shop: Shop) -> None:
     runs = Runs()
 
     @shop.tasks.task(timeout=None)
@@ -84,12 +82,7 @@ async def test_a_broker_that_is_away_for_long_gets_one_message(
         await runs(shop, 0, 30)
 
     async with shop.serve() as worker:
-        with monkeypatch.context() as away:
-
-            async def refuse(*_: Any, **__: Any) -> None:
-                raise PublishFailed("away")
-
-            away.setattr(worker.broker, "publish", refuse)
+        with broker_away(worker.broker):
             job = await work.send()
             await shop.clock.advance(31 * 60)
             assert len(await shop.tasks.connected().store.outbox()) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mqcore import PublishFailed, RetryPolicy, fixed
+from mqcore import RetryPolicy, fixed
 from mqcore.tasks import State, TaskContext, TaskFailed, group
 from mqcore.tasks.connected import Connected
 from mqcore.tasks.model.changes import Add, Begin
@@ -15,7 +15,7 @@ from mqcore.tasks.store.memory import MemoryTaskStore
 from mqcore.tasks.store.seam import Applied, StoreError
 from mqcore.testing import VirtualClock
 
-from .conftest import Shop, letters
+from .conftest import Shop, broker_away, letters
 
 
 async def test_a_sender_that_dies_before_it_publishes_is_helped_by_the_relay(shop: Shop) -> None:
@@ -33,20 +33,13 @@ async def test_a_sender_that_dies_before_it_publishes_is_helped_by_the_relay(sho
         assert await shop.tasks.job("a").result() == 1
 
 
-async def test_a_broker_that_refuses_a_message_does_not_lose_the_task(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broker_that_refuses_a_message_does_not_lose_the_task(shop: Shop) -> None:
     @shop.tasks.task()
     async def work() -> int:
         return 1
 
     async with shop.serve() as worker:
-        with monkeypatch.context() as away:
-
-            async def refuse(*_: Any, **__: Any) -> None:
-                raise PublishFailed("away")
-
-            away.setattr(worker.broker, "publish", refuse)
+        with broker_away(worker.broker):
             job = await work.send()
         assert await job.state() is State.QUEUED
         await shop.clock.advance(5)

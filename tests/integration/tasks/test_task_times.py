@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mqcore import ConnectionLost, PublishFailed, RetryPolicy
+from mqcore import ConnectionLost, RetryPolicy
 from mqcore.tasks import State, TaskExpired, Unique, UnknownTask
 from mqcore.tasks.model.changes import End
 from mqcore.tasks.results import Results
@@ -15,7 +15,7 @@ from mqcore.tasks.store.memory import MemoryTaskStore
 from mqcore.tasks.store.seam import Applied, TaskStore
 from mqcore.tasks.store.values import Value
 
-from .conftest import Shop, letters
+from .conftest import Shop, broker_away, letters
 
 REPLACE = Unique(by=("key",), policy="replace")
 
@@ -56,7 +56,7 @@ async def test_a_replacement_that_is_published_slowly_was_sent(
 
 @pytest.mark.parametrize(("seconds", "runs"), [(250, 0), (30, 1)])
 async def test_the_expiry_counts_from_the_send_while_the_broker_is_away(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, seconds: int, runs: int
+    shop: Shop, seconds: int, runs: int
 ) -> None:
     started: list[float] = []
 
@@ -66,12 +66,7 @@ async def test_the_expiry_counts_from_the_send_while_the_broker_is_away(
         return 1
 
     async with shop.serve() as worker:
-        with monkeypatch.context() as away:
-
-            async def refuse(*_: Any, **__: Any) -> None:
-                raise PublishFailed("away")
-
-            away.setattr(worker.broker, "publish", refuse)
+        with broker_away(worker.broker):
             job = await work.send()
             await shop.clock.advance(seconds)
         await shop.clock.advance(20)
