@@ -93,12 +93,12 @@ class LiveSubscription:
         self._wait = RetryWait(_FIRST_WAIT, _LAST_WAIT, self._clock)
         self._pending: list[tuple[HeldDelivery, Decision]] = []
         self._carried: set[HeldDelivery] = set()
-        self.acknowledged: set[HeldDelivery] = set()
-        """Messages whose acknowledgement was a part of a handler's transaction."""
         """What was being settled when the connection, which is the lease, was lost.
 
         The next subscription does not count these messages.
         """
+        self.acknowledged: set[HeldDelivery] = set()
+        """Messages whose acknowledgement was a part of a handler's transaction."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._proofs = Proofs(connection.events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
