@@ -227,10 +227,15 @@ class Session:
             )
         await self.topology.ensure_all(self._queues, self._routers)
 
+    @property
+    def on_the_way_out(self) -> Grace | None:
+        """The grace of a worker that a signal has ended, as long as its end is under way."""
+        return None if self.leaving is None or self.leaving.is_past else self.leaving
+
     async def close(self) -> None:
         """Release what consumers hold, and disconnect; see `Broker.close`."""
         self.check_loop("closing the broker")
-        leaving = None if self.leaving is None or self.leaving.is_past else self.leaving
+        leaving = self.on_the_way_out
         grace = leaving or Grace(self.clock, CLOSE_GRACE)
         for receiver in self._receivers:
             receiver.grace = grace

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
     from mqcore.clock import Clock
 
-__all__ = ["ANSWERED", "CLEANED_UP", "CLOSED", "DISCONNECTED", "UNSUBSCRIBED", "Grace"]
+__all__ = [
+    "ANSWERED",
+    "CLEANED_UP",
+    "CLOSED",
+    "DISCONNECTED",
+    "LEFT",
+    "UNSUBSCRIBED",
+    "Grace",
+]
 
-CLEANED_UP, ANSWERED, UNSUBSCRIBED, CLOSED, DISCONNECTED = 0.25, 0.5, 0.65, 0.75, 0.85
+CLEANED_UP, ANSWERED, UNSUBSCRIBED, CLOSED, DISCONNECTED, LEFT = 0.25, 0.5, 0.65, 0.75, 0.85, 0.95
 """Seconds after the grace by which each step has ended: handlers that were cancelled, answers to
-settlements, subscriptions, the lifespan, the connection. The promise is 1 s."""
+settlements, subscriptions, the lifespan, the connection, the store of tasks. The promise is 1 s."""
 _STEP = 1.0
 """Seconds that a step which waits for no handler may take while the grace is not over."""
 

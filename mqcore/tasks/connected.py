@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mqcore.broker import Broker, session_of
+from mqcore.consuming.grace import DISCONNECTED, LEFT
 from mqcore.errors import UnsupportedFeature
 from mqcore.messages.message import Reason, new_id
 from mqcore.rules.checks import check_seconds
@@ -27,7 +28,7 @@ from mqcore.tasks.runs import TaskRuns
 from mqcore.tasks.store.plugins import default_store_plugins
 from mqcore.tasks.transitions.apply import ABANDONED, SEAL_WITHIN
 from mqcore.tasks.upkeep import Upkeep
-from mqcore.tasks.writer import Writer
+from mqcore.tasks.writer import CLOSE, Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -104,9 +105,20 @@ class Connected:
         finally:
             self.tasks.connections.remove(self)
             if url is not None:
-                await self.results.close()
-                await self.writer.close()
-                await self.store.close()
+                await self._close()
+
+    async def _close(self) -> None:
+        """End within a worker's grace and 1 s, or within some seconds, if the store hangs (G13)."""
+        leaving = session_of(self.broker).on_the_way_out
+        await self.results.close()
+        await self.writer.close(CLOSE if leaving is None else leaving.left(DISCONNECTED))
+        limit = CLOSE if leaving is None else leaving.left(LEFT)
+        closing = asyncio.ensure_future(self.store.close())
+        await asyncio.wait([closing], timeout=limit)
+        if closing.done():
+            await closing
+        else:
+            closing.cancel()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from mqcore.tasks.model.outcomes import Outcome
     from mqcore.tasks.store.seam import Pending, TaskStore
 
-__all__ = ["Writer"]
+__all__ = ["CLOSE", "Writer"]
 
 _Batch = list[tuple["Sequence[Change]", "asyncio.Future[Sequence[Outcome]]"]]
+CLOSE = 5.0
+"""Seconds that a store has to answer what is under way when the broker is closed."""
 _AT_ONCE = 500
 """Messages that are published side by side."""
+_UNANSWERED = (
+    "the task store had not answered when the connection was closed, so it is not known whether "
+    "the change was made. Look at the task on another connection, by tasks.job(id)"
+)
 
 
 class Writer:
@@ -88,9 +94,14 @@ class Writer:
         except MqcoreError as error:
             log().warning("tasks wait in the outbox for the relay: %s", error)
         except BaseException as error:
+            # A cancellation is that of `close`. It is not the callers'.
             for _, answered in batch:
                 if not answered.done():
-                    answered.set_exception(error)
+                    answered.set_exception(
+                        StoreError(_UNANSWERED)
+                        if isinstance(error, asyncio.CancelledError)
+                        else error
+                    )
             raise
         finally:
             if not published.done():
@@ -166,8 +177,18 @@ class Writer:
         except MqcoreError as error:  # the relay publishes them again, under the same ids
             log().warning("outbox entries of tasks could not be removed: %s", error)
 
-    async def close(self) -> None:
-        """Wait for what is under way."""
-        while self._running or self._next:
-            await asyncio.gather(*self._running, return_exceptions=True)
+    async def close(self, limit: float = CLOSE) -> None:
+        """Wait for what is under way, `limit` seconds at most: the store may not answer (G13).
+
+        Callers that wait longer get a `StoreError`.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limit
+        while (self._running or self._next) and loop.time() < until:
             await asyncio.sleep(0)
+            if self._running:
+                await asyncio.wait(self._running, timeout=max(until - loop.time(), 0))
+
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)

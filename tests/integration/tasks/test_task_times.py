@@ -12,7 +12,7 @@ from mqcore.tasks.model.changes import End
 from mqcore.tasks.results import Results
 from mqcore.tasks.store import values
 from mqcore.tasks.store.memory import MemoryTaskStore
-from mqcore.tasks.store.seam import Applied, TaskStore
+from mqcore.tasks.store.seam import Applied, StoreError, TaskStore
 from mqcore.tasks.store.values import Value
 
 from .conftest import Shop, broker_away, letters
@@ -224,3 +224,26 @@ async def test_a_wait_asks_the_store_twice_a_second(
         await shop.clock.advance(60)
         waiting.cancel()
     assert 100 < asked < 150
+
+
+@pytest.mark.parametrize("hanging", ["apply", "close"])
+async def test_a_store_that_hangs_holds_up_no_close(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    @shop.tasks.task()
+    async def work() -> None: ...
+
+    async def never(*_: object) -> Applied:
+        await asyncio.Event().wait()
+        return Applied([])
+
+    monkeypatch.setattr("mqcore.tasks.connected.CLOSE", 0.05)
+    async with asyncio.timeout(30), shop.serve():
+        monkeypatch.setattr(MemoryTaskStore, hanging, never)
+        sending = asyncio.create_task(work.send())
+        await asyncio.sleep(0)
+    if hanging == "apply":
+        with pytest.raises(StoreError, match="not known whether the change was made"):
+            await sending
+    else:
+        await sending
