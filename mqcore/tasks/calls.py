@@ -2,6 +2,7 @@
 
 add.s(2, 3)                              a Call[int]: complete
 mul.step(8)                              a Step[int, int]: waits for the result before it
+mul.step(8).s(4)                         a Call[int]: mul(4, 8)
 add.s(2, 3) | mul.step(8)                a chain
 group(add.s(i, i) for i in range(10))    a group, with the list of results
 group(…) | xsum.step()                   a chord: its body runs once, with that list
@@ -86,6 +87,10 @@ class Step(Generic[A_contra, R_co]):
         if not isinstance(other, (Call, Step)):
             return NotImplemented
         return Step(self.tasks, _chained(self.plan, other.plan))
+
+    def s(self, argument: A_contra) -> Call[R_co]:
+        """Return a call: the step with its first argument. Raises `ValidationError`."""
+        return Call(self.tasks, _completed(self.tasks, self.plan, argument))
 
 
 class Partial(Generic[R_co]):
@@ -218,6 +223,22 @@ def _chained(first: Plan, second: Plan) -> ChainPlan:
 
 def _steps(plan: Plan) -> tuple[Plan, ...]:
     return tuple(plan.steps) if isinstance(plan, ChainPlan) else (plan,)
+
+
+def _completed(tasks: Tasks, plan: Plan, argument: Any) -> Plan:
+    """Return a plan whose steps that wait for the same result have it as their argument."""
+    if isinstance(plan, GroupPlan):
+        members = tuple(_completed(tasks, member, argument) for member in plan.members)
+        return replace(plan, members=members)
+    if isinstance(plan, ChainPlan):
+        return replace(plan, steps=(_completed(tasks, plan.steps[0], argument), *plan.steps[1:]))
+    task = tasks.find(plan.name)
+    if task is None:
+        raise ConfigurationError(
+            f"tasks {tasks.name!r} have no task {plan.name!r}, so its step cannot be completed "
+            "here. Call s() with the Tasks object that the step was made by"
+        )
+    return task.completed(plan, argument) if plan.is_step else plan
 
 
 def shown(plan: Plan) -> str:

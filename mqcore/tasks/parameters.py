@@ -81,6 +81,11 @@ class Parameters:
     def _is_star(self, name: str) -> bool:
         return self.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
 
+    def completed(self, arguments: str, argument: object) -> str:
+        """Return the arguments of a step with the first one. Raises `ValidationError`."""
+        first = self._checked(self._arguments, {self.first: argument}).decode()
+        return first if arguments == "{}" else f"{first[:-1]},{arguments[1:]}"
+
     def decode(self, arguments: str, given: str | None = None) -> inspect.BoundArguments:
         """Return what to call the function with; `given` is the first argument of a step, as JSON.
 

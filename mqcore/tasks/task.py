@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -198,6 +198,12 @@ class BaseTask(Generic[P, R]):
     ) -> TaskPlan:
         """Return what to do as data. Raises `ValidationError` for wrong arguments."""
         return self._plan(self.parameters.encode(args, kwargs, is_step=is_step), is_step=is_step)
+
+    def completed(self, step: TaskPlan, argument: object) -> TaskPlan:
+        """Return the plan of a step with its first argument. Raises `ValidationError`."""
+        arguments = self.parameters.completed(step.arguments, argument)
+        unique = self._key(arguments) if self.unique else ""
+        return replace(step, arguments=arguments, is_step=False, unique=unique)
 
     def _plan(self, arguments: str, *, is_step: bool = False) -> TaskPlan:
         options = self._options

@@ -64,6 +64,9 @@ async def check() -> None:
 def check_workflows() -> None:
     assert_type(add.s(1, 2), Call[int])
     assert_type(add.step(8), Step[int, int])
+    assert_type(add.step(8).s(1), Call[int])
+    assert_type(group(add.step(8), add.step(9)).s(1), Call[list[int]])
+    assert_type((add.step(8) | neg.step()).s(1), Call[float])
     assert_type(add.s(1, 2) | neg.step(), Call[float])
     assert_type(group(add.s(1, 2), add.s(3, 4)), Call[list[int]])
     assert_type(group(add.s(n, n) for n in range(3)), Call[list[int]])
@@ -76,6 +79,7 @@ def check_workflows() -> None:
     assert_type(group(add.s(1, 2), policy="collect") | report.step(), Call[str])
     assert_type(chain(add.s(1, 2), add.step(1), add.step(2), neg.step()), Call[float])
 
+    add.step(8).s("1")  # type: ignore[arg-type]
     neg.map(["1"])  # type: ignore[list-item]
     chain(neg.s(1), add.step(1))  # type: ignore[misc]
     group(add.s(1, 2), policy="collect") | xsum.step()  # type: ignore[operator]

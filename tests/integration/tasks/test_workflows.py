@@ -1,10 +1,11 @@
 """Groups, chains and chords: results in order, endings that count once, and no member forgotten."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from mqcore import ConfigurationError, RetryPolicy
+from mqcore import ConfigurationError, RetryPolicy, ValidationError
 from mqcore.tasks import (
     Call,
     Failure,
@@ -13,6 +14,7 @@ from mqcore.tasks import (
     TaskCancelled,
     TaskContext,
     TaskFailed,
+    Unique,
     chain,
     group,
 )
@@ -109,6 +111,35 @@ async def test_later_keyword_arguments_win(shop: Shop, sums: Sums) -> None:
         assert await (await partial.s(1).send()).result() == 6
         assert await (await partial.s(1, y=7).send()).result() == 8
         assert await (await (sums.add.s(1, 1) | partial.step(y=9)).send()).result() == 11
+
+
+async def test_a_step_is_completed_with_its_first_argument(shop: Shop, sums: Sums) -> None:
+    one: Call[int] = sums.mul.step(8).s(4)
+    several: Call[list[int]] = group(sums.add.step(number) for number in range(3)).s(10)
+    chained: Call[int] = (sums.add.step(4) | sums.mul.step(8)).s(4)
+    nested = (group(sums.add.step(1) | sums.mul.step(2), sums.mul.step()) | sums.xsum.step()).s(5)
+    ignoring = group(sums.add.step(1), sums.add.step(2) | sums.add.s(7, 7)).s(0)
+    async with shop.serve():
+        results = [await (await call.send()).result() for call in (one, chained, nested)]
+        assert results == [32, 64, 22]
+        assert await (await several.send()).result() == [10, 11, 12]
+        assert await (await ignoring.send()).result() == [1, 14]
+
+
+async def test_the_argument_of_a_step_is_checked(shop: Shop, sums: Sums) -> None:
+    step: Step[Any, int] = sums.add.partial().step(y=2)
+    with pytest.raises(ValidationError, match="add"):
+        step.s("three")
+
+
+async def test_a_completed_step_has_its_unique_key(shop: Shop) -> None:
+    @shop.tasks.task(unique=Unique(by=("user",)))
+    async def mail(user: int, text: str) -> None: ...
+
+    async with shop.open():
+        first = await mail.step("hello").s(1).send()
+        assert (await mail.send(1, "again")).id == first.id
+        assert (await mail.step("hello").s(2).send()).id != first.id
 
 
 async def test_map_starmap_and_chunks(shop: Shop, sums: Sums) -> None:
