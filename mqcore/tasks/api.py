@@ -88,8 +88,9 @@ class Tasks(AppPart):
 
     `store` is the URL of the database or Redis that holds the table of tasks. Without one, tasks
     are sent and forgotten. `routes` gives queues by name or glob (`{"shop.media.*": "media"}`); the
-    first that matches counts, and every other task goes to the queue `default`. `include` names
-    modules with tasks, which are imported when the app connects or a worker starts. `result_ttl`
+    first that matches counts, and every other task goes to the queue `default`. `queues` are
+    further ones that workers consume, for `using(queue=...)`. `include` names modules with tasks,
+    which are imported when the app connects or a worker starts. `result_ttl`
     is how long an ended task is kept, a day by default. `schedules` are tasks that are sent by
     themselves (`{"nightly": Scheduled("shop.report", cron("0 2 * * *"))}`).
     """
@@ -101,6 +102,7 @@ class Tasks(AppPart):
         store: str | None = None,
         routes: Mapping[str, str] | None = None,
         default: str = "default",
+        queues: Sequence[str] = (),
         include: Sequence[str] = (),
         result_ttl: str | float | timedelta = 86_400.0,
         schedules: Mapping[str, Scheduled] | None = None,
@@ -112,12 +114,15 @@ class Tasks(AppPart):
             raise ConfigurationError(f"{where}: store= is a URL, for instance sqlite:///tasks.db")
         if isinstance(include, str) or not all(isinstance(each, str) for each in include):
             raise ConfigurationError(f"{where}: include= takes a list of module names")
+        if isinstance(queues, str):
+            raise ConfigurationError(f"{where}: queues= takes a list of names: [{queues!r:.210}]")
         self.store = store
         self.result_ttl = check_duration("result_ttl", result_ttl, where)
         self.default = check_queue_name(default)
         self.routes = dict(routes or {})
         for queue in self.routes.values():
             check_queue_name(queue, f"{where}: routes: queue")
+        self._named = [check_queue_name(queue, f"{where}: queues: queue") for queue in queues]
 
         self.connections: list[Connected] = []
         self.eager_connections: list[Connected] = []
@@ -218,14 +223,14 @@ class Tasks(AppPart):
 
     @property
     def queues(self) -> frozenset[str]:
-        """The queues that a worker consumes: those of the routes, and those that tasks name."""
+        """The queues that a worker consumes: of `queues=` and the routes, and what tasks name."""
         return self._consumed
 
     @cached_property
     def _consumed(self) -> frozenset[str]:
         self.load()
         own = {task.queue for task in self._registered.values() if task.queue is not None}
-        return frozenset({self.default, *self.routes.values(), *own})
+        return frozenset({self.default, *self.routes.values(), *self._named, *own})
 
     @cached_property
     def handlers(self) -> Sequence[HandlerSpec]:

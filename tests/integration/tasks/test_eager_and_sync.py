@@ -23,7 +23,7 @@ from mqcore import (
     fixed,
 )
 from mqcore.tasks import Job, State, TaskCancelled, TaskContext, TaskFailed, Tasks, Unique, group
-from mqcore.testing import memory_url
+from mqcore.testing import VirtualClock, memory_url
 
 from .conftest import Shop
 
@@ -151,6 +151,30 @@ async def test_routes_go_by_name_and_glob_and_the_first_match_counts(shop: Shop)
     assert resize.s().plan.queue == "media"  # type: ignore[union-attr]  # it is one task
     assert resize.using(queue="other").s().plan.queue == "other"  # type: ignore[union-attr]  # as above
     assert other.s().plan.queue == "own"  # type: ignore[union-attr]  # as above
+
+
+async def test_a_queue_that_only_calls_choose_is_consumed_when_it_is_named(
+    clock: VirtualClock,
+) -> None:
+    shop = Shop(clock, queues=["lopri"])
+
+    @shop.tasks.task()
+    async def add(x: int, y: int) -> int:
+        return x + y
+
+    assert shop.tasks.queues == {"default", "lopri"}
+    async with shop.serve(queues=["lopri"]):
+        job = await add.using(queue="lopri").send(2, 2)
+        assert await job.result() == 4
+        waiting = await add.send(2, 2)
+        assert await waiting.state() is State.QUEUED
+
+
+def test_queues_are_a_list_of_names() -> None:
+    with pytest.raises(ConfigurationError, match="queues= takes a list of names"):
+        Tasks("shop", queues="lopri")
+    with pytest.raises(ConfigurationError, match="'low prio'"):
+        Tasks("shop", queues=["low prio"])
 
 
 async def test_modules_are_included_and_discovered(
