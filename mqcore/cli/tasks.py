@@ -1,4 +1,4 @@
-"""`mqcore tasks`: list, show, cancel, retry and send tasks, and inspect their workers.
+"""`mqcore tasks`: list, show, watch, cancel, retry and send tasks, and inspect their workers.
 
 All but `send` and `retry` read and write the store alone, so they answer while every worker is busy
 and while the broker is away.
@@ -16,12 +16,21 @@ import typer
 
 from mqcore.cli.common import At, Json
 from mqcore.cli.options import DefaultToList, command
-from mqcore.cli.output import ago, amount, escaped, iso, print_facts, print_json, print_table, span
+from mqcore.cli.output import ago, escaped, print_facts, print_json, print_table, span
+from mqcore.cli.task_rows import (
+    info_of,
+    is_alive,
+    node_data,
+    node_facts,
+    node_of,
+    open_tasks,
+    worker_data,
+)
 from mqcore.cli.tasks_of import Target, connected_to, with_store
+from mqcore.cli.watch import watch
 from mqcore.errors import ConfigurationError, MqcoreError
 from mqcore.tasks.api import Tasks
 from mqcore.tasks.calls import Call
-from mqcore.tasks.errors import UnknownTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.changes import Cancel
 from mqcore.tasks.model.nodes import Kind, Node
@@ -34,11 +43,7 @@ from mqcore.tasks.transitions.rows import message_key
 
 __all__ = ["app"]
 
-_MOST = 10_000
-"""Open tasks that are read before the filters."""
 _MOST_MEMBERS = 1_000
-_FAR = 3_155_760_000.0
-"""A hundred years: `suspects` of that future are all that wait."""
 _FORGOTTEN = 3_600.0
 """Seconds after which a worker that is gone is not shown any more."""
 
@@ -47,7 +52,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The task's id.", show_def
 app = typer.Typer(
     name="tasks",
     cls=DefaultToList,
-    help="Tasks: list, show, cancel, retry and send them, and inspect their workers.",
+    help="Tasks: list, show, watch, cancel, retry and send them, and inspect their workers.",
 )
 
 
@@ -69,12 +74,12 @@ def list_tasks(
     """
     found = [
         node
-        for node in with_store(target, lambda _, store: _open(store))
+        for node in with_store(target, lambda _, store: open_tasks(store))
         if (not state or node.state in state) and (name is None or fnmatchcase(node.name, name))
     ]
     shown = found[:limit]
     if json:
-        print_json([_data(node) for node in shown])
+        print_json([node_data(node) for node in shown])
         return
     rows = [
         (it.id, it.name, it.state, it.attempt or None, _wait(it), it.queue, it.worker or None)
@@ -86,20 +91,11 @@ def list_tasks(
         print(f"{len(found) - limit:,} more: --limit")
 
 
-async def _open(store: TaskStore) -> list[Node]:
-    ids = dict.fromkeys(await store.suspects(time.time() + _FAR, _MOST))
-    for beat in await store.workers():
-        if _is_alive(beat):
-            ids |= dict.fromkeys(each["id"] for each in _info(beat)["active"])
-    nodes = [node for node in await store.nodes(list(ids)) if node is not None]
-    return sorted((node for node in nodes if not node.has_ended), key=lambda node: node.due)
-
-
 def show(target: Target, task: Id, *, json: Json = False) -> None:
     """Show a task or a workflow: state, progress, result or error, and its members."""
 
     async def read(_: Tasks, store: TaskStore) -> tuple[Node, str | None, Sequence[Node]]:
-        node = await _node(store, task)
+        node = await node_of(store, task)
         result = None
         if node.state is State.SUCCEEDED:
             try:
@@ -112,11 +108,12 @@ def show(target: Target, task: Id, *, json: Json = False) -> None:
     if json:
         value = None if result is None else _value(result)
         print_json(
-            _data(node) | {"result": value, "members": [_data(member) for member in members]}
+            node_data(node)
+            | {"result": value, "members": [node_data(member) for member in members]}
         )
         return
 
-    print_facts(_facts(node) | ({} if result is None else {"result": result}))
+    print_facts(node_facts(node) | ({} if result is None else {"result": result}))
     if members:
         rows = [(it.id, it.name or it.kind, it.state, it.reason or None) for it in members]
         print()
@@ -138,7 +135,7 @@ def cancel(
     async def ask(_: Tasks, store: TaskStore) -> object:
         applied = await store.apply([Cancel(task, reason)])
         if isinstance(applied.outcomes[0], Unknown):
-            await _node(store, task)  # raises
+            await node_of(store, task)  # raises
         return applied.outcomes[0]
 
     outcome = with_store(target, ask)
@@ -158,7 +155,7 @@ def retry(target: Target, task: Id, at: At) -> None:
 
     async def redrive(tasks: Tasks) -> Mapping[str, str]:
         connected = tasks.connected()
-        node = await _node(connected.store, task)
+        node = await node_of(connected.store, task)
         if node.state not in {State.FAILED, State.EXPIRED} or node.kind is not Kind.TASK:
             raise ConfigurationError(
                 f"task {task} is {node.state}, and only a failed or expired task can be retried"
@@ -212,7 +209,7 @@ def send(
             return job, None
         await job.result(wait)
         connected = tasks.connected()
-        return job, await value_text(connected.store, await _node(connected.store, job.id))
+        return job, await value_text(connected.store, await node_of(connected.store, job.id))
 
     job, result = connected_to(target, at.settings(), work)
     if at.json:
@@ -246,19 +243,19 @@ def inspect(
             for beat in await store.workers()
             if everything or time.time() - beat.at - beat.ttl < _FORGOTTEN
         ]
-        ids = [each["id"] for beat in beats if _is_alive(beat) for each in _info(beat)["active"]]
+        ids = [each["id"] for beat in beats if is_alive(beat) for each in info_of(beat)["active"]]
         nodes = await store.nodes(ids)
         return beats, {node.id: node for node in nodes if node is not None}
 
     beats, nodes = with_store(target, read)
     if json:
-        print_json([_worker_data(beat, nodes) for beat in beats])
+        print_json([worker_data(beat, nodes) for beat in beats])
         return
 
     rows = []
     for beat in beats:
-        info, counts = _info(beat), _info(beat)["counts"]
-        state = "alive" if _is_alive(beat) else "gone"
+        info, counts = info_of(beat), info_of(beat)["counts"]
+        state = "alive" if is_alive(beat) else "gone"
         queues = ", ".join(info["queues"])
         done = counts.get("done"), counts.get("retried"), counts.get("dead")
         rows.append((beat.worker, state, ago(beat.at), len(info["active"]), *done, queues))
@@ -268,8 +265,8 @@ def inspect(
     active = [
         (each["id"], each["name"], each["attempt"], _since(nodes.get(each["id"])), beat.worker)
         for beat in beats
-        if _is_alive(beat)
-        for each in _info(beat)["active"]
+        if is_alive(beat)
+        for each in info_of(beat)["active"]
     ]
     if active:
         print()
@@ -278,29 +275,11 @@ def inspect(
 
 command(app, "list", list_tasks)
 command(app, "show", show)
+command(app, "watch", watch)
 command(app, "cancel", cancel)
 command(app, "retry", retry)
 command(app, "send", send)
 command(app, "inspect", inspect)
-
-
-async def _node(store: TaskStore, task: str) -> Node:
-    node = (await store.nodes([task]))[0]
-    if node is None:
-        raise UnknownTask(
-            f"the store has no task {task!r:.140}: it never existed, or its retention is over"
-        )
-    return node
-
-
-def _is_alive(beat: Heartbeat) -> bool:
-    return time.time() < beat.at + beat.ttl
-
-
-def _info(beat: Heartbeat) -> dict[str, Any]:
-    info: dict[str, Any] = {"queues": [], "active": [], "registered": [], "counts": {}}
-    info |= json_.loads(beat.info or b"{}")
-    return info
 
 
 def _since(node: Node | None) -> str | None:
@@ -317,69 +296,3 @@ def _value(text: str) -> object:
         return json_.loads(text)
     except ValueError:
         return text
-
-
-def _progress(node: Node) -> str | None:
-    report: dict[str, Any] = json_.loads(node.progress or b"{}")
-    if not report:
-        return None
-    total = report.get("total")
-    done = f"{report.get('done'):g}" + ("" if total is None else f" of {total:g}")
-    return f"{done} {report.get('text', '')}".rstrip()
-
-
-def _facts(node: Node) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "id": node.id,
-        "task": node.name or node.kind,
-        "state": node.state,
-        "queue": node.queue or None,
-        "attempt": node.attempt or None,
-        "worker": node.worker or None,
-        "progress": _progress(node),
-        "reason": node.reason or None,
-        "ended": iso(node.ended or None),
-    }
-    if node.kind is not Kind.TASK:
-        facts["members"] = (
-            f"{amount(node.size, 'member')}, {node.done:,} ended, {node.bad:,} failed"
-        )
-    return facts
-
-
-def _data(node: Node) -> dict[str, object]:
-    return {
-        "id": node.id,
-        "kind": node.kind,
-        "task": node.name or None,
-        "state": node.state,
-        "queue": node.queue or None,
-        "attempt": node.attempt,
-        "run": node.run,
-        "priority": node.priority,
-        "due": iso(node.due or None),
-        "ended": iso(node.ended or None),
-        "worker": node.worker or None,
-        "progress": json_.loads(node.progress or b"null"),
-        "reason": node.reason or None,
-        "size": node.size,
-        "done": node.done,
-        "failed": node.bad,
-    }
-
-
-def _worker_data(beat: Heartbeat, nodes: Mapping[str, Node]) -> dict[str, object]:
-    info = _info(beat)
-    active = [
-        each | {"since": iso(nodes[each["id"]].due) if each["id"] in nodes else None}
-        for each in info["active"]
-    ]
-    return {
-        "worker": beat.worker,
-        "alive": _is_alive(beat),
-        "seen": iso(beat.at),
-        "queues": info["queues"],
-        "registered": info["registered"],
-        "active": active,
-        "counts": info["counts"],
-    }

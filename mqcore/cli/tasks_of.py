@@ -87,12 +87,22 @@ async def opened_store(tasks: Tasks) -> AsyncIterator[TaskStore]:
         await store.close()
 
 
-def with_store(target: str, work: Callable[[Tasks, TaskStore], Awaitable[R]]) -> R:
-    """Open the store of an app's tasks, do the work and return its result. No broker is needed."""
+def with_store(
+    target: str,
+    work: Callable[[Tasks, TaskStore], Awaitable[R]],
+    *,
+    patience: float | None = _PATIENCE,
+) -> R:
+    """Open the store of an app's tasks, do the work and return its result. No broker is needed.
+
+    `patience` is the limit in seconds for the work, None for no limit.
+    """
     tasks = _one(target)
 
     async def opened() -> R:
-        async with asyncio.timeout(_PATIENCE), opened_store(tasks) as store:
+        async with asyncio.timeout(_PATIENCE) as limit, opened_store(tasks) as store:
+            if patience is None:
+                limit.reschedule(None)
             return await work(tasks, store)
 
     with quiet():

@@ -1,0 +1,131 @@
+"""What the commands about tasks print of a task and of a worker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mqcore.cli.output import amount, iso
+from mqcore.tasks.errors import UnknownTask
+from mqcore.tasks.model.nodes import Kind, Node
+from mqcore.tasks.store.seam import Heartbeat, TaskStore
+
+__all__ = [
+    "info_of",
+    "is_alive",
+    "node_data",
+    "node_facts",
+    "node_of",
+    "open_tasks",
+    "progress_text",
+    "worker_data",
+]
+
+_MOST = 10_000
+"""Open tasks that are read before the filters."""
+_FAR = 3_155_760_000.0
+"""A hundred years: `suspects` of that future are all that wait."""
+
+
+async def open_tasks(store: TaskStore) -> list[Node]:
+    """Return the scheduled, queued, running and retrying tasks, by the time they are due."""
+    ids = dict.fromkeys(await store.suspects(time.time() + _FAR, _MOST))
+    for beat in await store.workers():
+        if is_alive(beat):
+            ids |= dict.fromkeys(each["id"] for each in info_of(beat)["active"])
+    nodes = [node for node in await store.nodes(list(ids)) if node is not None]
+    return sorted((node for node in nodes if not node.has_ended), key=lambda node: node.due)
+
+
+async def node_of(store: TaskStore, task: str) -> Node:
+    """Return a row of the store. Raises `UnknownTask`."""
+    node = (await store.nodes([task]))[0]
+    if node is None:
+        raise UnknownTask(
+            f"the store has no task {task!r:.140}: it never existed, or its retention is over"
+        )
+    return node
+
+
+def is_alive(beat: Heartbeat) -> bool:
+    """Whether the last heartbeat of a worker still holds."""
+    return time.time() < beat.at + beat.ttl
+
+
+def info_of(beat: Heartbeat) -> dict[str, Any]:
+    """Return what a worker has said of itself."""
+    info: dict[str, Any] = {"queues": [], "active": [], "registered": [], "counts": {}}
+    info |= json.loads(beat.info or b"{}")
+    return info
+
+
+def progress_text(node: Node) -> str | None:
+    """Return the last report of progress for people, or None before the first."""
+    report: dict[str, Any] = json.loads(node.progress or b"{}")
+    if not report:
+        return None
+    total = report.get("total")
+    done = f"{report.get('done'):g}" + ("" if total is None else f" of {total:g}")
+    return f"{done} {report.get('text', '')}".rstrip()
+
+
+def node_facts(node: Node) -> dict[str, object]:
+    """Return what `mqcore tasks show` prints of a row."""
+    facts: dict[str, object] = {
+        "id": node.id,
+        "task": node.name or node.kind,
+        "state": node.state,
+        "queue": node.queue or None,
+        "attempt": node.attempt or None,
+        "worker": node.worker or None,
+        "progress": progress_text(node),
+        "reason": node.reason or None,
+        "ended": iso(node.ended or None),
+    }
+    if node.kind is not Kind.TASK:
+        facts["members"] = (
+            f"{amount(node.size, 'member')}, {node.done:,} ended, {node.bad:,} failed"
+        )
+    return facts
+
+
+def node_data(node: Node) -> dict[str, object]:
+    """Return a row for programs."""
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "task": node.name or None,
+        "state": node.state,
+        "queue": node.queue or None,
+        "attempt": node.attempt,
+        "run": node.run,
+        "priority": node.priority,
+        "due": iso(node.due or None),
+        "ended": iso(node.ended or None),
+        "worker": node.worker or None,
+        "progress": json.loads(node.progress or b"null"),
+        "reason": node.reason or None,
+        "size": node.size,
+        "done": node.done,
+        "failed": node.bad,
+    }
+
+
+def worker_data(beat: Heartbeat, nodes: Mapping[str, Node]) -> dict[str, object]:
+    """Return a worker for programs; `nodes` are the rows of what it runs."""
+    info = info_of(beat)
+    active = [
+        each | {"since": iso(nodes[each["id"]].due) if each["id"] in nodes else None}
+        for each in info["active"]
+    ]
+    return {
+        "worker": beat.worker,
+        "alive": is_alive(beat),
+        "seen": iso(beat.at),
+        "queues": info["queues"],
+        "registered": info["registered"],
+        "active": active,
+        "counts": info["counts"],
+    }
