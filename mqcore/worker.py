@@ -51,14 +51,16 @@ class WorkerOptions(TypedDict, total=False):
     """The options of a worker. All may be left out.
 
     `queues`: consume only these of the app's queues. `concurrency`: used in place of each
-    consumer's own. `grace`: seconds that running handlers get when the worker stops, 30 by default.
-    `health_file`: path of a JSON file with the worker's health, written every 2 s (G14).
+    consumer's own, and so is `lease`: seconds after which the messages of a worker that was killed
+    go to another one (G5). `grace`: seconds that running handlers get when the worker stops, 30 by
+    default. `health_file`: path of a JSON file with the worker's health, written every 2 s (G14).
     `max_messages`: drain after this many runs of handlers. `max_memory`: drain above this many
     bytes. After either, `Worker.recycle` is true, and a supervisor starts the worker again.
     """
 
     queues: Sequence[str]
     concurrency: int
+    lease: float | timedelta
     grace: float | timedelta
     health_file: str | Path
     max_messages: int
@@ -134,10 +136,13 @@ class Worker:
 
     def _chosen(self, queues: Sequence[str] | None) -> list[HandlerSpec]:
         chosen = chosen_handlers(self.app.name, self.app.consumers(), queues)
-        concurrency = self._options.get("concurrency")
-        if concurrency is None:
-            return chosen
-        return [spec.with_concurrency(concurrency) for spec in chosen]
+        concurrency, lease = self._options.get("concurrency"), self._options.get("lease")
+        if concurrency is not None:
+            chosen = [spec.with_concurrency(concurrency) for spec in chosen]
+        if lease is not None:
+            limit = check_seconds("lease", lease, f"worker of app {self.app.name!r}")
+            chosen = [spec.with_lease(limit) for spec in chosen]
+        return chosen
 
     async def __aenter__(self) -> Self:
         """Start."""

@@ -58,6 +58,14 @@ class How:
             min=1, help="How many messages each consumer handles at once; overrides the code."
         ),
     ] = None
+    lease: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long the messages of a killed worker wait for another one; overrides the "
+            "code.",
+        ),
+    ] = None
     grace: Annotated[
         float,
         typer.Option(
@@ -99,6 +107,8 @@ class How:
             options["queues"] = [name for name in self.queues.split(",") if name]
         if self.concurrency is not None:
             options["concurrency"] = self.concurrency
+        if self.lease is not None:
+            options["lease"] = self.lease
         if self.max_messages is not None:
             options["max_messages"] = self.max_messages
         if self.max_memory is not None:
@@ -116,6 +126,7 @@ class How:
         given = {
             "--queues": self.queues,
             "--concurrency": self.concurrency,
+            "--lease": self.lease,
             "--grace": self.grace,
             "--health-file": None if self.health_file is None else f"{self.health_file}.{PID}",
             "--max-messages": self.max_messages,

@@ -135,6 +135,11 @@ class HandlerSpec:
         options: HandlerOptions = {**self.options, "concurrency": concurrency, "name": self.name}
         return HandlerSpec.of(self.queue, self.call, options)
 
+    def with_lease(self, lease: float) -> HandlerSpec:
+        """Return the handler with another lease."""
+        options: HandlerOptions = {**self.options, "lease": lease, "name": self.name}
+        return HandlerSpec.of(self.queue, self.call, options)
+
     @classmethod
     def of(
         cls, queue: Queue[Any] | str, call: Callable[..., Any], options: HandlerOptions

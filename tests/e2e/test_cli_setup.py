@@ -392,6 +392,7 @@ def test_an_app_that_cannot_be_had_is_one_line(
         (("--processes", "many"), "--processes"),
         (("--concurrency", "0"), "--concurrency"),
         (("--grace", "-1"), "--grace"),
+        (("--lease", "0"), "lease=0"),
         (("--max-messages", "0"), "--max-messages"),
         (("--queues", "orders,audit"), "does not consume audit"),
         (("--health-file", "missing/health.json"), "cannot be written"),

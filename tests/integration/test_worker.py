@@ -129,8 +129,9 @@ async def test_it_consumes_the_queues_that_are_named(broker: Broker, clock: Virt
         ({"queues": []}, "would consume nothing"),
         ({"quues": ["one"]}, "did you mean 'queues'"),
         ({"concurrency": 0}, "concurrency=0"),
+        ({"lease": 0}, "lease=0"),
     ],
-    ids=["unknown", "none", "typo", "zero"],
+    ids=["unknown", "none", "typo", "zero", "no lease"],
 )
 async def test_what_makes_no_sense_is_refused(
     broker: Broker, options: dict[str, Any], text: str
@@ -156,6 +157,24 @@ async def test_concurrency_can_be_overridden(
         assert len(held.began) == 3
         assert (await broker.counts(one))[0].leased == 6  # prefetch follows
         held.go.set()
+
+
+async def test_the_lease_can_be_overridden(
+    broker: Broker, held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, backend = App("test"), broker._session.connection.backend
+    app.consumer(one, lease=60)(held)
+    app.consumer(two)(held)
+    leases: dict[str, float] = {}
+    subscribe = backend.subscribe
+
+    async def spied(queue: str, **options: Any) -> Any:
+        leases[queue] = options["lease"]
+        return await subscribe(queue, **options)
+
+    monkeypatch.setattr(backend, "subscribe", spied)
+    async with Worker(app, broker, lease=3):
+        assert (leases["one"], leases["two"]) == (3, 3)
 
 
 async def test_two_workers_share_the_work(

@@ -14,6 +14,7 @@ from mqcore.tasks import (
     Unique,
     group,
 )
+from mqcore.tasks.model.states import ENDED
 
 
 @pytest.fixture
@@ -67,3 +68,7 @@ def test_a_name_in_place_of_names_is_not_taken_for_letters() -> None:
 def test_an_error_that_was_pickled_is_the_same(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - its own text
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_state_says_whether_it_is_terminal() -> None:
+    assert {state for state in State if state.has_ended} == ENDED

@@ -37,6 +37,11 @@ class State(StrEnum):
     SKIPPED = "skipped"
     """A later step of a workflow that ended before its turn came."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is a terminal state. Only a redrive goes on from there."""
+        return self in ENDED
+
 
 _ENDINGS = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
 
