@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mqcore.publishing.options import PublishOptions, Target
     from mqcore.publishing.spool import Lane, Spool
     from mqcore.rules.routing import Binding
-    from mqcore.spi import Outcome, QueueSpec
+    from mqcore.spi import Backend, Outcome, QueueSpec
 
 __all__ = ["FallbackPublisher"]
 
@@ -99,7 +99,7 @@ class FallbackPublisher(Publisher):
     ) -> Receipt:
         """Publish one payload; `change` completes its message."""
         check_target(to, options)
-        self._connection.check_loop("publishing to", name_of(to))
+        self._check_now(to)
         message = self.composer.message(to, payload, options)
         messages = [change(message) if change else message]
 
@@ -151,6 +151,11 @@ class FallbackPublisher(Publisher):
             for result in results
             if result is not None
         ]
+
+    def _used_backends(self) -> Sequence[Backend]:
+        if self._connection.connected:
+            return super()._used_backends()
+        return [self._spool.connection.backend]
 
     def _goes_to_broker(self, lane: Lane) -> bool:
         """Whether the broker is tried first. It is the only way when the spool cannot be used."""

@@ -33,6 +33,7 @@ from mqcore.publishing.options import (
 )
 from mqcore.publishing.outbound import Outbound
 from mqcore.publishing.outcomes import ending, only, receipt
+from mqcore.publishing.own_transaction import check_not_held_up, own_transaction
 from mqcore.publishing.transactions import handle_of
 from mqcore.queue import Queue, name_of
 from mqcore.router import Router
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from mqcore.messages.message import Message
     from mqcore.publishing.options import Receipt, Target
     from mqcore.rules.routing import Binding
+    from mqcore.spi import Backend
 
 __all__ = ["Publisher"]
 
@@ -96,7 +98,7 @@ class Publisher:
                 f"a request to {name_of(to)!r} takes no session: its message would be sent after "
                 "the commit, and the reply is waited for before it"
             )
-        self._connection.check_loop("publishing to", name_of(to))
+        self._check_now(to)
         message = self.composer.message(to, payload, options)
 
         deadline = self._deadline(to, options)
@@ -111,7 +113,7 @@ class Publisher:
             return await self.enlistment(to, payloads, options).run()
         check_no_id(options)
         check_target(to, options)
-        self._connection.check_loop("publishing to", name_of(to))
+        self._check_now(to)
         payloads = check_payloads(payloads, name_of(to))
         messages = [self.composer.message(to, payload, options) for payload in payloads]
         return await self._publish_all(to, messages, options, self._deadline(to, options))
@@ -314,6 +316,17 @@ class Publisher:
     def topology(self) -> Topology:
         """The queues and routers that are declared."""
         return self._topology
+
+    def _check_now(self, to: Target[Any]) -> None:
+        """Raise `ConfigurationError` where a publish certainly cannot end well."""
+        name = name_of(to)
+        self._connection.check_loop("publishing to", name)
+        if own_transaction.get() is not None:
+            check_not_held_up(name, self._used_backends())
+
+    def _used_backends(self) -> Sequence[Backend]:
+        """Return those that a publish would be sent to now."""
+        return [self._connection.backend]
 
     def _deadline(self, to: Target[Any], options: PublishOptions) -> float:
         timeout = self._timeout

@@ -11,19 +11,20 @@ the handler is inside.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import ConfigurationError, MqcoreError
 from mqcore.log import log
+from mqcore.publishing.own_transaction import own_transaction
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.running.pinned import PinnedThread, current_thread
 from mqcore.spi import Inbox, InboxEntry, InboxTransaction, Recorded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from mqcore.clock import Clock
     from mqcore.consuming.context import Context
@@ -117,7 +118,8 @@ class Once:
             manager = self._inbox.transaction(entry)
             transaction = await self._limited(doing, manager.__aenter__())
             try:
-                yield transaction
+                with _owned(transaction):
+                    yield transaction
             except BaseException as error:
                 with suppress(InboxTimeout):
                     leaving = manager.__aexit__(type(error), error, error.__traceback__)
@@ -132,7 +134,8 @@ class Once:
             blocking = await self._limited(doing, thread.enter())
             token = current_thread.set(thread)
             try:
-                yield _InThread(blocking, thread)
+                with _owned(blocking):
+                    yield _InThread(blocking, thread)
             finally:
                 current_thread.reset(token)
         finally:
@@ -159,6 +162,16 @@ class Once:
             ) from None
         finally:
             del own  # a cycle: its traceback holds this frame
+
+
+@contextmanager
+def _owned(transaction: object) -> Iterator[None]:
+    """Let publishes of the handler know its transaction."""
+    token = own_transaction.set(transaction)
+    try:
+        yield
+    finally:
+        own_transaction.reset(token)
 
 
 class InboxTimeout(MqcoreError, TimeoutError):

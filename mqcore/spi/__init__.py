@@ -55,6 +55,7 @@ from mqcore.spi.blocking import BlockingBackend, BlockingDriver
 from mqcore.spi.enlisting import SupportsEnlist, Transaction
 from mqcore.spi.inbox import (
     BlockingInboxTransaction,
+    HoldsUp,
     Inbox,
     InboxEntry,
     InboxTransaction,
@@ -136,6 +137,7 @@ __all__ = [
     "Entry",
     "ErrorKind",
     "Failed",
+    "HoldsUp",
     "Inbox",
     "InboxEntry",
     "InboxTransaction",

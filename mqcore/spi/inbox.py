@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockingInboxTransaction",
+    "HoldsUp",
     "Inbox",
     "InboxEntry",
     "InboxTransaction",
@@ -102,6 +103,21 @@ class BlockingInboxTransaction(Protocol):
 
     def commit(self) -> Recorded:
         """As `InboxTransaction.commit`."""
+
+
+@runtime_checkable
+class HoldsUp(Protocol):
+    """A transaction of an inbox that may have a lock which publishes need as well.
+
+    Optional, for an `InboxTransaction` or a `BlockingInboxTransaction`.
+    """
+
+    def holds_up(self, backend: Backend) -> str:
+        """Return what is locked, such as the path of a file; an empty text if nothing is.
+
+        Locked is what a publish to the backend needs, so that it would certainly wait for the end
+        of this transaction. Called in any thread, beside the handler.
+        """
 
 
 class Inbox(ABC):

@@ -465,6 +465,10 @@ class SqlBackend(BlockingBackend):
 
     # Transactions of the application
 
+    def file_identity(self) -> tuple[int, int] | None:
+        """Return device and inode of the file whose write lock a publish needs; None elsewhere."""
+        return None
+
     def foreign(self, transaction: Transaction) -> str:
         """Return why a transaction is not in this database, or an empty text."""
         return self._enlisting().foreign(transaction)

@@ -28,6 +28,8 @@ from mqcore.spi import (
     SystemClock,
     Transaction,
 )
+from mqcore_sql.driver import SqlBackend
+from mqcore_sql.write_lock import WriteLocks
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table, TextClause
@@ -85,7 +87,7 @@ class SqlInbox(Inbox):
         self._create = create
         self._table = inbox_table(MetaData(), table, schema=schema)
         self._look, self._insert, self._delete = _statements(self._table)
-        refuse_commits()
+        listen_to_sessions()
         self._clock: Clock = SystemClock()
         self._joined: SupportsJoin | None = None
 
@@ -246,10 +248,16 @@ class _Transaction:
         self._until: float | None = None
         self._may_commit = False
         self._joined = inbox.joined if entry.receipt else None
+        self.locks = WriteLocks()
 
     @property
     def acknowledges(self) -> bool:
         return self._joined is not None
+
+    def holds_up(self, backend: Backend) -> str:
+        """Return the path of the SQLite file that is locked, and that the backend is on."""
+        file = backend.file_identity() if isinstance(backend, SqlBackend) else None
+        return "" if file is None else self.locks.holding(file)
 
     def look(self, session: "Session") -> None:
         """Look for the id in a transaction of its own."""
@@ -311,6 +319,9 @@ class _AsyncTransaction:
     def acknowledges(self) -> bool:
         return self._transaction.acknowledges
 
+    def holds_up(self, backend: Backend) -> str:
+        return self._transaction.holds_up(backend)
+
     async def commit(self) -> Recorded:
         return await self.session.run_sync(lambda _: self._transaction.commit())
 
@@ -343,10 +354,11 @@ _GUARD = "mqcore_once"
 
 
 @cache
-def refuse_commits() -> None:
+def listen_to_sessions() -> None:
     """Let the sessions of this process ask their transaction before they commit, once.
 
-    A listener of each session would take longer than the transaction.
+    They also tell it which connections they use. A listener of each session would take longer than
+    the transaction.
     """
     from sqlalchemy import event  # noqa: PLC0415 - SQLAlchemy is an extra
     from sqlalchemy.orm import Session  # noqa: PLC0415 - as above
@@ -355,7 +367,12 @@ def refuse_commits() -> None:
         if (transaction := session.info.get(_GUARD)) is not None:
             transaction.check_commit(session)
 
+    def after_begin(session: Session, part: Any, connection: "Connection") -> None:
+        if (transaction := session.info.get(_GUARD)) is not None and not part.nested:
+            transaction.locks.begin(connection)
+
     event.listen(Session, "before_commit", before_commit)
+    event.listen(Session, "after_begin", after_begin)
 
 
 def _statements(table: "Table") -> "tuple[Any, Any, Any]":

@@ -82,6 +82,11 @@ class SharedConnection(sqlite3.Connection):
         with self.in_turn(reads=True):
             return super().__exit__(*error)  # type: ignore[arg-type]  # they are passed on as they are
 
+    @property
+    def has_turn(self) -> bool:
+        """Whether the turn is this connection's now."""
+        return self._has_turn
+
     def close(self) -> None:
         """Close the connection and end the turn."""
         super().close()

@@ -221,7 +221,7 @@ class SqliteDatabase(Database):
         connection = self._opened
         with self.file.turn():
             self._set_synchronous(self._options.synchronous if durable else "normal")
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection)
             try:
                 self._now = self._last = self._begin_time()
                 yield
@@ -235,6 +235,19 @@ class SqliteDatabase(Database):
             finally:
                 self._now = None
                 self._roll_back(connection)
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if _code(error) == sqlite3.SQLITE_BUSY:
+                text = (
+                    f"{error}: a connection that does not take turns has written to "
+                    f"{self.file.path} and not committed for {_WAIT:g} s. Commit it. If it is your "
+                    "application's own, pass its engine to mqcore_sql.share"
+                )
+                error.args = (text,)
+            raise
 
     @staticmethod
     def _roll_back(connection: sqlite3.Connection) -> None:

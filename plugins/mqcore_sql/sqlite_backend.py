@@ -49,3 +49,11 @@ class SqliteBackend(SqlBackend):
     def exists(self) -> bool:
         """Return whether the file is there."""
         return file_of(self.url).exists()
+
+    def file_identity(self) -> tuple[int, int] | None:
+        """Return device and inode of the file."""
+        try:
+            found = file_of(self.url).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino

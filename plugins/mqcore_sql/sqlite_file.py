@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread
 from weakref import WeakSet
 
 from mqcore.spi import ConfigurationError, ConnectionLost
@@ -35,6 +35,7 @@ class DatabaseFile:
         self.log, self._lock_path = f"{path}-wal", f"{path}.lock"
         self.reserve = reserve
         self._lock: int | None = None
+        self._lock_identity: _Identity = None
         self._identity: _Identity = None
         self._log_identity: _Identity = None
         _files.add(self)
@@ -57,11 +58,12 @@ class DatabaseFile:
         """Open the lock file, and create it if it is missing."""
         # Reading is enough to lock it, and another user may have made it.
         self._lock = os.open(self._lock_path, os.O_RDONLY | os.O_CREAT, 0o666)
+        self._lock_identity = _identity(os.fstat(self._lock))
 
     def renew_lock(self) -> None:
         """Open the lock file again if it was deleted: others lock the new one."""
         lock = self._lock
-        if lock is None or _identity(os.fstat(lock)) == _identity_of(self._lock_path):
+        if lock is None or self._lock_identity == _identity_of(self._lock_path):
             return
         with suppress(OSError):  # without one SQLite's own wait is left
             self.open_lock()
@@ -89,16 +91,22 @@ class DatabaseFile:
         try:
             fcntl.flock(self._opened(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if self._waited(patience):
-                return
-            self.close()  # gives back the turn that may still come
-            self.open_lock()
-            raise sqlite3.OperationalError(self._held_by_another(patience)) from None
+            if not self._waited(patience):
+                text = self._held_by_another(patience)
+                self.close()  # gives back the turn that may still come
+                self.open_lock()
+                raise sqlite3.OperationalError(text) from None
+        _holders[self._lock_identity] = self, current_thread().name
 
     def give(self) -> None:
         """End the turn, if there is one."""
         if self._lock is not None:
+            self._forget_holder()
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _forget_holder(self) -> None:
+        if _holders.get(self._lock_identity, (None, ""))[0] is self:
+            del _holders[self._lock_identity]
 
     def _waited(self, patience: float) -> bool:
         """Wait for the turn in the line of all, for some seconds; return whether it came."""
@@ -110,6 +118,13 @@ class DatabaseFile:
         return not waiting.is_alive()
 
     def _held_by_another(self, patience: float) -> str:
+        if self._lock_identity in _holders:
+            _, thread = _holders[self._lock_identity]
+            return (
+                f"a transaction of this process has held {self._lock_path} for {patience:g} s. It "
+                f"was begun in thread {thread!r}. Commit it or roll it back first, or use its "
+                "session"
+            )
         return (
             f"another connection or process has held {self._lock_path} for {patience:g} s. A "
             f"process may be stopped: find it with `fuser -v {self._lock_path}`, and continue or "
@@ -123,6 +138,7 @@ class DatabaseFile:
 
     def close(self) -> None:
         """Close the lock file."""
+        self._forget_holder()
         lock, self._lock = self._lock, None
         self._identity = self._log_identity = None
         if lock is not None:
@@ -216,10 +232,13 @@ def _take(lock: int) -> None:
 _files: WeakSet[DatabaseFile] = WeakSet()
 _waiting: set[int] = set()
 """The duplicates with which threads wait."""
+_holders: dict[_Identity, tuple[DatabaseFile, str]] = {}
+"""For each lock file: which connection of the application has its turn now, and in which thread."""
 
 
 def _after_fork() -> None:
     """Close the lock files in a forked child: it would keep a turn that its parent died in."""
+    _holders.clear()
     for file in list(_files):
         file.close()
     for lock in list(_waiting):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mqcore import Blocked, Broker, Queue, Settings
 from mqcore.spi import STORED, ConfigurationError, Message, Outgoing, QueueSpec
 from mqcore_sql import SharedConnection, SqliteBackend, SqliteOptions, share
 
@@ -221,6 +222,46 @@ def test_a_cursor_class_of_the_application_takes_turns_as_well(
     connection.rollback()
     with pytest.raises(ConfigurationError, match=r"sqlite3\.Cursor"):
         connection.cursor(lambda _: cursor)
+
+
+def test_an_error_names_the_holder_in_this_process(
+    connection: SharedConnection, path: Path
+) -> None:
+    connection.execute("UPDATE totals SET value = 1")
+    with closing(sqlite3.connect(path, timeout=0, factory=SharedConnection)) as other:
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            other.execute("UPDATE totals SET value = 2")
+        text = str(caught.value)
+        assert "a transaction of this process" in text
+        assert repr(threading.current_thread().name) in text
+        assert "fuser" not in text
+
+        connection.rollback()
+        other.execute("UPDATE totals SET value = 2")
+        with pytest.raises(sqlite3.OperationalError, match="of this process"):
+            connection.execute("UPDATE totals SET value = 1")
+
+
+def test_an_error_names_the_tool_for_a_holder_elsewhere(path: Path) -> None:
+    lock = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as another process would
+    with (
+        closing(sqlite3.connect(path, timeout=0, factory=SharedConnection)) as other,
+        pytest.raises(sqlite3.OperationalError, match="fuser"),
+    ):
+        other.execute("UPDATE totals SET value = 2")
+    os.close(lock)
+
+
+async def test_a_lock_of_another_connection_is_explained(path: Path) -> None:
+    """A connection that does not take turns makes a publish fail."""
+    queue = Queue("jobs", int)
+    async with Broker.connect(f"sqlite:///{path}", settings=Settings(), queues=[queue]) as broker:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE totals (value INTEGER)")
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Blocked, match=r"database is locked.*mqcore_sql\.share"):
+                await broker.publish(queue, 1)
 
 
 def test_a_connection_that_does_not_wait_leaves_no_turn_to_nobody(
