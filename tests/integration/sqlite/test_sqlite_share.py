@@ -253,8 +253,11 @@ def test_an_error_names_the_tool_for_a_holder_elsewhere(path: Path) -> None:
     os.close(lock)
 
 
-async def test_a_lock_of_another_connection_is_explained(path: Path) -> None:
+async def test_a_lock_of_another_connection_is_explained(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that does not take turns makes a publish fail."""
+    monkeypatch.setattr("mqcore_sql.sqlite._WAIT", 0.1)
     queue = Queue("jobs", int)
     async with Broker.connect(f"sqlite:///{path}", settings=Settings(), queues=[queue]) as broker:
         with closing(sqlite3.connect(path)) as other:
