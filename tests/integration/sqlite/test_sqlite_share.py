@@ -228,18 +228,15 @@ def test_an_error_names_the_holder_in_this_process(
     connection: SharedConnection, path: Path
 ) -> None:
     connection.execute("UPDATE totals SET value = 1")
-    with closing(sqlite3.connect(path, timeout=0, factory=SharedConnection)) as other:
-        with pytest.raises(sqlite3.OperationalError) as caught:
-            other.execute("UPDATE totals SET value = 2")
-        text = str(caught.value)
-        assert "a transaction of this process" in text
-        assert repr(threading.current_thread().name) in text
-        assert "fuser" not in text
-
-        connection.rollback()
+    with (
+        closing(sqlite3.connect(path, timeout=0, factory=SharedConnection)) as other,
+        pytest.raises(sqlite3.OperationalError) as caught,
+    ):
         other.execute("UPDATE totals SET value = 2")
-        with pytest.raises(sqlite3.OperationalError, match="of this process"):
-            connection.execute("UPDATE totals SET value = 1")
+    text = str(caught.value)
+    assert "a transaction of this process" in text
+    assert repr(threading.current_thread().name) in text
+    assert "fuser" not in text
 
 
 def test_an_error_names_the_tool_for_a_holder_elsewhere(path: Path) -> None:
