@@ -41,6 +41,7 @@ OUTSIDE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/course/README.md": "examples/course.md",
     "examples/segmentation/README.md": "examples/segmentation.md",
     "examples/backend-directory/README.md": "examples/backend-directory.md",
     "examples/backend-beanstalk/README.md": "examples/backend-beanstalk.md",

@@ -1,4 +1,4 @@
-"""The pages use the worked example of the plugin author's guide as if it were installed."""
+"""The pages use two examples as if they were installed or in the working directory."""
 
 import sys
 from collections.abc import Iterator
@@ -6,13 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.course import forget_project
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "backend-directory" / "src"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def example_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXAMPLE)
+def examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(EXAMPLES / "backend-directory" / "src")
+    monkeypatch.syspath_prepend(EXAMPLES / "course")
+    forget_project()
+    yield
+    forget_project()
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ PAGES = sorted(
 )
 KNOWN = "`python`, `python continue` after a block, `python title=FILE`, or `python notest: REASON`"
 COLUMNS = 100
-FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md"}
-"""Pages that `test_pages_as_read.py` follows."""
+FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md", "examples/course/README.md"}
+"""Pages that `test_pages_as_read.py` and `test_course.py` follow."""
 
 
 class Block(NamedTuple):
@@ -57,7 +57,7 @@ def chains(text: str, page: str) -> Iterator[list[Block]]:
         word, _, reason = block.info.partition(":")
         if word == "notest" and reason.strip():
             continue
-        if re.fullmatch(r'title="[\w.]+"', block.info) and page in FILES_ARE_RUN:
+        if re.fullmatch(r'title="[\w./]+"', block.info) and page in FILES_ARE_RUN:
             compile(block.text, page, "exec", dont_inherit=True)
             continue
         if block.info == "continue" and chain:
