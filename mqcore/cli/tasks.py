@@ -189,9 +189,7 @@ def send(
     queue: Annotated[str | None, typer.Option(help="Another queue than its own.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=10, help="0 to 10.")] = None,
     delay: Annotated[float, typer.Option(min=0, help="Seconds before it may start.")] = 0.0,
-    wait: Annotated[
-        float, typer.Option(min=0, max=25, help="Seconds to wait for its result.")
-    ] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for its result.")] = 0.0,
     at: At,
 ) -> None:
     """Send a task, and print its id, or with --wait its result."""
@@ -211,7 +209,7 @@ def send(
         connected = tasks.connected()
         return job, await value_text(connected.store, await node_of(connected.store, job.id))
 
-    job, result = connected_to(target, at.settings(), work)
+    job, result = connected_to(target, at.settings(), work, wait=wait)
     if at.json:
         print_json({"id": job.id} | ({} if result is None else {"result": _value(result)}))
     else:

@@ -17,6 +17,7 @@ from mqcore.config.url import BrokerUrl
 from mqcore.errors import BrokerError, ConfigurationError
 from mqcore.spi import SupportsExists
 from mqcore.tasks.api import Tasks
+from mqcore.tasks.errors import ResultTimeout
 from mqcore.tasks.store.plugins import default_store_plugins
 from mqcore.tasks.store.seam import TaskStore
 
@@ -114,13 +115,22 @@ def with_store(
             ) from error
 
 
-def connected_to(target: str, settings: Settings, work: Callable[[Tasks], Awaitable[R]]) -> R:
-    """Connect an app to its broker and store, do the work and return its result."""
+def connected_to(
+    target: str,
+    settings: Settings,
+    work: Callable[[Tasks], Awaitable[R]],
+    *,
+    wait: float = 0.0,
+) -> R:
+    """Connect an app to its broker and store, do the work and return its result.
+
+    The work may wait for `wait` seconds besides.
+    """
     app = load_app(target)
     tasks = _one(target)
 
     async def connected() -> R:
-        async with asyncio.timeout(_PATIENCE), app.connect(settings=settings) as broker:
+        async with asyncio.timeout(_PATIENCE + wait), app.connect(settings=settings) as broker:
             if broker.is_local:
                 raise ConfigurationError(LONELY)
             return await work(tasks)
@@ -128,5 +138,7 @@ def connected_to(target: str, settings: Settings, work: Callable[[Tasks], Awaita
     with quiet():
         try:
             return asyncio.run(connected())
+        except ResultTimeout:
+            raise
         except TimeoutError as error:
             raise BrokerError(f"no answer from {settings.url} within {_PATIENCE:g} s") from error

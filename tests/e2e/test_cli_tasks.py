@@ -41,6 +41,27 @@ def test_a_task_is_sent_listed_and_shown(run: Run, shop: Any) -> None:
     assert run("tasks", "show", app, task, "--json").data["result"] == 5
 
 
+def test_sending_waits_for_the_result_as_long_as_asked(run: Run, shop: Any) -> None:
+    app = f"{shop.__name__}:app"
+    words = ("tasks", "send", app, "add", '{"x": 2, "y": 3}', "--url", URL)
+    answers = []
+
+    async def sent() -> bool:
+        answers.append(await asyncio.to_thread(run, *words, "--wait", "3600"))
+        return True
+
+    asyncio.run(worked(shop, sent))
+    assert answers[0].out == "5\n"
+
+
+def test_a_wait_that_is_too_short_says_that_the_task_goes_on(run: Run, shop: Any) -> None:
+    app = f"{shop.__name__}:app"
+    said = run("tasks", "send", app, "add", '{"x": 2, "y": 3}', "--url", URL, "--wait", "0.1")
+    ((task, *_),) = run("tasks", "list", app).rows
+    assert (said.code, said.out) == (1, "")
+    assert said.err == f"mqcore: task {task} has not ended within 0.1 s; it goes on\n"
+
+
 def test_a_delayed_task_is_cancelled(run: Run, shop: Any) -> None:
     app = f"{shop.__name__}:app"
     sent = run(
