@@ -1,13 +1,14 @@
-"""All the tests: those without a server, two runs at a time; then a run for each server.
+"""All the tests: those without a server, a few runs at a time; then a run for each server.
 
     python tests/side_by_side.py [OPTION…]          # options are passed to every pytest
 
-Cases on a server mostly wait, so runs of their own lose nothing by company, and each has its server
-to itself: it may kill it. A contract's cases, its model and the tests in which brokers are killed
+Cases on a server mostly wait (a contract takes minutes, and under a sixth of that is work of a
+processor), so runs of their own lose nothing by company, and each has its server to itself: it may
+kill it. A contract's cases, its model and the tests in which brokers are killed
 are runs of their own. Each writes a log, of which the summary is shown when it passes and the whole
 when it fails. The last line adds all of them up, in pytest's own form. Each contract run leaves its
-report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many run at once,
-`MQCORE_TESTS_AT_ONCE` says.
+report in `.nox/logs/reports`, or where `--mqcore-contract-reports=DIR` says. How many runs on
+servers go on at once, `MQCORE_TESTS_AT_ONCE` says.
 
 A few tests that fail beside others are run once more at the end, alone. One that passes then is
 flaky, not wrong: the last lines name it, its first failure is printed, and it is a defect to mend.
@@ -71,7 +72,8 @@ FOLDERS = (
 """What else needs no server, that which takes longest first."""
 LOGS = ROOT / ".nox" / "logs"
 _CORES = os.cpu_count() or 2
-_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * _CORES)
+_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 4 * _CORES)
+_AT_ONCE_WITHOUT_A_SERVER = _CORES + 1  # they wait too, for about a third of their time
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _SUMMARY = re.compile(r"^=+ (?P<counts>.* in [\d.]+s).* =+$", re.MULTILINE)
 _COUNT = re.compile(
@@ -322,7 +324,7 @@ def main(options: Sequence[str]) -> int:
         options = [*options, f"--mqcore-contract-reports={LOGS / 'reports'}"]
     runs: list[Run] = []
     for at_once, goals, words in (
-        (_CORES, without_a_server(), plain),
+        (_AT_ONCE_WITHOUT_A_SERVER, without_a_server(), plain),
         (_AT_ONCE, on_servers(), options),
     ):
         with ThreadPoolExecutor(at_once) as pool:
