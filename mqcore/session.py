@@ -24,6 +24,7 @@ from mqcore.connection.connection import Connection
 from mqcore.connection.topology import Topology
 from mqcore.consuming.consumer import Consumer
 from mqcore.consuming.grace import CLOSED, DISCONNECTED, Grace
+from mqcore.consuming.identity import worker_name
 from mqcore.consuming.inbox import BackendInbox
 from mqcore.consuming.isolation import IsolationLock
 from mqcore.consuming.leases import LeaseKeeper
@@ -102,6 +103,13 @@ class ConnectOptions(TypedDict, total=False):
 class Session:
     """The connection of one broker, and everything that uses it."""
 
+    leaving: Grace | None = None
+    """The grace of a worker that a signal has ended; `close` ends within it."""
+    worker: str
+    """The name of a worker on this broker, for heartbeats and commands."""
+    controlled: list[str]
+    """The names of the workers on this broker that receive commands."""
+
     def __init__(self, url: str | None, options: ConnectOptions) -> None:
         """Read the settings and find the plugin, without any I/O.
 
@@ -150,16 +158,15 @@ class Session:
         self.outbox = make_outbox(options, settings, self._plugins, self.publisher)
         self.inbound = Inbound(self.codecs, transforms_of(self.middleware, "incoming")[::-1])
         self.replies = Replies(self.connection, publisher, self.codecs)
-        self.requests = Requests(self.connection, publisher, self.inbound, self._reply_receiver)
+        self.requests = Requests(self.connection, publisher, self.inbound, self.temporary_receiver)
 
         self.is_unconfigured = (
             url is None and self._own_backend is None and "url" not in settings.model_fields_set
         )
         """Whether neither code nor settings name a broker, so that it is the default."""
+        self.worker, self.controlled = worker_name(), []
         self.isolation = IsolationLock()
         """Shared by all workers on this broker: a suspect runs alone among them (G4)."""
-        self.leaving: Grace | None = None
-        """The grace of a worker that a signal has ended; `close` ends within it."""
         self._keeper: LeaseKeeper | None = None
         self._spool_consumers: SpoolConsumers | None = None
         self._consumers: list[Consumer[Any]] = []
@@ -375,7 +382,8 @@ class Session:
         self._receivers = [*(each for each in self._receivers if not each.closed), receiver]
         return receiver
 
-    async def _reply_receiver(self, name: str) -> Receiver:
+    async def temporary_receiver(self, name: str) -> Receiver:
+        """Consume a temporary queue of this process, which is declared already."""
         rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
         receiver = self._make_receiver(
             rules,

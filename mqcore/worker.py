@@ -7,24 +7,30 @@ isolation lock, so that a suspect runs alone (G4).
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from mqcore.app import App
 from mqcore.broker import Broker, companions_of, session_of
 from mqcore.consuming.grace import UNSUBSCRIBED, Grace
+from mqcore.control.serving import served_commands
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.log import log
 from mqcore.queue import queue_name
-from mqcore.rules.capabilities import Capability
-from mqcore.rules.checks import check_count, check_options, check_seconds, described
-from mqcore.running.consumers import Consumers
+from mqcore.rules.checks import (
+    check_count,
+    check_flag,
+    check_options,
+    check_path,
+    check_seconds,
+    described,
+)
+from mqcore.running.consumers import Consumers, warn_of_long_hold
 from mqcore.running.handlers import chosen_handlers
+from mqcore.running.health_file import write_health
 from mqcore.running.lifespans import check_lifespan_result
 from mqcore.running.once import check_inbox, opened_inbox
 from mqcore.running.runner import Runner
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mqcore.consuming.receiver import Receiver
+    from mqcore.control.server import ControlServer
     from mqcore.queue import Queue
     from mqcore.running.handlers import HandlerSpec
     from mqcore.session import Health
@@ -56,6 +63,8 @@ class WorkerOptions(TypedDict, total=False):
     default. `health_file`: path of a JSON file with the worker's health, written every 2 s (G14).
     `max_messages`: drain after this many runs of handlers. `max_memory`: drain above this many
     bytes. After either, `Worker.recycle` is true, and a supervisor starts the worker again.
+    `control`: receive commands through the broker, as `mqcore tasks control` sends them; not by
+    default.
     """
 
     queues: Sequence[str]
@@ -65,6 +74,7 @@ class WorkerOptions(TypedDict, total=False):
     health_file: str | Path
     max_messages: int
     max_memory: int
+    control: bool
 
 
 class Worker:
@@ -92,17 +102,16 @@ class Worker:
         self.broker = broker
         self._session = session_of(broker)
         self.recycle = False
-        """Whether it stopped because of `max_messages` or `max_memory`."""
+        """Whether it stopped because of `max_messages`, `max_memory`, or a command."""
+        self.is_shut_down = False
+        """Whether a command has stopped it for good."""
         where = f"worker of app {app.name!r}"
         check_options(options, WorkerOptions, where)
         for name in ("concurrency", "max_messages", "max_memory"):
             check_count(name, options.get(name, 1), where)
         self._grace = self._checked_grace(options.get("grace", GRACE))
-        path = options.get("health_file")
-        if path is not None and not (path and isinstance(path, (str, Path))):
-            raise ConfigurationError(
-                f"{where}: health_file={path!r:.60} is not usable; give a path"
-            )
+        check_path("health_file", options.get("health_file"), where)
+        check_flag("control", options.get("control", False), where)
         has_all = {id(each) for each in app.middleware} <= {
             id(each) for each in self._session.middleware
         }
@@ -130,6 +139,8 @@ class Worker:
         self._failure: BaseException | None = None
         self._stop, self._stack = asyncio.Event(), AsyncExitStack()
         self._watch: asyncio.Task[None] | None = None
+        self.control: ControlServer | None = None
+        """What receives commands, with the worker's name; None without `control=True`."""
 
     def _checked_grace(self, grace: float | timedelta) -> float:
         return check_seconds("grace", grace, f"worker of app {self.app.name!r}", zero=True)
@@ -198,6 +209,8 @@ class Worker:
             self._tasks.append(asyncio.create_task(self._run(self._session.outbox.relay)))
         self._consumers.is_open = self._late is None
         self._watch = asyncio.create_task(self._watch_health())
+        if self._options.get("control"):
+            self.control = served_commands(self, self._session, companions_of(self.broker).all)
 
     async def _make_ready(self) -> None:
         """Open and subscribe, until the worker is stopped."""
@@ -282,6 +295,16 @@ class Worker:
         """The concurrency of each consumer that this worker runs now, by the name of its queue."""
         return self._consumers.queues
 
+    @property
+    def consumable(self) -> Sequence[str]:
+        """The queues of the app, of which it consumes all or some."""
+        return [spec.queue.name for spec in self.app.consumers()]
+
+    @property
+    def running(self) -> dict[str, int]:
+        """How many handlers of each consumer run now, by the name of its queue."""
+        return {runner.spec.queue.name: runner.running for runner in self._runners}
+
     async def resize(
         self, queue: Queue[Any] | str, concurrency: int, *, prefetch: int | None = None
     ) -> None:
@@ -359,26 +382,7 @@ class Worker:
         )
 
     def _check_hold(self, spec: HandlerSpec) -> None:
-        """Warn when messages may be held for longer than the broker allows.
-
-        The broker would then end the consumer and take its messages from running handlers.
-        """
-        limit = self.broker.capabilities[Capability.LEASE].limits.get("held_at_most")
-        if isinstance(limit, int | float) and spec.longest_hold > limit:
-            log().warning(
-                "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, "
-                "timeout %s), and %s ends a consumer that holds one for %g s. Give it a shorter "
-                "timeout or a smaller prefetch",
-                *(
-                    spec.name,
-                    spec.queue.name,
-                    spec.longest_hold,
-                    spec.prefetch,
-                    spec.concurrency,
-                    spec.timeout,
-                ),
-                *(self.broker.capabilities.server, limit),
-            )
+        warn_of_long_hold(spec, self.broker.capabilities)
 
     async def _run(self, part: Callable[[], Awaitable[object]]) -> None:
         """Run a consumer or the relay."""
@@ -414,7 +418,8 @@ class Worker:
             self._late.cancel()
             await asyncio.gather(self._late, return_exceptions=True)
         runners = [*self._runners, *self._spool_runners]
-        await asyncio.gather(*(runner.drain(until) for runner in runners))
+        commands = () if self.control is None else (self.control.close(until),)
+        await asyncio.gather(*(runner.drain(until) for runner in runners), *commands)
         for task in self._tasks:
             task.cancel()
         # A relay returns what it holds, and its database may not answer (G13).
@@ -513,7 +518,7 @@ class Worker:
             return
         while True:
             if path is not None:
-                self._write_health(Path(path))
+                write_health(Path(path), self.health(), self.broker.clock.now())
             self._recycle_when_spent()
             await asyncio.sleep(_WATCH_EVERY)
 
@@ -521,26 +526,6 @@ class Worker:
         if self._is_spent():
             self.recycle = True
             self.stop()
-
-    def _write_health(self, path: Path) -> None:
-        """Write the health file in one step, so that a reader never sees half of it.
-
-        Its time shows whether the worker is alive.
-        """
-        health = self.health()
-        report = {
-            "ok": health.ok,
-            **asdict(health),
-            "pid": os.getpid(),
-            "at": self.broker.clock.now(),
-        }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-        try:
-            temporary.write_text(json.dumps(report))
-            temporary.replace(path)
-        except OSError as error:
-            log().warning("the health file %s cannot be written: %s", path, error)
 
     def _is_spent(self) -> bool:
         messages, memory = self._options.get("max_messages"), self._options.get("max_memory")

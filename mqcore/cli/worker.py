@@ -29,7 +29,7 @@ from mqcore.config.settings import Settings
 from mqcore.defaults import GRACE
 from mqcore.errors import ConfigurationError
 from mqcore.running.signals import call_at_stop_signals
-from mqcore.running.supervisor import RECYCLE, Supervisor
+from mqcore.running.supervisor import RECYCLE, SHUT_DOWN, Supervisor
 from mqcore.worker import Worker, WorkerOptions
 
 __all__ = ["worker"]
@@ -95,6 +95,13 @@ class How:
             "instant is sent once.",
         ),
     ] = False
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control/--no-control",
+            help="Receive commands through the broker (`mqcore tasks control`).",
+        ),
+    ] = True
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 
     def options(self) -> WorkerOptions:
@@ -102,7 +109,7 @@ class How:
 
         Raises `ConfigurationError` for a health file that cannot be written.
         """
-        options: WorkerOptions = {"grace": self.grace}
+        options: WorkerOptions = {"grace": self.grace, "control": self.control}
         if self.queues is not None:
             options["queues"] = [name for name in self.queues.split(",") if name]
         if self.concurrency is not None:
@@ -141,6 +148,7 @@ class How:
             "--supervised",
             *(["--json"] if json else []),
             *(["--scheduler"] if self.scheduler else []),
+            *([] if self.control else ["--no-control"]),
         ]
         return words + [
             word
@@ -227,13 +235,18 @@ def _end_late(news: SimpleQueue[str], grace: float) -> None:
 
 async def _work(app: App, how: How, settings: Settings, at_signal: Callable[[], object]) -> int:
     broker = app.connect(settings=settings)
-    running = Worker(app, broker, **how.options())  # refuses wrong options before it connects
+    options = how.options()
+    if broker.is_local:  # no other process can send it a command
+        options["control"] = False
+    running = Worker(app, broker, **options)  # refuses wrong options before it connects
     async with broker:
         if how.supervised:
             lifeline = _take_lifeline()
             asyncio.get_running_loop().add_reader(lifeline, _orphaned, running, lifeline)
         with call_at_stop_signals(at_signal):
             await running.run()
+    if running.is_shut_down:
+        return SHUT_DOWN if how.supervised else 0
     return RECYCLE if running.recycle else 0
 
 

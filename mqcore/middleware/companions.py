@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from mqcore.middleware.base import Middleware
@@ -19,6 +20,10 @@ class Companion(Protocol):
     @property
     def middleware(self) -> Middleware:
         """What runs around all handlers of the app."""
+
+    @property
+    def commands(self) -> Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any] | None]]:
+        """Commands to a worker that it executes, by name; see `mqcore.control.commands`."""
 
     def opened(self, broker: Any, /) -> AbstractAsyncContextManager[None]:
         """Return what is entered while the `mqcore.Broker` is open."""

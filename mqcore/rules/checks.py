@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from math import inf, nan
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqcore.clock import seconds
@@ -25,6 +26,7 @@ __all__ = [
     "check_kind",
     "check_kinds",
     "check_options",
+    "check_path",
     "check_seconds",
     "check_text",
     "closest",
@@ -118,6 +120,12 @@ def check_flag(name: str, value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give True or False")
     return value
+
+
+def check_path(name: str, value: object, where: str) -> None:
+    """Raise `ConfigurationError` for something that is neither a path nor None."""
+    if value is not None and not (value and isinstance(value, (str, Path))):
+        raise ConfigurationError(f"{where}: {name}={value!r:.60} is not usable; give a path")
 
 
 def check_text(name: str, value: object, where: str) -> str:

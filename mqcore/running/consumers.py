@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mqcore.consuming.grace import Grace
 from mqcore.errors import ConfigurationError
+from mqcore.log import log
 from mqcore.queue import queue_name
+from mqcore.rules.capabilities import Capability
 from mqcore.rules.checks import check_count
 
 if TYPE_CHECKING:
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
 
     from mqcore.clock import Clock
     from mqcore.queue import Queue
+    from mqcore.rules.capabilities import Capabilities
     from mqcore.running.handlers import HandlerSpec
     from mqcore.running.runner import Runner
 
-__all__ = ["Consumers"]
+__all__ = ["Consumers", "warn_of_long_hold"]
 
 
 class Consumers:
@@ -144,3 +147,25 @@ class Consumers:
     def _check_open(self, where: str) -> None:
         if not self.is_open:
             raise ConfigurationError(f"{where}: the worker is not running, or its broker is away")
+
+
+def warn_of_long_hold(spec: HandlerSpec, capabilities: Capabilities) -> None:
+    """Warn when messages may be held for longer than the broker allows.
+
+    The broker would then end the consumer and take its messages from running handlers.
+    """
+    limit = capabilities[Capability.LEASE].limits.get("held_at_most")
+    if isinstance(limit, int | float) and spec.longest_hold > limit:
+        log().warning(
+            "handler %s of queue %r may hold a message for %g s (prefetch %d, concurrency %d, "
+            "timeout %s), and %s ends a consumer that holds one for %g s. Give it a shorter "
+            "timeout or a smaller prefetch",
+            spec.name,
+            spec.queue.name,
+            spec.longest_hold,
+            spec.prefetch,
+            spec.concurrency,
+            spec.timeout,
+            capabilities.server,
+            limit,
+        )

@@ -104,6 +104,11 @@ class Runner:
         """Return what a handler in a process has returned, as plain data."""
         return _ANY.decode(result.body, result.content_type, self._inbound.codecs)
 
+    @property
+    def running(self) -> int:
+        """How many runs of the handler are under way."""
+        return len(self._running)
+
     async def start(self) -> None:
         """Make ready and subscribe. Raises what prevents it."""
         await self._courses.start()

@@ -34,12 +34,14 @@ from mqcore.running.threads import ThreadPool
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MISCONFIGURED", "RECYCLE", "Supervisor", "resident_memory"]
+__all__ = ["MISCONFIGURED", "RECYCLE", "SHUT_DOWN", "Supervisor", "resident_memory"]
 
 MISCONFIGURED = 2
 """Exit code of a worker that cannot start as it is configured."""
 RECYCLE = 75
 """Exit code of a worker that has drained and wants a fresh process (EX_TEMPFAIL)."""
+SHUT_DOWN = 76
+"""Exit code of a worker that has drained for good, because of a command."""
 _HEALTHY = 60.0
 """Seconds after which a death is not taken for one of a series."""
 _BACKOFF = exponential(0.5, cap=30.0)
@@ -137,6 +139,9 @@ class Supervisor:
                 self._code = MISCONFIGURED
                 self.stop()
                 return
+            if code == SHUT_DOWN:
+                log().info("worker %d was shut down by a command", place)
+                return
             if code == RECYCLE:
                 log().info("worker %d asked for a fresh process", place)
                 continue
@@ -197,7 +202,7 @@ class Supervisor:
 
         A worker that SIGTERM killed had not come as far as to look at signals.
         """
-        if code not in {0, RECYCLE, -signal.SIGTERM}:
+        if code not in {0, RECYCLE, SHUT_DOWN, -signal.SIGTERM}:
             log().error("worker %d ended while draining: %s", place, describe_exit(code))
             self._code = self._code or 1
 

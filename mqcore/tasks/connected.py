@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mqcore.broker import Broker, session_of
+from mqcore.broker import Broker, companions_of, session_of
 from mqcore.consuming.grace import DISCONNECTED, LEFT
+from mqcore.consuming.identity import worker_name
 from mqcore.errors import UnsupportedFeature
-from mqcore.messages.message import Reason, new_id
+from mqcore.messages.message import Reason
 from mqcore.rules.checks import check_seconds
 from mqcore.rules.retry import HandlerResult
+from mqcore.tasks.commands import task_commands
 from mqcore.tasks.errors import DuplicateTask, UnknownTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.changes import Add, Cancel, End, Gone, More
@@ -31,11 +31,12 @@ from mqcore.tasks.upkeep import Upkeep
 from mqcore.tasks.writer import CLOSE, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import timedelta
 
     from mqcore.clock import Clock
     from mqcore.consuming.context import Context
+    from mqcore.control.commands import Extension
     from mqcore.messages.delivery import Delivery
     from mqcore.publishing.options import PublishOptions
     from mqcore.tasks.api import Tasks
@@ -78,7 +79,7 @@ class Connected:
         self.tasks = tasks
         self.has_store = tasks.store is not None
         self.runs = TaskRuns(self)
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self.worker = worker_name()
         self._upkeep: Upkeep | None = None
 
     @property
@@ -86,10 +87,17 @@ class Connected:
         """What runs around the handlers of the app."""
         return self.runs
 
+    @property
+    def commands(self) -> Mapping[str, Extension]:
+        """Commands to a worker about its tasks."""
+        return task_commands(self.tasks)
+
     @asynccontextmanager
     async def opened(self, broker: Broker) -> AsyncIterator[None]:
         """Open the store while the broker is open."""
         self.broker, self.clock = broker, broker.clock
+        number = companions_of(broker).all.index(self) + 1
+        self.worker = session_of(broker).worker + (f".{number}" if number > 1 else "")
         self.loop = asyncio.get_running_loop()
         self.tasks.load()
         url = self.tasks.store

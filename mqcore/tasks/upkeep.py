@@ -117,6 +117,7 @@ class Upkeep:
         counts = session_of(connected.broker).events.counts
         return {
             "tasks": connected.tasks.name,
+            "control": session_of(connected.broker).controlled,
             "queues": sorted(connected.tasks.queues),
             "active": [
                 {"id": each.id, "name": each.name, "queue": each.queue, "attempt": each.attempt}

@@ -1,0 +1,53 @@
+"""Puts together what serves the commands to one worker."""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mqcore.control.commands import Commands, Controlled, Extension
+from mqcore.control.server import ControlServer
+from mqcore.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mqcore.control.protocol import Command
+    from mqcore.middleware.companions import Companion
+    from mqcore.session import Session
+
+__all__ = ["served_commands"]
+
+
+class _App(Protocol):
+    name: str
+
+
+class _Worker(Controlled, Protocol):
+    @property
+    def app(self) -> _App:
+        """What it runs."""
+
+
+def served_commands(
+    worker: _Worker, session: Session, companions: Sequence[Companion]
+) -> ControlServer:
+    """Begin to receive the commands to a worker."""
+    extensions: dict[str, list[Extension]] = defaultdict(list)
+    for companion in companions:
+        for name, extension in companion.commands.items():
+            extensions[name].append(extension)
+    facts = {"app": worker.app.name, "host": socket.gethostname()}
+    commands = Commands(worker, session.clock, facts, extensions)
+
+    async def execute(command: Command) -> Mapping[str, Any]:
+        return await commands.execute(command.name, command.arguments)
+
+    names = session.controlled
+    name = f"{session.worker}.{len(names) + 1}" if names else session.worker
+    names.append(name)
+    server = ControlServer(session, name, execute, commands.autoscaler.close)
+    server.start()
+    log().info("worker %s: consuming %s", name, ", ".join(sorted(worker.queues)))
+    return server

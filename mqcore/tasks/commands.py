@@ -1,0 +1,45 @@
+"""Commands to a worker about its tasks; see `mqcore.control`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mqcore.errors import ConfigurationError
+from mqcore.rules.checks import check_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mqcore.control.commands import Extension
+    from mqcore.tasks.api import Tasks
+
+__all__ = ["task_commands"]
+
+
+def task_commands(tasks: Tasks) -> Mapping[str, Extension]:
+    """Return the commands that these tasks execute."""
+    return {"time_limit": partial(_time_limit, tasks)}
+
+
+def _time_limit(tasks: Tasks, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Change the time limits of a task in this worker, for the runs that begin from now on.
+
+    `timeout` and `soft_timeout` are seconds, or None for no limit. What is left out stays.
+    """
+    task = tasks.find(str(arguments.get("task")))
+    if task is None:
+        return None
+    where = f"command 'time_limit' of task {task.name!r}"
+    limits = {name: arguments[name] for name in ("timeout", "soft_timeout") if name in arguments}
+    for name, value in limits.items():
+        if value is not None:
+            check_seconds(name, value, where)
+    if "soft_timeout" in limits and task.mode == "process":
+        raise ConfigurationError(
+            f"{where}: a task with process=True takes its soft_timeout from the code. Change it "
+            "there, or change its timeout"
+        )
+    for name, value in limits.items():
+        setattr(task, name, value)
+    return {"task": task.name, "timeout": task.timeout, "soft_timeout": task.soft_timeout}
