@@ -60,7 +60,7 @@ class _Generation:
         self.sender = Sender(self.confirm_channels, self.topology, native_routes=not options.quorum)
         self.settler = Settler(self.sender, self.topology, options.clock)
         self.operations = Operations(self.topology, self.settler)
-        self.routes = Routes(registry, rpc, self.topology.is_own, native=not options.quorum)
+        self.routes = Routes(self.topology, native=not options.quorum)
         self.subscriptions: set[RabbitSubscription] = set()
 
 

@@ -36,9 +36,7 @@ def capabilities_of(
         Capability.ORDER: Support(
             Level.EMULATED, {"release_in_place": False, "after_delay": "end"}
         ),
-        Capability.ROUTING: (
-            Support(Level.EMULATED, {"temporary": False}) if quorum else Support(Level.NATIVE)
-        ),
+        Capability.ROUTING: Support(Level.EMULATED if quorum else Level.NATIVE),
         Capability.BROWSE: Support(Level.APPROXIMATE, browse),
     }
     if not quorum:

@@ -42,6 +42,8 @@ class Picture:
 
     queues: dict[str, Layout] = field(default_factory=dict)
     bound: dict[Binding, None] = field(default_factory=dict)
+    passing: dict[Binding, str] = field(default_factory=dict)
+    """Bindings to temporary queues, and the instance that each queue belongs to."""
     unreadable: int = 0
     """Records that mqcore did not write: any client with access may publish to the registry."""
 
@@ -67,12 +69,20 @@ class Picture:
                 self.unreadable += 1
 
     def _fold_one(
-        self, *, gone: Any = None, bind: Any = None, unbind: Any = None, **queue: Any
+        self,
+        *,
+        gone: Any = None,
+        bind: Any = None,
+        unbind: Any = None,
+        owner: Any = None,
+        **queue: Any,
     ) -> None:
         if gone is not None:
             name = _NAME.validate_python(gone)
             self.queues.pop(name, None)
             self.bound = {binding: None for binding in self.bound if binding.queue != name}
+        elif owner is not None:
+            self._fold_passing(_NAME.validate_python(owner), bind, unbind)
         elif bind is not None:
             self.bound[_binding(bind)] = None
         elif unbind is not None:
@@ -81,14 +91,32 @@ class Picture:
             layout = Layout.read(queue)
             self.queues[layout.name] = layout
 
+    def _fold_passing(self, owner: str, bind: Any, unbind: Any) -> None:
+        """Add or remove a binding to a temporary queue.
+
+        A name may come back with another owner, so who found a queue gone removes the binding of
+        the owner that was gone, and no later one.
+        """
+        if bind is not None:
+            self.passing[_binding(bind)] = owner
+        elif self.passing.get(binding := _binding(unbind)) == owner:
+            del self.passing[binding]
+
     def records(self) -> list[dict[str, Any]]:
         """Return the records that describe this picture."""
-        queues = [layout.record() for layout in self.queues.values()]
-        return [*queues, *({"bind": record_of(binding)} for binding in self.bound)]
+        return [
+            *(layout.record() for layout in self.queues.values()),
+            *({"bind": record_of(binding)} for binding in self.bound),
+            *(
+                {"bind": record_of(binding), "owner": owner}
+                for binding, owner in self.passing.items()
+            ),
+        ]
 
     def bindings(self, router: str | None) -> list[Binding]:
         """Return the bindings of one router, or all."""
-        return [binding for binding in self.bound if router in (None, binding.router)]
+        every = (*self.bound, *self.passing)
+        return [binding for binding in every if router in (None, binding.router)]
 
 
 class Registry:
@@ -99,7 +127,9 @@ class Registry:
         """What is known without asking."""
         self._rpc = rpc
         self._confirm_channels = confirm_channels
-        self._news = f"{NEWS}.{new_id()}"
+        self.owner = new_id()
+        """The name of this instance in the records of its temporary queues."""
+        self._news = f"{NEWS}.{self.owner}"
         self._lock = asyncio.Lock()
         self._is_denied = False
         self._is_stale = True

@@ -1,16 +1,16 @@
 """Routers are exchanges of the broker; the registry stores their bindings (G15)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
-from mqcore.spi import Binding, ConfigurationError, TopologyMismatch, check_router_kinds
+from mqcore.spi import Binding, TopologyMismatch, check_router_kinds
 from mqcore_rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_by, missing
 from mqcore_rabbitmq.message_format import escaped
-from mqcore_rabbitmq.registry import Registry, record_of
-from mqcore_rabbitmq.rpc import Rpc
+from mqcore_rabbitmq.registry import Picture, record_of
+from mqcore_rabbitmq.topology import Topology
 
 __all__ = ["Routes"]
 
@@ -18,31 +18,22 @@ __all__ = ["Routes"]
 class Routes:
     """Binds and unbinds for one open instance."""
 
-    def __init__(
-        self, registry: Registry, rpc: Rpc, is_own: Callable[[str], bool], *, native: bool
-    ) -> None:
-        """`is_own`: whether this instance has declared a temporary queue of this name.
-
-        `native`: whether the broker's exchanges route. Where mqcore does, other processes would not
-        learn of a binding that is in no registry.
-        """
+    def __init__(self, topology: Topology, *, native: bool) -> None:
+        """`native`: whether the broker routes. Where mqcore does, it routes out of the registry."""
+        self._topology = topology
+        self._registry = topology.registry
+        self._rpc = topology.rpc
         self._native = native
-        self._registry = registry
-        self._rpc = rpc
-        self._is_own = is_own
         self._own: dict[Binding, None] = {}
-        """Bindings to own temporary queues. RabbitMQ ends them with the queue, and no record."""
+        """Bindings to own temporary queues. RabbitMQ ends them with the queue."""
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
-        """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind.
-
-        Raises `ConfigurationError` for a temporary queue beside quorum queues.
-        """
-        self._check_temporary(bindings)
+        """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
         picture = await self._registry.refresh()
         check_router_kinds([*picture.bound, *self._own], bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
-            await self._declare(router, kind, used=bool(picture.bindings(router)))
+            used = any(binding.router == router for binding in picture.bound)
+            await self._declare(router, kind, used=used)
 
         try:
             await self._rpc.run(*(spec.Queue.Bind(**_native(binding)) for binding in bindings))
@@ -54,39 +45,58 @@ class Routes:
                 raise missing(names[0] if names else bindings[0].queue) from error
             raise
 
-        own = [binding for binding in bindings if self._is_own(binding.queue)]
+        own = [it for it in dict.fromkeys(bindings) if self._topology.is_own(it.queue)]
+        lasting = [it for it in dict.fromkeys(bindings) if not self._topology.is_own(it.queue)]
         self._own.update(dict.fromkeys(own))
-        fresh = [
-            binding
-            for binding in dict.fromkeys(bindings)
-            if binding not in picture.bound and binding not in self._own
-        ]
-        await self._registry.append([{"bind": record_of(binding)} for binding in fresh])
-
-    def _check_temporary(self, bindings: Sequence[Binding]) -> None:
-        for binding in bindings:
-            if not self._native and self._is_own(binding.queue):
-                raise ConfigurationError(
-                    f"the temporary queue {binding.queue!r} is not bound to router "
-                    f"{binding.router!r}: with quorum queues mqcore routes, out of bindings that "
-                    "outlive their process. Leave out temporary=True and delete the queue at the "
-                    "end, or use classic queues (durability=process)"
-                )
+        await self._registry.append(
+            [
+                *({"bind": record_of(it)} for it in lasting if it not in picture.bound),
+                *self._passing("bind", own),
+            ]
+        )
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings that exist."""
         known = (await self._registry.refresh()).bound
-        there = [binding for binding in bindings if binding in known or binding in self._own]
-        await self._rpc.run(*(spec.Queue.Unbind(**_native(binding)) for binding in there))
-        for binding in there:
-            self._own.pop(binding, None)
-        lasting = [binding for binding in there if binding in known]
-        await self._registry.append([{"unbind": record_of(binding)} for binding in lasting])
+        lasting = [binding for binding in bindings if binding in known]
+        own = [binding for binding in bindings if binding in self._own]
+        await self._rpc.run(*(spec.Queue.Unbind(**_native(it)) for it in (*lasting, *own)))
+        for binding in own:
+            del self._own[binding]
+        await self._registry.append(
+            [*({"unbind": record_of(it)} for it in lasting), *self._passing("unbind", own)]
+        )
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
         """Return the bindings of one router, or all."""
+        picture = await self._registry.refresh()
+        await self._remove_ended(picture)
         own = [each for each in self._own if router in (None, each.router)]
-        return [*(await self._registry.refresh()).bindings(router), *own]
+        return list(dict.fromkeys([*self._registry.picture.bindings(router), *own]))
+
+    def _passing(self, verb: str, own: Sequence[Binding]) -> list[dict[str, Any]]:
+        """Return the records of bindings to own temporary queues, where mqcore routes by them."""
+        owner = self._registry.owner
+        return [] if self._native else [{verb: record_of(it), "owner": owner} for it in own]
+
+    async def _remove_ended(self, picture: Picture) -> None:
+        """Remove the bindings of temporary queues that a message found missing, for others too.
+
+        A process that was killed removes none, and the broker does not report that a queue ended.
+        """
+        doubtful = {it.queue for it in picture.passing if self._topology.was_missing(it.queue)}
+        there = {
+            queue: await self._rpc.has(spec.Queue.Declare(queue=queue, passive=True))
+            for queue in doubtful
+        }
+        await self._registry.append(
+            [
+                {"unbind": record_of(binding), "owner": owner}
+                for binding, owner in picture.passing.items()
+                if not there.get(binding.queue, True)
+            ]
+        )
+        self._topology.forget_missing(doubtful)
 
     async def _declare(self, router: str, kind: str, *, used: bool) -> None:
         """Declare the exchange; one of another kind without bindings is replaced."""

@@ -116,6 +116,15 @@ class Topology:
             sending.needs, _exits(layout.queues if layout else [sending.queue])
         )
 
+    def was_missing(self, queue: str) -> bool:
+        """Whether a message of this instance has found no queue of this name."""
+        return queue in self._missing
+
+    def forget_missing(self, queues: Iterable[str]) -> None:
+        """Trust these queues again, until a message does not find them."""
+        for queue in queues:
+            self._missing.pop(queue, None)
+
     # Declaring
 
     async def declare(self, layouts: Sequence[Layout]) -> None:

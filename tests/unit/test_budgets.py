@@ -6,7 +6,9 @@ import inspect
 import pkgutil
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ PLUGIN_LINES = 700
 LARGER_PLUGINS = {
     "mqcore_memory": 985,
     "mqcore_redis": 1745 + 500,
-    "mqcore_rabbitmq": 3140,
+    "mqcore_rabbitmq": 3180,
     "mqcore_sql": 2490 + 700 + 740,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.
@@ -95,7 +97,7 @@ def branches(function: ast.AST) -> int:
 def sizes(text: str, name: str) -> Iterator[Finding]:
     """Yield what is too long, too branched, or takes too many parameters."""
     tree = ast.parse(text, name)
-    code = code_numbers(text)
+    code = sorted(code_numbers(text))
 
     if len(code) > FILE_LINES:
         yield name, "file", 1, f"the file has {len(code)} lines of code; the budget is {FILE_LINES}"
@@ -110,7 +112,8 @@ def sizes(text: str, name: str) -> Iterator[Finding]:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
 
-        length = sum(node.lineno <= number <= (node.end_lineno or node.lineno) for number in code)
+        end = node.end_lineno or node.lineno
+        length = bisect_right(code, end) - bisect_left(code, node.lineno)
         if length > FUNCTION_LINES:
             text = f"{node.name}() has {length} lines of code; the budget is {FUNCTION_LINES}"
             yield name, "function", node.lineno, text
@@ -141,6 +144,7 @@ def sizes(text: str, name: str) -> Iterator[Finding]:
             )
 
 
+@cache
 def code_numbers(text: str) -> set[int]:
     """Return the numbers of the lines that are code: no blanks, comments or docstrings."""
     docstrings = set[int]()
@@ -210,6 +214,7 @@ def suppressions(text: str, name: str) -> Iterator[Finding]:
             )
 
 
+@cache
 def depth(cls: type) -> int:
     """Count the project's own classes above this one, along the longest line."""
     own = [
@@ -252,8 +257,13 @@ def inheritance() -> Iterator[Finding]:
                     yield name, "inheritance", line, text
 
 
-def findings() -> Iterator[Finding]:
-    """Yield every overrun in the shipped code."""
+@cache
+def findings() -> list[Finding]:
+    """Return every overrun in the shipped code."""
+    return [*_findings()]
+
+
+def _findings() -> Iterator[Finding]:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         name = str(path.relative_to(ROOT))

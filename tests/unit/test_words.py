@@ -38,6 +38,8 @@ INSTEAD = {
     r"\bmend(s|ed|ing)?\b": "fix, repair",
 }
 
+ANY_PHRASE = re.compile("|".join(f"(?:{pattern})" for pattern in INSTEAD), re.IGNORECASE)
+"""Most lines have none of them, and one look tells that."""
 NOT_YET: set[str] = set()
 """Files and folders whose texts have not been rewritten yet. Take yours out when they are."""
 
@@ -79,6 +81,8 @@ def prose(page: str) -> Iterator[tuple[int, str]]:
 def found_in(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str, str]]:
     """Yield line, phrase and what to write instead."""
     for number, line in lines:
+        if not ANY_PHRASE.search(line):
+            continue
         for pattern, instead in INSTEAD.items():
             if match := re.search(pattern, line, re.IGNORECASE):
                 yield number, match[0], instead

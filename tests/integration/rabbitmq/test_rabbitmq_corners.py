@@ -8,7 +8,7 @@ import pytest
 from pika import BasicProperties, spec
 from support.waiting import eventually
 
-from mqcore import App, Broker, ConfigurationError, MqcoreError, Queue, Router, Settings, Worker
+from mqcore import App, Broker, MqcoreError, Queue, Router, Settings, Worker
 from mqcore.messages.message import new_id
 from mqcore.spi import STALE, STORED, Binding, Message, Move, Outgoing, QueueSpec
 from mqcore_rabbitmq import RabbitBackend, RabbitOptions
@@ -90,17 +90,28 @@ async def test_a_band_outlives_its_queue_and_sends_to_no_ended_consumer(
         assert await operator.delete(name, if_empty=True)
 
 
-async def test_a_temporary_queue_is_not_bound_where_others_would_not_learn_of_it(
+async def test_a_temporary_queue_that_comes_back_keeps_its_new_binding(
     rabbitmq_url: str, name: str
 ) -> None:
-    """With quorum queues mqcore routes, out of a registry that outlives the queue."""
-    url, news = f"{rabbitmq_url}?durability=machine", Router(f"{name}.news", str)
-    async with Broker.connect(url, settings=Settings()) as broker:
-        with pytest.raises(ConfigurationError, match="quorum queues mqcore routes"):
-            await broker.declare(news.bind(Queue(name, str, temporary=True)))
-        kept = Queue(f"{name}.kept", str)
-        await broker.declare(Router(f"{name}.news", str).bind(kept))
-        await broker.delete(kept)
+    """With quorum queues mqcore routes: who finds a queue gone ends the binding of that owner."""
+    url, router = f"{rabbitmq_url}?durability=machine", f"{name}.news"
+    kept, passing = Queue(f"{name}.kept", str), Queue(name, str, temporary=True)
+    async with Broker.connect(url, settings=Settings()) as sender:
+        await sender.declare(news := Router(router, str).bind(kept, "#"))
+        for text in ("first", "second"):
+            async with Broker.connect(url, settings=Settings()) as owner:
+                await owner.declare(Router(router, str).bind(passing, "#"))
+                receipt = await sender.publish(news, text, key="a")
+                assert set(receipt.queues) == {kept.name, name}
+                async with owner.consume(passing) as consumer:
+                    received = await asyncio.wait_for(anext(consumer), 60)
+                    assert received.value == text
+                    await received.ack()
+
+        receipt = await sender.publish(news, "nobody", key="a")
+        assert receipt.queues == (kept.name,)
+        assert [it.queue for it in await sender.bindings(router)] == [kept.name]
+        await sender.delete(kept)
 
 
 async def test_headers_of_any_type_break_nothing_while_a_message_moves(
