@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mqcore.cli import control
+from mqcore.cli.check import check
 from mqcore.cli.common import At, Json
 from mqcore.cli.options import DefaultToList, command
 from mqcore.cli.output import ago, escaped, print_facts, print_json, print_table, span
@@ -279,6 +280,7 @@ command(app, "cancel", cancel)
 command(app, "retry", retry)
 command(app, "send", send)
 command(app, "inspect", inspect)
+command(app, "check", check)
 app.add_typer(control.app)
 
 

@@ -124,9 +124,16 @@ class TaskSchedules:
     def specs(self) -> dict[str, ScheduleSpec]:
         """Return what the code defines. Raises `ConfigurationError` for an unknown task."""
         self._tasks.load()
-        return {name: self._spec(name, it) for name, it in self._defined.items()}
+        return {name: self.spec(name) for name in self._defined}
 
-    def _spec(self, name: str, scheduled: Scheduled) -> ScheduleSpec:
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the schedules that the code defines."""
+        return [*self._defined]
+
+    def spec(self, name: str) -> ScheduleSpec:
+        """Return one that the code defines. Raises `ConfigurationError` for an unknown task."""
+        scheduled = self._defined[name]
         call = scheduled.task
         if isinstance(call, str):
             task = self._tasks.find(call)
