@@ -18,6 +18,7 @@ from mqcore.tasks.errors import (
     WouldDeadlock,
 )
 from mqcore.tasks.job import Change, Job
+from mqcore.tasks.limits import Rate, Slots
 from mqcore.tasks.model.states import State
 from mqcore.tasks.schedules.api import Scheduled, ScheduleOptions, TaskSchedules
 from mqcore.tasks.schedules.definition import Missed, Overlap
@@ -40,12 +41,14 @@ __all__ = [
     "Missed",
     "Overlap",
     "Partial",
+    "Rate",
     "Registration",
     "ResultTimeout",
     "ScheduleEntry",
     "ScheduleOptions",
     "Scheduled",
     "SendOptions",
+    "Slots",
     "SoftTimeout",
     "Solar",
     "State",

@@ -17,6 +17,7 @@ from mqcore.rules.retry import HandlerResult
 from mqcore.tasks.commands import task_commands
 from mqcore.tasks.errors import DuplicateTask, UnknownTask
 from mqcore.tasks.job import Job
+from mqcore.tasks.limits import rate_of, slot_of
 from mqcore.tasks.model.changes import Add, Cancel, End, Gone, More
 from mqcore.tasks.model.nodes import Kind, root_of
 from mqcore.tasks.model.outcomes import Closed, Conflict, Outcome
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
     from mqcore.publishing.options import PublishOptions
     from mqcore.tasks.api import Tasks
     from mqcore.tasks.model.changes import Change
+    from mqcore.tasks.model.limits import RateLimit, SlotLimit
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.plans import Plan, Rows
+    from mqcore.tasks.run import Run
     from mqcore.tasks.store.seam import Pending, TaskStore
 
 __all__ = ["HEADER", "Connected"]
@@ -62,6 +65,11 @@ def _may_cancel(change: Change) -> bool:
     if isinstance(change, (End, Gone)):
         return change.state is not State.SUCCEEDED and root_of(change.task) != change.task
     return isinstance(change, Cancel)
+
+
+def _is_woken(pending: Pending) -> bool:
+    """Whether the message is that of a task that was in line for a slot, and has it now."""
+    return pending.entry.key.rpartition(":")[2].startswith("w")
 
 
 class Connected:
@@ -171,13 +179,26 @@ class Connected:
         options: PublishOptions = {"id": entry.key}
         if node.ttl is not None and not node.copies:
             left = node.ttl - (self.clock.now() - entry.written)
+            if _is_woken(pending) and node.state is not State.RETRYING:
+                left = min(left, node.due - node.delay + node.ttl - self.clock.now())
             if left <= 0:
                 await self._expire(pending)
                 return
             options["ttl"] = left
         if (delay := self._delay(node)) > 0:
             options["delay"] = delay
-        await self._send(node, entry.run, options)
+        if _is_woken(pending) and node.attempt > 1:
+            await self._send_attempt(node, entry.run, options)
+        else:
+            await self._send(node, entry.run, options)
+
+    async def _send_attempt(self, node: Node, run: int, more: PublishOptions) -> None:
+        """Publish the message of an attempt that is not the first one."""
+        call, options = self._message(node, run)
+        queue, attempt = self.tasks.queue(node.queue), node.attempt
+        await session_of(self.broker).publisher.publish_message(
+            queue, call, lambda message: replace(message, attempt=attempt), options | more
+        )
 
     async def _expire(self, pending: Pending) -> None:
         """End a task whose message waited in the outbox until its expiry."""
@@ -205,6 +226,11 @@ class Connected:
         if node.ttl is not None:
             options["ttl"] = node.ttl
         return call, options
+
+    def limits_of(self, run: Run) -> tuple[RateLimit | None, SlotLimit | None]:
+        """Return what the task of a run may have to wait for."""
+        takes_over = self._upkeep is not None and self._upkeep.is_steady
+        return rate_of(run.task, run.call), slot_of(run.task, run.call, takes_over=takes_over)
 
     def call_of(self, ctx: Context) -> TaskCall | HandlerResult:
         """Return what a message says, or why it cannot be read."""
@@ -300,9 +326,11 @@ class Connected:
     async def send_unstored(self, rows: Sequence[Node]) -> None:
         """Publish a task that no store knows."""
         (node, *others) = rows
-        if others or node.unique or node.kind is not Kind.TASK:
+        task = self.tasks.find(node.name)
+        is_limited = task is not None and (task.rate or task.slots)
+        if others or node.unique or is_limited or node.kind is not Kind.TASK:
             raise UnsupportedFeature(
-                f"tasks {self.tasks.name!r}: workflows and unique= need a store: "
+                f"tasks {self.tasks.name!r}: workflows, unique=, rate= and slots= need a store: "
                 'Tasks(..., store="sqlite:///tasks.db")'
             )
         options: PublishOptions = {"id": f"{node.id}:0"}

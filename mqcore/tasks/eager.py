@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.context import Context
     from mqcore.tasks.api import Tasks
     from mqcore.tasks.model.nodes import Node
+    from mqcore.tasks.run import Run
     from mqcore.tasks.store.seam import Pending
 
 __all__ = ["eager"]
@@ -68,6 +69,10 @@ class _Eager(Connected):
         self.store = MemoryTaskStore(clock=self.clock, tables=Tables())
         self.results = Results(self.store, self.clock)
         self.writer = Writer(self.store, self.publish, self._changed)
+
+    def limits_of(self, run: Run) -> tuple[None, None]:  # noqa: ARG002 - as of every connection
+        """Rates and slots are left out, as delays are."""
+        return None, None
 
     def _check(self, rows: Sequence[Node]) -> None:
         check_depth(rows)

@@ -30,6 +30,7 @@ from mqcore.tasks.model.outcomes import (
     Busy,
     Conflict,
     Ended,
+    Later,
     Ok,
     Refused,
     Stale,
@@ -131,6 +132,7 @@ class TaskRuns(Middleware):
             self._connected.worker,
             _missing(call, ctx) if context.run else None,
             ctx.delivery.redelivered,
+            *self._connected.limits_of(run),
         )
         before = self.leftovers.due(call.task)
         run.begun = self._connected.writer.put(*before, begin)[0]
@@ -144,6 +146,10 @@ class TaskRuns(Middleware):
             run.node = outcome.node
             return True
         run.has_left = True
+        if isinstance(outcome, Later):
+            if outcome.delay is not None:
+                raise Postpone(outcome.delay)
+            return False  # the store publishes it again when a slot is free
         if isinstance(outcome, Busy):
             raise Postpone(_BUSY)
         _check_outcome(outcome, call)

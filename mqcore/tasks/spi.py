@@ -9,6 +9,7 @@ from mqcore.spi import Clock, ConfigurationError, SystemClock, hookimpl
 from mqcore.spi.blocking import CallNotBegun, CallNotEnded, CallThread
 from mqcore.tasks.model import changes, outcomes
 from mqcore.tasks.model.changes import Change, roots_of
+from mqcore.tasks.model.limits import RateLimit, SlotLimit
 from mqcore.tasks.model.nodes import (
     CancelFlag,
     Kind,
@@ -48,8 +49,10 @@ __all__ = [
     "Outcome",
     "Pending",
     "Policy",
+    "RateLimit",
     "Rows",
     "Schedule",
+    "SlotLimit",
     "State",
     "StoreError",
     "SystemClock",

@@ -30,6 +30,7 @@ from mqcore.rules.checks import check_count, check_flag, check_kind, check_optio
 from mqcore.rules.retry import RetryPolicy
 from mqcore.tasks.calls import Call, Partial, Step, group
 from mqcore.tasks.context import TaskContext
+from mqcore.tasks.limits import Rate, Slots, check_arguments, check_limits
 from mqcore.tasks.parameters import Parameters
 from mqcore.tasks.plans import TaskPlan
 
@@ -78,8 +79,9 @@ class TaskOptions(TypedDict, total=False):
     by default the routes decide. `retry`: the policy (G10). `timeout`: seconds for one run, 300,
     None for no limit. `soft_timeout`: seconds after which `SoftTimeout` is raised inside the task;
     a blocking task in a thread sees `ctx.timed_out`. `priority`, `expires`: of its messages.
-    `unique`: at most one open task with the same key. `process`: run a blocking task in a process
-    of its own, which can be killed.
+    `unique`: at most one open task with the same key. `rate`: how often it starts, over all
+    workers. `slots`: how many of it run at once, over all workers. `process`: run a blocking task
+    in a process of its own, which can be killed.
     """
 
     name: str
@@ -90,6 +92,8 @@ class TaskOptions(TypedDict, total=False):
     priority: int
     expires: float | timedelta
     unique: Unique
+    rate: Rate
+    slots: Slots
     process: bool
 
 
@@ -125,13 +129,8 @@ class BaseTask(Generic[P, R]):
         self.unique = options.get("unique")
         self.mode: Mode = "process" if options.get("process") else self._mode()
         self.parameters = Parameters(function, where)
-        if self.unique and not set(self.unique.by or ()) <= set(
-            self.parameters.signature.parameters
-        ):
-            raise ConfigurationError(
-                f"{where}: unique= names {', '.join(self.unique.by or ())}; its parameters are "
-                f"{', '.join(self.parameters.signature.parameters)}"
-            )
+        self.rate, self.slots = options.get("rate"), options.get("slots")
+        self._check_keys(where)
         self._options: SendOptions = {}
         if "queue" in options:
             self._options["queue"] = options["queue"]
@@ -144,6 +143,17 @@ class BaseTask(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+    def _check_keys(self, where: str) -> None:
+        parameters = self.parameters.signature.parameters
+        keyed = {"unique": self.unique, "rate": self.rate, "slots": self.slots}
+        for option, value in keyed.items():
+            names = () if value is None else value.by or ()
+            if not set(names) <= set(parameters):
+                raise ConfigurationError(
+                    f"{where}: {option}= names {', '.join(names)}; its parameters are "
+                    f"{', '.join(parameters)}"
+                )
 
     @property
     def queue(self) -> str | None:
@@ -214,6 +224,7 @@ class BaseTask(Generic[P, R]):
                 f"task {self.name!r}: delay={delay:g} ends after expires={ttl:g}; it could never "
                 "start"
             )
+        check_arguments(self, arguments, is_step=is_step)
 
         queue = options.get("queue")
         return TaskPlan(
@@ -301,6 +312,7 @@ def _check(options: TaskOptions, function: Callable[..., Any], where: str) -> No
         check_kind("retry", options["retry"], RetryPolicy, where, "a RetryPolicy(...)")
     if "unique" in options:
         check_kind("unique", options["unique"], Unique, where, "Unique(...)")
+    check_limits(options, where)
     if options.get("timeout") is not None:
         check_seconds("timeout", options["timeout"], where)
     for name in ("soft_timeout", "expires"):

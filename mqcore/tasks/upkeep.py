@@ -52,6 +52,12 @@ class Upkeep:
         self._beaten = self._steady_since = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether heartbeats have been regular for a while, so that others' are believed."""
+        now = self._connected.clock.monotonic()
+        return now - self._beaten <= _GAP and now - self._steady_since >= _STEADY
+
     async def start(self) -> None:
         """Send the first heartbeat, so that this worker counts as alive, and start the rest."""
         await self.beat()
@@ -138,8 +144,7 @@ class Upkeep:
     async def recover(self) -> None:
         """Publish lost tasks again, and give up groups whose senders have died."""
         connected = self._connected
-        now = connected.clock.monotonic()
-        if now - self._beaten > _GAP or now - self._steady_since < _STEADY:
+        if not self.is_steady:
             return
         before = connected.clock.now() - _LATE
         suspects = await connected.store.suspects(before)

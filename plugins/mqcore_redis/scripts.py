@@ -82,7 +82,7 @@ def _common(name: str) -> tuple[str, ...]:
     rows = _read("tasks/rows")
     if name not in {"tasks/send", "tasks/change"}:
         return (rows,)
-    inside = (_read("tasks/walk"), _read("tasks/changes"))
+    inside = (_read("tasks/limits"), _read("tasks/walk"), _read("tasks/changes"))
     return (rows, "local function apply()", *inside, "return apply()\nend")
 
 

@@ -22,7 +22,10 @@ __all__ = ["TABLES", "TASK_TABLES", "Columns", "CommitUnknown", "Database"]
 
 TABLES = ("meta", "queues", "messages", "names0", "names1", "bindings")
 """The tables of queues, without their prefix. `state` is reserved for the state of handlers."""
-TASK_TABLES = ("tasks", "task_outbox", "task_claims", "task_schedules", "task_workers")
+TASK_TABLES = (
+    *("tasks", "task_outbox", "task_claims", "task_limits", "task_lines"),
+    *("task_schedules", "task_workers"),
+)
 """The tables of the task store."""
 Columns = Mapping[str, tuple[str, Sequence[Any]]]
 """Names of columns, with their types and the values of all rows."""

@@ -46,7 +46,8 @@ _TASK_TABLES = """
         ttl double precision, unique_key text NOT NULL DEFAULT '',
         attempt integer NOT NULL DEFAULT 0, token text NOT NULL DEFAULT '',
         worker text NOT NULL DEFAULT '', copies integer NOT NULL DEFAULT 0,
-        due double precision NOT NULL DEFAULT 0, progress {bytes} NOT NULL DEFAULT {empty},
+        due double precision NOT NULL DEFAULT 0, turn double precision NOT NULL DEFAULT 0,
+        slot text NOT NULL DEFAULT '', progress {bytes} NOT NULL DEFAULT {empty},
         progress_number integer NOT NULL DEFAULT 0, size integer NOT NULL DEFAULT 0,
         done integer NOT NULL DEFAULT 0, bad integer NOT NULL DEFAULT 0,
         is_sealed integer NOT NULL DEFAULT 1, seal_by double precision NOT NULL DEFAULT 0,
@@ -64,6 +65,11 @@ _TASK_TABLES = """
         written double precision NOT NULL) {keyed};
     CREATE INDEX {prefix}_task_outbox_written ON {task_outbox} (written, key);
     CREATE TABLE {task_claims} (key text {exact} PRIMARY KEY, task text NOT NULL) {keyed};
+    CREATE TABLE {task_limits} (
+        key text {exact} PRIMARY KEY, value {bytes} NOT NULL, until double precision) {keyed};
+    CREATE TABLE {task_lines} (
+        key text {exact} NOT NULL, since double precision NOT NULL, task text {exact} NOT NULL,
+        PRIMARY KEY (key, since, task)) {keyed};
     CREATE TABLE {task_schedules} (
         name text {exact} PRIMARY KEY, version bigint NOT NULL, next_at double precision,
         definition {bytes} NOT NULL);

@@ -326,8 +326,8 @@ _RECONCILER_AND_KEYS = (
         "RedriveTakesTheKey",
         "cases",
         "changes",
-        "  return claim(node) or start(node, begin)",
-        "  return start(node, begin)",
+        "  return claim(node) or wait",
+        "  return wait",
     ),
     ScriptMutant(
         "TwoSchedulersFire",
@@ -360,7 +360,47 @@ _RECONCILER_AND_KEYS = (
     ),
 )
 
+_LIMITS = (
+    ScriptMutant(
+        "TurnIsTakenTwice", "cases", "limits", "if turn > 0 and used", "if false and used"
+    ),
+    ScriptMutant(
+        "TurnsThatAreOverStartAtOnce",
+        "cases",
+        "limits",
+        "local is_late = now - turn >= interval",
+        "local is_late = false",
+    ),
+    ScriptMutant(
+        "UnusedTurnsHoldOthersUp", "cases", "limits", "if used + UNUSED < now", "if false"
+    ),
+    ScriptMutant(
+        "EarlyMessageTakesATurn", "cases", "limits", "if turn > now + EARLY then", "if false then"
+    ),
+    ScriptMutant(
+        "LineIsForgotten", "cases", "limits", "while #slots.held < slots.count do", "while false do"
+    ),
+    ScriptMutant("DeadWorkerKeepsItsSlot", "cases", "limits", "or is_alive(holder[2])", "or true"),
+    ScriptMutant("SlotIsNotKept", "cases", "limits", "if between and place", "if false and place"),
+    ScriptMutant("SlotIsNotLeft", "cases", "walk", "  limits.leave(node)\n", ""),
+    ScriptMutant(
+        "TaskOfADeadWorkerIsInNoLine",
+        "cases",
+        "limits",
+        " or node.state == 'running' then",
+        " then",
+    ),
+    ScriptMutant(
+        "LineIsNotWritten",
+        "cases",
+        "limits",
+        "      if since then\n",
+        "      if false then\n",
+    ),
+)
+
 SCRIPT_MUTANTS = (
+    *_LIMITS,
     *_COUNTING,
     *_FENCES,
     *_CANCELLATION,

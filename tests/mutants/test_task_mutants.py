@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from mutants import task_limits  # noqa: F401 - it registers mutants
 from mutants.task_actors import schedules_with_mutants
 from mutants.task_stores import StoreMutant, store_mutants
 

@@ -30,6 +30,7 @@ from mqcore.tasks.model.changes import (
     Sent,
     Spread,
 )
+from mqcore.tasks.model.limits import RateLimit, SlotLimit
 from mqcore.tasks.model.nodes import Kind, Node, child_id, replacement_id
 from mqcore.tasks.model.states import LIVE, State
 from mqcore.tasks.store.memory import MemoryTaskStore, Tables
@@ -45,6 +46,11 @@ _TOKENS = ("token1", "token2", "token3")
 _ENDINGS = (State.SUCCEEDED, State.SUCCEEDED, State.FAILED, State.EXPIRED)
 _SLICES = (2, 3, 1_000)
 _MOST_MEMBERS = 8
+_RATES = (None, RateLimit("often", 0.25, 3), None, RateLimit("seldom", 40.0))
+_SLOTS = (
+    *(SlotLimit("one", 1), SlotLimit("kept", 2, keeps=True)),
+    *(SlotLimit("two", 2, takes_over=False), SlotLimit("one", 1), None),
+)
 
 
 class Comparison:
@@ -174,7 +180,17 @@ class Comparison:
         token, worker = self.choose.choice(_TOKENS), self.choose.choice(_WORKERS)
         missing = Node(id=node.id) if node.id == "unknown" and self._roots % 2 else None
         attempt, is_redelivered = self.choose.randint(1, 3), drawn(self.choose, 0.6)
-        return Begin(node.id, run, attempt, token, worker, missing, is_redelivered)
+        rate, slot = self._limits(node)
+        return Begin(
+            node.id, run, attempt, token, worker, missing, is_redelivered, rate=rate, slot=slot
+        )
+
+    def _limits(self, node: Node) -> tuple[RateLimit | None, SlotLimit | None]:
+        """Return what a beginning has to wait for: in every third run, the same for a while."""
+        if self.seed % 3:
+            return None, None
+        number = len(self.log) // 8 + len(node.id)
+        return _RATES[number % len(_RATES)], _SLOTS[number % len(_SLOTS)]
 
     def _end(self) -> Change:
         node, state = self._node(State.RUNNING), self.choose.choice(_ENDINGS)

@@ -14,6 +14,7 @@ from mqcore.tasks.model.nodes import root_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mqcore.tasks.model.limits import RateLimit, SlotLimit
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.model.states import State
 
@@ -70,8 +71,10 @@ class Begin:
     it, and this one takes over. A message that comes for the first time is a further copy if the
     task is running in a living worker: `Busy`.
 
-    Outcomes: `Started`, `Terminal`, `Cancelled`, `Stale`, `Unknown`, `Busy`, `Conflict` (the unique
-    key belongs to another task meanwhile).
+    `rate` and `slot` are what the task may have to wait for (`Later`).
+
+    Outcomes: `Started`, `Terminal`, `Cancelled`, `Stale`, `Unknown`, `Busy`, `Later`, `Conflict`
+    (the unique key belongs to another task meanwhile).
     """
 
     task: str
@@ -81,6 +84,8 @@ class Begin:
     worker: str
     missing: Node | None = None
     is_redelivered: bool = True
+    rate: RateLimit | None = None
+    slot: SlotLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)

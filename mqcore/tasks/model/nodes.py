@@ -87,6 +87,10 @@ class Node:
     """How many further messages were published because one seemed to be lost."""
     due: float = 0.0
     """When the message should be ready, or when the attempt began."""
+    turn: float = 0.0
+    """When a task that waits for its turn of a rate may start; 0 for one that does not."""
+    slot: str = ""
+    """The key of the slots of which the task has one, or waits for one."""
     progress: bytes = b""
     progress_number: int = 0
 

@@ -18,6 +18,7 @@ __all__ = [
     "Ended",
     "Exists",
     "Fired",
+    "Later",
     "Lost",
     "Ok",
     "Outcome",
@@ -105,6 +106,17 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """The task must wait before it starts.
+
+    `delay` is how long, in seconds: postpone its message. None means that it is in line for a slot:
+    its message is acknowledged, and another one is published when a slot is free.
+    """
+
+    delay: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """The cancellation is stored, and the node has not ended yet.
 
@@ -144,5 +156,6 @@ Outcome = (
     | Asked
     | Done
     | Fired
+    | Later
     | Lost
 )

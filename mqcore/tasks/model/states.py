@@ -55,7 +55,7 @@ NEXT: Mapping[State, frozenset[State]] = {
     State.WAITING: frozenset(
         {State.SCHEDULED, State.QUEUED, State.RUNNING, State.CANCELLED, State.SKIPPED}
     ),
-    State.SCHEDULED: _ENDINGS | {State.RUNNING},
+    State.SCHEDULED: _ENDINGS | {State.QUEUED, State.RUNNING},
     State.QUEUED: _ENDINGS | {State.RUNNING},
     # Another worker takes over a task whose worker died: running follows running.
     State.RUNNING: _ENDINGS | (LIVE - {State.SCHEDULED}) | {State.DELEGATED, State.SUCCEEDED},
@@ -66,8 +66,8 @@ NEXT: Mapping[State, frozenset[State]] = {
 """What may follow a state inside a run."""
 
 NEXT_RUN: Mapping[State, frozenset[State]] = {
-    State.FAILED: frozenset({State.RUNNING}),
-    State.EXPIRED: frozenset({State.RUNNING}),
+    State.FAILED: frozenset({State.QUEUED, State.RUNNING}),
+    State.EXPIRED: frozenset({State.QUEUED, State.RUNNING}),
 }
 """What may follow when a dead letter is redriven, which opens the next run of its row."""
 

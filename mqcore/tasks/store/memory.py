@@ -5,6 +5,7 @@ It is the reference: the store contract compares every other store with it.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,10 @@ class Tables:
     nodes: dict[str, Node] = field(default_factory=dict)
     entries: dict[str, OutboxEntry] = field(default_factory=dict)
     claims: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    """What is stored of rates and slots, and until when it has a meaning."""
+    lines: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    """The tasks that wait for a slot of a key, sorted: since when, and which."""
     schedules: dict[str, Schedule] = field(default_factory=dict)
     beats: dict[str, Heartbeat] = field(default_factory=dict)
     open_nodes: dict[str, None] = field(default_factory=dict)
@@ -61,6 +66,8 @@ class MemoryTransaction:
         self._entries: dict[str, OutboxEntry | None] = {}
         self._claims: dict[str, str | None] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._limits: dict[str, tuple[bytes, float] | None] = {}
+        self._lines: dict[str, list[tuple[float, str]]] = {}
 
     def get(self, node: str) -> Node | None:
         """Return the transaction's own copy of a row."""
@@ -107,6 +114,35 @@ class MemoryTransaction:
         if self.holder(unique) == node:
             self._claims[unique] = None
 
+    def limit(self, key: str) -> bytes | None:
+        """Return what is stored of a rate or of slots."""
+        found = self._limits[key] if key in self._limits else self._tables.limits.get(key)
+        return None if found is None else found[0]
+
+    def put_limit(self, key: str, value: bytes | None, until: float = math.inf) -> None:
+        """Write what is stored of a rate or of slots."""
+        self._limits[key] = None if value is None else (value, until)
+
+    def first_waiter(self, key: str) -> tuple[str, float] | None:
+        """Return the first in a line."""
+        line = self._line(key)
+        return (line[0][1], line[0][0]) if line else None
+
+    def add_waiter(self, key: str, node: str, since: float) -> None:
+        """Put a task into a line."""
+        bisect.insort(self._line(key), (since, node))
+
+    def remove_waiter(self, key: str, node: str) -> None:
+        """Take a task out of a line."""
+        line = self._line(key)
+        line[:] = [each for each in line if each[1] != node]
+
+    def _line(self, key: str) -> list[tuple[float, str]]:
+        """Return the transaction's own copy of a line."""
+        if key not in self._lines:
+            self._lines[key] = list(self._tables.lines.get(key, ()))
+        return self._lines[key]
+
     def is_alive(self, worker: str) -> bool:
         """Whether the last heartbeat is younger than its ttl."""
         beat = self._tables.beats.get(worker)
@@ -133,6 +169,8 @@ class MemoryTransaction:
 
         _update(tables.entries, self._entries)
         _update(tables.claims, self._claims)
+        _update(tables.limits, self._limits)
+        _update(tables.lines, {key: line or None for key, line in self._lines.items()})
         tables.schedules.update(self._schedules)
         return [key for key, entry in self._entries.items() if entry is not None]
 
@@ -256,6 +294,9 @@ class MemoryTaskStore(TaskStore):
             roots = set(old[:limit])
             for node in [node for node in nodes if root_of(node) in roots]:
                 del nodes[node]
+            limits = self.tables.limits
+            for key in [key for key, (_, until) in limits.items() if until < ended_before]:
+                del limits[key]
         return len(roots)
 
     async def clear(self) -> None:
@@ -264,6 +305,8 @@ class MemoryTaskStore(TaskStore):
         with tables.lock:
             for table in (tables.nodes, tables.entries, tables.claims, tables.schedules):
                 table.clear()
+            tables.limits.clear()
+            tables.lines.clear()
             tables.beats.clear()
             tables.open_nodes.clear()
 

@@ -32,6 +32,7 @@ from mqcore.tasks.model.outcomes import (
     Ended,
     Exists,
     Fired,
+    Later,
     Lost,
     Ok,
     Outcome,
@@ -174,7 +175,7 @@ class Transitions:
 
     def begin(
         self, change: Begin
-    ) -> Started | Terminal | Cancelled | Stale | Unknown | Busy | Conflict:
+    ) -> Started | Terminal | Cancelled | Stale | Unknown | Busy | Later | Conflict:
         """Start an attempt.
 
         The number of the attempt does not matter: after a crash between a retry and its message,
@@ -186,7 +187,12 @@ class Transitions:
             node = self._restore(change)
         if node is None:
             return Unknown()
-        return self._refusal(node, change) or self._claim(node) or self._start(node, change)
+        return (
+            self._refusal(node, change)
+            or self._claim(node)
+            or self._wait(node, change)
+            or self._start(node, change)
+        )
 
     def _refusal(self, node: Node, change: Begin) -> Terminal | Stale | Busy | Cancelled | None:
         """Return why an attempt must not start."""
@@ -225,14 +231,43 @@ class Transitions:
         self.rows.add(row)
         return self.rows.get(row.id)
 
-    def _start(self, node: Node, change: Begin) -> Started:
-        if node.has_ended:
-            node.state = State.RUNNING  # the one way out of a terminal state: the next run
+    def _wait(self, node: Node, change: Begin) -> Later | None:
+        """Have a task wait for a slot, then for its turn; return None where it may start."""
+        limits, is_in_line = self.walk.limits, bool(node.slot)
+        if node.state is State.RUNNING and node.token == change.token:
+            return None  # the answer to the first one was lost
+        if node.slot and (change.slot is None or change.slot.key != node.slot):
+            limits.leave(node)  # the code has another limit than before
+
+        if change.slot and not limits.enter(node, change.slot, change.worker):
+            later = Later(None)
+        elif change.rate and (turn := limits.turn(node, change.rate)):
+            later = Later(turn - self.rows.now)
+            node.due = turn
+            if change.slot:
+                limits.enter(node, change.slot, "")  # it keeps its slot without a worker
         else:
-            node.move_to(State.RUNNING)
+            return None
+
+        if not is_in_line or change.attempt > node.attempt:
+            node.attempt = change.attempt
+        self._open(node, change, State.QUEUED)
+        node.token = node.worker = ""
+        self.rows.save(node)
+        return later
+
+    def _open(self, node: Node, change: Begin, state: State) -> None:
+        """Move a task to a state, in its next run where the message is of that one."""
+        if node.has_ended:
+            node.state = state  # the one way out of a terminal state: the next run
+        elif state is State.RUNNING or node.state in {State.SCHEDULED, State.RUNNING}:
+            node.move_to(state)
         if change.run > node.run:
             node.run, node.copies, node.progress_number = change.run, 0, 0
 
+    def _start(self, node: Node, change: Begin) -> Started:
+        self._open(node, change, State.RUNNING)
+        node.turn = 0.0
         node.attempt, node.token, node.worker = change.attempt, change.token, change.worker
         node.due = self.rows.now
         self.rows.save(node)
@@ -281,6 +316,7 @@ class Transitions:
         node.move_to(change.state)
         node.token = node.worker = ""
         node.due = self.rows.now + change.delay
+        self.walk.limits.leave(node, for_good=False)
         self.rows.save(node)
         return Ok()
 
@@ -296,6 +332,7 @@ class Transitions:
         node.move_to(State.DELEGATED)
         node.kind = Kind.REPLACED
         node.token = node.worker = ""
+        self.walk.limits.leave(node, for_good=False)
         self.rows.save(node)
         self._insert(change.rows)
         self._release(replacement_id(node.id))

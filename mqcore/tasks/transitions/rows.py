@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +78,24 @@ class Rows(Protocol):
 
     def unclaim(self, unique: str, node: str) -> None:
         """Give a unique key back, if this node holds it."""
+
+    def limit(self, key: str) -> bytes | None:
+        """Return what is stored of a rate or of slots; no other transaction changes it."""
+
+    def put_limit(self, key: str, value: bytes | None, until: float = math.inf) -> None:
+        """Write what is stored of a rate or of slots. After `until` it may be removed."""
+
+    def first_waiter(self, key: str) -> tuple[str, float] | None:
+        """Return the first in the line for the slots of a key, and since when it waits.
+
+        Of those that wait since the same time it is the one whose id comes first.
+        """
+
+    def add_waiter(self, key: str, node: str, since: float) -> None:
+        """Put a task into the line for the slots of a key."""
+
+    def remove_waiter(self, key: str, node: str) -> None:
+        """Take a task out of the line, if it is there."""
 
     def is_alive(self, worker: str) -> bool:
         """Whether the last heartbeat of a worker is recent."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mqcore.tasks.model.nodes import CancelFlag, Kind, Policy, child_id, replacement_id
 from mqcore.tasks.model.states import ENDED, State
+from mqcore.tasks.transitions.limits import Limits
 from mqcore.tasks.transitions.rows import OutboxEntry, message_key, slice_key
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Walk:
 
     def __init__(self, rows: Rows, slice_size: int = SLICE) -> None:
         self.rows = rows
+        self.limits = Limits(rows)
         self.slice_size = slice_size
         self._room = slice_size
         """How many further members this transaction may treat."""
@@ -59,11 +61,13 @@ class Walk:
         if reason or node.cancel is CancelFlag.NO:
             node.reason = reason
         node.token = node.worker = ""
+        node.turn = 0.0
         node.ended = self.rows.now
         self.rows.save(node)
 
         if node.unique:
             self.rows.unclaim(node.unique, node.id)
+        self.limits.leave(node)
         if node.parent:
             self._steps.append((self.count, node))
 

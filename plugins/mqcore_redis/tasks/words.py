@@ -25,7 +25,7 @@ from mqcore.tasks.spi import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mqcore.tasks.spi import Change, Outcome
+    from mqcore.tasks.spi import Change, Outcome, RateLimit, SlotLimit
 
 __all__ = [
     "INSERTS",
@@ -43,7 +43,7 @@ INSERTS = (changes.Add, changes.More, changes.Replace, changes.Fire)
 _Words = list[str | int | bytes]
 _BLANK = Node(id="")
 _DEFAULTS = dict(_BLANK.__dict__)
-_TIMES = ("delay", "ttl", "due", "seal_by", "ended")
+_TIMES = ("delay", "ttl", "due", "turn", "seal_by", "ended")
 """Fields that are stored as text: cjson would round a number to 14 digits."""
 _NOT_IN_JSON = ("id", "payload", "result", "progress")
 _PARENT = re.compile(r"(.*)[.~][^.~]*", re.DOTALL)
@@ -138,7 +138,18 @@ def _more(it: changes.More) -> _Words:
 def _begin(it: changes.Begin) -> _Words:
     missing = [] if it.missing is None else [it.missing]
     words = (it.task, it.run, it.attempt, it.token, it.worker)
-    return ["begin", *words, "1" if it.is_redelivered else "", *_rows(missing)]
+    limits = (*_rate(it.rate), *_slot(it.slot))
+    return ["begin", *words, "1" if it.is_redelivered else "", *_rows(missing), *limits]
+
+
+def _rate(it: RateLimit | None) -> _Words:
+    return [""] if it is None else [it.key, repr(float(it.interval)), it.burst]
+
+
+def _slot(it: SlotLimit | None) -> _Words:
+    if it is None:
+        return [""]
+    return [it.key, it.count, "1" if it.keeps else "", "1" if it.takes_over else ""]
 
 
 def _end(it: changes.End) -> _Words:
@@ -234,6 +245,8 @@ def outcome_of(change: Change, answer: Any) -> Outcome:
         return _OUTCOMES[answer]
     name, *given = answer
     match name:
+        case b"later":
+            return outcomes.Later(float(given[0]) if given[0] else None)
         case b"started":
             return outcomes.Started(node_of(cast("changes.Begin", change).task, given))
         case b"terminal":

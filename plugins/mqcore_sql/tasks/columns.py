@@ -18,7 +18,7 @@ _RENAMED = {"index": "place", "unique": "unique_key"}
 COLUMNS = tuple(_RENAMED.get(name, name) for name in _FIELDS)
 _TYPES = {
     **dict.fromkeys(("payload", "progress", "result"), "{bytes}"),
-    **dict.fromkeys(("delay", "ttl", "due", "seal_by", "ended"), "double precision"),
+    **dict.fromkeys(("delay", "ttl", "due", "turn", "seal_by", "ended"), "double precision"),
     **dict.fromkeys(
         ("index", "run", "priority", "attempt", "copies", "progress_number", "size", "done", "bad"),
         "integer",

@@ -1,5 +1,6 @@
 """The rows of one transaction: read in few statements, and written in few at its end."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
@@ -19,6 +20,7 @@ from mqcore.tasks.spi import (
 from mqcore_sql.database import Columns, Database
 from mqcore_sql.tasks import statements as sql
 from mqcore_sql.tasks.columns import COLUMNS, DEFAULTS, Values, columns_of, node_of, values_of
+from mqcore_sql.tasks.limits import SqlLimits
 
 __all__ = ["RowsChanged", "SqlRows"]
 
@@ -46,6 +48,7 @@ class SqlRows:
         self._made: dict[str, None] = {}
         self._holders: dict[str, str | None] = {}
         self._claims: dict[str, str | None] = {}
+        self.limits = SqlLimits(database)
         self._alive: dict[str, bool] = {}
         self._schedules: dict[str, Schedule | None] = {}
         self._planned: dict[str, Schedule] = {}
@@ -60,6 +63,10 @@ class SqlRows:
         if roots and not self.now:
             self.now = self._db.time()
         self._load([*roots, *_needed(given)])
+
+        begun = (it for it in given if isinstance(it, changes.Begin))
+        wanted = {limit.key for it in begun for limit in (it.slot, it.rate) if limit is not None}
+        self.limits.lock({*wanted, *(row.slot for row in self._read.values() if row and row.slot)})
 
         fired = sorted({it.schedule for it in given if isinstance(it, changes.Fire)})
         for name in fired:  # in one order, as they are locked
@@ -184,6 +191,26 @@ class SqlRows:
         if self.holder(unique) == node:
             self._claims[unique] = None
 
+    def limit(self, key: str) -> bytes | None:
+        """Return what is stored of a rate or of slots."""
+        return self.limits.get(key)
+
+    def put_limit(self, key: str, value: bytes | None, until: float = math.inf) -> None:
+        """Write what is stored of a rate or of slots."""
+        self.limits.put(key, value, until)
+
+    def first_waiter(self, key: str) -> tuple[str, float] | None:
+        """Return the first in a line."""
+        return self.limits.first(key)
+
+    def add_waiter(self, key: str, node: str, since: float) -> None:
+        """Put a task into a line."""
+        self.limits.line(key)[node] = since
+
+    def remove_waiter(self, key: str, node: str) -> None:
+        """Take a task out of a line."""
+        self.limits.line(key)[node] = None
+
     def is_alive(self, worker: str) -> bool:
         """Whether the last heartbeat is younger than its ttl."""
         if worker not in self._alive:
@@ -211,6 +238,7 @@ class SqlRows:
         self._write_entries()
         self._write_claims()
         self._write_schedules()
+        self.limits.write()
 
     def _insert_nodes(self) -> None:
         """Insert rows, with the columns in which one of them is not as by default."""

@@ -36,6 +36,15 @@ SCHEDULE = """
     SELECT name, version, next_at, definition FROM {task_schedules} WHERE name = :name {locked}"""
 SCHEDULES = "SELECT name, version, next_at, definition FROM {task_schedules}"
 
+# Rates and slots
+
+LIMITS = "SELECT key, value FROM {task_limits} WHERE key {any:keys} ORDER BY key {locked}"
+REMOVE_LIMITS = "DELETE FROM {task_limits} WHERE key {any:keys}"
+REMOVE_OLD_LIMITS = "DELETE FROM {task_limits} WHERE until < :before"
+LINE = """
+    SELECT task, since FROM {task_lines} WHERE key = :key ORDER BY since, task LIMIT :limit"""
+LEAVE_LINE = "DELETE FROM {task_lines} WHERE key = :key AND task {any:tasks}"
+
 # Workers
 
 _ALIVE = "w.at + w.ttl > :time"

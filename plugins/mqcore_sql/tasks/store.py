@@ -348,6 +348,7 @@ class SqlTaskStore(TaskStore):
                 for root in roots:
                     for statement in sql.REMOVE_TREE:
                         database.change(statement, root=root)
+                database.change(sql.REMOVE_OLD_LIMITS, before=ended_before)
             return len(roots)
 
         return await self._run("purge", remove)

@@ -29,6 +29,18 @@ local function take_rows()
   return rows
 end
 
+-- The rate of a beginning, and its slots: an empty key where it has none.
+local function take_rate()
+  local key = take()
+  return key ~= '' and { key = key, interval = take_number(), burst = take_number() } or nil
+end
+
+local function take_slot()
+  local key = take()
+  return key ~= '' and { key = key, count = take_number(), keeps = take() == '1',
+    takes_over = take() == '1' } or nil
+end
+
 local changes = {}
 
 -- Sending
@@ -142,15 +154,51 @@ local function restore(row, run)
   return node
 end
 
-local function start(node, begin)
+-- Moves a task to a state, in its next run where the message is of that one.
+local function open(node, begin, state)
   if ENDED[node.state] then
-    node.state = 'running' -- the one way out of a terminal state: the next run
-  else
-    move_to(node, 'running')
+    node.state = state -- the one way out of a terminal state: the next run
+  elseif state == 'running' or node.state == 'scheduled' or node.state == 'running' then
+    move_to(node, state)
   end
   if begin.run > node.run then
     node.run, node.copies, node.progress_number = begin.run, 0, '0'
   end
+end
+
+-- Has a task wait for a slot, then for its turn. Returns nil where it may start.
+local function wait(node, begin)
+  local rate, slot, is_in_line, delay = begin.rate, begin.slot, node.slot ~= '', nil
+  if node.state == 'running' and node.token == begin.token then
+    return nil
+  end
+  if is_in_line and (not slot or slot.key ~= node.slot) then
+    limits.leave(node)
+  end
+
+  if not slot or limits.enter(node, slot, begin.worker) then
+    local turn = rate and limits.turn(node, rate)
+    if not turn then
+      return nil
+    end
+    delay, node.due = text(turn - now), text(turn)
+    if slot then
+      limits.enter(node, slot, '')
+    end
+  end
+
+  if not is_in_line or begin.attempt > node.attempt then
+    node.attempt = begin.attempt
+  end
+  open(node, begin, 'queued')
+  node.token, node.worker = '', ''
+  save(node)
+  return { 'later', delay or '' }
+end
+
+local function start(node, begin)
+  open(node, begin, 'running')
+  node.turn = '0'
   node.attempt, node.token, node.worker = begin.attempt, begin.token, begin.worker
   node.due = now_text
   save(node)
@@ -168,7 +216,8 @@ end
 
 function changes.begin()
   local begin = { task = take(), run = take_number(), attempt = take_number(), token = take(),
-    worker = take(), is_redelivered = take() == '1', missing = take_rows()[1] }
+    worker = take(), is_redelivered = take() == '1', missing = take_rows()[1],
+    rate = take_rate(), slot = take_slot() }
   local node = get_with_texts(begin.task)
   if not node and begin.run > 0 then
     node = restore(begin.missing, begin.run)
@@ -197,7 +246,7 @@ function changes.begin()
     end
     return 'cancelled'
   end
-  return claim(node) or start(node, begin)
+  return claim(node) or wait(node, begin) or start(node, begin)
 end
 
 -- The row of an attempt, if that attempt still holds it.
@@ -243,6 +292,7 @@ function changes.back()
   move_to(node, state)
   node.token, node.worker = '', ''
   node.due = text(now + delay)
+  limits.leave(node, true)
   save(node)
   return 'ok'
 end
@@ -259,6 +309,7 @@ function changes.replace()
   move_to(node, 'delegated')
   node.kind = 'replaced'
   node.token, node.worker = '', ''
+  limits.leave(node, true)
   save(node)
   insert(rows)
   local below = get(node.id .. '~')
@@ -369,5 +420,6 @@ local function apply()
       push(outcomes, outcome)
     end
   end
+  commit_limits()
   return { outcomes, unpack(commit()) }
 end

@@ -41,7 +41,7 @@ local LIVE = { scheduled = true, queued = true, running = true, retrying = true 
 -- `result` says only whether there is one.
 local DEFAULTS = {
   kind = 'task', index = 0, state = 'waiting', run = 0, delay = '0', unique = '', attempt = 0,
-  token = '', worker = '', copies = 0, due = '0', progress_number = '0', size = 0, done = 0,
+  token = '', worker = '', copies = 0, due = '0', turn = '0', slot = '', progress_number = '0', size = 0, done = 0,
   bad = 0, is_sealed = true, seal_by = '0', policy = 'fail', cancel = 'no', is_counted = false,
   input = '', result = false, reason = '', ended = '0',
 }

@@ -12,7 +12,7 @@ local BY_WORKFLOW = 'its workflow was cancelled'
 local OPEN = { running = true, failed = true, cancelled = true, expired = true }
 local NEXT = {
   waiting = { scheduled = true, queued = true, running = true, cancelled = true, skipped = true },
-  scheduled = OPEN,
+  scheduled = { queued = true, running = true, failed = true, cancelled = true, expired = true },
   queued = OPEN,
   running = { running = true, queued = true, retrying = true, delegated = true, succeeded = true,
     failed = true, cancelled = true, expired = true },
@@ -70,13 +70,14 @@ function walk.finish(node, state, reason, result)
   if reason ~= '' or node.cancel == 'no' then
     node.reason = reason
   end
-  node.token, node.worker = '', ''
+  node.token, node.worker, node.turn = '', '', '0'
   node.ended = now_text
   save(node)
 
   if node.unique ~= '' then
     unclaim(node.unique, node.id)
   end
+  limits.leave(node)
   if node.parent ~= '' then
     later(walk.count, node)
   end

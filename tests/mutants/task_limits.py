@@ -1,0 +1,148 @@
+"""Stores whose rates or slots are wrong in one point (T10)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mutants.task_stores import mutant
+
+from mqcore.tasks.transitions.limits import Limits, Slots
+from mqcore.tasks.transitions.walk import Walk
+
+if TYPE_CHECKING:
+    from mqcore.tasks.model.limits import RateLimit, SlotLimit
+    from mqcore.tasks.model.nodes import Node
+    from mqcore.tasks.model.states import State
+    from mqcore.tasks.transitions.rows import Rows
+
+
+class _WithLimits(Walk):
+    kind: type[Limits]
+
+    def __init__(self, rows: Rows, slice_size: int) -> None:
+        super().__init__(rows, slice_size)
+        self.limits = self.kind(rows)
+
+
+def limits_mutant(*parts: str, broken: type[Limits]) -> None:
+    """Register limits that are wrong."""
+    mutant(*parts)(type(broken.__name__, (_WithLimits,), {"kind": broken}))
+
+
+class TurnIsTakenTwice(Limits):
+    """A task that comes back at its turn gets another one."""
+
+    def turn(self, node: Node, rate: RateLimit) -> float | None:
+        node.turn = 0.0 if node.turn <= self.rows.now else node.turn
+        return super().turn(node, rate)
+
+
+class TurnsThatAreOverStartAtOnce(Limits):
+    """After an outage of the workers everything starts that had a turn meanwhile."""
+
+    def turn(self, node: Node, rate: RateLimit) -> float | None:
+        if 0 < node.turn <= self.rows.now:
+            node.turn = 0.0
+            return None
+        return super().turn(node, rate)
+
+
+class UnusedTurnsHoldOthersUp(Limits):
+    """The turns of cancelled tasks are waited for."""
+
+    def _bucket(self, key: str) -> tuple[float, float]:
+        next_turn, used = super()._bucket(key)
+        return next_turn, max(used, self.rows.now - 1)
+
+
+class EarlyMessageTakesATurn(Limits):
+    """A message that comes before its turn gets a later one."""
+
+    def turn(self, node: Node, rate: RateLimit) -> float | None:
+        node.turn = 0.0 if node.turn > self.rows.now else node.turn
+        return super().turn(node, rate)
+
+
+class AnyoneTakesAFreedSlot(Limits):
+    """The first in line is woken, and has to find a free slot like everybody else."""
+
+    def leave(self, node: Node, *, for_good: bool = True) -> None:
+        key = node.slot
+        super().leave(node, for_good=for_good)
+        if key and not node.slot:
+            slots = self._slots(key)
+            slots.held = [each for each in slots.held if each[1]]
+            self._put_slots(key, slots)
+
+
+class LineIsForgotten(Limits):
+    """Nobody in line is woken when a slot is free."""
+
+    def _fill(self, slots: Slots, key: str, present: Node | None = None) -> None:
+        pass
+
+
+class CancelledTaskIsHandedASlot(Limits):
+    """A task that has ended while it waited is handed a slot all the same."""
+
+    def _fill(self, slots: Slots, key: str, present: Node | None = None) -> None:
+        first = self.rows.first_waiter(key)
+        if first is not None and len(slots.held) < slots.count:
+            slots.put(first[0], "", keeps=False)
+        super()._fill(slots, key, present)
+
+    def leave(self, node: Node, *, for_good: bool = True) -> None:
+        if not node.slot or self._slots(node.slot).has(node.id):
+            super().leave(node, for_good=for_good)
+
+
+class DeadWorkerKeepsItsSlot(Limits):
+    """The slot of a killed worker is never free again."""
+
+    def enter(self, node: Node, limit: SlotLimit, worker: str) -> bool:
+        return super().enter(node, replace(limit, takes_over=False), worker)
+
+
+class SlotOfALivingWorkerIsTaken(Limits):
+    """Whoever does not see a worker's heartbeats takes its slots."""
+
+    def enter(self, node: Node, limit: SlotLimit, worker: str) -> bool:
+        return super().enter(node, replace(limit, takes_over=True), worker)
+
+
+class SlotIsNotKept(Limits):
+    """A task that keeps its slot loses it between two attempts."""
+
+    def leave(self, node: Node, *, for_good: bool = True) -> None:
+        super().leave(node)
+
+
+class TaskOfADeadWorkerIsInNoLine(Limits):
+    """A task that has lost its slot with its worker is never woken."""
+
+    def enter(self, node: Node, limit: SlotLimit, worker: str) -> bool:
+        may_start = super().enter(node, limit, worker)
+        if not may_start and node.token:
+            self.rows.remove_waiter(limit.key, node.id)
+        return may_start
+
+
+class SlotIsNotLeft(Walk):
+    """The end of a task leaves its slot taken."""
+
+    def finish(
+        self, node: Node, state: State, reason: str = "", result: bytes | None = None
+    ) -> None:
+        node.slot = ""
+        super().finish(node, state, reason, result)
+
+
+for broken_limits in (
+    *(TurnIsTakenTwice, TurnsThatAreOverStartAtOnce, UnusedTurnsHoldOthersUp),
+    *(EarlyMessageTakesATurn, AnyoneTakesAFreedSlot, LineIsForgotten, CancelledTaskIsHandedASlot),
+    *(DeadWorkerKeepsItsSlot, SlotOfALivingWorkerIsTaken, SlotIsNotKept),
+    TaskOfADeadWorkerIsInNoLine,
+):
+    limits_mutant("cases", broken=broken_limits)
+mutant("cases", "equality")(SlotIsNotLeft)
