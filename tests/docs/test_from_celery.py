@@ -142,7 +142,9 @@ def command_exists(words: list[str]) -> bool:
     command = commands()
     for word in words:
         if word.startswith("--"):
-            return any(word in parameter.opts for parameter in command.params)
+            return any(
+                word in (*parameter.opts, *parameter.secondary_opts) for parameter in command.params
+            )
         if word not in getattr(command, "commands", {}):
             return False
         command = command.commands[word]
