@@ -73,6 +73,17 @@ class LoopThread:
             else:
                 future.cancel()
 
+    def submit(self, work: Coroutine[Any, Any, R]) -> Future[R]:
+        """Start a coroutine on the loop. The caller waits, in whatever way its thread can.
+
+        Raises `ConnectionLost` after `close` and after a fork.
+        """
+        with self._lock:
+            if not self._closing:
+                return asyncio.run_coroutine_threadsafe(work, self._running())
+        work.close()
+        raise ConnectionLost("this broker was closed; connect a new one")
+
     def close(self) -> None:
         """Run the last coroutine and end the thread. Raises the coroutine's error.
 

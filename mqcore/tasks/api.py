@@ -254,7 +254,7 @@ class Tasks(AppPart):
         ]
 
     def _profile(self, message: Message) -> Profile | None:
-        task = self._registered.get(message.headers.get(HEADER, ""))
+        task = self.find(message.headers.get(HEADER, ""))
         return None if task is None else Profile(task.mode, task.timeout, task.retry)
 
     async def _conclude(self, items: Sequence[Conclusion]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mqcore.tasks.calls import Call
+    from mqcore.tasks.model.nodes import Node
 
 __all__ = ["Replacement", "TaskContext", "current_context"]
 
@@ -61,7 +62,11 @@ class TaskContext:
         """Whether the task is to be cancelled. An async task gets `CancelledError` instead."""
         self.timed_out = False
         """Whether the `soft_timeout` of a blocking task is over."""
+        self.row: Node | None = None
+        """The row in the store as the attempt began; None without a store, and in a process."""
         self._report = report
+        self._keep = report
+        """As `_report`, for what is stored together with the end of the attempt."""
 
     @classmethod
     def inline(cls, name: str) -> TaskContext:

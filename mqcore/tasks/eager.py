@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from mqcore.tasks.api import Tasks
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.run import Run
-    from mqcore.tasks.store.seam import Pending
+    from mqcore.tasks.store.seam import Pending, TaskStore
 
-__all__ = ["eager"]
+__all__ = ["EagerConnection", "eager"]
 
 _MOST_RUNS = 1_000
 """How often a task runs that postpones itself again and again."""
@@ -58,17 +58,30 @@ class _Facts:
     delivery: _Delivery = _Delivery()
 
 
-class _Eager(Connected):
+class EagerConnection(Connected):
     """A connection that runs a message in place of publishing it."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, store: TaskStore | None = None) -> None:
+        """Without a store it has one of its own in memory."""
         super().__init__(tasks)
         self.has_store = True
         self.clock = SystemClock()
+        self.store = store or MemoryTaskStore(clock=self.clock, tables=Tables())
+
+    async def open(self) -> None:
+        """Open the store, and have the tasks sent through this connection in this loop."""
         self.loop = asyncio.get_running_loop()
-        self.store = MemoryTaskStore(clock=self.clock, tables=Tables())
+        await self.store.open()
         self.results = Results(self.store, self.clock)
         self.writer = Writer(self.store, self.publish, self._changed)
+        self.tasks.eager_connections.append(self)
+
+    async def close(self) -> None:
+        """Give up what is still waited for, and close the store."""
+        self.tasks.eager_connections.remove(self)
+        await self.results.close()
+        await self.writer.close()
+        await self.store.close()
 
     def limits_of(self, run: Run) -> tuple[None, None]:  # noqa: ARG002 - as of every connection
         """Rates and slots are left out, as delays are."""
@@ -87,7 +100,7 @@ class _Eager(Connected):
         for _ in range(_MOST_RUNS):
             ctx = cast("Context", _Facts(node.queue, attempt))
             try:
-                await self.runs.run_call(call, ctx, _inline)
+                await self.runs.run_call(call, ctx, self.call)
             except ChildRunFailed:
                 attempt += 1
             except Postpone:
@@ -99,21 +112,19 @@ class _Eager(Connected):
             else:
                 return
 
-
-async def _inline(ctx: Context) -> object:
-    run = ctx.payload
-    return await run_async(run) if run.task.mode == "async" else run_in_thread(run)
+    async def call(self, ctx: Context) -> object:
+        """Call the task's function in this thread."""
+        run = ctx.payload
+        return await run_async(run) if run.task.mode == "async" else run_in_thread(run)
 
 
 @asynccontextmanager
 async def eager(tasks: Tasks) -> AsyncIterator[None]:
     """Run what is sent inside the block here; see `Tasks.eager`."""
     tasks.load()
-    connected = _Eager(tasks)
-    tasks.eager_connections.append(connected)
+    connected = EagerConnection(tasks)
+    await connected.open()
     try:
         yield
     finally:
-        tasks.eager_connections.remove(connected)
-        await connected.results.close()
-        await connected.writer.close()
+        await connected.close()

@@ -36,9 +36,13 @@ class ProgressReports:
 
     def report(self, value: dict[str, Any]) -> None:
         """Store a report soon."""
-        self._newest.append(json.dumps(value, allow_nan=False).encode())
+        self.keep(value)
         with suppress(RuntimeError):  # the loop is closed: the worker has gone
             self._loop.call_soon_threadsafe(self._wake)
+
+    def keep(self, value: dict[str, Any]) -> None:
+        """Have a report stored in one transaction with the end of the attempt."""
+        self._newest.append(json.dumps(value, allow_nan=False).encode())
 
     def _wake(self) -> None:
         if self._writing is None or self._writing.done():

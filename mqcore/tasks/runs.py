@@ -162,6 +162,7 @@ class TaskRuns(Middleware):
             return
         connected = self._connected
         run.progress = ProgressReports(node, connected.writer, connected.clock)
+        run.context.row, run.context._keep = node, run.progress.keep  # noqa: SLF001 - as below
         run.context._report = run.progress.report  # noqa: SLF001 - the worker completes it
         if run.call.is_step and node.input:
             try:

@@ -38,3 +38,13 @@ def _forget_django() -> None:
     connections._settings = None
     with suppress(AttributeError):
         del connections.settings
+    if "mqcore.tasks.django" not in sys.modules:
+        return
+    from asgiref.local import Local  # noqa: PLC0415 - an extra
+
+    from mqcore.tasks.django.compat import task_backends  # noqa: PLC0415 - an extra
+    from mqcore.tasks.django.runtime import close_runtimes  # noqa: PLC0415 - an extra
+
+    close_runtimes()
+    task_backends._settings, task_backends._connections = None, Local()
+    task_backends.__dict__.pop("settings", None)

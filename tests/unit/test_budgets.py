@@ -56,7 +56,7 @@ EXCEPTIONS = {
 }
 NOT_YET: set[tuple[str, str]] = set()
 """What is still over a budget of size. Take yours out when it is not."""
-EXTRAS = {"psycopg"}
+EXTRAS = {"django_tasks", "psycopg"}
 """Libraries that an environment may lack which was made before their plugin was."""
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"}
 EXECUTING_CALLS = {
