@@ -8,6 +8,7 @@ pyproject.toml has changed.
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,48 @@ def bench(session: nox.Session) -> None:
     """Measure mqcore beside its peers and raw clients: `-s bench -- [--only redis] [--page]`."""
     install(session, "tests", "bench")
     session.run("python", "benchmarks/peers.py", *session.posargs)
+
+
+DJANGO = "django==6.1.3"
+"""Whose tests of task backends the session `django` runs. It needs Python 3.12."""
+
+
+@nox.session(venv_backend="none")
+def django(session: nox.Session) -> None:
+    """Run Django's own tests of task backends, out of its sdist, in memory and on SQLite."""
+    environment = ROOT / ".nox" / "django"
+    python = str(environment / "bin" / "python")
+    if not (environment / "installed").is_file():
+        session.run(newer_python(session), "-m", "venv", "--clear", str(environment), external=True)
+        pip = (python, "-m", "pip", "--quiet")
+        session.run(*pip, "install", "-e", str(ROOT), DJANGO, external=True)
+        session.run(
+            *pip,
+            *("download", "--no-deps", "--no-binary=:all:", "--dest", str(environment), DJANGO),
+            external=True,
+        )
+        (archive,) = environment.glob("django-*.tar.gz")
+        shutil.unpack_archive(archive, environment / "sdist", filter="data")
+        (environment / "installed").touch()
+
+    (sdist,) = (environment / "sdist").iterdir()
+    database = Path(session.create_tmp()).resolve() / "tasks.db"
+    for store in ("memory://suite", f"sqlite:///{database}"):
+        script = ROOT / "tests" / "django_suite" / "run.py"
+        session.run(python, str(script), str(sdist), "--store", store, external=True)
+
+
+def newer_python(session: nox.Session) -> str:
+    """Return a Python that Django 6 runs on: this one, one on the PATH, or one of pyenv."""
+    found = [sys.executable, *(f"python3.{minor}" for minor in (14, 13, 12))]
+    found += map(str, (Path.home() / ".pyenv" / "versions").glob("3.1[234].*/bin/python"))
+    check = "import sys; sys.exit(sys.version_info < (3, 12))"
+    for python in filter(shutil.which, found):
+        if not subprocess.call([python, "-c", check], stderr=subprocess.DEVNULL):
+            break
+    else:
+        session.error("Django 6 needs Python 3.12 or newer, and none was found")
+    return python
 
 
 @nox.session
