@@ -64,7 +64,7 @@ def info_of(beat: Heartbeat) -> dict[str, Any]:
 def progress_text(node: Node) -> str | None:
     """Return the last report of progress for people, or None before the first."""
     report: dict[str, Any] = json.loads(node.progress or b"{}")
-    if not report:
+    if report.get("done") is None:
         return None
     total = report.get("total")
     done = f"{report.get('done'):g}" + ("" if total is None else f" of {total:g}")
