@@ -91,7 +91,7 @@ class DjangoTasks(Tasks):
         loop = asyncio.get_running_loop()
         connected = [each for each in self.connections if each.loop is loop][-1]
         runs = connected.runs
-        assert isinstance(runs, _DjangoRuns)  # noqa: S101 - `attach` makes no others
+        assert isinstance(runs, _DjangoRuns)  # noqa: S101 - attach makes no others
         for item in items:
             task = item.id.partition(":")[0]
             if item.outcome != "done" and task not in runs.reported:
