@@ -27,10 +27,15 @@ from django.db import connection, connections, transaction  # noqa: E402 - an ex
 from django.test import override_settings  # noqa: E402 - an extra
 from django.utils import timezone  # noqa: E402 - an extra
 
-if not settings.configured:
-    settings.configure(USE_TZ=True, LOGGING_CONFIG=None)
-    django.setup()
 
+def configure() -> None:
+    """Configure Django, which the tests of the pages take back."""
+    if not settings.configured:
+        settings.configure(USE_TZ=True, LOGGING_CONFIG=None)
+        django.setup()
+
+
+configure()
 from mqcore.tasks.django import current_task  # noqa: E402 - it needs Django
 from mqcore.tasks.django.compat import (  # noqa: E402 - it needs Django
     InvalidTask,
@@ -122,6 +127,7 @@ with override_settings(TASKS=BACKENDS):
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path) -> Iterator[None]:
     """The settings of a project, with a database of its own."""
+    configure()
     options = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "db.sqlite3"}
     before = dict(connections.settings)
     connections.settings.update(connections.configure_settings({"default": options}))
