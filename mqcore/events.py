@@ -30,6 +30,8 @@ EVENTS = {
     "message.published": "a message was stored; fields: duplicate",
     "message.enlisted": "a message was stored in a transaction of the application, which has not "
     "ended yet; fields: duplicate",
+    "message.unrouted": "no binding of its router took a message that was published with "
+    "unroutable='drop'",
     "publish.failed": "a message was certainly not stored; fields: error",
     "publish.unknown": "a message was sent without an answer; fields: error",
     "message.started": "a handler begins",

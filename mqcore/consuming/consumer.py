@@ -11,11 +11,12 @@ not validate never reaches the loop.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mqcore.consuming.context import DeliveryInfo
 from mqcore.errors import ConfigurationError, ConnectionLost, LeaseLost
-from mqcore.rules.checks import check_seconds, check_text, described
+from mqcore.rules.checks import check_count, check_seconds, check_text, described
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Consumer(Generic[T]):
         self.closed = False
         """Whether it has ended for good."""
         self._out: set[Received[Any]] = set()
+        self._resizing = asyncio.Lock()
 
     async def __aenter__(self) -> Consumer[T]:
         """Subscribe.
@@ -222,6 +224,16 @@ class Consumer(Generic[T]):
                 return await anext(self, None)
         except TimeoutError:
             return None
+
+    async def resize(self, prefetch: int) -> None:
+        """Hold at most so many unsettled messages from now on; what is held stays, and counts.
+
+        A claim that is under way while the prefetch shrinks may bring what it asked for (G12).
+        """
+        check_count("prefetch", prefetch, f"consumer of {self._queue.name!r}")
+        receiver = await self._open()
+        async with self._resizing:
+            await receiver.resize(prefetch)
 
     async def _open(self) -> Receiver:
         if self.closed:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mqcore.connection.forks import close_in_children
 from mqcore.log import log
 from mqcore.spi import Backend, SupportsRenew
 
@@ -130,6 +131,7 @@ class LeaseKeeper:
     def _run_thread(self) -> None:
         failures = 0
         with asyncio.Runner() as runner:
+            close_in_children(runner.get_loop())
             while not self._stopped:
                 backend = None
                 if self._is_doubtful and not self._claims:

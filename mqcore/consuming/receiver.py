@@ -173,12 +173,12 @@ class Receiver:
         self._wake.set()
 
     async def resize(self, prefetch: int) -> None:
-        """Hold at most so many unsettled messages from now on, by a new subscription.
+        """Hold at most so many unsettled messages from now on.
 
-        Messages that are held stay, and count. Raises what prevents the subscription; the old one
-        then goes on.
+        Messages that are held stay, and count. Where a driver cannot change a prefetch, a new
+        subscription replaces the old one. Raises what prevents it; the old one then goes on.
         """
-        if prefetch == self._main.prefetch or self._stopped:
+        if prefetch == self._main.prefetch or self._stopped or await self._main.resize(prefetch):
             return
         new = self._make(self.rules.queue, prefetch)
         new.beside = self._retiring.holding

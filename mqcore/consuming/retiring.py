@@ -1,6 +1,6 @@
 """Subscriptions that another one has replaced, until all that they hold is settled.
 
-A prefetch is fixed when a broker is subscribed to. So a consumer that is resized subscribes again.
+Where a broker fixes the prefetch of a subscription, a consumer that is resized subscribes again.
 What the old subscription holds may be settled on it only (RabbitMQ), so it stays, and counts.
 """
 

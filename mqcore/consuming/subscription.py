@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.connection.tasks import begin_later
+from mqcore.consuming.driver_calls import closed, paused, resized, why
 from mqcore.consuming.grace import ANSWERED, UNSUBSCRIBED
 from mqcore.consuming.held import HeldDelivery
 from mqcore.consuming.proofs import Proofs
@@ -127,20 +128,39 @@ class LiveSubscription:
 
     async def start(self) -> None:
         """Subscribe for the first time, and raise what prevents it."""
-        self._subscription = await self._connection.subscribe(
-            self.rules.source, self.prefetch, self._lease
-        )
+        self._subscription = await self._subscribe()
         self._connection.on_lost.add(self._cut_off)
         self._pump = begin_later(self._run())
+
+    async def _subscribe(self) -> Subscription:
+        """Subscribe with the prefetch that holds when the broker has answered."""
+        while True:
+            prefetch = self.prefetch
+            subscription = await self._connection.subscribe(
+                self.rules.source, prefetch, self._lease
+            )
+            if prefetch == self.prefetch:
+                return subscription
+            await subscription.close()
+
+    async def resize(self, prefetch: int) -> bool:
+        """Hold at most so many unsettled messages from now on; False if the driver cannot."""
+        subscription = self._subscription
+        if subscription is None:  # the next one takes it from here
+            self.prefetch = prefetch
+            return True
+        if not await resized(subscription, prefetch):
+            return False
+        self.prefetch = prefetch
+        self.has_room()
+        return True
 
     async def _run(self) -> None:
         while asyncio.current_task() is self._pump:
             generation = self._connection.generation
             try:
                 if self._subscription is None:
-                    self._subscription = await self._connection.subscribe(
-                        self.rules.source, self.prefetch, self._lease
-                    )
+                    self._subscription = await self._subscribe()
                     generation = self._connection.generation
                 self._wait.working()
                 if self._stopped:
@@ -175,6 +195,7 @@ class LiveSubscription:
         return (
             self.permit is _always
             and not self._carried
+            and not self.beside()  # the driver does not count those
             and not self._connection.capabilities.has(Capability.LEASE)
         )
 
@@ -337,7 +358,7 @@ class LiveSubscription:
                         self.rules.queue,
                         held.delivery.message.id,
                         verdict=decision.verdict,
-                        error=_why(result),
+                        error=why(result),
                     )
             batch = again
             if batch:
@@ -462,15 +483,7 @@ class LiveSubscription:
         if self._pending:
             self._flush()
         if isinstance(self._subscription, SupportsPause):
-            self.spawn(self._pause(self._subscription))
-
-    async def _pause(self, subscription: SupportsPause) -> None:
-        """Stop at the broker.
-
-        When that fails, the connection is lost, or `close` is what ends it.
-        """
-        with suppress(Exception):
-            await subscription.pause()
+            self.spawn(paused(self._subscription))
 
     async def close(self, grace: Grace) -> None:
         """Release what is not being settled, wait for all answers, then unsubscribe.
@@ -500,7 +513,7 @@ class LiveSubscription:
 
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            closing = asyncio.ensure_future(_closed(subscription))
+            closing = asyncio.ensure_future(closed(subscription))
             await asyncio.wait([closing], timeout=grace.left(UNSUBSCRIBED))
             closing.cancel()  # the connection ends next, and the broker takes back what it had sent
         for held in unanswered:  # lost: a caller that waits must not believe that it is done
@@ -516,18 +529,5 @@ class LiveSubscription:
             await asyncio.sleep(0)  # a task that has ended may have settled something
 
 
-def _why(result: object) -> str:
-    """Return why a settlement has to be repeated; also for what no driver may answer."""
-    if isinstance(result, (Failed, Unknown)):
-        return result.text
-    return f"the driver answered {type(result).__name__}, which is not an outcome"
-
-
 async def _always() -> float:
     return RECEIVE_TIMEOUT
-
-
-async def _closed(subscription: Subscription) -> None:
-    """Close it. The connection may be gone; then the broker has taken back everything by itself."""
-    with suppress(Exception):
-        await subscription.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_payloads",
     "check_target",
     "check_values",
+    "drops_unroutable",
     "duration",
 ]
 
@@ -48,7 +49,9 @@ class PublishOptions(TypedDict, total=False):
     publishing again with the same id after an unknown outcome stores one copy (G1). `headers`: text
     for text. `timeout`: seconds until the publish ends, 10 by default. `session`: a session or
     connection of SQLAlchemy, or a connection of Django, whose transaction the message joins: it is
-    published when that commits, and never after a rollback.
+    published when that commits, and never after a rollback. `unroutable`: what happens to a message
+    that no binding of its router takes: `"raise"`, the default, raises `Unroutable`, and `"drop"`
+    drops it. The receipt then has no queues (G15).
     """
 
     key: str
@@ -59,6 +62,7 @@ class PublishOptions(TypedDict, total=False):
     headers: Mapping[str, str]
     timeout: float | timedelta
     session: object
+    unroutable: Literal["raise", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class Receipt:
     """The broker has confirmed the message, at the durability in force.
 
     `id` is the message's id. `queues` are the queues that stored it; where the broker itself
-    routes, it is the router's name. `duplicate`: the message was stored before with this id, and
+    routes, it is the router's name. None took a message that was dropped (`unroutable="drop"`).
+    `duplicate`: the message was stored before with this id, and
     there is still one copy (G1). `spooled`: the broker is away, and the fallback has stored the
     message. It goes to the broker when that is back; `queues` names its target until then.
     `pending`: the message is in a transaction of the application (`session=`); it is stored when
@@ -127,6 +132,7 @@ def check_values(options: PublishOptions, target: str) -> None:
         check_headers(options["headers"])
     if "priority" in options:
         check_priority(options["priority"])
+    drops_unroutable(options, f"a producer for {target!r}")
     for name in ("ttl", "delay", "timeout"):
         if (value := options.get(name)) is not None:
             duration(name, value, target)
@@ -135,6 +141,16 @@ def check_values(options: PublishOptions, target: str) -> None:
             check_key(options["key"], f"a producer for {target!r}")
         except ConfigurationError as error:
             raise ValidationError(str(error)) from None
+
+
+def drops_unroutable(options: PublishOptions, where: str) -> bool:
+    """Whether a message without a binding is dropped. A wrong value raises `ValidationError`."""
+    value = options.get("unroutable", "raise")
+    if value not in ("raise", "drop"):
+        raise ValidationError(
+            f'{where}: unroutable={value!r:.60} is not valid; give "raise" or "drop"'
+        )
+    return value == "drop"
 
 
 def duration(option: str, value: object, target: str) -> float:

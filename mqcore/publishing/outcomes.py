@@ -36,13 +36,21 @@ _ERRORS: dict[ErrorKind, type[PublishFailed]] = {
 
 
 def ending(
-    to: Queue[Any] | Router[Any] | str, sent: Outbound, hint: str, events: Events
+    to: Queue[Any] | Router[Any] | str,
+    sent: Outbound,
+    hint: str,
+    events: Events,
+    *,
+    drops: bool = False,
 ) -> Receipt | MqcoreError:
     """Return the receipt of a message that was sent, or its error, and emit the event.
 
-    `hint` is added to an error's text.
+    `hint` is added to an error's text. With `drops`, a message that no binding takes has a receipt.
     """
     message, plan, outcomes = sent.message, sent.plan, list(sent.outcomes.values())
+    if drops and not hint and _is_unroutable(to, sent):
+        events.emit("message.unrouted", name_of(to), message.id)
+        return Receipt(message.id, ())
     if isinstance(plan, Unroutable):
         events.emit("publish.failed", name_of(to), message.id, error=f"{plan}{hint}")
         return Unroutable(f"{plan}{hint}", id=message.id) if hint else plan
@@ -58,6 +66,16 @@ def ending(
         return error
 
     return _unknown(message.id, sent.names, outcomes, events)
+
+
+def _is_unroutable(to: Queue[Any] | Router[Any] | str, sent: Outbound) -> bool:
+    """Whether core or the broker has found no binding of the router that takes the message."""
+    if isinstance(sent.plan, Unroutable):
+        return True
+    failed = [each for each in sent.outcomes.values() if isinstance(each, Failed)]
+    return len(failed) == len(sent.outcomes) and all(
+        _error_class(to, each) is Unroutable for each in failed
+    )
 
 
 def only(results: Sequence[Receipt | MqcoreError]) -> Receipt:

@@ -29,6 +29,7 @@ from mqcore.publishing.options import (
     check_no_id,
     check_payloads,
     check_target,
+    drops_unroutable,
     duration,
 )
 from mqcore.publishing.outbound import Outbound
@@ -155,6 +156,11 @@ class Publisher:
         self._connection.check_loop("publishing to", name_of(to))
         if not is_one:
             check_no_id(options)
+        if "unroutable" in options:
+            raise ValidationError(
+                f"publishing to {name_of(to)!r} with session= takes no unroutable=: the route may "
+                "be chosen after the commit. Leave one of them out"
+            )
         handle = handle_of(options.get("session"))
         payloads = check_payloads(payloads, name_of(to))
         messages = [self.composer.message(to, payload, options) for payload in payloads]
@@ -248,7 +254,8 @@ class Publisher:
 
         if isinstance(to, Router):
             await self._drop_unbound(to, batch, options, deadline)
-        return [ending(to, outbound, hint, self._events) for outbound in batch]
+        drops = drops_unroutable(options, f"publishing to {name_of(to)!r}")
+        return [ending(to, outbound, hint, self._events, drops=drops) for outbound in batch]
 
     async def _drop_unbound(
         self,
@@ -418,6 +425,7 @@ class Publisher:
         if not isinstance(to, Router):
             return self._to_queue(to, messages, options)
         ttl, delay = self._checked(to, messages, options)
+        drops_unroutable(options, f"publishing to router {to.name!r}")
         try:
             key = check_key(options.get("key", ""), f"publishing to router {to.name!r}")
         except ConfigurationError as error:
@@ -432,6 +440,8 @@ class Publisher:
         name = name_of(to)
         if "key" in options:
             raise ValidationError(f"key={options['key']!r} is for routers, and {name!r} is a queue")
+        if "unroutable" in options:
+            raise ValidationError(f"unroutable= is for routers, and {name!r} is a queue")
         return [Outgoing(name, message, delay, ttl) for message in messages]
 
     def _checked(

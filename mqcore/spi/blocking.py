@@ -110,7 +110,11 @@ class BlockingDriver(ABC):
 
     @abstractmethod
     def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Any:
-        """As `Backend.subscribe`; return what identifies the consumer to the methods below."""
+        """As `Backend.subscribe`; return what identifies the consumer to the methods below.
+
+        The adapter counts what is unsettled. `prefetch` is what the consumer begins with, and the
+        `limit` of a `claim` may exceed it after a resize.
+        """
 
     @abstractmethod
     def claim(self, consumer: Any, limit: int) -> Sequence[Delivery]:
@@ -405,6 +409,12 @@ class _BlockingSubscription(Subscription):
 
         settled: Sequence[Settled] = await _answered(group.items, self._backend.run(work, timeout))
         return settled
+
+    async def resize(self, prefetch: int) -> bool:
+        """Hold at most so many unsettled messages from now on."""
+        self._prefetch = prefetch
+        self.awake.set()
+        return True
 
     async def close(self) -> None:
         """End a waiting `receive`. What is unsettled comes back as taken over."""

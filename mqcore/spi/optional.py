@@ -31,6 +31,7 @@ __all__ = [
     "SupportsProof",
     "SupportsPurge",
     "SupportsRenew",
+    "SupportsResize",
     "SupportsStart",
     "SupportsSweep",
     "SupportsTake",
@@ -83,6 +84,20 @@ class SupportsPause(Protocol):
         came, after what this Subscription was asked to release before (G9). What was handed out
         stays leased: `settle` works as before, until `close`. Core cancels a call that takes too
         long.
+        """
+
+
+@runtime_checkable
+class SupportsResize(Protocol):
+    """A Subscription whose prefetch can change. Without it, core subscribes again instead."""
+
+    async def resize(self, prefetch: int) -> bool:
+        """From now on hold at most so many unsettled messages; what is held stays, and counts.
+
+        A `receive` that waits goes by the new number: one that was full returns a message when the
+        prefetch has grown. A claim that is under way may still bring what it asked for. Returns
+        False when this Subscription cannot do that: then it has changed nothing, and core
+        subscribes again.
         """
 
 

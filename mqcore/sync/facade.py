@@ -382,6 +382,10 @@ class Consumer(Generic[T]):
         received = self._loop.run(self._consumer.get(timeout))
         return None if received is None else Received(self._loop, received)
 
+    def resize(self, prefetch: int) -> None:
+        """As `mqcore.Consumer.resize`."""
+        self._loop.run(self._consumer.resize(prefetch))
+
     def close(self) -> None:
         """As `mqcore.Consumer.close`."""
         with suppress(ConnectionLost):  # the broker's thread is gone, and with it all that was held

@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mqcore.connection.forks import close_in_children
 from mqcore.errors import ConfigurationError, ConnectionLost
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class LoopThread:
 
         if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
+            close_in_children(loop)
             arguments = (loop, self._last, self._stop, self._stopped)
             self._thread = threading.Thread(
                 target=_serve, args=arguments, name="mqcore-sync", daemon=True

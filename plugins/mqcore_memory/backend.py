@@ -260,6 +260,12 @@ class MemorySubscription(Subscription):
         """
         return self._store.settle(self._queue, batch, self._clock.monotonic())
 
+    async def resize(self, prefetch: int) -> bool:
+        """Hold at most so many unsettled messages from now on."""
+        self._holder.prefetch = prefetch
+        self._awake.set()  # a consumer that was full claims again
+        return True
+
     async def close(self) -> None:
         """End a waiting `receive`. Unsettled messages return to their old places as taken over."""
         if self._open:

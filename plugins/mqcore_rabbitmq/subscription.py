@@ -63,6 +63,8 @@ class RabbitSubscription(Subscription):
         self._unsettled = Unsettled(channel, settler.generation, prefetch)
 
         self._tags: list[str] = []
+        self._credit = 0
+        """How many messages of each queue the consumers take together before settlements."""
         self._ending: list[asyncio.Future[Any]] = []
         self._starting: asyncio.Task[None] | None = None
         self._buffer: list[tuple[int, int, HeldMessage]] = []
@@ -100,11 +102,33 @@ class RabbitSubscription(Subscription):
     # Consumers
 
     async def _consume(self) -> None:
+        """Start consumers for what the prefetch allows beyond those that exist.
+
+        The broker fixes the prefetch of a consumer when it starts. So one that grows gets further
+        consumers on the same channel, and what it holds can still be settled.
+        """
+        more, self._credit = self._prefetch - self._credit, self._prefetch
+        asked = self._channel.request(spec.Basic.Qos(prefetch_count=more))
         started = [self._channel.consume(queue, self._receiver(queue)) for queue in self._queues]
         with suppress(Exception):  # `receive` raises it
-            await asyncio.gather(*(answer for _, answer in started))
-            self._tags = [tag for tag, _ in started]
+            await asyncio.gather(asked, *(answer for _, answer in started))
+            self._tags += [tag for tag, _ in started]
         self._starting = None
+
+    async def resize(self, prefetch: int) -> bool:
+        """Take more messages at once; to take fewer, core has to subscribe again."""
+        if prefetch < self._prefetch:
+            return False
+        self._check()
+        self._prefetch = self._unsettled.prefetch = prefetch
+
+        while self._starting is not None:
+            await asyncio.shield(self._starting)
+        if self._tags and self._credit < self._prefetch:
+            self._starting = self._loop.create_task(self._consume())
+            await asyncio.shield(self._starting)
+        self._wake_for_room()
+        return True
 
     async def _pause_for_release(self) -> None:
         """Stop the consumers before a release, or its copy would come back into this buffer.
@@ -124,7 +148,7 @@ class RabbitSubscription(Subscription):
 
     def _cancel(self) -> list[asyncio.Future[Any]]:
         """Cancel the consumers; return the answers that are still open, earlier ones too."""
-        tags, self._tags = self._tags, []
+        tags, self._tags, self._credit = self._tags, [], 0
         open_answers = [answer for answer in self._ending if not answer.done()]
         self._ending = [*open_answers, *(self._channel.cancel(tag) for tag in tags)]
         return self._ending

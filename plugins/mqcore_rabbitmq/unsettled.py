@@ -81,7 +81,8 @@ class Unsettled:
         """
         self._generation = generation
         self._settled: list[int] = []
-        self._prefetch = prefetch
+        self.prefetch = prefetch
+        """How many messages of each queue the broker sends before settlements."""
         self._by_queue: Counter[str] = Counter()
         self._loop = asyncio.get_running_loop()
 
@@ -133,7 +134,7 @@ class Unsettled:
         It answers the requests of a channel in their order; this one changes nothing.
         """
         self.flush()
-        await self.channel.request(spec.Basic.Qos(prefetch_count=self._prefetch))
+        await self.channel.request(spec.Basic.Qos(prefetch_count=self.prefetch))
 
     def give_back(self, message: HeldMessage) -> None:
         """Return a delivery to its queue; the broker will mark it as redelivered."""
@@ -168,7 +169,7 @@ class Unsettled:
         if self.held.pop(message.tag, None) is None:
             return
 
-        if self._by_queue[message.queue] >= self._prefetch:
+        if self._by_queue[message.queue] >= self.prefetch:
             self.full[message.queue] = message.level
         self._by_queue[message.queue] -= 1
         if message.is_out:

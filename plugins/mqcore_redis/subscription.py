@@ -127,6 +127,12 @@ class RedisSubscription(Subscription):
             self.rouse()
         return settled
 
+    async def resize(self, prefetch: int) -> bool:
+        """Hold at most so many unsettled messages from now on."""
+        self._prefetch = prefetch
+        self.rouse()
+        return True
+
     async def close(self) -> None:
         """End a waiting `receive`.
 

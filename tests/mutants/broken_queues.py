@@ -21,7 +21,7 @@ from mqcore.spi import (
     QueueNotFound,
     QueueSpec,
 )
-from mqcore_memory.backend import MemoryBackend
+from mqcore_memory.backend import MemoryBackend, MemorySubscription
 from mqcore_memory.bindings import Bindings
 from mqcore_memory.queue import Copy, MemoryQueue
 from mqcore_memory.store import MemoryStore, Touched
@@ -418,7 +418,7 @@ class BindsOnlyTheLast(MemoryStore):
         super().bind(bindings[-1:])
 
 
-@mutant("G12", "bounds.a_consumer_is_resized_while_it_holds_messages")
+@mutant("G12", "bounds.a_subscription_that_ends_leaves_another_what_it_holds")
 class OneEndEndsAllConsumers(MemoryStore):
     """The end of a subscription returns what others of its queue hold."""
 
@@ -427,3 +427,37 @@ class OneEndEndsAllConsumers(MemoryStore):
         for other in list(queue.consumers) if queue is not None else ():
             queue.abandon(other)  # type: ignore[union-attr]  # there are consumers
         super().unsubscribe(name, holder, now)
+
+
+@mutant("G12", "bounds.a_prefetch_that_changes_is_an_exact_ceiling")
+class GrownCountsFromZero(MemorySubscription):
+    """A consumer that grows forgets what it holds."""
+
+    async def resize(self, prefetch: int) -> bool:
+        self._holder.held = 0
+        return await super().resize(prefetch)
+
+
+@mutant("G12", "bounds.a_prefetch_that_changes_is_an_exact_ceiling")
+class GrownSleepsOn(MemorySubscription):
+    """A consumer that was full and grows goes on sleeping."""
+
+    async def resize(self, prefetch: int) -> bool:
+        self._holder.prefetch = prefetch
+        return True
+
+
+@mutant("G12", "bounds.a_prefetch_that_shrinks_counts_what_is_held")
+class NeverShrinks(MemorySubscription):
+    """A consumer that shrinks keeps its prefetch, and says that it has changed."""
+
+    async def resize(self, prefetch: int) -> bool:
+        return prefetch < self._holder.prefetch or await super().resize(prefetch)
+
+
+@mutant("G12", "bounds.a_consumer_of_the_pull_api_grows_and_shrinks")
+class ResizeDoesNothing(MemorySubscription):
+    """A consumer that is resized says so, and changes nothing."""
+
+    async def resize(self, prefetch: int) -> bool:
+        return True

@@ -74,7 +74,7 @@ class MemoryDriver(BlockingDriver):
         return self.store.publish(batch, self.now, self.clock.now())
 
     def subscribe(self, queue: str, *, prefetch: int, lease: float) -> Consumer:
-        holder = Holder(prefetch, lease)
+        holder = Holder(lease=lease)
         self.store.subscribe(queue, holder, self.now)
         return queue, holder
 

@@ -319,7 +319,7 @@ NOT_FOR_USERS = {
     "Broker": {"request"},  # below: it waits for a reply
     "Capabilities": {"require"},
     "Clock": {"busy", "monotonic", "now", "sleep", "timeout"},
-    "Consumer": {"close", "get"},
+    "Consumer": {"close", "get", "resize"},  # below: while it consumes
     "Context": {"blocking", "lose_lease", "open_session", "publish"},
     "DeadLetter": {"matches"},
     "DeliveryInfo": {"lose_lease", "open_session"},
@@ -410,6 +410,13 @@ async def test_a_message_settled_with_a_wrong_argument(broker: Broker, value: An
             with pytest.raises(MqcoreError, match="delay="):
                 await received.postpone(value)  # type: ignore[arg-type]  # what is tested
         await received.ack()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "10", None, True], ids=repr)
+async def test_a_consumer_resized_with_a_wrong_prefetch(broker: Broker, value: Any) -> None:
+    async with broker.consume(jobs) as deliveries:
+        with pytest.raises(MqcoreError, match="prefetch"):
+            await deliveries.resize(value)
 
 
 def test_no_public_call_is_left_out() -> None:

@@ -289,6 +289,28 @@ async def what_no_queue_takes_is_unroutable(kit: Kit, kind: Kind) -> None:
     kit.same(await kit.contents(queue.name), Counter(), "messages stored", _LOOK)
 
 
+@case("G1", "G15", needs=_NEEDS)
+async def what_no_queue_takes_can_be_dropped(kit: Kit) -> None:
+    """With `unroutable="drop"` a message without a binding has a receipt without queues.
+
+    A message that a binding takes is stored as always.
+    """
+    broker, queue, router = await kit.broker(), Queue(kit.name()), Router(kit.name())
+    empty: Router[bytes] = Router(kit.name())
+    receipt = await kit.within(broker.publish(empty, b"x", key="a", unroutable="drop"))
+    kit.same(receipt.queues, (), "queues of a message for a router without bindings", _MANDATORY)
+
+    await kit.within(broker.declare(router.bind(queue, "a")))
+    receipt = await kit.within(broker.publish(router, b"x", key="b", unroutable="drop"))
+    kit.same(receipt.queues, (), "queues of a message that no binding takes", _MANDATORY)
+    kit.same(broker.events.counts["message.unrouted"], 2, "dropped messages, as counted")
+    kit.same(broker.events.counts["publish.failed"], 0, "publishes that failed", _MANDATORY)
+
+    receipt = await kit.within(broker.publish(router, b"x", key="a", id="me", unroutable="drop"))
+    kit.true(receipt.queues, "a queue for a message that a binding takes", receipt, _MANDATORY)
+    kit.same(await kit.contents(queue.name), Counter({"me": 1}), "messages stored", _LOOK)
+
+
 @case("G15", needs=_NEEDS)
 async def bindings_count_from_the_next_publish_for_every_process(kit: Kit) -> None:
     """A changed binding applies to the next publish of every process."""
