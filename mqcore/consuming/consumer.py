@@ -63,6 +63,10 @@ class Received(DeliveryInfo, Generic[T]):
         """The delivery, its message as the value was read from it: transforms are undone."""
         self.finished = False
         """Whether it has been settled here."""
+        self.is_in_transaction = False
+        """Whether it is settled after the transaction of its batch (`once=`)."""
+        self.own_result: HandlerResult | None = None
+        """What it will be settled with then, if the handler has said so."""
         self.held = held
         """The delivery as core holds it, its message as the broker stores it."""
         self._settles = settles
@@ -70,7 +74,8 @@ class Received(DeliveryInfo, Generic[T]):
     async def ack(self) -> None:
         """Done: remove the message.
 
-        Raises `LeaseLost` when it went to another consumer meanwhile (G5).
+        Raises `LeaseLost` when it went to another consumer meanwhile (G5). In a batch with `once=`
+        this and the methods below return at once, and take effect after its transaction.
         """
         await self._finish(HandlerResult(Ending.SUCCEEDED))
 
@@ -113,11 +118,16 @@ class Received(DeliveryInfo, Generic[T]):
     def finish(self, result: HandlerResult) -> None:
         """Settle without waiting for the broker's answer; a second time does nothing."""
         self.held.check_loop()
-        if not self.finished:
+        if self.is_in_transaction:
+            self.own_result = self.own_result or result
+        elif not self.finished:
             self.finished = True
             self._settles.finish(self.held, result)
 
     async def _finish(self, result: HandlerResult) -> None:
+        if self.is_in_transaction:
+            self.finish(result)
+            return
         if not self.finished:
             self.finish(result)
             await self.held.wait_settled()

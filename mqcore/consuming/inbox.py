@@ -15,7 +15,7 @@ from mqcore.errors import ConfigurationError
 from mqcore.spi import Inbox, InboxEntry, Recorded, SupportsInbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from mqcore.connection.connection import Connection
     from mqcore.spi import Backend, Clock
@@ -27,6 +27,7 @@ class BackendInbox(Inbox):
     """Asks the backend before a handler runs, and records the id when it has succeeded."""
 
     has_sessions = False
+    has_batches = True
 
     def __init__(self, connection: Connection, *, is_own: bool) -> None:
         """`is_own`: the connection is opened and closed with the inbox."""
@@ -57,39 +58,62 @@ class BackendInbox(Inbox):
     @asynccontextmanager
     async def transaction(self, entry: InboxEntry) -> AsyncIterator[_Record]:
         """Return a record that the end of the handler completes."""
-        record = _Record(self._connection, entry)
+        record = _Record(self._connection, [entry])
+        await record.look()
+        yield record
+
+    @asynccontextmanager
+    async def batch(self, entries: Sequence[InboxEntry]) -> AsyncIterator[_Record]:
+        """Return a record of several messages."""
+        record = _Record(self._connection, entries)
         await record.look()
         yield record
 
 
 class _Record:
-    """One message in the inbox of a backend."""
+    """Messages of one consumer in the inbox of a backend."""
 
     session = None
     acknowledges = False
 
-    def __init__(self, connection: Connection, entry: InboxEntry) -> None:
-        self.was_handled = False
+    def __init__(self, connection: Connection, entries: Sequence[InboxEntry]) -> None:
+        self.handled: Sequence[bool] = ()
         self._connection = connection
-        self._entry = entry
-        text = f"{entry.consumer}\n{entry.queue}\n{entry.id}"
-        self._name = blake2b(text.encode(), digest_size=16).hexdigest()
+        self._entries = entries
+        self._names = [_name(entry) for entry in entries]
+        many = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
+        self._what = f"message {entries[0].id}{many} of queue {entries[0].queue!r}"
+
+    @property
+    def was_handled(self) -> bool:
+        return self.handled[0]
 
     @property
     def _backend(self) -> SupportsInbox:
         return self._connection.supporting(SupportsInbox, "an inbox")
 
     async def look(self) -> None:
-        """Ask whether the message was handled."""
-        doing = f"asking the inbox about message {self._entry.id} of queue {self._entry.queue!r}"
-        [self.was_handled] = await self._connection.call(
-            doing, lambda: self._backend.was_handled([self._name])
+        """Ask which messages were handled."""
+        self.handled = await self._connection.call(
+            f"asking the inbox about {self._what}", lambda: self._backend.was_handled(self._names)
         )
 
     async def commit(self) -> Recorded:
-        """Record it."""
-        doing = f"recording message {self._entry.id} of queue {self._entry.queue!r} in the inbox"
-        await self._connection.call(
-            doing, lambda: self._backend.note_handled([self._name], self._entry.window)
-        )
-        return Recorded.RECORDED
+        """Record the only message."""
+        [recorded] = await self.commit_items([0])
+        return recorded
+
+    async def commit_items(self, done: Sequence[int]) -> Sequence[Recorded]:
+        """Record these messages."""
+        names = [self._names[index] for index in done]
+        if names:
+            await self._connection.call(
+                f"recording {self._what} in the inbox",
+                lambda: self._backend.note_handled(names, self._entries[0].window),
+            )
+        return [Recorded.RECORDED] * len(done)
+
+
+def _name(entry: InboxEntry) -> str:
+    text = f"{entry.consumer}\n{entry.queue}\n{entry.id}"
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -220,10 +220,6 @@ class HandlerSpec:
                     "before; leave one of them out"
                 ),
             ),
-            (
-                self.once is not None and bool(self.batch),
-                "once= does not go with batch=: a batch is one run for many messages",
-            ),
             (self.mode == "process" and not _importable(self.call), _NESTED),
             (
                 "linger" in self.options and not self.batch,

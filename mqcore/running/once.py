@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import ConfigurationError, MqcoreError
@@ -21,18 +22,20 @@ from mqcore.publishing.own_transaction import own_transaction
 from mqcore.rules.redact import describe_error
 from mqcore.rules.retry import Ending, HandlerResult
 from mqcore.running.pinned import PinnedThread, current_thread
-from mqcore.spi import Inbox, InboxEntry, InboxTransaction, Recorded
+from mqcore.spi import Inbox, InboxEntry, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from mqcore.clock import Clock
+    from mqcore.consuming.consumer import Received
     from mqcore.consuming.context import Context
     from mqcore.consuming.held import HeldDelivery
     from mqcore.consuming.replies import EncodedResult
     from mqcore.running.handlers import HandlerSpec
     from mqcore.running.threads import ThreadPool
-    from mqcore.spi import Backend, BlockingInboxTransaction
+    from mqcore.spi import Backend
 
     Prepare = Callable[
         [HeldDelivery, HandlerResult, object], tuple[HandlerResult, EncodedResult | None]
@@ -85,10 +88,10 @@ class Once:
 
         `prepare` encodes the reply to a request, if there is one.
         """
-        # A hook is awaited before the acknowledgement, so that is not a part of the transaction.
-        receipt = held.delivery.receipt if self._spec.conclusion is None else b""
-        entry = InboxEntry(self._spec.name, ctx.queue, ctx.id, self._window, receipt)
-        async with self._transaction(entry) as transaction:
+        entry = self._entry(held, ctx.queue, ctx.id)
+        opening = partial(self._inbox.transaction, entry)
+        blocking = partial(self._inbox.blocking_transaction, entry)
+        async with self._transaction(_shown([entry]), opening, blocking) as transaction:
             if transaction.was_handled:
                 return OnceResult(None, Recorded.DUPLICATE)
 
@@ -107,15 +110,88 @@ class Once:
                 # A renewal that finds it gone would take the commit for the loss of the claim.
                 held.subscription.stop_renewing(held)
             recorded = await self._limited(
-                f"recording {_shown(entry)} in the inbox", transaction.commit()
+                f"recording {_shown([entry])} in the inbox", transaction.commit()
             )
         return OnceResult(value, recorded, reply)
 
+    async def run_batch(
+        self,
+        items: Sequence[Received[Any]],
+        call: Callable[[Context], Awaitable[object]],
+        ctx: Context,
+    ) -> list[Recorded | None]:
+        """Run a batch handler in one transaction, with those items that were not handled.
+
+        Returns how that ended for each item, None for one that the handler has not handled, such
+        as one that it rejects. Raises what the handler raises.
+        """
+        firsts: dict[str, Received[Any]] = {}
+        for item in items:
+            firsts.setdefault(item.id, item)
+        ended = await self._run_items(list(firsts.values()), call, ctx)
+        recorded = dict(zip(firsts, ended, strict=True))
+        return [
+            recorded[item.id] if firsts[item.id] is item else _of_copy(recorded[item.id])
+            for item in items
+        ]
+
+    async def _run_items(
+        self,
+        items: Sequence[Received[Any]],
+        call: Callable[[Context], Awaitable[object]],
+        ctx: Context,
+    ) -> list[Recorded | None]:
+        """As `run_batch`, without two items of one id."""
+        entries = [self._entry(item.held, item.queue, item.id) for item in items]
+        opening = partial(self._inbox.batch, entries)
+        blocking = partial(self._inbox.blocking_batch, entries)
+        async with self._transaction(_shown(entries), opening, blocking) as transaction:
+            ended: list[Recorded | None] = [Recorded.DUPLICATE] * len(items)
+            new = [
+                index for index, was_handled in enumerate(transaction.handled) if not was_handled
+            ]
+            if not new:
+                return ended
+
+            ctx.payload = [items[index] for index in new]
+            for item in ctx.payload:
+                item.open_session(transaction.session)
+                item.is_in_transaction = True
+            await call(ctx)
+            if ctx.lease_lost and self._inbox.has_sessions:  # as in `run`
+                for index in new:
+                    is_lost = items[index].held.is_lost
+                    ended[index] = Recorded.LOST if is_lost else Recorded.ROLLED_BACK
+                return ended
+
+            done = [index for index in new if _is_done(items[index])]
+            if transaction.acknowledges:
+                for index in done:
+                    items[index].held.subscription.stop_renewing(items[index].held)
+            recorded = await self._limited(
+                f"recording {_shown(entries)} in the inbox", transaction.commit_items(done)
+            )
+        ended = [None if index in new else each for index, each in enumerate(ended)]
+        for index, each in zip(done, recorded, strict=True):
+            ended[index] = each
+        return ended
+
+    def _entry(self, held: HeldDelivery, queue: str, id: str) -> InboxEntry:
+        # A hook is awaited before the acknowledgement, so that is not a part of the transaction.
+        receipt = held.delivery.receipt if self._spec.conclusion is None else b""
+        return InboxEntry(self._spec.name, queue, id, self._window, receipt)
+
     @asynccontextmanager
-    async def _transaction(self, entry: InboxEntry) -> AsyncIterator[InboxTransaction]:
-        doing = f"opening the inbox for {_shown(entry)}"
+    async def _transaction(
+        self,
+        shown: str,
+        opening: Callable[[], AbstractAsyncContextManager[Any]],
+        opening_blocking: Callable[[], AbstractContextManager[Any]],
+    ) -> AsyncIterator[Any]:
+        """Open a transaction: in the handler's thread, if it has one."""
+        doing = f"opening the inbox for {shown}"
         if self._pool is None:
-            manager = self._inbox.transaction(entry)
+            manager = opening()
             transaction = await self._limited(doing, manager.__aenter__())
             try:
                 with _owned(transaction):
@@ -129,7 +205,7 @@ class Once:
                 await self._limited("", manager.__aexit__(None, None, None))
             return
 
-        thread = PinnedThread(self._pool, self._inbox.blocking_transaction(entry))
+        thread = PinnedThread(self._pool, opening_blocking())
         try:
             blocking = await self._limited(doing, thread.enter())
             token = current_thread.set(thread)
@@ -181,21 +257,43 @@ class InboxTimeout(MqcoreError, TimeoutError):
 class _InThread:
     """A transaction in a handler's thread, as the event loop uses it."""
 
-    def __init__(
-        self, transaction: BlockingInboxTransaction, thread: PinnedThread[BlockingInboxTransaction]
-    ) -> None:
+    def __init__(self, transaction: Any, thread: PinnedThread[Any]) -> None:
         self._transaction = transaction
         self._thread = thread
         self.session = transaction.session
-        self.was_handled = transaction.was_handled
         self.acknowledges = transaction.acknowledges
+
+    @property
+    def was_handled(self) -> bool:
+        return bool(self._transaction.was_handled)
+
+    @property
+    def handled(self) -> Sequence[bool]:
+        handled: Sequence[bool] = self._transaction.handled
+        return handled
 
     async def commit(self) -> Recorded:
         return await self._thread.run(self._transaction.commit)
 
+    async def commit_items(self, done: Sequence[int]) -> Sequence[Recorded]:
+        return await self._thread.run(partial(self._transaction.commit_items, done))
 
-def _shown(entry: InboxEntry) -> str:
-    return f"message {entry.id} of queue {entry.queue!r}"
+
+def _is_done(item: Received[Any]) -> bool:
+    """Whether the handler has handled it: it asks for nothing else."""
+    return item.own_result is None or item.own_result.ending is Ending.SUCCEEDED
+
+
+def _of_copy(recorded: Recorded | None) -> Recorded:
+    """Return how it ended for another copy of a message that was in the same batch."""
+    if recorded in (Recorded.RECORDED, Recorded.ACKNOWLEDGED, Recorded.DUPLICATE):
+        return Recorded.DUPLICATE
+    return Recorded.ROLLED_BACK
+
+
+def _shown(entries: Sequence[InboxEntry]) -> str:
+    many = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
+    return f"message {entries[0].id}{many} of queue {entries[0].queue!r}"
 
 
 def check_inbox(inbox: Inbox, specs: Sequence[HandlerSpec]) -> None:
@@ -207,6 +305,11 @@ def check_inbox(inbox: Inbox, specs: Sequence[HandlerSpec]) -> None:
                 f"{where}: process=True does not go with once= and an inbox with sessions: the "
                 "transaction cannot be used in another process. Leave process= out, or give the "
                 'app an inbox that only records ids, for instance inbox="redis://…"'
+            )
+        if spec.batch and not inbox.has_batches:
+            raise ConfigurationError(
+                f"{where}: batch= does not go with once= and the inbox {type(inbox).__name__}, "
+                "which records one message at a time. Leave batch= out, or use another inbox"
             )
         inbox.check(where, blocking=spec.mode == "thread")
 

@@ -331,13 +331,44 @@ class Runner:
 
         ctx = Context(self.spec.queue.name, items[0].delivery, self._publisher, self._state)
         ctx.payload = items
-        result, _ = await self._watched([item.held for item in items], ctx, self._own)
+        call = None
+        if self._once is not None:
+            call = partial(self._once.run_batch, items, self._own.call)
+        result, ended = await self._watched([item.held for item in items], ctx, self._own, call)
         took = self._clock.monotonic() - began
 
+        if self._once is not None:
+            await self._end_transaction(items, result, ended, took)
+            return
         unsettled = [item for item in items if not item.finished]
         for item in unsettled:
             item.finished = True
         await self._conclude_all([(item.held, result) for item in unsettled], took)
+
+    async def _end_transaction(
+        self, items: Sequence[Received[Any]], result: HandlerResult, ended: Any, seconds: float
+    ) -> None:
+        """Settle a batch with `once=`; `ended` is what `Once.run_batch` has returned, or None.
+
+        What the handler asks for an item holds, whatever becomes of the transaction.
+        """
+        results: list[tuple[HeldDelivery, HandlerResult]] = []
+        for item, recorded in zip(items, ended or [None] * len(items), strict=True):
+            held, own = item.held, item.own_result
+            item.is_in_transaction, item.finished = False, True
+            if own is not None and own.ending is not Ending.SUCCEEDED:
+                results.append((held, own))
+            elif recorded is Recorded.DUPLICATE:
+                self.receiver.skip(held)
+            elif recorded is Recorded.LOST:
+                held.lose()
+            elif recorded is Recorded.ROLLED_BACK:
+                results.append((held, _INTERRUPTED))
+            else:
+                if recorded is Recorded.ACKNOWLEDGED:
+                    held.subscription.acknowledged.add(held)
+                results.append((held, result))
+        await self._conclude_all(results, seconds)
 
     async def _read(self, batch: Sequence[HeldDelivery]) -> list[Received[Any]]:
         """Return the items that can be read, and settle the others."""

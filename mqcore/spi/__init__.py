@@ -54,9 +54,11 @@ from mqcore.spi.backend import (
 from mqcore.spi.blocking import BlockingBackend, BlockingDriver
 from mqcore.spi.enlisting import SupportsEnlist, Transaction
 from mqcore.spi.inbox import (
+    BlockingInboxBatch,
     BlockingInboxTransaction,
     HoldsUp,
     Inbox,
+    InboxBatch,
     InboxEntry,
     InboxTransaction,
     Recorded,
@@ -124,6 +126,7 @@ __all__ = [
     "Binding",
     "BlockingBackend",
     "BlockingDriver",
+    "BlockingInboxBatch",
     "BlockingInboxTransaction",
     "Capabilities",
     "Capability",
@@ -140,6 +143,7 @@ __all__ = [
     "Failed",
     "HoldsUp",
     "Inbox",
+    "InboxBatch",
     "InboxEntry",
     "InboxTransaction",
     "Level",

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from mqcore.spi.enlisting import Transaction
 
 __all__ = [
+    "BlockingInboxBatch",
     "BlockingInboxTransaction",
     "HoldsUp",
     "Inbox",
+    "InboxBatch",
     "InboxEntry",
     "InboxTransaction",
     "Recorded",
@@ -62,6 +64,8 @@ class Recorded(Enum):
     """Another delivery has been handled meanwhile. The transaction was rolled back."""
     LOST = "lost"
     """The claim belongs to another consumer. The transaction was rolled back."""
+    ROLLED_BACK = "rolled_back"
+    """The transaction was rolled back because of another message of the same batch."""
 
 
 class InboxTransaction(Protocol):
@@ -105,11 +109,53 @@ class BlockingInboxTransaction(Protocol):
         """As `InboxTransaction.commit`."""
 
 
+class InboxBatch(Protocol):
+    """The transaction in which an async handler runs with a batch of messages."""
+
+    @property
+    def session(self) -> Any:
+        """As `InboxTransaction.session`, one for the whole batch."""
+
+    @property
+    def handled(self) -> Sequence[bool]:
+        """For each message, whether it was handled before. The handler does not get those."""
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether `commit_items` acknowledges the messages as well."""
+
+    async def commit_items(self, done: Sequence[int]) -> Sequence[Recorded]:
+        """Record the ids of these messages, by their index, as the last step, and commit.
+
+        Returns how it ended for each of them. When one of them is a duplicate or its claim is lost,
+        all is rolled back, and the others are `ROLLED_BACK`.
+        """
+
+
+class BlockingInboxBatch(Protocol):
+    """As `InboxBatch`, for a blocking handler; all of it is called in one thread."""
+
+    @property
+    def session(self) -> Any:
+        """As `InboxBatch.session`."""
+
+    @property
+    def handled(self) -> Sequence[bool]:
+        """As `InboxBatch.handled`."""
+
+    @property
+    def acknowledges(self) -> bool:
+        """As `InboxBatch.acknowledges`."""
+
+    def commit_items(self, done: Sequence[int]) -> Sequence[Recorded]:
+        """As `InboxBatch.commit_items`."""
+
+
 @runtime_checkable
 class HoldsUp(Protocol):
     """A transaction of an inbox that may have a lock which publishes need as well.
 
-    Optional, for an `InboxTransaction` or a `BlockingInboxTransaction`.
+    Optional, for all that an `Inbox` returns.
     """
 
     def holds_up(self, backend: Backend) -> str:
@@ -129,6 +175,8 @@ class Inbox(ABC):
     If so, a blocking handler gets a `blocking_transaction`, in its own thread, and a handler in a
     process of its own is refused. If not, `transaction` serves every kind of handler.
     """
+    has_batches: ClassVar[bool] = False
+    """Whether it has `batch`, and `blocking_batch` where it has sessions, for `batch=`."""
 
     def check(self, where: str, *, blocking: bool) -> None:  # noqa: B027 - for overriding
         """Raise `ConfigurationError` when it has no transaction for this kind of handler.
@@ -163,6 +211,16 @@ class Inbox(ABC):
     ) -> AbstractContextManager[BlockingInboxTransaction]:
         """As `transaction`, for a blocking handler. Entered and left in the handler's thread."""
         raise NotImplementedError(f"{type(self).__name__} has no transactions for threads")
+
+    def batch(self, entries: Sequence[InboxEntry]) -> AbstractAsyncContextManager[InboxBatch]:
+        """As `transaction`, for several messages of one consumer; no id is there twice."""
+        raise NotImplementedError(f"{type(self).__name__} has no transactions for batches")
+
+    def blocking_batch(
+        self, entries: Sequence[InboxEntry]
+    ) -> AbstractContextManager[BlockingInboxBatch]:
+        """As `batch`, for a blocking handler. Entered and left in the handler's thread."""
+        raise NotImplementedError(f"{type(self).__name__} has no batches for threads")
 
 
 @runtime_checkable

@@ -12,7 +12,13 @@ SQLAlchemy is an extra. It is imported when an inbox is made.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -68,6 +74,8 @@ class SqlInbox(Inbox):
     both. `table`, `schema`: the name of the table, `mq_inbox`, and its schema. `create`: whether
     the table is created when a worker starts and it is missing.
     """
+
+    has_batches = True
 
     def __init__(
         self,
@@ -167,43 +175,58 @@ class SqlInbox(Inbox):
     # Transactions
 
     @asynccontextmanager
-    async def transaction(self, entry: InboxEntry) -> AsyncIterator["_AsyncTransaction"]:
-        """Return a transaction of an `AsyncSession`."""
+    async def batch(self, entries: Sequence[InboxEntry]) -> AsyncIterator["_AsyncTransaction"]:
+        """Return a transaction of an `AsyncSession` for several messages."""
         if self._async is None:
             raise ConfigurationError("this inbox has no sessions for async handlers")
         async with self._async() as session:
-            transaction = _Transaction(self, entry, session.sync_session)
+            transaction = _Transaction(self, entries, session.sync_session)
             await session.run_sync(transaction.look)
             with transaction.guarded():
                 yield _AsyncTransaction(transaction, session)
 
     @contextmanager
-    def blocking_transaction(self, entry: InboxEntry) -> Iterator["_Transaction"]:
-        """Return a transaction of a `Session`."""
+    def blocking_batch(self, entries: Sequence[InboxEntry]) -> Iterator["_Transaction"]:
+        """Return a transaction of a `Session` for several messages."""
         with self._sessions() as session:
-            transaction = _Transaction(self, entry, session)
+            transaction = _Transaction(self, entries, session)
             transaction.look(session)
             with transaction.guarded():
                 yield transaction
 
+    def transaction(self, entry: InboxEntry) -> "AbstractAsyncContextManager[_AsyncTransaction]":
+        """Return a transaction of an `AsyncSession`."""
+        return self.batch([entry])
+
+    def blocking_transaction(self, entry: InboxEntry) -> "AbstractContextManager[_Transaction]":
+        """Return a transaction of a `Session`."""
+        return self.blocking_batch([entry])
+
     # Statements
 
-    def until(self, session: "Session", entry: InboxEntry) -> float | None:
-        """Return until when an id is remembered; None when it is not in the table."""
-        found: float | None = session.execute(self._look, _key(entry)).scalar()
-        return found
+    def known(self, session: "Session", entries: Sequence[InboxEntry]) -> dict[str, float]:
+        """Return the ids that are in the table, and until when each is remembered."""
+        given = {**_key(entries[0]), "the_ids": [entry.id for entry in entries]}
+        del given["the_id"]
+        return {row[0]: row[1] for row in session.execute(self._look, given)}
 
     def remembers(self, until: float | None) -> bool:
         """Return whether the window of an id has not ended."""
         return until is not None and until > self._clock.now()
 
-    def insert(self, session: "Session", entry: InboxEntry, until: float | None) -> None:
-        """Insert an id, in place of one whose window has ended. Raises `IntegrityError`."""
+    def insert(
+        self, session: "Session", entries: Sequence[InboxEntry], known: Mapping[str, float]
+    ) -> None:
+        """Insert ids, in place of those whose window has ended. Raises `IntegrityError`."""
         connection = session.connection()
-        if until is not None:
-            connection.execute(self._delete, {**_key(entry), "the_until": until})
-        until = self._clock.now() + entry.window
-        connection.execute(self._insert, {**_key(entry), "the_until": until})
+        entries = sorted(entries, key=lambda entry: entry.id)  # others wait, and in the same order
+        old = [{**_key(each), "the_until": known[each.id]} for each in entries if each.id in known]
+        if old:
+            connection.execute(self._delete, old)
+        now = self._clock.now()
+        new = [{**_key(each), "the_until": now + each.window} for each in entries]
+        if new:
+            connection.execute(self._insert, new)
 
     @property
     def joined(self) -> SupportsJoin | None:
@@ -238,17 +261,24 @@ class SqlInbox(Inbox):
 
 
 class _Transaction:
-    """The transaction of one run of a handler, in a synchronous session."""
+    """The transaction of one run of a handler, in a synchronous session.
 
-    def __init__(self, inbox: SqlInbox, entry: InboxEntry, session: "Session") -> None:
+    It has the messages of a batch, or one. None has the id of another one.
+    """
+
+    def __init__(self, inbox: SqlInbox, entries: Sequence[InboxEntry], session: "Session") -> None:
         self.session = session
-        self.was_handled = False
+        self.handled: Sequence[bool] = ()
         self._inbox = inbox
-        self._entry = entry
-        self._until: float | None = None
+        self._entries = entries
+        self._known: Mapping[str, float] = {}
         self._may_commit = False
-        self._joined = inbox.joined if entry.receipt else None
+        self._joined = inbox.joined if entries[0].receipt else None
         self.locks = WriteLocks()
+
+    @property
+    def was_handled(self) -> bool:
+        return self.handled[0]
 
     @property
     def acknowledges(self) -> bool:
@@ -260,9 +290,9 @@ class _Transaction:
         return "" if file is None else self.locks.holding(file)
 
     def look(self, session: "Session") -> None:
-        """Look for the id in a transaction of its own."""
-        self._until = self._inbox.until(session, self._entry)
-        self.was_handled = self._inbox.remembers(self._until)
+        """Look for the ids in a transaction of its own."""
+        self._known = self._inbox.known(session, self._entries)
+        self.handled = [self._inbox.remembers(self._known.get(entry.id)) for entry in self._entries]
         session.rollback()
 
     @contextmanager
@@ -278,30 +308,56 @@ class _Transaction:
     def check_commit(self, session: "Session") -> None:
         """Raise `ConfigurationError` for a commit that is not ours; a savepoint may end."""
         if not self._may_commit and not session.in_nested_transaction():
+            first = self._entries[0]
             raise ConfigurationError(
-                f"message {self._entry.id} of queue {self._entry.queue!r}: the handler committed "
+                f"message {first.id} of queue {first.queue!r}: the handler committed "
                 "ctx.session. Leave that to mqcore, which commits it together with the message's "
                 "id when the handler has returned; for a part that may fail use begin_nested()"
             )
 
     def commit(self) -> Recorded:
-        """Acknowledge where that is possible, insert the id, and commit."""
+        """Commit with the id of the only message."""
+        return self.commit_items([0])[0]
+
+    def commit_items(self, done: Sequence[int]) -> list[Recorded]:
+        """Acknowledge where that is possible, insert the ids, and commit."""
         from sqlalchemy.exc import IntegrityError  # noqa: PLC0415 - SQLAlchemy is an extra
 
-        session, joined = self.session, self._joined
+        session, entries = self.session, [self._entries[index] for index in done]
         session.flush()  # what fails here is the handler's own
-        if joined is not None and not joined.acknowledge(_within(session), self._entry.receipt):
+        lost = self._acknowledge(session, entries)
+        if lost is not None:
             session.rollback()
-            return Recorded.LOST
+            return [Recorded.LOST if each is lost else Recorded.ROLLED_BACK for each in entries]
 
         try:
-            self._inbox.insert(session, self._entry, self._until)
+            self._inbox.insert(session, entries, self._known)
         except IntegrityError:
             session.rollback()
-            return Recorded.DUPLICATE
+            return self._conflict(session, done)
         self._may_commit = True
         session.commit()
-        return Recorded.RECORDED if joined is None else Recorded.ACKNOWLEDGED
+        recorded = Recorded.RECORDED if self._joined is None else Recorded.ACKNOWLEDGED
+        return [recorded] * len(entries)
+
+    def _acknowledge(self, session: "Session", entries: Sequence[InboxEntry]) -> InboxEntry | None:
+        """Acknowledge in the transaction; return the first one whose claim is lost."""
+        if self._joined is None or not entries:
+            return None
+        within = _within(session)
+        for entry in entries:
+            if not self._joined.acknowledge(within, entry.receipt):
+                return entry
+        return None
+
+    def _conflict(self, session: "Session", done: Sequence[int]) -> list[Recorded]:
+        """Return which ids another delivery has recorded meanwhile."""
+        if len(self._entries) == 1:
+            return [Recorded.DUPLICATE]
+        self.look(session)
+        return [
+            Recorded.DUPLICATE if self.handled[index] else Recorded.ROLLED_BACK for index in done
+        ]
 
 
 class _AsyncTransaction:
@@ -316,6 +372,10 @@ class _AsyncTransaction:
         return self._transaction.was_handled
 
     @property
+    def handled(self) -> Sequence[bool]:
+        return self._transaction.handled
+
+    @property
     def acknowledges(self) -> bool:
         return self._transaction.acknowledges
 
@@ -324,6 +384,9 @@ class _AsyncTransaction:
 
     async def commit(self) -> Recorded:
         return await self.session.run_sync(lambda _: self._transaction.commit())
+
+    async def commit_items(self, done: Sequence[int]) -> Sequence[Recorded]:
+        return await self.session.run_sync(lambda _: self._transaction.commit_items(done))
 
 
 class _Within:
@@ -376,17 +439,19 @@ def listen_to_sessions() -> None:
 
 
 def _statements(table: "Table") -> "tuple[Any, Any, Any]":
-    """Return the statements that look for an id, insert it, and delete an old one."""
+    """Return the statements that look for ids, insert one, and delete an old one."""
     from sqlalchemy import bindparam, delete, insert, select  # noqa: PLC0415 - SQLAlchemy is an extra
 
     names = ("consumer", "queue", "id")
+    ids: Any = bindparam("the_ids", expanding=True)
     where = [table.c[name] == bindparam(f"the_{name}") for name in names]
     values: dict[str, Any] = {name: bindparam(f"the_{name}") for name in (*names, "until")}
     old = delete(table).where(*where, table.c.until == bindparam("the_until"))
-    return select(table.c.until).where(*where), insert(table).values(values), old
+    look = select(table.c.id, table.c.until).where(*where[:2], table.c.id.in_(ids))
+    return look, insert(table).values(values), old
 
 
-def _key(entry: InboxEntry) -> dict[str, str]:
+def _key(entry: InboxEntry) -> dict[str, Any]:
     return {"the_consumer": entry.consumer, "the_queue": entry.queue, "the_id": entry.id}
 
 

@@ -99,6 +99,24 @@ async def test_a_kill_with_a_session(place: Place, kind: str, moment: str) -> No
     assert await left(place) == 0
 
 
+@pytest.mark.parametrize("moment", ["commit", "settle"])
+@pytest.mark.parametrize("place", ["sqlite", "sqlite-same"], indirect=True)
+async def test_a_kill_with_a_batch(place: Place, moment: str) -> None:
+    async with Broker.connect(place.broker, settings=Settings()) as broker:
+        await broker.publish_many(jobs, [1, 2])
+    assert place.run("batch", moment)[0] == -SIGKILL
+    assert place.rows() == ([1, 2] if moment == "settle" else [])
+
+    if moment == "settle" and place.is_same:  # the acknowledgements were in the transaction
+        assert await left(place) == 0
+        return
+    expected = "message.skipped" if moment == "settle" else "message.done"
+    code, printed = place.run("batch", "never")
+    assert (code, set(printed.split())) == (0, {expected})
+    assert place.rows() == [1, 2]
+    assert await left(place) == 0
+
+
 @pytest.mark.parametrize(("moment", "rows"), [("handler", [1, 1]), ("settle", [1])])
 async def test_a_kill_where_ids_alone_are_recorded(
     tmp_path: Path, broker_server: Callable[[str], Server], moment: str, rows: list[int]

@@ -19,7 +19,6 @@ from mqcore import (
     Context,
     Middleware,
     Queue,
-    Received,
     RemoteError,
     RequestTimeout,
     RetryPolicy,
@@ -341,15 +340,10 @@ def test_durations(value: Any, seconds: float) -> None:
 async def _nothing(value: int) -> None: ...
 
 
-async def _batch(items: list[Received[int]]) -> None: ...
-
-
 def test_what_does_not_go_with_it() -> None:
     app = App("shop")
     with pytest.raises(ConfigurationError, match="ack_first=True acknowledges it before"):
         app.register(jobs, _nothing, {"once": "1h", "ack_first": True})
-    with pytest.raises(ConfigurationError, match="once= does not go with batch="):
-        app.register(jobs, _batch, {"once": "1h", "batch": 5})
     with pytest.raises(ConfigurationError, match="inbox= takes an Inbox"):
         App("shop", inbox=5)  # type: ignore[arg-type]  # this is the wrong value
     with pytest.raises(ConfigurationError, match="no installed plugin serves 'nope'"):

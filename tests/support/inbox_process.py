@@ -1,9 +1,9 @@
 """A worker with `once=` that is killed at a chosen moment: `python … BROKER DATABASE KIND MOMENT`.
 
-`KIND` is `async` or `blocking` for a handler with a session of DATABASE, and `ids` for one that
-writes by itself while the broker records ids. `MOMENT` is `handler`, `commit` (the id is inserted,
-and not committed), `settle` (committed, and not acknowledged), or `never`. It writes the name of
-the event that ends its message, and ends.
+`KIND` is `async` or `blocking` for a handler with a session of DATABASE, `batch` for one that gets
+two messages in one, and `ids` for one that writes by itself while the broker records ids. `MOMENT`
+is `handler`, `commit` (the id is inserted, and not committed), `settle` (committed, and not
+acknowledged), or `never`. It writes the name of the event that ends its message, and ends.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from mqcore import App, Queue, Worker
+from mqcore import App, Queue, Received, Worker
 from mqcore_sql import SqlInbox
 
 BROKER, DATABASE, KIND, MOMENT = sys.argv[1:]
@@ -53,6 +53,14 @@ elif KIND == "blocking":
     @app.consumer(jobs, **options)
     def book_blocking(number: int, ctx: Any) -> None:
         ctx.session.execute(INSERT, {"n": number})
+        written()
+
+elif KIND == "batch":
+
+    @app.consumer(jobs, **options, batch=2, linger=5, concurrency=1)
+    async def book_batch(items: list[Received[int]]) -> None:
+        for item in items:
+            await item.session.execute(INSERT, {"n": item.value})
         written()
 
 else:

@@ -31,12 +31,12 @@ LARGER_PLUGINS = {
     "mqcore_memory": 990,
     "mqcore_redis": 1750 + 500 + 10,
     "mqcore_rabbitmq": 3195,
-    "mqcore_sql": 2490 + 700 + 740 + 95,
+    "mqcore_sql": 2490 + 750 + 740 + 95,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.
 
 Redis has 500 lines for its task store, Lua beside: ADR 35.
-SQL has two databases, 300 lines of statements, and 700 lines for outbox and inbox: ADR 27. Its
+SQL has two databases, 300 lines of statements, and 750 lines for outbox and inbox: ADR 27. Its
 task store has 740: ADR 34. Rates and slots, in both: ADR 39.
 """
 
