@@ -98,7 +98,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, in core, plugins, examples and the typing tests."""
-    install(session, "types", "tests", "demo")
+    install(session, "types", "tests", "demo", "rooms")
     session.run("mypy", *session.posargs)
 
 
@@ -107,6 +107,13 @@ def demo(session: nox.Session) -> None:
     """Segment real images end to end: `-s demo -- [--url URL] [--images DIR] [--out DIR]`."""
     install(session, "demo")
     session.run("python", "examples/segmentation/demo.py", *session.posargs)
+
+
+@nox.session
+def rooms(session: nox.Session) -> None:
+    """Make rooms on a simulated Proxmox while things go wrong: `-s rooms -- [--url URL]`."""
+    install(session, "rooms")
+    session.run("python", "-m", "examples.rooms.demo", *session.posargs)
 
 
 @nox.session

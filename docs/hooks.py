@@ -43,6 +43,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "examples/course/README.md": "examples/course.md",
     "examples/segmentation/README.md": "examples/segmentation.md",
+    "examples/rooms/README.md": "examples/rooms.md",
     "examples/backend-directory/README.md": "examples/backend-directory.md",
     "examples/backend-beanstalk/README.md": "examples/backend-beanstalk.md",
 }
