@@ -9,6 +9,8 @@ from typing import Any
 
 from mqcore.cli.output import amount, iso
 from mqcore.tasks.errors import UnknownTask
+from mqcore.tasks.listing import open_tasks
+from mqcore.tasks.listing import worker_info as info_of
 from mqcore.tasks.model.nodes import Kind, Node
 from mqcore.tasks.store.seam import Heartbeat, TaskStore
 
@@ -22,21 +24,6 @@ __all__ = [
     "progress_text",
     "worker_data",
 ]
-
-_MOST = 10_000
-"""Open tasks that are read before the filters."""
-_FAR = 3_155_760_000.0
-"""A hundred years: `suspects` of that future are all that wait."""
-
-
-async def open_tasks(store: TaskStore) -> list[Node]:
-    """Return the scheduled, queued, running and retrying tasks, by the time they are due."""
-    ids = dict.fromkeys(await store.suspects(time.time() + _FAR, _MOST))
-    for beat in await store.workers():
-        if is_alive(beat):
-            ids |= dict.fromkeys(each["id"] for each in info_of(beat)["active"])
-    nodes = [node for node in await store.nodes(list(ids)) if node is not None]
-    return sorted((node for node in nodes if not node.has_ended), key=lambda node: node.due)
 
 
 async def node_of(store: TaskStore, task: str) -> Node:
@@ -52,13 +39,6 @@ async def node_of(store: TaskStore, task: str) -> Node:
 def is_alive(beat: Heartbeat) -> bool:
     """Whether the last heartbeat of a worker still holds."""
     return time.time() < beat.at + beat.ttl
-
-
-def info_of(beat: Heartbeat) -> dict[str, Any]:
-    """Return what a worker has said of itself."""
-    info: dict[str, Any] = {"queues": [], "active": [], "registered": [], "counts": {}}
-    info |= json.loads(beat.info or b"{}")
-    return info
 
 
 def progress_text(node: Node) -> str | None:

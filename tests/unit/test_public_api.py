@@ -67,7 +67,7 @@ REFERENCE = ROOT / "docs" / "reference"
     "module",
     [
         *("mqcore", "mqcore.django", "mqcore.middleware", "mqcore.sync", "mqcore.tasks"),
-        *("mqcore.tasks.django", "mqcore.testing"),
+        *("mqcore.tasks.django", "mqcore.tasks.fastapi", "mqcore.testing"),
     ],
 )
 def test_every_exported_name_is_on_a_page_of_the_reference(module: str) -> None:
