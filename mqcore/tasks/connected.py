@@ -297,8 +297,7 @@ class Connected:
 
     async def _wait_for_end(self, row: Node, holder: str) -> None:
         try:
-            async with self.clock.timeout(_REPLACED):
-                await self.results.changed(holder, lambda node: node.has_ended)
+            await self.results.end_of(holder, _REPLACED)
         except TimeoutError:
             raise DuplicateTask(
                 f"task {row.name!r} is not sent: {holder} has the same unique key, and has not "

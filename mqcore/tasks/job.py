@@ -14,7 +14,7 @@ from mqcore.tasks.model.nodes import Kind
 from mqcore.tasks.model.outcomes import Asked, Cancelled, Unknown
 from mqcore.tasks.model.states import State
 from mqcore.tasks.results import error_of
-from mqcore.tasks.store.values import value_of
+from mqcore.tasks.store.values import value_below
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,16 +87,20 @@ class Job(Generic[R_co]):
         `allow_wait` is set (T5).
         """
         connected = self._tasks.connected()
-        node = await connected.results.node(self.id)
-        if not node.has_ended:
-            if not allow_wait:
-                self._check_wait(node)
-            node = await self._wait(timeout)
+        limit = connected.seconds("timeout", timeout)
+        check = None if allow_wait else self._check_wait
+        try:
+            node = await connected.results.end_of(self.id, limit, check)
+        except TimeoutError:
+            raise ResultTimeout(
+                f"task {self.id} has not ended within {limit:g} s; it goes on"
+            ) from None
+
         if node.state is not State.SUCCEEDED:
             raise await error_of(connected.store, node)
-        stored = await value_of(connected.store, node.id)
-        if stored is None:
-            await connected.results.node(self.id)  # raises, if it was removed meanwhile
+        stored = await value_below(connected.store, node)
+        if node.kind is not Kind.TASK:
+            await connected.results.node(self.id)  # raises, if the tree was removed meanwhile
         value: R_co = self._tasks.read(
             stored,
             self._plan,
@@ -104,17 +108,6 @@ class Job(Generic[R_co]):
             node.payload[:1].decode(),
         )
         return value
-
-    async def _wait(self, timeout: float | timedelta | None) -> Node:
-        connected = self._tasks.connected()
-        limit = connected.seconds("timeout", timeout)
-        try:
-            async with connected.clock.timeout(limit):
-                return await connected.results.changed(self.id, lambda node: node.has_ended)
-        except TimeoutError:
-            raise ResultTimeout(
-                f"task {self.id} has not ended within {limit:g} s; it goes on"
-            ) from None
 
     def _check_wait(self, node: Node) -> None:
         running = current_context.get()
@@ -154,7 +147,7 @@ class Job(Generic[R_co]):
             yield seen
             if node.has_ended:
                 return
-            node = await results.changed(
+            node = await results.node_when(
                 self.id,
                 lambda new, seen=seen: Change.of(new) != seen,  # type: ignore[misc]  # bound for this turn
             )

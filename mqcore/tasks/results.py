@@ -1,20 +1,26 @@
-"""`Results`: waits for tasks, with one watch for a whole process (T5), and reads results.
+"""`Results`: waits for tasks, with one subscription for a whole process (T5); reads results.
 
-Changes that this process makes are noticed at once. Those of other processes are polled for: all
-tasks that are waited for in one request, in intervals that grow from 10 ms to half a second.
+    changes of this process ────────────────┐
+    announcements of the store ─────────────┼──► the rows that are waited for are read ──► callers
+    from time to time, whatever was missed ─┘
+
+All rows that are due at the same moment are read with one request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import weakref
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import ConnectionLost
+from mqcore.log import log
 from mqcore.tasks.errors import TaskCancelled, TaskExpired, TaskFailed, UnknownTask
 from mqcore.tasks.model.changes import (
     Back,
@@ -31,25 +37,47 @@ from mqcore.tasks.model.changes import (
 )
 from mqcore.tasks.model.nodes import Kind, replacement_id
 from mqcore.tasks.model.states import State
-from mqcore.tasks.store.seam import StoreError
-from mqcore.tasks.store.values import Failure, value_of
+from mqcore.tasks.reads import Reader
+from mqcore.tasks.store.seam import StoreError, SupportsAnnouncements
+from mqcore.tasks.store.values import Failure, value_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mqcore.clock import Clock
     from mqcore.tasks.model.nodes import Node
-    from mqcore.tasks.store.seam import TaskStore
+    from mqcore.tasks.store.seam import Announcement, TaskStore
     from mqcore.tasks.store.values import Value
 
 __all__ = ["Results", "error_of", "json_of", "value_text"]
 
 _FIRST_WAIT, _LAST_WAIT = 0.01, 0.5
+"""Seconds between two looks at all rows, where nothing announces their changes."""
+_HEARING = 2.0
+"""The same where they are announced. It bounds what a lost announcement costs."""
+_REST = 5.0
+"""How many times longer the watch rests than it has looked at all rows. They may be very many."""
+_LINGER = 30.0
+"""Seconds that the subscription is kept when nothing is waited for."""
+_AGAIN = 1.0
+"""Seconds after which a subscription that was lost is made again."""
 _AT_ONCE = 1_000
+"""Rows that one request reads."""
+_DUE = 1e-6
 _ABOVE = re.compile(r"[.~][^.~]*$")
 _all: weakref.WeakSet[Results] = weakref.WeakSet()
 _lock = Lock()
 """Event loops in several threads may come and go."""
+
+
+@dataclass(eq=False, slots=True)
+class _Wait:
+    """One caller that waits for a change of a row."""
+
+    is_new: Callable[[Node], bool]
+    until_end: bool
+    """Whether only the end of the task is new to the caller."""
+    found: asyncio.Future[Node | None]
 
 
 class Results:
@@ -59,68 +87,196 @@ class Results:
         self._store = store
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, dict[asyncio.Future[Node | None], Callable[[Node], bool]]] = {}
-        self._dirty: set[str] = set()
+        self._reader = Reader(store)
+        self._waiting: dict[str, list[_Wait]] = {}
+        self._changed: set[str] = set()
+        """The rows that were said to have changed, and are waited for."""
         self._wake = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
-        self._wait = _FIRST_WAIT
+        self._listening: asyncio.Task[None] | None = None
+        self._hears = False
+        """Whether changes of other processes are announced now."""
+        self._interval = _FIRST_WAIT
+        self._next_look = math.inf
+        """When all rows are read next, whether or not a change was announced."""
+        self._rested = 0.0
+        """When the watch has rested from its last look at all rows."""
         self._is_closed = False
         with _lock:
             _all.add(self)
 
     async def node(self, id: str) -> Node:
         """Return the row of a task. Raises `UnknownTask`."""
-        node = (await self._store.nodes([id]))[0]
+        node = await self._reader.read(id)
         if node is None:
             raise _unknown(id)
         return node
 
-    async def changed(self, id: str, is_new: Callable[[Node], bool]) -> Node:
-        """Wait until the row of a task is new to the caller, and return it.
+    async def node_when(
+        self,
+        id: str,
+        is_new: Callable[[Node], bool],
+        *,
+        until_end: bool = False,
+        limit: float | None = None,
+        check: Callable[[Node], None] | None = None,
+    ) -> Node:
+        """Return the row of a task when it is new to the caller; wait `limit` seconds at most.
 
-        Raises `UnknownTask` when it is removed.
+        `until_end` says that nothing before the end of the task is new. `check` gets the row if it
+        is not new yet, and may raise. Raises `UnknownTask`, also when the row is removed, and
+        `TimeoutError`.
         """
         if self._is_closed:
             raise _closed()
-        found: asyncio.Future[Node | None] = self._loop.create_future()
-        self._waiting.setdefault(id, {})[found] = is_new
-        self._wait = _FIRST_WAIT
-        if self._watch is None or self._watch.done():
-            self._watch = self._loop.create_task(self._poll())
+        wait = _Wait(is_new, until_end, self._loop.create_future())
+        self._waiting.setdefault(id, []).append(wait)  # before the row is read: no change is missed
         try:
-            node = await found
+            node: Node | None = await self.node(id)
+            if node is not None and not is_new(node):
+                if check is not None:
+                    check(node)
+                self._start_watch()
+                async with self._clock.timeout(limit):
+                    node = await wait.found
         finally:
-            futures = self._waiting.get(id, {})
-            futures.pop(found, None)
-            if not futures:
-                self._waiting.pop(id, None)
+            self._remove(id, wait)
         if node is None:
             raise _unknown(id)
         return node
 
-    async def _poll(self) -> None:
-        """Look at the rows that are waited for, as long as there are any."""
-        while self._waiting:
-            self._wake.clear()
-            if not self._dirty:
-                with suppress(TimeoutError):
-                    async with self._clock.timeout(self._wait):
-                        await self._wake.wait()
-                self._wait = min(self._wait * 1.5, _LAST_WAIT)
-            ids = [id_ for id_ in self._dirty or self._waiting if id_ in self._waiting]
-            self._dirty.clear()
-            for start in range(0, len(ids), _AT_ONCE):
-                await self._look(ids[start : start + _AT_ONCE])
+    async def end_of(
+        self, id: str, limit: float | None, check: Callable[[Node], None] | None = None
+    ) -> Node:
+        """Return the row of a task when it has ended; see `node_when`."""
+        return await self.node_when(id, _has_ended, until_end=True, limit=limit, check=check)
 
-    async def _look(self, ids: Sequence[str]) -> None:
-        try:
-            nodes = await self._store.nodes(ids)
-        except StoreError:
-            return  # it is away; the callers have time limits of their own
-        for id_, node in zip(ids, nodes, strict=True):
-            for future, is_new in self._waiting.get(id_, {}).items():
-                if not future.done() and (node is None or is_new(node)):
-                    future.set_result(node)
+    def _remove(self, id: str, wait: _Wait) -> None:
+        waits = self._waiting[id]
+        waits.remove(wait)
+        if not waits:
+            del self._waiting[id]
+        if wait.found.done() and not wait.found.cancelled():
+            wait.found.exception()  # it may have come when the caller had left
+
+    # The watch
+
+    def _start_watch(self) -> None:
+        """Have all rows looked at soon: a wait has begun."""
+        if not self._hears:
+            self._interval = _FIRST_WAIT
+            self._look_at(self._clock.monotonic() + _FIRST_WAIT)
+        else:
+            self._look_at(self._clock.monotonic() + _HEARING)
+        self._wake.set()
+        if self._watch is None or self._watch.done():
+            self._watch = self._loop.create_task(self._look())
+        if self._listening is None and isinstance(self._store, SupportsAnnouncements):
+            self._listening = self._loop.create_task(self._listen(self._store))
+
+    def _look_at(self, when: float) -> None:
+        """Look at all rows at this time, or as soon as the watch has rested from the last look."""
+        when = max(when, self._rested)
+        if when < self._next_look:
+            self._next_look = when
+            self._wake.set()
+
+    async def _look(self) -> None:
+        """Read rows that have changed, and all rows from time to time."""
+        while self._waiting or await self._is_needed_again():
+            rest = self._next_look - self._clock.monotonic()
+            if rest > _DUE and not self._changed:
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    async with self._clock.timeout(None if rest == math.inf else rest):
+                        await self._wake.wait()
+                continue
+
+            changed, self._changed = self._changed, set()
+            await self._read(changed)
+            if rest <= _DUE:
+                await self._look_at_all()
+
+    async def _look_at_all(self) -> None:
+        began = self._clock.monotonic()
+        await self._read(self._waiting)
+        ended = self._clock.monotonic()
+        self._rested = ended + _REST * (ended - began)
+        self._next_look = max(ended + self._interval, self._rested)
+        self._interval = _HEARING if self._hears else min(self._interval * 1.5, _LAST_WAIT)
+
+    async def _is_needed_again(self) -> bool:
+        """Keep the subscription for a while, when nothing is waited for."""
+        self._next_look = math.inf
+        self._changed.clear()
+        if self._listening is not None:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with self._clock.timeout(_LINGER):
+                    await self._wake.wait()
+            if not self._waiting:
+                self._listening.cancel()
+                self._listening = None
+                self._hears = False
+        return bool(self._waiting)
+
+    async def _read(self, rows: Iterable[str]) -> None:
+        """Read these rows, and give them to the callers to whom they are new."""
+        ids = [each for each in rows if each in self._waiting]
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            try:
+                nodes = await self._store.nodes(some)
+            except StoreError:
+                continue  # it is away; the callers have time limits of their own
+            except Exception as error:  # noqa: BLE001 - a defect of the store is the callers' error
+                for wait in self._open_waits(some):
+                    wait.found.set_exception(error)
+                continue
+            for id_, node in zip(some, nodes, strict=True):
+                for wait in self._open_waits([id_]):
+                    if node is None or wait.is_new(node):
+                        wait.found.set_result(node)
+
+    def _open_waits(self, ids: Iterable[str]) -> list[_Wait]:
+        every = (wait for id_ in ids for wait in self._waiting.get(id_, ()))
+        return [wait for wait in every if not wait.found.done()]
+
+    # What has changed
+
+    async def _listen(self, store: SupportsAnnouncements) -> None:
+        """Hear what other processes change. What is missed meanwhile is looked for afterwards."""
+        has_failed = False
+        while True:
+            try:
+                await store.listen(self._hear)
+            except StoreError as error:
+                if self._hears or not has_failed:
+                    log().warning("tasks: results of other processes are polled for: %s", error)
+            except Exception:  # noqa: BLE001 - results are polled for in place of it
+                log().exception("tasks: the store cannot announce changes; results are polled for")
+            has_failed = True
+            if self._hears:
+                self._hears, self._interval = False, _FIRST_WAIT
+                self._look_at(self._clock.monotonic())
+            await self._clock.sleep(_AGAIN)
+
+    def _hear(self, announcement: Announcement | None) -> None:
+        """Take note of what the store announces; None says that something may have been missed."""
+        self._hears = True
+        if announcement is None:
+            self._look_at(self._clock.monotonic())
+        elif self._waiting:
+            self._note(announcement.ended)
+            self._note(announcement.moved, has_ended=False)
+
+    def _note(self, rows: Iterable[str], *, has_ended: bool = True) -> None:
+        """Have these rows read by the watch, if a caller could find something new there."""
+        for id_ in rows:
+            waits = self._waiting.get(id_)
+            if waits and (has_ended or not all(wait.until_end for wait in waits)):
+                self._changed.add(id_)
+                self._wake.set()
 
     def notice(self, changes: Sequence[Change]) -> None:
         """Take note of changes that were committed in this process."""
@@ -132,34 +288,32 @@ class Results:
     def _notice(self, changes: Sequence[Change]) -> None:
         if not self._waiting:
             return
-        touched = {id_ for change in changes for id_ in _touched(change)} & self._waiting.keys()
-        if touched:
-            self._dirty |= touched
-            self._wake.set()
+        for change in changes:
+            if isinstance(change, (Begin, Back, Progress)):
+                self._note([change.task], has_ended=isinstance(change, Back))
+            else:
+                self._note(_touched(change))
 
     async def close(self) -> None:
         """Stop to wait. The calls that wait raise `ConnectionLost`."""
         self._is_closed = True
         with _lock:
             _all.discard(self)
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        for future in [each for futures in self._waiting.values() for each in futures]:
-            if not future.done():
-                future.set_exception(_closed())
+        tasks = [task for task in (self._watch, self._listening) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for wait in self._open_waits(self._waiting):
+            wait.found.set_exception(_closed())
 
 
 def _touched(change: Change) -> Iterator[str]:
-    """Yield the nodes that may have changed: the one that is named, and all above it."""
+    """Yield the nodes that may have ended: the one that is named, and all above it."""
     match change:
         case (
-            Begin(task=node)
-            | End(task=node)
+            End(task=node)
             | Gone(task=node)
-            | Back(task=node)
             | Replace(task=node)
-            | Progress(task=node)
             | Cancel(node=node)
             | Recover(node=node)
             | More(group=node)
@@ -170,13 +324,17 @@ def _touched(change: Change) -> Iterator[str]:
                 node = _ABOVE.sub("", node) if _ABOVE.search(node) else ""
 
 
+def _has_ended(node: Node) -> bool:
+    return node.has_ended
+
+
 async def value_text(store: TaskStore, node: Node) -> str:
     """Return the result of a node as JSON. Raises `TaskFailed` when it has none."""
     if node.state is not State.SUCCEEDED:
         raise await error_of(store, node)
     if node.kind is Kind.TASK:
         return (node.result or b"null").decode()
-    return json_of(await value_of(store, node.id))
+    return json_of(await value_below(store, node))
 
 
 def json_of(value: Value) -> str:

@@ -21,7 +21,15 @@ from mqcore.tasks.model.nodes import (
 )
 from mqcore.tasks.model.outcomes import Outcome
 from mqcore.tasks.model.states import ENDED, LIVE, NEXT, NEXT_RUN, IllegalTransition, State
-from mqcore.tasks.store.seam import Applied, Heartbeat, Pending, StoreError, TaskStore
+from mqcore.tasks.store.seam import (
+    Announcement,
+    Applied,
+    Heartbeat,
+    Pending,
+    StoreError,
+    SupportsAnnouncements,
+    TaskStore,
+)
 from mqcore.tasks.transitions.apply import SEAL_WITHIN, apply_changes
 from mqcore.tasks.transitions.rows import OutboxEntry, Rows, Schedule, message_key, slice_key
 from mqcore.tasks.transitions.walk import SLICE
@@ -33,6 +41,7 @@ __all__ = [
     "NEXT_RUN",
     "SEAL_WITHIN",
     "SLICE",
+    "Announcement",
     "Applied",
     "CallNotBegun",
     "CallNotEnded",
@@ -55,6 +64,7 @@ __all__ = [
     "SlotLimit",
     "State",
     "StoreError",
+    "SupportsAnnouncements",
     "SystemClock",
     "TaskStore",
     "apply_changes",

@@ -52,7 +52,10 @@ class Link(asyncio.Protocol):
         connection: AbstractConnection,
         broken: Callable[[Exception], None],
         patience: int = PATIENCE,
+        heard: Callable[[bytes], None] | None = None,
     ) -> None:
+        """`heard` gets what is published on the channels that this connection has subscribed to."""
+        self._heard = heard
         self.connection, self._broken, self._patience = connection, broken, patience
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
@@ -162,6 +165,9 @@ class Link(asyncio.Protocol):
                 if isinstance(answer, Exception) and not is_answer(answer):
                     self._fail(answer)
                     return
+                if self._heard is not None and isinstance(answer, list) and answer[0] == b"message":
+                    self._heard(answer[2])
+                    continue
                 future, call = self._waiting.popleft()
                 if future.done():
                     continue

@@ -22,7 +22,7 @@ from mqcore.tasks.model.outcomes import (
 )
 from mqcore.tasks.model.states import ENDED, LIVE, State
 from mqcore.tasks.store.memory import MemoryTaskStore, MemoryTransaction
-from mqcore.tasks.store.seam import Applied, Pending
+from mqcore.tasks.store.seam import Announcement, Applied, Pending
 from mqcore.tasks.transitions.apply import Transitions
 from mqcore.tasks.transitions.rows import OutboxEntry, message_key, slice_key
 from mqcore.tasks.transitions.walk import Walk
@@ -521,3 +521,22 @@ class ScheduleIsReadBeforeTheTransaction(MemoryTaskStore):
         if any(isinstance(change, Fire) for change in changes):
             await asyncio.sleep(0)
         return Applied(outcomes, transaction.commit())
+
+
+@mutant("cases")
+class AnnouncesOnlyTasks(MemoryTaskStore):
+    """The end of a workflow is not announced to those who wait for it."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Leave out what has children."""
+        ended = [id_ for id_ in announcement.ended if self.tables.nodes[id_].kind is Kind.TASK]
+        super().announce(replace(announcement, ended=ended))
+
+
+@mutant("cases")
+class AnnouncesNoBeginning(MemoryTaskStore):
+    """Only endings are announced, so who watches a task does not see it begin."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Leave out what has not ended."""
+        super().announce(replace(announcement, moved=()))

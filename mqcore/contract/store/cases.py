@@ -43,7 +43,7 @@ from mqcore.tasks.model.outcomes import (
     Terminal,
 )
 from mqcore.tasks.model.states import IllegalTransition, State
-from mqcore.tasks.store.seam import Heartbeat, TaskStore
+from mqcore.tasks.store.seam import Announcement, Heartbeat, SupportsAnnouncements, TaskStore
 from mqcore.tasks.store.values import Failure, value_of
 
 __all__ = ["StoreCase", "store_cases"]
@@ -445,6 +445,63 @@ async def a_cancellation_beside_endings_ends_everything(kit: StoreKit) -> None:
             nodes = await kit.store.nodes([chord, f"{chord}.0", f"{chord}.0.0", f"{chord}.0.1"])
             ended = [node is not None and node.has_ended for node in nodes]
             kit.same(ended, [True] * len(nodes), f"whether each node of {chord} has ended")
+
+
+# Waiting for results (T5)
+
+
+@case
+async def what_changes_is_announced_to_other_clients(kit: StoreKit) -> None:
+    """A store that announces changes names each row that has begun or ended, or None.
+
+    A store that announces nothing is polled.
+    """
+    other = await kit.another()
+    if not isinstance(other, SupportsAnnouncements):
+        return
+    heard: asyncio.Queue[Announcement | None] = asyncio.Queue()
+    listening = asyncio.create_task(other.listen(heard.put_nowait))
+    try:
+        kit.same(await _next(heard, listening), None, "what is heard at first", "listen")
+        await kit.add(_CHORD)
+        await kit.run("r.0.0", "r.0.1", "r.1")
+        await kit.add(_TASK, "last")
+        await kit.run("last")
+        ended, moved = set[str](), set[str]()
+        while "last" not in ended:
+            announcement = await _next(heard, listening)
+            if announcement is None:
+                return  # everything that is waited for is read again
+            ended.update(announcement.ended)
+            moved.update(announcement.moved)
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+    missed = {"r.0.0", "r.0.1", "r.0", "r.1", "r"} - ended
+    kit.same(missed, set(), "ends that were not announced", "listen")
+    missed = {"r.0.0", "r.0.1", "r.1"} - moved
+    kit.same(missed, set(), "beginnings that were not announced", "listen")
+
+
+_ANNOUNCED = 30.0
+"""Seconds after which a change must have been announced. It is much faster."""
+
+
+async def _next(
+    heard: asyncio.Queue[Announcement | None], listening: asyncio.Task[None]
+) -> Announcement | None:
+    """Return the next announcement. Raises what `listen` raises."""
+    getting = asyncio.create_task(heard.get())
+    await asyncio.wait(
+        [getting, listening], timeout=_ANNOUNCED, return_when=asyncio.FIRST_COMPLETED
+    )
+    if getting.done():
+        return getting.result()
+    getting.cancel()
+    if listening.done():
+        listening.result()
+    raise ContractError("an announcement", f"none in {_ANNOUNCED:g} s", "TaskStore.listen")
 
 
 # Retention

@@ -5,9 +5,11 @@ It is the reference: the store contract compares every other store with it.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -15,12 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from mqcore.spi import hookimpl
 from mqcore.tasks.model.nodes import CancelFlag, Kind, Node, child_id, root_of
 from mqcore.tasks.model.states import LIVE, State
-from mqcore.tasks.store.seam import Applied, Heartbeat, Pending, TaskStore
+from mqcore.tasks.store.seam import Announcement, Applied, Heartbeat, Pending, TaskStore
 from mqcore.tasks.transitions.apply import apply_changes
 from mqcore.tasks.transitions.walk import SLICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mqcore.clock import Clock
     from mqcore.tasks.model.changes import Change
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
     from mqcore.tasks.transitions.rows import OutboxEntry, Schedule
 
 __all__ = ["MemoryTaskStore", "MemoryTransaction", "Tables", "mqcore_register_stores"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Listener:
+    """A user of the tables, which is called on its own event loop."""
+
+    store: TaskStore
+    loop: asyncio.AbstractEventLoop
+    heard: Callable[[Announcement | None], None]
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Tables:
     beats: dict[str, Heartbeat] = field(default_factory=dict)
     open_nodes: dict[str, None] = field(default_factory=dict)
     """Live tasks and unsealed groups: what can be lost or running."""
+    listeners: set[_Listener] = field(default_factory=set)
     lock: Lock = field(default_factory=Lock)
     """Event loops in several threads may share the tables of a name."""
 
@@ -156,6 +168,11 @@ class MemoryTransaction:
         """Write a schedule."""
         self._schedules[schedule.name] = schedule
 
+    @property
+    def saved(self) -> Sequence[Node]:
+        """The rows that were added or changed."""
+        return list(self._saved.values())
+
     def commit(self) -> list[str]:
         """Write everything, and return the keys of the outbox entries that were made."""
         tables = self._tables
@@ -212,7 +229,30 @@ class MemoryTaskStore(TaskStore):
         with self.tables.lock:
             transaction = MemoryTransaction(self.tables, self.clock.now())
             outcomes = self.make(transaction, changes)
-            return Applied(outcomes, transaction.commit())
+            applied = Applied(outcomes, transaction.commit())
+            if self.tables.listeners:
+                self.announce(Announcement.of(transaction.saved))
+        return applied
+
+    def announce(self, announcement: Announcement) -> None:
+        """Tell the other users of the tables, whose loops may run in other threads."""
+        for each in self.tables.listeners:
+            if each.store is not self:
+                with suppress(RuntimeError):  # its loop is closed
+                    each.loop.call_soon_threadsafe(each.heard, announcement)
+
+    async def listen(self, heard: Callable[[Announcement | None], None]) -> None:
+        """Hear what other users of the tables change."""
+        loop = asyncio.get_running_loop()
+        listener = _Listener(self, loop, heard)
+        with self.tables.lock:
+            self.tables.listeners.add(listener)
+        heard(None)
+        try:
+            await loop.create_future()  # until it is cancelled
+        finally:
+            with self.tables.lock:
+                self.tables.listeners.discard(listener)
 
     def make(self, rows: MemoryTransaction, changes: Sequence[Change]) -> list[Outcome]:
         """Run the transitions."""

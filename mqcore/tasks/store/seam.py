@@ -9,22 +9,33 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from mqcore.clock import SystemClock
 from mqcore.errors import MqcoreError
+from mqcore.tasks.model.states import State
 from mqcore.tasks.transitions.rows import OutboxEntry, Schedule
 from mqcore.tasks.transitions.walk import SLICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mqcore.clock import Clock
     from mqcore.tasks.model.changes import Change
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.model.outcomes import Outcome
 
-__all__ = ["Applied", "Heartbeat", "OutboxEntry", "Pending", "Schedule", "StoreError", "TaskStore"]
+__all__ = [
+    "Announcement",
+    "Applied",
+    "Heartbeat",
+    "OutboxEntry",
+    "Pending",
+    "Schedule",
+    "StoreError",
+    "SupportsAnnouncements",
+    "TaskStore",
+]
 
 
 class StoreError(MqcoreError):
@@ -159,3 +170,44 @@ class TaskStore(ABC):
     @abstractmethod
     async def clear(self) -> None:
         """Remove everything that the store holds. Only tests call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """The rows that one transaction, or several, have changed."""
+
+    ended: Sequence[str] = ()
+    """The ids of those that have ended."""
+    moved: Sequence[str] = ()
+    """The ids of those that have begun or gone on. What only waits for its turn is not named."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Node]) -> Announcement:
+        """Return the announcement of rows that were saved."""
+        ended, moved = list[str](), list[str]()
+        for row in rows:
+            if row.has_ended:
+                ended.append(row.id)
+            elif row.state not in _WAITING:
+                moved.append(row.id)
+        return cls(ended, moved)
+
+
+_WAITING = frozenset({State.WAITING, State.SCHEDULED, State.QUEUED})
+
+
+@runtime_checkable
+class SupportsAnnouncements(Protocol):
+    """A store that announces to other processes which rows have changed.
+
+    It is optional, and only spares time: who waits for rows looks at them from time to time in any
+    case. So an announcement may be lost, come twice, or name rows that have not changed.
+    """
+
+    async def listen(self, heard: Callable[[Announcement | None], None]) -> None:
+        """Call `heard` on the loop for what other users of the store change, until cancelled.
+
+        It is called with None when something may have been missed: first of all when the listening
+        has begun, and later too. All rows that are waited for are read again then. Raises
+        `StoreError` when the connection is lost; the caller calls it again.
+        """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.store.seam import TaskStore
 
-__all__ = ["Failure", "Value", "value_of"]
+__all__ = ["Failure", "Value", "value_below", "value_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,11 @@ Value = bytes | None | Failure | list["Value"]
 async def value_of(store: TaskStore, node: str) -> Value:
     """Return the result of a node, with those of a group's members in their order."""
     found = (await store.nodes([node]))[0]
-    return None if found is None else await _value(store, found)
+    return None if found is None else await value_below(store, found)
 
 
-async def _value(store: TaskStore, node: Node) -> Value:
+async def value_below(store: TaskStore, node: Node) -> Value:
+    """Return the result of a node that was read already."""
     while node.state is State.SUCCEEDED and node.kind in {Kind.CHAIN, Kind.REPLACED}:
         is_chain = node.kind is Kind.CHAIN
         last = child_id(node.id, node.size - 1) if is_chain else replacement_id(node.id)
@@ -55,6 +56,6 @@ async def _values(store: TaskStore, nodes: Sequence[Node]) -> list[Value]:
     return [
         node.result
         if node.kind is Kind.TASK and node.state is State.SUCCEEDED
-        else await _value(store, node)
+        else await value_below(store, node)
         for node in nodes
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -12,21 +14,26 @@ from redis.exceptions import RedisError
 from mqcore.spi import ConnectionLost, ErrorKind, split_url
 from mqcore.tasks.spi import ConfigurationError, IllegalTransition, StoreError
 from mqcore_redis.classify import refusal_of
+from mqcore_redis.dial import dial
+from mqcore_redis.link import Link
 from mqcore_redis.options import Place, RedisOptions, read
 from mqcore_redis.probe import RIGHTS, probe
 from mqcore_redis.scripts import TASK_NAMES
-from mqcore_redis.session import Session
+from mqcore_redis.session import Session, raise_if_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mqcore_redis.link import Answer
 
 __all__ = ["Server", "place_of"]
 
 _ILLEGAL = "ILLEGAL "
 """Begins the error of a script for a state that cannot follow."""
+_RIGHTS = f"{RIGHTS}; to learn of results at once also +@pubsub &PREFIX:*"
 _HINTS = {
     ErrorKind.FULL: "The server is full: free memory, or set a higher maxmemory",
-    ErrorKind.DENIED: f"The user of the URL needs {RIGHTS}",
+    ErrorKind.DENIED: f"The user of the URL needs {_RIGHTS}",
 }
 
 
@@ -99,6 +106,36 @@ class Server:
         except (RedisError, ConnectionLost, OSError) as error:
             raise self._failed(error) from error
 
+    async def listen(self, channel: str, heard: Callable[[bytes | None], None]) -> None:
+        """Subscribe to one of the store's channels, on a connection of its own.
+
+        `heard` gets None when the subscription has begun. Raises `StoreError` when it is lost.
+        """
+        lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+        def broken(error: Exception) -> None:
+            if not lost.done():
+                lost.set_result(error)
+
+        link: Link | None = None
+        try:
+            link = Link(await dial(self._any_node()), broken, heard=heard)
+            raise_if_error(await link.call("SUBSCRIBE", f"{self.stem}{channel}"))
+            heard(None)
+            raise await lost
+        except (RedisError, ConnectionLost, OSError) as error:
+            raise self._failed(error) from error
+        finally:
+            if link is not None:
+                await link.close()
+
+    def _any_node(self) -> Place:
+        """Return where to subscribe: each node of a cluster passes on what is published on one."""
+        place = self._place
+        if place.kind != "cluster":
+            return place
+        return replace(place, hosts=(random.choice(place.hosts),))
+
     async def _connected(self) -> Session:
         session = self._session
         if session is not None and session.error is None:
@@ -129,7 +166,7 @@ class Server:
             raise StoreError(
                 f"cannot connect to the task store at {self._place.shown}: "
                 f"{type(error).__name__}: {error}. Nothing was sent. The next call connects again; "
-                f"check that the server runs and what the URL says. The user needs {RIGHTS}"
+                f"check that the server runs and what the URL says. The user needs {_RIGHTS}"
             ) from error
         except BaseException:
             await session.close()

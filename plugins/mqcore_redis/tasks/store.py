@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mqcore.tasks.spi import Clock, Pending, TaskStore, child_id
 from mqcore_redis.tasks.gather import Gatherer
 from mqcore_redis.tasks.server import Server, place_of
-from mqcore_redis.tasks.words import heartbeat_of, node_of, outbox_entry_of, schedule_of
+from mqcore_redis.tasks.words import (
+    announcement_of,
+    heartbeat_of,
+    node_of,
+    outbox_entry_of,
+    schedule_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from mqcore.tasks.spi import Applied, Change, Heartbeat, Node, Schedule
+    from mqcore.tasks.spi import Announcement, Applied, Change, Heartbeat, Node, Schedule
     from mqcore_redis.link import Answer
 
 __all__ = ["RedisTaskStore"]
@@ -57,6 +63,14 @@ class RedisTaskStore(TaskStore):
 
     async def _send(self, script: str, words: Sequence[Any]) -> Answer:
         return await self._run(script, self.slice_size, *words)
+
+    async def listen(self, heard: Callable[[Announcement | None], None]) -> None:
+        """Subscribe to the channel on which each transaction says what it has changed."""
+
+        def heard_text(text: bytes | None) -> None:
+            heard(None if text is None else announcement_of(text))
+
+        await self._server.listen("changes", heard_text)
 
     async def outbox(self, limit: int = 100, written_before: float = math.inf) -> Sequence[Pending]:
         """Return the oldest entries, and those of one time by key."""

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from mqcore.tasks.spi import (
+    Announcement,
     CancelFlag,
     Heartbeat,
     Kind,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INSERTS",
+    "announcement_of",
     "heartbeat_of",
     "node_of",
     "outbox_entry_of",
@@ -258,6 +260,12 @@ def outbox_entry_of(key: str, answer: Sequence[bytes]) -> OutboxEntry:
     """Return an outbox entry from its time, run, start and node."""
     written, run, start, node = (word.decode() for word in answer)
     return OutboxEntry(key, node, int(run), None if start == "-" else int(start), float(written))
+
+
+def announcement_of(text: bytes) -> Announcement:
+    """Return the rows that a transaction has published."""
+    ended, moved = text.decode().split("\n")
+    return Announcement(ended.split(), moved.split())
 
 
 def schedule_of(name: bytes, stored: bytes) -> Schedule:

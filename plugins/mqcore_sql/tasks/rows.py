@@ -231,6 +231,11 @@ class SqlRows:
 
     # Writing
 
+    @property
+    def saved(self) -> Iterable[Node]:
+        """The rows that were changed."""
+        return self._saved.values()
+
     def write(self) -> None:
         """Write everything. Raises `RowsChanged` when a row was removed meanwhile."""
         self._insert_nodes()

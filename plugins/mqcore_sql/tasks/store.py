@@ -16,6 +16,7 @@ from typing import ClassVar, TypeVar
 
 from mqcore.tasks.spi import (
     SLICE,
+    Announcement,
     Applied,
     CallNotBegun,
     CallNotEnded,
@@ -94,6 +95,9 @@ class SqlTaskStore(TaskStore):
     @abstractmethod
     def has_met_another(error: Exception) -> bool:
         """Whether a transaction was rolled back because another one was in its way."""
+
+    def announce(self, announcement: Announcement) -> None:
+        """Announce changed rows to other processes, where that takes a statement."""
 
     # Connecting
 
@@ -238,7 +242,9 @@ class SqlTaskStore(TaskStore):
         """Make the changes of several callers, and answer each of them."""
         given = [call.changes for call in calls]
         try:
-            answers = await self._run("apply", lambda database: self._transact(database, given))
+            answers, changed = await self._run(
+                "apply", lambda database: self._transact(database, given)
+            )
         except IllegalTransition as error:
             if len(calls) > 1:  # of one of them; the others have nothing to do with it
                 for call in calls:
@@ -248,11 +254,14 @@ class SqlTaskStore(TaskStore):
         except Exception as error:  # noqa: BLE001 - it is the answer of each call
             _fail(calls, error)
         else:
+            self.announce(changed)
             for call, applied in zip(calls, answers, strict=True):
                 if not call.applied.done():
                     call.applied.set_result(applied)
 
-    def _transact(self, database: Database, given: Sequence[Sequence[Change]]) -> list[Applied]:
+    def _transact(
+        self, database: Database, given: Sequence[Sequence[Change]]
+    ) -> tuple[list[Applied], Announcement]:
         """Make the changes of several callers in one transaction."""
         every = [change for changes in given for change in changes]
         is_durable = not all(isinstance(change, _NOT_DURABLE) for change in every)
@@ -265,10 +274,11 @@ class SqlTaskStore(TaskStore):
                 outcomes = apply_changes(rows, changes, self.slice_size)
                 made.append((outcomes, rows.take_made()))
             rows.write()
-        return [
+        applied = [
             Applied(outcomes, [key for key in keys if rows.has_entry(key)])
             for outcomes, keys in made
         ]
+        return applied, Announcement.of(rows.saved)
 
     def _now(self, database: Database) -> float:
         """Return the time of the transaction: the server's, unless the clock is one of a test."""

@@ -11,9 +11,14 @@ import pytest
 from support.slow_proxy import SlowProxy
 from support.waiting import eventually
 
-from mqcore.contract.store.cases import store_cases
+from mqcore import App
+from mqcore.contract.store.cases import (
+    store_cases,
+    what_changes_is_announced_to_other_clients,
+)
 from mqcore.contract.store.harness import store_of
 from mqcore.contract.store.run import run_store_case
+from mqcore.tasks import Tasks
 from mqcore.tasks.spi import (
     ConfigurationError,
     Heartbeat,
@@ -24,6 +29,7 @@ from mqcore.tasks.spi import (
     changes,
     outcomes,
 )
+from mqcore.testing import memory_url
 from mqcore_redis.tasks import RedisTaskStore
 
 from .conftest import PATIENCE, Private, a_queue, opened, outgoing
@@ -179,14 +185,45 @@ async def test_a_store_beside_a_broker_on_one_server(private: Callable[..., Priv
             }
 
 
-async def test_a_user_of_the_documented_rights_has_a_store(private: Callable[..., Private]) -> None:
+@pytest.mark.parametrize("announces", [True, False])
+async def test_a_user_of_the_documented_rights_has_a_store(
+    private: Callable[..., Private], *, announces: bool
+) -> None:
     server = private()
     rights = "on >secret ~mq:* +@read +@write +@scripting +@connection +time +info +config|get"
+    more = "+@pubsub &mq:*" if announces else "resetchannels"
     with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "app", *rights.split())
+        client.execute_command("ACL", "SETUSER", "app", *rights.split(), *more.split())
     make_store = store_of(f"redis://app:secret@127.0.0.1:{server.port}")
     for case in store_cases():
-        await run_store_case(case, make_store)
+        if announces or case is not what_changes_is_announced_to_other_clients:
+            await run_store_case(case, make_store)
+    if not announces:
+        with pytest.raises(StoreError, match="@pubsub"):
+            await run_store_case(what_changes_is_announced_to_other_clients, make_store)
+
+
+async def test_results_come_through_a_connection_that_is_cut(
+    private: Callable[..., Private], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqcore.tasks.results._AGAIN", 0.01)
+    server = private()
+    tasks = Tasks("shop", store=server.url)
+
+    @tasks.task()
+    async def work() -> int:
+        return 1
+
+    app = App("shop", tasks=[tasks])
+    async with app.connect(memory_url()), a_store(server.url) as elsewhere:
+        for _ in range(20):
+            job = await work.send()
+            waiting = asyncio.create_task(job.result())
+            await elsewhere.apply([begin(job.id)])
+            with server.client() as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await elsewhere.apply([end(job.id)])
+            assert await waiting == 1
 
 
 async def test_a_closed_store_and_a_server_that_is_not_there_are_store_errors(

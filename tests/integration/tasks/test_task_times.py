@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mqcore import ConnectionLost, RetryPolicy
-from mqcore.tasks import State, TaskExpired, Unique, UnknownTask
+from mqcore.tasks import State, TaskExpired, Unique, UnknownTask, group
 from mqcore.tasks.model.changes import End
+from mqcore.tasks.model.nodes import Node
 from mqcore.tasks.results import Results
 from mqcore.tasks.store import values
 from mqcore.tasks.store.memory import MemoryTaskStore
@@ -164,20 +165,20 @@ async def test_a_close_beside_a_wait_is_an_error_of_ours(shop: Shop) -> None:
         await waiting
 
 
-async def test_a_row_that_is_removed_while_its_result_is_read_is_unknown(
+async def test_a_workflow_that_is_removed_while_its_result_is_read_is_unknown(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @shop.tasks.task()
     async def work() -> int:
         return 1
 
-    async def value_of(store: TaskStore, node: str) -> Value:
+    async def value_below(store: TaskStore, node: Node) -> Value:
         await store.purge(shop.clock.now() + 1)
-        return await values.value_of(store, node)
+        return await values.value_below(store, node)
 
-    monkeypatch.setattr("mqcore.tasks.job.value_of", value_of)
+    monkeypatch.setattr("mqcore.tasks.job.value_below", value_below)
     async with shop.serve():
-        job = await work.send()
+        job = await group(work.s(), work.s()).send()
         await shop.clock.advance(1)
         assert await job.state() is State.SUCCEEDED
         with pytest.raises(UnknownTask):
@@ -201,8 +202,11 @@ async def test_what_was_committed_is_published_though_it_cannot_be_noticed(
         assert counts.ready == 1
 
 
-async def test_a_wait_asks_the_store_twice_a_second(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("announces", "least", "most"), [(True, 20, 50), (False, 100, 150)], ids=["announced", "polled"]
+)
+async def test_a_wait_asks_the_store_seldom(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, *, announces: bool, least: int, most: int
 ) -> None:
     asked = 0
     real = MemoryTaskStore.nodes
@@ -213,6 +217,8 @@ async def test_a_wait_asks_the_store_twice_a_second(
         return await real(store, ids)
 
     monkeypatch.setattr(MemoryTaskStore, "nodes", nodes)
+    if not announces:
+        monkeypatch.delattr(MemoryTaskStore, "listen")
 
     @shop.tasks.task()
     async def work() -> int:
@@ -223,7 +229,7 @@ async def test_a_wait_asks_the_store_twice_a_second(
         waiting = asyncio.create_task(job.result())
         await shop.clock.advance(60)
         waiting.cancel()
-    assert 100 < asked < 150
+    assert least < asked < most
 
 
 @pytest.mark.parametrize("hanging", ["apply", "close"])

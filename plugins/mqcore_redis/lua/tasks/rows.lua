@@ -10,12 +10,12 @@
 -- Nothing is written before `commit`: a script that ends with an error has changed nothing.
 -- KEYS[1] begins all keys, which share one slot. ARGV[1]: the time; empty for the server's.
 
-local call, format = redis.call, string.format
+local call, format, concat = redis.call, string.format, table.concat
 local PART = 4000 -- values in one command: `unpack` raises at about 8,000
 
 local KEY = {}
 for _, name in ipairs({ 'outbox', 'entries', 'late', 'unsealed', 'asked', 'ended', 'claims',
-  'schedules', 'beats' }) do
+  'schedules', 'beats', 'changes' }) do
   KEY[name] = KEYS[1] .. name
 end
 
@@ -360,12 +360,31 @@ local function commit_rows()
   end
 end
 
+-- Publishes which of the saved rows have ended, and which have begun or gone on. It only spares time,
+-- so a user without the right to publish does without.
+local MOVED = { running = true, retrying = true, delegated = true }
+
+local function announce()
+  local ended, moved = {}, {}
+  for _, id in ipairs(saved) do
+    local node = read[id]
+    if type(node) ~= 'string' then
+      push(ended, ENDED[node.state] and id)
+      push(moved, MOVED[node.state] and id)
+    end
+  end
+  if #ended + #moved > 0 then
+    redis.pcall('PUBLISH', KEY.changes, concat(ended, ' ') .. '\n' .. concat(moved, ' '))
+  end
+end
+
 -- Writes everything. Returns for each caller the keys of the outbox entries that are left.
 local function commit()
   commit_rows()
   for name, value_of in pairs(INDEXED) do
     commit_index(name, value_of)
   end
+  announce()
 
   local order, about, gone = {}, {}, {}
   for key, entry in pairs(entries) do
