@@ -164,6 +164,11 @@ class Connected:
                 with suppress(RuntimeError):  # its loop, in another thread, is closed
                     each.loop.call_soon_threadsafe(upkeep.hurry)
 
+    @property
+    def is_without_worker(self) -> bool:
+        """Whether no worker can receive what is sent: only this process could have one."""
+        return self.broker.is_local and all(each._upkeep is None for each in self.tasks.connections)  # noqa: SLF001 - the same class
+
     def seconds(self, name: str, value: float | timedelta | None) -> float | None:
         """Return a duration in seconds. Raises `ConfigurationError`."""
         where = f"tasks {self.tasks.name!r}"

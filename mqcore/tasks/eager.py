@@ -87,6 +87,11 @@ class EagerConnection(Connected):
         """Rates and slots are left out, as delays are."""
         return None, None
 
+    @property
+    def is_without_worker(self) -> bool:
+        """What is sent runs here."""
+        return False
+
     def _check(self, rows: Sequence[Node]) -> None:
         check_depth(rows)
 

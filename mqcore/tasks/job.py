@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Change", "Job"]
 
 R_co = TypeVar("R_co", covariant=True)
+_LONELY = (
+    ". On memory:// only this process can run it, and there is no worker in this process: start "
+    "one (`async with Worker(app, broker):`), or set MQCORE_URL to a broker that its workers share"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,8 @@ class Job(Generic[R_co]):
         try:
             node = await connected.results.end_of(self.id, limit, check)
         except TimeoutError:
-            raise ResultTimeout(
-                f"task {self.id} has not ended within {limit:g} s; it goes on"
-            ) from None
+            text = f"task {self.id} has not ended within {limit:g} s; it goes on"
+            raise ResultTimeout(text + _LONELY * connected.is_without_worker) from None
 
         if node.state is not State.SUCCEEDED:
             raise await error_of(connected.store, node)

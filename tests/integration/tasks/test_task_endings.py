@@ -291,6 +291,19 @@ async def test_the_result_of_a_task_that_never_ends_is_waited_for_in_bounds(shop
             await waiting
 
 
+async def test_a_wait_without_a_worker_on_a_broker_in_this_process_says_what_is_missing(
+    shop: Shop,
+) -> None:
+    @shop.tasks.task()
+    async def add(x: int, y: int) -> int:
+        return x + y
+
+    async with shop.open():
+        job = await add.send(2, 3)
+        with pytest.raises(ResultTimeout, match="there is no worker in this process"):
+            await job.result(timeout=0)
+
+
 async def test_waiting_for_a_task_of_the_same_queue_is_refused(shop: Shop) -> None:
     @shop.tasks.task()
     async def inner() -> int:
