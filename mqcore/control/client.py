@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,9 +13,9 @@ from mqcore.control.protocol import QUEUES, ROUTER, Answer, Command, queue_of
 from mqcore.control.server import binds_workers
 from mqcore.errors import QueueNotFound, UnsupportedFeature
 from mqcore.messages.message import Message, new_id
-from mqcore.rules.capabilities import Capability, Level
+from mqcore.rules.capabilities import Capability
 from mqcore.rules.retry import Ending, HandlerResult
-from mqcore.spi import Failed, Outgoing, QueueSpec, Route
+from mqcore.spi import QueueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -29,8 +28,6 @@ __all__ = ["TIMEOUT", "Control"]
 
 TIMEOUT = 5.0
 """Seconds within which workers have to answer."""
-_QUIET = 1.0
-"""Seconds without a further answer, where it is not known who will answer."""
 _DONE = HandlerResult(Ending.SUCCEEDED)
 
 
@@ -105,14 +102,14 @@ class Control:
             until = self._session.clock.monotonic() + timeout
             if workers:
                 answers = await self._to_each(command, set(workers), timeout)
-                expected: set[str] | None = set(workers)
+                expected = set(workers)
             else:
                 answers, expected = await self._to_all(command, set(known), timeout)
             await self._collect(incoming, answers, expected, until)
         finally:
             del self._waiting[correlation]
 
-        missing = (expected or set()) - answers.keys()
+        missing = expected - answers.keys()
         answers |= {worker: Answer(worker, error=_no_answer(timeout)) for worker in missing}
         return [answers[worker] for worker in sorted(answers)]
 
@@ -142,44 +139,34 @@ class Control:
 
     async def _to_all(
         self, command: Message, known: set[str], timeout: float
-    ) -> tuple[dict[str, Answer], set[str] | None]:
+    ) -> tuple[dict[str, Answer], set[str]]:
         """Send a command to all workers.
 
-        Returns an answer for each that is gone, and which will answer; None if that is not known.
+        Returns an answer for each that is gone, and the names of those that will answer.
         """
         if not binds_workers(self._session):
             if not known:
                 raise UnsupportedFeature(_UNKNOWN.format(self._session.connection.backend.url))
             return await self._to_each(command, known, timeout), known
-        if self._session.connection.capabilities[Capability.ROUTING].level is not Level.NATIVE:
-            bindings = await self._session.queues.bindings(ROUTER)
-            workers = {each.queue.removeprefix(QUEUES) for each in bindings}
-            gone = await self._to_each(command, workers, timeout)
-            # A queue may end while its binding is read; its worker has left in order.
-            return {}, workers - gone.keys()
 
-        ttl = timeout if self._expires else None
-        outgoing = Outgoing(Route(ROUTER, ""), command, 0.0, ttl)
-        (outcome,) = await self._session.connection.publish([outgoing], timeout)
-        if isinstance(outcome, Failed):
-            if known:
-                return await self._to_each(command, known, timeout), known
-            return {}, set()
-        return {}, known or None
+        bindings = await self._session.queues.bindings(ROUTER)
+        workers = {each.queue.removeprefix(QUEUES) for each in bindings}
+        gone = await self._to_each(command, workers, timeout)
+        # A queue may end while its binding is read; its worker has left in order.
+        return {}, workers - gone.keys()
 
     async def _collect(
         self,
         incoming: asyncio.Queue[Answer],
         answers: dict[str, Answer],
-        expected: set[str] | None,
+        expected: set[str],
         until: float,
     ) -> None:
         """Add the answers as they come, up to the last one."""
         clock = self._session.clock
-        while expected is None or not expected <= answers.keys():
-            left = until - clock.monotonic()
+        while not expected <= answers.keys():
             try:
-                async with clock.timeout(min(left, _QUIET if expected is None else math.inf)):
+                async with clock.timeout(until - clock.monotonic()):
                     answer = await incoming.get()
             except TimeoutError:
                 return
@@ -188,9 +175,8 @@ class Control:
 
 _GONE = "it has no queue for commands: it has ended, or it was started without them (--no-control)"
 _UNKNOWN = (
-    "{} cannot reach all workers at once, because it binds no temporary queues (RabbitMQ with "
-    "quorum queues). Name the workers: each logs its name at its start. Or give the tasks a store, "
-    "which knows the workers"
+    "{} cannot reach all workers at once, because it has no routers. Name the workers: each logs "
+    "its name at its start. Or give the tasks a store, which knows the workers"
 )
 
 

@@ -35,9 +35,7 @@ _CLOSE_WITHIN = 0.5
 
 def binds_workers(session: Session) -> bool:
     """Whether the queues of workers can be bound to a router of this broker."""
-    routing = session.connection.capabilities[Capability.ROUTING]
-    has_routing = session.connection.capabilities.has(Capability.ROUTING)
-    return has_routing and routing.limits.get("temporary") is not False
+    return session.connection.capabilities.has(Capability.ROUTING)
 
 
 class ControlServer:

@@ -268,7 +268,7 @@ class SupportsBind(Protocol):
         """Remove bindings. A binding that does not exist is ignored."""
 
     async def bindings(self, router: str | None = None) -> Sequence[Binding]:
-        """Return the bindings of one router, or all.
+        """Return the bindings of one router, or all; those to temporary queues of others too.
 
         Core calls it at each routed publish: a driver must answer from memory when it can.
         """

@@ -1,6 +1,7 @@
 """Routers are exchanges of the broker; the registry stores their bindings (G15)."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pika import spec
@@ -14,16 +15,18 @@ from mqcore_rabbitmq.topology import Topology
 
 __all__ = ["Routes"]
 
+_LOOKS = 2
+
 
 class Routes:
     """Binds and unbinds for one open instance."""
 
     def __init__(self, topology: Topology, *, native: bool) -> None:
-        """`native`: whether the broker routes. Where mqcore does, it routes out of the registry."""
+        """`native`: whether the broker routes. Then bindings are read to be shown, and rarely."""
+        self._native = native
         self._topology = topology
         self._registry = topology.registry
         self._rpc = topology.rpc
-        self._native = native
         self._own: dict[Binding, None] = {}
         """Bindings to own temporary queues. RabbitMQ ends them with the queue."""
 
@@ -48,6 +51,8 @@ class Routes:
         own = [it for it in dict.fromkeys(bindings) if self._topology.is_own(it.queue)]
         lasting = [it for it in dict.fromkeys(bindings) if not self._topology.is_own(it.queue)]
         self._own.update(dict.fromkeys(own))
+        if own:
+            await self._remove_ended(picture, self._some_others(picture, own))
         await self._registry.append(
             [
                 *({"bind": record_of(it)} for it in lasting if it not in picture.bound),
@@ -68,26 +73,44 @@ class Routes:
         )
 
     async def bindings(self, router: str | None) -> Sequence[Binding]:
-        """Return the bindings of one router, or all."""
+        """Return the bindings of one router, or all; those of temporary queues too."""
         picture = await self._registry.refresh()
-        await self._remove_ended(picture)
+        doubtful = {
+            it.queue
+            for it, owner in picture.passing.items()
+            if router in (None, it.router)
+            and (self._topology.was_missing(it.queue) or self._native)
+            and owner != self._registry.owner
+        }
+        await self._remove_ended(picture, doubtful)
         own = [each for each in self._own if router in (None, each.router)]
         return list(dict.fromkeys([*self._registry.picture.bindings(router), *own]))
 
     def _passing(self, verb: str, own: Sequence[Binding]) -> list[dict[str, Any]]:
-        """Return the records of bindings to own temporary queues, where mqcore routes by them."""
-        owner = self._registry.owner
-        return [] if self._native else [{verb: record_of(it), "owner": owner} for it in own]
+        """Return the records of bindings to own temporary queues."""
+        return [{verb: record_of(it), "owner": self._registry.owner} for it in own]
 
-    async def _remove_ended(self, picture: Picture) -> None:
-        """Remove the bindings of temporary queues that a message found missing, for others too.
+    def _some_others(self, picture: Picture, own: Sequence[Binding]) -> Collection[str]:
+        """Choose a few temporary queues of others at the same routers, to see if they still exist.
+
+        Each new one looks at two, so those that have ended do not come to outnumber the others.
+        """
+        routers = {it.router for it in own}
+        others = [
+            it.queue
+            for it, owner in picture.passing.items()
+            if it.router in routers and owner != self._registry.owner
+        ]
+        return set(random.sample(others, min(len(others), _LOOKS)))
+
+    async def _remove_ended(self, picture: Picture, queues: Collection[str]) -> None:
+        """Remove the bindings of those temporary queues that have ended, for others too.
 
         A process that was killed removes none, and the broker does not report that a queue ended.
         """
-        doubtful = {it.queue for it in picture.passing if self._topology.was_missing(it.queue)}
         there = {
             queue: await self._rpc.has(spec.Queue.Declare(queue=queue, passive=True))
-            for queue in doubtful
+            for queue in queues
         }
         await self._registry.append(
             [
@@ -96,7 +119,7 @@ class Routes:
                 if not there.get(binding.queue, True)
             ]
         )
-        self._topology.forget_missing(doubtful)
+        self._topology.forget_missing(queues)
 
     async def _declare(self, router: str, kind: str, *, used: bool) -> None:
         """Declare the exchange; one of another kind without bindings is replaced."""

@@ -93,8 +93,7 @@ class Sender:
         return outcomes
 
     def _learn(self, sent: object, outcome: Outcome) -> None:
-        is_missing = isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
-        if is_missing and isinstance(sent, PlannedMessage):
+        if _is_missing(outcome) and isinstance(sent, PlannedMessage):
             self._topology.mark_doubtful(sent)
 
     async def _plans(
@@ -174,6 +173,13 @@ class Sender:
 
         copies = [Outgoing(queue, out.message, out.delay, out.ttl) for queue in queues]
         outcomes = await self.publish(copies, until - monotonic(), now)
+        passing = {it.queue for it in picture.passing}
+        lasting = [
+            outcome
+            for queue, outcome in zip(queues, outcomes, strict=True)
+            if not (queue in passing and _is_missing(outcome))  # it has ended meanwhile
+        ]
+        outcomes = lasting or outcomes
         failed = [outcome for outcome in outcomes if not isinstance(outcome, Stored)]
         if not failed:
             return [STORED]
@@ -182,6 +188,11 @@ class Sender:
         ):
             return [failed[0]]
         return [Unknown(f"not every queue of router {route.router!r} stored it: {failed[0]}")]
+
+
+def _is_missing(outcome: Outcome) -> bool:
+    """Whether a message did not find its queue."""
+    return isinstance(outcome, Failed) and outcome.kind is ErrorKind.NOT_FOUND
 
 
 async def _all(parts: Sequence[_Part]) -> list[_Answers]:

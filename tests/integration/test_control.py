@@ -294,11 +294,10 @@ async def test_the_option_is_a_flag(shop: Shop) -> None:
             Worker(shop.app, broker, control="yes")  # type: ignore[typeddict-item]  # what is tested
 
 
-async def test_where_no_temporary_queue_is_bound_workers_must_be_known(shop: Shop) -> None:
-    """RabbitMQ with quorum queues is such a broker."""
+async def test_without_routers_workers_must_be_known(shop: Shop) -> None:
     async with shop.workers(2) as workers, shop.open() as broker, Control(broker) as control:
         connection = session_of(broker).connection
-        routing = {Capability.ROUTING: Support(Level.EMULATED, {"temporary": False})}
+        routing = {Capability.ROUTING: Support(Level.NONE)}
         connection._capabilities = replace(
             connection.capabilities, supports={**connection.capabilities.supports, **routing}
         )

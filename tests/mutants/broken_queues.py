@@ -291,6 +291,16 @@ class ATemporaryQueueLeavesItsBindings(MemoryStore):
         self._bindings.add(kept)
 
 
+@mutant("G15", "routing.the_bindings_of_a_temporary_queue_end_with_it")
+class BindingsOfTemporaryQueuesAreHidden(MemoryBackend):
+    """Bindings to temporary queues are not listed."""
+
+    async def bindings(self, router: str | None = None) -> Sequence[Binding]:
+        listed = await super().bindings(router)
+        queues = self._store._queues
+        return [it for it in listed if queues[it.queue].spec.role != "temporary"]
+
+
 @mutant("G14", "browse.the_consumers_of_a_deleted_queue_learn_it")
 class ConsumersOfADeletedQueueWaitOn(MemoryStore):
     """Consumers of a deleted queue are not notified."""

@@ -220,6 +220,13 @@ async def the_bindings_of_a_temporary_queue_end_with_it(kit: Kit) -> None:
     own: Router[str] = Router(router.name, str)
     await kit.within(owner.declare(own.bind(passing, "#")))
 
+    backend = cast("SupportsBind", kit.backend)
+    kit.same(
+        set(await _bound(kit, backend, router.name)),
+        {jobs.name, passing.name},
+        "queues that are bound to the router, as another instance sees them",
+        "SupportsBind.bindings",
+    )
     await kit.within(broker.publish(router, "both", key="a"))
     async with owner.consume(passing) as consumer:
         received = await kit.within(anext(consumer), what="a message in the temporary queue")
@@ -229,7 +236,6 @@ async def the_bindings_of_a_temporary_queue_end_with_it(kit: Kit) -> None:
 
     receipt = await kit.within(broker.publish(router, "one", key="a"))
     kit.true(receipt is not None, "a receipt", receipt, _BIND)
-    backend = cast("SupportsBind", kit.backend)
     deadline = kit.now + kit.harness.patience
     while passing.name in (found := await _bound(kit, backend, router.name)) and (
         kit.now < deadline
