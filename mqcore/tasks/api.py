@@ -28,7 +28,7 @@ from mqcore.tasks.errors import DuplicateTask
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.outcomes import Conflict
 from mqcore.tasks.parameters import JSON, json_payload
-from mqcore.tasks.plans import ChainPlan, GroupPlan, TaskPlan, rows_of
+from mqcore.tasks.plans import ChainPlan, FollowedPlan, GroupPlan, TaskPlan, rows_of
 from mqcore.tasks.results import json_of
 from mqcore.tasks.run import TaskCall, in_process, run_async, run_in_thread
 from mqcore.tasks.runs import conclude
@@ -362,6 +362,8 @@ class Tasks(AppPart):
         """Return the value of a stored result, by the types of the tasks that it came from."""
         if isinstance(value, Failure):
             return value
+        if isinstance(plan, FollowedPlan):
+            plan = plan.plan
         if isinstance(plan, ChainPlan) and plan.steps:
             return self.read(value, plan.steps[-1])
         if isinstance(plan, GroupPlan) and isinstance(value, list):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 from mqcore.errors import ConfigurationError
 from mqcore.rules.checks import described
 from mqcore.tasks.model.nodes import Policy
-from mqcore.tasks.plans import ChainPlan, GroupPlan, Plan, TaskPlan
+from mqcore.tasks.plans import ChainPlan, FollowedPlan, GroupPlan, Plan, TaskPlan, followed
 
 if TYPE_CHECKING:
     from mqcore.tasks.api import Tasks
@@ -57,6 +57,22 @@ class Call(Generic[R_co]):
             return NotImplemented
         return Call(self.tasks, _chained(self.plan, other.plan))
 
+    def on_error(self, then: Step[Failure, Any] | Call[Any]) -> Call[R_co]:
+        """Return the call with another one that is sent when it has failed or expired.
+
+        A step gets a `Failure` with the reason. It is stored with the end, so it is sent exactly
+        once; it is not part of the result, and a cancellation of the workflow does not reach it.
+        """
+        return Call(self.tasks, followed(self.plan, on_error=_followed_by(then)))
+
+    def on_done(self, then: Step[R_co | Failure, Any] | Call[Any]) -> Call[R_co]:
+        """Return the call with another one that is sent when it has ended, in whatever way.
+
+        A step gets the result, or a `Failure` where there is none: it failed, expired, or was
+        cancelled.
+        """
+        return Call(self.tasks, followed(self.plan, on_done=_followed_by(then)))
+
     async def send(self) -> Job[R_co]:
         """Store the workflow in one transaction, then publish its first messages (T2).
 
@@ -87,6 +103,14 @@ class Step(Generic[A_contra, R_co]):
         if not isinstance(other, (Call, Step)):
             return NotImplemented
         return Step(self.tasks, _chained(self.plan, other.plan))
+
+    def on_error(self, then: Step[Failure, Any] | Call[Any]) -> Step[A_contra, R_co]:
+        """As `Call.on_error`."""
+        return Step(self.tasks, followed(self.plan, on_error=_followed_by(then)))
+
+    def on_done(self, then: Step[R_co | Failure, Any] | Call[Any]) -> Step[A_contra, R_co]:
+        """As `Call.on_done`."""
+        return Step(self.tasks, followed(self.plan, on_done=_followed_by(then)))
 
     def s(self, argument: A_contra) -> Call[R_co]:
         """Return a call: the step with its first argument. Raises `ValidationError`."""
@@ -216,6 +240,17 @@ def with_options(call: Call[Any], **options: Any) -> Call[Any]:
     return Call(call.tasks, replace(cast("TaskPlan", call.plan), **options))
 
 
+def _followed_by(then: object) -> Plan:
+    """Return the plan of a call that follows an end. Raises `ConfigurationError`."""
+    if not isinstance(then, (Call, Step)):
+        raise ConfigurationError(
+            f"on_error and on_done take a step, which gets the outcome, or a call, not "
+            f"{described(then)}"
+        )
+    plan: Plan = then.plan
+    return plan
+
+
 def _chained(first: Plan, second: Plan) -> ChainPlan:
     """Return one chain: a chain that is continued, or that continues, is not nested."""
     return ChainPlan((*_steps(first), *_steps(second)))
@@ -232,6 +267,8 @@ def _completed(tasks: Tasks, plan: Plan, argument: Any) -> Plan:
         return replace(plan, members=members)
     if isinstance(plan, ChainPlan):
         return replace(plan, steps=(_completed(tasks, plan.steps[0], argument), *plan.steps[1:]))
+    if isinstance(plan, FollowedPlan):
+        return replace(plan, plan=_completed(tasks, plan.plan, argument))
     task = tasks.find(plan.name)
     if task is None:
         raise ConfigurationError(
@@ -245,6 +282,8 @@ def shown(plan: Plan) -> str:
     """Return a plan without its arguments, which may be secrets."""
     if isinstance(plan, TaskPlan):
         return plan.name
+    if isinstance(plan, FollowedPlan):
+        return shown(plan.plan)
     if isinstance(plan, GroupPlan):
         return f"group of {len(plan.members)}"
     return " | ".join(shown(step) for step in plan.steps)

@@ -6,12 +6,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mqcore.errors import ConfigurationError
-from mqcore.tasks.model.nodes import Kind, Node, Policy, child_id
+from mqcore.tasks.model.nodes import (
+    FOLLOWING,
+    ON_DONE,
+    ON_ERROR,
+    Kind,
+    Node,
+    Policy,
+    child_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["STEP", "ChainPlan", "GroupPlan", "Plan", "TaskPlan", "check_depth", "rows_of"]
+__all__ = [
+    "STEP",
+    "ChainPlan",
+    "FollowedPlan",
+    "GroupPlan",
+    "Plan",
+    "TaskPlan",
+    "check_depth",
+    "followed",
+    "rows_of",
+]
 
 STEP = ">"
 """Begins the payload of a row that takes the result of the step before as its first argument."""
@@ -76,7 +94,41 @@ class ChainPlan:
         return Node(id=id, kind=Kind.CHAIN, parent=parent, index=index, size=len(self.steps))
 
 
-Plan = TaskPlan | GroupPlan | ChainPlan
+@dataclass(frozen=True, slots=True)
+class FollowedPlan:
+    """A plan with the calls that are sent when it has failed, and when it has ended."""
+
+    plan: Plan
+    on_error: Plan | None = None
+    on_done: Plan | None = None
+
+    def node(self, id: str, parent: str, index: int) -> Node:
+        """Return the row of the plan itself."""
+        node = self.plan.node(id, parent, index)
+        node.follows = sum(kind for kind, _ in self.calls)
+        return node
+
+    @property
+    def calls(self) -> Iterator[tuple[int, Plan]]:
+        """The calls that follow, and their kinds."""
+        if self.on_error is not None:
+            yield ON_ERROR, self.on_error
+        if self.on_done is not None:
+            yield ON_DONE, self.on_done
+
+
+Plan = TaskPlan | GroupPlan | ChainPlan | FollowedPlan
+
+
+def followed(plan: Plan, *, on_error: Plan | None = None, on_done: Plan | None = None) -> Plan:
+    """Return a plan with further calls that follow its end. They run beside earlier ones."""
+    if not isinstance(plan, FollowedPlan):
+        return FollowedPlan(plan, on_error, on_done)
+    return FollowedPlan(plan.plan, _beside(plan.on_error, on_error), _beside(plan.on_done, on_done))
+
+
+def _beside(first: Plan | None, second: Plan | None) -> Plan | None:
+    return GroupPlan((first, second)) if first and second else first or second
 
 
 _LONGEST = 110
@@ -134,7 +186,12 @@ def _walk(
 ) -> Iterator[Node]:
     node = plan.node(id, parent, index)
     yield node
-    if isinstance(plan, TaskPlan):
+    if isinstance(plan, FollowedPlan):
+        for kind, call in plan.calls:
+            place = FOLLOWING[kind]
+            yield from _walk(call, child_id(id, place), id, place, rows, at_once)
+        plan = plan.plan
+    if not isinstance(plan, (GroupPlan, ChainPlan)):
         return
 
     children = plan.steps if isinstance(plan, ChainPlan) else plan.members

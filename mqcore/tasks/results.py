@@ -35,7 +35,7 @@ from mqcore.tasks.model.changes import (
     Replace,
     Spread,
 )
-from mqcore.tasks.model.nodes import Kind, replacement_id
+from mqcore.tasks.model.nodes import Kind, child_id, replacement_id
 from mqcore.tasks.model.states import State
 from mqcore.tasks.reads import Reader
 from mqcore.tasks.store.seam import StoreError, SupportsAnnouncements
@@ -335,6 +335,19 @@ async def value_text(store: TaskStore, node: Node) -> str:
     if node.kind is Kind.TASK:
         return (node.result or b"null").decode()
     return json_of(await value_below(store, node))
+
+
+async def input_text(store: TaskStore, before: Node, task: str) -> str:
+    """Return what a step takes, as JSON: the result of the node before.
+
+    A call that follows the end of that node takes a `Failure` where there is no result.
+    """
+    is_following = task.startswith(child_id(before.id, -1)[:-1])
+    if before.state is State.SUCCEEDED or not is_following:
+        return await value_text(store, before)
+    error = await error_of(store, before)
+    reason = ": ".join(part for part in (error.reason, error.type, error.text) if part)
+    return json_of(Failure(before.id, before.state, reason))
 
 
 def json_of(value: Value) -> str:

@@ -41,7 +41,7 @@ from mqcore.tasks.model.outcomes import (
 from mqcore.tasks.model.states import State
 from mqcore.tasks.plans import STEP, rows_of
 from mqcore.tasks.progress import ProgressReports
-from mqcore.tasks.results import value_text
+from mqcore.tasks.results import input_text
 from mqcore.tasks.run import Interruptible, Run, TaskCall
 from mqcore.tasks.store.seam import StoreError
 
@@ -167,7 +167,9 @@ class TaskRuns(Middleware):
         if run.call.is_step and node.input:
             try:
                 before = await connected.results.node(node.input)
-                run.call = replace(run.call, given=await value_text(connected.store, before))
+                run.call = replace(
+                    run.call, given=await input_text(connected.store, before, node.id)
+                )
             except StoreError as error:
                 raise Postpone(_STORE_AWAY) from error
             except (TaskFailed, UnknownTask) as error:

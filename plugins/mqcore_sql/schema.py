@@ -51,7 +51,8 @@ _TASK_TABLES = """
         progress_number integer NOT NULL DEFAULT 0, size integer NOT NULL DEFAULT 0,
         done integer NOT NULL DEFAULT 0, bad integer NOT NULL DEFAULT 0,
         is_sealed integer NOT NULL DEFAULT 1, seal_by double precision NOT NULL DEFAULT 0,
-        policy text NOT NULL DEFAULT 'fail', cancel text NOT NULL DEFAULT 'no',
+        policy text NOT NULL DEFAULT 'fail', follows integer NOT NULL DEFAULT 0,
+        cancel text NOT NULL DEFAULT 'no',
         is_counted integer NOT NULL DEFAULT 0, input text NOT NULL DEFAULT '',
         result {bytes}, reason text NOT NULL DEFAULT '',
         ended double precision NOT NULL DEFAULT 0) {storage};

@@ -1,4 +1,4 @@
-"""Stores whose rates or slots are wrong in one point (T10)."""
+"""Stores whose rates, slots, or calls that follow an end are wrong in one point."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from mutants.task_stores import mutant
 
+from mqcore.tasks.model.nodes import child_id
+from mqcore.tasks.model.states import State
 from mqcore.tasks.transitions.limits import Limits, Slots
 from mqcore.tasks.transitions.walk import Walk
 
 if TYPE_CHECKING:
     from mqcore.tasks.model.limits import RateLimit, SlotLimit
     from mqcore.tasks.model.nodes import Node
-    from mqcore.tasks.model.states import State
     from mqcore.tasks.transitions.rows import Rows
 
 
@@ -136,6 +137,49 @@ class SlotIsNotLeft(Walk):
     ) -> None:
         node.slot = ""
         super().finish(node, state, reason, result)
+
+
+@mutant("cases")
+class RedriveSendsTheCallsAgain(Walk):
+    """A call that has ended is sent again when its task ends again."""
+
+    def follow(self, node: Node) -> None:
+        for place in (-1, -2):
+            call = self.rows.get(child_id(node.id, place))
+            if call is not None and call.has_ended:
+                call.state = State.WAITING
+        super().follow(node)
+
+
+@mutant("cases")
+class CancellationReachesTheCalls(Walk):
+    """What follows the end of a cancelled workflow is cancelled too."""
+
+    def is_cancelled(self, node: Node) -> bool:
+        parent = self.rows.get(node.parent) if node.parent else None
+        return super().is_cancelled(node) or (parent is not None and super().is_cancelled(parent))
+
+
+@mutant("cases", "equality")
+class CallCountsAsAMember(Walk):
+    """The end of a call that follows is counted by its node."""
+
+    def finish(
+        self, node: Node, state: State, reason: str = "", result: bytes | None = None
+    ) -> None:
+        super().finish(node, state, reason, result)
+        if node.index < 0:
+            self._steps.append((self.count, node))
+
+
+@mutant("cases", "equality")
+class SuccessIsAnError(Walk):
+    """The call on an error is sent after a success."""
+
+    def follow(self, node: Node) -> None:
+        state, node.state = node.state, State.FAILED
+        super().follow(node)
+        node.state = state
 
 
 for broken_limits in (

@@ -399,7 +399,39 @@ _LIMITS = (
     ),
 )
 
+_FOLLOWING = (
+    ScriptMutant(
+        "RedriveSendsTheCallsAgain",
+        "cases",
+        "walk",
+        "elseif following and following.state == 'waiting' then",
+        "elseif following then\n      following.state = 'waiting'",
+    ),
+    ScriptMutant(
+        "CancellationReachesTheCalls",
+        "cases",
+        "walk",
+        "    above = above.parent ~= '' and above.index >= 0 and get",
+        "    above = above.parent ~= '' and get",
+    ),
+    ScriptMutant(
+        "CallCountsAsAMember",
+        "cases",
+        "walk",
+        "  if node.parent ~= '' and node.index >= 0 then",
+        "  if node.parent ~= '' then",
+    ),
+    ScriptMutant(
+        "SuccessIsAnError",
+        "cases",
+        "walk",
+        "if following and (not is_wanted or",
+        "if following and (",
+    ),
+)
+
 SCRIPT_MUTANTS = (
+    *_FOLLOWING,
     *_LIMITS,
     *_COUNTING,
     *_FENCES,

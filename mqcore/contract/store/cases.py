@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from mqcore.contract.kit import ContractError
+from mqcore.contract.store.follow_cases import FOLLOW_CASES
 from mqcore.contract.store.kit import TOKEN, WORKER, StoreKit
 from mqcore.contract.store.limit_cases import LIMIT_CASES
 from mqcore.contract.store.schedule_cases import SCHEDULE_CASES
@@ -63,7 +64,7 @@ def case(function: StoreCase) -> StoreCase:
 
 def store_cases() -> list[StoreCase]:
     """Return all cases."""
-    return [*_found, *SCHEDULE_CASES, *LIMIT_CASES]
+    return [*_found, *SCHEDULE_CASES, *LIMIT_CASES, *FOLLOW_CASES]
 
 
 # T1, T2: one truth, sent atomically

@@ -31,13 +31,13 @@ from mqcore.tasks.model.changes import (
     Spread,
 )
 from mqcore.tasks.model.limits import RateLimit, SlotLimit
-from mqcore.tasks.model.nodes import Kind, Node, child_id, replacement_id
+from mqcore.tasks.model.nodes import FOLLOWING, Kind, Node, child_id, replacement_id
 from mqcore.tasks.model.states import LIVE, State
 from mqcore.tasks.store.memory import MemoryTaskStore, Tables
 from mqcore.tasks.store.seam import Heartbeat, TaskStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Comparison", "compare_with_memory"]
 
@@ -162,7 +162,17 @@ class Comparison:
         rows = rows_of(random_workflow(self.choose), f"r{self._roots}")
         if rows[0].kind is Kind.GROUP and drawn(self.choose, 0.5):
             rows[0].is_sealed = False
-        return Add(rows)
+        return Add([*rows, *self._following(rows)])
+
+    def _following(self, rows: Sequence[Node]) -> Iterator[Node]:
+        """Yield calls that follow the ends of some of these rows: in every third run."""
+        for number, row in enumerate(rows):
+            if self.seed % 3 == 1 and number % 4:
+                row.follows = number % 4
+                for kind, place in FOLLOWING.items():
+                    id_ = child_id(row.id, place)
+                    if row.follows & kind:
+                        yield Node(id=id_, parent=row.id, index=place, name="ok", queue="work")
 
     def _more(self) -> Change:
         open_groups = [node for node in self.memory.tables.nodes.values() if not node.is_sealed]

@@ -8,6 +8,7 @@ node. The id of a child follows from the id of its parent, so no list of childre
     7f3a.0.5    the sixth member of the group
     7f3a.1      its second step, the body of the chord
     7f3a.1~     the call that replaced the body
+    7f3a.-1     the call that is sent when the chain fails, and 7f3a.-2 when it ends
 """
 
 from __future__ import annotations
@@ -18,8 +19,22 @@ from enum import StrEnum
 
 from mqcore.tasks.model.states import ENDED, NEXT, IllegalTransition, State
 
-__all__ = ["CancelFlag", "Kind", "Node", "Policy", "child_id", "replacement_id", "root_of"]
+__all__ = [
+    "FOLLOWING",
+    "ON_DONE",
+    "ON_ERROR",
+    "CancelFlag",
+    "Kind",
+    "Node",
+    "Policy",
+    "child_id",
+    "replacement_id",
+    "root_of",
+]
 
+ON_ERROR, ON_DONE = 1, 2
+FOLLOWING = {ON_ERROR: -1, ON_DONE: -2}
+"""The places of the calls that follow the end of a node. No member or step has such a place."""
 _BELOW_ROOT = re.compile(r"[.~]")
 
 
@@ -63,7 +78,7 @@ class Node:
     kind: Kind = Kind.TASK
     parent: str = ""
     index: int = 0
-    """The place among the children of the parent."""
+    """The place among the children of the parent; below 0 for a call that follows its end."""
     state: State = State.WAITING
     run: int = 0
     """How often its dead letter was redriven."""
@@ -105,6 +120,8 @@ class Node:
     seal_by: float = 0.0
     """When an unsealed group counts as abandoned by its sender."""
     policy: Policy = Policy.FAIL
+    follows: int = 0
+    """Which calls follow its end: the sum of `ON_ERROR` and `ON_DONE`."""
 
     cancel: CancelFlag = CancelFlag.NO
     is_counted: bool = False

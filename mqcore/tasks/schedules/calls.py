@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mqcore.tasks.model.nodes import Node, Policy
-from mqcore.tasks.plans import ChainPlan, GroupPlan, Plan, TaskPlan, rows_of
+from mqcore.tasks.plans import (
+    ChainPlan,
+    FollowedPlan,
+    GroupPlan,
+    Plan,
+    TaskPlan,
+    followed,
+    rows_of,
+)
 from mqcore.tasks.schedules.errors import InvalidSchedule
 
 __all__ = ["plan_of", "rows_of_call", "text_of"]
@@ -42,9 +50,17 @@ class _Chain(_Stored):
     steps: tuple[_Any, ...]
 
 
-_Any = Annotated[_Task | _Group | _Chain, Field(discriminator="kind")]
+class _Followed(_Stored):
+    kind: Literal["followed"] = "followed"
+    plan: _Any
+    on_error: _Any | None = None
+    on_done: _Any | None = None
+
+
+_Any = Annotated[_Task | _Group | _Chain | _Followed, Field(discriminator="kind")]
 _Group.model_rebuild()
 _Chain.model_rebuild()
+_Followed.model_rebuild()
 _adapter: TypeAdapter[Any] = TypeAdapter(_Any)
 
 
@@ -65,6 +81,9 @@ def text_of(plan: Plan, schedule: str) -> str:
 def _stored(plan: Plan) -> Any:
     if isinstance(plan, TaskPlan):
         return _Task(**{name: getattr(plan, name) for name in TaskPlan.__dataclass_fields__})
+    if isinstance(plan, FollowedPlan):
+        calls = [None if it is None else _stored(it) for it in (plan.on_error, plan.on_done)]
+        return _Followed(plan=_stored(plan.plan), on_error=calls[0], on_done=calls[1])
     if isinstance(plan, GroupPlan):
         return _Group(members=tuple(map(_stored, plan.members)), policy=plan.policy)
     return _Chain(steps=tuple(map(_stored, plan.steps)))
@@ -85,6 +104,9 @@ def plan_of(text: str) -> Plan:
 def _plan(stored: Any) -> Plan:
     if isinstance(stored, _Task):
         return TaskPlan(**stored.model_dump(exclude={"kind"}))
+    if isinstance(stored, _Followed):
+        calls = [None if it is None else _plan(it) for it in (stored.on_error, stored.on_done)]
+        return followed(_plan(stored.plan), on_error=calls[0], on_done=calls[1])
     if isinstance(stored, _Group):
         return GroupPlan(tuple(map(_plan, stored.members)), stored.policy)
     return ChainPlan(tuple(map(_plan, stored.steps)))

@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mqcore.tasks.model.nodes import CancelFlag, Kind, Policy, child_id, replacement_id
+from mqcore.tasks.model.nodes import (
+    FOLLOWING,
+    ON_DONE,
+    CancelFlag,
+    Kind,
+    Policy,
+    child_id,
+    replacement_id,
+)
 from mqcore.tasks.model.states import ENDED, State
 from mqcore.tasks.transitions.limits import Limits
 from mqcore.tasks.transitions.rows import OutboxEntry, message_key, slice_key
@@ -68,8 +76,27 @@ class Walk:
         if node.unique:
             self.rows.unclaim(node.unique, node.id)
         self.limits.leave(node)
-        if node.parent:
+        if node.follows:
+            self._steps.append((self.follow, node))
+        if node.parent and node.index >= 0:
             self._steps.append((self.count, node))
+
+    def follow(self, node: Node) -> None:
+        """Send the calls that follow the end of a node, each of them once.
+
+        A task that is redriven ends again: what was sent then is not sent once more.
+        """
+        for kind, place in FOLLOWING.items():
+            call = self.rows.get(child_id(node.id, place)) if node.follows & kind else None
+            if call is None:
+                continue
+            is_wanted = kind == ON_DONE or node.state in {State.FAILED, State.EXPIRED}
+            if not is_wanted or node.state is State.SKIPPED:
+                self._steps.append((self.skip, call))
+            elif call.state is State.WAITING:
+                call.input = node.id
+                self.rows.save(call)
+                self._steps.append((self.release, call))
 
     def count(self, node: Node) -> None:
         """Let the parent of an ended node take note of it, for the first time only."""
@@ -155,7 +182,8 @@ class Walk:
         while above is not None:
             if above.cancel is not CancelFlag.NO:
                 return True
-            above = self.rows.get(above.parent) if above.parent else None
+            has_parent = above.parent and above.index >= 0  # a call that follows goes on
+            above = self.rows.get(above.parent) if has_parent else None
         return False
 
     # Downward
@@ -240,6 +268,8 @@ class Walk:
             self._skip_below(node)
 
     def _skip_below(self, flow: Node) -> None:
+        if flow.follows and flow.state is State.SKIPPED:
+            self._steps.append((self.follow, flow))
         if flow.kind is Kind.GROUP:
             self._treat_members(flow)
         elif flow.kind is Kind.CHAIN:

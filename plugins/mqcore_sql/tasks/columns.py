@@ -23,7 +23,7 @@ _TYPES = {
         ("index", "run", "priority", "attempt", "copies", "progress_number", "size", "done", "bad"),
         "integer",
     ),
-    **dict.fromkeys(("is_sealed", "is_counted"), "integer"),
+    **dict.fromkeys(("follows", "is_sealed", "is_counted"), "integer"),
 }
 _KINDS = {str(kind): kind for kind in Kind}
 _STATES = {str(state): state for state in State}

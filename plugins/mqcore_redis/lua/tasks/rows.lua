@@ -42,7 +42,7 @@ local LIVE = { scheduled = true, queued = true, running = true, retrying = true 
 local DEFAULTS = {
   kind = 'task', index = 0, state = 'waiting', run = 0, delay = '0', unique = '', attempt = 0,
   token = '', worker = '', copies = 0, due = '0', turn = '0', slot = '', progress_number = '0', size = 0, done = 0,
-  bad = 0, is_sealed = true, seal_by = '0', policy = 'fail', cancel = 'no', is_counted = false,
+  bad = 0, follows = 0, is_sealed = true, seal_by = '0', policy = 'fail', cancel = 'no', is_counted = false,
   input = '', result = false, reason = '', ended = '0',
 }
 local ROW = { __index = DEFAULTS }

@@ -78,8 +78,29 @@ function walk.finish(node, state, reason, result)
     unclaim(node.unique, node.id)
   end
   limits.leave(node)
-  if node.parent ~= '' then
+  if node.follows > 0 then
+    later(walk.follow, node)
+  end
+  if node.parent ~= '' and node.index >= 0 then
     later(walk.count, node)
+  end
+end
+
+-- The kinds of calls that follow the end of a node, and their places.
+local FOLLOWING = { { kind = 1, place = '.-1' }, { kind = 2, place = '.-2' } }
+
+function walk.follow(node)
+  for _, it in ipairs(FOLLOWING) do
+    local is_there = node.follows == it.kind or node.follows == 3
+    local following = is_there and get(node.id .. it.place)
+    local is_wanted = it.kind == 2 or node.state == 'failed' or node.state == 'expired'
+    if following and (not is_wanted or node.state == 'skipped') then
+      later(walk.skip, following)
+    elseif following and following.state == 'waiting' then
+      following.input = node.id
+      save(following)
+      later(walk.release, following)
+    end
   end
 end
 
@@ -170,7 +191,7 @@ function walk.is_cancelled(node)
     if above.cancel ~= 'no' then
       return true
     end
-    above = above.parent ~= '' and get(above.parent)
+    above = above.parent ~= '' and above.index >= 0 and get(above.parent)
   end
   return false
 end
@@ -264,6 +285,9 @@ function walk.skip(node)
 end
 
 function walk.skip_below(flow)
+  if flow.follows > 0 and flow.state == 'skipped' then
+    later(walk.follow, flow)
+  end
   if flow.kind == 'group' then
     walk.treat_members(flow)
   elseif flow.kind == 'chain' then
