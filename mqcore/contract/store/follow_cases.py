@@ -83,7 +83,7 @@ async def each_call_is_sent_once(kit: StoreKit) -> None:
 
 @case
 async def a_call_may_end_while_its_node_runs_again(kit: StoreKit) -> None:
-    """It is no member of the node: its end changes nothing there."""
+    """It is not a member of the node: its end changes nothing there."""
     await _add(kit, _TASK, "r")
     await _end(kit, "r", State.FAILED)
     await kit.begin("r", run=1)
