@@ -151,6 +151,19 @@ class VirtualClock:
         negative delay. Raises `RuntimeError` when another task is advancing this clock, when a task
         never stops running, and when timers for no time are started again and again.
         """
+        await self._advance(delay, lambda: False)
+
+    async def advance_until(
+        self, reached: Callable[[], bool], within: float | timedelta = 86_400.0
+    ) -> bool:
+        """Advance timer by timer until `reached()` is true, and return whether it is.
+
+        The clock then stands at the time of the last timer that was fired. `within` is how far it
+        moves at most, a day by default. Raises what `advance` raises.
+        """
+        return await self._advance(within, reached)
+
+    async def _advance(self, delay: float | timedelta, reached: Callable[[], bool]) -> bool:
         length = seconds(delay)
         if length < 0:
             raise ValueError(f"advance({length:g}): a clock cannot go back")
@@ -164,6 +177,8 @@ class VirtualClock:
 
         try:
             await self.settle()
+            if reached():
+                return True
             end = self._elapsed + length
             moment, began, rounds = self._elapsed, next(self._order), 0
             while self._timers and self._timers[0][0] <= end + _NEAR:
@@ -181,9 +196,12 @@ class VirtualClock:
                 fire, timer.fire = timer.fire, None
                 fire()
                 await self.settle()
+                if reached():
+                    return True
             self._elapsed = max(self._elapsed, end)
         finally:
             self._advancing = False
+        return False
 
     async def settle(self) -> None:
         """Let everything run that can run, threads included, without advancing the clock.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Contract"]
 
-pytest_plugins = ["mqcore.contract.brokers.fixtures"]
+pytest_plugins = ["mqcore.contract.brokers.fixtures", "mqcore.contract.task_fixtures"]
 _KEY = pytest.StashKey["Contracts"]()
 _RENAMED = ("--broker", "--brokers", "--broker-url", "--contract-report", "--contract-reports")
 """Old names of our options, before all of them began with `--mqcore-`."""

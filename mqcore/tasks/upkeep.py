@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mqcore.broker import session_of
@@ -83,15 +84,13 @@ class Upkeep:
     async def _repeat(self, name: str, every: float, work: Callable[[], Awaitable[None]]) -> None:
         clock = self._connected.clock
         while True:
-            try:
-                async with clock.timeout(every):
-                    if name == "heartbeat":
+            if name != "heartbeat":
+                await clock.sleep(every)
+            else:
+                with suppress(TimeoutError):
+                    async with clock.timeout(every):
                         await self._hurry.wait()
                         self._hurry.clear()
-                    else:
-                        await clock.sleep(every)
-            except TimeoutError:
-                pass
             try:
                 await work()
             except MqcoreError as error:

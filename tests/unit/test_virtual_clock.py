@@ -513,3 +513,21 @@ async def test_timers_that_never_fire_do_not_pile_up(clock: VirtualClock) -> Non
 def test_each_memory_url_is_fresh_and_may_be_named() -> None:
     assert memory_url() != memory_url()
     assert memory_url("orders").startswith("memory://orders-")
+
+
+async def test_advance_until_stops_at_the_timer_that_brings_it() -> None:
+    clock = VirtualClock()
+    reached: list[float] = []
+
+    async def wait() -> None:
+        for delay in (10, 20, 30):
+            await clock.sleep(delay)
+            reached.append(clock.monotonic())
+
+    waiting = asyncio.create_task(wait())
+    assert await clock.advance_until(lambda: len(reached) == 2, within=100)
+    assert (reached, clock.monotonic()) == ([10, 30], 30)
+    assert await clock.advance_until(lambda: True)
+    assert not await clock.advance_until(lambda: len(reached) == 4, within=timedelta(seconds=70))
+    assert (reached, clock.monotonic()) == ([10, 30, 60], 100)
+    await waiting
