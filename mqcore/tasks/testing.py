@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["TaskWorker", "task_worker"]
 
 R = TypeVar("R")
+_PATIENCE = 10.0
+"""Seconds of real time that a blocking task may take before the clock moves on without it."""
 
 
 class TaskWorker:
@@ -79,7 +81,7 @@ async def task_worker(
     tasks fire. `eager`: there is no worker, and what is sent has run when `send` returns. The app
     has its own stores again after the block.
     """
-    clock = clock or VirtualClock()
+    clock = clock or VirtualClock(patience=_PATIENCE)
     parts = [part for part in app.tasks if isinstance(part, Tasks)]
     async with AsyncExitStack() as stack:
         if eager:
