@@ -17,7 +17,7 @@ from examples.rooms import steps, tables
 from examples.rooms.models import Machine, Priority, RoomCreate, State, TemplateCreate
 from examples.rooms.tables import MachineRow
 from mqcore import MqcoreError
-from mqcore.tasks import ResultTimeout, TaskCancelled
+from mqcore.tasks import ResultTimeout, TaskCancelled, TaskFailed
 
 PATIENCE = 30.0
 """Seconds that `POST /template` waits for its template."""
@@ -45,20 +45,15 @@ async def create_template(wanted: TemplateCreate, response: Response) -> Machine
     await tables.note(row.id, job=job.id)
     response.headers["Location"] = f"/rooms/{row.id}"
     try:
-        why = await job.result(timeout=PATIENCE)
+        await job.result(timeout=PATIENCE)
     except ResultTimeout:
         response.status_code = 202
-    except TaskCancelled as error:
-        raise HTTPException(409, "it was deleted") from error
-    else:
-        if why is not None:
-            raise problem(why)
     return Machine.model_validate(await tables.get(row.id))
 
 
 @api.post("/rooms", status_code=202)
 async def create_room(wanted: RoomCreate, response: Response) -> Machine:
-    """Ask for a room. The row and the task that makes it true are stored together, or neither."""
+    """Ask for a room. Its row is stored first, so the steps find what they are to make."""
     async with tables.sessions.begin() as session:
         template = await tables.find_template(session, wanted.template)
         if template is None:
@@ -112,13 +107,11 @@ _STATUS = {
 }
 
 
-def problem(why: str) -> HTTPException:
-    """Return the answer for a reason: `rejected: examples.rooms.proxmox.StorageFull: No space`.
-
-    What is not the fault of the request is that of the cluster.
-    """
-    _, kind, text = [*why.split(": ", 2), "", ""][:3]
-    return HTTPException(_STATUS.get(kind, 502), text or why)
+@api.exception_handler(TaskFailed)
+async def task_failed(_: Request, error: TaskFailed) -> JSONResponse:
+    """Map the error that the task has raised in its worker. Other errors are the cluster's."""
+    status = 409 if isinstance(error, TaskCancelled) else _STATUS.get(error.type, 502)
+    return JSONResponse({"detail": error.text or str(error)}, status)
 
 
 @api.exception_handler(IntegrityError)

@@ -22,7 +22,7 @@ from examples.rooms.models import State
 from examples.rooms.proxmox import Machine, Refused, Wait, WrongMachine
 from examples.rooms.tables import MachineRow
 from mqcore import App, Broker, Postpone, RetryPolicy, exponential
-from mqcore.tasks import Call, Failure, SendOptions, Slots, Tasks, Unique, UnknownTask, group
+from mqcore.tasks import Call, Failure, SendOptions, Slots, Tasks, Unique, UnknownTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,14 +114,10 @@ async def start(id: int) -> int:
 
 
 @tasks.task(retry=KEEP_ON, timeout=60)
-async def settle(made: list[int | Failure], id: int) -> str | None:
-    """Have a machine removed that could not be made. Returns why, or None when all is well."""
-    (result,) = made
-    if not isinstance(result, Failure):
-        return None
-    await tables.note(id, state=State.REMOVING, error=result.reason)
+async def give_up(failure: Failure, id: int) -> None:
+    """Have a machine removed that could not be made, and store why."""
+    await tables.note(id, state=State.REMOVING, error=failure.reason)
     await remove.send(id)
-    return result.reason
 
 
 @tasks.task(retry=KEEP_ON, timeout=60, unique=Unique(by=("id",)))
@@ -233,14 +229,14 @@ async def stop_making(row: MachineRow) -> None:
 # The workflows
 
 
-def template_workflow(row: MachineRow) -> Call[str | None]:
+def template_workflow(row: MachineRow) -> Call[int]:
     """Return what makes a template."""
     urgency: SendOptions = {"priority": row.priority.level}
     steps = make_template.using(**urgency).s(row.id)
-    return group(steps, policy="collect") | settle.using(**urgency).step(row.id)
+    return steps.on_error(give_up.using(**urgency).step(row.id))
 
 
-def room_workflow(row: MachineRow, template: MachineRow) -> Call[str | None]:
+def room_workflow(row: MachineRow, template: MachineRow) -> Call[int]:
     """Return what makes a room from a template."""
     urgency: SendOptions = {"priority": row.priority.level}
     steps = (
@@ -248,4 +244,4 @@ def room_workflow(row: MachineRow, template: MachineRow) -> Call[str | None]:
         | configure.using(**urgency).step()
         | start.using(**urgency).step()
     )
-    return group(steps, policy="collect") | settle.using(**urgency).step(row.id)
+    return steps.on_error(give_up.using(**urgency).step(row.id))

@@ -8,11 +8,19 @@ import pytest
 
 pytest.importorskip("proxmoxer")
 
+from fastapi import Request
+
 from examples.rooms import api, proxmox, steps, tables
 from examples.rooms.models import Priority, RoomCreate, State
 from examples.rooms.proxmox import Machine, ProxmoxError, Refused, StorageFull, Wait
 from examples.rooms.tables import MachineRow
 from mqcore import Postpone
+from mqcore.tasks import State as TaskState
+from mqcore.tasks import TaskCancelled, TaskFailed
+
+
+def failed(*words: str) -> TaskFailed:
+    return TaskFailed("7", TaskState.FAILED, *words)
 
 
 @pytest.mark.parametrize(
@@ -37,17 +45,21 @@ def test_what_an_answer_means_for_the_next_attempt(
 
 
 @pytest.mark.parametrize(
-    ("why", "status", "text"),
+    ("error", "status", "text"),
     [
-        ("rejected: examples.rooms.proxmox.StorageFull: No space left", 507, "No space left"),
-        ("rejected: examples.rooms.proxmox.NotAllowed: no: not you", 403, "no: not you"),
-        ("retries_exhausted: examples.rooms.proxmox.ProxmoxError: rbd", 502, "rbd"),
-        ("retries_exhausted", 502, "retries_exhausted"),
+        (failed("rejected", "examples.rooms.proxmox.StorageFull", "No space left"), 507, "No spa"),
+        (failed("rejected", "examples.rooms.proxmox.NotAllowed", "not you"), 403, "not you"),
+        (failed("retries_exhausted", "examples.rooms.proxmox.ProxmoxError", "rbd"), 502, "rbd"),
+        (failed("retries_exhausted"), 502, "retries_exhausted"),
+        (TaskCancelled("7", TaskState.CANCELLED, "it was deleted"), 409, "it was deleted"),
     ],
 )
-def test_the_reason_of_a_failure_is_an_http_status(why: str, status: int, text: str) -> None:
-    problem = api.problem(why)
-    assert (problem.status_code, problem.detail) == (status, text)
+async def test_the_error_of_a_task_is_an_http_status(
+    error: TaskFailed, status: int, text: str
+) -> None:
+    answer = await api.task_failed(Request({"type": "http"}), error)
+    assert answer.status_code == status
+    assert text in bytes(answer.body).decode()
 
 
 def test_urgent_rooms_go_first() -> None:
