@@ -384,7 +384,8 @@ class Session:
 
     async def temporary_receiver(self, name: str) -> Receiver:
         """Consume a temporary queue of this process, which is declared already."""
-        rules = Rules(queue=name, source=name, retry=RetryPolicy(max_attempts=1))
+        policy = RetryPolicy(max_attempts=1)
+        rules = Rules(queue=name, source=name, retry=policy, is_observed=False)
         receiver = self._make_receiver(
             rules,
             _REPLY_PREFETCH,

@@ -28,6 +28,7 @@ from mqcore.consuming.quarantine import Quarantine
 from mqcore.consuming.retiring import Retiring
 from mqcore.consuming.states import Step
 from mqcore.consuming.subscription import LiveSubscription
+from mqcore.events import Events
 from mqcore.messages.delivery import Ack
 from mqcore.rules.retry import (
     Decision,
@@ -81,9 +82,8 @@ class Receiver:
         `redeclare` declares the queue again when it was deleted, or raises. With `replies` requests
         are answered when their final result is known; the pull API answers none.
         """
-        self.rules = rules
-        self.clock = connection.clock
-        self.events = connection.events
+        self.rules, self.clock = rules, connection.clock
+        self.events = connection.events if rules.is_observed else Events()
         self.failure: Exception | None = None
         self.grace: Grace | None = None
         """How long `close` may take, where more than this receiver ends with it."""

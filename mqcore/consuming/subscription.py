@@ -21,6 +21,7 @@ from mqcore.consuming.held import HeldDelivery
 from mqcore.consuming.proofs import Proofs
 from mqcore.consuming.states import DeliveryState, Step
 from mqcore.errors import ConnectionLost, MqcoreError, QueueNotFound
+from mqcore.events import Events
 from mqcore.rules.backoff import RetryWait
 from mqcore.rules.capabilities import Capability
 from mqcore.rules.redact import describe_error
@@ -82,11 +83,8 @@ class LiveSubscription:
         self.rules = rules
         self.prefetch = prefetch
         self.held: dict[bytes, HeldDelivery] = {}
-        self._connection, self._clock, self._events = (
-            connection,
-            connection.clock,
-            connection.events,
-        )
+        self._connection, self._clock = connection, connection.clock
+        self._events = connection.events if rules.is_observed else Events()
         self._lease, self._keeper, self._redeclare = lease, keeper, redeclare
         self._accept, self._fail = accept, fail
         self._subscription: Subscription | None = None
@@ -101,7 +99,7 @@ class LiveSubscription:
         self.acknowledged: set[HeldDelivery] = set()
         """Messages whose acknowledgement was a part of a handler's transaction."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._proofs = Proofs(connection.events, rules.queue)
+        self._proofs = Proofs(self._events, rules.queue)
         self._pump: asyncio.Task[None] | None = None
         self._stopped = self._paused = False
         self.beside: Callable[[], int] = lambda: 0

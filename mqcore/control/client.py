@@ -175,8 +175,8 @@ class Control:
 
 _GONE = "it has no queue for commands: it has ended, or it was started without them (--no-control)"
 _UNKNOWN = (
-    "{} cannot reach all workers at once, because it has no routers. Name the workers: each logs "
-    "its name at its start. Or give the tasks a store, which knows the workers"
+    "{} cannot reach all workers at once, because it has no routers. Name the workers, or give the "
+    "tasks a store, which knows them"
 )
 
 

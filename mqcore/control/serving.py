@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mqcore.control.commands import Commands, Controlled, Extension
 from mqcore.control.server import ControlServer
-from mqcore.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,5 +48,4 @@ def served_commands(
     names.append(name)
     server = ControlServer(session, name, execute, commands.autoscaler.close)
     server.start()
-    log().info("worker %s: consuming %s", name, ", ".join(sorted(worker.queues)))
     return server

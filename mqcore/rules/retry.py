@@ -193,7 +193,8 @@ class Rules:
     the backend's. `after_crash` is what a takeover means: `isolate` runs a message alone from its
     second one on, `count` takes each for a failed attempt (G4). `notes_starts`: the backend keeps a
     note of each suspect that is started (`SupportsStart`). `notes_each`: with `count` each start is
-    noted, so that a takeover counts only after one.
+    noted, so that a takeover counts only after one. `is_observed`: what happens to its messages is
+    an event of the application, which a temporary queue of mqcore itself causes none of.
     """
 
     queue: str
@@ -205,6 +206,7 @@ class Rules:
     after_crash: AfterCrash = "isolate"
     notes_starts: bool = False
     notes_each: bool = False
+    is_observed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

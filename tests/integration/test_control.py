@@ -271,6 +271,19 @@ async def test_commands_leave_nothing_behind(shop: Shop) -> None:
         assert all(not each.name.startswith("mq.") for each in await broker.counts())
 
 
+async def test_commands_are_no_events_of_the_application(shop: Shop) -> None:
+    seen: list[tuple[str, str]] = []
+    async with shop.open(shop.app) as broker, shop.control() as control:
+        broker.events.listen(lambda event: seen.append((event.name, event.queue)))
+        async with Worker(shop.app, broker, grace=0, control=True):
+            await shop.clock.settle()
+            assert (await only(control.send("ping"))).ok
+        assert broker.events.counts["message.done"] == 0
+    queues = ["default", "jobs", "mails"]
+    assert sorted(queue for name, queue in seen if name == "consumer.started") == queues
+    assert sorted(queue for name, queue in seen if name == "consumer.stopped") == queues
+
+
 async def test_two_workers_on_one_broker_have_two_names(shop: Shop) -> None:
     async with (
         shop.open(shop.app) as broker,
