@@ -245,6 +245,15 @@ class Consumer(Generic[T]):
         async with self._resizing:
             await receiver.resize(prefetch)
 
+    async def stop(self) -> None:
+        """Receive nothing more: what waits here goes back, and the iteration ends (G13).
+
+        What was handed out can still be settled, until `close`.
+        """
+        if self._receiver is not None:
+            self._receiver.check_loop()
+            await self._receiver.stop()
+
     async def _open(self) -> Receiver:
         if self.closed:
             raise ConnectionLost(

@@ -382,6 +382,10 @@ class Consumer(Generic[T]):
         received = self._loop.run(self._consumer.get(timeout))
         return None if received is None else Received(self._loop, received)
 
+    def stop(self) -> None:
+        """As `mqcore.Consumer.stop`."""
+        self._loop.run(self._consumer.stop())
+
     def resize(self, prefetch: int) -> None:
         """As `mqcore.Consumer.resize`."""
         self._loop.run(self._consumer.resize(prefetch))

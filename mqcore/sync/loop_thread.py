@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections import deque
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,6 +45,8 @@ class LoopThread:
         self._stop = asyncio.Event()
         self._stopped: Future[None] = Future()
         self._closing = False
+        self._posted: deque[Callable[[], object]] = deque()
+        self._is_waking = False
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the loop, and return its result or raise its error.
@@ -84,6 +87,32 @@ class LoopThread:
                 return asyncio.run_coroutine_threadsafe(work, self._running())
         work.close()
         raise ConnectionLost("this broker was closed; connect a new one")
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Call a function on the loop soon, without waiting; a burst of calls wakes the loop once.
+
+        Calls are made in their order. Raises `ConnectionLost` after the end of the thread.
+        """
+        self._posted.append(call)
+        if self._is_waking:
+            return
+        with self._lock:
+            loop = self._running()
+            self._is_waking = True
+            try:
+                loop.call_soon_threadsafe(self._make_posted_calls)
+            except RuntimeError:
+                raise ConnectionLost("this broker is closed; connect a new one") from None
+
+    def _make_posted_calls(self) -> None:
+        """Make the calls that wait. The flag goes first: what is posted from now on wakes again.
+
+        Each is a call of the loop's own, so an error of one is reported and ends no other.
+        """
+        self._is_waking = False
+        loop = asyncio.get_running_loop()
+        for _ in range(len(self._posted)):
+            loop.call_soon(self._posted.popleft())
 
     def close(self) -> None:
         """Run the last coroutine and end the thread. Raises the coroutine's error.
