@@ -13,6 +13,7 @@ __all__ = ["decoded", "encoded"]
 _ODD = re.compile(rb"[^A-Za-z0-9._-]")
 _ESCAPE = re.compile(rb":([0-9a-f]{2})")
 _RESERVED_START = re.compile(rb"^(?=mq\.|amq\.)[am]|^[.-]|^_(?=:)")
+_RESERVED_REST = re.compile(rb"^[dq](?=(?:lq|uarantine)\Z)")  # a prefix may end in a dot
 _RESERVED_END = re.compile(rb"\.(?=(?:dlq|quarantine)\Z)")
 _LONGEST = 200
 
@@ -20,8 +21,7 @@ _LONGEST = 200
 def encoded(name: str, prefix: str = "") -> str:
     """Return the name that mqcore uses. Raises `ConfigurationError` when it is too long."""
     escaped = _ODD.sub(_escape, name.encode())
-    if not prefix:
-        escaped = _RESERVED_START.sub(_escape, escaped)
+    escaped = (_RESERVED_REST if prefix else _RESERVED_START).sub(_escape, escaped)
     result = prefix + _RESERVED_END.sub(_escape, escaped).decode("ascii")
     if result.startswith(":"):  # no name of mqcore begins so
         result = f"_{result}"

@@ -54,6 +54,13 @@ def test_names_that_mqcore_reserves_or_does_not_allow(name: str, usable: str) ->
     assert decoded(usable) == name
 
 
+@pytest.mark.parametrize("name", ["dlq", "quarantine", "_:61", "a.dlq"])
+def test_reserved_names_behind_a_prefix(name: str) -> None:
+    usable = encoded(name, "shop.")
+    Queue(usable)
+    assert decoded(usable, "shop.") == name
+
+
 def test_a_name_that_is_too_long_says_how_long_it_may_be() -> None:
     with pytest.raises(ConfigurationError, match="has 220 characters for mqcore, which takes 1 to"):
         encoded("q" * 220)
