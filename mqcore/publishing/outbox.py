@@ -16,6 +16,7 @@ from mqcore.connection.connection import Connection
 from mqcore.connection.tasks import begin_later
 from mqcore.errors import ConfigurationError, MqcoreError, QueueNotFound
 from mqcore.publishing.destination import Forwarding
+from mqcore.publishing.detour import Detour
 from mqcore.publishing.enlisting import OUTBOX, Place
 from mqcore.publishing.relay import Relay, check_relays, relay_specs
 from mqcore.rules.checks import described
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from mqcore.config.plugins import Plugins
     from mqcore.config.settings import Settings
+    from mqcore.publishing.destination import Destination
     from mqcore.publishing.publisher import Publisher
+    from mqcore.publishing.spool import Spool
 
 __all__ = ["Outbox", "check_outbox", "look_at", "make_outbox", "opened"]
 
@@ -38,11 +41,11 @@ _LOOK = 5.0
 class Outbox:
     """The connection to the application's database, and the relay to the broker."""
 
-    def __init__(self, source: Connection, broker: Connection) -> None:
-        """`source` is opened and closed by this object, and `broker` by its owner."""
+    def __init__(self, source: Connection, destination: Destination) -> None:
+        """`source` is opened and closed by this object."""
         self.source = source
         self.place = Place(source, is_outbox=True)
-        self._broker = broker
+        self._destination = destination
         self._watching: asyncio.Task[None] | None = None
         self._depth, self._since = 0, 0.0
 
@@ -102,7 +105,7 @@ class Outbox:
         await self._make_relay().drain()
 
     def _make_relay(self) -> Relay:
-        return Relay(self.source, OUTBOX, Forwarding(self._broker), redeclare=self._declare)
+        return Relay(self.source, OUTBOX, self._destination, redeclare=self._declare)
 
     async def _declare(self) -> None:
         await self.source.declare(relay_specs(OUTBOX))
@@ -133,14 +136,22 @@ def check_outbox(url: object, where: str) -> None:
 
 
 def make_outbox(
-    options: Mapping[str, object], settings: Settings, plugins: Plugins, publisher: Publisher
+    options: Mapping[str, object],
+    settings: Settings,
+    plugins: Plugins,
+    publisher: Publisher,
+    spool: Spool | None = None,
 ) -> Outbox | None:
-    """Return the outbox that code or settings name, not yet connected; the code's goes first."""
+    """Return the outbox that code or settings name, not yet connected; the code's goes first.
+
+    With `spool`, workers handle what is there while the broker is away.
+    """
     url, broker = options.get("outbox", settings.outbox), publisher.connection
     if not isinstance(url, (str, BrokerUrl)):
         return None
     backend = open_backend(url, settings, plugins, broker.clock)
-    outbox = Outbox(Connection(backend, clock=broker.clock, events=broker.events), broker)
+    destination = Forwarding(broker) if spool is None else Detour(broker, spool)
+    outbox = Outbox(Connection(backend, clock=broker.clock, events=broker.events), destination)
     publisher.places.append(outbox.place)
     return outbox
 
