@@ -155,9 +155,7 @@ class Session:
             spool, after = self.standby.spool, self.standby.fallback.after
             self.publisher = FallbackPublisher(*parts, spool, after)
         # A request and a reply are of use while both ends wait: they are not spooled.
-        standby = self.standby
-        consumed = standby.spool if standby is not None and standby.fallback.consume else None
-        self.outbox = make_outbox(options, settings, self._plugins, self.publisher, consumed)
+        self.outbox = make_outbox(options, settings, self._plugins, self.publisher, self.standby)
         self.inbound = Inbound(self.codecs, transforms_of(self.middleware, "incoming")[::-1])
         self.replies = Replies(self.connection, publisher, self.codecs)
         self.requests = Requests(self.connection, publisher, self.inbound, self.temporary_receiver)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mqcore.config.settings import Settings
     from mqcore.publishing.destination import Destination
     from mqcore.publishing.publisher import Publisher
-    from mqcore.publishing.spool import Spool
+    from mqcore.publishing.standby import Standby
 
 __all__ = ["Outbox", "check_outbox", "look_at", "make_outbox", "opened"]
 
@@ -140,17 +140,16 @@ def make_outbox(
     settings: Settings,
     plugins: Plugins,
     publisher: Publisher,
-    spool: Spool | None = None,
+    standby: Standby | None,
 ) -> Outbox | None:
-    """Return the outbox that code or settings name, not yet connected; the code's goes first.
-
-    With `spool`, workers handle what is there while the broker is away.
-    """
+    """Return the outbox that code or settings name, not yet connected; the code's goes first."""
     url, broker = options.get("outbox", settings.outbox), publisher.connection
     if not isinstance(url, (str, BrokerUrl)):
         return None
     backend = open_backend(url, settings, plugins, broker.clock)
-    destination = Forwarding(broker) if spool is None else Detour(broker, spool)
+    destination: Destination = Forwarding(broker)
+    if standby is not None and standby.fallback.consume:
+        destination = Detour(broker, standby.spool)
     outbox = Outbox(Connection(backend, clock=broker.clock, events=broker.events), destination)
     publisher.places.append(outbox.place)
     return outbox
