@@ -28,7 +28,10 @@ PAGES = sorted(
 )
 KNOWN = "`python`, `python continue` after a block, `python title=FILE`, or `python notest: REASON`"
 COLUMNS = 100
-FILES_ARE_RUN = {"README.md", "docs/index.md", "docs/tutorial.md", "examples/course/README.md"}
+FILES_ARE_RUN = {
+    *("README.md", "docs/index.md", "docs/tutorial.md", "docs/tasks.md"),
+    "examples/course/README.md",
+}
 """Pages that `test_pages_as_read.py` and `test_course.py` follow."""
 
 

@@ -21,7 +21,7 @@ ROW = re.compile(
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_course_on_sqlite_with_its_commands(tmp_path: Path) -> None:
     assert len(attend(tmp_path, "sqlite:///course.db", BLOCKS)) > 8
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 TUTORIAL = list(blocks("docs/tutorial.md"))
 SPLIT = next(
     number
@@ -67,6 +67,12 @@ def test_the_tutorial_on_redis_in_two_terminals(
     before = [block for block in TUTORIAL if block.line < SPLIT and block.language != "console"]
     reader.follow([*before, *(block for block in TUTORIAL if block.line > SPLIT)])
     assert len(reader.typed) >= 6
+
+
+def test_a_task_in_two_terminals(tmp_path: Path, readers: list[Reader]) -> None:
+    readers.append(reader := Reader("docs/tasks.md", tmp_path))
+    reader.follow([block for block in blocks("docs/tasks.md") if block.title])
+    assert len(reader.typed) == 3
 
 
 def test_what_differs_from_run_to_run_is_equal_and_nothing_else() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that a command gets, on a busy machine."""
 NOT_TYPED = ("pip ", "docker ", "python3 -m venv", ". ", "python3 noxfile.py", "export ", "cd ")
 """Beginnings of commands that set a machine up: the tests' environment is set up already."""

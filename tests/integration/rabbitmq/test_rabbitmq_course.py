@@ -11,6 +11,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_course_on_rabbitmq(tmp_path: Path, rabbitmq_url: str) -> None:
     attend(tmp_path, rabbitmq_url, PROMPT)

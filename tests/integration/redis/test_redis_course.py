@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_course_on_redis(tmp_path: Path, redis_url: str) -> None:
     attend(tmp_path, f"{redis_url}?prefix=course-{new_id()[:8]}", PROMPT)
