@@ -32,7 +32,13 @@ class Outage:
     """What the application has a receipt for, in the order in which it published."""
     arrived: list[int] = field(default_factory=list)
     spooled: int = 0
-    first_spooled: int = 0
+    begun: int = 0
+    """How many publishes the application has begun."""
+    began_at: dict[int, float] = field(default_factory=dict)
+    ended_at: dict[int, float] = field(default_factory=dict)
+    """When each publish began, and when its receipt came."""
+    begun_before: int = 0
+    """How many of them it had begun when the server was gone."""
     errors: list[str] = field(default_factory=list)
     deepest: int = 0
     slowest: float = 0.0
@@ -52,12 +58,13 @@ class Outage:
 
     @property
     def overtaken(self) -> int:
-        """How many first arrivals came after a later message, from the first that was spooled on.
+        """How many messages came after one whose publish began when they had their receipt.
 
-        In what order a server that was killed gives what it had confirmed before is its own matter.
+        Only of publishes that began after the kill. Those that were on the way go to the spool
+        behind others that the server had confirmed, and its order of those is its own matter.
         """
-        first = [each for each in dict.fromkeys(self.arrived) if each >= self.first_spooled]
-        return sum(one > other for one, other in pairwise(first))
+        first = [each for each in dict.fromkeys(self.arrived) if each >= self.begun_before]
+        return sum(self.ended_at[other] < self.began_at[one] for one, other in pairwise(first))
 
 
 async def outage(
@@ -73,6 +80,7 @@ async def outage(
         publishing = asyncio.create_task(_publish(app, queue, rate, result, stop))
         await asyncio.sleep(_SETTLED)
         await asyncio.to_thread(server.kill)
+        result.begun_before = result.begun
         await asyncio.sleep(away)
         await asyncio.to_thread(server.start)
 
@@ -92,28 +100,27 @@ async def _publish(
     app: Broker, queue: Queue[int], rate: float, result: Outage, stop: asyncio.Event
 ) -> None:
     """Start publishes at the rate, whatever becomes of the earlier ones."""
-    began, number = time.monotonic(), 0
+    began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
 
     async def publish(value: int) -> None:
-        at = time.monotonic()
+        at = result.began_at[value] = time.monotonic()
         try:
             receipt = await app.publish(queue, value)
         except MqcoreError as error:
             result.errors.append(f"{type(error).__name__}: {error}")
             return
         result.published.append(value)
-        if receipt.spooled and not result.spooled:
-            result.first_spooled = value
+        result.ended_at[value] = time.monotonic()
         result.spooled += receipt.spooled
-        result.slowest = max(result.slowest, time.monotonic() - at)
+        result.slowest = max(result.slowest, result.ended_at[value] - at)
 
     while not stop.is_set():
-        while number < (time.monotonic() - began) * rate:
-            task = asyncio.create_task(publish(number))
+        while result.begun < (time.monotonic() - began) * rate:
+            task = asyncio.create_task(publish(result.begun))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            number += 1
+            result.begun += 1
         health = app.health().spool
         result.deepest = max(result.deepest, health.depth if health is not None else 0)
         await asyncio.sleep(_TICK)
