@@ -16,6 +16,7 @@ import typer
 
 from mqcore.cli import (
     backends,
+    background,
     contract,
     dlq,
     doctor,
@@ -89,6 +90,7 @@ def application(*, plugins: bool) -> typer.Typer:
     app.add_typer(routes.app)
     app.add_typer(schedule.app)
     app.add_typer(tasks.app)
+    app.add_typer(background.app)
     command(app, "backends", backends.backends)
     command(app, "doctor", doctor.doctor)
     app.add_typer(contract.app)
