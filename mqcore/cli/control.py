@@ -28,6 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
 Queue = Annotated[str | None, typer.Option(metavar="NAME", help="Only the consumer of this queue.")]
 Count = Annotated[int, typer.Argument(min=1, max=1_000, help="By how many places.")]
 QueueName = Annotated[
@@ -115,6 +117,28 @@ def time_limit(
     return _send(target, to, at, "time_limit", {"task": task, **limits})
 
 
+def rate(
+    target: Target,
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Its registered name.", show_default=False)
+    ],
+    limit: Annotated[
+        str, typer.Argument(metavar="RATE", help="10/m, 2/s, 100/h, or off.", show_default=False)
+    ],
+    *,
+    to: To,
+    at: At,
+) -> int:
+    """Change how often a task starts, over all workers. It lasts until they end."""
+    number, _, unit = limit.partition("/")
+    if limit == "off":
+        return _send(target, to, at, "rate", {"task": task, "count": None})
+    if not number.isdecimal() or unit not in _UNITS:
+        raise ConfigurationError(f"{limit!r:.60} is not a rate: write 10/m, 2/s, 100/h, or off")
+    arguments = {"task": task, "count": int(number), "per": _UNITS[unit]}
+    return _send(target, to, at, "rate", arguments)
+
+
 def recycle(target: Target, to: To, at: At) -> int:
     """Drain, and end with exit code 75, so that a supervisor starts a fresh process."""
     return _send(target, to, at, "recycle", {})
@@ -125,7 +149,7 @@ def shutdown(target: Target, to: To, at: At) -> int:
     return _send(target, to, at, "shutdown", {})
 
 
-for function in (ping, grow, shrink, autoscale, time_limit, recycle, shutdown):
+for function in (ping, grow, shrink, autoscale, rate, time_limit, recycle, shutdown):
     command(app, function.__name__.replace("_", "-"), function)
 command(app, "add-consumer", add_consumer)
 command(app, "cancel-consumer", cancel_consumer)

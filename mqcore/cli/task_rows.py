@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mqcore.cli.output import amount, iso
@@ -15,6 +15,7 @@ from mqcore.tasks.model.nodes import Kind, Node
 from mqcore.tasks.store.seam import Heartbeat, TaskStore
 
 __all__ = [
+    "ended_tasks",
     "info_of",
     "is_alive",
     "node_data",
@@ -24,6 +25,26 @@ __all__ = [
     "progress_text",
     "worker_data",
 ]
+
+_MOST_ENDED, _PAGE = 100_000, 500
+"""Ended tasks that are read before the filters, and how many of them at once."""
+
+
+async def ended_tasks(
+    store: TaskStore, times: tuple[float, float], is_wanted: Callable[[Node], bool], limit: int
+) -> list[Node]:
+    """Return the tasks and workflows that ended in that time, newest first, without their members.
+
+    At most `limit` of those that are wanted.
+    """
+    found: list[Node] = []
+    for start in range(0, _MOST_ENDED, _PAGE):
+        ids = await store.ended(*times, _PAGE, start)
+        nodes = [node for node in await store.nodes(ids) if node is not None]
+        found += [node for node in nodes if node.has_ended and is_wanted(node)]
+        if len(ids) < _PAGE or len(found) >= limit:
+            break
+    return found[:limit]
 
 
 async def node_of(store: TaskStore, task: str) -> Node:

@@ -7,8 +7,11 @@ and while the broker is away.
 from __future__ import annotations
 
 import json as json_
+import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -20,6 +23,7 @@ from mqcore.cli.common import At, Json
 from mqcore.cli.options import DefaultToList, command
 from mqcore.cli.output import ago, escaped, print_facts, print_json, print_table, span
 from mqcore.cli.task_rows import (
+    ended_tasks,
     info_of,
     is_alive,
     node_data,
@@ -31,13 +35,14 @@ from mqcore.cli.task_rows import (
 from mqcore.cli.tasks_of import Target, connected_to, with_store
 from mqcore.cli.watch import watch
 from mqcore.errors import ConfigurationError, MqcoreError
+from mqcore.rules.checks import check_duration
 from mqcore.tasks.api import Tasks
 from mqcore.tasks.calls import Call
 from mqcore.tasks.job import Job
 from mqcore.tasks.model.changes import Cancel
 from mqcore.tasks.model.nodes import Kind, Node
 from mqcore.tasks.model.outcomes import Terminal, Unknown
-from mqcore.tasks.model.states import State
+from mqcore.tasks.model.states import ENDED, State
 from mqcore.tasks.results import value_text
 from mqcore.tasks.store.seam import Heartbeat, TaskStore
 from mqcore.tasks.task import SendOptions
@@ -58,39 +63,95 @@ app = typer.Typer(
 )
 
 
-def list_tasks(
-    target: Target,
-    *,
+@dataclass(frozen=True)
+class Which:
+    """Which tasks are listed."""
+
     state: Annotated[
         list[State] | None, typer.Option(help="Only tasks in this state; may be repeated.")
-    ] = None,
+    ] = None
     name: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only tasks whose name matches.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
-    json: Json = False,
-) -> None:
-    """List the open tasks: scheduled, queued, running and retrying ones.
+    ] = None
+    ended: Annotated[
+        bool, typer.Option("--ended", help="Those that have ended, in place of the open ones.")
+    ] = False
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Ended since then: 2h, 30m, 1d ago, or an ISO time."),
+    ] = None
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Ended before then.")] = None
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100
 
-    A task that has ended is shown by its id: `mqcore tasks show`.
+    @property
+    def has_ended(self) -> bool:
+        """Whether tasks that have ended are listed."""
+        return self._only_ended or any(state in ENDED for state in self.state or ())
+
+    @property
+    def _only_ended(self) -> bool:
+        return self.ended or self.since is not None or self.until is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether open tasks are listed."""
+        if self.state:
+            return any(state not in ENDED for state in self.state)
+        return not self._only_ended
+
+    @property
+    def time(self) -> tuple[float, float]:
+        """The time in which a task has ended. Raises `ConfigurationError`."""
+        after = 0.0 if self.since is None else _moment("--since", self.since)
+        return after, (math.inf if self.until is None else _moment("--until", self.until))
+
+    def takes(self, node: Node) -> bool:
+        """Whether a row is listed, as far as its name and state decide."""
+        is_named = self.name is None or fnmatchcase(node.name or node.kind, self.name)
+        return is_named and (not self.state or node.state in self.state)
+
+
+def list_tasks(target: Target, which: Which, *, json: Json = False) -> None:
+    """List tasks: the open ones, or with --ended, --since or an ending as --state those that ended.
+
+    Of what has ended, tasks and workflows are listed, newest first, without their members.
     """
-    found = [
-        node
-        for node in with_store(target, lambda _, store: open_tasks(store))
-        if (not state or node.state in state) and (name is None or fnmatchcase(node.name, name))
-    ]
-    shown = found[:limit]
+    time_ = which.time
+
+    async def find(_: Tasks, store: TaskStore) -> list[Node]:
+        found = await open_tasks(store) if which.is_open else []
+        found = [node for node in found if which.takes(node)]
+        if which.has_ended:
+            found += await ended_tasks(store, time_, which.takes, which.limit + 1)
+        return found
+
+    found = with_store(target, find)
+    shown = found[: which.limit]
     if json:
         print_json([node_data(node) for node in shown])
         return
     rows = [
-        (it.id, it.name, it.state, it.attempt or None, _wait(it), it.queue, it.worker or None)
+        (
+            *(it.id, it.name or it.kind, it.state, it.attempt or None),
+            *(_wait(it), it.queue or None, it.worker or None),
+        )
         for it in shown
     ]
     columns = ("id", "task", "state", "attempt", "since", "queue", "worker")
-    print_table(columns, rows, empty="no open tasks")
-    if len(found) > limit:
-        print(f"{len(found) - limit:,} more: --limit")
+    print_table(columns, rows, empty="none has ended" if which.has_ended else "no open tasks")
+    if len(found) > len(shown):
+        print("there are more: --limit")
+
+
+def _moment(option: str, text: str) -> float:
+    """Read a time: so long ago, or an ISO 8601 time with its zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return time.time() - check_duration(option, text, "list")
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"{option} {text}: the time has no zone; add Z for UTC")
+    return moment.timestamp()
 
 
 def show(target: Target, task: Id, *, json: Json = False) -> None:
@@ -289,6 +350,8 @@ def _since(node: Node | None) -> str | None:
 
 
 def _wait(node: Node) -> str | None:
+    if node.has_ended:
+        return f"{ago(node.ended)} ago"
     left = node.due - time.time()
     return f"in {span(left)}" if left > 0 else ago(node.due)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import ConfigurationError
 from mqcore.rules.checks import check_seconds
+from mqcore.tasks.limits import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +21,26 @@ __all__ = ["task_commands"]
 
 def task_commands(tasks: Tasks) -> Mapping[str, Extension]:
     """Return the commands that these tasks execute."""
-    return {"time_limit": partial(_time_limit, tasks)}
+    return {"time_limit": partial(_time_limit, tasks), "rate": partial(_rate, tasks)}
+
+
+def _rate(tasks: Tasks, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Change how often a task starts (T10). `count` in `per` seconds; None for no limit.
+
+    The keys, the burst and the name of the task's own rate stay. A rate holds over all workers, so
+    all of them should get the command.
+    """
+    task = tasks.find(str(arguments.get("task")))
+    if task is None:
+        return None
+    count, per = arguments.get("count"), arguments.get("per", 1.0)
+    if count is None:
+        task.rate = None
+        return {"task": task.name, "rate": None}
+    if tasks.store is None:
+        raise ConfigurationError(f"command 'rate' of task {task.name!r}: a rate needs a store")
+    task.rate = Rate(count, per) if task.rate is None else replace(task.rate, count=count, per=per)
+    return {"task": task.name, "rate": f"{count} in {per:g} s"}
 
 
 def _time_limit(tasks: Tasks, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -54,6 +54,8 @@ def test_the_answers_of_workers_are_printed(run: Run, shop: Any) -> None:
             ("grow", app, "2", "--json"),
             ("shrink", app, "--queue", "default", "--json", *name),
             ("time-limit", app, "add", "5", "--soft", "4", "--json"),
+            ("rate", app, "add", "10/m", "--json"),
+            ("rate", app, "add", "off", "--json"),
             ("autoscale", app, "2", "4", "--json"),
             ("cancel-consumer", app, "default", "--json"),
             ("add-consumer", app, "default", "--json"),
@@ -71,6 +73,8 @@ def test_the_answers_of_workers_are_printed(run: Run, shop: Any) -> None:
     assert answers[0] == {"queues": {"default": 12}}
     assert answers[1] == {"queues": {"default": 11}}
     assert answers[2] == {"task": "add", "timeout": 5, "soft_timeout": 4}
+    assert answers.pop(3) == {"task": "add", "rate": "10 in 60 s"}
+    assert answers.pop(3) == {"task": "add", "rate": None}
     assert answers[3] == {"queues": {"default": 4}, "autoscale": [2, 4]}
     assert answers[4] == {"queues": {}}
     assert answers[5] == {"queues": {"default": 10}}
@@ -97,4 +101,5 @@ def test_where_no_worker_runs_the_command_fails(run: Run, refused: Refused, shop
     assert (said.code, said.out) == (1, "no worker has answered\n")
     assert run("tasks", "control", "ping", app, "--url", URL, "--json").data == []
     assert "memory:// lives in one process" in refused("tasks", "control", "ping", app)
+    assert "is not a rate" in refused("tasks", "control", "rate", app, "add", "10/d", "--url", URL)
     assert "two numbers" in refused("tasks", "control", "autoscale", app, "3", "--url", URL)

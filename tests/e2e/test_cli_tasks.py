@@ -62,6 +62,37 @@ def test_a_wait_that_is_too_short_says_that_the_task_goes_on(run: Run, shop: Any
     assert said.err == f"mqcore: task {task} has not ended within 0.1 s; it goes on\n"
 
 
+def test_what_has_ended_is_listed_by_state_name_and_time(run: Run, shop: Any) -> None:
+    app = f"{shop.__name__}:app"
+    good = run("tasks", "send", app, "add", '{"x": 2, "y": 3}', "--url", URL).out.strip()
+    bad = run("tasks", "send", app, "fail", "--url", URL).out.strip()
+    still = run("tasks", "send", app, "add", '{"x": 1, "y": 1}', "--url", URL, "--delay", "600")
+    work(shop, good, bad)
+
+    def listed(*words: str) -> set[str]:
+        return {each["id"] for each in run("tasks", "list", app, *words, "--json").data}
+
+    assert listed() == {still.out.strip()}
+    assert listed("--ended") == listed("--since", "1h") == {good, bad}
+    assert listed("--state", "failed") == listed("--ended", "--name", "f*") == {bad}
+    assert listed("--state", "failed", "--state", "scheduled") == {bad, still.out.strip()}
+    assert listed("--until", "1h") == listed("--ended", "--name", "nothing") == set()
+    assert listed("--since", "2020-01-01T00:00:00Z", "--until", "2020-01-02T00:00:00Z") == set()
+    assert len(listed("--ended", "--limit", "1")) == 1
+    said = run("tasks", "list", app, "--ended", "--limit", "1")
+    assert said.out.splitlines()[-1] == "there are more: --limit"
+    assert said.rows[0][2] in {"succeeded", "failed"}
+    assert " ago " in said.out
+
+
+def test_a_time_that_cannot_be_read_is_refused(refused: Refused, shop: Any) -> None:
+    app = f"{shop.__name__}:app"
+    assert "--since='yesterday' is not usable" in refused(
+        "tasks", "list", app, "--since", "yesterday"
+    )
+    assert "the time has no zone" in refused("tasks", "list", app, "--since", "2026-01-01T00:00:00")
+
+
 def test_a_delayed_task_is_cancelled(run: Run, shop: Any) -> None:
     app = f"{shop.__name__}:app"
     sent = run(

@@ -26,7 +26,8 @@ from mqcore.control.protocol import ROUTER, Answer, Command, queue_of
 from mqcore.control.server import ControlServer
 from mqcore.messages.message import Message
 from mqcore.rules.capabilities import Capability, Level, Support
-from mqcore.tasks import Tasks
+from mqcore.tasks import Rate, Tasks
+from mqcore.testing import memory_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -191,6 +192,30 @@ async def test_the_time_limit_of_a_task_is_changed(shop: Shop) -> None:
         assert (task.timeout, task.soft_timeout) == (5, 4)
         await control.send("time_limit", {"task": "add", "timeout": None})
         assert (task.timeout, task.soft_timeout) == (None, 4)
+
+
+async def test_the_rate_of_a_task_is_changed(shop: Shop) -> None:
+    shop.tasks.store = memory_url()
+    task = shop.tasks.find("add")
+    assert task is not None
+    async with shop.workers(1), shop.control() as control:
+        arguments = {"task": "add", "count": 10, "per": 60}
+        answer = await only(control.send("rate", arguments))
+        assert answer.data == {"task": "add", "rate": "10 in 60 s"}
+        assert task.rate == Rate(10, 60)
+
+        task.rate = Rate(1, 1, by=("x",), burst=3)
+        await control.send("rate", {"task": "add", "count": 5})
+        assert task.rate == Rate(5, 1.0, by=("x",), burst=3)
+        assert (await only(control.send("rate", {"task": "add"}))).ok
+        assert task.rate is None
+        assert "count=0" in (await only(control.send("rate", {"task": "add", "count": 0}))).error
+
+
+async def test_a_rate_needs_a_store(shop: Shop) -> None:
+    async with shop.workers(1), shop.control() as control:
+        answer = await only(control.send("rate", {"task": "add", "count": 1}))
+        assert "a rate needs a store" in answer.error
 
 
 async def test_a_consumer_follows_how_busy_it_is(shop: Shop, clock: VirtualClock) -> None:

@@ -540,3 +540,40 @@ class AnnouncesNoBeginning(MemoryTaskStore):
     def announce(self, announcement: Announcement) -> None:
         """Leave out what has not ended."""
         super().announce(replace(announcement, moved=()))
+
+
+@mutant("cases")
+class EndedListsMembers(MemoryTaskStore):
+    """The list of what has ended has the members of workflows, too."""
+
+    async def ended(
+        self, after: float, before: float, limit: int = 100, start: int = 0
+    ) -> Sequence[str]:
+        found = sorted(
+            ((it.ended, it.id) for it in self.tables.nodes.values() if it.has_ended), reverse=True
+        )
+        names = [name for at, name in found if after <= at < before]
+        return names[start : start + limit]
+
+
+@mutant("cases")
+class HeartbeatsStayForGood(MemoryTaskStore):
+    """A purge leaves the heartbeats of workers that are gone."""
+
+    async def purge(self, ended_before: float, limit: int = 100) -> int:
+        beats = dict(self.tables.beats)
+        removed = await super().purge(ended_before, limit)
+        self.tables.beats.update(beats)
+        return removed
+
+
+@mutant("cases")
+class PurgeRemovesHeartbeatsByTheirBeginning(MemoryTaskStore):
+    """A purge looks at when a heartbeat came, not at how long it holds."""
+
+    async def purge(self, ended_before: float, limit: int = 100) -> int:
+        removed = await super().purge(ended_before, limit)
+        for beat in list(self.tables.beats.values()):
+            if beat.at < ended_before:
+                del self.tables.beats[beat.worker]
+        return removed

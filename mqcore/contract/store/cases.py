@@ -13,6 +13,7 @@ from mqcore.contract.kit import ContractError
 from mqcore.contract.store.follow_cases import FOLLOW_CASES
 from mqcore.contract.store.kit import TOKEN, WORKER, StoreKit
 from mqcore.contract.store.limit_cases import LIMIT_CASES
+from mqcore.contract.store.listing_cases import LISTING_CASES
 from mqcore.contract.store.schedule_cases import SCHEDULE_CASES
 from mqcore.contract.store.workflows import ChainPlan, GroupPlan, TaskPlan, rows_of
 from mqcore.tasks.model.changes import (
@@ -64,7 +65,7 @@ def case(function: StoreCase) -> StoreCase:
 
 def store_cases() -> list[StoreCase]:
     """Return all cases."""
-    return [*_found, *SCHEDULE_CASES, *LIMIT_CASES, *FOLLOW_CASES]
+    return [*_found, *SCHEDULE_CASES, *LIMIT_CASES, *FOLLOW_CASES, *LISTING_CASES]
 
 
 # T1, T2: one truth, sent atomically

@@ -318,6 +318,19 @@ class MemoryTaskStore(TaskStore):
         with self.tables.lock:
             return sorted(self.tables.schedules.values(), key=lambda schedule: schedule.name)
 
+    async def ended(
+        self, after: float, before: float, limit: int = 100, start: int = 0
+    ) -> Sequence[str]:
+        """Look at each root."""
+        with self.tables.lock:
+            found = [
+                (node.ended, node.id)
+                for node in self.tables.nodes.values()
+                if node.has_ended and not node.parent and after <= node.ended < before
+            ]
+        found.sort(reverse=True)
+        return [id_ for _, id_ in found[start : start + limit]]
+
     async def purge(self, ended_before: float, limit: int = 100) -> int:
         """Remove old trees."""
         with self.tables.lock:
@@ -337,6 +350,9 @@ class MemoryTaskStore(TaskStore):
             limits = self.tables.limits
             for key in [key for key, (_, until) in limits.items() if until < ended_before]:
                 del limits[key]
+            beats = self.tables.beats
+            for beat in [it for it in beats.values() if it.at + it.ttl < ended_before]:
+                del beats[beat.worker]
         return len(roots)
 
     async def clear(self) -> None:

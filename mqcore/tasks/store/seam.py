@@ -161,10 +161,20 @@ class TaskStore(ABC):
         """Return all schedules, by name."""
 
     @abstractmethod
+    async def ended(
+        self, after: float, before: float, limit: int = 100, start: int = 0
+    ) -> Sequence[str]:
+        """Return the roots that ended in that time, `before` excluded, newest first.
+
+        Of one time by id, descending. `start` is how many are left out.
+        """
+
+    @abstractmethod
     async def purge(self, ended_before: float, limit: int = 100) -> int:
         """Remove trees whose root ended before that time, except those in which a task is live.
 
-        Returns how many trees were removed, at most `limit`.
+        Returns how many trees were removed, at most `limit`. Heartbeats whose time was over before
+        that time are removed too.
         """
 
     @abstractmethod

@@ -140,6 +140,14 @@ class RedisTaskStore(TaskStore):
             return sorted(found.items())
         return sorted(zip(found[::2], found[1::2], strict=True))
 
+    async def ended(
+        self, after: float, before: float, limit: int = 100, start: int = 0
+    ) -> Sequence[str]:
+        """Return the roots by the time when they ended."""
+        times = f"({float(before)!r}", repr(float(after))
+        page = ("BYSCORE", "REV", "LIMIT", start, limit)
+        return [name.decode() for name in await self._server.ask("ZRANGE", "ended", *times, *page)]
+
     async def purge(self, ended_before: float, limit: int = 100) -> int:
         """Remove old trees, page by page."""
         removed = kept = 0

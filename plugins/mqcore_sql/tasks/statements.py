@@ -52,6 +52,7 @@ ALIVE = f"SELECT 1 FROM {{task_workers}} AS w WHERE w.name = :worker AND {_ALIVE
 BEAT = """
     INSERT INTO {task_workers} (name, ttl, info, at) VALUES (:worker, :ttl, :info, :time)
     ON CONFLICT (name) DO UPDATE SET ttl = excluded.ttl, info = excluded.info, at = excluded.at"""
+REMOVE_BEATS = "DELETE FROM {task_workers} WHERE at + ttl < :before"
 WORKERS = "SELECT name, ttl, info, at FROM {task_workers}"
 ASKED = "SELECT id FROM {tasks} WHERE cancel <> 'no' AND worker <> '' AND worker = :worker"
 
@@ -87,6 +88,10 @@ OLD = f"""
     WHERE parent = '' AND ended > 0 AND ended < :before AND {_ENDED}
           AND NOT ({_open_below("r.id")})
     ORDER BY ended LIMIT :limit {{skipping}}"""
+ENDED_ROOTS = f"""
+    SELECT id FROM {{tasks}}
+    WHERE parent = '' AND ended > 0 AND ended >= :after AND ended < :before AND {_ENDED}
+    ORDER BY ended DESC, id DESC LIMIT :limit OFFSET :start"""
 IS_OPEN = f"SELECT 1 WHERE {_open_below(':root')}"
 """Asked again when the root is locked: a redrive may have begun before."""
 REMOVE_TREE = (

@@ -346,6 +346,14 @@ class SqlTaskStore(TaskStore):
         rows = await self._run("schedules", lambda database: database.query(sql.SCHEDULES))
         return [Schedule(*row) for row in sorted(rows, key=lambda row: str(row[0]))]
 
+    async def ended(
+        self, after: float, before: float, limit: int = 100, start: int = 0
+    ) -> Sequence[str]:
+        """Return the roots by the time when they ended."""
+        values = {"after": after, "before": before, "limit": limit, "start": start}
+        rows = await self._run("ended", lambda database: database.query(sql.ENDED_ROOTS, **values))
+        return [root for (root,) in rows]
+
     # Removing
 
     async def purge(self, ended_before: float, limit: int = 100) -> int:
@@ -359,6 +367,7 @@ class SqlTaskStore(TaskStore):
                     for statement in sql.REMOVE_TREE:
                         database.change(statement, root=root)
                 database.change(sql.REMOVE_OLD_LIMITS, before=ended_before)
+                database.change(sql.REMOVE_BEATS, before=ended_before)
             return len(roots)
 
         return await self._run("purge", remove)
