@@ -278,6 +278,23 @@ async def killed_workers(stage: Stage) -> None:
         stage.result.wrong.append(f"POST /template has answered {answer.status_code}")
 
 
+async def mistakes(stage: Stage) -> None:
+    """Wrong requests get 404, 409 or 422, and change nothing."""
+    [id] = await stage.ask(1)
+    api, room = stage.service.api, {"name": "mistakes-1", "template": "linux"}
+    answers = {
+        "the name of a room that exists": await api.post("/rooms", json=room),
+        "an unknown template": await api.post("/rooms", json=room | {"template": "plan9"}),
+        "a name in capitals": await api.post("/rooms", json=room | {"name": "LAB"}),
+        "an unknown priority": await api.post("/rooms", json=room | {"priority": "now"}),
+        "an unknown room": await api.delete(f"/rooms/{id + 1000}"),
+    }
+    for (what, answer), status in zip(answers.items(), (409, 404, 422, 422, 404), strict=True):
+        if answer.status_code != status:
+            stage.result.wrong.append(f"{what}: answer {answer.status_code}, not {status}")
+    await stage.until_all("ready")
+
+
 SCENARIOS = {
     scenario.__name__.replace("_", "-"): scenario
     for scenario in (
@@ -290,6 +307,7 @@ SCENARIOS = {
         lost_answers,
         cancelled,
         killed_workers,
+        mistakes,
     )
 }
 

@@ -22,7 +22,7 @@ from mqcore.rules.checks import check_seconds
 from mqcore.rules.redact import describe_error
 from mqcore.rules.results import result_of
 from mqcore.rules.retry import Decision, Ending, Failure, HandlerResult, postpone_conclusion
-from mqcore.spi import Release
+from mqcore.spi import Move, Release
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -72,11 +72,11 @@ class Conclusion(DeliveryInfo):
         """
         self.value = value
         """What the handler returned, None unless it is done. In a batch always None."""
-        failure = result.failure or Failure((), "")
+        failure = result.failure or _recorded(decision)
         self.error_type = failure.type
         """The class of the exception, or empty."""
         self.error = failure.text
-        """The text of the exception, or empty."""
+        """The text of the exception, or what the record says where there is none, or empty."""
         self.traceback = failure.traceback
         self.postponed_by: float | None = None
         """Seconds after which it is concluded again; None when it is settled now."""
@@ -88,6 +88,13 @@ class Conclusion(DeliveryInfo):
         and no handler runs.
         """
         self.postponed_by = check_seconds("delay", delay, f"conclusion of message {self.id}")
+
+
+def _recorded(decision: Decision) -> Failure:
+    """Return what the record says of a message that ends without an exception."""
+    move = decision.settlement
+    death = move.to.message.death if isinstance(move, Move) else None
+    return Failure((), death.error if death and not death.error_type else "")
 
 
 ConclusionHook = Callable[[Sequence[Conclusion]], Awaitable[object]]

@@ -22,7 +22,7 @@ pytestmark = [
         reason="needs the dependency group rooms",
     ),
 ]
-SCENARIOS = ["storage-full", "lost-answers", "cancelled", "killed-workers"]
+SCENARIOS = ["storage-full", "lost-answers", "cancelled", "killed-workers", "mistakes"]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,10 @@ def test_a_room_that_cannot_be_made_is_given_up_without_another_attempt(
     assert {(letter["reason"], letter["attempts"]) for letter in letters} == {("rejected", 1)}
     assert {letter["error_type"] for letter in letters} == {"examples.rooms.proxmox.StorageFull"}
     assert len(letters) == 3, "two rooms and a template"
+
+
+def test_a_request_that_makes_no_sense_makes_no_machine(demo: dict[str, dict[str, Any]]) -> None:
+    assert counts(demo["mistakes"]) == (1, 1, 0, 1, 1)
 
 
 def test_no_storage_has_more_than_two_clones_at_once(demo: dict[str, dict[str, Any]]) -> None:

@@ -103,6 +103,20 @@ async def test_every_handled_message_is_concluded_before_it_is_settled(
     assert (await broker.counts(jobs))[0].leased == 0
 
 
+async def test_a_message_that_was_postponed_for_too_long_is_concluded_with_the_reason(
+    broker: Broker, clock: VirtualClock, serve: Any
+) -> None:
+    async def postponed(job: str) -> None:
+        raise Postpone(40)
+
+    hook = Hook()
+    await broker.publish(jobs, "x", id="late")
+    async with serve(jobs, postponed, retry=RetryPolicy(1, max_age=60), conclusion=hook):
+        await clock.advance(50)
+    assert hook.facts == [("late", "dead", "retries_exhausted", 1, False)]
+    assert hook.calls[0][0].error == "it was postponed beyond max_age of its retry policy"
+
+
 async def test_messages_that_never_ran_here_are_concluded(
     broker: Broker, clock: VirtualClock, serve: Any, dead: Dead
 ) -> None:

@@ -9,6 +9,7 @@ from mqcore import Postpone, RetryPolicy, ValidationError, fixed
 from mqcore.tasks import (
     Change,
     DuplicateTask,
+    Failure,
     Job,
     ResultTimeout,
     SoftTimeout,
@@ -248,6 +249,30 @@ async def test_a_postponed_task_is_queued_and_keeps_its_attempt(shop: Shop) -> N
         await shop.clock.advance(30)
         await job.result()
     assert attempts == [1, 1]
+
+
+async def test_a_task_that_postpones_itself_beyond_its_max_age_has_failed(shop: Shop) -> None:
+    told: list[str] = []
+
+    @shop.tasks.task(retry=RetryPolicy(1, max_age=60))
+    async def work() -> None:
+        raise Postpone(25)
+
+    @shop.tasks.task()
+    async def tell(failure: Failure) -> None:
+        told.append(failure.reason)
+
+    async with shop.serve() as worker:
+        job = await work.s().on_error(tell.step()).send()
+        await shop.clock.advance(45)
+        assert await job.state() is State.QUEUED
+        await shop.clock.advance(20)
+        with pytest.raises(TaskFailed, match="postponed beyond max_age") as caught:
+            await job.result()
+        assert caught.value.reason == "retries_exhausted"
+        assert [letter.reason for letter in await letters(worker.broker)] == ["retries_exhausted"]
+        await shop.clock.advance(5)
+    assert told == ["retries_exhausted: it was postponed beyond max_age of its retry policy"]
 
 
 # Progress
