@@ -271,7 +271,10 @@ class Connected:
 
     async def add(self, rows: Sequence[Node], *, has_more: bool = False) -> Outcome:
         """Insert the rows of a workflow, and return the outcome."""
-        return await self._send_part(Add(rows), has_more=has_more)
+        task = self.tasks.find(rows[0].name) if rows[0].unique else None
+        unique = None if task is None else task.unique
+        waits = unique is not None and unique.policy == "postpone"
+        return await self._send_part(Add(rows, waits), has_more=has_more)
 
     async def _send_part(self, change: Change, *, has_more: bool) -> Outcome:
         """Make a change, and wait until it is published.

@@ -48,7 +48,7 @@ P2 = ParamSpec("P2")
 A = TypeVar("A")
 R = TypeVar("R")
 T = TypeVar("T")
-_POLICIES = ("existing", "reject", "replace")
+_POLICIES = ("existing", "reject", "replace", "postpone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,13 @@ class Unique:
     """At most one open task with the same key (T9).
 
     `by` names the parameters that make the key; all of them by default. `policy` says what a second
-    send does: `"existing"` returns the job that is open, `"reject"` raises `DuplicateTask`, and
-    `"replace"` cancels the open task, waits until it has ended, and sends the new one.
+    send does: `"existing"` returns the job that is open, `"reject"` raises `DuplicateTask`,
+    `"replace"` cancels the open task, waits until it has ended, and sends the new one, and
+    `"postpone"` stores the new one, which starts when the open ones before it have ended.
     """
 
     by: tuple[str, ...] | None = None
-    policy: Literal["existing", "reject", "replace"] = "existing"
+    policy: Literal["existing", "reject", "replace", "postpone"] = "existing"
 
     def __post_init__(self) -> None:
         if isinstance(self.by, str):

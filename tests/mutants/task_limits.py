@@ -119,6 +119,13 @@ class SlotIsNotKept(Limits):
         super().leave(node)
 
 
+class KeyIsNotHandedOver(Limits):
+    """The end of a task frees its unique key, and wakes none of those in line for it."""
+
+    def hand_over(self, node: Node) -> None:
+        self.rows.unclaim(node.unique, node.id)
+
+
 class TaskOfADeadWorkerIsInNoLine(Limits):
     """A task that has lost its slot with its worker is never woken."""
 
@@ -186,7 +193,7 @@ for broken_limits in (
     *(TurnIsTakenTwice, TurnsThatAreOverStartAtOnce, UnusedTurnsHoldOthersUp),
     *(EarlyMessageTakesATurn, AnyoneTakesAFreedSlot, LineIsForgotten, CancelledTaskIsHandedASlot),
     *(DeadWorkerKeepsItsSlot, SlotOfALivingWorkerIsTaken, SlotIsNotKept),
-    TaskOfADeadWorkerIsInNoLine,
+    *(KeyIsNotHandedOver, TaskOfADeadWorkerIsInNoLine),
 ):
     limits_mutant("cases", broken=broken_limits)
 mutant("cases", "equality")(SlotIsNotLeft)

@@ -204,7 +204,7 @@ _CANCELLATION = (
         "FlagsAboveAreNotRead",
         "equality",
         "walk",
-        "    above = above.parent ~= '' and get(above.parent)",
+        "    above = above.parent ~= '' and above.index >= 0 and get(above.parent)",
         "    above = nil",
     ),
     ScriptMutant(
@@ -326,7 +326,7 @@ _RECONCILER_AND_KEYS = (
         "RedriveTakesTheKey",
         "cases",
         "changes",
-        "  return claim(node) or wait",
+        "  return conflict or wait",
         "  return wait",
     ),
     ScriptMutant(
@@ -379,6 +379,13 @@ _LIMITS = (
     ),
     ScriptMutant(
         "LineIsForgotten", "cases", "limits", "while #slots.held < slots.count do", "while false do"
+    ),
+    ScriptMutant(
+        "KeyIsNotHandedOver",
+        "cases",
+        "limits",
+        "  local task, since = first_waiter(key)\n  while task do",
+        "  local task, since\n  while task do",
     ),
     ScriptMutant("DeadWorkerKeepsItsSlot", "cases", "limits", "or is_alive(holder[2])", "or true"),
     ScriptMutant("SlotIsNotKept", "cases", "limits", "if between and place", "if false and place"),

@@ -157,12 +157,12 @@ class Comparison:
 
     def _add(self) -> Change:
         if self._roots and drawn(self.choose, 0.1):
-            return Add(rows_of(random_workflow(self.choose), f"r{self._roots}"))
+            return Add(rows_of(random_workflow(self.choose), f"r{self._roots}"), waits=True)
         self._roots += 1
         rows = rows_of(random_workflow(self.choose), f"r{self._roots}")
         if rows[0].kind is Kind.GROUP and drawn(self.choose, 0.5):
             rows[0].is_sealed = False
-        return Add([*rows, *self._following(rows)])
+        return Add([*rows, *self._following(rows)], waits=self._roots % 2 == 1)
 
     def _following(self, rows: Sequence[Node]) -> Iterator[Node]:
         """Yield calls that follow the ends of some of these rows: in every third run."""

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mqcore.contract.store.kit import TOKEN, WORKER
-from mqcore.contract.store.workflows import GroupPlan, TaskPlan
-from mqcore.tasks.model.changes import Back, Begin, Cancel, End, Gone, Replace
+from mqcore.contract.store.workflows import GroupPlan, TaskPlan, rows_of
+from mqcore.tasks.model.changes import Add, Back, Begin, Cancel, End, Gone, Replace
 from mqcore.tasks.model.limits import RateLimit, SlotLimit
 from mqcore.tasks.model.nodes import Node, replacement_id
-from mqcore.tasks.model.outcomes import Later, Outcome, Started
+from mqcore.tasks.model.outcomes import Added, Conflict, Later, Outcome, Started
 from mqcore.tasks.model.states import State
 from mqcore.tasks.store.seam import Heartbeat
 
@@ -267,6 +267,55 @@ async def another_number_of_slots_holds_from_the_next_start(kit: StoreKit) -> No
     kit.same(await _enter(kit, "d", slot=replace(_ONE, count=3)), [False], "the newest")
     kit.same([key.partition(":")[0] for key in kit.keys], ["b", "c"], "who is woken")
     kit.same(await _enter(kit, "d", slot=SlotLimit("slots:tape", 1)), [True], "elsewhere")
+
+
+# Unique keys (T9)
+
+
+@case
+async def a_task_may_wait_for_its_unique_key(kit: StoreKit) -> None:
+    """It is stored without a message; the end of the task before publishes it."""
+    unique = TaskPlan(unique="key")
+    tasks = ("a", "b", "c", "d")
+    for task in tasks:
+        kit.same(await kit.do(Add(rows_of(unique, task), waits=True)), Added(), "the outcome")
+        kit.same(kit.keys, ["a:0"] if task == "a" else [], f"the keys of {task}")
+        kit.clock.time += 1
+    kit.same(await kit.states(*tasks), ["queued"] * 4, "the states")
+    kit.same(await kit.begin("b"), _LATER, "the outcome of a copy of one that waits")
+    kit.same(await kit.add(unique, "e"), Conflict("a"), "that of one that does not wait")
+
+    await kit.do(Cancel("b", ""))
+    for ended, woken in (("a", ["c"]), ("c", ["d"]), ("d", [])):
+        await kit.run(ended, state=State.FAILED)
+        kit.same([key.partition(":")[0] for key in kit.keys], woken, f"woken by {ended}")
+    kit.same(type(await kit.begin("a", run=1)), Started, "a redrive when the key is free")
+
+
+@case
+async def one_that_waits_and_one_that_ends_do_not_miss_each_other(kit: StoreKit) -> None:
+    """Several processes send, run and end tasks of one key: each has its turn."""
+    clients = [kit.store, *[await kit.another() for _ in range(_CLIENTS - 1)]]
+    tasks = [f"t{number}" for number in range(_CLIENTS * _TASKS)]
+    unique, ready = TaskPlan(unique="key"), list[str]()
+    for start in range(0, len(tasks), _CLIENTS):
+        applied = await asyncio.gather(
+            *[
+                client.apply([Add(rows_of(unique, task), waits=True)])
+                for client, task in zip(clients, tasks[start : start + _CLIENTS], strict=True)
+            ],
+            *[kit.store.apply([_begin_plain(task), _end(task)]) for task in ready],
+        )
+        ready = [key.partition(":")[0] for each in applied for key in each.keys]
+    while ready:
+        applied = [await kit.store.apply([_begin_plain(task), _end(task)]) for task in ready]
+        ready = [key.partition(":")[0] for each in applied for key in each.keys]
+    states = {(await kit.node(task)).state for task in tasks}
+    kit.same(states, {State.SUCCEEDED}, "the states at the end")
+
+
+def _begin_plain(task: str) -> Begin:
+    return Begin(task, 0, 1, f"{task} {TOKEN}", WORKER)
 
 
 @case

@@ -41,10 +41,12 @@ __all__ = [
 class Add:
     """Insert the rows of a tree, unless its root exists, and release the root.
 
-    The root comes first. Outcomes: `Added`, `Exists`, `Conflict`.
+    The root comes first. With `waits`, a task whose unique key belongs to another one is in line
+    for it, and is published when that has ended. Outcomes: `Added`, `Exists`, `Conflict`.
     """
 
     rows: Sequence[Node]
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from mqcore.tasks.model.outcomes import (
     Unknown,
 )
 from mqcore.tasks.model.states import LIVE, NEXT_RUN, State
+from mqcore.tasks.transitions.limits import line_key
 from mqcore.tasks.transitions.rows import Schedule, message_key, slice_key
 from mqcore.tasks.transitions.walk import SLICE, Walk
 
@@ -99,12 +100,24 @@ class Transitions:
         root = change.rows[0]
         if self.rows.get(root.id) is not None:
             return Exists()
-        if (conflict := self._claim(root)) is not None:
+        conflict = self._claim(root)
+        if conflict is not None and not change.waits:
             return conflict
 
         self._insert(change.rows)
-        self._release(root.id)
+        if conflict is not None:
+            self._line_up(root.id)
+        else:
+            self._release(root.id)
         return Added()
+
+    def _line_up(self, root: str) -> None:
+        """Have a task wait until its unique key is free."""
+        if (node := self.rows.get(root)) is not None:
+            node.move_to(State.QUEUED)
+            node.due = self.rows.now + node.delay
+            self.walk.limits.line_up(node)
+            self.rows.save(node)
 
     def _insert(self, rows: Sequence[Node]) -> None:
         for row in rows:
@@ -189,10 +202,16 @@ class Transitions:
             return Unknown()
         return (
             self._refusal(node, change)
-            or self._claim(node)
+            or self._conflict(node)
             or self._wait(node, change)
             or self._start(node, change)
         )
+
+    def _conflict(self, node: Node) -> Later | Conflict | None:
+        """Claim the unique key of a task; return what stands against that."""
+        conflict = self._claim(node)
+        is_in_line = node.slot == line_key(node) and node.state in LIVE
+        return Later(None) if conflict and is_in_line else conflict
 
     def _refusal(self, node: Node, change: Begin) -> Terminal | Stale | Busy | Cancelled | None:
         """Return why an attempt must not start."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.transitions.rows import Rows
 
-__all__ = ["Limits", "wake_key"]
+__all__ = ["Limits", "line_key", "wake_key"]
 
 EARLY = 0.05
 """Seconds by which a message may be early for its turn: clocks differ, and numbers are rounded."""
@@ -172,12 +172,37 @@ class Limits:
                 slots.put(task, "", keeps=False)
                 continue
 
-            # The row belongs to another tree, which is not locked. It is only read.
-            node = self.rows.get(task)
-            if node is not None and node.state in LIVE and node.slot == key:
+            if self._wake(key, task, since):
                 slots.put(task, "", keeps=False)
-                entry = wake_key(node, since)
-                self.rows.put_entry(OutboxEntry(entry, task, node.run, written=self.rows.now))
+
+    def _wake(self, key: str, task: str, since: float) -> bool:
+        """Have the message of a task that was in line published, unless it has ended."""
+        node = self.rows.get(task)  # of another tree, which is not locked: it is only read
+        if node is None or node.state not in LIVE or node.slot != key:
+            return False
+        entry = OutboxEntry(wake_key(node, since), task, node.run, written=self.rows.now)
+        self.rows.put_entry(entry)
+        return True
+
+    # Unique keys (T9)
+
+    def line_up(self, node: Node) -> None:
+        """Put a task into the line for its unique key."""
+        node.slot = line_key(node)
+        self.rows.add_waiter(node.slot, node.id, self.rows.now)
+
+    def hand_over(self, node: Node) -> None:
+        """Give the unique key of an ended task to the first in line for it."""
+        if self.rows.holder(node.unique) != node.id:
+            return
+        self.rows.unclaim(node.unique, node.id)
+        key = line_key(node)
+        while (first := self.rows.first_waiter(key)) is not None:
+            task, since = first
+            self.rows.remove_waiter(key, task)
+            if self._wake(key, task, since):
+                self.rows.claim(node.unique, task)
+                return
 
     def _slots(self, key: str) -> Slots:
         stored = self.rows.limit(key)
@@ -189,6 +214,11 @@ class Limits:
     def _put_slots(self, key: str, slots: Slots) -> None:
         value = [slots.count, slots.held, repr(slots.last)]
         self.rows.put_limit(key, json.dumps(value).encode() if slots.held else None)
+
+
+def line_key(node: Node) -> str:
+    """Return the key of the line for the unique key of a task."""
+    return f"unique:{node.unique}"
 
 
 def wake_key(node: Node, since: float) -> str:

@@ -74,7 +74,7 @@ class Walk:
         self.rows.save(node)
 
         if node.unique:
-            self.rows.unclaim(node.unique, node.id)
+            self.limits.hand_over(node)
         self.limits.leave(node)
         if node.follows:
             self._steps.append((self.follow, node))

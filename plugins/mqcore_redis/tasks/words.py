@@ -130,7 +130,7 @@ def _optional(value: bytes | None) -> _Words:
 
 
 def _add(it: changes.Add) -> _Words:
-    return ["add", *_rows(it.rows)]
+    return ["add", "1" if it.waits else "", *_rows(it.rows)]
 
 
 def _more(it: changes.More) -> _Words:

@@ -64,6 +64,9 @@ class SqlRows:
             self.now = self._db.time()
         self._load([*roots, *_needed(given)])
 
+        sent = (it for it in given if isinstance(it, (changes.Add, changes.Fire)))
+        named = [*(row for it in sent for row in it.rows[:1]), *self._read.values()]
+        self._hold(row.unique for row in named if row is not None)
         begun = (it for it in given if isinstance(it, changes.Begin))
         wanted = {limit.key for it in begun for limit in (it.slot, it.rate) if limit is not None}
         self.limits.lock({*wanted, *(row.slot for row in self._read.values() if row and row.slot)})
@@ -177,10 +180,15 @@ class SqlRows:
         """Return the holder of a unique key."""
         if unique in self._claims:
             return self._claims[unique]
-        if unique not in self._holders:
-            found = self._db.query(sql.HOLDER, key=unique)
-            self._holders[unique] = found[0][0] if found else None
+        self._hold([unique])
         return self._holders[unique]
+
+    def _hold(self, keys: Iterable[str]) -> None:
+        """Lock and read the holders of unique keys, in one order."""
+        unread = sorted({key for key in keys if key and key not in self._holders})
+        if unread:
+            self._holders.update(dict.fromkeys(unread))
+            self._holders.update(self._db.query(sql.HOLDERS, keys=unread))
 
     def claim(self, unique: str, node: str) -> None:
         """Claim a unique key."""

@@ -30,7 +30,8 @@ REMOVE_ENTRIES = """
 
 # Claims and schedules
 
-HOLDER = "SELECT task FROM {task_claims} WHERE key = :key"
+HOLDERS = "SELECT key, task FROM {task_claims} WHERE key {any:keys} ORDER BY key {locked}"
+"""Locked: who leaves a key and who lines up for it do not miss each other."""
 REMOVE_CLAIMS = "DELETE FROM {task_claims} WHERE key {any:keys}"
 SCHEDULE = """
     SELECT name, version, next_at, definition FROM {task_schedules} WHERE name = :name {locked}"""

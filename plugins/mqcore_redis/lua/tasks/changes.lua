@@ -68,22 +68,31 @@ local function claim(root)
   return holder and holder ~= root.id and { 'conflict', holder } or nil
 end
 
-local function add_tree(rows)
+local function add_tree(rows, waits)
   if get(rows[1].id) then
     return 'exists'
   end
   local root = decode(rows[1].id, rows[1].packed)
   local conflict = claim(root)
-  if conflict then
+  if conflict and not waits then
     return conflict
   end
   insert(rows)
-  walk.release(get(root.id))
+  if conflict then
+    local node = get(root.id)
+    move_to(node, 'queued')
+    node.due = text(now + tonumber(node.delay))
+    limits.line_up(node)
+    save(node)
+  else
+    walk.release(get(root.id))
+  end
   return 'added'
 end
 
 function changes.add()
-  return add_tree(take_rows())
+  local waits = take() == '1'
+  return add_tree(take_rows(), waits)
 end
 
 function changes.more()
@@ -246,7 +255,11 @@ function changes.begin()
     end
     return 'cancelled'
   end
-  return claim(node) or wait(node, begin) or start(node, begin)
+  local conflict = claim(node)
+  if conflict and is_live(node) and node.slot == 'unique:' .. node.unique then
+    return { 'later', '' }
+  end
+  return conflict or wait(node, begin) or start(node, begin)
 end
 
 -- The row of an attempt, if that attempt still holds it.

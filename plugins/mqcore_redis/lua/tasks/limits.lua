@@ -136,6 +136,41 @@ local function place_of(slots, task)
   return nil
 end
 
+local function wake(key, task, since)
+  local node = get(task)
+  if not node or not LIVE[node.state] or node.slot ~= key then
+    return false
+  end
+  put_entry(format('%s:%d:w%.0f', task, node.run, since * 1000000), task, node.run)
+  return true
+end
+
+local function line_key(node)
+  return 'unique:' .. node.unique
+end
+
+function limits.line_up(node)
+  node.slot = line_key(node)
+  line_of(node.slot)[node.id] = now_text
+end
+
+function limits.hand_over(node)
+  if holder_of(node.unique) ~= node.id then
+    return
+  end
+  unclaim(node.unique, node.id)
+  local key = line_key(node)
+  local task, since = first_waiter(key)
+  while task do
+    line_of(key)[task] = false
+    if wake(key, task, since) then
+      claims[node.unique] = task
+      return
+    end
+    task, since = first_waiter(key)
+  end
+end
+
 local function fill(slots, key, present)
   while #slots.held < slots.count do
     local task, since = first_waiter(key)
@@ -146,11 +181,7 @@ local function fill(slots, key, present)
     if present and task == present.id then
       push(slots.held, { task, '', false })
     else
-      local node = get(task)
-      if node and LIVE[node.state] and node.slot == key then
-        push(slots.held, { task, '', false })
-        put_entry(format('%s:%d:w%.0f', task, node.run, since * 1000000), task, node.run)
-      end
+      push(slots.held, wake(key, task, since) and { task, '', false } or nil)
     end
   end
 end

@@ -75,7 +75,7 @@ function walk.finish(node, state, reason, result)
   save(node)
 
   if node.unique ~= '' then
-    unclaim(node.unique, node.id)
+    limits.hand_over(node)
   end
   limits.leave(node)
   if node.follows > 0 then
