@@ -319,7 +319,7 @@ _RECONCILER_AND_KEYS = (
         "KeyIsNotGivenBack",
         "equality",
         "walk",
-        "    unclaim(node.unique, node.id)\n",
+        "    limits.hand_over(node)\n",
         "",
     ),
     ScriptMutant(
