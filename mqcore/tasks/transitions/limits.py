@@ -189,7 +189,11 @@ class Limits:
     def line_up(self, node: Node) -> None:
         """Put a task into the line for its unique key."""
         node.slot = line_key(node)
-        self.rows.add_waiter(node.slot, node.id, self.rows.now)
+        slots = self._slots(node.slot)
+        slots.last = max(self.rows.now, slots.last + STEP)
+        self.rows.add_waiter(node.slot, node.id, slots.last)
+        value = json.dumps([0, [], repr(slots.last)]).encode()
+        self.rows.put_limit(node.slot, value, slots.last)
 
     def hand_over(self, node: Node) -> None:
         """Give the unique key of an ended task to the first in line for it."""

@@ -150,8 +150,11 @@ local function line_key(node)
 end
 
 function limits.line_up(node)
-  node.slot = line_key(node)
-  line_of(node.slot)[node.id] = now_text
+  local key = line_key(node)
+  local slots = slots_of(key)
+  node.slot, slots.last = key, text(math.max(now, tonumber(slots.last) + STEP))
+  line_of(key)[node.id] = slots.last
+  put_limit(key, cjson.encode({ 0, {}, slots.last }), tonumber(slots.last))
 end
 
 function limits.hand_over(node)
