@@ -32,13 +32,13 @@ LARGER_PLUGINS = {
     "mqcore_memory": 990,
     "mqcore_redis": 1750 + 550 + 10,
     "mqcore_rabbitmq": 3225,
-    "mqcore_sql": 2490 + 750 + 740 + 95 + 115,
+    "mqcore_sql": 2490 + 750 + 740 + 100 + 115,
 }
 """Lines of code, without blanks, comments and docstrings. Why these need more stands in ADR 18.
 
 Redis has 500 lines for its task store, Lua beside: ADR 35.
 SQL has two databases, 300 lines of statements, and 750 lines for outbox and inbox: ADR 27. Its
-task store has 740: ADR 34. Rates and slots, in both: ADR 39.
+task store has 740: ADR 34. Rates, slots and unique keys that are waited for, in both: ADR 39.
 """
 
 EXCEPTIONS = {
