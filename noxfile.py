@@ -158,6 +158,70 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/peers.py", *session.posargs)
 
 
+KOMBU, CELERY = "kombu==5.7.0", "celery==5.7.0"
+"""Whose own suites the sessions `kombu-suite` and `celery-suite` run."""
+
+
+@nox.session(name="kombu-suite")
+def kombu_suite(session: nox.Session) -> None:
+    """Run kombu's own suite for transports on mqcore: `-s kombu-suite -- --mqcore-brokers=local`.
+
+    On memory, SQLite, Redis and RabbitMQ. What is left out is printed, with the reason.
+    """
+    install(session, "tests")
+    session.run(
+        *("pytest", "-p", "no:randomly", "tests/kombu_suite/suite.py", *session.posargs),
+        env={"MQCORE_KOMBU_SOURCE": str(source_of(session, KOMBU))},
+        terminate_timeout=TIDY_UP,
+    )
+
+
+@nox.session(name="celery-suite")
+def celery_suite(session: nox.Session) -> None:
+    """Run Celery's integration suite, unmodified, or a part: `-s celery-suite -- canvas inspect`.
+
+    It needs a Redis of its own: `MQCORE_SUITE_REDIS`, by default `redis://localhost:6379`, with the
+    broker in database 0 and the results in database 1. `MQCORE_SUITE_BROKER` names another broker.
+    The files run one after the other, because they share keys of that Redis.
+    """
+    install(session, "tests")
+    session.install("--quiet", CELERY, *CELERY_TESTS)
+    source = source_of(session, CELERY)
+    redis = os.environ.get("MQCORE_SUITE_REDIS", "redis://localhost:6379")
+    host, _, port = redis.removeprefix("redis://").partition(":")
+    environment = {
+        "TEST_BROKER": os.environ.get("MQCORE_SUITE_BROKER", f"mqcore+{redis}/0"),
+        "TEST_BACKEND": f"{redis}/1",
+        "REDIS_HOST": host,
+        "REDIS_PORT": port or "6379",
+        "WORKER_LOGLEVEL": "INFO",
+    }
+    words = (
+        *("pytest", "-q", "-rs", "--timeout=120", "-p", "celery.contrib.pytest"),
+        *("-p", "no:randomly", "-p", "no:pytest_celery"),
+    )
+    with session.chdir(source):
+        for name in session.posargs or CELERY_FILES:
+            session.run(*words, f"t/integration/test_{name}.py", env=environment)
+
+
+CELERY_TESTS = ("pytest-rerunfailures", "pytest-subtests", "pymemcache", "tblib")
+CELERY_FILES = ("inspect", "tasks", "canvas", "beat", "worker", "loader", "redis_backend")
+
+
+def source_of(session: nox.Session, package: str) -> Path:
+    """Return the unpacked source of a package, as its project publishes it."""
+    folder = ROOT / ".nox" / "sources" / package.replace("==", "-")
+    if not folder.is_dir():
+        session.run(
+            *("python", "-m", "pip", "--quiet", "download", "--no-deps", "--no-binary=:all:"),
+            *("--dest", str(folder.parent), package),
+        )
+        (archive,) = folder.parent.glob(f"{folder.name}*.tar.gz")
+        shutil.unpack_archive(archive, folder.parent, filter="data")
+    return folder
+
+
 DJANGO = "django==6.1.3"
 """Whose tests of task backends the session `django` runs. It needs Python 3.12."""
 
