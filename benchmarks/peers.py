@@ -101,6 +101,7 @@ PACKAGES = (
     "procrastinate",
     "huey",
 )
+TODAY = date.today().isoformat()  # noqa: DTZ011 - the day on the wall
 
 
 class Figure(NamedTuple):
@@ -166,7 +167,8 @@ def run(kind: str, url: str, options: argparse.Namespace) -> dict[str, dict[str,
 
 
 def figures_of(
-    tables: dict[str, tuple[str, dict[str, dict[str, Figure]]]], options: argparse.Namespace
+    tables: dict[str, tuple[str, dict[str, dict[str, Figure]], list[float]]],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return the figures of a run as `report.py` reads them."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -178,7 +180,7 @@ def figures_of(
     contenders.append(f"All: prefetch {PREFETCH}; {THREADS} threads where handlers block.")
 
     return {
-        "measured": date.today().isoformat(),  # noqa: DTZ011 - the day on the wall
+        "measured": TODAY,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {versions}",
         "method": f"{METHOD} Medians of {options.rounds} rounds.",
@@ -186,6 +188,8 @@ def figures_of(
         "tables": {
             kind: {
                 "title": title,
+                "measured": TODAY,
+                "load": max(load),
                 "rows": {
                     scenario: {
                         name: {
@@ -198,9 +202,16 @@ def figures_of(
                     for scenario, figures in rows.items()
                 },
             }
-            for kind, (title, rows) in tables.items()
+            for kind, (title, rows, load) in tables.items()
         },
     }
+
+
+def added_to(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of the page with the tables of this run in place of theirs."""
+    tables = {**old["tables"], **new["tables"]}
+    ordered = {kind: tables[kind] for kind in CONTENDERS if kind in tables}
+    return {**new, "tables": ordered, "measured": old["measured"]}
 
 
 def main() -> None:
@@ -216,7 +227,9 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="times the messages of each scenario"
     )
     parser.add_argument(
-        "--page", action="store_true", help="write docs/benchmarks.md, its figures and its charts"
+        "--page",
+        action="store_true",
+        help="write docs/benchmarks.md, its figures and its charts; with --only these tables alone",
     )
     options = parser.parse_args()
     tables = {}
@@ -232,12 +245,16 @@ def main() -> None:
             else:
                 server = brokers.server(kind)
                 title, url = server.title, server.url
-            tables[kind] = (title, run(kind, url, options))
+            load = [os.getloadavg()[0]]
+            tables[kind] = (title, run(kind, url, options), load)
+            load.append(os.getloadavg()[0])
 
     data = figures_of(tables, options)
     for entry in data["tables"].values():
-        print(report.table(entry["title"], entry["rows"]))
+        print(report.table(entry))
     if options.page:
+        if options.only and report.FIGURES.exists():
+            data = added_to(json.loads(report.FIGURES.read_text(encoding="utf-8")), data)
         report.FIGURES.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         report.write(data)
 

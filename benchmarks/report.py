@@ -34,6 +34,9 @@ STYLE = """
 .chart .raw { fill: var(--raw); }
 """.strip()
 
+BUSY = 2.5
+"""The load above which a table says that its machine was busy: half a core beyond two."""
+
 Rows = dict[str, dict[str, dict[str, float]]]
 """Of one broker: scenario, contender, and its figures (`rate`, `cpu`, `memory`, `p50`, `p99`)."""
 
@@ -112,11 +115,26 @@ def title_of(data: dict[str, Any], broker: str) -> str:
     return str(data["tables"][broker]["title"])
 
 
-def table(title: str, rows: Rows) -> str:
+def circumstances(entry: dict[str, Any]) -> list[str]:
+    """Return what to know before reading a table: its day, and what else the machine did."""
+    if "load" not in entry:
+        return []
+    text = f"Measured on {entry['measured']}, at a load of {entry['load']:.0f}."
+    if entry["load"] > BUSY:
+        text += (
+            " **The machine had other work to do**: the figures are lower than on a quiet machine. "
+            "The rows took turns, so compare them. CPU is what the library itself used."
+        )
+    return [text, ""]
+
+
+def table(entry: dict[str, Any]) -> str:
     """Return the Markdown of one broker, with the ratio of mqcore to each row."""
+    rows: Rows = entry["rows"]
     lines = [
-        f"## {title}",
+        f"## {entry['title']}",
         "",
+        *circumstances(entry),
         "| scenario | library | messages a second | CPU, ms a thousand | mqcore is |",
         "|---|---|--:|--:|--:|",
     ]
@@ -163,7 +181,7 @@ def write(data: dict[str, Any]) -> None:
         name = f"benchmark-{broker}.svg"
         (DOCS / "assets" / name).write_text(chart(entry["title"], entry["rows"]), encoding="utf-8")
         parts += [
-            table(entry["title"], entry["rows"]),
+            table(entry),
             f"![{entry['title']}: messages a second](assets/{name})",
             "",
         ]
