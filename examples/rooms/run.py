@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,29 +89,29 @@ class Service:
         }
         self.workers: list[Process] = []
         self._started = 0
-        self._server: Process | None = None
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Start the simulator and the API."""
-        self.simulator = await Simulator.start(self.directory)
-        self._environment |= self.simulator.environment
-        socket = str(self.directory.resolve() / "api.sock")
-        self._server = await _start(
-            "uvicorn",
-            "examples.rooms.api:api",
-            "--uds",
-            socket,
-            "--log-level",
-            "warning",
-            env=self._environment,
-        )
-        transport = httpx.AsyncHTTPTransport(uds=socket)
-        self.api = httpx.AsyncClient(transport=transport, base_url="http://rooms", timeout=60)
-        await self._until_it_answers()
+        async with AsyncExitStack() as stack:
+            self.simulator = await Simulator.start(self.directory)
+            stack.push_async_callback(self.simulator.stop)
+            self._environment |= self.simulator.environment
+
+            socket = str(self.directory.resolve() / "api.sock")
+            words = ["examples.rooms.api:api", "--uds", socket, "--log-level", "warning"]
+            server = await _start("uvicorn", *words, env=self._environment)
+            stack.push_async_callback(_stop, server)
+
+            transport = httpx.AsyncHTTPTransport(uds=socket)
+            self.api = httpx.AsyncClient(transport=transport, base_url="http://rooms", timeout=60)
+            stack.push_async_callback(self.api.aclose)
+            await self._until_it_answers(server)
+            self._stack = stack.pop_all()
         return self
 
-    async def _until_it_answers(self) -> None:
-        while self._server is not None and self._server.returncode is None:
+    async def _until_it_answers(self, server: Process) -> None:
+        while server.returncode is None:
             try:
                 await self.api.get("/rooms/0")
             except httpx.TransportError:
@@ -146,11 +147,9 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.api.aclose()
+        """Stop all processes."""
         await asyncio.gather(*(_stop(worker) for worker in self.workers))
-        if self._server is not None:
-            await _stop(self._server)
-        await self.simulator.stop()
+        await self._stack.aclose()
 
 
 async def _start(module: str, *words: str, **options: Any) -> Process:

@@ -7,6 +7,7 @@ storage is full. Each room ends with exactly the machines that it should have.
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ pytestmark = [
         reason="needs the dependency group rooms",
     ),
 ]
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 SCENARIOS = ["storage-full", "lost-answers", "cancelled", "killed-workers", "mistakes"]
 
 
@@ -33,22 +35,22 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(out: Path) -> dict[str, dict[str, Any]]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MQCORE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.rooms.demo", "--out", str(out), "--only", *SCENARIOS],
-        cwd=ROOT,
-        env=own | {"COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=380,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = [sys.executable, "-m", "examples.rooms.demo", "--out", str(out), "--only", *SCENARIOS]
+    environment = own | {"COLUMNS": "100"}
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment, text=True, start_new_session=True, **PIPES
+    ) as process:
+        try:
+            said, errors = process.communicate(timeout=380)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers and the cluster
+            raise
+    assert process.returncode == 0, said + errors
     results: list[dict[str, Any]] = json.loads((out / "result.json").read_text())
     for each in results:
         assert any(
-            line.split()[:2] == [each["name"], str(each["rooms"])]
-            for line in done.stdout.splitlines()
-        ), done.stdout
+            line.split()[:2] == [each["name"], str(each["rooms"])] for line in said.splitlines()
+        ), said
     return {each["name"]: each for each in results}
 
 
