@@ -78,6 +78,7 @@ class Conclusion(DeliveryInfo):
         self.error = failure.text
         """The text of the exception, or what the record says where there is none, or empty."""
         self.traceback = failure.traceback
+        self._connection: Connection | None = None
         self.postponed_by: float | None = None
         """Seconds after which it is concluded again; None when it is settled now."""
 
@@ -132,6 +133,7 @@ class Conclusions:
         if isinstance(value, EncodedResult):
             value = self._read(value)
         conclusion = Conclusion(held, decision, result, value)
+        conclusion._connection = self._connection  # noqa: SLF001 - for parts that serve several brokers
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
         self._next.append((conclusion, answered))

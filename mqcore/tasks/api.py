@@ -260,8 +260,10 @@ class Tasks(AppPart):
     async def _conclude(self, items: Sequence[Conclusion]) -> None:
         if self.store is not None:
             loop = asyncio.get_running_loop()
+            # One hook serves all brokers: what follows is published on that of the message.
             here = [each for each in self.connections if each.loop is loop]
-            await conclude(here[-1], items)
+            own = [each for each in here if all(map(each.has_concluded, items))]
+            await conclude((own or here)[-1], items)
 
     @cached_property
     def process(self) -> Callable[..., bytes]:

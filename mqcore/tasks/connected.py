@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from mqcore.clock import Clock
+    from mqcore.consuming.conclusions import Conclusion
     from mqcore.consuming.context import Context
     from mqcore.control.commands import Extension
     from mqcore.messages.delivery import Delivery
@@ -231,6 +232,10 @@ class Connected:
         if node.ttl is not None:
             options["ttl"] = node.ttl
         return call, options
+
+    def has_concluded(self, conclusion: Conclusion) -> bool:
+        """Whether a message has ended on this broker."""
+        return conclusion._connection is session_of(self.broker).connection  # noqa: SLF001 - our own
 
     def limits_of(self, run: Run) -> tuple[RateLimit | None, SlotLimit | None]:
         """Return what the task of a run may have to wait for."""
