@@ -32,7 +32,6 @@ class Signal:
             os.set_blocking(self._read, False)
             os.set_blocking(self._write, False)
         self._is_set = False
-        self._is_open = True
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
@@ -40,7 +39,7 @@ class Signal:
 
     def set(self) -> None:
         """Make it readable; from any thread."""
-        if not self._is_set and self._is_open:
+        if not self._is_set:
             self._is_set = True
             with suppress(BlockingIOError):  # it is readable already
                 os.write(self._write, (1).to_bytes(8, "little"))
@@ -57,13 +56,10 @@ class Signal:
         poll.register(self._read, select.POLLIN)
         return bool(poll.poll(None if timeout is None else max(timeout, 0.0) * 1000))
 
-    def close(self) -> None:
-        """Close the descriptor."""
-        if self._is_open:
-            self._is_open = False
-            os.close(self._read)
-            if self._write != self._read:
-                os.close(self._write)
+    def __del__(self) -> None:
+        """Close the descriptor, when neither kombu's thread nor the loop can use it any more."""
+        for number in {self._read, self._write}:
+            os.close(number)
 
 
 class Inbox:

@@ -78,6 +78,8 @@ class Transport(base.Transport):
             )
         own = options.read(self.client.transport_options or {})
         self._address = self._address or address_of(self.client)
+        if self.inbox.error is not None:  # its channels belong to the connection that was lost
+            self._close()
         if self._shared is None:
             self._shared = shared = acquire(self._address.whole, own)
             self.inbox.error = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -524,6 +525,34 @@ def test_a_lost_connection_that_was_the_lease_is_raised_once_for_each_connection
     connection.collect()
     assert connection.connect()
     put(connection, jobs, "x")
+
+
+def test_a_connection_that_was_lost_connects_again_where_it_is_used(connection: Any) -> None:
+    put(connection, jobs, "x")
+    connection.transport.inbox.fail(ConnectionLost("gone"))
+    assert not connection.connected
+    put(connection, jobs, "y")
+    connection.ensure_connection(max_retries=1)
+    assert connection.connected
+    assert counts(connection, "jobs").ready == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_connections_leave_no_descriptor_behind(url: str) -> None:
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not used
+
+    def use() -> None:
+        with kombu.Connection(f"mqcore+{url}") as connection:
+            put(connection, jobs, "x")
+        kombu.Connection(f"mqcore+{url}").as_uri()  # makes a transport, and never connects
+
+    use()
+    before = descriptors()
+    for _ in range(10):
+        use()
+    assert descriptors() <= before + 2  # other tests of this process may open some
 
 
 # Celery's event loop
