@@ -10,22 +10,25 @@ import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
 from support.terminals import ROOT, Block, Reader, agrees, blocks, lines
 
 from mqcore.cli import main
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 PAGE = "examples/course/README.md"
 FOLDER = ROOT / "examples" / "course"
 BLOCKS = list(blocks(PAGE))
 PROMPT = [block for block in BLOCKS if block.language == "python" and not block.title]
 """What is pasted at the prompt."""
+MORE_TIME = {
+    "background start": ("--wait", "120"),
+    "background restart": ("--wait", "120"),
+    "background stop": ("--timeout", "120"),
+}
+"""What a class on a busy machine types besides."""
 
 
 class Class(Reader):
@@ -54,6 +57,10 @@ class Class(Reader):
 
     def _run(self, command: str, output: str, block: Block, where: str, *, last: bool) -> None:
         words = shlex.split(command)
+        if words[0] == "mkdir":
+            for name in words[2:]:
+                (self.folder / name).mkdir()
+            return
         if words[0] != "mqcore":
             return  # what the class does to set up its computer
         if words[1] == "worker" and "--help" not in words:
@@ -61,6 +68,7 @@ class Class(Reader):
             return
 
         self.typed.append(command)
+        words += MORE_TIME.get(" ".join(words[1:3]), ())
         printed, errors = StringIO(), StringIO()
         with redirect_stdout(printed), redirect_stderr(errors):
             code = main(words[1:])
@@ -69,6 +77,12 @@ class Class(Reader):
         assert agrees(shown, lines(printed.getvalue())), (
             f"{where}: $ {command}\n{shown}\nit printed\n{printed.getvalue()}"
         )
+
+    def close(self) -> None:
+        """End what is still running, in the background too."""
+        super().close()
+        for path in self.folder.glob("run/*.pid"):
+            main(["background", "stop", path.stem, "--folder", "run", "--timeout", "0", "--kill"])
 
 
 def attend(folder: Path, url: str, given: list[Block]) -> list[str]:
