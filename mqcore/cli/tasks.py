@@ -284,8 +284,8 @@ def _call(tasks: Tasks, name: str, arguments: str, options: SendOptions) -> Call
     if task is None:
         known = ", ".join(sorted(tasks.registered)) or "none"
         raise ConfigurationError(f"no task is registered as {name!r:.100}; registered are: {known}")
-    bound = task.parameters.decode(arguments)
-    return Call(tasks, task.using(**options).plan(bound.args, dict(bound.kwargs)))
+    args, kwargs = task.parameters.decode(arguments)
+    return Call(tasks, task.using(**options).plan(args, kwargs))
 
 
 def inspect(

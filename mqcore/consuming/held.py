@@ -25,6 +25,7 @@ class HeldDelivery:
     """A delivery from its arrival until it is settled or lost."""
 
     __slots__ = (
+        "_rules",
         "deadline",
         "delivery",
         "entry",
@@ -44,6 +45,7 @@ class HeldDelivery:
         self.state = DeliveryState.BUFFERED
         self.entry: Entry | None = None
         """How it has entered the isolation lock; None when it has not, or has left (G4)."""
+        self._rules: Rules | None = None
         self.profile: Profile | None = None
         """How it is run, where that is not as all others of its consumer."""
         self.on_lost: Callable[[], None] | None = None
@@ -58,7 +60,9 @@ class HeldDelivery:
         rules, profile = self.subscription.rules, self.profile
         if profile is None or profile.retry is None:
             return rules
-        return replace(rules, retry=profile.retry)
+        if self._rules is None:
+            self._rules = replace(rules, retry=profile.retry)
+        return self._rules
 
     @property
     def is_gone(self) -> bool:

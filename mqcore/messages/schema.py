@@ -194,10 +194,11 @@ def _is_exact(schema: Schema, named: Mapping[str, Schema], models: dict[str, typ
     if kind == "model":
         models[schema.get("ref", str(id(schema)))] = schema["cls"]
 
-    fields = schema.get("fields", {}).values()
+    fields, is_typed_dict = schema.get("fields", {}).values(), kind == "typed-dict"
     if (
         schema.get("custom_init")
-        or not schema.get("config", {}).keys() <= _EXACT_CONFIG
+        or not schema.get("config", {}).keys() <= (_CLOSED if is_typed_dict else _EXACT_CONFIG)
+        or (is_typed_dict and schema.get("extra_behavior") != "forbid")
         or (kind == "dict" and schema.get("keys_schema", _ANY)["type"] != "str")
         or any(
             field.get("validation_alias") != field.get("serialization_alias") for field in fields
@@ -229,6 +230,8 @@ _EXACT_KEYS = {
     "definitions": frozenset({"schema", "definitions"}),
     "model": frozenset({"cls", "schema", "custom_init", "root_model", "config", "generic_origin"}),
     "model-fields": frozenset({"fields", "model_name", "computed_fields", "extra_behavior"}),
+    "typed-dict": frozenset({"cls", "fields", "computed_fields", "extra_behavior", "config"}),
+    "typed-dict-field": frozenset({"schema", "required"}),
     "model-field": frozenset({"schema", "validation_alias", "serialization_alias", "frozen"}),
 }
 """All that a schema of each kind may say; whatever else it says may change the value on its way."""
@@ -236,3 +239,5 @@ _INNER_KEYS = ("schema", "items_schema", "values_schema", "keys_schema")
 _EXACT_CONFIG = frozenset(
     {"title", "frozen", "strict", "validate_assignment", "from_attributes", "hide_input_in_errors"}
 )
+_CLOSED = frozenset({"title", "extra_fields_behavior"})
+"""The config of a typed dict without further keys. By default it drops them."""

@@ -19,7 +19,7 @@ from mqcore.messages.message import new_id
 from mqcore.queue import Queue, check_queue_name
 from mqcore.rules.checks import check_duration, check_text, described
 from mqcore.rules.profile import Profile
-from mqcore.running.handlers import HandlerSpec
+from mqcore.running.handlers import HandlerOptions, HandlerSpec
 from mqcore.tasks.calls import Call
 from mqcore.tasks.connected import HEADER, Connected
 from mqcore.tasks.context import TaskContext
@@ -30,7 +30,7 @@ from mqcore.tasks.model.outcomes import Conflict
 from mqcore.tasks.parameters import JSON, json_payload
 from mqcore.tasks.plans import ChainPlan, FollowedPlan, GroupPlan, TaskPlan, rows_of
 from mqcore.tasks.results import json_of
-from mqcore.tasks.run import TaskCall, in_process, run_async, run_in_thread
+from mqcore.tasks.run import CallPayload, TaskCall, in_process, run_async, run_in_thread
 from mqcore.tasks.runs import conclude
 from mqcore.tasks.schedules.api import Scheduled, ScheduleOptions, TaskSchedules
 from mqcore.tasks.store.values import Failure
@@ -53,6 +53,7 @@ __all__ = ["Registration", "Tasks"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=BaseTask[Any, Any])
+_CALL = CallPayload()
 _ANY: Payload[Any] = json_payload(Any, "a result")
 
 
@@ -219,6 +220,7 @@ class Tasks(AppPart):
         found = self._queues.get(name)
         if found is None:
             found = self._queues[name] = Queue(name or "tasks", TaskCall)
+            found.payload = _CALL
         return found
 
     @property
@@ -239,6 +241,7 @@ class Tasks(AppPart):
         modes: dict[str, Any] = {"thread": run_in_thread}
         if any(task.mode == "process" for task in self._registered.values()):
             modes["process"] = self.process
+        conclusion: HandlerOptions = {"conclusion": self._conclude} if self.store else {}
         return [
             HandlerSpec.of(
                 self.queue(name),
@@ -247,7 +250,7 @@ class Tasks(AppPart):
                     "name": f"tasks {self.name}",
                     "profile": self._profile,
                     "modes": modes,  # type: ignore[typeddict-item]  # its keys are modes
-                    "conclusion": self._conclude,
+                    **conclusion,
                 },
             )
             for name in sorted(self.queues)
@@ -255,7 +258,7 @@ class Tasks(AppPart):
 
     def _profile(self, message: Message) -> Profile | None:
         task = self.find(message.headers.get(HEADER, ""))
-        return None if task is None else Profile(task.mode, task.timeout, task.retry)
+        return None if task is None else task.profile
 
     async def _conclude(self, items: Sequence[Conclusion]) -> None:
         if self.store is not None:

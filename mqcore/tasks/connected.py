@@ -291,7 +291,7 @@ class Connected:
         (outcome,) = await answered
         with suppress(TimeoutError):
             async with self.clock.timeout(_BATCH if has_more else None):
-                await asyncio.shield(published)
+                await published.wait()
         return outcome
 
     async def replace(self, row: Node, holder: str, plan: Plan) -> Job[Any]:

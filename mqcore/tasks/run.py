@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mqcore.errors import Reject, ValidationError
+from mqcore.messages.codec import JsonCodec, Payload
 from mqcore.messages.message import Limits
 from mqcore.tasks.context import Replacement, TaskContext, current_context
 from mqcore.tasks.errors import SoftTimeout
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from mqcore.consuming.context import DeliveryInfo
+    from mqcore.messages.codec import Codecs
     from mqcore.tasks.model.nodes import Node
     from mqcore.tasks.progress import ProgressReports
     from mqcore.tasks.task import BaseTask
 
-__all__ = ["Run", "TaskCall", "in_process", "run_async", "run_in_thread"]
+__all__ = ["CallPayload", "Run", "TaskCall", "in_process", "run_async", "run_in_thread"]
 
 _MOST = Limits().payload
 
@@ -45,6 +47,17 @@ class TaskCall:
     arguments: str = "{}"
     is_step: bool = False
     given: str | None = None
+
+
+class CallPayload(Payload[TaskCall]):
+    """Writes calls. They have text and numbers only, so JSON keeps them, and nothing is checked."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskCall)
+
+    def encode(self, value: TaskCall, codecs: Codecs) -> tuple[bytes, str]:  # noqa: ARG002 - the interface of a payload
+        """Return body and content type."""
+        return self.adapter.dump_json(value), JsonCodec.content_types[0]
 
 
 @dataclass(eq=False)
@@ -82,10 +95,10 @@ class Run:
         context = (self.context,) if self.task.parameters.takes_context else ()
         for arguments in self._arguments():
             try:
-                bound = self.task.parameters.decode(arguments, self.call.given)
+                args, kwargs = self.task.parameters.decode(arguments, self.call.given)
             except ValidationError as error:
                 raise Reject(str(error)) from error
-            yield partial(self.task.function, *context, *bound.args, **bound.kwargs)
+            yield partial(self.task.function, *context, *args, **kwargs)
 
     @property
     def is_list(self) -> bool:
@@ -118,6 +131,9 @@ async def run_async(run: Any) -> Any:
     """Run an async task in the event loop."""
     values = []
     for call in run.calls():
+        if run.task.soft_timeout is None:
+            values.append(await call())
+            continue
         interruptible = Interruptible(call())
         run.parts[:] = [interruptible]
         values.append(await interruptible)

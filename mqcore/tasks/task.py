@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -27,6 +28,7 @@ from mqcore.errors import ConfigurationError, ValidationError
 from mqcore.messages.message import check_priority
 from mqcore.queue import check_queue_name
 from mqcore.rules.checks import check_count, check_flag, check_kind, check_options, check_seconds
+from mqcore.rules.profile import Profile
 from mqcore.rules.retry import RetryPolicy
 from mqcore.tasks.calls import Call, Partial, Step, group
 from mqcore.tasks.context import TaskContext
@@ -160,6 +162,11 @@ class BaseTask(Generic[P, R]):
     def queue(self) -> str | None:
         """The queue that it names; None where the routes decide."""
         return self._options.get("queue")
+
+    @cached_property
+    def profile(self) -> Profile:
+        """How a worker runs it."""
+        return Profile(self.mode, self.timeout, self.retry)
 
     def _mode(self) -> Mode:
         return "async" if inspect.iscoroutinefunction(self.function) else "thread"

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 from mqcore.errors import MqcoreError
 from mqcore.log import log
-from mqcore.tasks.model.changes import Begin, Change, Progress, Sent, Spread
-from mqcore.tasks.store.seam import StoreError
+from mqcore.tasks.model.changes import Add, Begin, Change, More, Progress, Sent, Spread
+from mqcore.tasks.model.nodes import Kind
+from mqcore.tasks.store.seam import OutboxEntry, Pending, StoreError
+from mqcore.tasks.transitions.rows import message_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from mqcore.tasks.model.outcomes import Outcome
-    from mqcore.tasks.store.seam import Pending, TaskStore
+    from mqcore.tasks.store.seam import TaskStore
 
 __all__ = ["CLOSE", "Writer"]
 
@@ -49,7 +51,7 @@ class Writer:
         self._publish = publish
         self._changed = changed
         self._next: _Batch = []
-        self._published: asyncio.Future[None] | None = None
+        self._published: asyncio.Event | None = None
         self._running: set[asyncio.Task[None]] = set()
 
     async def apply(self, *changes: Change) -> Sequence[Outcome]:
@@ -60,17 +62,15 @@ class Writer:
         answered, published = self.put(*changes)
         outcomes = await answered
         if not all(isinstance(change, (Begin, Progress, Sent)) for change in changes):
-            await asyncio.shield(published)
+            await published.wait()
         return outcomes
 
-    def put(
-        self, *changes: Change
-    ) -> tuple[asyncio.Future[Sequence[Outcome]], asyncio.Future[None]]:
+    def put(self, *changes: Change) -> tuple[asyncio.Future[Sequence[Outcome]], asyncio.Event]:
         """Make the changes as `apply` does. Return their answer, and what waits for publishing."""
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Sequence[Outcome]] = loop.create_future()
         if self._published is None:
-            self._published = loop.create_future()
+            self._published = asyncio.Event()
             loop.call_soon(self._flush)
         self._next.append((changes, answered))
         return answered, self._published
@@ -86,11 +86,13 @@ class Writer:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _write(self, batch: _Batch, published: asyncio.Future[None]) -> None:
+    async def _write(self, batch: _Batch, published: asyncio.Event) -> None:
         try:
             keys = await self._commit(batch)
-            if keys:
-                await self.publish(keys)
+            added = _added(batch)
+            known = [added[key] for key in keys if key in added]
+            await self.publish_entries(known)
+            await self.publish([key for key in keys if key not in added])
         except MqcoreError as error:
             log().warning("tasks wait in the outbox for the relay: %s", error)
         except BaseException as error:
@@ -104,8 +106,7 @@ class Writer:
                     )
             raise
         finally:
-            if not published.done():
-                published.set_result(None)
+            published.set()
 
     async def _commit(self, batch: _Batch) -> Sequence[str]:
         """Commit a batch, and answer each caller. Return the keys of the outbox entries."""
@@ -192,3 +193,19 @@ class Writer:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+
+def _added(batch: _Batch) -> dict[str, Pending]:
+    """Return the outbox entries of tasks that this batch has added, if they were released at once.
+
+    They need not be read again. The times of a delay and an expiry are the store's.
+    """
+    rows = (
+        row
+        for changes, _ in batch
+        for change in changes
+        if isinstance(change, (Add, More))
+        for row in change.rows
+        if row.kind is Kind.TASK and row.ttl is None and row.delay <= 0 and not row.unique
+    )
+    return {(key := message_key(row)): Pending(OutboxEntry(key, row.id), row) for row in rows}
