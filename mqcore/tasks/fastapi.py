@@ -240,7 +240,7 @@ class _Views:
         """Return the tasks that are scheduled, queued, running or waiting for a retry."""
         connected = self._tasks.connected()
         async with asyncio.timeout(self._timeout):
-            nodes = await open_tasks(connected.store, connected.clock.now())
+            nodes = await open_tasks(connected.store)
         found = [
             node
             for node in nodes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,22 +13,12 @@ __all__ = ["open_tasks", "worker_info"]
 
 _MOST = 10_000
 """Open tasks that are read."""
-_FAR = 3_155_760_000.0
-"""A hundred years: `suspects` of that future are all that wait."""
 
 
-async def open_tasks(store: TaskStore, now: float | None = None) -> list[Node]:
-    """Return the scheduled, queued, running and retrying tasks, by the time they are due.
-
-    `now` is the store's time, by default that of this process.
-    """
-    now = time.time() if now is None else now
-    ids = dict.fromkeys(await store.suspects(now + _FAR, _MOST))
-    for beat in await store.workers():
-        if now < beat.at + beat.ttl:
-            ids |= dict.fromkeys(each["id"] for each in worker_info(beat)["active"])
-    nodes = [node for node in await store.nodes(list(ids)) if node is not None]
-    return sorted((node for node in nodes if not node.has_ended), key=lambda node: node.due)
+async def open_tasks(store: TaskStore) -> list[Node]:
+    """Return the scheduled, queued, running and retrying tasks, by the time they are due."""
+    nodes = await store.nodes(await store.live(_MOST))
+    return [node for node in nodes if node is not None and not node.has_ended]
 
 
 def worker_info(beat: Heartbeat) -> dict[str, Any]:

@@ -56,12 +56,6 @@ class Shop:
 
         self.convert, self.fail = convert, fail
 
-    async def beat(self) -> None:
-        """Send the heartbeat of the worker, which says what it runs."""
-        upkeep = self.tasks.connected()._upkeep
-        assert upkeep is not None
-        await upkeep.beat()
-
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
         transport = httpx.ASGITransport(app=self.web)
@@ -122,7 +116,6 @@ async def test_an_open_task_is_listed_and_shown() -> None:
         job = await shop.convert.send(8)
         await asyncio.wait_for(shop.begun.wait(), 60)
         later = await shop.fail.using(delay=60).send()
-        await shop.beat()
 
         first, second = (await client.get("/api/tasks/")).json()
         assert (first["id"], first["name"], first["state"]) == (job.id, "shop.convert", "running")
@@ -212,7 +205,7 @@ async def test_a_store_that_is_away_is_a_503(how: str, monkeypatch: pytest.Monke
     async with shop.client() as client:
         job = await shop.convert.send(8)
         with monkeypatch.context() as patch:
-            for name in ("nodes", "apply", "suspects"):
+            for name in ("nodes", "apply", "live"):
                 patch.setattr(MemoryTaskStore, name, away)
             for method, path in (
                 ("GET", ""),

@@ -407,6 +407,15 @@ class RecoverForgetsRunningTasks(MemoryTaskStore):
         return [node for node in found if self.tables.nodes[node].state is not State.RUNNING]
 
 
+@mutant("cases", "equality")
+class RunningTasksAreNotLive(MemoryTaskStore):
+    """A list of open tasks lacks those that have begun since the last heartbeat."""
+
+    async def live(self, *given: Any, **options: Any) -> Sequence[str]:
+        found = await super().live(*given, **options)
+        return [node for node in found if self.tables.nodes[node].state is not State.RUNNING]
+
+
 @mutant("equality", "explorer")
 class RecoverForgetsAbandonedGroups(MemoryTaskStore):
     """A group whose sender died between two batches is not found."""

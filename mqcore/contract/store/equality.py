@@ -107,6 +107,7 @@ class Comparison:
         both = (store, self.memory)
         self._same("outbox", *[sorted(map(repr, await each.outbox(10_000))) for each in both])
         self._same("suspects", *[sorted(await each.suspects(before, 10_000)) for each in both])
+        self._same("live tasks", *[sorted(await each.live(10_000)) for each in both])
         self._same("schedules", *[list(await each.schedules()) for each in both])
         self._same("workers", *[list(await each.workers()) for each in both])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mqcore.contract.store.kit import TOKEN
 from mqcore.contract.store.workflows import GroupPlan, TaskPlan
-from mqcore.tasks.model.changes import Cancel
+from mqcore.tasks.model.changes import Back, Cancel
+from mqcore.tasks.model.states import State
 from mqcore.tasks.store.seam import Heartbeat
 
 if TYPE_CHECKING:
@@ -24,6 +26,25 @@ def case(function: Callable[[StoreKit], Awaitable[None]]) -> Callable[[StoreKit]
     """Register a case."""
     LISTING_CASES.append(function)
     return function
+
+
+@case
+async def live_tasks_are_known_at_once(kit: StoreKit) -> None:
+    """Those that wait and those that run, by the time they are due; no group, and nothing ended."""
+    await kit.add(TaskPlan(delay=50.0), "scheduled")
+    for root in ("ended", "retrying", "running", "queued"):
+        await kit.add(_TASK, root)
+        kit.clock.time += 1
+    await kit.add(GroupPlan([_TASK]), "group")
+    kit.clock.time += 1
+    await kit.begin("running")
+    await kit.begin("retrying")
+    await kit.do(Back("retrying", 0, TOKEN, State.RETRYING, 20.0))
+    await kit.run("ended")
+
+    expected = ["queued", "group.0", "running", "retrying", "scheduled"]
+    kit.same(list(await kit.store.live()), expected, "the live tasks", "live")
+    kit.same(list(await kit.store.live(limit=2)), expected[:2], "the first two", "live")
 
 
 @case

@@ -298,6 +298,13 @@ class MemoryTaskStore(TaskStore):
             )
             return list(itertools.islice(late, limit))
 
+    async def live(self, limit: int = 100) -> Sequence[str]:
+        """Look at each open node."""
+        with self.tables.lock:
+            nodes = map(self.tables.nodes.__getitem__, self.tables.open_nodes)
+            live = (node for node in nodes if node.state in LIVE and node.kind is Kind.TASK)
+            return [node.id for node in sorted(live, key=lambda node: node.due)][:limit]
+
     async def heartbeat(self, beat: Heartbeat) -> Sequence[str]:
         """Store it, with the time of the clock."""
         with self.tables.lock:

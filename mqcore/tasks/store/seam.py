@@ -149,6 +149,10 @@ class TaskStore(ABC):
         """
 
     @abstractmethod
+    async def live(self, limit: int = 100) -> Sequence[str]:
+        """Return the tasks that are scheduled, queued, running or retrying, the first due first."""
+
+    @abstractmethod
     async def heartbeat(self, beat: Heartbeat) -> Sequence[str]:
         """Store a worker's heartbeat; return those tasks it runs that are to be cancelled."""
 

@@ -120,6 +120,11 @@ class RedisTaskStore(TaskStore):
                 break
         return found[:limit]
 
+    async def live(self, limit: int = 100) -> Sequence[str]:
+        """Read the index of live tasks."""
+        found = await self._server.ask("ZRANGE", "late", 0, limit - 1)
+        return [name.decode() for name in found]
+
     async def heartbeat(self, beat: Heartbeat) -> Sequence[str]:
         """Store it, with the time of the server."""
         words = (beat.worker, repr(float(beat.ttl)), beat.info)

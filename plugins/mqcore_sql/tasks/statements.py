@@ -65,6 +65,7 @@ LATE = f"""
           AND NOT (state = 'running' AND EXISTS (
               SELECT 1 FROM {{task_workers}} AS w WHERE w.name = t.worker AND {_ALIVE}))
     ORDER BY due LIMIT :limit"""
+ALL_LIVE = f"SELECT id FROM {{tasks}} WHERE {_LIVE} ORDER BY due LIMIT :limit"
 ABANDONED = f"""
     SELECT id FROM {{tasks}}
     WHERE is_sealed = 0 AND seal_by < :time AND NOT {_ENDED} ORDER BY seal_by LIMIT :limit"""

@@ -324,6 +324,11 @@ class SqlTaskStore(TaskStore):
 
         return await self._run("suspects", find)
 
+    async def live(self, limit: int = 100) -> Sequence[str]:
+        """Read the index of live tasks."""
+        rows = await self._run("live", lambda database: database.query(sql.ALL_LIVE, limit=limit))
+        return [node for (node,) in rows]
+
     async def heartbeat(self, beat: Heartbeat) -> Sequence[str]:
         """Store it, with the time of the store."""
 
