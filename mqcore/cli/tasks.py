@@ -35,7 +35,7 @@ from mqcore.cli.task_rows import (
 from mqcore.cli.tasks_of import Target, connected_to, with_store
 from mqcore.cli.watch import watch
 from mqcore.errors import ConfigurationError, MqcoreError
-from mqcore.rules.checks import check_duration
+from mqcore.rules.checks import check_duration, closest
 from mqcore.tasks.api import Tasks
 from mqcore.tasks.calls import Call
 from mqcore.tasks.job import Job
@@ -283,7 +283,11 @@ def _call(tasks: Tasks, name: str, arguments: str, options: SendOptions) -> Call
     task = tasks.find(name)
     if task is None:
         known = ", ".join(sorted(tasks.registered)) or "none"
-        raise ConfigurationError(f"no task is registered as {name!r:.100}; registered are: {known}")
+        close = closest(name, tasks.registered)
+        hint = f". Did you mean {close!r}?" if close else ""
+        raise ConfigurationError(
+            f"no task is registered as {name!r:.100}; registered are: {known}{hint}"
+        )
     args, kwargs = task.parameters.decode(arguments)
     return Call(tasks, task.using(**options).plan(args, kwargs))
 

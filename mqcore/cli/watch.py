@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -221,6 +220,8 @@ def _text(node: Node) -> str | None:
 
 async def _draw(looks: AsyncIterator[Sequence[Tree]]) -> Sequence[Node]:
     """Draw the bars on the terminal, and return what was watched."""
+    from rich.live import Live  # noqa: PLC0415 - slow to import, and no other command needs it
+
     screen = console()
     seen: Sequence[Tree] = ()
     with Live(console=screen, auto_refresh=False) as live:

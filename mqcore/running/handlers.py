@@ -21,6 +21,7 @@ from mqcore.rules.checks import (
     check_options,
     check_seconds,
     check_text,
+    closest,
 )
 from mqcore.rules.profile import MODES, Mode, Profile
 from mqcore.rules.retry import AfterCrash, RetryPolicy, check_after_crash
@@ -357,8 +358,10 @@ def chosen_handlers(
         )
 
     if unknown:
+        close = closest(unknown[0], consumed)
+        hint = f" (did you mean {close!r}?)" if close else ""
         raise ConfigurationError(
-            f"app {app!r} does not consume {', '.join(unknown)}; it consumes "
+            f"app {app!r} does not consume {', '.join(unknown)}{hint}; it consumes "
             f"{', '.join(sorted(consumed))}"
         )
 

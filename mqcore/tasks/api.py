@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -87,13 +88,14 @@ class Tasks(AppPart):
         tasks = Tasks("shop", store="sqlite:///shop.db")
         app = App("shop", tasks=[tasks])
 
-    `store` is the URL of the database or Redis that holds the table of tasks. Without one, tasks
-    are sent and forgotten. `routes` gives queues by name or glob (`{"shop.media.*": "media"}`); the
-    first that matches counts, and every other task goes to the queue `default`. `queues` are
-    further ones that workers consume, for `using(queue=...)`. `include` names modules with tasks,
-    which are imported when the app connects or a worker starts. `result_ttl`
-    is how long an ended task is kept, a day by default. `schedules` are tasks that are sent by
-    themselves (`{"nightly": Scheduled("shop.report", cron("0 2 * * *"))}`).
+    `store` is the URL of the database or Redis that holds the table of tasks; without it, that of
+    the environment (`MQCORE_STORE`). With neither, tasks are sent and forgotten. `routes` gives
+    queues by name or glob (`{"shop.media.*": "media"}`); the first that matches counts, and every
+    other task goes to the queue `default`. `queues` are further ones that workers consume, for
+    `using(queue=...)`. `include` names modules with tasks, which are imported when the app connects
+    or a worker starts. `result_ttl` is how long an ended task is kept, a day by default.
+    `schedules` are tasks that are sent by themselves (`{"nightly": Scheduled("shop.report", cron("0
+    2 * * *"))}`).
     """
 
     def __init__(
@@ -111,8 +113,11 @@ class Tasks(AppPart):
         """Describe the tasks. There is no I/O. Raises `ConfigurationError`."""
         self.name = check_text("name", name, "Tasks(...)")
         where = f"tasks {name!r}"
+        store = os.environ.get("MQCORE_STORE") if store is None else store
         if store is not None and "://" not in check_text("store", store, where):
-            raise ConfigurationError(f"{where}: store= is a URL, for instance sqlite:///tasks.db")
+            raise ConfigurationError(
+                f"{where}: store= (or MQCORE_STORE) is a URL, for instance sqlite:///tasks.db"
+            )
         if isinstance(include, str) or not all(isinstance(each, str) for each in include):
             raise ConfigurationError(f"{where}: include= takes a list of module names")
         if isinstance(queues, str):

@@ -11,6 +11,7 @@ from mqcore.broker import Broker, companions_of, session_of
 from mqcore.consuming.grace import DISCONNECTED, LEFT
 from mqcore.consuming.identity import worker_name
 from mqcore.errors import UnsupportedFeature
+from mqcore.log import log
 from mqcore.messages.message import Reason
 from mqcore.rules.checks import check_seconds
 from mqcore.rules.retry import HandlerResult
@@ -276,10 +277,25 @@ class Connected:
 
     async def add(self, rows: Sequence[Node], *, has_more: bool = False) -> Outcome:
         """Insert the rows of a workflow, and return the outcome."""
+        self._warn_of_no_broker(rows)
         task = self.tasks.find(rows[0].name) if rows[0].unique else None
         unique = None if task is None else task.unique
         waits = unique is not None and unique.policy == "postpone"
         return await self._send_part(Add(rows, waits), has_more=has_more)
+
+    def _warn_of_no_broker(self, rows: Sequence[Node]) -> None:
+        """Warn once that no worker of another process gets what is sent to the default broker."""
+        if not self.is_without_worker:
+            return
+        session = session_of(self.broker)
+        if session.is_unconfigured:
+            session.is_unconfigured = False
+            log().warning(
+                "task %r is sent to memory://, because no broker is configured: a worker in "
+                "another process does not get it. Name the broker: MQCORE_URL, url in mqcore.toml, "
+                "or app.connect(url). If memory:// is meant, name that",
+                rows[0].name or rows[0].kind.value,
+            )
 
     async def _send_part(self, change: Change, *, has_more: bool) -> Outcome:
         """Make a change, and wait until it is published.

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 from mqcore.consuming.replies import EncodedResult
 from mqcore.errors import MqcoreError, Postpone, Reject
+from mqcore.log import log
 from mqcore.messages.message import Reason, new_id
 from mqcore.middleware import Middleware
+from mqcore.rules.checks import closest
 from mqcore.rules.results import ChildRunFailed, result_of
 from mqcore.rules.retry import Ending, Failure, HandlerResult
 from mqcore.tasks.context import Replacement, TaskContext
@@ -59,6 +61,7 @@ _STORE_AWAY = 2.0
 """Seconds after which a message comes back that found the store away."""
 _BUSY = 15.0
 """Seconds until a message comes again whose task is running elsewhere, or is concluded again."""
+_LOGGED = {Ending.FAILED, Ending.TIMED_OUT, Ending.CRASHED}
 _RETRIED = {Ending.FAILED, Ending.RETRY, Ending.TIMED_OUT, Ending.CRASHED}
 
 
@@ -91,8 +94,10 @@ class TaskRuns(Middleware):
         """Run a task. Raises what settles its message; returns when that is acknowledged."""
         task = self._connected.tasks.find(call.name)
         if task is None:
+            close = closest(call.name, self._connected.tasks.registered)
+            hint = f" (the closest one is {close!r})" if close else ""
             raise Reject(
-                f"no task named {call.name!r:.100} is registered in this worker. Deploy its "
+                f"no task named {call.name!r:.100} is registered in this worker{hint}. Deploy its "
                 "code here, name its module in Tasks(..., include=[...]), then redrive the dead "
                 "letter"
             )
@@ -272,6 +277,7 @@ class TaskRuns(Middleware):
 
     async def _failed(self, run: Run, ctx: Context, error: BaseException) -> None:
         """Leave or end the attempt as core will settle its message. Raises, unless it is done."""
+        _log_failure(run, ctx, error)
         node = run.node
         if node is None:
             raise error
@@ -315,6 +321,19 @@ class TaskRuns(Middleware):
         if isinstance(outcome, (Ok, Ended)):
             raise error
         _check_outcome(outcome, run.call)
+
+
+def _log_failure(run: Run, ctx: Context, error: BaseException) -> None:
+    """Log what a task has raised, with its name, beside core's event of the message."""
+    result = result_of(error)
+    if result.ending not in _LOGGED or isinstance(error, asyncio.CancelledError):
+        return
+    about = "task %s (%s) of queue %r failed in attempt %d"
+    facts = run.call.name, run.call.task, ctx.queue, ctx.attempt
+    if isinstance(error, ChildRunFailed) and result.failure is not None:  # in a process of its own
+        log().warning(f"{about}: %s: %s", *facts, result.failure.type, result.failure.text)
+    else:
+        log().warning(about, *facts, exc_info=error)
 
 
 def _uncancel() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from mqcore.errors import ConfigurationError, MqcoreError
 from mqcore.log import log
-from mqcore.rules.checks import check_options, described
+from mqcore.rules.checks import check_options, closest, described
 from mqcore.tasks.calls import Call
 from mqcore.tasks.job import Job
 from mqcore.tasks.schedules.calls import plan_of, rows_of_call, text_of
@@ -139,8 +139,10 @@ class TaskSchedules:
             task = self._tasks.find(call)
             if task is None:
                 known = ", ".join(sorted(self._tasks.registered)) or "none"
+                close = closest(call, self._tasks.registered)
+                hint = f"; did you mean {close!r}?" if close else "."
                 raise InvalidSchedule(
-                    f"schedule {name!r}: there is no task {call!r}. The registered ones are: "
+                    f"schedule {name!r}: there is no task {call!r}{hint} The registered ones are: "
                     f"{known}. Name its module in Tasks(include=[...]), or correct the name"
                 )
             call = Call(self._tasks, task.plan(tuple(scheduled.args), dict(scheduled.kwargs)))
