@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent
 NOX = "nox>=2025.2.9"
@@ -245,10 +246,10 @@ def django(session: nox.Session) -> None:
         (environment / "installed").touch()
 
     (sdist,) = (environment / "sdist").iterdir()
-    database = Path(session.create_tmp()).resolve() / "tasks.db"
-    for store in ("memory://suite", f"sqlite:///{database}"):
-        script = ROOT / "tests" / "django_suite" / "run.py"
-        session.run(python, str(script), str(sdist), "--store", store, external=True)
+    script = ROOT / "tests" / "django_suite" / "run.py"
+    with TemporaryDirectory() as folder:  # another version may have left other tables elsewhere
+        for store in ("memory://suite", f"sqlite:///{folder}/tasks.db"):
+            session.run(python, str(script), str(sdist), "--store", store, external=True)
 
 
 def newer_python(session: nox.Session) -> str:
