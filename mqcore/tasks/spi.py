@@ -11,6 +11,9 @@ from mqcore.tasks.model import changes, outcomes
 from mqcore.tasks.model.changes import Change, roots_of
 from mqcore.tasks.model.limits import RateLimit, SlotLimit
 from mqcore.tasks.model.nodes import (
+    FOLLOWING,
+    ON_DONE,
+    ON_ERROR,
     CancelFlag,
     Kind,
     Node,
@@ -36,9 +39,12 @@ from mqcore.tasks.transitions.walk import SLICE
 
 __all__ = [
     "ENDED",
+    "FOLLOWING",
     "LIVE",
     "NEXT",
     "NEXT_RUN",
+    "ON_DONE",
+    "ON_ERROR",
     "SEAL_WITHIN",
     "SLICE",
     "Announcement",
