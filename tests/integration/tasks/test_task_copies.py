@@ -205,9 +205,9 @@ async def test_a_late_beginning_does_not_take_the_task_from_the_next_worker(
         return 1
 
     async with shop.open() as first, Worker(shop.app, first, grace=0, concurrency=1) as worker:
+        await worker.resize("default", 1, prefetch=1)  # it does not claim its own message again
         job = await work.send()
         await shop.clock.advance(1)
-        await worker.resize("default", 1, prefetch=1)
         assert is_held
         held = held_by(worker)
         async with shop.open() as second, Worker(shop.app, second, grace=0):
