@@ -7,7 +7,7 @@ from mqcore_sql.database import TABLES, Database
 
 __all__ = ["VERSION", "instance_of", "prepare"]
 
-VERSION = 2
+VERSION = 3
 """The version that this code reads and writes."""
 _TABLES = """
     CREATE TABLE {meta} (key text PRIMARY KEY, value bigint NOT NULL) {keyed};
@@ -46,13 +46,11 @@ _TASK_TABLES = """
         ttl double precision, unique_key text NOT NULL DEFAULT '',
         attempt integer NOT NULL DEFAULT 0, token text NOT NULL DEFAULT '',
         worker text NOT NULL DEFAULT '', copies integer NOT NULL DEFAULT 0,
-        due double precision NOT NULL DEFAULT 0, turn double precision NOT NULL DEFAULT 0,
-        slot text NOT NULL DEFAULT '', progress {bytes} NOT NULL DEFAULT {empty},
+        due double precision NOT NULL DEFAULT 0, progress {bytes} NOT NULL DEFAULT {empty},
         progress_number integer NOT NULL DEFAULT 0, size integer NOT NULL DEFAULT 0,
         done integer NOT NULL DEFAULT 0, bad integer NOT NULL DEFAULT 0,
         is_sealed integer NOT NULL DEFAULT 1, seal_by double precision NOT NULL DEFAULT 0,
-        policy text NOT NULL DEFAULT 'fail', follows integer NOT NULL DEFAULT 0,
-        cancel text NOT NULL DEFAULT 'no',
+        policy text NOT NULL DEFAULT 'fail', cancel text NOT NULL DEFAULT 'no',
         is_counted integer NOT NULL DEFAULT 0, input text NOT NULL DEFAULT '',
         result {bytes}, reason text NOT NULL DEFAULT '',
         ended double precision NOT NULL DEFAULT 0) {storage};
@@ -66,11 +64,6 @@ _TASK_TABLES = """
         written double precision NOT NULL) {keyed};
     CREATE INDEX {prefix}_task_outbox_written ON {task_outbox} (written, key);
     CREATE TABLE {task_claims} (key text {exact} PRIMARY KEY, task text NOT NULL) {keyed};
-    CREATE TABLE {task_limits} (
-        key text {exact} PRIMARY KEY, value {bytes} NOT NULL, until double precision) {keyed};
-    CREATE TABLE {task_lines} (
-        key text {exact} NOT NULL, since double precision NOT NULL, task text {exact} NOT NULL,
-        PRIMARY KEY (key, since, task)) {keyed};
     CREATE TABLE {task_schedules} (
         name text {exact} PRIMARY KEY, version bigint NOT NULL, next_at double precision,
         definition {bytes} NOT NULL);
@@ -78,7 +71,17 @@ _TASK_TABLES = """
         name text {exact} PRIMARY KEY, ttl double precision NOT NULL, info {bytes} NOT NULL,
         at double precision NOT NULL) {keyed}"""
 """Version 2: the task store. A default is that of the field of a `Node`, so it is not written."""
-_MIGRATIONS = {1: _TABLES, 2: _TASK_TABLES}
+_LIMITS_OF_TASKS = """
+    ALTER TABLE {tasks} ADD COLUMN turn double precision NOT NULL DEFAULT 0;
+    ALTER TABLE {tasks} ADD COLUMN slot text NOT NULL DEFAULT '';
+    ALTER TABLE {tasks} ADD COLUMN follows integer NOT NULL DEFAULT 0;
+    CREATE TABLE {task_limits} (
+        key text {exact} PRIMARY KEY, value {bytes} NOT NULL, until double precision) {keyed};
+    CREATE TABLE {task_lines} (
+        key text {exact} NOT NULL, since double precision NOT NULL, task text {exact} NOT NULL,
+        PRIMARY KEY (key, since, task)) {keyed}"""
+"""Version 3: rates, slots, lines of tasks that wait for a key, and calls that follow an end."""
+_MIGRATIONS = {1: _TABLES, 2: _TASK_TABLES, 3: _LIMITS_OF_TASKS}
 _VERSION = "SELECT value FROM {meta} WHERE key = 'schema'"
 _SET_VERSION = "UPDATE {meta} SET value = :version WHERE key = 'schema'"
 

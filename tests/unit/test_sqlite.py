@@ -535,7 +535,7 @@ async def test_a_temporary_queue_whose_owner_died_goes_after_an_hour(opened: Ope
 
 def test_an_operator_creates_the_tables(path: Path) -> None:
     runner, url = CliRunner(), f"sqlite:///{path}"
-    assert "created, with version 2" in runner.invoke(app, ["upgrade", url]).output
-    assert "version 2 already" in runner.invoke(app, ["upgrade", url]).output
+    assert "created, with version 3" in runner.invoke(app, ["upgrade", url]).output
+    assert "version 3 already" in runner.invoke(app, ["upgrade", url]).output
     for wrong in ("redis://localhost", f"{url}?no=1"):
         assert isinstance(runner.invoke(app, ["upgrade", wrong]).exception, ConfigurationError)

@@ -56,7 +56,7 @@ class Announcer:
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
         while self._ended or self._moved:
-            texts = [*_texts(_ENDED, self._ended), *_texts(_MOVED, self._moved)]
+            texts = [*_texts(_MOVED, self._moved), *_texts(_ENDED, self._ended)]
             self._ended, self._moved = {}, {}
             self._last = loop.time()
             try:

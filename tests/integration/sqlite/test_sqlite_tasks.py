@@ -132,11 +132,12 @@ async def test_a_queue_and_a_store_share_a_file(url: str, store: SqliteTaskStore
     assert len(await store.outbox()) == 20
 
 
-async def test_a_file_of_version_1_is_upgraded_with_its_messages(
-    url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+async def test_a_file_of_an_earlier_version_is_upgraded_with_its_messages(
+    url: str, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     with monkeypatch.context() as before:
-        before.setattr(schema, "VERSION", 1)
+        before.setattr(schema, "VERSION", version)
         async with Broker.connect(url) as broker:
             await broker.publish(JOBS, "kept")
     refusing = SqliteTaskStore(f"{url}?migrate=false")
