@@ -1,6 +1,8 @@
 """Rates and slots (T10): how often a task starts, and how many run at once, over all workers."""
 
 import asyncio
+import queue
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -144,24 +146,16 @@ async def test_a_task_that_expires_before_its_turn_never_starts(shop: Shop) -> N
 # Slots
 
 
-@pytest.mark.parametrize("mode", ["async", "thread"])
-async def test_slots_hold_for_each_key_and_start_in_order(shop: Shop, mode: str) -> None:
+async def test_slots_hold_for_each_key_and_start_in_order(shop: Shop) -> None:
     log = Log(shop)
 
+    @shop.tasks.task(slots=Slots(2, by=("storage",)), timeout=None)
     async def clone(room: int, storage: str) -> None:
         await log.run(room, storage, 10)
 
-    def clone_in_thread(room: int, storage: str) -> None:
-        asyncio.run_coroutine_threadsafe(log.run(room, storage, 10), loop).result()
-
-    loop = asyncio.get_running_loop()
-    function = clone if mode == "async" else clone_in_thread
-    slots = Slots(2, by=("storage",))
-    task = shop.tasks.register(function, {"name": "clone", "slots": slots, "timeout": None})
     async with shop.serve(concurrency=20) as one, Worker(shop.app, one.broker, grace=0):
-        jobs = [await task.send(room, "fast" if room % 2 else "slow") for room in range(10)]
-        for _ in range(40):
-            await shop.clock.advance(1)
+        jobs = [await clone.send(room, "fast" if room % 2 else "slow") for room in range(10)]
+        await shop.clock.advance(40)
         assert [await job.state() for job in jobs] == [State.SUCCEEDED] * 10
         assert one.broker.events.counts["message.postponed"] == 0
     assert log.most == {"fast": 2, "slow": 2}
@@ -169,6 +163,29 @@ async def test_slots_hold_for_each_key_and_start_in_order(shop: Shop, mode: str)
         starts = [(time, room) for time, room in log.starts if int(str(room)) % 2 == storage]
         assert [time for time, _ in starts] == [0, 0, 10, 10, 20]
         assert [room for _, room in sorted(starts)] == sorted(room for _, room in starts)
+
+
+async def test_slots_hold_for_tasks_in_threads(shop: Shop) -> None:
+    started, may_end = queue.SimpleQueue[int](), threading.Semaphore(0)
+
+    @shop.tasks.task(slots=Slots(2), timeout=None)
+    def clone(room: int) -> None:
+        started.put(room)
+        may_end.acquire(timeout=60)
+
+    async with shop.serve(concurrency=5):
+        jobs = [await clone.send(room) for room in range(5)]
+        first = [await asyncio.to_thread(started.get, timeout=60) for _ in range(2)]
+        assert set(first) == {0, 1}
+        for room in (2, 3, 4):
+            await shop.clock.settle()
+            assert started.empty()
+            may_end.release()
+            assert await asyncio.to_thread(started.get, timeout=60) == room
+        for _ in range(2):
+            may_end.release()
+        for job in jobs:
+            await asyncio.wait_for(job.result(), 60)
 
 
 async def test_who_waits_for_a_slot_holds_no_message(shop: Shop) -> None:
