@@ -63,10 +63,6 @@ class Received(DeliveryInfo, Generic[T]):
         """The delivery, its message as the value was read from it: transforms are undone."""
         self.finished = False
         """Whether it has been settled here."""
-        self.is_in_transaction = False
-        """Whether it is settled after the transaction of its batch (`once=`)."""
-        self.own_result: HandlerResult | None = None
-        """What it will be settled with then, if the handler has said so."""
         self.held = held
         """The delivery as core holds it, its message as the broker stores it."""
         self._settles = settles
@@ -118,14 +114,14 @@ class Received(DeliveryInfo, Generic[T]):
     def finish(self, result: HandlerResult) -> None:
         """Settle without waiting for the broker's answer; a second time does nothing."""
         self.held.check_loop()
-        if self.is_in_transaction:
-            self.own_result = self.own_result or result
+        if self.held.is_in_transaction:
+            self.held.own_result = self.held.own_result or result
         elif not self.finished:
             self.finished = True
             self._settles.finish(self.held, result)
 
     async def _finish(self, result: HandlerResult) -> None:
-        if self.is_in_transaction:
+        if self.held.is_in_transaction:
             self.finish(result)
             return
         if not self.finished:

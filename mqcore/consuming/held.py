@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mqcore.consuming.subscription import LiveSubscription
     from mqcore.messages.delivery import Delivery
     from mqcore.rules.profile import Profile
-    from mqcore.rules.retry import Rules
+    from mqcore.rules.retry import HandlerResult, Rules
     from mqcore.spi import Subscription
 
 __all__ = ["HeldDelivery"]
@@ -29,7 +29,9 @@ class HeldDelivery:
         "deadline",
         "delivery",
         "entry",
+        "is_in_transaction",
         "on_lost",
+        "own_result",
         "profile",
         "settled",
         "settled_by",
@@ -50,6 +52,10 @@ class HeldDelivery:
         """How it is run, where that is not as all others of its consumer."""
         self.on_lost: Callable[[], None] | None = None
         """Called when the claim is lost while a handler runs."""
+        self.is_in_transaction = False
+        """Whether it is settled after the transaction of its batch (`once=`)."""
+        self.own_result: HandlerResult | None = None
+        """What it will be settled with then, if the handler has said so."""
         self.settled: asyncio.Future[None] | None = None
         self.settled_by: Subscription | None = None
         """The subscription that the settlement was done on, once it was."""

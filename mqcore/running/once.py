@@ -156,7 +156,7 @@ class Once:
             ctx.payload = [items[index] for index in new]
             for item in ctx.payload:
                 item.open_session(transaction.session)
-                item.is_in_transaction = True
+                item.held.is_in_transaction = True
             await call(ctx)
             if ctx.lease_lost and self._inbox.has_sessions:  # as in `run`
                 for index in new:
@@ -281,7 +281,8 @@ class _InThread:
 
 def _is_done(item: Received[Any]) -> bool:
     """Whether the handler has handled it: it asks for nothing else."""
-    return item.own_result is None or item.own_result.ending is Ending.SUCCEEDED
+    own = item.held.own_result
+    return own is None or own.ending is Ending.SUCCEEDED
 
 
 def _of_copy(recorded: Recorded | None) -> Recorded:

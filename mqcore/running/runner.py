@@ -354,8 +354,8 @@ class Runner:
         """
         results: list[tuple[HeldDelivery, HandlerResult]] = []
         for item, recorded in zip(items, ended or [None] * len(items), strict=True):
-            held, own = item.held, item.own_result
-            item.is_in_transaction, item.finished = False, True
+            held, own = item.held, item.held.own_result
+            held.is_in_transaction, item.finished = False, True
             if own is not None and own.ending is not Ending.SUCCEEDED:
                 results.append((held, own))
             elif recorded is Recorded.DUPLICATE:
