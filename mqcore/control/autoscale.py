@@ -61,6 +61,7 @@ class Autoscaler:
         self.bounds.clear()
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # it has not ended yet, and scales nothing any more
 
     async def _run(self) -> None:
         while self.bounds:

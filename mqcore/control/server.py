@@ -120,17 +120,21 @@ class ControlServer:
 
     async def close(self, grace: Grace) -> None:
         """Receive no more commands. Those that are executed may send their answers."""
-        self._on_close()
         if self._serving is None:
             return
+        serving, self._serving = self._serving, None
+        self._on_close()
+        if self._commands:
+            await asyncio.wait(self._commands, timeout=_CLOSE_WITHIN)
+        for command in self._commands - {asyncio.current_task()}:
+            command.cancel()
+        serving.cancel()  # first, for it binds
+        await asyncio.gather(serving, return_exceptions=True)
+        if self._receiver is not None:
+            await self._receiver.close(grace)
+
         with suppress(TimeoutError, MqcoreError):
             async with asyncio.timeout(_CLOSE_WITHIN):
-                if self._commands:
-                    await asyncio.wait(self._commands)
                 if binds_workers(self._session):
                     await self._session.connection.unbind([self._binding])
         self._session.connection.forget([self._queue])
-        self._serving.cancel()
-        if self._receiver is not None:
-            await self._receiver.close(grace)
-        await asyncio.gather(self._serving, return_exceptions=True)

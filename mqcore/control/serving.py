@@ -43,9 +43,22 @@ def served_commands(
     async def execute(command: Command) -> Mapping[str, Any]:
         return await commands.execute(command.name, command.arguments)
 
-    names = session.controlled
-    name = f"{session.worker}.{len(names) + 1}" if names else session.worker
-    names.append(name)
-    server = ControlServer(session, name, execute, commands.autoscaler.close)
+    name = _free_name(session)
+    session.controlled.append(name)
+
+    def on_close() -> None:
+        session.controlled.remove(name)
+        commands.autoscaler.close()
+
+    server = ControlServer(session, name, execute, on_close)
     server.start()
     return server
+
+
+def _free_name(session: Session) -> str:
+    """Return the name of one more worker on this broker."""
+    name, number = session.worker, 1
+    while name in session.controlled:
+        number += 1
+        name = f"{session.worker}.{number}"
+    return name

@@ -345,20 +345,24 @@ class Tasks(AppPart):
 
         outcome = await connected.add(rows.first, has_more=bool(rows.batches))
         if isinstance(outcome, Conflict):
-            return await self._conflict(connected, rows.first[0], outcome.holder, call)
+            return await self._conflict(connected, rows.first, outcome.holder, call)
         await connected.send_batches(rows.batches)
         return job
 
     async def _conflict(
-        self, connected: Connected, row: Node, holder: str, call: Call[R]
+        self, connected: Connected, rows: Sequence[Node], holder: str, call: Call[R]
     ) -> Job[R]:
-        """Return what a second send with an open unique key comes to (T9)."""
+        """Return what a second send with an open unique key comes to (T9).
+
+        `rows`: the task, and the calls that follow its end.
+        """
+        row = rows[0]
         task = self._registered[row.name]
         policy = task.unique.policy if task.unique else "existing"
         if policy == "existing":
             return Job(self, holder, call.plan)
         if policy == "replace":
-            return await connected.replace(row, holder, call.plan)
+            return await connected.replace(rows, holder, call.plan)
         raise DuplicateTask(
             f"task {row.name!r} is not sent: {holder} has the same unique key and has not ended",
             holder,

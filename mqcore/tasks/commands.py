@@ -27,8 +27,8 @@ def task_commands(tasks: Tasks) -> Mapping[str, Extension]:
 def _rate(tasks: Tasks, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Change how often a task starts (T10). `count` in `per` seconds; None for no limit.
 
-    The keys, the burst and the name of the task's own rate stay. A rate holds over all workers, so
-    all of them should get the command.
+    The keys, the burst and the name of the task's own rate stay, also after no limit. A rate holds
+    over all workers, so all of them should get the command.
     """
     task = tasks.find(str(arguments.get("task")))
     if task is None:
@@ -39,7 +39,8 @@ def _rate(tasks: Tasks, arguments: Mapping[str, Any]) -> Mapping[str, Any] | Non
         return {"task": task.name, "rate": None}
     if tasks.store is None:
         raise ConfigurationError(f"command 'rate' of task {task.name!r}: a rate needs a store")
-    task.rate = Rate(count, per) if task.rate is None else replace(task.rate, count=count, per=per)
+    own = task.rate or task.own_rate
+    task.rate = Rate(count, per) if own is None else replace(own, count=count, per=per)
     return {"task": task.name, "rate": f"{count} in {per:g} s"}
 
 

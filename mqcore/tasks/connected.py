@@ -310,11 +310,15 @@ class Connected:
                 await published.wait()
         return outcome
 
-    async def replace(self, row: Node, holder: str, plan: Plan) -> Job[Any]:
-        """Cancel the open task with the same unique key, and send this one when that has ended."""
+    async def replace(self, rows: Sequence[Node], holder: str, plan: Plan) -> Job[Any]:
+        """Cancel the open task with the same unique key, and send this one when that has ended.
+
+        `rows`: the task, and the calls that follow its end.
+        """
+        row = rows[0]
         while True:
             cancel = Cancel(holder, f"replaced by {row.id}")
-            _, outcome = await self.writer.apply(cancel, Add([row]))
+            _, outcome = await self.writer.apply(cancel, Add(rows))
             if not isinstance(outcome, Conflict):
                 return Job(self.tasks, row.id, plan)
             if outcome.holder != holder:  # another sender was faster: its task is replaced too

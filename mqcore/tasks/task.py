@@ -132,7 +132,9 @@ class BaseTask(Generic[P, R]):
         self.unique = options.get("unique")
         self.mode: Mode = "process" if options.get("process") else self._mode()
         self.parameters = Parameters(function, where)
-        self.rate, self.slots = options.get("rate"), options.get("slots")
+        self.rate = self.own_rate = options.get("rate")
+        """How often it starts; `own_rate` is that of the code, which a command may change."""
+        self.slots = options.get("slots")
         self._check_keys(where)
         self._options: SendOptions = {}
         if "queue" in options:

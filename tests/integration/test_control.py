@@ -209,6 +209,9 @@ async def test_the_rate_of_a_task_is_changed(shop: Shop) -> None:
         assert task.rate == Rate(5, 1.0, by=("x",), burst=3)
         assert (await only(control.send("rate", {"task": "add"}))).ok
         assert task.rate is None
+        task.own_rate = Rate(1, 1, by=("x",), burst=3)
+        await control.send("rate", {"task": "add", "count": 4})
+        assert task.rate == Rate(4, 1.0, by=("x",), burst=3)
         assert "count=0" in (await only(control.send("rate", {"task": "add", "count": 0}))).error
 
 
@@ -232,6 +235,38 @@ async def test_a_consumer_follows_how_busy_it_is(shop: Shop, clock: VirtualClock
         assert worker.queues["mails"] == 2
         await control.send("autoscale", {"queue": "jobs"})
         assert (await only(control.send("ping"))).data["autoscale"] == {}
+
+
+async def test_autoscaling_that_ends_and_begins_at_once_goes_on(
+    shop: Shop, clock: VirtualClock
+) -> None:
+    async with shop.workers(1) as (worker,), shop.control() as control:
+        arguments = {"low": 2, "high": 12, "queue": "jobs"}
+        await control.send("autoscale", arguments)
+        await asyncio.gather(
+            control.send("autoscale", {"queue": "jobs"}), control.send("autoscale", arguments)
+        )
+        await worker.broker.publish_many(jobs, ["job"] * 30)
+        await clock.advance(5)
+        assert worker.queues["jobs"] == 12
+
+
+async def test_a_worker_that_ends_beside_a_slow_command_leaves_no_name(shop: Shop) -> None:
+    async with shop.open(shop.app) as broker, shop.control() as control:
+        session = session_of(broker)
+        for _ in range(2):
+            async with Worker(shop.app, broker, grace=5, control=True) as worker:
+                await broker.publish(jobs, "job")
+                await shop.clock.settle()
+                sending = asyncio.create_task(control.send("cancel_consumer", {"queue": "jobs"}))
+                await shop.clock.settle()
+                assert session.controlled == [name_of(worker)] == [session.worker]
+                draining = asyncio.create_task(worker.drain())
+                await shop.clock.advance(20)
+                await draining
+                await sending
+            assert session.controlled == []
+            assert await broker.bindings(ROUTER) == []
 
 
 @pytest.mark.parametrize(

@@ -422,3 +422,25 @@ async def test_a_second_send_can_replace_what_waits_and_what_runs(shop: Shop) ->
         assert await third.result() == "last"
         assert await second.state() is State.CANCELLED
     assert began == ["long 1", "last 1"]
+
+
+async def test_a_task_that_replaces_another_keeps_the_calls_that_follow_it(shop: Shop) -> None:
+    told: list[tuple[str, int | State]] = []
+
+    @shop.tasks.task(unique=Unique(by=("user",), policy="replace"))
+    async def report(user: int, number: int) -> int:
+        if number == 1:
+            await asyncio.Event().wait()
+        return number
+
+    @shop.tasks.task()
+    async def note(outcome: int | Failure, which: str) -> None:
+        told.append((which, outcome if isinstance(outcome, int) else outcome.state))
+
+    async with shop.serve():
+        await report.s(7, 1).on_done(note.step(which="first")).send()
+        await shop.clock.settle()
+        second = await report.s(7, 2).on_done(note.step(which="second")).send()
+        assert await second.result() == 2
+        await shop.clock.advance(5)
+    assert told == [("first", State.CANCELLED), ("second", 2)]
