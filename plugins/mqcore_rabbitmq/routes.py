@@ -27,13 +27,11 @@ class Routes:
         self._topology = topology
         self._registry = topology.registry
         self._rpc = topology.rpc
-        self._own: dict[Binding, None] = {}
-        """Bindings to own temporary queues. RabbitMQ ends them with the queue."""
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Add bindings. Raises `TopologyMismatch`, and adds none, if a router has another kind."""
         picture = await self._registry.refresh()
-        check_router_kinds([*picture.bound, *self._own], bindings)
+        check_router_kinds([*picture.bound, *self._own(picture)], bindings)
         for router, kind in {binding.router: binding.kind for binding in bindings}.items():
             used = any(binding.router == router for binding in picture.bound)
             await self._declare(router, kind, used=used)
@@ -50,7 +48,6 @@ class Routes:
 
         own = [it for it in dict.fromkeys(bindings) if self._topology.is_own(it.queue)]
         lasting = [it for it in dict.fromkeys(bindings) if not self._topology.is_own(it.queue)]
-        self._own.update(dict.fromkeys(own))
         if own:
             await self._remove_ended(picture, self._some_others(picture, own))
         await self._registry.append(
@@ -62,12 +59,11 @@ class Routes:
 
     async def unbind(self, bindings: Sequence[Binding]) -> None:
         """Remove bindings that exist."""
-        known = (await self._registry.refresh()).bound
-        lasting = [binding for binding in bindings if binding in known]
-        own = [binding for binding in bindings if binding in self._own]
+        picture = await self._registry.refresh()
+        mine = self._own(picture)
+        lasting = [binding for binding in bindings if binding in picture.bound]
+        own = [binding for binding in bindings if binding in mine]
         await self._rpc.run(*(spec.Queue.Unbind(**_native(it)) for it in (*lasting, *own)))
-        for binding in own:
-            del self._own[binding]
         await self._registry.append(
             [*({"unbind": record_of(it)} for it in lasting), *self._passing("unbind", own)]
         )
@@ -83,8 +79,11 @@ class Routes:
             and owner != self._registry.owner
         }
         await self._remove_ended(picture, doubtful)
-        own = [each for each in self._own if router in (None, each.router)]
-        return list(dict.fromkeys([*self._registry.picture.bindings(router), *own]))
+        return self._registry.picture.bindings(router)
+
+    def _own(self, picture: Picture) -> list[Binding]:
+        """Return the bindings to temporary queues of this instance."""
+        return [it for it, owner in picture.passing.items() if owner == self._registry.owner]
 
     def _passing(self, verb: str, own: Sequence[Binding]) -> list[dict[str, Any]]:
         """Return the records of bindings to own temporary queues."""

@@ -20,7 +20,7 @@ from mqcore_rabbitmq.errors import missing
 from mqcore_rabbitmq.ladder import exit_to, rungs
 from mqcore_rabbitmq.layout import ALTERABLE, LOST, PARKED, Layout, compare
 from mqcore_rabbitmq.plan import EXIT, LADDER
-from mqcore_rabbitmq.registry import Registry
+from mqcore_rabbitmq.registry import Registry, record_of
 from mqcore_rabbitmq.rpc import Rpc
 
 __all__ = ["Topology"]
@@ -187,8 +187,17 @@ class Topology:
         self._there.difference_update(_exits(queues))
         for queue in queues:
             self._own.pop(queue, None)
-        known = self.registry.picture.queues
-        await self.registry.append([{"gone": queue} for queue in queues if queue in known])
+        picture, owner = self.registry.picture, self.registry.owner
+        await self.registry.append(
+            [
+                *({"gone": queue} for queue in queues if queue in picture.queues),
+                *(
+                    {"unbind": record_of(binding), "owner": owner}
+                    for binding, its_owner in picture.passing.items()
+                    if its_owner == owner and binding.queue in queues
+                ),
+            ]
+        )
 
 
 def _exits(queues: Iterable[str]) -> set[tuple[str, str]]:

@@ -114,6 +114,20 @@ async def test_a_temporary_queue_that_comes_back_keeps_its_new_binding(
         await sender.delete(kept)
 
 
+@pytest.mark.parametrize("durability", ["process", "machine"])
+async def test_a_temporary_queue_that_its_owner_deletes_leaves_no_binding(
+    rabbitmq_url: str, name: str, durability: str
+) -> None:
+    url = f"{rabbitmq_url}?durability={durability}"
+    async with Broker.connect(url, settings=Settings()) as broker:
+        passing, news = Queue(name, str, temporary=True), Router(f"{name}.news", str)
+        await broker.declare(news.bind(passing, "#"))
+        (binding,) = await broker.bindings(news.name)
+        await broker.delete(passing)
+        assert await broker.bindings(news.name) == []
+        await broker.unbind(binding)  # as often as one likes
+
+
 async def test_headers_of_any_type_break_nothing_while_a_message_moves(
     backend: RabbitBackend, name: str
 ) -> None:
