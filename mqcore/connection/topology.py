@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from mqcore.connection.adopted import check_adopted, given
 from mqcore.connection.altering import checked_alterations, for_each_queue
@@ -47,7 +48,8 @@ class Topology:
         self._settings = settings
         self._durability = durability
         self._queues: dict[str, tuple[Queue[Any], Queue[Any]]] = {}
-        self._routers: dict[Router[Any], int] = {}
+        self._routers: WeakKeyDictionary[Router[Any], int] = WeakKeyDictionary()
+        """How many bindings each had when it was declared. A program may make one per publish."""
         self._warned: set[str] = set()
 
     def configured(self, queue: Queue[T]) -> Queue[T]:
@@ -162,9 +164,9 @@ class Topology:
         self._connection.capabilities.require(Capability.ROUTING, f"router {router.name!r}")
         for queue in router.queues.values():
             await self.ensure(queue)
-        await self._connection.bind(
-            [*router.bindings, *self._settings.router_bindings(router.name, router.kind)]
-        )
+        added = self._settings.router_bindings(router.name, router.kind)
+        if bindings := [*router.bindings, *added]:
+            await self._connection.bind(bindings)
         self._routers[router] = len(router.bindings)
         return router
 

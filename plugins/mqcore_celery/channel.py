@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from functools import partial
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 _log = logging.getLogger("mqcore.celery")
+_LAST_ANSWERS = 5.0
+"""Seconds that a channel which closes waits for the broker's answers. The broker may be away."""
 _NOT_FOUND = (50, 10), "Channel.queue_declare", "404"
 
 
@@ -384,6 +387,8 @@ class Channel(base.StdChannel):
             transport.close_channel(self)
 
     async def _close(self, subscriptions: list[Subscription]) -> None:
-        await self._shared.finished()
+        end = monotonic() + _LAST_ANSWERS
+        await self._shared.finished(_LAST_ANSWERS)
         for subscription in subscriptions:
-            await subscription.close()
+            self._shared.spawn(subscription.close())
+        await self._shared.finished(max(end - monotonic(), 0.0))

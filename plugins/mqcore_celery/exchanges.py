@@ -23,7 +23,7 @@ class Exchanges:
         self._shared = shared
         self._broker = shared.broker
 
-    async def declare(self, name: str, kind: str) -> None:
+    async def declare(self, name: str, kind: Any) -> None:
         """Remember the kind of an exchange; its router is declared with its first binding.
 
         Raises `ConfigurationError` for an unknown kind.
@@ -33,7 +33,9 @@ class Exchanges:
                 f"exchange {name!r}: the type {kind!r} is unknown to mqcore. It is one of "
                 f"{', '.join(KINDS)}"
             )
-        self._shared.kinds[name] = kind
+        known = self._shared.routers.get(name)
+        if known is None or known.kind != kind:
+            self._shared.routers[name] = Router(name, kind=kind)
 
     async def declare_queue(self, queue: Queue[bytes]) -> None:
         """Declare a queue. Raises `TopologyMismatch` when it exists with other settings."""
@@ -44,7 +46,8 @@ class Exchanges:
     async def bind(self, exchange: str, queue: str, key: str, arguments: Mapping[str, Any]) -> None:
         """Bind a queue."""
         async with self._shared.topology:
-            router = await self.router(exchange)
+            known = await self.router(exchange)
+            router = Router(exchange, kind=known.kind)  # with this binding alone
             bound = self._shared.queues.get(queue) or Queue(queue, declare=False)
             pattern, headers, match = _binding(router.kind, key, arguments)
             router.bind(bound, pattern, headers=headers, match=match)
@@ -63,7 +66,7 @@ class Exchanges:
         """Remove all bindings of an exchange."""
         async with self._shared.topology:
             await self._broker.unbind(*await self._broker.bindings(exchange))
-            self._shared.kinds.pop(exchange, None)
+            self._shared.routers.pop(exchange, None)
 
     async def delete_queue(self, name: str, *, if_empty: bool) -> None:
         """Delete a queue, if it exists."""
@@ -78,11 +81,12 @@ class Exchanges:
 
     async def router(self, exchange: str) -> Router[bytes]:
         """Return an exchange; one of another process has the kind of its bindings."""
-        kinds = self._shared.kinds
-        if exchange not in kinds:
+        routers = self._shared.routers
+        if exchange not in routers:
             bindings = await self._broker.bindings(exchange)
-            kinds[exchange] = bindings[0].kind if bindings else "direct"
-        return Router(exchange, kind=kinds[exchange])
+            kind = bindings[0].kind if bindings else "direct"
+            routers.setdefault(exchange, Router(exchange, kind=kind))
+        return routers[exchange]
 
 
 def _binding(

@@ -19,7 +19,7 @@ from mqcore_celery.consuming import requeuing
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from mqcore import Consumer, Received
+    from mqcore import Consumer, Received, Router
     from mqcore.events import Event
     from mqcore_celery.inbox import Inbox
     from mqcore_celery.options import TransportOptions
@@ -32,6 +32,8 @@ _PATIENCE = 0.15
 _log = logging.getLogger("mqcore.celery")
 _lock = threading.Lock()
 _brokers: dict[tuple[str, TransportOptions], SharedBroker] = {}
+_opening: dict[tuple[str, TransportOptions], threading.Lock] = {}
+"""A lock for each place: one that does not answer holds up no connection to another one."""
 
 
 def acquire(url: str, options: TransportOptions) -> SharedBroker:
@@ -39,14 +41,22 @@ def acquire(url: str, options: TransportOptions) -> SharedBroker:
 
     Each call needs a `release` later; the last one closes the broker.
     """
+    place = url, options
     with _lock:
-        shared = _brokers.get((url, options))
-        if shared is None:
-            shared = SharedBroker(url, options)
-            shared.open()
-            _brokers[url, options] = shared
-        shared.check()
-        shared.users += 1
+        opening = _opening.setdefault(place, threading.Lock())
+    with opening:
+        with _lock:
+            shared = _brokers.get(place)
+            if shared is not None:
+                shared.check()
+                shared.users += 1
+                return shared
+
+        shared = SharedBroker(url, options)
+        shared.open()
+        with _lock:
+            shared.users = 1
+            _brokers[place] = shared
         return shared
 
 
@@ -59,8 +69,8 @@ class SharedBroker:
         self.users = 0
         self.queues: dict[str, Queue[bytes]] = {}
         """The queues that this process has declared, by their names for mqcore."""
-        self.kinds: dict[str, Any] = {}
-        """The kinds of the exchanges that this process has declared."""
+        self.routers: dict[str, Router[bytes]] = {}
+        """The exchanges that this process has used, without bindings: the broker has those."""
         self.inboxes: set[Inbox] = set()
         """Those that learn when the connection is lost, where it is the lease."""
         self.topology = asyncio.Lock()
@@ -70,6 +80,8 @@ class SharedBroker:
         self._pid = os.getpid()
         self._loop = LoopThread(self.broker.close)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        """Each waits until a message of `get` is settled, however long that takes."""
 
     def open(self) -> None:
         """Connect. Raises what prevents it, and leaves nothing behind."""
@@ -117,9 +129,12 @@ class SharedBroker:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run in the background; on the loop. An error is logged."""
+        self._start(work, self._tasks)
+
+    def _start(self, work: Coroutine[Any, Any, Any], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(_logged(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def get(self, queue: str) -> Received[bytes] | None:
         """Return the next message of a queue, if it has one now; on the loop.
@@ -133,18 +148,26 @@ class SharedBroker:
             lease=self.options.lease,
             after_crash="count",
         )
-        received = await consumer.get(timeout=_PATIENCE)
-        await consumer.stop()
+        try:
+            received = await consumer.get(timeout=_PATIENCE)
+            await consumer.stop()
+        except BaseException:  # also Ctrl-C: what came for it must go back to the queue
+            self.spawn(consumer.close())
+            raise
+
         if received is None:
             await consumer.close()
         else:
-            self.spawn(self._close_after(consumer, received))
+            self._start(self._close_after(consumer, received), self._closing)
         return received
 
-    async def finished(self) -> None:
-        """Wait for what runs in the background now; on the loop."""
+    async def finished(self, limit: float | None = None) -> None:
+        """Wait for what runs in the background now, `limit` seconds at most; on the loop.
+
+        Messages that are not settled yet are not waited for.
+        """
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            await asyncio.wait(tuple(self._tasks), timeout=limit)
 
     async def _close_after(self, consumer: Consumer[bytes], received: Received[bytes]) -> None:
         await received.held.wait_settled()
@@ -173,6 +196,7 @@ def _forget() -> None:
     global _lock  # noqa: PLW0603 - a lock cannot be released for a thread that does not exist
     _lock = threading.Lock()
     _brokers.clear()
+    _opening.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -191,7 +191,15 @@ class Transport(base.Transport):
                     held_back.append(arrival)
         finally:
             inbox.ready.extendleft(reversed(held_back))
+            # An acknowledgement of another thread gave no signal while these were not in `ready`.
+            if any(self._has_room(arrival) for arrival in held_back):
+                inbox.signal.set()
         return delivered
+
+    def _has_room(self, arrival: Arrival) -> bool:
+        """Whether a message need not be held back."""
+        channel = self._channel_of(arrival)
+        return channel is None or channel.can_take(arrival)
 
     def _channel_of(self, arrival: Arrival) -> Channel | None:
         owners = (each for each in self.channels if each.owns(arrival.subscription))

@@ -1,6 +1,8 @@
 """G15: one message to the queues whose bindings take it."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +45,17 @@ async def test_direct(broker: Broker) -> None:
     receipt = await broker.publish(router, "x", key="a")
     assert sorted(receipt.queues) == ["one", "three"]
     assert await ready(broker) == {"one": 1, "two": 0, "three": 1}
+
+
+async def test_a_router_that_is_made_for_one_publish_is_not_kept(broker: Broker) -> None:
+    await broker.declare(Router("r", str, kind="direct").bind(one, "a"))
+    router = Router("r", str, kind="direct")
+    await broker.publish(router, "x", key="a")
+    kept = weakref.ref(router)
+    del router
+    gc.collect()
+    assert kept() is None
+    assert await ready(broker) == {"one": 1}
 
 
 @pytest.mark.parametrize(

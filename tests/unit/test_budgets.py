@@ -28,7 +28,7 @@ PARAMETERS = 8
 INHERITANCE = 2
 PLUGIN_LINES = 700
 LARGER_PLUGINS = {
-    "mqcore_celery": 1160,
+    "mqcore_celery": 1175,
     "mqcore_memory": 990,
     "mqcore_redis": 1750 + 550 + 15,
     "mqcore_rabbitmq": 3225,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from mqcore import (
     Broker,
     ConfigurationError,
     ConnectionLost,
+    Consumer,
     MqcoreError,
     PublishUnknown,
     Queue,
 )
 from mqcore.sync import Broker as SyncBroker
 from mqcore.testing import memory_url
-from mqcore_celery import shared, transport
+from mqcore_celery import channel, shared, transport
+from mqcore_memory.backend import MemorySubscription
 
 WAIT = 30.0
 """Seconds for what comes by itself, on a busy machine."""
@@ -73,8 +76,7 @@ class Received:
 
     def settle_handed_over(self) -> None:
         """Return when what was handed to the loop is settled."""
-        broker = self.channel._shared
-        broker.run(broker.finished())
+        settle_handed_over(self.connection)
 
 
 def put(connection: Any, queue: Any, *bodies: Any, **options: Any) -> None:
@@ -88,6 +90,20 @@ def put(connection: Any, queue: Any, *bodies: Any, **options: Any) -> None:
 def counts(connection: Any, queue: str) -> Any:
     broker = connection.default_channel._shared
     return broker.run(broker.broker.counts(queue))[0]
+
+
+def settle_handed_over(connection: Any) -> None:
+    """Return when what was handed to the loop is settled."""
+    broker = connection.default_channel._shared
+    broker.run(broker.finished())
+
+
+def ends(call: Callable[[], object]) -> bool:
+    """Call in a thread; return whether the call has ended."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(WAIT)
+    return not thread.is_alive()
 
 
 jobs = kombu.Queue("jobs", routing_key="jobs")
@@ -273,7 +289,61 @@ def test_get_finds_what_was_just_put_and_what_was_just_requeued(connection: Any)
             queue.get_nowait()
 
 
+@pytest.mark.parametrize("step", ["get", "stop"])
+def test_a_get_that_is_interrupted_gives_back_what_came_for_it(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def interrupted(self: Consumer[bytes], **_: Any) -> Any:
+        await self.__aenter__()
+        raise asyncio.CancelledError  # as Ctrl-C does
+
+    put(connection, jobs, "x")
+    monkeypatch.setattr(shared, "_PATIENCE", WAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Consumer, step, interrupted)
+        with pytest.raises(ConnectionLost):
+            jobs(connection.default_channel).get()
+
+    settle_handed_over(connection)
+    message = jobs(connection.default_channel).get()
+    assert message is not None
+    assert message.payload == "x"
+
+
+def test_a_message_of_get_holds_up_no_other_channel_that_closes(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_PATIENCE", WAIT)
+    put(connection, jobs, "x")
+    message = jobs(connection.channel()).get()
+    try:
+        assert ends(connection.channel().close)
+    finally:
+        message.ack()
+    settle_handed_over(connection)
+    assert counts(connection, "jobs").total == 0
+
+
 # Exchanges
+
+
+def test_all_messages_to_an_exchange_are_published_to_one_router(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, routers = Broker.publish, []
+
+    async def noted(self: Broker, to: Any, payload: Any, **options: Any) -> Any:
+        routers.append(to)
+        return await publish(self, to, payload, **options)
+
+    monkeypatch.setattr(Broker, "publish", noted)
+    logs = kombu.Queue("logs", kombu.Exchange("logs", type="topic"), routing_key="#")
+    put(connection, logs, "a", "b")
+    received = Received(connection, logs)  # it declares exchange and queue once more
+    put(connection, logs, "c")
+    assert [message.payload for message in received.until(3)] == ["a", "b", "c"]
+    assert routers == [routers[0]] * 3
+    assert routers[0].bindings == []
 
 
 def test_a_message_for_nobody_disappears_and_is_not_logged(
@@ -412,6 +482,68 @@ def test_all_connections_of_a_process_share_one_broker(url: str) -> None:
     assert not shared._brokers
     with pytest.raises(ConnectionLost):
         broker.post(print)
+
+
+def test_a_broker_that_does_not_answer_holds_up_no_other_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_broker, begun, answered = Broker.open, threading.Event(), threading.Event()
+    silent, other = (kombu.Connection(f"mqcore+{each}") for each in (f"{url}-silent", url))
+
+    async def held_up(self: Broker) -> None:
+        if not begun.is_set():
+            begun.set()
+            await asyncio.to_thread(answered.wait, 3 * WAIT)
+        await open_broker(self)
+
+    monkeypatch.setattr(Broker, "open", held_up)
+    connecting = threading.Thread(target=silent.connect)
+    connecting.start()
+    try:
+        assert begun.wait(WAIT)
+        assert ends(other.connect)
+        assert ends(other.release)
+    finally:
+        answered.set()
+        connecting.join(WAIT)
+        silent.release()
+
+
+def test_threads_that_connect_at_once_share_one_broker(url: str) -> None:
+    connections = [kombu.Connection(f"mqcore+{url}") for _ in range(8)]
+    threads = [threading.Thread(target=each.connect) for each in connections]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+
+    (broker,) = {each.default_channel._shared for each in connections}
+    assert broker.users == len(connections)
+    for each in connections:
+        each.release()
+    assert broker.users == 0
+
+
+def test_a_close_waits_a_limited_time_for_a_broker_that_is_away(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, is_back = MemorySubscription.settle, asyncio.Event()
+
+    async def unanswered(self: MemorySubscription, *args: Any, **options: Any) -> Any:
+        await is_back.wait()
+        return await settle(self, *args, **options)
+
+    monkeypatch.setattr(MemorySubscription, "settle", unanswered)
+    monkeypatch.setattr(channel, "_LAST_ANSWERS", 0.01)
+    put(connection, jobs, "x")
+    received = Received(connection, jobs)
+    received.until(1)[0].ack()
+    try:
+        assert ends(received.channel.close)
+    finally:
+        connection.default_channel._shared.post(is_back.set)
+    received.settle_handed_over()
+    assert counts(connection, "jobs").total == 0
 
 
 def test_a_connection_can_be_closed_and_connected_again(connection: Any) -> None:
@@ -571,6 +703,28 @@ def test_the_event_loop_is_woken_by_what_comes_in_and_survives_a_reset(connectio
             hub.reset()
     finally:
         hub.close()
+
+
+def test_an_acknowledgement_while_a_message_is_held_back_wakes_the_event_loop(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's thread acknowledges while nothing is in the inbox, so it gives no signal."""
+    other = kombu.Queue("other", routing_key="other")
+    put(connection, jobs, 1)
+    put(connection, other, 2)
+    received = Received(connection, jobs, other, prefetch_count=1)
+    can_take = mqcore_celery.Channel.can_take
+
+    def acknowledged_meanwhile(self: Any, arrival: Any) -> bool:
+        is_allowed = can_take(self, arrival)
+        if not is_allowed:
+            assert ends(received.messages[0].ack)
+        return is_allowed
+
+    monkeypatch.setattr(mqcore_celery.Channel, "can_take", acknowledged_meanwhile)
+    while len(received.messages) < 2:
+        assert connection.transport.inbox.signal.wait(WAIT)
+        connection.transport.on_readable(connection.transport, None)
 
 
 def test_the_readable_descriptor_ends_with_its_connection(url: str) -> None:
