@@ -72,7 +72,7 @@ FOLDERS = (
 """What else needs no server, that which takes longest first."""
 LOGS = ROOT / ".nox" / "logs"
 _CORES = os.cpu_count() or 2
-_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * _CORES + 1)
+_AT_ONCE = int(os.environ.get("MQCORE_TESTS_AT_ONCE") or 2 * _CORES)
 _AT_ONCE_WITHOUT_A_SERVER = _CORES + 1  # they wait too, for about a third of their time
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _SUMMARY = re.compile(r"^=+ (?P<counts>.* in [\d.]+s).* =+$", re.MULTILINE)
