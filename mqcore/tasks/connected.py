@@ -184,7 +184,7 @@ class Connected:
         if node is None or node.has_ended:
             return  # it was cancelled, or removed, meanwhile
         options: PublishOptions = {"id": entry.key}
-        if node.ttl is not None and not node.copies:
+        if node.ttl is not None and not node.copies and not entry.run:
             left = node.ttl - (self.clock.now() - entry.written)
             if _is_woken(pending) and node.state is not State.RETRYING:
                 left = min(left, node.due - node.delay + node.ttl - self.clock.now())
@@ -211,7 +211,7 @@ class Connected:
         """End a task whose message waited in the outbox until its expiry."""
         node = pending.node
         if node is not None and node.state in {State.SCHEDULED, State.QUEUED}:
-            reason = f"{Reason.EXPIRED}: it waited in the outbox for {node.ttl:g} s"
+            reason = f"{Reason.EXPIRED.value}: it waited in the outbox for {node.ttl:g} s"
             await self.writer.apply(Gone(node.id, pending.entry.run, State.EXPIRED, reason))
 
     def _delay(self, node: Node) -> float:
@@ -230,7 +230,7 @@ class Connected:
         options: PublishOptions = {"headers": {HEADER: node.name}}
         if node.priority is not None:
             options["priority"] = node.priority
-        if node.ttl is not None:
+        if node.ttl is not None and not run:  # a redrive clears the expiry (G6)
             options["ttl"] = node.ttl
         return call, options
 

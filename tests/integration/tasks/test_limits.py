@@ -11,6 +11,7 @@ from mqcore import (
     App,
     ConfigurationError,
     Postpone,
+    Reject,
     Retry,
     RetryPolicy,
     UnsupportedFeature,
@@ -186,6 +187,31 @@ async def test_slots_hold_for_tasks_in_threads(shop: Shop) -> None:
             may_end.release()
         for job in jobs:
             await asyncio.wait_for(job.result(), 60)
+
+
+async def test_a_redriven_task_that_waits_for_a_slot_does_not_expire(shop: Shop) -> None:
+    """A redrive clears the expiry (G6), and the dead letter is gone when it waits in the line."""
+    runs: list[int] = []
+
+    @shop.tasks.task(slots=Slots(1, name="disk"))
+    async def work() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            raise Reject("not now")
+        return 7
+
+    @shop.tasks.task(slots=Slots(1, name="disk"))
+    async def other() -> None:
+        await shop.clock.sleep(50)
+
+    async with shop.serve() as worker:
+        job = await work.using(expires=60).send()
+        await shop.clock.advance(100)
+        await other.send()
+        await shop.clock.settle()
+        assert await worker.broker.dead_letters("default").redrive()
+        await shop.clock.advance(100)
+        assert await job.result() == 7
 
 
 async def test_who_waits_for_a_slot_holds_no_message(shop: Shop) -> None:
