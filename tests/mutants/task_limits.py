@@ -106,7 +106,7 @@ class DeadWorkerKeepsItsSlot(Limits):
 
 
 class SlotOfALivingWorkerIsTaken(Limits):
-    """Whoever does not see a worker's heartbeats takes its slots."""
+    """A store that does not see a worker's heartbeats gives its slots away."""
 
     def enter(self, node: Node, limit: SlotLimit, worker: str) -> bool:
         return super().enter(node, replace(limit, takes_over=True), worker)

@@ -143,8 +143,10 @@ class _DjangoRuns(TaskRuns):
             return False
         if node is None or not node.has_ended:
             return False
-        with suppress(Exception):  # the task has ended, whatever becomes of the signal
+        try:
             await sync_to_async(send_finished)(node)
+        except Exception:  # noqa: BLE001 - the task has ended, whatever becomes of the signal
+            log().exception("task %s has ended, and a receiver of task_finished has failed", task)
         return True
 
 
