@@ -222,27 +222,6 @@ async def test_the_signals_of_a_task_are_sent() -> None:
     assert names[-1] == "finished FAILED"
 
 
-async def test_a_receiver_that_fails_is_logged_and_the_task_has_ended(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    finished = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def receive(**_: Any) -> None:
-        loop.call_soon_threadsafe(finished.set)
-        raise ValueError("the receiver is wrong")
-
-    task_finished.connect(receive)
-    try:
-        async with working(), asyncio.timeout(60):
-            sent = await add.aenqueue(1, 2)
-            await finished.wait()
-    finally:
-        task_finished.disconnect(receive)
-    assert task_backends["default"].get_result(sent.id).status == TaskResultStatus.SUCCESSFUL
-    assert "the receiver is wrong" in caplog.text
-
-
 async def test_a_task_that_the_worker_does_not_have_ends_with_a_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
