@@ -146,7 +146,7 @@ class _DjangoRuns(TaskRuns):
         try:
             await sync_to_async(send_finished)(node)
         except Exception:  # noqa: BLE001 - the task has ended, whatever becomes of the signal
-            log().exception("task %s has ended, and a receiver of task_finished has failed", task)
+            log().exception("the end of task %s is not signalled", task)
         return True
 
 
